@@ -1,0 +1,30 @@
+"""A compiled policy: the bytes the kernel will be given."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class PolicyArtifact:
+    """One compiled BPF object.
+
+    Args:
+        name: policy name (the struct_ops map and root/ops carry it).
+        object_bytes: the ELF file.
+        source_digest: hex SHA-256 of the C source.
+        btf_build_id: hex GNU build id of the kernel whose BTF it was compiled against.
+        log: what clang said, warnings included.
+    """
+
+    name: str
+    object_bytes: bytes = field(repr=False)
+    source_digest: str
+    btf_build_id: str
+    log: str = ""
+
+    @property
+    def digest(self) -> str:
+        """Hex SHA-256 of the ELF bytes."""
+        return hashlib.sha256(self.object_bytes).hexdigest()

@@ -1,0 +1,94 @@
+"""Every error schedagent raises on purpose.
+
+    SchedagentError                 message + hint: what failed with values, and what to do next
+    ├── UsageError                  the user's input cannot be used           (exit status 64)
+    │   ├── TunableError            a tunable that does not exist or is out of range
+    │   └── MetricError             the metric expression found no number in the workload's output
+    ├── SetupError                  a tool, kernel or folder is missing or unusable
+    ├── PolicyError                 this policy cannot be used
+    │   ├── CompileError            clang refused the source
+    │   └── KernelRejected          the kernel refused to load or to attach it
+    ├── BpfError                    a libbpf call failed (errno and libbpf's own log)
+    ├── WorkloadFailed              the workload failed under the default scheduler
+    ├── VmLost                      the micro-VM died, hung or panicked: neither a pass nor a failure
+    ├── RepositoryError             the policy repository cannot be read or written
+    └── TokenError                  a deployment token is malformed, forged, expired or for something else
+"""
+
+from __future__ import annotations
+
+
+class SchedagentError(Exception):
+    """Base of all errors raised on purpose.
+
+    Args:
+        message: what failed, with the values involved.
+        hint: what the user can do next; empty if there is nothing useful to say.
+    """
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\n  hint: {self.hint}" if self.hint else self.message
+
+
+class UsageError(SchedagentError):
+    """The user's input cannot be used."""
+
+
+class TunableError(UsageError):
+    """A tunable that does not exist, has the wrong type, or is out of range."""
+
+
+class MetricError(UsageError):
+    """The metric expression found no number in the workload's output."""
+
+
+class SetupError(SchedagentError):
+    """A tool, a kernel image or a folder is missing or unusable."""
+
+
+class PolicyError(SchedagentError):
+    """This policy cannot be used."""
+
+
+class CompileError(PolicyError):
+    """clang refused the source; the message carries clang's own lines (file:line:column: error: ...)."""
+
+
+class KernelRejected(PolicyError):
+    """The kernel refused to load or to attach the policy; the message carries the verifier's log."""
+
+
+class BpfError(SchedagentError):
+    """A libbpf call failed.
+
+    Args:
+        message: the call and what it was applied to.
+        errno: positive errno value, 0 if the call gave none.
+        log: libbpf's own messages printed during the call.
+    """
+
+    def __init__(self, message: str, errno: int = 0, log: str = "", hint: str = "") -> None:
+        super().__init__(message, hint)
+        self.errno = errno
+        self.log = log
+
+
+class WorkloadFailed(SchedagentError):
+    """The workload failed under the default scheduler, so nothing can be compared."""
+
+
+class VmLost(SchedagentError):
+    """The micro-VM died, hung or panicked. Never to be read as a pass or as a failure of a policy."""
+
+
+class RepositoryError(SchedagentError):
+    """The policy repository cannot be read or written."""
+
+
+class TokenError(SchedagentError):
+    """A deployment token is malformed, forged, expired or made for something else."""

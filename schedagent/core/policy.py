@@ -1,0 +1,115 @@
+"""Policies: the documented library entry, and one configured candidate made from it."""
+
+from __future__ import annotations
+
+import json
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from schedagent.core.errors import TunableError
+
+
+@dataclass(frozen=True)
+class Tunable:
+    """One `const volatile` global of a policy that the loader may set before load.
+
+    Args:
+        name: the C identifier, with its unit as suffix (slice_ns).
+        type: C type: u32, u64, s32, s64 or bool.
+        unit: ns, us, ms, percent, tasks, ratio or none.
+        minimum, maximum: accepted range, inclusive.
+        default: the value the source carries.
+        effect: what raising it does, one sentence.
+    """
+
+    name: str
+    type: str
+    unit: str
+    minimum: int
+    maximum: int
+    default: int
+    effect: str
+
+    def check(self, value: int) -> int:
+        """Return `value` if the range accepts it; raise TunableError otherwise."""
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TunableError(f"tunable {self.name}={value!r} is not a whole number")
+        if not self.minimum <= value <= self.maximum:
+            raise TunableError(
+                f"tunable {self.name}={value} is out of range",
+                f"accepted: {self.minimum} to {self.maximum} {self.unit} (default {self.default})",
+            )
+        return value
+
+
+@dataclass(frozen=True)
+class PolicyInfo:
+    """A documented policy: one `<name>.bpf.c` with its `<name>.toml`.
+
+    Args:
+        name: file stem, op prefix and the name the kernel shows in root/ops.
+        description: one sentence.
+        target_workloads: WorkloadClass values it is meant for, best first.
+        algorithm: how it decides, a few sentences.
+        limitations: when it loses.
+        tunables: what may be set.
+        inputs: maps the loader fills: "history" (identity -> expected CPU ns), "classes" (identity -> class).
+        source: path of the C source.
+    """
+
+    name: str
+    description: str
+    target_workloads: tuple[str, ...]
+    algorithm: str
+    limitations: str
+    tunables: tuple[Tunable, ...]
+    inputs: tuple[str, ...]
+    source: Path
+
+    def tunable(self, name: str) -> Tunable:
+        """Return the tunable called `name`; raise TunableError naming those that exist."""
+        for tunable in self.tunables:
+            if tunable.name == name:
+                return tunable
+        known = ", ".join(tunable.name for tunable in self.tunables) or "none"
+        raise TunableError(f"policy {self.name} has no tunable {name!r}", f"it has: {known}")
+
+    def configured(self, changes: Mapping[str, int]) -> tuple[tuple[str, int], ...]:
+        """Return all tunables, sorted by name, with `changes` applied; raise TunableError if one is not accepted."""
+        values = {tunable.name: tunable.default for tunable in self.tunables}
+        for name, value in changes.items():
+            values[name] = self.tunable(name).check(value)
+        return tuple(sorted(values.items()))
+
+
+@dataclass(frozen=True)
+class CandidatePolicy:
+    """A policy from the library with every tunable and input map settled: what is verified and tried.
+
+    Args:
+        policy: name in the library.
+        tunables: every tunable of the policy, sorted by name.
+        history: (identity, expected CPU time in ns), measured by observation; empty if the policy has no such input.
+        classes: (identity, class number); empty if the policy has no such input.
+        reason: one sentence: why this candidate.
+    """
+
+    policy: str
+    tunables: tuple[tuple[str, int], ...] = ()
+    history: tuple[tuple[int, int], ...] = ()
+    classes: tuple[tuple[int, int], ...] = ()
+    reason: str = ""
+
+    @property
+    def key(self) -> str:
+        """A stable id over what decides its behaviour (not over the reason)."""
+        parts = [self.policy, self.tunables, self.history, self.classes]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+    @property
+    def label(self) -> str:
+        """Short text for tables: the policy and its tunables."""
+        values = " ".join(f"{name}={value}" for name, value in self.tunables)
+        return f"{self.policy} {values}".strip()

@@ -1,0 +1,60 @@
+"""The only door to subprocesses. Every command is logged in a form that can be pasted into a shell."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from schedagent.core.errors import SetupError
+
+log = logging.getLogger(__name__)
+
+Argument = str | Path
+
+
+def run(
+    argv: Sequence[Argument],
+    *,
+    timeout_s: float,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    stdin: bytes = b"",
+) -> subprocess.CompletedProcess[bytes]:
+    """Run a command to its end and return what it printed; the exit status is the caller's to judge.
+
+    Raises:
+        SetupError: the program does not exist, or it ran longer than `timeout_s`.
+    """
+    words = [str(word) for word in argv]
+    log.debug("run: %s", shlex.join(words))
+    try:
+        return subprocess.run(words, input=stdin, capture_output=True, timeout=timeout_s, cwd=cwd, env=env, check=False)
+    except FileNotFoundError:
+        raise SetupError(f"{words[0]} is not installed", "run: make setup") from None
+    except subprocess.TimeoutExpired:
+        raise SetupError(f"{words[0]} did not end within {timeout_s:g} s: {shlex.join(words)}") from None
+
+
+def start(
+    argv: Sequence[Argument], *, stdin: int | None = subprocess.DEVNULL, output: int | None = None, pass_fds: Sequence[int] = ()
+) -> subprocess.Popen[bytes]:
+    """Start a long-running command in a session of its own, so that Ctrl-C reaches only us; the caller ends it.
+
+    Args:
+        output: file descriptor for its stdout and stderr; None discards both.
+
+    Raises:
+        SetupError: the program does not exist.
+    """
+    words = [str(word) for word in argv]
+    log.debug("start: %s", shlex.join(words))
+    target = subprocess.DEVNULL if output is None else output
+    try:
+        return subprocess.Popen(
+            words, stdin=stdin, stdout=target, stderr=target, start_new_session=True, pass_fds=tuple(pass_fds)
+        )
+    except FileNotFoundError:
+        raise SetupError(f"{words[0]} is not installed", "run: make setup") from None

@@ -1,0 +1,152 @@
+"""What the user wants to run, and what observing it once has shown."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Goal(StrEnum):
+    """What "better" means."""
+
+    MAKESPAN = "makespan"
+    LATENCY = "latency"
+    THROUGHPUT = "throughput"
+
+    @property
+    def lower_is_better(self) -> bool:
+        return self is not Goal.THROUGHPUT
+
+
+@dataclass(frozen=True)
+class WorkloadCommand:
+    """One shell command of the user's, and how its success is measured.
+
+    Args:
+        command: what ``/bin/sh -c`` runs.
+        directory: absolute path of the working directory.
+        goal: what is compared; LATENCY and THROUGHPUT need ``metric``.
+        prepare: shell command run, untimed, before each trial; empty for none.
+        metric: regular expression whose first group is a number in the output; empty means wall time in seconds.
+        timeout_s: longest time one run may take.
+        environment: variables the command sees.
+    """
+
+    command: str
+    directory: str
+    goal: Goal = Goal.MAKESPAN
+    prepare: str = ""
+    metric: str = ""
+    timeout_s: float = 900.0
+    environment: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+
+    @property
+    def key(self) -> str:
+        """A stable name for "the same workload": hex digest of all that defines the work, not the environment."""
+        parts = [self.command, self.directory, self.goal.value, self.prepare, self.metric]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+class WorkloadClass(StrEnum):
+    """The kinds of work the offline planner has rules for."""
+
+    BATCH_LONG_TAIL = "batch-long-tail"
+    PARALLEL_BUILD = "parallel-build"
+    LATENCY_SENSITIVE = "latency-sensitive"
+    CPU_BATCH = "cpu-batch"
+    SERIAL = "serial"
+    MIXED = "mixed"
+
+
+@dataclass(frozen=True)
+class TaskRecord:
+    """One finished process or thread as the kernel's taskstats reported it.
+
+    Args:
+        pid, tgid, ppid: ids in the guest.
+        comm: command name at exit.
+        cmdline: bytes of /proc/PID/cmdline seen after its last exec; empty if it ended before it could be read.
+        start_ns: CLOCK_MONOTONIC at fork, relative to the start of the workload; -1 if not seen.
+        elapsed_ns: life time.
+        cpu_ns: CPU time used.
+        run_delay_ns: time spent runnable but waiting for a CPU (delay accounting).
+        voluntary_switches, involuntary_switches: context switches.
+    """
+
+    pid: int
+    tgid: int
+    ppid: int
+    comm: str
+    cmdline: bytes
+    start_ns: int
+    elapsed_ns: int
+    cpu_ns: int
+    run_delay_ns: int
+    voluntary_switches: int
+    involuntary_switches: int
+
+
+@dataclass(frozen=True)
+class CommandStats:
+    """All tasks of one command (one identity) in one observed run.
+
+    Args:
+        label: for people: the command name, or the start of its command line.
+        identity: hash the policies look up (see core.identity).
+        comm: command name.
+        count: how many tasks.
+        cpu_ns_p50, cpu_ns_p95, cpu_ns_max, cpu_ns_total: distribution of CPU time per task.
+        run_delay_ns_total, run_delay_ns_max: waiting while runnable.
+        burst_ns_mean: CPU time per switch, a measure of how long a task runs once it runs.
+        voluntary_switches, involuntary_switches: sums.
+    """
+
+    label: str
+    identity: int
+    comm: str
+    count: int
+    cpu_ns_p50: int
+    cpu_ns_p95: int
+    cpu_ns_max: int
+    cpu_ns_total: int
+    run_delay_ns_total: int
+    run_delay_ns_max: int
+    burst_ns_mean: int
+    voluntary_switches: int
+    involuntary_switches: int
+
+
+@dataclass(frozen=True)
+class WorkloadProfile:
+    """What one observed run under the default scheduler has shown.
+
+    Args:
+        wall_s: time from start to end.
+        cpu_s: CPU time of all its tasks.
+        cpus: CPUs of the lab machine.
+        parallelism: runnable tasks over time, as (seconds since start, runnable tasks).
+        busy_fraction: CPU time / (wall * cpus).
+        commands: per-command-name table, by total CPU time, descending.
+        histories: per-identity table for the loader (command lines where they repeat a name), same order.
+        psi_cpu_some_s: seconds in which some task waited for a CPU (/proc/pressure/cpu), -1 if unknown.
+        psi_io_some_s, psi_memory_some_s: the same for I/O and memory.
+        kind: classification.
+        evidence: sentences with the numbers that led to `kind`.
+        lost_events: process events the kernel dropped; above 0 the table may miss tasks.
+    """
+
+    wall_s: float
+    cpu_s: float
+    cpus: int
+    parallelism: tuple[tuple[float, int], ...]
+    busy_fraction: float
+    commands: tuple[CommandStats, ...]
+    histories: tuple[CommandStats, ...]
+    psi_cpu_some_s: float
+    psi_io_some_s: float
+    psi_memory_some_s: float
+    kind: WorkloadClass
+    evidence: tuple[str, ...]
+    lost_events: int = 0
