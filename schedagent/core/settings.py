@@ -1,0 +1,196 @@
+"""Settings: the only reader of the environment and of the TOML configuration file.
+
+Each setting is one field of `Settings`. Its value is taken from the environment variable named in `_OPTIONS`, else from
+the key of the same name in ``$XDG_CONFIG_HOME/schedagent/config.toml``, else it is the default.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from schedagent.core.errors import SetupError, UsageError
+
+_PROGRAM = "schedagent"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the user may choose; everything has a default.
+
+    Args:
+        cache_dir: what can be made again: virtual environment, kernels, snapshots, compiled objects.
+        state_dir: what cannot: the repository, checkpoints and keys.
+        kernel_release: release (uname -r) of the kernel the micro-VM boots; empty for the newest at hand.
+        model_base_url: base of an OpenAI-compatible endpoint; empty: plan without a model.
+        model_name: model asked for there; empty: plan without a model.
+        model_api_key: secret sent there.
+        vm_cpus: CPUs of the micro-VM; None lets the lab choose.
+        vm_memory_mib: its memory; None lets the lab choose.
+        config_path: the file these were read from, whether it exists or not.
+    """
+
+    cache_dir: Path
+    state_dir: Path
+    kernel_release: str = ""
+    model_base_url: str = ""
+    model_name: str = ""
+    model_api_key: str = field(default="", repr=False)
+    vm_cpus: int | None = None
+    vm_memory_mib: int | None = None
+    config_path: Path | None = None
+
+    @property
+    def kernels_dir(self) -> Path:
+        """Downloaded kernels, one folder per release."""
+        return self.cache_dir / "kernels"
+
+    @property
+    def venv_dir(self) -> Path:
+        """The private virtual environment that `make setup` fills."""
+        return self.cache_dir / "venv"
+
+
+def load_settings(env: Mapping[str, str] | None = None, config_path: Path | None = None) -> Settings:
+    """Read the settings.
+
+    Args:
+        env: environment; None for that of this process.
+        config_path: TOML file; None for the user's own, which need not exist.
+
+    Raises:
+        UsageError: an unknown key, a value that is not accepted, or a file that cannot be read.
+    """
+    env = os.environ if env is None else env
+    path = config_path or _xdg(env, "XDG_CONFIG_HOME", ".config") / "config.toml"
+    chosen = _from_file(path, must_exist=config_path is not None) | _from_environment(env)
+    chosen.setdefault("cache_dir", _xdg(env, "XDG_CACHE_HOME", ".cache"))
+    chosen.setdefault("state_dir", _xdg(env, "XDG_STATE_HOME", ".local/state"))
+    return Settings(**chosen, config_path=path)
+
+
+def writable(directory: Path, variable: str = "SCHEDAGENT_CACHE") -> Path:
+    """Create `directory` if need be, prove that a file can be written there, and return it.
+
+    Args:
+        variable: environment variable that moves this folder elsewhere, for the hint.
+
+    Raises:
+        SetupError: it cannot be written, with why and what to do.
+    """
+    import tempfile  # lazily: it and tomllib would double the time this module takes to import
+
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory) as probe:
+            probe.write(b"\0" * 4096)
+    except OSError as error:
+        raise _unwritable(directory, variable, error) from None
+    return directory
+
+
+def _unwritable(directory: Path, variable: str, error: OSError) -> SetupError:
+    elsewhere = f"set {variable} to a folder that can be written"
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return SetupError(f"folder {directory} is read-only", elsewhere)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return SetupError(f"no space is left in folder {directory}", f"free some space, or {elsewhere}")
+    return SetupError(f"folder {directory} cannot be used: {error.strerror or error}", elsewhere)
+
+
+def _xdg(env: Mapping[str, str], variable: str, below_home: str) -> Path:
+    # XDG base directory specification: a relative path is invalid and is to be ignored.
+    base = Path(env.get(variable, ""))
+    home = Path(env.get("HOME") or Path.home())
+    return (base if base.is_absolute() else home / below_home) / _PROGRAM
+
+
+def _from_environment(env: Mapping[str, str]) -> dict[str, Any]:
+    chosen = {}
+    for key, (variable, accept) in _OPTIONS.items():
+        text = env.get(variable, "")
+        if text:
+            chosen[key] = _accepted(accept, text, f"{variable}={_shown(key, text)}")
+    return chosen
+
+
+def _from_file(path: Path, must_exist: bool) -> dict[str, Any]:
+    if not must_exist and not path.exists():
+        return {}
+    import tomllib
+
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"configuration file {path} cannot be read: {error.strerror}") from None
+    except ValueError as error:  # TOML and UTF-8 errors both
+        raise UsageError(f"configuration file {path} is not TOML: {error}") from None
+    chosen = {}
+    for key, value in table.items():
+        if key not in _OPTIONS:
+            raise UsageError(f"unknown key {key!r} in {path}", f"accepted: {', '.join(sorted(_OPTIONS))}")
+        chosen[key] = _accepted(_OPTIONS[key][1], value, f"{key} = {_shown(key, value)} in {path}")
+    return chosen
+
+
+def _accepted(accept: Callable[[Any], Any], value: object, where: str) -> Any:
+    try:
+        return accept(value)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{where} is not accepted", f"accepted: {error}") from None
+
+
+def _shown(key: str, value: object) -> str:
+    return "..." if key == "model_api_key" else repr(value)
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError("a string")
+    return value
+
+
+def _folder(value: object) -> Path:
+    if not isinstance(value, str) or not value:
+        raise TypeError("the path of a folder")
+    return Path(value).expanduser().absolute()
+
+
+def _release(value: object) -> str:
+    if not isinstance(value, str) or not set(value) <= _RELEASE_CHARACTERS or not value[:1].isdigit():
+        raise ValueError("a kernel release as uname -r prints it, such as 6.18.15+deb13-amd64")
+    return value
+
+
+def _url(value: object) -> str:
+    if not isinstance(value, str) or not value.startswith(("http://", "https://")):
+        raise ValueError("an address that starts with http:// or https://")
+    return value.rstrip("/")
+
+
+def _whole(minimum: int, maximum: int) -> Callable[[object], int]:
+    def accept(value: object) -> int:
+        number = int(value) if isinstance(value, str) and value.isascii() and value.isdigit() else value
+        if isinstance(number, bool) or not isinstance(number, int) or not minimum <= number <= maximum:
+            raise ValueError(f"a whole number from {minimum} to {maximum}")
+        return number
+
+    return accept
+
+
+_RELEASE_CHARACTERS = frozenset("0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.+~_-")
+
+_OPTIONS: dict[str, tuple[str, Callable[[Any], Any]]] = {
+    "cache_dir": ("SCHEDAGENT_CACHE", _folder),
+    "state_dir": ("SCHEDAGENT_STATE", _folder),
+    "kernel_release": ("SCHEDAGENT_KERNEL", _release),
+    "model_base_url": ("OPENAI_BASE_URL", _url),
+    "model_name": ("SCHEDAGENT_MODEL", _text),
+    "model_api_key": ("OPENAI_API_KEY", _text),
+    "vm_cpus": ("SCHEDAGENT_VM_CPUS", _whole(1, 256)),
+    "vm_memory_mib": ("SCHEDAGENT_VM_MEMORY_MIB", _whole(256, 1 << 20)),
+}
