@@ -1,0 +1,56 @@
+"""What earlier runs taught: measured verdicts worth repeating or avoiding, and candidates that never got that far."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from schedagent.core.trial import Outcome
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One verdict of an earlier run on the same workload and hardware.
+
+    Args:
+        workload_key, hardware_key: what it was measured on.
+        policy, candidate_key, tunables: what was measured.
+        outcome, ratio, low, high, pairs: the verdict (see core.trial.Verdict); ratio is nan if nothing was compared.
+        run_id: the run that measured it.
+        at: ISO 8601 UTC time of the verdict.
+    """
+
+    workload_key: str
+    hardware_key: str
+    policy: str
+    candidate_key: str
+    tunables: tuple[tuple[str, int], ...]
+    outcome: Outcome
+    ratio: float
+    low: float
+    high: float
+    pairs: int
+    run_id: str
+    at: str
+
+
+@dataclass(frozen=True)
+class Antipattern:
+    """A candidate that failed, so that it is not planned again in the same place.
+
+    Args:
+        policy, candidate_key, tunables: the candidate.
+        workload_key: the workload it failed on; empty if it failed whatever the workload (a gate of the verifier).
+        hardware_key: where.
+        gate: the gate or stage that failed: compile, load, stress, trial ...
+        reason: what was seen.
+        at: ISO 8601 UTC time.
+    """
+
+    policy: str
+    candidate_key: str
+    tunables: tuple[tuple[str, int], ...]
+    workload_key: str
+    hardware_key: str
+    gate: str
+    reason: str
+    at: str
