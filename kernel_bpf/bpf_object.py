@@ -1,0 +1,240 @@
+"""One BPF object file in memory: its tunables, maps, programs and links.
+
+May import: the standard library, kernel_bpf.libbpf, kernel_bpf.btf and schedagent.core.errors (it also runs inside
+the micro-VM). Knows nothing of sched_ext: probes are loaded through it as well as policies.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from kernel_bpf.btf import Btf, Variable
+from kernel_bpf.libbpf import OpenOptions, ProgramInfo, call, libbpf, text
+from schedagent.core.errors import BpfError, KernelRejected, PolicyError, SetupError, TunableError
+
+TUNABLES = ".rodata"
+MAP_STRUCT_OPS = 26
+PROGRAM_STRUCT_OPS = 27
+PROGRAM_SYSCALL = 31
+_LOG_LINES = 40
+_INSTRUCTION_BYTES = 8
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program of an object: its `struct bpf_program *`, name, section and BPF_PROG_TYPE number."""
+
+    pointer: int
+    name: str
+    section: str
+    type: int
+
+
+class BpfObject:
+    """An opened object. Set tunables, then `load`, then use its maps and attach its programs; `close` undoes all.
+
+    Example:
+        with BpfObject.open(elf, "fifo") as policy:
+            policy.set_tunables({"slice_us": 5000})
+            policy.load()
+    """
+
+    def __init__(self, pointer: int, name: str, object_bytes: bytes) -> None:
+        self.name = name
+        self._pointer = pointer
+        self._bytes = object_bytes  # libbpf may still read from it
+        self._links: list[int] = []
+
+    @classmethod
+    def open(cls, object_bytes: bytes, name: str) -> Self:
+        """Parse an ELF file held in memory; needs no privilege. Raises PolicyError if it is no BPF object."""
+        options = OpenOptions(ctypes.sizeof(OpenOptions), name.encode())
+        try:
+            pointer = call(
+                "bpf_object__open_mem", object_bytes, len(object_bytes), ctypes.byref(options), about=f"{name!r}"
+            )
+        except BpfError as error:
+            raise PolicyError(f"{name} is not a usable BPF object: {error.message}\n{error.log}".rstrip()) from None
+        return cls(pointer, name, object_bytes)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Detach everything and free the object; idempotent."""
+        self.detach()
+        if self._pointer:
+            libbpf().bpf_object__close(self._pointer)
+            self._pointer = 0
+
+    def tunables(self) -> dict[str, Variable]:
+        """Return the `const volatile` integers that a loader may set, by name."""
+        return {name: variable for name, variable in self.variables(TUNABLES).items() if variable.volatile}
+
+    def variables(self, section: str) -> dict[str, Variable]:
+        """Return the global variables of a section such as .data, by name."""
+        return Btf(libbpf().bpf_object__btf(self._pointer)).variables(section)
+
+    def tunable_value(self, name: str) -> int:
+        """Return what a tunable is set to, its default if it was not set."""
+        variable = self._tunable(name)
+        address = self._initial_value(TUNABLES) + variable.offset
+        raw = ctypes.string_at(address, variable.size_bytes)
+        return int.from_bytes(raw, "little", signed=variable.integer is not None and variable.integer.signed)
+
+    def set_tunables(self, values: Mapping[str, int]) -> None:
+        """Write tunables; only before `load`, which freezes them so that the kernel's verifier can rely on them.
+
+        Raises:
+            TunableError: the object has no such `const volatile` integer, or the value does not fit its type.
+        """
+        for name, value in values.items():
+            integer = self._tunable(name).integer
+            assert integer is not None
+            if not integer.minimum <= value <= integer.maximum:
+                raise TunableError(
+                    f"tunable {name}={value} does not fit {integer.name}",
+                    f"accepted: {integer.minimum} to {integer.maximum}",
+                )
+            raw = int(value).to_bytes(integer.size_bytes, "little", signed=integer.signed)
+            ctypes.memmove(self._initial_value(TUNABLES) + self._tunable(name).offset, raw, len(raw))
+
+    def load(self) -> None:
+        """Create the maps and give every program to the kernel's verifier.
+
+        Raises:
+            KernelRejected: the kernel refused; the message ends with the last lines of the verifier's log.
+            SetupError: this process may not load BPF.
+        """
+        try:
+            call("bpf_object__load", self._pointer, about=self.name)
+        except BpfError as error:
+            if error.errno == errno.EPERM and "BEGIN PROG LOAD LOG" not in error.log:
+                raise SetupError(f"this process may not load BPF: {error.message}", "run as root") from None
+            raise KernelRejected(f"the kernel refused {self.name}: {error.message}\n{last_lines(error.log)}") from None
+
+    def maps(self) -> Iterator[tuple[int, str, int]]:
+        """Yield (pointer, name, BPF_MAP_TYPE number) of every map."""
+        library = libbpf()
+        pointer: int | None = library.bpf_object__next_map(self._pointer, None)
+        while pointer:
+            yield pointer, text(library.bpf_map__name(pointer)), library.bpf_map__type(pointer)
+            pointer = library.bpf_object__next_map(self._pointer, pointer)
+
+    def find_map(self, name: str) -> int | None:
+        """Return the pointer of a map by its name; a section's map goes by the section's name (.data)."""
+        found: int | None = libbpf().bpf_object__find_map_by_name(self._pointer, name.encode())
+        return found
+
+    def fill_map(self, name: str, entries: Mapping[int, int]) -> None:
+        """Write unsigned keys and values into a loaded hash map.
+
+        Raises:
+            PolicyError: the object has no such map, or the entries do not fit it.
+        """
+        pointer = self.find_map(name)
+        if pointer is None:
+            raise PolicyError(f"{self.name} has no map {name!r} for {len(entries)} entries", "leave that input empty")
+        room: int = libbpf().bpf_map__max_entries(pointer)
+        if len(entries) > room:
+            raise PolicyError(f"map {name!r} of {self.name} has room for {room} entries, not for {len(entries)}")
+        sizes = libbpf().bpf_map__key_size(pointer), libbpf().bpf_map__value_size(pointer)
+        for pair in entries.items():
+            try:
+                key, value = (number.to_bytes(size, "little") for number, size in zip(pair, sizes, strict=True))
+            except OverflowError:
+                raise PolicyError(f"entry {pair} does not fit map {name!r}: {sizes[0]} and {sizes[1]} bytes") from None
+            call("bpf_map__update_elem", pointer, key, len(key), value, len(value), 0, about=f"map {name!r}")
+
+    def read_section(self, section: str) -> bytes:
+        """Return the present content of a loaded object's data section such as .data."""
+        pointer = self.find_map(section)
+        if pointer is None:
+            raise BpfError(f"{self.name} has no section {section}")
+        value = ctypes.create_string_buffer(libbpf().bpf_map__value_size(pointer))
+        key = bytes(4)
+        call("bpf_map__lookup_elem", pointer, key, len(key), value, len(value), 0, about=section)
+        return value.raw
+
+    def programs(self) -> Iterator[Program]:
+        """Yield every program."""
+        library = libbpf()
+        pointer: int | None = library.bpf_object__next_program(self._pointer, None)
+        while pointer:
+            name, section = library.bpf_program__name(pointer), library.bpf_program__section_name(pointer)
+            yield Program(pointer, text(name), text(section), library.bpf_program__type(pointer))
+            pointer = library.bpf_object__next_program(self._pointer, pointer)
+
+    def attach_programs(self) -> None:
+        """Attach every program that attaches by itself (tracing, not struct_ops and syscall)."""
+        for program in self.programs():
+            by_itself = program.type not in (PROGRAM_STRUCT_OPS, PROGRAM_SYSCALL)
+            if by_itself and libbpf().bpf_program__autoattach(program.pointer):
+                self._links.append(call("bpf_program__attach", program.pointer, about=program.name))
+
+    def attach_struct_ops(self, pointer: int) -> None:
+        """Register a struct_ops map with the kernel."""
+        self._links.append(call("bpf_map__attach_struct_ops", pointer, about=self.name))
+
+    def detach(self) -> None:
+        """Destroy all links, the newest first; idempotent."""
+        while self._links:
+            call("bpf_link__destroy", self._links.pop(), about=self.name)
+
+    def verifier_stats(self) -> dict[str, dict[str, int]]:
+        """Return, for each loaded program by name, what the kernel's verifier did with it.
+
+        instructions: 8-byte instructions after the verifier's rewriting; verified_instructions: how many it walked
+        over all paths (the "processed N insns" of its log); jited_bytes: machine code, 0 if not compiled.
+        Source: struct bpf_prog_info, include/uapi/linux/bpf.h.
+        """
+        stats = {}
+        for program in self.programs():
+            info = ProgramInfo()
+            size = ctypes.c_uint32(ctypes.sizeof(info))
+            fd = call("bpf_program__fd", program.pointer, about=program.name)
+            call("bpf_prog_get_info_by_fd", fd, ctypes.byref(info), ctypes.byref(size), about=program.name)
+            stats[program.name] = {
+                "instructions": info.xlated_prog_len // _INSTRUCTION_BYTES,
+                "verified_instructions": info.verified_insns,
+                "jited_bytes": info.jited_prog_len,
+            }
+        return stats
+
+    def _tunable(self, name: str) -> Variable:
+        """Return a settable variable; raise TunableError naming those that exist."""
+        tunables = {known: variable for known, variable in self.tunables().items() if variable.integer}
+        if name not in tunables:
+            raise TunableError(f"{self.name} has no tunable {name!r}", f"it has: {', '.join(tunables) or 'none'}")
+        return tunables[name]
+
+    def _initial_value(self, section: str) -> int:
+        """Return the address of a section's content before load."""
+        pointer = self.find_map(section)
+        if pointer is None:
+            raise BpfError(f"{self.name} has no section {section}")
+        return call("bpf_map__initial_value", pointer, ctypes.byref(ctypes.c_size_t()), about=section)
+
+
+def last_lines(log: str, lines: int = _LOG_LINES) -> str:
+    """Cut libbpf's log down to what explains a refusal: the end of the first refused program's verifier log.
+
+    Without such a log (an unknown kfunc, a failed relocation) the end of libbpf's own messages says why.
+    """
+    before, begin, rest = log.partition("-- BEGIN PROG LOAD LOG --")
+    if not begin:
+        return "\n".join(log.rstrip().splitlines()[-lines:])
+    verifier_log = rest.partition("-- END PROG LOAD LOG --")[0]
+    told = [line for line in verifier_log.splitlines() if line.strip() and not line.startswith("processed ")]
+    program = [line for line in before.splitlines() if "BPF program load failed" in line][-1:]
+    return "\n".join(program + told[-lines:])
