@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any, Self
 
 
 class Goal(StrEnum):
@@ -89,6 +91,50 @@ class TaskRecord:
 
 
 @dataclass(frozen=True)
+class Observation:
+    """One recorded run of a workload: raw material of a WorkloadProfile.
+
+    Args:
+        wall_ns: from the fork of the workload's shell to its end.
+        cpus: CPUs of the machine it ran on.
+        records: every task that descends from the shell, the shell included; those that outlived it are counted so far.
+        parallelism: (ns since the start, runnable tasks), sampled.
+        psi_cpu_us, psi_io_us, psi_memory_us: growth of "some ... total" in /proc/pressure; -1 if the kernel has no PSI.
+        lost_events: process events and exit records that never arrived; above 0, records may be missing.
+    """
+
+    wall_ns: int
+    cpus: int
+    records: tuple[TaskRecord, ...]
+    parallelism: tuple[tuple[int, int], ...]
+    psi_cpu_us: int
+    psi_io_us: int
+    psi_memory_us: int
+    lost_events: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `from_json` takes. Records are rows, not objects, because a large build has 100 000 of them."""
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        rows = [[getattr(record, name) for name in TaskRecord.__dataclass_fields__] for record in self.records]
+        for row in rows:
+            row[_CMDLINE] = row[_CMDLINE].decode("latin-1")
+        return fields | {"records": rows}
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Self:
+        """Build an Observation; raise TypeError or ValueError if `fields` is not one."""
+        records = []
+        for row in fields["records"]:
+            values = dict(zip(TaskRecord.__dataclass_fields__, row, strict=True))
+            records.append(TaskRecord(**values | {"cmdline": values["cmdline"].encode("latin-1")}))
+        samples = tuple((int(when), int(runnable)) for when, runnable in fields["parallelism"])
+        return cls(**{**fields, "records": tuple(records), "parallelism": samples})
+
+
+_CMDLINE = list(TaskRecord.__dataclass_fields__).index("cmdline")
+
+
+@dataclass(frozen=True)
 class CommandStats:
     """All tasks of one command (one identity) in one observed run.
 
@@ -135,6 +181,7 @@ class WorkloadProfile:
         kind: classification.
         evidence: sentences with the numbers that led to `kind`.
         lost_events: process events the kernel dropped; above 0 the table may miss tasks.
+        predicted_ratio: longest-first bound / fair-sharing estimate of the makespan; 1.0 if ordering cannot help.
     """
 
     wall_s: float
@@ -150,3 +197,4 @@ class WorkloadProfile:
     kind: WorkloadClass
     evidence: tuple[str, ...]
     lost_events: int = 0
+    predicted_ratio: float = 1.0
