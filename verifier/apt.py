@@ -169,7 +169,7 @@ class PrivateApt:
         self._run("apt-get", "update", "--error-on=any", "-qq", timeout_s=600)
 
     def names(self, prefix: str) -> list[str]:
-        """Return the names of all packages, seen or only referred to, that start with `prefix`."""
+        """Return the names of the packages on offer that start with `prefix`."""
         return sorted(set(self._run("apt-cache", "pkgnames", prefix).split()))
 
     def versions(self, package: str) -> list[tuple[str, str]]:

@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -217,21 +217,35 @@ def _newest_release(apt: PrivateApt) -> str:
 
 
 def _packages_of(apt: PrivateApt, release: str) -> list[str]:
-    """Return the packages that make up a kernel: linux-image-RELEASE and what it needs of the same release.
+    """Return the packages that make up a kernel; raise SetupError naming the releases on offer if it is not."""
+    on_offer = set(apt.names("linux-"))
+    packages = _linked_packages(apt, release, on_offer)
+    if not packages:
+        images = [name.removeprefix("linux-image-") for name in on_offer if name.startswith("linux-image-")]
+        releases = [name for name in images if re.fullmatch(r"[0-9][^-]*-amd64", name)]
+        complete = [name for name in releases if _linked_packages(apt, name, on_offer)]
+        have = ", ".join(sorted(complete, key=release_order, reverse=True)) or "none"
+        raise SetupError(f"{KERNEL_SUITE} has no complete kernel {release}", f"it has: {have}")
+    return packages
 
-    Up to 6.18 the image is one package; since 6.19 it is split into image, binary, modules and base.
+
+def _linked_packages(apt: PrivateApt, release: str, on_offer: Container[str]) -> list[str]:
+    """Return linux-image-RELEASE and what it needs of the same release; nothing if one of them is not on offer.
+
+    Up to 6.18 the image is one package; since 6.19 it is split into image, binary, modules and base. Debian keeps
+    some older images in the suite without the modules they depend on, or (harmless before the split) without base.
     """
-    on_offer = [name for name in apt.names("linux-image-") if re.fullmatch(r"linux-image-[0-9].*deb13-amd64", name)]
-    if f"linux-image-{release}" not in on_offer:
-        have = sorted((name.removeprefix("linux-image-") for name in on_offer), key=release_order, reverse=True)
-        raise SetupError(f"{KERNEL_SUITE} has no kernel {release}", f"it has: {', '.join(have)}")
-    packages, queue = [], [f"linux-image-{release}"]
+    packages: list[str] = []
+    queue = [f"linux-image-{release}"]
     while queue:
         package = queue.pop()
+        if package not in on_offer:
+            if package == f"linux-base-{release}":
+                continue
+            return []
         packages.append(package)
-        queue += [
-            name for name in apt.depends(package) if name.endswith(f"-{release}") and name not in packages + queue
-        ]
+        related = [name for name in apt.depends(package) if name.endswith(f"-{release}")]
+        queue += [name for name in related if name not in packages and name not in queue]
     return sorted(packages)
 
 
