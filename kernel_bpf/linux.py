@@ -1,0 +1,48 @@
+"""The few system calls the guest agent needs that Python does not wrap: mount, umount2, finit_module.
+
+Imports only the standard library, because it runs inside the micro-VM's small initramfs.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from pathlib import Path
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mount.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p]
+_libc.mount.restype = ctypes.c_int
+_libc.umount2.argtypes = [ctypes.c_char_p, ctypes.c_int]
+_libc.umount2.restype = ctypes.c_int
+_libc.syscall.restype = ctypes.c_long
+
+MS_RDONLY, MS_NOSUID, MS_NODEV = 0x1, 0x2, 0x4
+MNT_DETACH = 2
+_SYS_FINIT_MODULE = 313  # x86-64: arch/x86/entry/syscalls/syscall_64.tbl
+
+
+def mount(source: str, target: Path | str, fstype: str, flags: int = 0, options: str = "") -> None:
+    """Mount `source` on `target`, creating the directory; raise OSError naming both."""
+    Path(target).mkdir(parents=True, exist_ok=True)
+    if _libc.mount(source.encode(), str(target).encode(), fstype.encode(), flags, options.encode()) != 0:
+        error = ctypes.get_errno()
+        raise OSError(error, f"mount {fstype} {source} ({options}): {os.strerror(error)}", str(target))
+
+
+def unmount(target: Path | str) -> None:
+    """Detach `target` now and for good once nothing uses it; raise OSError if it is no mount point."""
+    if _libc.umount2(str(target).encode(), MNT_DETACH) != 0:
+        error = ctypes.get_errno()
+        raise OSError(error, f"umount: {os.strerror(error)}", str(target))
+
+
+def load_module(path: Path) -> None:
+    """Load an uncompressed kernel module; one that is already loaded is fine. Raise OSError otherwise."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if _libc.syscall(_SYS_FINIT_MODULE, fd, b"", 0) != 0:
+            error = ctypes.get_errno()
+            if error != 17:  # EEXIST
+                raise OSError(error, f"finit_module: {os.strerror(error)}", str(path))
+    finally:
+        os.close(fd)

@@ -1,0 +1,286 @@
+"""Where workloads are measured: VmLab, a micro-VM restored from a snapshot.
+
+Two profiles: *sealed* machines see nothing of the host and are where untrusted candidates are loaded first;
+*hostfs* machines see the host's files read-only under a throw-away overlay and are where workloads run.
+"""
+
+from __future__ import annotations
+
+import base64
+import logging
+import math
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TypeVar
+
+from schedagent.core.artifact import PolicyArtifact
+from schedagent.core.errors import MetricError, VmLost, WorkloadFailed
+from schedagent.core.policy import CandidatePolicy
+from schedagent.core.trial import DEFAULT_ARM, Hardware, Sample
+from schedagent.core.workload import Observation, WorkloadCommand
+from verifier.microvm import jobs
+from verifier.microvm.image import SnapshotStore
+from verifier.microvm.kernels import KernelImage
+from verifier.microvm.machine import Machine
+
+log = logging.getLogger(__name__)
+
+ANSWER_TIMEOUT_S = 30.0
+LOAD_TIMEOUT_S = 120.0
+SAMPLE_OUTPUT_CHARS = 4000
+FAILURE_OUTPUT_LINES = 25
+
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True)
+class LabPolicy:
+    """A candidate with the object compiled for the lab's kernel."""
+
+    candidate: CandidatePolicy
+    artifact: PolicyArtifact
+
+    def message(self) -> jobs.PolicyLoad:
+        """The form in which it travels to the guest."""
+        return jobs.PolicyLoad(
+            name=self.artifact.name,
+            object_base64=base64.b64encode(self.artifact.object_bytes).decode(),
+            tunables=dict(self.candidate.tunables),
+            history=[list(pair) for pair in self.candidate.history],
+            classes=[list(pair) for pair in self.candidate.classes],
+        )
+
+
+class VmLab:
+    """Measures in micro-VMs.
+
+    Args:
+        kernel: the sched_ext kernel to run.
+        snapshots: where booted machines are kept.
+        cpus, memory_mib: size of the machines.
+        kvm: whether KVM was proved to work.
+    """
+
+    def __init__(self, kernel: KernelImage, snapshots: SnapshotStore, *, cpus: int, memory_mib: int, kvm: bool) -> None:
+        self.kernel = kernel
+        self.cpus = cpus
+        self.memory_mib = memory_mib
+        self.kvm = kvm
+        self._snapshots = snapshots
+
+    @property
+    def hardware(self) -> Hardware:
+        """What results of this lab depend on."""
+        lab = "vm-kvm" if self.kvm else "vm-tcg"
+        return Hardware(cpu_model(), self.cpus, self.memory_mib, lab, self.kernel.release)
+
+    def open(self, *, hostfs: bool) -> Machine:
+        """Return a fresh machine that has answered; raise VmLost if two in a row do not."""
+
+        def attempt() -> Machine:
+            machine = self._snapshots.open(
+                self.kernel, cpus=self.cpus, memory_mib=self.memory_mib, kvm=self.kvm, hostfs=hostfs
+            )
+            try:
+                machine.call(jobs.Hello(time.time_ns()), ANSWER_TIMEOUT_S)
+                if hostfs:
+                    machine.call(jobs.MountHost(), ANSWER_TIMEOUT_S)
+            except BaseException:
+                machine.close()
+                raise
+            return machine
+
+        return twice(attempt)
+
+    def check_load(self, policy: LabPolicy) -> jobs.LoadAnswer:
+        """Let the kernel's verifier judge a policy in a fresh sealed machine; raise KernelRejected with its log."""
+
+        def attempt() -> jobs.LoadAnswer:
+            with self.open(hostfs=False) as machine:
+                answer = machine.call(jobs.LoadPolicy(policy.message()), LOAD_TIMEOUT_S)
+                return jobs.LoadAnswer.from_json(answer)
+
+        return twice(attempt)
+
+    def stress(self, policy: LabPolicy, seconds: float) -> jobs.StressAnswer:
+        """Run the correctness mix on a policy in a fresh sealed machine; raise KernelRejected if it will not attach."""
+
+        def attempt() -> jobs.StressAnswer:
+            with self.open(hostfs=False) as machine:
+                answer = machine.call(jobs.Stress(policy.message(), seconds), LOAD_TIMEOUT_S + 4 * seconds)
+                return jobs.StressAnswer.from_json(answer)
+
+        return twice(attempt)
+
+    def observe(self, workload: WorkloadCommand) -> tuple[Sample, Observation]:
+        """Run the workload under the default scheduler with process events and taskstats on.
+
+        One run before it, unrecorded, warms the caches.
+
+        Raises:
+            WorkloadFailed: it failed; the message carries the end of its output.
+            MetricError: it ran, but the metric expression found no number.
+        """
+        with self.session(workload) as session:
+            session.run_default()
+            sample, observation = session.observe()
+        return sample, observation
+
+    @contextmanager
+    def session(self, workload: WorkloadCommand) -> Iterator[TrialSession]:
+        """One hostfs machine in which runs of a workload follow each other."""
+        session = TrialSession(self, workload)
+        try:
+            yield session
+        finally:
+            session.close()
+
+
+class TrialSession:
+    """Runs one workload again and again in one machine; a lost machine is replaced once per run."""
+
+    def __init__(self, lab: VmLab, workload: WorkloadCommand) -> None:
+        self._lab = lab
+        self._workload = workload
+        self._machine: Machine | None = None
+
+    def close(self) -> None:
+        """End the machine."""
+        if self._machine:
+            self._machine.close()
+            self._machine = None
+
+    def run_default(self) -> Sample:
+        """One run under the default scheduler; raise WorkloadFailed or MetricError if it cannot be used."""
+        sample, answer = self._run(None, observe=False)
+        self._require_success(sample, answer)
+        return sample
+
+    def observe(self) -> tuple[Sample, Observation]:
+        """One recorded run under the default scheduler; raises as run_default."""
+        sample, answer = self._run(None, observe=True)
+        self._require_success(sample, answer)
+        if answer.observation is None:
+            raise VmLost("the guest returned no observation")
+        return sample, Observation.from_json(answer.observation)
+
+    def run_candidate(self, policy: LabPolicy) -> Sample:
+        """One run under a policy; what goes wrong stands in the sample.
+
+        Raises:
+            KernelRejected: it would not load or attach.
+            VmLost: the machine was lost twice.
+        """
+        return self._run(policy, observe=False)[0]
+
+    def _run(self, policy: LabPolicy | None, *, observe: bool) -> tuple[Sample, jobs.RunAnswer]:
+        workload = self._workload
+        job = jobs.RunWorkload(
+            command=workload.command,
+            directory=workload.directory,
+            prepare=workload.prepare,
+            environment=dict(workload.environment),
+            timeout_s=workload.timeout_s,
+            uid=os.getuid(),
+            gid=os.getgid(),
+            groups=os.getgroups(),
+            policy=policy.message() if policy else None,
+            observe=observe,
+        )
+
+        def attempt() -> tuple[Sample, jobs.RunAnswer]:
+            if self._machine is None:
+                self._machine = self._lab.open(hostfs=True)
+            started_at = datetime.now(UTC).isoformat()
+            try:
+                fields = self._machine.call(job, LOAD_TIMEOUT_S + 2 * workload.timeout_s)
+            except VmLost:
+                self.close()
+                raise
+            answer = jobs.RunAnswer.from_json(fields)
+            return self._sample(policy, answer, started_at), answer
+
+        return twice(attempt)
+
+    def _sample(self, policy: LabPolicy | None, answer: jobs.RunAnswer, started_at: str) -> Sample:
+        if answer.prepare_status != 0:
+            raise WorkloadFailed(
+                f"the --prepare command {self._workload.prepare!r} ended with exit status {answer.prepare_status}\n"
+                + last_lines(answer.output),
+                "it runs before each trial; try it by hand in the same directory",
+            )
+        value = answer.wall_ns / 1e9
+        if self._workload.metric and answer.exit_status == 0:
+            value = find_metric(self._workload.metric, answer.output)
+        return Sample(
+            arm=policy.candidate.key if policy else DEFAULT_ARM,
+            value=value,
+            wall_ns=answer.wall_ns,
+            cpu_ns=answer.cpu_ns,
+            exit_status=answer.exit_status,
+            started_at=started_at,
+            calibration_ns=answer.calibration_ns,
+            output_tail=answer.output[-SAMPLE_OUTPUT_CHARS:],
+            policy_exit=answer.policy_exit,
+        )
+
+    def _require_success(self, sample: Sample, answer: jobs.RunAnswer) -> None:
+        if sample.failure:
+            raise WorkloadFailed(
+                f"the workload {self._workload.command!r} failed under the default scheduler: {sample.failure}\n"
+                + last_lines(answer.output),
+                "mend the command until it works; nothing was changed on this machine",
+            )
+
+
+def find_metric(expression: str, output: str) -> float:
+    """Return the number that the expression's first group (or whole match) finds; the last match counts.
+
+    Raises:
+        MetricError: it never matches, or what it matches is no finite number.
+    """
+    matches = list(re.finditer(expression, output, re.MULTILINE))
+    if not matches:
+        raise MetricError(
+            f"--metric {expression!r} matched nothing in the workload's output\n" + last_lines(output),
+            "the expression is searched in stdout and stderr; its first group must be the number",
+        )
+    text = matches[-1].group(1 if matches[-1].re.groups else 0)
+    try:
+        value = float(text)
+    except (TypeError, ValueError):
+        value = math.nan
+    if not math.isfinite(value):
+        raise MetricError(
+            f"--metric {expression!r} matched {text!r}, which is not a number", "put ( ) around the number"
+        )
+    return value
+
+
+def last_lines(output: str) -> str:
+    """The end of a workload's output, indented, for an error message."""
+    lines = output.splitlines()[-FAILURE_OUTPUT_LINES:]
+    return "\n".join(f"    {line}" for line in lines) or "    (it printed nothing)"
+
+
+def twice(attempt: Callable[[], Answer]) -> Answer:
+    """Return what `attempt` returns; if the VM is lost, try once more."""
+    try:
+        return attempt()
+    except VmLost as error:
+        log.warning("VM lost, trying once more: %s", error.message)
+        return attempt()
+
+
+def cpu_model() -> str:
+    """The host's CPU as /proc/cpuinfo names it."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return os.uname().machine

@@ -1,0 +1,339 @@
+"""The guest agent: PID 1 of the micro-VM, already running inside the snapshot, doing one typed job at a time.
+
+It runs as real-time task, so that no policy under test can starve it; its children go back to the normal class,
+which is what sched_ext policies schedule. May import: the standard library, schedagent.core, kernel_bpf.linux,
+kernel_bpf.sched_ext, verifier.stress and its neighbours jobs and recorder. Everything it imports lands in the
+initramfs, so keep it little.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import select
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from kernel_bpf import linux
+from kernel_bpf.sched_ext import ExitInfo, LoadedPolicy, kernel_state
+from schedagent.core.errors import SchedagentError
+from verifier import stress
+from verifier.microvm import jobs
+from verifier.microvm.recorder import Recorder
+
+HOST = Path("/host")
+TRIAL = Path("/trial")
+ROOT = TRIAL / "root"
+CGROUP = Path("/sys/fs/cgroup/workload")
+MODULES = Path("/modules")
+
+_PRIORITY = 50
+_CALIBRATION_ROUNDS = 60_000
+_POLL_S = 0.25
+
+
+def main() -> None:
+    """Set up the machine, say that it is ready, then answer jobs until the host ends the machine."""
+    mount_system()
+    for module in sorted(MODULES.iterdir()):
+        linux.load_module(module)
+    os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(_PRIORITY))
+    port = open_port()
+    gc.freeze()
+    send(port, {"answer": {"ready": True}})
+    for line in lines(port):
+        send(port, respond(line))
+        reap()
+
+
+def mount_system() -> None:
+    """Mount the kernel's own file systems."""
+    linux.mount("proc", "/proc", "proc")
+    linux.mount("sysfs", "/sys", "sysfs")
+    linux.mount("devtmpfs", "/dev", "devtmpfs")
+    linux.mount("tmpfs", "/tmp", "tmpfs")
+    linux.mount("cgroup2", "/sys/fs/cgroup", "cgroup2")
+    Path("/sys/fs/cgroup/cgroup.subtree_control").write_text("+cpu")
+    CGROUP.mkdir(exist_ok=True)
+
+
+def open_port() -> int:
+    """Open the virtio-serial port by its name; raise FileNotFoundError if the machine has none."""
+    for name in Path("/sys/class/virtio-ports").glob("*/name"):
+        if name.read_text().strip() == jobs.PORT_NAME:
+            return os.open(f"/dev/{name.parent.name}", os.O_RDWR | os.O_CLOEXEC)
+    raise FileNotFoundError(f"no virtio-serial port named {jobs.PORT_NAME}")
+
+
+def lines(port: int) -> Iterator[bytes]:
+    """Yield complete lines. A port whose host side is away reads as end of file: wait for it to come back."""
+    pending = b""
+    while True:
+        chunk = os.read(port, 1 << 16)
+        if not chunk:
+            time.sleep(0.01)
+            continue
+        *complete, pending = (pending + chunk).split(b"\n")
+        yield from complete
+
+
+def send(port: int, message: dict[str, Any]) -> None:
+    """Write one message, all of it."""
+    rest = json.dumps(message).encode() + b"\n"
+    while rest:
+        rest = rest[os.write(port, rest) :]
+
+
+def respond(line: bytes) -> dict[str, Any]:
+    """Do the job a line asks for; an error becomes part of the answer, never the end of the agent."""
+    try:
+        fields = json.loads(line)
+        kind = fields.pop("job")
+        answer = HANDLERS[kind](jobs.JOBS[kind].from_json(fields))
+        return {"answer": answer.to_json() if answer else {}}
+    except SchedagentError as error:
+        return {"error": type(error).__name__, "message": error.message, "hint": error.hint}
+    except Exception:  # noqa: BLE001  the process boundary: the host shows this traceback
+        return {"error": "GuestFault", "message": traceback.format_exc(), "hint": ""}
+
+
+def reap() -> None:
+    """Collect every dead child: as PID 1 the agent inherits all orphans."""
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        return
+
+
+def hello(job: jobs.Hello) -> jobs.HelloAnswer:
+    """Set the clock and say who this machine is."""
+    time.clock_settime_ns(time.CLOCK_REALTIME, job.unix_time_ns)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20
+    return jobs.HelloAnswer(os.uname().release, os.cpu_count() or 1, memory)
+
+
+def mount_host(_job: jobs.MountHost) -> None:
+    """Mount the host's tree, read-only, cached: it cannot change under us in a way that a trial may see."""
+    options = "trans=virtio,version=9p2000.L,msize=512000,cache=loose"
+    linux.mount(jobs.HOST_TAG, HOST, "9p", linux.MS_RDONLY, options)
+
+
+@contextmanager
+def fresh_tree() -> Iterator[Path]:
+    """A throw-away writable view of the host's tree, with the kernel's file systems in it."""
+    linux.mount("tmpfs", TRIAL, "tmpfs", 0, "size=90%")
+    try:
+        for name in ("upper", "work", "root"):
+            (TRIAL / name).mkdir()
+        layers = f"lowerdir={HOST},upperdir={TRIAL}/upper,workdir={TRIAL}/work"
+        linux.mount("overlay", ROOT, "overlay", 0, layers)
+        linux.mount("proc", ROOT / "proc", "proc")
+        linux.mount("sysfs", ROOT / "sys", "sysfs", linux.MS_RDONLY)
+        linux.mount("devtmpfs", ROOT / "dev", "devtmpfs")
+        linux.mount("tmpfs", ROOT / "dev/shm", "tmpfs")
+        linux.mount("tmpfs", ROOT / "run", "tmpfs")
+        yield ROOT
+    finally:
+        kill_workload()
+        for name in ("run", "dev/shm", "dev", "sys", "proc", ""):
+            with suppress(OSError):
+                linux.unmount(ROOT / name)
+        linux.unmount(TRIAL)
+
+
+def kill_workload() -> None:
+    """Kill whatever the workload left behind and wait until it is gone."""
+    (CGROUP / "cgroup.kill").write_text("1")
+    deadline = time.monotonic() + 5
+    while "populated 1" in (CGROUP / "cgroup.events").read_text() and time.monotonic() < deadline:
+        reap()
+        time.sleep(0.01)
+    reap()
+
+
+def spawn(job: jobs.RunWorkload, command: str, output: int) -> int:
+    """Fork a shell for `command` inside the fresh tree, as the user who asked; return its pid."""
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        (CGROUP / "cgroup.procs").write_text("0")
+        os.setsid()
+        os.chroot(ROOT)
+        os.setgroups(job.groups)
+        os.setgid(job.gid)
+        os.setuid(job.uid)
+        os.chdir(job.directory)
+        os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        gc.unfreeze()
+        os.execve("/bin/sh", ["sh", "-c", command], job.environment)
+    except OSError as error:
+        os.write(output, f"schedagent: cannot start the command: {error}\n".encode())
+    finally:
+        os._exit(126)
+
+
+def wait(pid: int, timeout_s: float, healthy: Callable[[], bool]) -> tuple[int | None, int]:
+    """Wait for `pid` and return its exit status and the moment it ended (CLOCK_MONOTONIC, ns).
+
+    The status is negative for a signal, and None if it neither ended in time nor stayed healthy.
+    """
+    deadline = time.monotonic() + timeout_s
+    pidfd = os.pidfd_open(pid)
+    try:
+        poller = select.poll()
+        poller.register(pidfd, select.POLLIN)
+        while not poller.poll(_POLL_S * 1000):
+            if time.monotonic() > deadline or not healthy():
+                return None, time.monotonic_ns()
+        ended_ns = time.monotonic_ns()
+    finally:
+        os.close(pidfd)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), ended_ns
+
+
+def cpu_used_ns() -> int:
+    """CPU time of everything that ever ran in the workload's cgroup."""
+    fields = dict(line.split() for line in (CGROUP / "cpu.stat").read_text().splitlines())
+    return int(fields["usage_usec"]) * 1000
+
+
+def calibrate() -> int:
+    """Time a fixed piece of work on every CPU at once, under the default scheduler; return the mean in ns.
+
+    A machine that something else disturbs answers with a longer time.
+    """
+    children = []
+    for cpu in os.sched_getaffinity(0):
+        reader, writer = os.pipe()
+        if os.fork() == 0:
+            os.sched_setaffinity(0, {cpu})
+            start = time.monotonic_ns()
+            value = 1
+            for _ in range(_CALIBRATION_ROUNDS):
+                value = (value * 48271) % 2147483647
+            os.write(writer, (time.monotonic_ns() - start).to_bytes(8, "little"))
+            os._exit(0)
+        os.close(writer)
+        children.append(reader)
+    durations = []
+    for reader in children:
+        durations.append(int.from_bytes(os.read(reader, 8), "little"))
+        os.close(reader)
+    reap()
+    return sum(durations) // len(durations)
+
+
+def load(policy: jobs.PolicyLoad) -> LoadedPolicy:
+    """Give a policy to the kernel's verifier."""
+    history = dict(map(tuple, policy.history))
+    classes = dict(map(tuple, policy.classes))
+    return LoadedPolicy.load(policy.object_bytes, policy.name, policy.tunables, history, classes)
+
+
+def exit_text(info: ExitInfo | None) -> str:
+    """Say why the kernel ejected a policy; empty if it did not."""
+    if info is None or not info.ejected:
+        return ""
+    return f"{info.kind_name}: {info.reason}: {info.message}"
+
+
+def tail(path: Path) -> str:
+    """The last OUTPUT_LIMIT_BYTES of a file, as text."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - jobs.OUTPUT_LIMIT_BYTES))
+        return file.read().decode(errors="replace")
+
+
+def run_workload(job: jobs.RunWorkload) -> jobs.RunAnswer:
+    """Calibrate, prepare, attach, run, detach; each time on a pristine tree."""
+    calibration_ns = calibrate()
+    with fresh_tree():
+        output_path = TRIAL / "output"
+        output = os.open(output_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        try:
+            if job.prepare:
+                status, _ = wait(spawn(job, job.prepare, output), job.timeout_s, lambda: True)
+                if status != 0:
+                    return jobs.RunAnswer(0, 0, None, status, calibration_ns, tail(output_path), "", None)
+                os.truncate(output_path, 0)
+            measured = run_measured(job, output)
+            return jobs.RunAnswer(prepare_status=0, calibration_ns=calibration_ns, output=tail(output_path), **measured)
+        finally:
+            os.close(output)
+
+
+def run_measured(job: jobs.RunWorkload, output: int) -> dict[str, Any]:
+    """The timed part of a run: returns the fields of RunAnswer that it measured."""
+    policy = load(job.policy) if job.policy else None
+    recorder = Recorder() if job.observe else None
+    try:
+        if policy:
+            policy.attach()
+        if recorder:
+            recorder.start()
+        cpu_before_ns = cpu_used_ns()
+        start_ns = time.monotonic_ns()
+        pid = spawn(job, job.command, output)
+        status, ended_ns = wait(pid, job.timeout_s, policy.enabled if policy else lambda: True)
+        cpu_ns = cpu_used_ns() - cpu_before_ns
+        observation = recorder.stop(pid).to_json() if recorder else None
+        ejected = exit_text(policy.exit_info()) if policy else ""
+        if policy and not ejected and not policy.enabled():
+            ejected = f"no longer enabled, the kernel gave no reason; state {kernel_state().state}"
+    finally:
+        kill_workload()
+        if policy:
+            policy.detach()
+            policy.close()
+    return {
+        "wall_ns": ended_ns - start_ns,
+        "cpu_ns": cpu_ns,
+        "exit_status": status,
+        "policy_exit": ejected,
+        "observation": observation,
+    }
+
+
+def load_policy(job: jobs.LoadPolicy) -> jobs.LoadAnswer:
+    """Load and unload: what the kernel's verifier says, with its figures."""
+    with load(job.policy) as policy:
+        return jobs.LoadAnswer(policy.verifier_stats())
+
+
+def run_stress(job: jobs.Stress) -> jobs.StressAnswer:
+    """Attach the policy, run the correctness mix on it, and tell what happened."""
+    with load(job.policy) as policy:
+        policy.attach()
+        before = kernel_state().events
+        findings = stress.run_mix(job.seconds, policy.enabled)
+        after = kernel_state().events
+        ejected = exit_text(policy.exit_info())
+        if not ejected and not policy.enabled():
+            ejected = "no longer enabled, the kernel gave no reason"
+    events = {name: count - before.get(name, 0) for name, count in after.items()}
+    return jobs.StressAnswer(ejected, [finding.to_json() for finding in findings], events)
+
+
+HANDLERS: dict[str, Callable[[Any], jobs.Message | None]] = {
+    "Hello": hello,
+    "MountHost": mount_host,
+    "RunWorkload": run_workload,
+    "LoadPolicy": load_policy,
+    "Stress": run_stress,
+}
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.exit(main())

@@ -1,0 +1,252 @@
+"""The initramfs with the guest agent, and the snapshot of a machine that has booted it.
+
+Both are cached by the digest of all that goes into them, so a changed kernel, agent, Python, libbpf or QEMU leads to a
+new snapshot by itself. Building is safe with several processes at once; a damaged snapshot is noticed and rebuilt.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import hashlib
+import json
+import logging
+import lzma
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import zstandard
+
+from schedagent.core import proc
+from schedagent.core.errors import SetupError
+from verifier.microvm.kernels import KernelImage, module_closure
+from verifier.microvm.machine import KERNEL_ARGUMENTS, Machine, MachineSpec
+
+log = logging.getLogger(__name__)
+
+GUEST_MODULES = ("9p", "9pnet_virtio", "overlay")
+UNUSED_SNAPSHOT_DAYS = 14
+
+_PACKAGES_ROOT = Path(__file__).resolve().parents[2]
+_LIST_FILES = """
+import json, sys
+sys.path.insert(0, {root!r})
+import verifier.microvm.guest
+from kernel_bpf import libbpf
+maps = [line.split(maxsplit=5)[5].strip() for line in open("/proc/self/maps") if "/" in line]
+modules = [module.__spec__.origin for module in sys.modules.values() if getattr(module, "__spec__", None)]
+print(json.dumps(sorted({{path for path in maps + modules if path and path.startswith("/")}})))
+"""
+_INIT = """#!{python} -ISB
+import sys
+sys.path.insert(0, "/agent")
+from verifier.microvm.guest import main
+main()
+"""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One initramfs entry: a directory (content None), a file, or a symbolic link (`link`)."""
+
+    path: str
+    mode: int
+    content: bytes = b""
+
+
+def newc(entries: Sequence[Entry]) -> bytes:
+    """Pack entries as a cpio "newc" archive (kernel: Documentation/driver-api/early-userspace/buffer-format.rst)."""
+    blocks = []
+    for number, entry in enumerate([*entries, Entry("TRAILER!!!", 0)], start=1):
+        name = entry.path.lstrip("/").encode() + b"\0"
+        fields = (number, entry.mode, 0, 0, 1, 0, len(entry.content), 0, 0, 0, 0, len(name), 0)
+        header = b"070701" + b"".join(b"%08X" % field for field in fields)
+        blocks += [_padded(header + name), _padded(entry.content)]
+    return b"".join(blocks)
+
+
+def _padded(block: bytes) -> bytes:
+    return block + bytes(-len(block) % 4)
+
+
+@functools.cache
+def agent_entries() -> tuple[Entry, ...]:
+    """Everything the guest agent needs: the files a Python that has imported it really uses, at their own paths.
+
+    Raises:
+        SetupError: the agent cannot be imported here, for example because libbpf is missing.
+    """
+    python = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
+    listing = proc.run([python, "-ISB", "-c", _LIST_FILES.format(root=str(_PACKAGES_ROOT))], timeout_s=60)
+    if listing.returncode != 0:
+        raise SetupError(f"the guest agent cannot start here:\n{listing.stderr.decode()[-2000:]}", "run: make setup")
+    entries = [Entry("/init", 0o100755, _INIT.format(python=python).encode())]
+    for name in json.loads(listing.stdout):
+        path = Path(name)
+        if path.is_relative_to(_PACKAGES_ROOT):
+            entries.append(Entry(f"/agent/{path.relative_to(_PACKAGES_ROOT)}", 0o100644, path.read_bytes()))
+        else:
+            entries.append(Entry(os.path.realpath(name), 0o100755, path.read_bytes()))
+            entries += library_links(path)
+    entries += [
+        Entry(link, 0o120777, os.readlink(link).encode()) for link in ("/lib", "/lib64") if Path(link).is_symlink()
+    ]
+    return with_directories(entries)
+
+
+def library_links(library: Path) -> list[Entry]:
+    """The symbolic links beside a shared library under which the dynamic loader looks for it."""
+    if ".so" not in library.name:
+        return []
+    links = [path for path in library.parent.glob(library.name.partition(".so")[0] + ".so*") if path.is_symlink()]
+    if library.name.startswith("ld-linux"):
+        links += [path for path in Path("/usr/lib64").glob("ld-linux*") if path.is_symlink()]
+    return [
+        Entry(f"{path.parent}/{path.name}", 0o120777, os.readlink(path).encode())
+        for path in links
+        if path.resolve() == library.resolve()
+    ]
+
+
+def with_directories(entries: Sequence[Entry]) -> tuple[Entry, ...]:
+    """Put every parent directory before what it holds, and drop repeated paths."""
+    unique = {entry.path: entry for entry in entries}
+    directories = {str(parent) for path in unique for parent in Path(path).parents} - {"/"} - set(unique)
+    return (*(Entry(path, 0o40755) for path in sorted(directories)), *sorted(unique.values(), key=lambda e: e.path))
+
+
+@functools.cache
+def build_initrd(kernel: KernelImage) -> bytes:
+    """The initramfs for a kernel: the agent and the modules for 9p and overlay, uncompressed, in load order."""
+    modules = [
+        Entry(f"/modules/{number:02}-{path.name.partition('.')[0]}.ko", 0o100644, decompressed(path))
+        for number, path in enumerate(module_closure(kernel, GUEST_MODULES))
+    ]
+    return newc([*agent_entries(), Entry("/modules", 0o40755), *modules])
+
+
+def decompressed(path: Path) -> bytes:
+    """The content of a kernel module, whatever it is packed with."""
+    content = path.read_bytes()
+    if path.suffix == ".xz":
+        return lzma.decompress(content)
+    if path.suffix == ".zst":
+        return zstandard.ZstdDecompressor().decompressobj().decompress(content)
+    return content
+
+
+class SnapshotStore:
+    """Snapshots under one folder, each in a folder named by its key, holding `initrd`, `state` and `manifest.json`.
+
+    Args:
+        folder: created on demand.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._verified: set[Path] = set()
+
+    def open(self, kernel: KernelImage, *, cpus: int, memory_mib: int, kvm: bool, hostfs: bool) -> Machine:
+        """Return a fresh machine, restored from its snapshot, which is built first if there is none that is sound.
+
+        Raises:
+            SetupError: the folder cannot be written, or a tool is missing.
+            VmLost: the machine could neither be restored nor booted.
+        """
+        initrd = build_initrd(kernel)
+        key = snapshot_key(kernel, initrd, cpus=cpus, memory_mib=memory_mib, kvm=kvm, hostfs=hostfs)
+        place = self.folder / key
+        spec = MachineSpec(kernel.vmlinuz, place / "initrd", cpus, memory_mib, kvm, hostfs)
+        if place not in self._verified:
+            with self._locked(key):
+                if not sound(place):
+                    self._build(place, spec, initrd)
+                    self._prune(keep=place)
+                os.utime(place)
+            self._verified.add(place)
+        return Machine.restore(spec, place / "state")
+
+    def forget(self, machine_place: Path) -> None:
+        """Check this snapshot again before its next use."""
+        self._verified.discard(machine_place)
+
+    @contextmanager
+    def _locked(self, key: str) -> Iterator[None]:
+        """Hold the lock of one snapshot against other processes."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            file = (self.folder / f"{key}.lock").open("w")
+        except OSError as error:
+            raise SetupError(f"cannot write to the cache folder: {error}", "set SCHEDAGENT_CACHE to a folder of yours")
+        with file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def _build(self, place: Path, spec: MachineSpec, initrd: bytes) -> None:
+        """Boot once and save: everything is written beside its final place and renamed at the end."""
+        log.info("booting %s once to make a snapshot", spec.kernel.name)
+        shutil.rmtree(place, ignore_errors=True)
+        try:
+            place.mkdir()
+            spec.initrd.write_bytes(initrd)
+            state = place / "state"
+            with state.open("wb") as file:
+                os.fchmod(file.fileno(), 0o666)  # QEMU may run as `nobody`
+                with Machine.boot(spec, snapshot=file) as machine:
+                    machine.save(file)
+                os.fchmod(file.fileno(), 0o644)
+                os.fsync(file.fileno())
+            manifest = {name: file_digest(place / name) for name in ("initrd", "state")}
+            partial = place / "manifest.partial"
+            partial.write_text(json.dumps({"digests": manifest, "spec": asdict(spec)}, default=str, indent=1))
+            partial.rename(place / "manifest.json")
+        except OSError as error:
+            shutil.rmtree(place, ignore_errors=True)
+            raise SetupError(f"cannot build the VM snapshot: {error}", f"needs about 300 MB free in {self.folder}")
+        except BaseException:
+            shutil.rmtree(place, ignore_errors=True)
+            raise
+
+    def _prune(self, keep: Path) -> None:
+        """Remove snapshots nobody has used for a while: every changed agent or kernel leaves one behind."""
+        oldest = time.time() - UNUSED_SNAPSHOT_DAYS * 86400
+        for place in self.folder.iterdir():
+            if place.is_dir() and place != keep and place.stat().st_mtime < oldest:
+                shutil.rmtree(place, ignore_errors=True)
+
+
+def snapshot_key(kernel: KernelImage, initrd: bytes, *, cpus: int, memory_mib: int, kvm: bool, hostfs: bool) -> str:
+    """Name a snapshot by all that its state depends on."""
+    qemu = shutil.which("qemu-system-x86_64")
+    if qemu is None:
+        raise SetupError("qemu-system-x86_64 is not installed", "run: make setup")
+    status = Path(qemu).resolve().stat()
+    parts = [
+        file_digest(kernel.vmlinuz), hashlib.sha256(initrd).hexdigest(), KERNEL_ARGUMENTS,
+        status.st_size, status.st_mtime_ns, cpus, memory_mib, kvm, hostfs,
+    ]  # fmt: skip
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
+
+
+def file_digest(path: Path) -> str:
+    """Hex SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sound(place: Path) -> bool:
+    """Whether a snapshot is complete and undamaged."""
+    try:
+        digests = json.loads((place / "manifest.json").read_text())["digests"]
+        damaged = [name for name, digest in digests.items() if file_digest(place / name) != digest]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    if damaged:
+        log.warning("the VM snapshot %s is damaged (%s): building it anew", place, ", ".join(damaged))
+    return not damaged
