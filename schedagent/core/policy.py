@@ -113,3 +113,18 @@ class CandidatePolicy:
         """Short text for tables: the policy and its tunables."""
         values = " ".join(f"{name}={value}" for name, value in self.tunables)
         return f"{self.policy} {values}".strip()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to try next.
+
+    Args:
+        candidates: to verify and to try, most promising first; none if no policy can help.
+        reason: one sentence: why these, or why none.
+        learned: one sentence: what earlier results contributed; empty if they contributed nothing.
+    """
+
+    candidates: tuple[CandidatePolicy, ...]
+    reason: str
+    learned: str = ""
