@@ -348,12 +348,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry for make: have a kernel (``--fetch`` for the newest or the named one even if another is there)."""
     parser = argparse.ArgumentParser(prog="python -m verifier.microvm.kernels", description=main.__doc__)
     parser.add_argument("--fetch", action="store_true", help="download the newest, or RELEASE, if it is not there")
-    parser.add_argument("release", nargs="?", help="kernel release, such as 6.18.15+deb13-amd64")
+    parser.add_argument("release", nargs="?", default="", help="kernel release, such as 6.18.15+deb13-amd64")
     chosen = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         settings = load_settings()
-        image = fetch_kernel(settings, chosen.release) if chosen.fetch or chosen.release else ensure_kernel(settings)
+        wants_new = chosen.fetch or chosen.release
+        image = fetch_kernel(settings, chosen.release or None) if wants_new else ensure_kernel(settings)
     except SchedagentError as error:
         sys.stderr.write(f"error: {error}\n")
         return 1

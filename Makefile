@@ -1,0 +1,68 @@
+# The two commands of the README are `make demo` and `make test`; both set up what they need first.
+# Programs of the virtual environment are called by their path, so nothing has to be activated.
+SHELL := /bin/bash -euo pipefail
+MAKEFLAGS += --no-print-directory
+
+VENV := $(shell python3 -c 'from schedagent.core.settings import load_settings; print(load_settings().venv_dir)')
+ifeq ($(VENV),)
+$(error the cache folder is unknown, see above; python3 must be there, 3.11 or later)
+endif
+BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest
+PREFIX ?= $(HOME)/.local
+C_SOURCES = find kernel_bpf tests -name '*.[ch]' -print0
+
+.PHONY: help setup demo test test-unit test-vm check bench kernel install fmt lock clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+setup: ## get all that is needed: Debian packages, virtual environment, sched_ext kernel
+	@python3 -m verifier.packages
+	@deploy/setup/venv.sh "$(VENV)"
+	@$(BIN)/python -m verifier.microvm.kernels
+	@echo "schedagent: $(BIN)/schedagent (make install links it into $(PREFIX)/bin)"
+
+demo: setup ## optimise the build of a small bundled C project, from observation to verdict
+	$(BIN)/schedagent optimize --workload "make -j" --dir tests/fixtures/cproject --prepare "make clean"
+
+test: setup ## run all tests, those in the micro-VM included
+	$(PYTEST) -m "not bench"
+
+test-unit: setup ## run the fast tests only
+	$(PYTEST) tests/unit tests/architecture
+
+test-vm: setup ## run only the tests that need the micro-VM
+	$(PYTEST) -m "vm or e2e"
+
+check: setup ## types, lint, formats, import rules
+	$(BIN)/mypy
+	$(BIN)/ruff check --quiet
+	$(BIN)/ruff format --quiet --check
+	$(C_SOURCES) | xargs -0 -r clang-format-19 --dry-run -Werror
+	$(PYTEST) -q tests/architecture
+
+bench: setup ## measure (slow, never part of CI)
+	$(PYTEST) -m bench -s
+
+kernel: setup ## download the newest kernel, or the one named: make kernel KERNEL=6.18.15+deb13-amd64
+	@$(BIN)/python -m verifier.microvm.kernels --fetch "$(KERNEL)"
+
+install: setup ## link schedagent into ~/.local/bin (PREFIX=... for elsewhere)
+	@install -d "$(PREFIX)/bin"
+	@ln -sfn "$(BIN)/schedagent" "$(PREFIX)/bin/schedagent"
+	@echo "linked $(PREFIX)/bin/schedagent"
+
+fmt: setup ## format Python and C
+	$(BIN)/ruff check --quiet --fix
+	$(BIN)/ruff format --quiet
+	$(C_SOURCES) | xargs -0 -r clang-format-19 -i
+
+lock: ## pin the newest versions that pyproject.toml allows (needs uv)
+	uv pip compile --quiet pyproject.toml --extra dev --universal --generate-hashes --upgrade --no-annotate --no-header \
+	  --no-emit-index-url --no-emit-find-links --output-file requirements.lock
+
+clean: ## remove what was built in this folder; the cache folder stays
+	@rm -rf .mypy_cache .ruff_cache .pytest_cache build dist *.egg-info
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	@echo "kept: $(dir $(VENV))"
