@@ -124,9 +124,9 @@ def _run_clang(source: Path, command: Sequence[str]) -> tuple[bytes, str, list[P
         ran = proc.run([*command, "-o", output, "-MD", "-MF", dependencies], timeout_s=_WALL_LIMIT_S)
         said = ran.stderr.decode(errors="replace").strip()
         if -ran.returncode in _LIMIT_SIGNALS:
-            raise CompileError(
-                f"clang was stopped on {source}: more than {_CPU_LIMIT_S} s of CPU time\n{said}".rstrip()
-            )
+            raise CompileError(f"clang was stopped on {source}: more than {_CPU_LIMIT_S} s of CPU time")
+        if ran.returncode != 0 and "LLVM ERROR: out of memory" in said:
+            raise CompileError(f"clang was stopped on {source}: more than {_MEMORY_LIMIT_BYTES >> 20} MiB of memory")
         if ran.returncode != 0:
             lines = said.splitlines()
             shown = "\n".join(lines[:_SHOWN_LINES])
