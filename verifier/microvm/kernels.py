@@ -11,6 +11,7 @@ import argparse
 import fcntl
 import io
 import logging
+import lzma
 import os
 import re
 import shutil
@@ -49,7 +50,6 @@ KEPT_MODULES = (
 """Kept from a downloaded kernel, with what they depend on; those that are built in are no files and are skipped."""
 
 _NEEDED_MIB = 600
-_DECOMPRESSORS = {".xz": "xz", ".zst": "zstd", ".gz": "gzip"}
 
 
 @dataclass(frozen=True)
@@ -146,14 +146,18 @@ def module_closure(image: KernelImage, names: Sequence[str]) -> list[Path]:
 
 
 def read_module(path: Path) -> bytes:
-    """Return the bytes of a module, decompressed if its file is (.ko.xz, .ko.zst, .ko.gz)."""
-    program = _DECOMPRESSORS.get(path.suffix)
-    if program is None:
-        return path.read_bytes()
-    done = proc.run([program, "-dc", path], timeout_s=60)
-    if done.returncode != 0:
-        raise SetupError(f"{program} cannot decompress {path}: {done.stderr.decode(errors='replace').strip()}")
-    return done.stdout
+    """Return the bytes of a module, decompressed if its file is (.ko.xz, .ko.zst)."""
+    from zstandard import ZstdDecompressor, ZstdError
+
+    content = path.read_bytes()
+    try:
+        if path.suffix == ".xz":
+            return lzma.decompress(content)
+        if path.suffix == ".zst":
+            return ZstdDecompressor().decompressobj().decompress(content)
+    except (lzma.LZMAError, ZstdError) as error:
+        raise SetupError(f"module {path} is damaged: {error}", "run: make kernel") from None
+    return content
 
 
 def release_order(release: str) -> tuple[tuple[int, ...], bool, str]:
