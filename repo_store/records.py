@@ -1,0 +1,79 @@
+"""What the repository returns besides the types of schedagent.core."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from schedagent.core.trial import Hardware
+from schedagent.core.workload import WorkloadCommand
+
+
+class RunStatus(StrEnum):
+    """Where a run stands. A run that was killed stays RUNNING until someone resumes it."""
+
+    RUNNING = "running"
+    FINISHED = "finished"
+    FAILED = "failed"
+    INTERRUPTED = "interrupted"
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One `optimize` run.
+
+    Args:
+        id: short id that sorts by time.
+        workload, hardware: what is optimised, and where.
+        settings: options of the run, JSON values.
+        seed: of every random choice in it.
+        started_at: ISO 8601 UTC time.
+        finished_at: the same; empty while it is not finished.
+        status: see RunStatus.
+        report: final report, JSON values; None while there is none.
+    """
+
+    id: str
+    workload: WorkloadCommand
+    hardware: Hardware
+    settings: Mapping[str, Any]
+    seed: int
+    started_at: str
+    finished_at: str
+    status: RunStatus
+    report: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True)
+class VerificationRecord:
+    """What the verifier found out about one candidate.
+
+    Args:
+        candidate_key: the candidate.
+        artifact_digest: hex SHA-256 of the ELF object; empty if it did not compile.
+        kernel_release: kernel it was verified on.
+        report: every gate with its result, JSON values.
+        token_text: the deployment token; empty if a gate failed.
+    """
+
+    candidate_key: str
+    artifact_digest: str
+    kernel_release: str
+    report: Mapping[str, Any]
+    token_text: str = ""
+
+
+@dataclass(frozen=True)
+class PolicyMatch:
+    """One policy found by a search.
+
+    Args:
+        name, description: of the policy.
+        score: how well it matches; only comparable within one search, larger is better.
+    """
+
+    name: str
+    description: str
+    score: float

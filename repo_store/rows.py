@@ -1,0 +1,194 @@
+"""Table rows to domain types and back. Integers of any size are JSON text, nan is NULL."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from sqlalchemy import inspect
+
+from repo_store.codec import from_json, to_json
+from repo_store.records import RunRecord, RunStatus, VerificationRecord
+from repo_store.tables import (
+    AntipatternRow,
+    Base,
+    CandidateRow,
+    PolicyRow,
+    RunRow,
+    SampleRow,
+    VerdictRow,
+    VerificationRow,
+)
+from schedagent.core.lesson import Antipattern, Lesson
+from schedagent.core.policy import CandidatePolicy, Plan, PolicyInfo
+from schedagent.core.trial import Block, Hardware, Outcome, Sample, Verdict
+from schedagent.core.workload import WorkloadCommand
+
+Pairs = tuple[tuple[str, int], ...]
+Numbers = tuple[tuple[int, int], ...]
+Values = dict[str, Any]
+
+
+def identity(row: Base) -> tuple[Any, ...]:
+    """Return the primary key of a row."""
+    return tuple(inspect(type(row)).primary_key_from_instance(row))
+
+
+def columns(row: Base) -> Values:
+    """Return the content of a row by column name."""
+    return {attribute.key: getattr(row, attribute.key) for attribute in inspect(type(row)).column_attrs}
+
+
+def candidate_rows(run_id: str, iteration: int, plan: Plan) -> list[CandidateRow]:
+    return [
+        CandidateRow(
+            run_id=run_id,
+            iteration=iteration,
+            key=candidate.key,
+            position=position,
+            policy=candidate.policy,
+            tunables=to_json(Pairs, candidate.tunables),
+            history=to_json(Numbers, candidate.history),
+            classes=to_json(Numbers, candidate.classes),
+            reason=candidate.reason,
+        )
+        for position, candidate in enumerate(plan.candidates)
+    ]
+
+
+def sample_rows(run_id: str, iteration: int, block: Block, argv: Sequence[str]) -> list[SampleRow]:
+    words = to_json(list[str], list(argv))
+    return [
+        SampleRow(
+            run_id=run_id,
+            iteration=iteration,
+            block=block.number,
+            position=position,
+            argv=words,
+            **asdict(sample) | {"value": _null_for_nan(sample.value)},
+        )
+        for position, sample in enumerate(block.samples)
+    ]
+
+
+def verification_row(run_id: str, record: VerificationRecord) -> VerificationRow:
+    return VerificationRow(
+        run_id=run_id,
+        candidate_key=record.candidate_key,
+        artifact_digest=record.artifact_digest,
+        kernel_release=record.kernel_release,
+        report=to_json(Values, dict(record.report)),
+        token_text=record.token_text,
+    )
+
+
+def verification(row: VerificationRow) -> VerificationRecord:
+    return VerificationRecord(
+        candidate_key=row.candidate_key,
+        artifact_digest=row.artifact_digest,
+        kernel_release=row.kernel_release,
+        report=from_json(Values, row.report),
+        token_text=row.token_text,
+    )
+
+
+def verdict_row(run_id: str, iteration: int, candidate_key: str, verdict: Verdict, at: str) -> VerdictRow:
+    fields = {name: _null_for_nan(value) for name, value in asdict(verdict).items()}
+    fields["outcome"] = verdict.outcome.value
+    return VerdictRow(run_id=run_id, iteration=iteration, candidate_key=candidate_key, at=at, **fields)
+
+
+def antipattern_row(found: Antipattern) -> AntipatternRow:
+    return AntipatternRow(**asdict(found) | {"tunables": to_json(Pairs, found.tunables)})
+
+
+def antipattern(row: AntipatternRow) -> Antipattern:
+    return Antipattern(**columns(row) | {"tunables": from_json(Pairs, row.tunables)})
+
+
+def policy_row(policy: PolicyInfo) -> PolicyRow:
+    return PolicyRow(
+        name=policy.name,
+        description=policy.description,
+        targets=" ".join(policy.target_workloads),
+        algorithm=policy.algorithm,
+        limitations=policy.limitations,
+    )
+
+
+def _null_for_nan(value: Any) -> Any:
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def run_record(row: RunRow) -> RunRecord:
+    return RunRecord(
+        id=row.id,
+        workload=from_json(WorkloadCommand, row.workload),
+        hardware=from_json(Hardware, row.hardware),
+        settings=from_json(Values, row.settings),
+        seed=int(row.seed),
+        started_at=row.started_at,
+        finished_at=row.finished_at,
+        status=RunStatus(row.status),
+        report=None if row.report is None else from_json(Values, row.report),
+    )
+
+
+def candidate(row: CandidateRow) -> CandidatePolicy:
+    return CandidatePolicy(
+        policy=row.policy,
+        tunables=from_json(Pairs, row.tunables),
+        history=from_json(Numbers, row.history),
+        classes=from_json(Numbers, row.classes),
+        reason=row.reason,
+    )
+
+
+def sample(row: SampleRow) -> Sample:
+    return Sample(
+        arm=row.arm,
+        value=_number(row.value),
+        wall_ns=row.wall_ns,
+        cpu_ns=row.cpu_ns,
+        exit_status=row.exit_status,
+        started_at=row.started_at,
+        calibration_ns=row.calibration_ns,
+        output_tail=row.output_tail,
+        policy_exit=row.policy_exit,
+    )
+
+
+def verdict(row: VerdictRow) -> Verdict:
+    return Verdict(
+        outcome=Outcome(row.outcome),
+        ratio=_number(row.ratio),
+        low=_number(row.low),
+        high=_number(row.high),
+        confidence=row.confidence,
+        pairs=row.pairs,
+        disturbed=row.disturbed,
+        reason=row.reason,
+    )
+
+
+def lesson(run: RunRow, candidate: CandidateRow, verdict: VerdictRow) -> Lesson:
+    return Lesson(
+        workload_key=run.workload_key,
+        hardware_key=run.hardware_key,
+        policy=candidate.policy,
+        candidate_key=candidate.key,
+        tunables=from_json(Pairs, candidate.tunables),
+        outcome=Outcome(verdict.outcome),
+        ratio=_number(verdict.ratio),
+        low=_number(verdict.low),
+        high=_number(verdict.high),
+        pairs=verdict.pairs,
+        run_id=run.id,
+        at=verdict.at,
+    )

@@ -1,0 +1,367 @@
+"""The policy repository: stores what each step of a run produced, and gives it back in domain types.
+
+Every save is one transaction. Saving the same thing again is a no-op, because a resumed run repeats its last step;
+saving something else in its place is an error, because a finished step never changes.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from itertools import groupby
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from repo_store import rows, search
+from repo_store.codec import from_json, to_json
+from repo_store.engine import for_writing, mapped_errors, open_engine, place_of
+from repo_store.records import PolicyMatch, RunRecord, RunStatus, VerificationRecord
+from repo_store.tables import (
+    AntipatternRow,
+    Base,
+    CandidateRow,
+    PlanRow,
+    PolicyRow,
+    ProfileRow,
+    RunRow,
+    SampleRow,
+    VerdictRow,
+    VerificationRow,
+)
+from schedagent.core.errors import RepositoryError, UsageError
+from schedagent.core.lesson import Antipattern, Lesson
+from schedagent.core.policy import Plan, PolicyInfo
+from schedagent.core.trial import Block, Hardware, Outcome, Verdict
+from schedagent.core.workload import WorkloadCommand, WorkloadProfile
+
+
+class PolicyRepository:
+    """One database of runs, measurements and what was learned from them. Threads and processes may share it.
+
+    Args:
+        url_or_path: path of an SQLite file, created if missing, or an SQLAlchemy URL.
+
+    Raises:
+        RepositoryError: it cannot be opened, is damaged, or was written by a newer schedagent. Every method may
+            raise it too: the disk is full, another process holds the lock for too long, the file is damaged.
+    """
+
+    def __init__(self, url_or_path: str | Path) -> None:
+        self._engine = open_engine(url_or_path)
+        self.place = place_of(self._engine.url)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close all connections; nothing is lost without it."""
+        self._engine.dispose()
+
+    @contextmanager
+    def _reading(self) -> Iterator[Session]:
+        with mapped_errors(self.place), Session(self._engine) as session:
+            yield session
+
+    @contextmanager
+    def _writing(self) -> Iterator[Session]:
+        with mapped_errors(self.place), Session(for_writing(self._engine)) as session, session.begin():
+            yield session
+
+    # Runs
+
+    def create_run(
+        self,
+        workload: WorkloadCommand,
+        hardware: Hardware,
+        *,
+        settings: Mapping[str, Any] | None = None,
+        seed: int = 0,
+        run_id: str = "",
+    ) -> str:
+        """Store a new run as running and return its id.
+
+        Args:
+            workload, hardware: what is optimised, and where.
+            settings: options of the run, JSON values.
+            seed: of every random choice in it.
+            run_id: id to use, so that a repeated step finds its run; empty for a new one.
+        """
+        run_id = run_id or f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+        row = RunRow(
+            id=run_id,
+            workload=to_json(WorkloadCommand, workload),
+            workload_key=workload.key,
+            hardware=to_json(Hardware, hardware),
+            hardware_key=hardware.key,
+            settings=to_json(rows.Values, dict(settings or {})),
+            seed=str(seed),
+            started_at=_now(),
+            finished_at="",
+            status=RunStatus.RUNNING.value,
+            report=None,
+        )
+        with self._writing() as session:
+            _save_once(session, row, f"run {run_id}", except_for=("started_at", "finished_at", "status", "report"))
+        return run_id
+
+    def finish_run(self, run_id: str, status: RunStatus, report: Mapping[str, Any] | None = None) -> None:
+        """Store how a run ended; one that is finished stays as it is.
+
+        Raises:
+            UsageError: there is no such run.
+            RepositoryError: it was finished before, with another report.
+        """
+        text = None if report is None else to_json(rows.Values, dict(report))
+        with self._writing() as session:
+            row = _run_row(session, run_id)
+            if row.status == RunStatus.FINISHED:
+                if (status, text) != (row.status, row.report):
+                    raise RepositoryError(f"run {run_id} is finished already, with another report")
+                return
+            row.status, row.report = status.value, text
+            row.finished_at = "" if status is RunStatus.RUNNING else _now()
+
+    def resume_run(self, run_id: str) -> None:
+        """Set an interrupted, failed or killed run to running again.
+
+        Raises:
+            UsageError: there is no such run, or it is finished.
+        """
+        with self._writing() as session:
+            row = _run_row(session, run_id)
+            if row.status == RunStatus.FINISHED:
+                raise UsageError(f"run {run_id} is finished", f"see what it found: schedagent runs show {run_id}")
+            row.status, row.finished_at = RunStatus.RUNNING.value, ""
+
+    def run(self, run_id: str) -> RunRecord:
+        """Return a run.
+
+        Raises:
+            UsageError: there is no such run.
+        """
+        with self._reading() as session:
+            return rows.run_record(_run_row(session, run_id))
+
+    def list_runs(self, limit: int = 50) -> list[RunRecord]:
+        """Return the latest runs, newest first."""
+        newest_first = select(RunRow).order_by(RunRow.started_at.desc(), RunRow.id.desc()).limit(limit)
+        with self._reading() as session:
+            return [rows.run_record(row) for row in session.scalars(newest_first)]
+
+    # What the steps of a run produced
+
+    def save_profile(self, run_id: str, profile: WorkloadProfile) -> None:
+        """Store what observation has shown."""
+        row = ProfileRow(run_id=run_id, profile=to_json(WorkloadProfile, profile))
+        with self._writing() as session:
+            _save_once(session, row, f"the profile of run {run_id}")
+
+    def profile(self, run_id: str) -> WorkloadProfile | None:
+        """Return what observation has shown; None if it was not stored yet."""
+        with self._reading() as session:
+            row = session.get(ProfileRow, run_id)
+            return None if row is None else from_json(WorkloadProfile, row.profile)
+
+    def save_plan(self, run_id: str, iteration: int, plan: Plan) -> None:
+        """Store the candidates of one iteration, and why they were chosen."""
+        new = rows.candidate_rows(run_id, iteration, plan)
+        head = PlanRow(run_id=run_id, iteration=iteration, reason=plan.reason, learned=plan.learned)
+        what = f"the plan of run {run_id}, iteration {iteration}"
+        with self._writing() as session:
+            if _save_once(session, head, what):
+                session.add_all(new)
+            else:
+                _require_same(_candidate_rows(session, run_id, iteration), new, what)
+
+    def plan(self, run_id: str, iteration: int) -> Plan | None:
+        """Return the plan of one iteration; None if it was not stored yet."""
+        with self._reading() as session:
+            head = session.get(PlanRow, (run_id, iteration))
+            if head is None:
+                return None
+            candidates = tuple(rows.candidate(row) for row in _candidate_rows(session, run_id, iteration))
+            return Plan(candidates=candidates, reason=head.reason, learned=head.learned)
+
+    def iterations(self, run_id: str) -> list[int]:
+        """Return the iterations that have a plan, in order."""
+        query = select(PlanRow.iteration).where(PlanRow.run_id == run_id).order_by(PlanRow.iteration)
+        with self._reading() as session:
+            return list(session.scalars(query))
+
+    def save_verification(self, run_id: str, verification: VerificationRecord) -> None:
+        """Store what the verifier found out about a candidate."""
+        row = rows.verification_row(run_id, verification)
+        with self._writing() as session:
+            _save_once(session, row, f"the verification of {verification.candidate_key} in run {run_id}")
+
+    def verification(self, run_id: str, candidate_key: str) -> VerificationRecord | None:
+        """Return what the verifier found out about a candidate; None if it was not stored yet."""
+        with self._reading() as session:
+            row = session.get(VerificationRow, (run_id, candidate_key))
+            return None if row is None else rows.verification(row)
+
+    def add_block(self, run_id: str, iteration: int, block: Block, *, argv: Sequence[str] = ()) -> None:
+        """Store one block of samples, all or none of them; when this returns, they survive a crash.
+
+        Args:
+            argv: the command that the lab ran for each sample.
+        """
+        new = rows.sample_rows(run_id, iteration, block, argv)
+        what = f"block {block.number} of run {run_id}, iteration {iteration}"
+        with self._writing() as session:
+            stored = _sample_rows(session, run_id, iteration, block.number)
+            if stored:
+                _require_same(stored, new, what)
+            else:
+                session.add_all(new)
+
+    def blocks(self, run_id: str, iteration: int) -> list[Block]:
+        """Return the blocks of one iteration, in order, the warm-up included."""
+        with self._reading() as session:
+            stored = _sample_rows(session, run_id, iteration)
+            return [
+                Block(number, tuple(rows.sample(row) for row in group))
+                for number, group in groupby(stored, key=lambda row: row.block)
+            ]
+
+    def save_verdict(self, run_id: str, iteration: int, candidate_key: str, verdict: Verdict) -> None:
+        """Store the comparison of a planned candidate with the default scheduler."""
+        row = rows.verdict_row(run_id, iteration, candidate_key, verdict, _now())
+        what = f"the verdict on {candidate_key} in run {run_id}, iteration {iteration}"
+        with self._writing() as session:
+            if _save_once(session, row, what, except_for=("at",)) and verdict.outcome is Outcome.BETTER:
+                search.rebuild_index(session)
+
+    def verdicts(self, run_id: str, iteration: int) -> dict[str, Verdict]:
+        """Return the verdicts of one iteration by candidate key, in the order of the plan."""
+        query = (
+            select(VerdictRow)
+            .join(CandidateRow, _same_candidate())
+            .where(VerdictRow.run_id == run_id, VerdictRow.iteration == iteration)
+            .order_by(CandidateRow.position)
+        )
+        with self._reading() as session:
+            return {row.candidate_key: rows.verdict(row) for row in session.scalars(query)}
+
+    # What was learned
+
+    def lessons(self, workload_key: str, hardware_key: str) -> list[Lesson]:
+        """Return all verdicts of all runs on this workload and hardware, newest first."""
+        query = (
+            select(RunRow, CandidateRow, VerdictRow)
+            .join(CandidateRow, CandidateRow.run_id == RunRow.id)
+            .join(VerdictRow, _same_candidate())
+            .where(RunRow.workload_key == workload_key, RunRow.hardware_key == hardware_key)
+            .order_by(VerdictRow.at.desc(), RunRow.id.desc(), VerdictRow.iteration.desc(), CandidateRow.position)
+        )
+        with self._reading() as session:
+            return [rows.lesson(*found) for found in session.execute(query)]
+
+    def add_antipattern(self, antipattern: Antipattern) -> None:
+        """Store a failure; if this candidate failed here at the same gate before, the first reason is kept."""
+        row = rows.antipattern_row(antipattern)
+        with self._writing() as session:
+            if session.get(AntipatternRow, rows.identity(row)) is None:
+                session.add(row)
+
+    def antipatterns(self, workload_key: str, hardware_key: str) -> list[Antipattern]:
+        """Return the failures on this hardware, for this workload or whatever the workload, newest first."""
+        query = (
+            select(AntipatternRow)
+            .where(AntipatternRow.hardware_key == hardware_key, AntipatternRow.workload_key.in_([workload_key, ""]))
+            .order_by(AntipatternRow.at.desc(), AntipatternRow.candidate_key, AntipatternRow.gate)
+        )
+        with self._reading() as session:
+            return [rows.antipattern(row) for row in session.scalars(query)]
+
+    # The library, for searching
+
+    def sync_policies(self, policies: Iterable[PolicyInfo]) -> None:
+        """Make the mirror of the policy library equal to `policies`."""
+        wanted = {policy.name: rows.policy_row(policy) for policy in policies}
+        with self._writing() as session:
+            stored = {row.name: row for row in session.scalars(select(PolicyRow))}
+            if _contents(stored.values()) == _contents(wanted.values()):
+                return
+            for name in stored.keys() - wanted.keys():
+                session.delete(stored[name])
+            for row in wanted.values():
+                session.merge(row)
+            search.rebuild_index(session)
+
+    def search_policies(self, text: str, limit: int = 10) -> list[PolicyMatch]:
+        """Return the policies whose description, or the workloads they were better on, match `text`, best first."""
+        with self._reading() as session:
+            return search.search(session, text, limit)
+
+
+def _save_once(session: Session, row: Base, what: str, *, except_for: Sequence[str] = ()) -> bool:
+    """Store `row` and return True, or return False if an equal one is there (but for the columns `except_for`).
+
+    Raises:
+        RepositoryError: another one is there.
+    """
+    stored = session.get(type(row), rows.identity(row))
+    if stored is None:
+        session.add(row)
+        session.flush()
+        return True
+    before, now = rows.columns(stored), rows.columns(row)
+    if any(before[name] != now[name] for name in now if name not in except_for):
+        raise _changed(what)
+    return False
+
+
+def _require_same(stored: Iterable[Base], new: Iterable[Base], what: str) -> None:
+    if _contents(stored) != _contents(new):
+        raise _changed(what)
+
+
+def _contents(stored: Iterable[Base]) -> list[dict[str, Any]]:
+    return sorted((rows.columns(row) for row in stored), key=str)
+
+
+def _changed(what: str) -> RepositoryError:
+    return RepositoryError(f"{what} is stored already, with other content", "a finished step is never overwritten")
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def _same_candidate() -> Any:
+    return (
+        (CandidateRow.run_id == VerdictRow.run_id)
+        & (CandidateRow.iteration == VerdictRow.iteration)
+        & (CandidateRow.key == VerdictRow.candidate_key)
+    )
+
+
+def _run_row(session: Session, run_id: str) -> RunRow:
+    row = session.get(RunRow, run_id)
+    if row is None:
+        raise UsageError(f"there is no run {run_id!r}", "see which there are: schedagent runs list")
+    return row
+
+
+def _candidate_rows(session: Session, run_id: str, iteration: int) -> list[CandidateRow]:
+    query = select(CandidateRow).where(CandidateRow.run_id == run_id, CandidateRow.iteration == iteration)
+    return list(session.scalars(query.order_by(CandidateRow.position)))
+
+
+def _sample_rows(session: Session, run_id: str, iteration: int, block: int | None = None) -> list[SampleRow]:
+    query = select(SampleRow).where(SampleRow.run_id == run_id, SampleRow.iteration == iteration)
+    if block is not None:
+        query = query.where(SampleRow.block == block)
+    return list(session.scalars(query.order_by(SampleRow.block, SampleRow.position)))

@@ -1,0 +1,159 @@
+"""The tables. Primary keys are what a thing is about, so the same thing cannot be stored twice.
+
+A change here needs a new numbered file in migrations/versions and a new SCHEMA; a test compares the two.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import BigInteger, ForeignKey, ForeignKeyConstraint, Index, Text
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+SCHEMA = "0001"
+"""Revision these tables need: the newest in migrations/versions."""
+
+
+class Base(DeclarativeBase):
+    """Base of all tables; text has no length limit."""
+
+    type_annotation_map = {str: Text(), int: BigInteger()}  # noqa: RUF012 - SQLAlchemy's own way
+
+
+class RunRow(Base):
+    """One optimize run. JSON: workload, hardware, settings, report. The seed is text: it may need 64 bits unsigned."""
+
+    __tablename__ = "runs"
+    __table_args__ = (Index("runs_by_workload", "workload_key", "hardware_key"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    workload: Mapped[str]
+    workload_key: Mapped[str]
+    hardware: Mapped[str]
+    hardware_key: Mapped[str]
+    settings: Mapped[str]
+    seed: Mapped[str]
+    started_at: Mapped[str]
+    finished_at: Mapped[str]
+    status: Mapped[str]
+    report: Mapped[str | None]
+
+
+class ProfileRow(Base):
+    """What observation has shown (JSON)."""
+
+    __tablename__ = "profiles"
+
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"), primary_key=True)
+    profile: Mapped[str]
+
+
+class PlanRow(Base):
+    """Why the candidates of one iteration were chosen."""
+
+    __tablename__ = "plans"
+
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"), primary_key=True)
+    iteration: Mapped[int] = mapped_column(primary_key=True)
+    reason: Mapped[str]
+    learned: Mapped[str]
+
+
+class CandidateRow(Base):
+    """A candidate of a plan. JSON: tunables, history, classes."""
+
+    __tablename__ = "candidates"
+    __table_args__ = (ForeignKeyConstraint(["run_id", "iteration"], ["plans.run_id", "plans.iteration"]),)
+
+    run_id: Mapped[str] = mapped_column(primary_key=True)
+    iteration: Mapped[int] = mapped_column(primary_key=True)
+    key: Mapped[str] = mapped_column(primary_key=True)
+    position: Mapped[int]
+    policy: Mapped[str]
+    tunables: Mapped[str]
+    history: Mapped[str]
+    classes: Mapped[str]
+    reason: Mapped[str]
+
+
+class VerificationRow(Base):
+    """What the verifier found out about one candidate in one run. JSON: report."""
+
+    __tablename__ = "verifications"
+
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"), primary_key=True)
+    candidate_key: Mapped[str] = mapped_column(primary_key=True)
+    artifact_digest: Mapped[str]
+    kernel_release: Mapped[str]
+    report: Mapped[str]
+    token_text: Mapped[str]
+
+
+class SampleRow(Base):
+    """One measured run of the workload; a value of NULL is nan, which SQLite cannot hold. JSON: argv."""
+
+    __tablename__ = "samples"
+
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"), primary_key=True)
+    iteration: Mapped[int] = mapped_column(primary_key=True)
+    block: Mapped[int] = mapped_column(primary_key=True)
+    arm: Mapped[str] = mapped_column(primary_key=True)
+    position: Mapped[int]
+    value: Mapped[float | None]
+    wall_ns: Mapped[int]
+    cpu_ns: Mapped[int]
+    exit_status: Mapped[int | None]
+    started_at: Mapped[str]
+    calibration_ns: Mapped[int]
+    output_tail: Mapped[str]
+    policy_exit: Mapped[str]
+    argv: Mapped[str]
+
+
+class VerdictRow(Base):
+    """The comparison of one candidate with the default; NULL is nan."""
+
+    __tablename__ = "verdicts"
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["run_id", "iteration", "candidate_key"], ["candidates.run_id", "candidates.iteration", "candidates.key"]
+        ),
+    )
+
+    run_id: Mapped[str] = mapped_column(primary_key=True)
+    iteration: Mapped[int] = mapped_column(primary_key=True)
+    candidate_key: Mapped[str] = mapped_column(primary_key=True)
+    outcome: Mapped[str]
+    ratio: Mapped[float | None]
+    low: Mapped[float | None]
+    high: Mapped[float | None]
+    confidence: Mapped[float]
+    pairs: Mapped[int]
+    disturbed: Mapped[int]
+    reason: Mapped[str]
+    at: Mapped[str]
+
+
+class AntipatternRow(Base):
+    """A candidate that failed. JSON: tunables."""
+
+    __tablename__ = "antipatterns"
+
+    hardware_key: Mapped[str] = mapped_column(primary_key=True)
+    workload_key: Mapped[str] = mapped_column(primary_key=True)
+    candidate_key: Mapped[str] = mapped_column(primary_key=True)
+    gate: Mapped[str] = mapped_column(primary_key=True)
+    policy: Mapped[str]
+    tunables: Mapped[str]
+    reason: Mapped[str]
+    at: Mapped[str]
+
+
+class PolicyRow(Base):
+    """Mirror of the policy library, for searching. Targets are separated by spaces."""
+
+    __tablename__ = "policies"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    description: Mapped[str]
+    targets: Mapped[str]
+    algorithm: Mapped[str]
+    limitations: Mapped[str]
