@@ -19,7 +19,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from kernel_bpf.target import KernelTarget
+from kernel_bpf.target import KernelTarget, find_bpftool
 from schedagent.core import proc
 from schedagent.core.artifact import PolicyArtifact
 from schedagent.core.errors import CompileError, SetupError, UsageError
@@ -132,7 +132,16 @@ def _run_clang(source: Path, command: Sequence[str]) -> tuple[bytes, str, list[P
             shown = "\n".join(lines[:_SHOWN_LINES])
             more = f"\n... and {len(lines) - _SHOWN_LINES} more lines" if len(lines) > _SHOWN_LINES else ""
             raise CompileError(f"{source} does not compile:\n{shown or f'exit status {ran.returncode}'}{more}")
-        return output.read_bytes(), said, _read_dependencies(dependencies.read_text())
+        return _without_dwarf(output), said, _read_dependencies(dependencies.read_text())
+
+
+def _without_dwarf(compiled: Path) -> bytes:
+    """Return the object as libbpf's linker writes it: the same programs and BTF, but a tenth of the size."""
+    linked = compiled.with_name("linked.o")
+    ran = proc.run([find_bpftool(), "gen", "object", linked, compiled], timeout_s=_WALL_LIMIT_S)
+    if ran.returncode != 0:
+        raise CompileError(f"bpftool cannot link the object: {ran.stderr.decode(errors='replace').strip()}")
+    return linked.read_bytes()
 
 
 def _read_dependencies(rule: str) -> list[Path]:

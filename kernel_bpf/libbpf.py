@@ -40,7 +40,7 @@ class ProgramInfo(ctypes.Structure):
         ("tag", c_uint64),
         ("jited_prog_len", c_uint32),
         ("xlated_prog_len", c_uint32),
-        ("_instructions_to_attributes", c_uint64 * 6),
+        ("_instructions_to_name", c_uint64 * 7),
         ("_interface_to_namespaces", c_uint64 * 3),
         ("_symbols_to_tags", c_uint64 * 11),
         ("run_time_ns", c_uint64),

@@ -93,6 +93,11 @@ def features(target: KernelTarget) -> frozenset[str]:
         raise SetupError(f"cannot read the features of kernel {target.release}: {error}", "run: make setup") from None
 
 
+def find_bpftool() -> str:
+    """Return the path of bpftool, or its bare name if it is not installed: running that says what to do."""
+    return shutil.which("bpftool") or shutil.which("bpftool", path=_SYSTEM_FOLDERS) or "bpftool"
+
+
 def extract_elf(image: bytes) -> bytes:
     """Return the vmlinux inside a kernel image.
 
@@ -223,8 +228,7 @@ def _digest(path: Path) -> str:
 
 def _dump_header(vmlinux: Path) -> bytes:
     """Return vmlinux.h: every type of the kernel, and its kfuncs, as C."""
-    bpftool = shutil.which("bpftool") or shutil.which("bpftool", path=_SYSTEM_FOLDERS) or "bpftool"
-    dumped = proc.run([bpftool, "btf", "dump", "file", vmlinux, "format", "c"], timeout_s=_BPFTOOL_TIMEOUT_S)
+    dumped = proc.run([find_bpftool(), "btf", "dump", "file", vmlinux, "format", "c"], timeout_s=_BPFTOOL_TIMEOUT_S)
     if dumped.returncode != 0:
         raise SetupError(
             f"bpftool cannot read the BTF of {vmlinux.name}: {dumped.stderr.decode(errors='replace').strip()}",

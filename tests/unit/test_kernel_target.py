@@ -12,8 +12,9 @@ import pytest
 import zstandard
 
 from kernel_bpf import target as targets
-from kernel_bpf.compile import compile_policy
-from kernel_bpf.target import KernelTarget, extract_elf, features, prepare_target
+from kernel_bpf.compile import find_clang
+from kernel_bpf.target import extract_elf, features, prepare_target
+from schedagent.core import proc
 from schedagent.core.errors import SetupError
 
 TINY = Path(__file__).parents[1] / "fixtures" / "tiny_kernel"
@@ -34,7 +35,16 @@ int __attribute__((noinline)) unrelated(void) { return 2; }
 def elf(tmp_path_factory) -> bytes:
     source = tmp_path_factory.mktemp("kernel") / "vmlinux.bpf.c"
     source.write_text(SOURCE % ", ".join(map(str, BUILD_ID)))
-    return compile_policy(source, "vmlinux", KernelTarget("tiny", "", TINY, TINY)).object_bytes
+    return compiled(source)
+
+
+def compiled(source: Path) -> bytes:
+    """An ELF with BTF, straight from clang: the linker of BPF objects would refuse the note."""
+    output = source.with_suffix(".o")
+    clang, _version = find_clang()
+    ran = proc.run([clang, "-target", "bpf", "-O2", "-g", f"-I{TINY}", "-c", source, "-o", output], timeout_s=60)
+    assert ran.returncode == 0, ran.stderr
+    return output.read_bytes()
 
 
 def bz_image(elf: bytes, compress=lambda data: zstandard.ZstdCompressor().compress(data)) -> bytes:
@@ -169,6 +179,6 @@ def test_image_without_btf_or_build_id(tmp_path):
     assert not list((tmp_path / "cache/btf").glob(".partial-*"))
     plain = tmp_path / "plain.bpf.c"
     plain.write_text("int x;\n")
-    image.write_bytes(compile_policy(plain, "plain", KernelTarget("tiny", "", TINY, TINY)).object_bytes)
+    image.write_bytes(compiled(plain))
     with pytest.raises(SetupError, match="no GNU build id"):
         prepare_target(image, "7", tmp_path / "cache")
