@@ -1,0 +1,141 @@
+"""The loader on a real sched_ext kernel: one run of guest_load.py inside a micro-VM, then one test for each fact."""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from kernel_bpf.compile import compile_policy
+from kernel_bpf.target import prepare_target
+from schedagent.core.settings import load_settings
+from verifier.microvm import jobs
+from verifier.microvm.image import SnapshotStore
+from verifier.microvm.kernels import default_kernel
+
+pytestmark = [pytest.mark.vm, pytest.mark.timeout(300)]
+
+ROOT = Path(__file__).resolve().parents[2]
+POLICIES = ROOT / "tests" / "fixtures" / "policies"
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory) -> dict:
+    """What guest_load.py printed."""
+    settings = load_settings()
+    kernel = default_kernel(settings)
+    target = prepare_target(kernel.vmlinuz, kernel.release, settings.cache_dir)
+    folder = tmp_path_factory.mktemp("objects")
+    objects = []
+    for name in ("trouble", "unreadable"):
+        objects.append(folder / f"{name}.o")
+        objects[-1].write_bytes(compile_policy(POLICIES / f"{name}.bpf.c", name, target).object_bytes)
+    store = SnapshotStore(settings.cache_dir / "snapshots")
+    words = [sys.executable, str(ROOT / "tests" / "vm" / "guest_load.py"), *map(str, objects)]
+    job = jobs.RunWorkload(
+        command=" ".join(f"'{word}'" for word in words),
+        directory="/",
+        prepare="",
+        environment={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "PYTHONPATH": str(ROOT)},
+        timeout_s=100,
+        uid=0,
+        gid=0,
+        groups=[],
+    )
+    with store.open(kernel, cpus=2, memory_mib=512, kvm=False, hostfs=True) as machine:
+        machine.call(jobs.Hello(time.time_ns()), 60)
+        machine.call(jobs.MountHost(), 60)
+        answer = machine.call(job, 200)
+    assert answer["exit_status"] == 0, answer["output"]
+    return json.loads(answer["output"].splitlines()[-1])
+
+
+def test_a_policy_is_enabled_only_while_attached(seen):
+    orderly = seen["orderly"]
+    assert orderly["state before"]["state"] == "disabled"
+    assert not orderly["enabled before"]
+    assert orderly["enabled"]
+    assert (orderly["state"]["state"], orderly["state"]["ops"]) == ("enabled", "trouble")
+    assert orderly["state"]["switch_all"]
+    assert orderly["state"]["enable_seq"] == orderly["state before"]["enable_seq"] + 1
+    assert orderly["state"]["events"]
+    assert not orderly["enabled after"]
+    assert (orderly["state after"]["state"], orderly["state after"]["ops"]) == ("disabled", "")
+
+
+def test_tunables_maps_and_tracing_programs_reach_the_kernel(seen):
+    orderly = seen["orderly"]
+    assert (orderly["history_of_42"], orderly["class_of_42"], orderly["slice_us"]) == (2**40, 3, 300)
+    assert orderly["execs"] >= 1
+
+
+def test_the_kernel_verifier_tells_its_figures(seen):
+    stats = seen["orderly"]["stats"]
+    assert set(stats) == {f"trouble_{name}" for name in ("exec", "enqueue", "running", "init", "exit")}
+    for figures in stats.values():
+        assert figures["instructions"] > 0
+        assert figures["verified_instructions"] > 0
+        assert figures["jited_bytes"] > 0
+
+
+def test_an_orderly_end_is_no_ejection(seen):
+    orderly = seen["orderly"]
+    assert orderly["exit while enabled"] is None
+    assert (orderly["exit"]["kind"], orderly["exit"]["kind_name"]) == (64, "unregistered")
+    assert orderly["same exit"]
+    assert orderly["exit after close"]
+
+
+def test_a_second_policy_is_refused_and_harms_nothing(seen):
+    kind, message = seen["orderly"]["second"]
+    assert kind == "KernelRejected"
+    assert "Device or resource busy" in message
+    assert "'trouble' is loaded already" in message
+    assert seen["orderly"]["enabled after second"] == [True, False]
+
+
+def test_a_failing_init_is_a_rejection_with_the_reason(seen):
+    kind, message = seen["init"]["raised"]
+    assert kind == "KernelRejected"
+    assert "ops.init() failed (-22)" in message
+    assert not seen["init"]["enabled"]
+
+
+def test_a_policy_that_raises_an_error_never_looks_alive(seen):
+    error = seen["error"]
+    assert error["ejected"]
+    assert not error["enabled"]
+    assert error["exit"]["kind"] == 1025
+    assert "fault 2 was asked for" in error["exit"]["message"]
+    assert error["state"] == "disabled"
+
+
+def test_a_policy_that_loses_tasks_is_seen_to_stall(seen):
+    stall = seen["stall"]
+    assert stall["ejected"]
+    assert stall["exit"]["kind_name"] == "stall"
+    assert "failed to run for" in stall["exit"]["message"]
+    assert "CPU states" in stall["exit"]["dump"]
+    assert stall["lasted_s"] < 5
+    assert stall["state"] == "disabled"
+
+
+def test_the_kernel_verifier_log_is_handed_on(seen):
+    kind, message = seen["unreadable"]
+    assert kind == "KernelRejected"
+    assert "unreadable_enqueue" in message
+    assert "invalid mem access 'scalar'" in message
+
+
+def test_what_does_not_fit_is_refused_before_attach(seen):
+    assert seen["no tunable"][0] == "TunableError"
+    assert seen["full map"][0] == "PolicyError"
+    assert "room for 16 entries, not for 17" in seen["full map"][1]
+    kind, message = seen["wrong name"]
+    assert kind == "KernelRejected"
+    assert "root/ops 'trouble'" in message
+
+
+def test_nothing_stays_loaded(seen):
+    assert (seen["at the end"]["state"], seen["at the end"]["ops"]) == ("disabled", "")
