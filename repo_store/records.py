@@ -47,25 +47,6 @@ class RunRecord:
 
 
 @dataclass(frozen=True)
-class VerificationRecord:
-    """What the verifier found out about one candidate.
-
-    Args:
-        candidate_key: the candidate.
-        artifact_digest: hex SHA-256 of the ELF object; empty if it did not compile.
-        kernel_release: kernel it was verified on.
-        report: every gate with its result, JSON values.
-        token_text: the deployment token; empty if a gate failed.
-    """
-
-    candidate_key: str
-    artifact_digest: str
-    kernel_release: str
-    report: Mapping[str, Any]
-    token_text: str = ""
-
-
-@dataclass(frozen=True)
 class PolicyMatch:
     """One policy found by a search.
 

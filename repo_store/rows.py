@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import inspect
 
 from repo_store.codec import from_json, to_json
-from repo_store.records import RunRecord, RunStatus, VerificationRecord
+from repo_store.records import RunRecord, RunStatus
 from repo_store.tables import (
     AntipatternRow,
     Base,
@@ -24,6 +24,7 @@ from repo_store.tables import (
 from schedagent.core.lesson import Antipattern, Lesson
 from schedagent.core.policy import CandidatePolicy, Plan, PolicyInfo
 from schedagent.core.trial import Block, Hardware, Outcome, Sample, Verdict
+from schedagent.core.verification import VerificationReport
 from schedagent.core.workload import WorkloadCommand
 
 Pairs = tuple[tuple[str, int], ...]
@@ -73,24 +74,14 @@ def sample_rows(run_id: str, iteration: int, block: Block, argv: Sequence[str]) 
     ]
 
 
-def verification_row(run_id: str, record: VerificationRecord) -> VerificationRow:
+def verification_row(run_id: str, report: VerificationReport) -> VerificationRow:
     return VerificationRow(
         run_id=run_id,
-        candidate_key=record.candidate_key,
-        artifact_digest=record.artifact_digest,
-        kernel_release=record.kernel_release,
-        report=to_json(Values, dict(record.report)),
-        token_text=record.token_text,
-    )
-
-
-def verification(row: VerificationRow) -> VerificationRecord:
-    return VerificationRecord(
-        candidate_key=row.candidate_key,
-        artifact_digest=row.artifact_digest,
-        kernel_release=row.kernel_release,
-        report=from_json(Values, row.report),
-        token_text=row.token_text,
+        candidate_key=report.candidate_key,
+        artifact_digest=report.artifact_digest,
+        kernel_release=report.kernel_release,
+        report=to_json(VerificationReport, report),
+        token_text=report.token,
     )
 
 

@@ -21,7 +21,7 @@ from sqlalchemy.orm import Session
 from repo_store import rows, search
 from repo_store.codec import from_json, to_json
 from repo_store.engine import for_writing, mapped_errors, open_engine, place_of
-from repo_store.records import PolicyMatch, RunRecord, RunStatus, VerificationRecord
+from repo_store.records import PolicyMatch, RunRecord, RunStatus
 from repo_store.tables import (
     AntipatternRow,
     Base,
@@ -38,6 +38,7 @@ from schedagent.core.errors import RepositoryError, UsageError
 from schedagent.core.lesson import Antipattern, Lesson
 from schedagent.core.policy import Plan, PolicyInfo
 from schedagent.core.trial import Block, Hardware, Outcome, Verdict
+from schedagent.core.verification import VerificationReport
 from schedagent.core.workload import WorkloadCommand, WorkloadProfile
 
 
@@ -199,17 +200,17 @@ class PolicyRepository:
         with self._reading() as session:
             return list(session.scalars(query))
 
-    def save_verification(self, run_id: str, verification: VerificationRecord) -> None:
-        """Store what the verifier found out about a candidate."""
-        row = rows.verification_row(run_id, verification)
+    def save_verification(self, run_id: str, report: VerificationReport) -> None:
+        """Store what the verifier said of a candidate."""
         with self._writing() as session:
-            _save_once(session, row, f"the verification of {verification.candidate_key} in run {run_id}")
+            what = f"the verification of {report.candidate_key} in run {run_id}"
+            _save_once(session, rows.verification_row(run_id, report), what)
 
-    def verification(self, run_id: str, candidate_key: str) -> VerificationRecord | None:
-        """Return what the verifier found out about a candidate; None if it was not stored yet."""
+    def verification(self, run_id: str, candidate_key: str) -> VerificationReport | None:
+        """Return what the verifier said of a candidate; None if it was not stored yet."""
         with self._reading() as session:
             row = session.get(VerificationRow, (run_id, candidate_key))
-            return None if row is None else rows.verification(row)
+            return None if row is None else from_json(VerificationReport, row.report)
 
     def add_block(self, run_id: str, iteration: int, block: Block, *, argv: Sequence[str] = ()) -> None:
         """Store one block of samples, all or none of them; when this returns, they survive a crash.

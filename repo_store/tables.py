@@ -75,7 +75,7 @@ class CandidateRow(Base):
 
 
 class VerificationRow(Base):
-    """What the verifier found out about one candidate in one run. JSON: report."""
+    """What the verifier said of one candidate in one run. JSON: report, all of it; the rest is for queries."""
 
     __tablename__ = "verifications"
 

@@ -20,7 +20,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 import repo_store.engine
-from repo_store.records import RunStatus, VerificationRecord
+from repo_store.records import RunStatus
 from repo_store.search import INDEX_TABLE
 from repo_store.store import PolicyRepository
 from repo_store.tables import SCHEMA, Base
@@ -28,6 +28,7 @@ from schedagent.core.errors import RepositoryError, UsageError
 from schedagent.core.lesson import Antipattern
 from schedagent.core.policy import CandidatePolicy, Plan, PolicyInfo
 from schedagent.core.trial import DEFAULT_ARM, Block, Hardware, Outcome, Sample, Verdict
+from schedagent.core.verification import GateResult, GateStatus, VerificationReport
 from schedagent.core.workload import CommandStats, Goal, WorkloadClass, WorkloadCommand, WorkloadProfile
 
 ROOT = Path(__file__).parents[2]
@@ -154,14 +155,16 @@ class TestSteps:
         assert (repository.plan(run_id, 1), repository.plan(run_id, 2).candidates) == (PLAN, ())
 
     def test_verification(self, repository, run_id):
-        record = VerificationRecord(
-            CANDIDATE.key, "ab" * 32, "7.3.4", {"gates": [{"name": "load", "n": LARGEST}]}, "sat1"
+        gates = (
+            GateResult("load", GateStatus.PASSED, "120 instructions", 0.27),
+            GateResult("stress", GateStatus.FAILED, "stall"),
         )
+        report = VerificationReport("longest_first", CANDIDATE.key, "ab" * 32, "7.3.4", gates, "sat1.a.b")
         for _ in range(2):
-            repository.save_verification(run_id, record)
-            assert repository.verification(run_id, CANDIDATE.key) == record
+            repository.save_verification(run_id, report)
+            assert repository.verification(run_id, CANDIDATE.key) == report
         with pytest.raises(RepositoryError, match="the verification of"):
-            repository.save_verification(run_id, dataclasses.replace(record, token_text=""))
+            repository.save_verification(run_id, dataclasses.replace(report, token=""))
 
     def test_blocks(self, repository, run_id, path):
         for number in (1, 0, 2, 1):
