@@ -23,14 +23,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from statistics import median
 from typing import NamedTuple
 
 from schedagent.core.errors import UsageError, WorkloadFailed
 from schedagent.core.trial import DEFAULT_ARM, Block, Outcome, Sample, Verdict
+from schedagent.core.workload import Goal
 
 MINIMUM_PAIRS = 6
 """No claim from fewer: with n pairs of one sign the smallest two-sided p of a sign test is 2**(1-n); 6 give 0.03."""
+
+
+@dataclass(frozen=True)
+class TrialRules:
+    """When a trial may end.
+
+    Args:
+        minimum_effect: smallest relative change worth a claim.
+        confidence: of all intervals together.
+        minimum_pairs: no claim from fewer.
+        maximum_pairs: give up on precision after so many.
+    """
+
+    minimum_effect: float = 0.03
+    confidence: float = 0.95
+    minimum_pairs: int = MINIMUM_PAIRS
+    maximum_pairs: int = 12
 
 
 class ArmPairs(NamedTuple):
@@ -54,12 +73,13 @@ def pairs_of(blocks: Sequence[Block], arm: str, *, calibration_tolerance: float 
         blocks: all blocks of the trial, the warm-up included.
         arm: the candidate's key.
         calibration_tolerance: a pair counts as disturbed if the probe before either of its runs deviates by more
-            than this fraction from the median of all probes of the trial.
+            than this fraction from the median probe of the trial (runs that failed may have no probe and do not count).
 
     Raises:
         WorkloadFailed: a run under the default scheduler failed, so there is nothing to compare with.
     """
-    usual_ns = median([sample.calibration_ns for block in blocks for sample in block.samples] or [0])
+    whole = [sample for block in blocks for sample in block.samples if not sample.failure]
+    usual_ns = median([sample.calibration_ns for sample in whole] or [0])
     pairs: list[tuple[float, float]] = []
     failures: list[str] = []
     disturbed = 0
@@ -119,6 +139,38 @@ def judge(
         reason = f"the candidate's value is {_change(mean)} than the default's in {len(logs)} pairs"
     ratio, low, high = (math.exp(value) for value in (mean, mean - half_width, mean + half_width))
     return Verdict(outcome, ratio, low, high, level, len(logs), disturbed, reason)
+
+
+def judge_all(
+    blocks: Sequence[Block],
+    arms: Sequence[str],
+    goal: Goal,
+    rules: TrialRules,
+    *,
+    comparisons: int,
+) -> dict[str, Verdict]:
+    """Judge every candidate from the blocks at hand.
+
+    Args:
+        arms: keys of the candidates.
+        comparisons: how many candidates the correction counts, earlier ones of the same run included.
+    """
+    verdicts = {}
+    for arm in arms:
+        pairs, disturbed, failures = pairs_of(blocks, arm)
+        if failures:
+            verdicts[arm] = failed(failures, pairs=len(pairs), disturbed=disturbed)
+            continue
+        verdicts[arm] = judge(
+            pairs,
+            lower_is_better=goal.lower_is_better,
+            comparisons=comparisons,
+            confidence=rules.confidence,
+            minimum_effect=rules.minimum_effect,
+            minimum_pairs=rules.minimum_pairs,
+            disturbed=disturbed,
+        )
+    return verdicts
 
 
 def failed(failures: Sequence[str], *, pairs: int = 0, disturbed: int = 0) -> Verdict:

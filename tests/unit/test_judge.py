@@ -178,6 +178,11 @@ class TestPairs:
             "block 2: it ran into its time limit",
         )
 
+    def test_runs_that_failed_do_not_shift_the_usual_calibration(self):
+        dead = [run_of(f"dead{number}", 0, policy_exit="stall", calibration_ns=0) for number in range(3)]
+        blocks = [Block(number, (*block_of(number, 2, 1).samples, *dead)) for number in range(4)]
+        assert pairs_of(blocks, ARM) == (((2, 1),) * 3, 0, ())
+
     def test_failing_default_raises(self):
         block = Block(1, (run_of(ARM, 1), run_of(DEFAULT_ARM, 1, exit_status=2)))
         with pytest.raises(WorkloadFailed, match=r"block 1.*exit status 2"):
