@@ -197,7 +197,8 @@ class PrivateApt:
         return [*quiet, "install", "-y", "--no-install-recommends", *target, *packages]
 
     def _run(self, program: str, verb: str, *words: str, cwd: Path | None = None, timeout_s: float = 120) -> str:
-        argv = [program, *self._options, verb, *words]
+        # Without the machine's own status, or installed packages would look as if they were on offer.
+        argv = [program, *self._options, "-o", "Dir::State::status=/dev/null", verb, *words]
         done = proc.run(argv, timeout_s=timeout_s, cwd=cwd)
         if done.returncode != 0:
             raise apt_failure(f"{program} {verb} {' '.join(words)}".strip(), done.returncode, done.stderr, argv)

@@ -73,6 +73,13 @@ def load_settings(env: Mapping[str, str] | None = None, config_path: Path | None
     return Settings(**chosen, config_path=path)
 
 
+def workload_environment(env: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return the environment that a user's workload sees: this process's, without our own settings and secrets."""
+    env = os.environ if env is None else env
+    ours = {variable for variable, _accept in _OPTIONS.values()}
+    return {name: value for name, value in env.items() if name not in ours}
+
+
 def writable(directory: Path, variable: str = "SCHEDAGENT_CACHE") -> Path:
     """Create `directory` if need be, prove that a file can be written there, and return it.
 
@@ -119,7 +126,9 @@ def _from_environment(env: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _from_file(path: Path, must_exist: bool) -> dict[str, Any]:
-    if not must_exist and not path.exists():
+    if not path.exists():
+        if must_exist:
+            raise UsageError(f"configuration file {path} does not exist")
         return {}
     import tomllib
 

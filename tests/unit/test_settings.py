@@ -1,0 +1,126 @@
+"""Settings: precedence, refusal of what is not accepted, and the folder check."""
+
+from __future__ import annotations
+
+import errno
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from schedagent.core import settings as module
+from schedagent.core.errors import SetupError, UsageError
+from schedagent.core.settings import load_settings, writable
+
+
+def test_defaults_follow_the_base_directory_specification() -> None:
+    plain = load_settings({"HOME": "/home/a"})
+    assert (plain.cache_dir, plain.state_dir) == (
+        Path("/home/a/.cache/schedagent"),
+        Path("/home/a/.local/state/schedagent"),
+    )
+    moved = load_settings({"HOME": "/home/a", "XDG_CACHE_HOME": "/c", "XDG_STATE_HOME": "relative"})
+    assert (moved.cache_dir, moved.state_dir) == (Path("/c/schedagent"), Path("/home/a/.local/state/schedagent"))
+
+
+def test_environment_wins_over_the_file(tmp_path: Path) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text('cache_dir = "/from/file"\nvm_cpus = 4\nmodel_name = "small"\n')
+    chosen = load_settings({"HOME": "/h", "SCHEDAGENT_CACHE": "/from/env", "SCHEDAGENT_STATE": ""}, config)
+    assert (chosen.cache_dir, chosen.vm_cpus, chosen.model_name) == (Path("/from/env"), 4, "small")
+    assert chosen.state_dir == Path("/h/.local/state/schedagent")
+
+
+def test_user_file_is_found_through_xdg(tmp_path: Path) -> None:
+    folder = tmp_path / "schedagent"
+    folder.mkdir()
+    (folder / "config.toml").write_text("vm_memory_mib = 1024\n")
+    assert load_settings({"HOME": "/h", "XDG_CONFIG_HOME": str(tmp_path)}).vm_memory_mib == 1024
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "accepted"),
+    [
+        ("SCHEDAGENT_VM_CPUS", "0", "from 1 to 256"),
+        ("SCHEDAGENT_VM_CPUS", "two", "from 1 to 256"),
+        ("SCHEDAGENT_VM_MEMORY_MIB", "-512", "from 256"),
+        ("SCHEDAGENT_KERNEL", "../../etc", "uname -r"),
+        ("SCHEDAGENT_KERNEL", "-o", "uname -r"),
+        ("OPENAI_BASE_URL", "file:///etc/passwd", "http://"),
+    ],
+)
+def test_bad_environment_value_is_named(variable: str, value: str, accepted: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        load_settings({"HOME": "/h", variable: value})
+    assert f"{variable}={value!r}" in caught.value.message
+    assert accepted in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("vm_cpu = 2\n", "unknown key 'vm_cpu'"),
+        ("vm_cpus = true\n", "vm_cpus = True"),
+        ("vm_cpus = 2.5\n", "vm_cpus = 2.5"),
+        ("cache_dir = 1\n", "cache_dir = 1"),
+        ("vm_cpus = \n", "is not TOML"),
+    ],
+)
+def test_bad_file_is_named(tmp_path: Path, text: str, message: str) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text(text)
+    with pytest.raises(UsageError) as caught:
+        load_settings({"HOME": "/h"}, config)
+    assert message in caught.value.message
+    assert str(config) in caught.value.message
+
+
+def test_named_file_must_exist(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="does not exist"):
+        load_settings({"HOME": "/h"}, tmp_path / "none.toml")
+
+
+def test_secret_is_shown_nowhere(tmp_path: Path) -> None:
+    assert "s3cret" not in repr(load_settings({"HOME": "/h", "OPENAI_API_KEY": "s3cret"}))
+    config = tmp_path / "config.toml"
+    config.write_text("model_api_key = 53219\n")
+    with pytest.raises(UsageError) as caught:
+        load_settings({"HOME": "/h"}, config)
+    assert "53219" not in str(caught.value)
+
+
+def test_writable_makes_the_folder(tmp_path: Path) -> None:
+    assert writable(tmp_path / "a/b") == tmp_path / "a/b"
+    assert (tmp_path / "a/b").is_dir()
+    assert list((tmp_path / "a/b").iterdir()) == []
+
+
+def test_folder_below_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SetupError, match="cannot be used") as caught:
+        writable(tmp_path / "file/cache")
+    assert "SCHEDAGENT_CACHE" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("number", "message"), [(errno.EROFS, "read-only"), (errno.EACCES, "read-only"), (errno.ENOSPC, "no space is left")]
+)
+def test_read_only_and_full_folders_are_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, message: str
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, "refused")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    with pytest.raises(SetupError) as caught:
+        writable(tmp_path, "SCHEDAGENT_STATE")
+    assert message in caught.value.message
+    assert "SCHEDAGENT_STATE" in caught.value.hint
+
+
+def test_import_is_light() -> None:
+    code = "import sys, schedagent.core.settings; print('tempfile' in sys.modules, 'tomllib' in sys.modules)"
+    root = Path(module.__file__).parents[2]
+    done = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, cwd=root, check=True)
+    assert done.stdout.split() == ["False", "False"]
