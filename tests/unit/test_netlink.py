@@ -53,7 +53,15 @@ def taskstats(version: int, **values: int | bytes) -> bytes:
     put("ac_etime", 8, 8)
     for name in ("ac_utime", "ac_stime", "ac_minflt", "ac_majflt", "coremem", "virtmem", "hiwater_rss", "hiwater_vm"):
         put(name, 8)
-    for name in ("read_char", "write_char", "read_syscalls", "write_syscalls", "read_bytes", "write_bytes", "cancelled"):
+    for name in (
+        "read_char",
+        "write_char",
+        "read_syscalls",
+        "write_syscalls",
+        "read_bytes",
+        "write_bytes",
+        "cancelled",
+    ):
         put(name, 8)
     for name in ("nvcsw", "nivcsw", "ac_utimescaled", "ac_stimescaled", "cpu_scaled_run_real_total"):
         put(name, 8)
