@@ -7,12 +7,13 @@ Two profiles: *sealed* machines see nothing of the host and are where untrusted 
 from __future__ import annotations
 
 import base64
+import fcntl
 import logging
 import math
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -52,8 +53,8 @@ class LabPolicy:
             name=self.artifact.name,
             object_base64=base64.b64encode(self.artifact.object_bytes).decode(),
             tunables=dict(self.candidate.tunables),
-            history=[list(pair) for pair in self.candidate.history],
-            classes=[list(pair) for pair in self.candidate.classes],
+            history=list(self.candidate.history),
+            classes=list(self.candidate.classes),
         )
 
 
@@ -65,14 +66,28 @@ class VmLab:
         snapshots: where booted machines are kept.
         cpus, memory_mib: size of the machines.
         kvm: whether KVM was proved to work.
+        environment: variables that workloads see; never stored.
+        lock: file that is locked while a workload is measured, so that two runs do not disturb each other.
     """
 
-    def __init__(self, kernel: KernelImage, snapshots: SnapshotStore, *, cpus: int, memory_mib: int, kvm: bool) -> None:
+    def __init__(
+        self,
+        kernel: KernelImage,
+        snapshots: SnapshotStore,
+        *,
+        cpus: int,
+        memory_mib: int,
+        kvm: bool,
+        environment: Mapping[str, str],
+        lock: Path,
+    ) -> None:
         self.kernel = kernel
         self.cpus = cpus
         self.memory_mib = memory_mib
         self.kvm = kvm
+        self.environment = dict(environment)
         self._snapshots = snapshots
+        self._lock = lock
 
     @property
     def hardware(self) -> Hardware:
@@ -134,12 +149,24 @@ class VmLab:
 
     @contextmanager
     def session(self, workload: WorkloadCommand) -> Iterator[TrialSession]:
-        """One hostfs machine in which runs of a workload follow each other."""
+        """One hostfs machine in which runs of a workload follow each other; one session at a time on this host."""
         session = TrialSession(self, workload)
-        try:
-            yield session
-        finally:
-            session.close()
+        with self._measuring():
+            try:
+                yield session
+            finally:
+                session.close()
+
+    @contextmanager
+    def _measuring(self) -> Iterator[None]:
+        """Wait until no other process measures here."""
+        with self._lock.open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                log.warning("another schedagent is measuring on this machine; waiting, so as not to disturb it")
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
 
 class TrialSession:
@@ -185,7 +212,7 @@ class TrialSession:
             command=workload.command,
             directory=workload.directory,
             prepare=workload.prepare,
-            environment=dict(workload.environment),
+            environment=self._lab.environment,
             timeout_s=workload.timeout_s,
             uid=os.getuid(),
             gid=os.getgid(),

@@ -1,18 +1,18 @@
 """Every error schedagent raises on purpose.
 
-    SchedagentError                 message + hint: what failed with values, and what to do next
-    ├── UsageError                  the user's input cannot be used           (exit status 64)
-    │   ├── TunableError            a tunable that does not exist or is out of range
-    │   └── MetricError             the metric expression found no number in the workload's output
-    ├── SetupError                  a tool, kernel or folder is missing or unusable
-    ├── PolicyError                 this policy cannot be used
-    │   ├── CompileError            clang refused the source
-    │   └── KernelRejected          the kernel refused to load or to attach it
-    ├── BpfError                    a libbpf call failed (errno and libbpf's own log)
-    ├── WorkloadFailed              the workload failed under the default scheduler
-    ├── VmLost                      the micro-VM died, hung or panicked: neither a pass nor a failure
-    ├── RepositoryError             the policy repository cannot be read or written
-    └── TokenError                  a deployment token is malformed, forged, expired or for something else
+SchedagentError                 message + hint: what failed with values, and what to do next
+├── UsageError                  the user's input cannot be used           (exit status 2)
+│   ├── TunableError            a tunable that does not exist or is out of range
+│   └── MetricError             the metric expression found no number in the workload's output
+├── SetupError                  a tool, kernel or folder is missing or unusable
+├── PolicyError                 this policy cannot be used
+│   ├── CompileError            clang refused the source
+│   └── KernelRejected          the kernel refused to load or to attach it
+├── BpfError                    a libbpf call failed (errno and libbpf's own log)
+├── WorkloadFailed              the workload failed under the default scheduler
+├── VmLost                      the micro-VM died, hung or panicked: neither a pass nor a failure
+├── RepositoryError             the policy repository cannot be read or written
+└── TokenError                  a deployment token is malformed, forged, expired or for something else
 """
 
 from __future__ import annotations

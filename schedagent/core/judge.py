@@ -49,7 +49,7 @@ class TrialRules:
     minimum_effect: float = 0.03
     confidence: float = 0.95
     minimum_pairs: int = MINIMUM_PAIRS
-    maximum_pairs: int = 12
+    maximum_pairs: int = 20
 
 
 class ArmPairs(NamedTuple):

@@ -39,7 +39,7 @@ def run(
 
 
 def start(
-    argv: Sequence[Argument], *, stdin: int | None = subprocess.DEVNULL, output: int | None = None, pass_fds: Sequence[int] = ()
+    argv: Sequence[Argument], *, output: int | None = None, pass_fds: Sequence[int] = ()
 ) -> subprocess.Popen[bytes]:
     """Start a long-running command in a session of its own, so that Ctrl-C reaches only us; the caller ends it.
 
@@ -54,7 +54,12 @@ def start(
     target = subprocess.DEVNULL if output is None else output
     try:
         return subprocess.Popen(
-            words, stdin=stdin, stdout=target, stderr=target, start_new_session=True, pass_fds=tuple(pass_fds)
+            words,
+            stdin=subprocess.DEVNULL,
+            stdout=target,
+            stderr=target,
+            start_new_session=True,
+            pass_fds=tuple(pass_fds),
         )
     except FileNotFoundError:
         raise SetupError(f"{words[0]} is not installed", "run: make setup") from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Self
 
@@ -33,7 +33,6 @@ class WorkloadCommand:
         prepare: shell command run, untimed, before each trial; empty for none.
         metric: regular expression whose first group is a number in the output; empty means wall time in seconds.
         timeout_s: longest time one run may take.
-        environment: variables the command sees.
     """
 
     command: str
@@ -42,11 +41,10 @@ class WorkloadCommand:
     prepare: str = ""
     metric: str = ""
     timeout_s: float = 900.0
-    environment: tuple[tuple[str, str], ...] = field(default=(), repr=False)
 
     @property
     def key(self) -> str:
-        """A stable name for "the same workload": hex digest of all that defines the work, not the environment."""
+        """A stable name for "the same workload": hex digest of all that defines the work."""
         parts = [self.command, self.directory, self.goal.value, self.prepare, self.metric]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 

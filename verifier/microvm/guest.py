@@ -13,7 +13,6 @@ import json
 import os
 import select
 import signal
-import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from kernel_bpf import linux
+from kernel_bpf.libbpf import libbpf
 from kernel_bpf.sched_ext import ExitInfo, LoadedPolicy, kernel_state
 from schedagent.core.errors import SchedagentError
 from verifier import stress
@@ -46,11 +46,18 @@ def main() -> None:
         linux.load_module(module)
     os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(_PRIORITY))
     port = open_port()
+    warm_up()
     gc.freeze()
     send(port, {"answer": {"ready": True}})
     for line in lines(port):
         send(port, respond(line))
         reap()
+
+
+def warm_up() -> None:
+    """Load what the first job would otherwise load; also tells the image builder which files the agent needs."""
+    libbpf()
+    traceback.format_exc()
 
 
 def mount_system() -> None:
@@ -236,8 +243,7 @@ def calibrate() -> int:
 
 def load(policy: jobs.PolicyLoad) -> LoadedPolicy:
     """Give a policy to the kernel's verifier."""
-    history = dict(map(tuple, policy.history))
-    classes = dict(map(tuple, policy.classes))
+    history, classes = dict(policy.history), dict(policy.classes)
     return LoadedPolicy.load(policy.object_bytes, policy.name, policy.tunables, history, classes)
 
 
@@ -336,4 +342,4 @@ HANDLERS: dict[str, Callable[[Any], jobs.Message | None]] = {
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    sys.exit(main())
+    main()

@@ -11,7 +11,6 @@ import functools
 import hashlib
 import json
 import logging
-import lzma
 import os
 import shutil
 import sys
@@ -21,11 +20,9 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import zstandard
-
 from schedagent.core import proc
 from schedagent.core.errors import SetupError
-from verifier.microvm.kernels import KernelImage, module_closure
+from verifier.microvm.kernels import KernelImage, module_closure, read_module
 from verifier.microvm.machine import KERNEL_ARGUMENTS, Machine, MachineSpec
 
 log = logging.getLogger(__name__)
@@ -37,8 +34,8 @@ _PACKAGES_ROOT = Path(__file__).resolve().parents[2]
 _LIST_FILES = """
 import json, sys
 sys.path.insert(0, {root!r})
-import verifier.microvm.guest
-from kernel_bpf import libbpf
+from verifier.microvm import guest
+guest.warm_up()
 maps = [line.split(maxsplit=5)[5].strip() for line in open("/proc/self/maps") if "/" in line]
 modules = [module.__spec__.origin for module in sys.modules.values() if getattr(module, "__spec__", None)]
 print(json.dumps(sorted({{path for path in maps + modules if path and path.startswith("/")}})))
@@ -92,25 +89,24 @@ def agent_entries() -> tuple[Entry, ...]:
         if path.is_relative_to(_PACKAGES_ROOT):
             entries.append(Entry(f"/agent/{path.relative_to(_PACKAGES_ROOT)}", 0o100644, path.read_bytes()))
         else:
-            entries.append(Entry(os.path.realpath(name), 0o100755, path.read_bytes()))
-            entries += library_links(path)
+            entries.append(Entry(str(path.resolve()), 0o100755, path.read_bytes()))
+            entries += library_links(path.resolve())
     entries += [
-        Entry(link, 0o120777, os.readlink(link).encode()) for link in ("/lib", "/lib64") if Path(link).is_symlink()
+        Entry(link, 0o120777, bytes(Path(link).readlink())) for link in ("/lib", "/lib64") if Path(link).is_symlink()
     ]
     return with_directories(entries)
 
 
 def library_links(library: Path) -> list[Entry]:
-    """The symbolic links beside a shared library under which the dynamic loader looks for it."""
+    """The symbolic links to a shared library beside it (or in /usr/lib64): the dynamic loader looks for those names."""
     if ".so" not in library.name:
         return []
-    links = [path for path in library.parent.glob(library.name.partition(".so")[0] + ".so*") if path.is_symlink()]
-    if library.name.startswith("ld-linux"):
-        links += [path for path in Path("/usr/lib64").glob("ld-linux*") if path.is_symlink()]
+    folders = [library.parent, *(folder for folder in [Path("/usr/lib64")] if folder.is_dir())]
     return [
-        Entry(f"{path.parent}/{path.name}", 0o120777, os.readlink(path).encode())
-        for path in links
-        if path.resolve() == library.resolve()
+        Entry(str(path), 0o120777, bytes(path.readlink()))
+        for folder in folders
+        for path in folder.iterdir()
+        if ".so" in path.name and path.is_symlink() and path.resolve() == library
     ]
 
 
@@ -125,20 +121,10 @@ def with_directories(entries: Sequence[Entry]) -> tuple[Entry, ...]:
 def build_initrd(kernel: KernelImage) -> bytes:
     """The initramfs for a kernel: the agent and the modules for 9p and overlay, uncompressed, in load order."""
     modules = [
-        Entry(f"/modules/{number:02}-{path.name.partition('.')[0]}.ko", 0o100644, decompressed(path))
+        Entry(f"/modules/{number:02}-{path.name.partition('.')[0]}.ko", 0o100644, read_module(path))
         for number, path in enumerate(module_closure(kernel, GUEST_MODULES))
     ]
     return newc([*agent_entries(), Entry("/modules", 0o40755), *modules])
-
-
-def decompressed(path: Path) -> bytes:
-    """The content of a kernel module, whatever it is packed with."""
-    content = path.read_bytes()
-    if path.suffix == ".xz":
-        return lzma.decompress(content)
-    if path.suffix == ".zst":
-        return zstandard.ZstdDecompressor().decompressobj().decompress(content)
-    return content
 
 
 class SnapshotStore:
@@ -183,7 +169,9 @@ class SnapshotStore:
             self.folder.mkdir(parents=True, exist_ok=True)
             file = (self.folder / f"{key}.lock").open("w")
         except OSError as error:
-            raise SetupError(f"cannot write to the cache folder: {error}", "set SCHEDAGENT_CACHE to a folder of yours")
+            raise SetupError(
+                f"cannot write to the cache folder: {error}", "set SCHEDAGENT_CACHE to a folder of yours"
+            ) from None
         with file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
@@ -208,7 +196,9 @@ class SnapshotStore:
             partial.rename(place / "manifest.json")
         except OSError as error:
             shutil.rmtree(place, ignore_errors=True)
-            raise SetupError(f"cannot build the VM snapshot: {error}", f"needs about 300 MB free in {self.folder}")
+            raise SetupError(
+                f"cannot build the VM snapshot: {error}", f"needs about 300 MB free in {self.folder}"
+            ) from None
         except BaseException:
             shutil.rmtree(place, ignore_errors=True)
             raise

@@ -52,8 +52,8 @@ class PolicyLoad(Message):
     name: str
     object_base64: str
     tunables: dict[str, int]
-    history: list[list[int]]
-    classes: list[list[int]]
+    history: list[tuple[int, int]]
+    classes: list[tuple[int, int]]
 
     @property
     def object_bytes(self) -> bytes:

@@ -1,0 +1,187 @@
+"""The Execution agent: takes candidates through the verifier, then measures them against the default scheduler.
+
+Every finished step is in the repository before the next begins (a verification, a block of runs), so a run that was
+cut short continues behind the last of them.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Protocol
+
+from schedagent.core.errors import KernelRejected, VmLost
+from schedagent.core.judge import TrialRules, judge_all, precise_enough
+from schedagent.core.policy import CandidatePolicy, PolicyInfo
+from schedagent.core.trial import DEFAULT_ARM, Block, Outcome, Sample
+from schedagent.core.verification import VerificationReport, Verified
+from schedagent.core.workload import WorkloadCommand
+from verifier.lab import LabPolicy
+
+log = logging.getLogger(__name__)
+
+
+class Runs(Protocol):
+    """A lab session: see verifier.lab.TrialSession."""
+
+    def run_default(self) -> Sample: ...
+
+    def run_candidate(self, policy: LabPolicy) -> Sample: ...
+
+
+class Lab(Protocol):
+    """See verifier.lab.VmLab."""
+
+    def session(self, workload: WorkloadCommand) -> AbstractContextManager[Runs]: ...
+
+
+class Verifier(Protocol):
+    """See verifier.pipeline.Verifier."""
+
+    def verify(self, candidate: CandidatePolicy, info: PolicyInfo) -> Verified: ...
+
+
+class Notebook(Protocol):
+    """Where this agent writes every finished step of one iteration of one run."""
+
+    def verification(self, candidate_key: str) -> VerificationReport | None: ...
+
+    def save_verification(self, report: VerificationReport) -> None: ...
+
+    def blocks(self) -> Sequence[Block]: ...
+
+    def add_block(self, block: Block) -> None: ...
+
+
+class Reporter(Protocol):
+    """Tells the user how far the work is."""
+
+    def step(self, text: str) -> None: ...
+
+    def count(self, text: str, done: int, total: int) -> None: ...
+
+
+@dataclass(frozen=True)
+class Execution:
+    """The agent and its collaborators.
+
+    Args:
+        out_of_time: whether the run's budget is used up; asked between runs.
+    """
+
+    verifier: Verifier
+    lab: Lab
+    library: Mapping[str, PolicyInfo]
+    reporter: Reporter
+    out_of_time: Callable[[], bool]
+    rules: TrialRules
+
+    def execute(
+        self,
+        workload: WorkloadCommand,
+        candidates: Sequence[CandidatePolicy],
+        notebook: Notebook,
+        *,
+        seed: int,
+        comparisons: int,
+    ) -> None:
+        """Verify each candidate, then measure those that passed. What was done before is not done again.
+
+        Args:
+            seed: decides the order of runs inside each block.
+            comparisons: how many candidates the correction counts.
+
+        Raises:
+            WorkloadFailed: the workload fails under the default scheduler.
+            VmLost: a machine was lost twice while the default scheduler ran.
+        """
+        policies = [policy for candidate in candidates if (policy := self._verified(candidate, notebook))]
+        if policies and not self.out_of_time():
+            Trial(self, workload, policies, notebook, seed, comparisons).run()
+
+    def _verified(self, candidate: CandidatePolicy, notebook: Notebook) -> LabPolicy | None:
+        """Return the candidate ready to run, None if a gate closed."""
+        known = notebook.verification(candidate.key)
+        if known and not known.passed:
+            return None
+        self.reporter.step(f"verifying {candidate.label}")
+        verified = self.verifier.verify(candidate, self.library[candidate.policy])
+        if known is None:
+            notebook.save_verification(verified.report)
+        if not verified.report.passed or verified.artifact is None:
+            return None
+        return LabPolicy(candidate, verified.artifact)
+
+
+class Trial:
+    """Blocks of interleaved runs until every candidate is decided, or the pairs or the time are used up."""
+
+    def __init__(
+        self,
+        agent: Execution,
+        workload: WorkloadCommand,
+        policies: Sequence[LabPolicy],
+        notebook: Notebook,
+        seed: int,
+        comparisons: int,
+    ) -> None:
+        self._agent = agent
+        self._workload = workload
+        self._policies = {policy.candidate.key: policy for policy in policies}
+        self._notebook = notebook
+        self._seed = seed
+        self._comparisons = comparisons
+        self._blocks = list(notebook.blocks())
+        self._lost: set[str] = set()
+
+    def run(self) -> None:
+        """Measure; block 0 is the warm-up and is kept but never compared."""
+        with self._agent.lab.session(self._workload) as runs:
+            for number in range(len(self._blocks), self._agent.rules.maximum_pairs + 1):
+                open_arms = self._open_arms()
+                if not open_arms or self._agent.out_of_time():
+                    return
+                self._agent.reporter.count("measuring", number, self._agent.rules.maximum_pairs + 1)
+                block = Block(number, tuple(self._run_block(runs, number, open_arms)))
+                self._notebook.add_block(block)
+                self._blocks.append(block)
+
+    def _open_arms(self) -> list[str]:
+        """Candidates that neither failed nor are decided nor lost their machine."""
+        rules = self._agent.rules
+        verdicts = judge_all(
+            self._blocks, list(self._policies), self._workload.goal, rules, comparisons=self._comparisons
+        )
+        return [
+            arm
+            for arm, verdict in verdicts.items()
+            if arm not in self._lost
+            and not (verdict.outcome is Outcome.FAILED or precise_enough(verdict, rules.minimum_effect))
+        ]
+
+    def _run_block(self, runs: Runs, number: int, arms: Sequence[str]) -> list[Sample]:
+        """One run of the default and of each open candidate, in an order drawn from the seed."""
+        order = [DEFAULT_ARM, *arms]
+        random.Random(f"{self._seed}:{number}").shuffle(order)
+        samples = [self._run_arm(runs, arm) for arm in order]
+        return [sample for sample in samples if sample]
+
+    def _run_arm(self, runs: Runs, arm: str) -> Sample | None:
+        """One run; None if the candidate lost its machine twice, which is neither a pass nor a failure."""
+        if arm == DEFAULT_ARM:
+            return runs.run_default()
+        policy = self._policies[arm]
+        started_at = datetime.now(UTC).isoformat()
+        try:
+            return runs.run_candidate(policy)
+        except KernelRejected as error:
+            return Sample(arm, 0.0, 0, 0, None, started_at, 0, policy_exit=error.message)
+        except VmLost as error:
+            log.warning("%s lost its machine twice and is left out: %s", policy.candidate.label, error.message)
+            self._agent.reporter.step(f"{policy.candidate.label}: the VM was lost twice; nothing is claimed about it")
+            self._lost.add(arm)
+            return None

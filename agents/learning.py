@@ -1,0 +1,73 @@
+"""The Learning agent: turns what was measured into verdicts, lessons and antipatterns, and decides whether to go on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from schedagent.core.judge import failed
+from schedagent.core.lesson import Antipattern
+from schedagent.core.policy import CandidatePolicy
+from schedagent.core.trial import Outcome, Verdict
+from schedagent.core.verification import VerificationReport
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """What one iteration taught.
+
+    Args:
+        verdicts: by candidate key, for every candidate of the plan.
+        antipatterns: candidates not to be planned again.
+    """
+
+    verdicts: Mapping[str, Verdict]
+    antipatterns: tuple[Antipattern, ...]
+
+
+def learn(
+    candidates: Sequence[CandidatePolicy],
+    reports: Mapping[str, VerificationReport],
+    measured: Mapping[str, Verdict],
+    *,
+    workload_key: str,
+    hardware_key: str,
+) -> Lessons:
+    """Draw the lessons of one iteration.
+
+    Args:
+        reports: verification reports by candidate key; a candidate without one was not reached.
+        measured: verdicts by candidate key from the blocks.
+        workload_key, hardware_key: what the lessons hold for.
+    """
+    verdicts: dict[str, Verdict] = {}
+    antipatterns: list[Antipattern] = []
+    for candidate in candidates:
+        report = reports.get(candidate.key)
+        gate = report.failure if report else None
+        verdict = measured[candidate.key]
+        if gate:
+            verdict = failed([f"gate {gate.gate!r} closed: {gate.detail}"])
+            antipatterns.append(_antipattern(candidate, "", hardware_key, gate.gate, gate.detail))
+        elif verdict.outcome is Outcome.FAILED:
+            antipatterns.append(_antipattern(candidate, workload_key, hardware_key, "trial", verdict.reason))
+        verdicts[candidate.key] = verdict
+    return Lessons(verdicts, tuple(antipatterns))
+
+
+def _antipattern(
+    candidate: CandidatePolicy, workload_key: str, hardware_key: str, gate: str, reason: str
+) -> Antipattern:
+    now = datetime.now(UTC).isoformat()
+    return Antipattern(
+        candidate.policy, candidate.key, candidate.tunables, workload_key, hardware_key, gate, reason, now
+    )
+
+
+def best(verdicts: Mapping[str, Verdict], *, lower_is_better: bool) -> str | None:
+    """Return the key of the candidate that is better than the default by most; None if none is."""
+    better = {key: verdict for key, verdict in verdicts.items() if verdict.outcome is Outcome.BETTER}
+    if not better:
+        return None
+    return min(better, key=lambda key: better[key].ratio if lower_is_better else -better[key].ratio)

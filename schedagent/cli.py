@@ -1,0 +1,296 @@
+"""The command line. Thin: it reads arguments, calls the wiring, prints, and turns errors into exit statuses.
+
+Heavy imports stay inside the commands, so that `schedagent --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from schedagent import __version__
+from schedagent.core.errors import SchedagentError, UsageError
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_NO = 3
+EXIT_INTERRUPTED = 130
+
+EPILOG = (
+    "Exit status: 0 something better was found (or the command did its work), 1 it failed, 2 bad usage, "
+    "3 the answer is no: nothing better than the default scheduler, or the policy was rejected, "
+    "130 stopped by Ctrl-C."
+)
+
+app = typer.Typer(
+    help="Find, prove and run a better CPU scheduling policy for the work this machine really does.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+runs_app = typer.Typer(help="Look at earlier runs.", no_args_is_help=True, rich_markup_mode=None)
+policies_app = typer.Typer(help="Look at the policy library.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(runs_app, name="runs")
+app.add_typer(policies_app, name="policies")
+
+Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON on stdout.")]
+
+
+@app.callback(invoke_without_command=True)
+def options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log every command that is run.")] = False,
+) -> None:
+    """Options that stand before the command."""
+    logging.basicConfig(level=logging.DEBUG if verbose else logging.WARNING, format="%(levelname)s: %(message)s")
+    if version:
+        typer.echo(f"schedagent {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def optimize(
+    workload: Annotated[str, typer.Option(help='The command to optimise, for example "make -j".')],
+    directory: Annotated[Path, typer.Option("--dir", help="Where to run it.")] = Path(),
+    goal: Annotated[str, typer.Option(help="makespan (wall time), latency or throughput.")] = "makespan",
+    prepare: Annotated[str, typer.Option(help="Command run before each trial, untimed.")] = "",
+    metric: Annotated[str, typer.Option(help="Regular expression whose group is a number in the output.")] = "",
+    iterations: Annotated[int, typer.Option(min=1, max=100, help="Most plans to try.")] = 2,
+    candidates: Annotated[int, typer.Option(min=1, max=8, help="Most candidates per plan.")] = 3,
+    budget_minutes: Annotated[float, typer.Option(min=0.1, help="Begin no new trial after this long.")] = 30.0,
+    timeout: Annotated[float, typer.Option(min=1.0, help="Longest time one run may take, in seconds.")] = 900.0,
+    as_json: Json = False,
+) -> None:
+    """Observe a workload, try policies on it in the micro-VM, and say whether one is better than the default."""
+
+    def command() -> int:
+        from schedagent.core.judge import TrialRules
+        from schedagent.options import RunOptions
+        from schedagent.progress import reporter
+        from schedagent.wiring import start_run
+
+        job = read_workload(workload, directory, goal, prepare, metric, timeout)
+        chosen = RunOptions(iterations, budget_minutes * 60, candidates, TrialRules())
+        return show_report(start_run(settings(), job, chosen, reporter()), as_json)
+
+    guarded(command)
+
+
+@app.command()
+def resume(
+    run: Annotated[str, typer.Argument(help="Id of a run that was cut short (see: schedagent runs list).")],
+    as_json: Json = False,
+) -> None:
+    """Go on with a run that was stopped or killed, behind its last finished step."""
+
+    def command() -> int:
+        from schedagent.progress import reporter
+        from schedagent.wiring import resume_run
+
+        return show_report(resume_run(settings(), run, reporter()), as_json)
+
+    guarded(command)
+
+
+@runs_app.command("list")
+def runs_list(as_json: Json = False) -> None:
+    """List runs, newest first."""
+
+    def command() -> int:
+        from schedagent.listing import show_runs
+        from schedagent.wiring import open_repository
+
+        with open_repository(settings()) as repository:
+            show_runs(repository.list_runs(), as_json)
+        return 0
+
+    guarded(command)
+
+
+@runs_app.command("show")
+def runs_show(run: Annotated[str, typer.Argument(help="Id of the run.")], as_json: Json = False) -> None:
+    """Show what a run found so far."""
+
+    def command() -> int:
+        from schedagent.report import build_report
+        from schedagent.wiring import open_repository
+
+        with open_repository(settings()) as repository:
+            record = repository.run(run)
+            report = record.report or build_report(repository, run)
+        show_report(report, as_json)
+        if not as_json and record.report is None:
+            typer.echo(f"This run is not finished (status: {record.status.value}). Go on: schedagent resume {run}")
+        return 0
+
+    guarded(command)
+
+
+@policies_app.command("list")
+def policies_list(as_json: Json = False) -> None:
+    """List the policies of the library."""
+
+    def command() -> int:
+        from kernel_bpf.library import load_library
+        from schedagent.listing import show_policies
+
+        show_policies(list(load_library().values()), as_json)
+        return 0
+
+    guarded(command)
+
+
+@policies_app.command("show")
+def policies_show(name: Annotated[str, typer.Argument(help="Name of the policy.")], as_json: Json = False) -> None:
+    """Show one policy: what it is for, how it decides, its tunables, when it loses."""
+
+    def command() -> int:
+        from kernel_bpf.library import find_policy
+        from schedagent.listing import show_policy
+
+        show_policy(find_policy(name), as_json)
+        return 0
+
+    guarded(command)
+
+
+@policies_app.command("search")
+def policies_search(
+    text: Annotated[list[str], typer.Argument(help="What to look for.")], as_json: Json = False
+) -> None:
+    """Search policies by what they are for and what they were good at."""
+
+    def command() -> int:
+        from schedagent.listing import show_matches
+        from schedagent.wiring import open_repository
+
+        with open_repository(settings()) as repository:
+            matches = repository.search_policies(" ".join(text))
+        show_matches(matches, as_json)
+        return 0 if matches else EXIT_NO
+
+    guarded(command)
+
+
+@app.command()
+def verify(
+    file: Annotated[Path, typer.Argument(help="Policy source, FILE.bpf.c.")],
+    include: Annotated[list[Path] | None, typer.Option(help="Folder with headers of the source.")] = None,
+    tunables: Annotated[list[str] | None, typer.Option("--set", help="tunable=value; may be repeated.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Take one policy through every gate of the verifier; print each gate's result and, if all passed, the token."""
+
+    def command() -> int:
+        from schedagent.listing import GatePrinter, show_verification
+        from schedagent.verification import verify_file
+
+        printer = GatePrinter(quiet=as_json)
+        report = verify_file(settings(), file, tuple(include or ()), tuple(tunables or ()), printer)
+        show_verification(report, as_json)
+        return 0 if report.passed else EXIT_NO
+
+    guarded(command)
+
+
+@app.command()
+def doctor(
+    bench: Annotated[
+        bool, typer.Option("--bench", help="Also restore a VM 20 times and print how long it takes.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Say what is there, what is missing, what follows from it, and the command that mends it."""
+
+    def command() -> int:
+        from rich.console import Console
+
+        from schedagent import doctor as examination
+
+        found = settings()
+        findings = examination.examine(found)
+        if bench:
+            from schedagent.wiring import open_lab
+
+            findings = [*findings, examination.restore_bench(open_lab(found))]
+        if as_json:
+            print_json(examination.to_json(findings))
+        else:
+            Console().print(examination.render(findings))
+        return EXIT_FAILED if any(finding.status == "missing" for finding in findings) else 0
+
+    guarded(command)
+
+
+def settings() -> Any:
+    """Read the settings; lazily, as everything the commands need."""
+    from schedagent.core.settings import load_settings
+
+    return load_settings()
+
+
+def read_workload(command: str, directory: Path, goal: str, prepare: str, metric: str, timeout_s: float) -> Any:
+    """Check what the user typed and return the workload; raise UsageError with what to do."""
+    from schedagent.intake import read_workload as read
+
+    return read(command, directory, goal, prepare, metric, timeout_s)
+
+
+def show_report(report: Any, as_json: bool) -> int:
+    """Print a run's report and return the exit status that says whether something better was found."""
+    if as_json:
+        print_json(report)
+    else:
+        from rich.console import Console
+
+        from schedagent.report import render
+
+        render(report, Console())
+    return 0 if report["best"] else EXIT_NO
+
+
+def print_json(value: Any) -> None:
+    """Print JSON on stdout."""
+    typer.echo(json.dumps(value, indent=2, allow_nan=False))
+
+
+def guarded(command: Callable[[], int]) -> NoReturn:
+    """Run a command, turn what goes wrong into a message on stderr, and exit with the status of EPILOG."""
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        status = command()
+        sys.stdout.flush()
+    except UsageError as error:
+        status = complain(error, EXIT_USAGE)
+    except SchedagentError as error:
+        status = complain(error, EXIT_FAILED)
+    except KeyboardInterrupt as stop:
+        typer.echo(f"\nstopped. {stop}", err=True)
+        status = EXIT_INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        status = EXIT_FAILED
+    raise SystemExit(status)
+
+
+def complain(error: SchedagentError, status: int) -> int:
+    """Print an error with its hint."""
+    typer.echo(f"error: {error.message}", err=True)
+    if error.hint:
+        typer.echo(f"hint: {error.hint}", err=True)
+    return status
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app(prog_name="schedagent")

@@ -1,0 +1,134 @@
+"""Tables and JSON for the commands that only look: runs, policies, verification reports."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from repo_store.records import PolicyMatch, RunRecord
+from schedagent.core.policy import PolicyInfo
+from schedagent.core.verification import GateResult, GateStatus, VerificationReport
+
+_MARKS = {GateStatus.PASSED: "[green]passed[/]", GateStatus.FAILED: "[red]failed[/]", GateStatus.SKIPPED: "skipped"}
+
+
+def show_runs(runs: Sequence[RunRecord], as_json: bool) -> None:
+    """List runs."""
+    rows = [
+        {
+            "run": run.id,
+            "started_at": run.started_at,
+            "status": run.status.value,
+            "command": run.workload.command,
+            "directory": run.workload.directory,
+            "outcome": (run.report or {}).get("outcome", ""),
+        }
+        for run in runs
+    ]
+    if as_json:
+        _print_json(rows)
+    elif not rows:
+        _say('no runs yet; start one: schedagent optimize --workload "make -j"')
+    else:
+        _print_table(("run", "started_at", "status", "command", "directory", "outcome"), rows)
+
+
+def show_policies(policies: Sequence[PolicyInfo], as_json: bool) -> None:
+    """List policies."""
+    if as_json:
+        _print_json([_policy(policy) for policy in policies])
+        return
+    rows = [
+        {"policy": policy.name, "for": ", ".join(policy.target_workloads), "description": policy.description}
+        for policy in policies
+    ]
+    _print_table(("policy", "for", "description"), rows)
+
+
+def show_policy(policy: PolicyInfo, as_json: bool) -> None:
+    """Show everything about one policy."""
+    if as_json:
+        _print_json(_policy(policy))
+        return
+    _say(f"{policy.name}: {policy.description}\n")
+    for heading, text in (
+        ("Meant for", ", ".join(policy.target_workloads)),
+        ("How it decides", policy.algorithm),
+        ("When it loses", policy.limitations),
+        ("Needs", ", ".join(policy.inputs) or "nothing measured beforehand"),
+        ("Source", str(policy.source)),
+    ):
+        _say(f"{heading}:\n{textwrap.indent(textwrap.fill(' '.join(text.split()), 90), '  ')}")
+    if policy.tunables:
+        rows = [
+            {
+                "tunable": tunable.name,
+                "default": str(tunable.default),
+                "range": f"{tunable.minimum} to {tunable.maximum} {tunable.unit}",
+                "effect": tunable.effect,
+            }
+            for tunable in policy.tunables
+        ]
+        _print_table(("tunable", "default", "range", "effect"), rows)
+
+
+def show_matches(matches: Sequence[PolicyMatch], as_json: bool) -> None:
+    """Show what a search found."""
+    if as_json:
+        _print_json([dataclasses.asdict(match) for match in matches])
+    elif not matches:
+        _say("no policy matches; see all: schedagent policies list")
+    else:
+        _print_table(("policy", "description"), [{"policy": m.name, "description": m.description} for m in matches])
+
+
+class GatePrinter:
+    """Prints each gate as it ends."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self._console = Console(stderr=quiet)
+        self._quiet = quiet
+
+    def __call__(self, result: GateResult) -> None:
+        if self._quiet:
+            return
+        self._console.print(f"{_MARKS[result.status]}  {result.gate} ({result.seconds:.1f} s)", highlight=False)
+        self._console.print(textwrap.indent(result.detail, "        "), markup=False, highlight=False, soft_wrap=True)
+
+
+def show_verification(report: VerificationReport, as_json: bool) -> None:
+    """Show the end of a verification; the gates were printed as they came."""
+    if as_json:
+        _print_json({**dataclasses.asdict(report), "passed": report.passed})
+    elif report.passed:
+        _say(f"\n{report.policy} passed every gate on {report.kernel_release}.\ntoken: {report.token}")
+    else:
+        closed = report.failure.gate if report.failure else "?"
+        _say(f"\n{report.policy} is rejected: gate {closed!r} closed. No token was issued.")
+
+
+def _policy(policy: PolicyInfo) -> dict[str, Any]:
+    return {**dataclasses.asdict(policy), "source": str(policy.source)}
+
+
+def _print_table(columns: Sequence[str], rows: Sequence[dict[str, str]]) -> None:
+    table = Table()
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(row[column] for column in columns))
+    Console().print(table, markup=False)
+
+
+def _print_json(value: Any) -> None:
+    _say(json.dumps(value, indent=2, default=str, allow_nan=False))
+
+
+def _say(text: str) -> None:
+    Console().print(text, markup=False, highlight=False, soft_wrap=True)

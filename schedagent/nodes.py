@@ -1,0 +1,208 @@
+"""The four nodes of the graph: each reads what it needs from the repository, calls one agent, and stores the result.
+
+A node that is run again, because the process was killed before the graph could note that it had ended, finds what
+it stored and goes on behind it. That makes every node safe to repeat.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from agents import offline
+from agents.execution import Execution
+from agents.learning import learn
+from agents.observation import build_profile
+from agents.planning import propose
+from repo_store.records import RunStatus
+from repo_store.store import PolicyRepository
+from schedagent.core.judge import judge_all
+from schedagent.core.lesson import Antipattern, Lesson
+from schedagent.core.policy import CandidatePolicy, Plan, PolicyInfo
+from schedagent.core.trial import Block, Verdict
+from schedagent.core.verification import VerificationReport
+from schedagent.core.workload import WorkloadCommand
+from schedagent.options import RunOptions
+from schedagent.progress import Reporter
+from schedagent.report import build_report
+from schedagent.state import RunState
+from verifier.lab import VmLab
+from verifier.pipeline import Verifier
+
+
+@dataclass(frozen=True)
+class Notebook:
+    """The repository as the Execution agent sees it: one iteration of one run."""
+
+    repository: PolicyRepository
+    run_id: str
+    iteration: int
+    workload: WorkloadCommand
+
+    def verification(self, candidate_key: str) -> VerificationReport | None:
+        return self.repository.verification(self.run_id, candidate_key)
+
+    def save_verification(self, report: VerificationReport) -> None:
+        self.repository.save_verification(self.run_id, report)
+
+    def blocks(self) -> Sequence[Block]:
+        return self.repository.blocks(self.run_id, self.iteration)
+
+    def add_block(self, block: Block) -> None:
+        argv = ["/bin/sh", "-c", self.workload.command]
+        self.repository.add_block(self.run_id, self.iteration, block, argv=argv)
+
+
+@dataclass(frozen=True)
+class EarlierRuns:
+    """The repository as planning sees it: lessons of other runs; this one's are told as `tried`."""
+
+    repository: PolicyRepository
+    run_id: str
+
+    def lessons(self, workload_key: str, hardware_key: str) -> list[Lesson]:
+        found = self.repository.lessons(workload_key, hardware_key)
+        return [lesson for lesson in found if lesson.run_id != self.run_id]
+
+    def antipatterns(self, workload_key: str, hardware_key: str) -> list[Antipattern]:
+        return self.repository.antipatterns(workload_key, hardware_key)
+
+
+class RunNodes:
+    """The nodes of one run and their collaborators."""
+
+    def __init__(
+        self,
+        repository: PolicyRepository,
+        lab: VmLab,
+        verifier: Verifier,
+        library: Mapping[str, PolicyInfo],
+        reporter: Reporter,
+        options: RunOptions,
+    ) -> None:
+        self._repository = repository
+        self._lab = lab
+        self._verifier = verifier
+        self._library = library
+        self._reporter = reporter
+        self._options = options
+        self._deadline = time.monotonic() + options.budget_s
+
+    def out_of_time(self) -> bool:
+        """Whether the budget is used up."""
+        return time.monotonic() > self._deadline
+
+    def observation(self, state: RunState) -> dict[str, Any]:
+        """Observe the workload once, unless that was done."""
+        run_id = state["run_id"]
+        if self._repository.profile(run_id) is None:
+            workload = self._repository.run(run_id).workload
+            self._reporter.stage(f"observation: running {workload.command!r} under the default scheduler")
+            _sample, observation = self._lab.observe(workload)
+            self._repository.save_profile(run_id, build_profile(observation))
+        return {}
+
+    def planning(self, state: RunState) -> dict[str, Any]:
+        """Plan the iteration, unless that was done."""
+        run_id, iteration = state["run_id"], state["iteration"]
+        if self._repository.plan(run_id, iteration) is None:
+            run = self._repository.run(run_id)
+            profile = self._repository.profile(run_id)
+            assert profile is not None, "planning follows observation"
+            decided = propose(
+                offline.plan,
+                EarlierRuns(self._repository, run_id),
+                self._library,
+                workload=run.workload,
+                hardware=run.hardware,
+                profile=profile,
+                iteration=iteration + 1,
+                tried=self._tried(run_id, iteration),
+                limit=self._options.candidates,
+            )
+            self._repository.save_plan(run_id, iteration, decided)
+        decided = self._plan(run_id, iteration)
+        self._reporter.stage(f"planning, iteration {iteration + 1}: {decided.reason}")
+        if decided.learned:
+            self._reporter.step(f"learned earlier: {decided.learned}")
+        return {}
+
+    def execution(self, state: RunState) -> dict[str, Any]:
+        """Verify and measure the candidates of the iteration, behind what is done already."""
+        run_id, iteration = state["run_id"], state["iteration"]
+        run = self._repository.run(run_id)
+        candidates = self._plan(run_id, iteration).candidates
+        if candidates:
+            self._reporter.stage(f"execution: {len(candidates)} candidates to verify and to measure")
+            agent = Execution(
+                self._verifier, self._lab, self._library, self._reporter, self.out_of_time, self._options.rules
+            )
+            notebook = Notebook(self._repository, run_id, iteration, run.workload)
+            agent.execute(
+                run.workload,
+                candidates,
+                notebook,
+                seed=run.seed + iteration,
+                comparisons=self._comparisons(run_id, iteration),
+            )
+        return {}
+
+    def learning(self, state: RunState) -> dict[str, Any]:
+        """Judge the iteration, keep its lessons, and decide whether another one follows."""
+        run_id, iteration = state["run_id"], state["iteration"]
+        run = self._repository.run(run_id)
+        if run.status is RunStatus.FINISHED:  # killed between storing the report and the graph's noting it
+            return {"finished": True}
+        candidates = self._plan(run_id, iteration).candidates
+        lessons = learn(
+            candidates,
+            self._reports(run_id, candidates),
+            self._measured(run_id, iteration, candidates),
+            workload_key=run.workload.key,
+            hardware_key=run.hardware.key,
+        )
+        for key, verdict in lessons.verdicts.items():
+            self._repository.save_verdict(run_id, iteration, key, verdict)
+        for antipattern in lessons.antipatterns:
+            self._repository.add_antipattern(antipattern)
+        last = iteration + 1 >= self._options.iterations
+        if not (last or not candidates or self.out_of_time()):
+            return {"iteration": iteration + 1}
+        report = build_report(self._repository, run_id, out_of_time=self.out_of_time())
+        self._repository.finish_run(run_id, RunStatus.FINISHED, report)
+        return {"finished": True}
+
+    def _plan(self, run_id: str, iteration: int) -> Plan:
+        decided = self._repository.plan(run_id, iteration)
+        assert decided is not None, "execution and learning follow planning"
+        return decided
+
+    def _tried(self, run_id: str, iteration: int) -> list[tuple[CandidatePolicy, Verdict]]:
+        """Candidates of the earlier iterations of this run, with their verdicts."""
+        tried = []
+        for earlier in range(iteration):
+            verdicts = self._repository.verdicts(run_id, earlier)
+            candidates = self._plan(run_id, earlier).candidates
+            tried += [(candidate, verdicts[candidate.key]) for candidate in candidates]
+        return tried
+
+    def _reports(self, run_id: str, candidates: Sequence[CandidatePolicy]) -> dict[str, VerificationReport]:
+        found = {candidate.key: self._repository.verification(run_id, candidate.key) for candidate in candidates}
+        return {key: report for key, report in found.items() if report}
+
+    def _measured(self, run_id: str, iteration: int, candidates: Sequence[CandidatePolicy]) -> dict[str, Verdict]:
+        """Verdicts from the blocks."""
+        run = self._repository.run(run_id)
+        return judge_all(
+            self._repository.blocks(run_id, iteration),
+            [candidate.key for candidate in candidates],
+            run.workload.goal,
+            self._options.rules,
+            comparisons=self._comparisons(run_id, iteration),
+        )
+
+    def _comparisons(self, run_id: str, iteration: int) -> int:
+        """How many candidates the run has compared with the default, this iteration included."""
+        return max(1, sum(len(self._plan(run_id, number).candidates) for number in range(iteration + 1)))

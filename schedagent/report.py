@@ -1,0 +1,268 @@
+"""The report of a run: built from the repository alone, so it is the same whenever and wherever it is asked for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from agents.learning import best
+from repo_store.records import RunRecord
+from repo_store.store import PolicyRepository
+from schedagent.core.policy import CandidatePolicy
+from schedagent.core.trial import Verdict
+from schedagent.core.verification import VerificationReport
+from schedagent.core.workload import WorkloadProfile
+
+TOP_COMMANDS = 5
+
+Report = Mapping[str, Any]
+
+
+def build_report(repository: PolicyRepository, run_id: str, *, out_of_time: bool = False) -> dict[str, Any]:
+    """Collect everything a run found, as JSON values.
+
+    Args:
+        out_of_time: whether the run ended because its budget was used up.
+    """
+    run = repository.run(run_id)
+    profile = repository.profile(run_id)
+    iterations = [_iteration(repository, run_id, number) for number in repository.iterations(run_id)]
+    verdicts: dict[str, Verdict] = {}
+    for number in repository.iterations(run_id):
+        verdicts.update(repository.verdicts(run_id, number))
+    candidates = [candidate for iteration in iterations for candidate in iteration["candidates"]]
+    winner = best(verdicts, lower_is_better=run.workload.goal.lower_is_better)
+    return {
+        "run": run_id,
+        "started_at": run.started_at,
+        "workload": _workload(run),
+        "hardware": _hardware(run),
+        "profile": _profile(profile) if profile else None,
+        "iterations": iterations,
+        "best": next((candidate for candidate in candidates if candidate["key"] == winner), None),
+        "outcome": "better" if winner else "keep the default scheduler",
+        "out_of_time": out_of_time,
+        "verified_in_process": True,
+    }
+
+
+def _workload(run: RunRecord) -> dict[str, Any]:
+    workload = run.workload
+    return {
+        "key": workload.key,
+        "command": workload.command,
+        "directory": workload.directory,
+        "goal": workload.goal.value,
+        "prepare": workload.prepare,
+        "metric": workload.metric,
+    }
+
+
+def _hardware(run: RunRecord) -> dict[str, Any]:
+    hardware = run.hardware
+    return {
+        "key": hardware.key,
+        "cpu_model": hardware.cpu_model,
+        "cpus": hardware.cpus,
+        "memory_mib": hardware.memory_mib,
+        "lab": hardware.lab,
+        "kernel_release": hardware.kernel_release,
+    }
+
+
+def _profile(profile: WorkloadProfile) -> dict[str, Any]:
+    return {
+        "kind": profile.kind.value,
+        "evidence": list(profile.evidence),
+        "wall_s": profile.wall_s,
+        "cpu_s": profile.cpu_s,
+        "cpus": profile.cpus,
+        "busy_fraction": profile.busy_fraction,
+        "parallelism": [list(point) for point in profile.parallelism],
+        "psi_s": {
+            "cpu": profile.psi_cpu_some_s,
+            "io": profile.psi_io_some_s,
+            "memory": profile.psi_memory_some_s,
+        },
+        "lost_events": profile.lost_events,
+        "commands": [
+            {
+                "command": stats.label,
+                "count": stats.count,
+                "cpu_s": stats.cpu_ns_total / 1e9,
+                "cpu_ms_p50": stats.cpu_ns_p50 / 1e6,
+                "cpu_ms_p95": stats.cpu_ns_p95 / 1e6,
+                "cpu_ms_max": stats.cpu_ns_max / 1e6,
+                "run_delay_s": stats.run_delay_ns_total / 1e9,
+                "voluntary_switches": stats.voluntary_switches,
+                "involuntary_switches": stats.involuntary_switches,
+            }
+            for stats in profile.commands
+        ],
+    }
+
+
+def _iteration(repository: PolicyRepository, run_id: str, number: int) -> dict[str, Any]:
+    plan = repository.plan(run_id, number)
+    assert plan is not None, "iterations() lists stored plans"
+    verdicts = repository.verdicts(run_id, number)
+    blocks = repository.blocks(run_id, number)
+    return {
+        "reason": plan.reason,
+        "learned": plan.learned,
+        "candidates": [
+            _candidate(candidate, verdicts.get(candidate.key), repository.verification(run_id, candidate.key))
+            for candidate in plan.candidates
+        ],
+        "runs_measured": sum(len(block.samples) for block in blocks),
+    }
+
+
+def _candidate(
+    candidate: CandidatePolicy, verdict: Verdict | None, verification: VerificationReport | None
+) -> dict[str, Any]:
+    return {
+        "key": candidate.key,
+        "policy": candidate.policy,
+        "tunables": dict(candidate.tunables),
+        "reason": candidate.reason,
+        "gates": [
+            {"gate": gate.gate, "status": gate.status.value, "detail": gate.detail, "seconds": gate.seconds}
+            for gate in (verification.gates if verification else ())
+        ],
+        "verdict": _verdict(verdict) if verdict else None,
+    }
+
+
+def _verdict(verdict: Verdict) -> dict[str, Any]:
+    """The verdict with JSON's null for a ratio that nothing measured."""
+    return {
+        "outcome": verdict.outcome.value,
+        "ratio": _finite(verdict.ratio),
+        "low": _finite(verdict.low),
+        "high": _finite(verdict.high),
+        "confidence": verdict.confidence,
+        "pairs": verdict.pairs,
+        "disturbed": verdict.disturbed,
+        "reason": verdict.reason,
+    }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def render(report: Report, console: Console) -> None:
+    """Print what a person wants to know at the end of a run."""
+    _render_profile(report, console)
+    candidates = [candidate for iteration in report["iterations"] for candidate in iteration["candidates"]]
+    for number, iteration in enumerate(report["iterations"], start=1):
+        _say(console, f"Plan {number}: {iteration['reason']}")
+        if iteration["learned"]:
+            _say(console, f"  Learned earlier: {iteration['learned']}")
+    if candidates:
+        console.print(_table(candidates))
+    for candidate in candidates:
+        if candidate["verdict"]:
+            _say(console, f"  {candidate['policy']}: {candidate['verdict']['reason']}")
+    console.print()
+    for line in conclusion(report):
+        _say(console, line)
+
+
+def _render_profile(report: Report, console: Console) -> None:
+    profile, hardware, workload = report["profile"], report["hardware"], report["workload"]
+    console.print()
+    _say(console, f"Run {report['run']}: {workload['command']!r} in {workload['directory']}")
+    _say(console, f"  Lab: {hardware['lab']}, {hardware['cpus']} CPUs, kernel {hardware['kernel_release']}")
+    if profile is None:
+        return
+    _say(
+        console,
+        f"  Profile: {profile['kind']}; {profile['wall_s']:.2f} s wall, {profile['cpu_s']:.2f} s CPU, "
+        f"{100 * profile['busy_fraction']:.0f} % of {profile['cpus']} CPUs busy",
+    )
+    for sentence in profile["evidence"]:
+        _say(console, f"    {sentence}")
+    for stats in profile["commands"][:TOP_COMMANDS]:
+        _say(
+            console,
+            f"    {stats['command']:<16} {stats['count']:>4} tasks  {stats['cpu_s']:7.2f} s CPU  "
+            f"longest {stats['cpu_ms_max']:7.0f} ms  waited {stats['run_delay_s']:6.2f} s",
+        )
+    console.print()
+
+
+def _table(candidates: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table(title="Candidates against the default scheduler (ratio below 1: less time)")
+    for heading, justify in (("policy", "left"), ("gates", "left"), ("pairs", "right"), ("ratio", "right")):
+        table.add_column(heading, justify=justify)  # type: ignore[arg-type]
+    table.add_column("interval")
+    table.add_column("verdict")
+    for candidate in candidates:
+        verdict = candidate["verdict"]
+        outcome = verdict["outcome"] if verdict else "not reached"
+        style = {"better": "bold green", "worse": "red", "failed": "bold red"}.get(outcome, "")
+        table.add_row(
+            _label(candidate),
+            _gates(candidate["gates"]),
+            *_numbers(verdict),
+            f"[{style}]{outcome}[/]" if style else outcome,
+        )
+    return table
+
+
+def _label(candidate: Mapping[str, Any]) -> str:
+    tunables = " ".join(f"{name}={value}" for name, value in candidate["tunables"].items())
+    return f"{candidate['policy']}\n  {tunables}" if tunables else str(candidate["policy"])
+
+
+def _gates(gates: Sequence[Mapping[str, Any]]) -> str:
+    failed = [gate["gate"] for gate in gates if gate["status"] == "failed"]
+    if failed:
+        return f"failed: {failed[0]}"
+    return f"{len(gates)} passed" if gates else "not run"
+
+
+def _numbers(verdict: Mapping[str, Any] | None) -> tuple[str, str, str]:
+    if verdict is None:
+        return "0", "-", "-"
+    pairs = str(verdict["pairs"]) + (f" (+{verdict['disturbed']} disturbed)" if verdict["disturbed"] else "")
+    if verdict["ratio"] is None:
+        return pairs, "-", "-"
+    if verdict["low"] is None:
+        return pairs, f"{verdict['ratio']:.3f}", "-"
+    interval = f"{verdict['low']:.3f} to {verdict['high']:.3f} ({100 * verdict['confidence']:.1f} %)"
+    return pairs, f"{verdict['ratio']:.3f}", interval
+
+
+def conclusion(report: Report) -> list[str]:
+    """The verdict and what to do next, in sentences."""
+    lines = []
+    winner = report["best"]
+    if winner:
+        verdict = winner["verdict"]
+        change = abs(1 - verdict["ratio"])
+        word = "less" if verdict["ratio"] < 1 else "more"
+        unit = "of the metric" if report["workload"]["metric"] else "time"
+        lines.append(f"Verdict: {winner['policy']} is better: {100 * change:.1f} % {word} {unit} than the default.")
+        lines.append("Next: run the same command again; it starts from this result and measures the winner anew.")
+    else:
+        lines.append("Verdict: nothing better was found. Keep the default scheduler.")
+        lines.append("Next: nothing to do. Another --goal or a longer --budget-minutes may show more.")
+    if report["out_of_time"]:
+        lines.append("The time budget ended the run; what was not decided by then is called inconclusive.")
+    if report["hardware"]["lab"] != "host":
+        lines.append(
+            f"Measured in a micro-VM ({report['hardware']['lab']}); nothing was changed on this machine. "
+            "Candidates were verified and signed by this process itself, not by a separate service."
+        )
+    return lines
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
