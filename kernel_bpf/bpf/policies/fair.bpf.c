@@ -1,0 +1,99 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * fair: every task gets CPU time in proportion to its weight.
+ *
+ * Goal: a simple, predictable baseline that respects nice levels and cgroup
+ * weights, without the default scheduler's placement and preemption rules.
+ *
+ * Algorithm: weighted virtual time. A task's vtime grows by the CPU time it
+ * used, divided by its weight; the waiting task with the smallest goes first.
+ * A task that slept keeps a credit of one slice, so that it runs soon without
+ * taking over, and a task may be indebted only so far that its next turn comes
+ * within starvation_ms. Pinned tasks wait in a queue of their CPU.
+ *
+ * Loses: a woken task does not preempt, it waits for the end of a slice; all
+ * CPUs share one queue, which costs cache warmth and, on large machines, lock
+ * contention.
+ */
+#include "vtime.bpf.h"
+
+/* Time a task runs before the next one gets its turn. 500 to 100000. */
+const volatile u64 slice_us = 5000;
+
+/* Longest wait allowed to a task of small weight. 100 to 3000. */
+const volatile u64 starvation_ms = 1000;
+
+static __always_inline u64 slice_ns(void)
+{
+	return clamp_slice(slice_us * NSEC_PER_USEC);
+}
+
+s32 SCX_CALLBACK(fair_select_cpu, struct task_struct *p, s32 prev_cpu,
+		 u64 wake_flags)
+{
+	return select_idle_cpu(p, prev_cpu, wake_flags, slice_ns());
+}
+
+void SCX_CALLBACK(fair_enqueue, struct task_struct *p, u64 enq_flags)
+{
+	u64 queue = task_queue(p, 0);
+	u64 key =
+		vtime_key(p, queue, slice_ns(), starvation_ms * NSEC_PER_MSEC);
+
+	dsq_insert_vtime(p, queue, slice_ns(), key, enq_flags);
+	wake_idle_cpu(p);
+}
+
+void SCX_CALLBACK(fair_dispatch, s32 cpu, struct task_struct *prev)
+{
+	if (!dispatch_in_turn(0, cpu))
+		keep_running(prev, slice_ns());
+}
+
+void SCX_CALLBACK(fair_running, struct task_struct *p)
+{
+	vtime_start(p);
+}
+
+void SCX_CALLBACK(fair_stopping, struct task_struct *p, bool runnable)
+{
+	vtime_stop(p, slice_ns());
+}
+
+s32 SCX_CALLBACK_SLEEPABLE(fair_init_task, struct task_struct *p,
+			   struct scx_init_task_args *args)
+{
+	vtask_init(p);
+	return 0;
+}
+
+s32 SCX_CALLBACK_SLEEPABLE(fair_init)
+{
+	return create_queues(1);
+}
+
+void SCX_CALLBACK(fair_exit, struct scx_exit_info *ei)
+{
+	record_exit(ei);
+}
+
+void SCX_CALLBACK(fair_dump, struct scx_dump_ctx *dump)
+{
+	dump_queues(1);
+}
+
+SEC(".struct_ops.link")
+struct sched_ext_ops fair = {
+	.select_cpu = (void *)fair_select_cpu,
+	.enqueue = (void *)fair_enqueue,
+	.dispatch = (void *)fair_dispatch,
+	.running = (void *)fair_running,
+	.stopping = (void *)fair_stopping,
+	.init_task = (void *)fair_init_task,
+	.init = (void *)fair_init,
+	.exit = (void *)fair_exit,
+	.dump = (void *)fair_dump,
+	.timeout_ms = WATCHDOG_MS,
+	.exit_dump_len = DUMP_BYTES,
+	.name = "fair",
+};

@@ -1,0 +1,265 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * layered: classes of tasks, each with its own share and slice.
+ *
+ * Goal: known kinds of work side by side, each with the treatment it needs:
+ * a server beside a build, a build's driver beside its compilers.
+ *
+ * Algorithm: the loader sorts tasks into four classes, by the identity of
+ * their program or by their cgroup. Each class has a virtual time that grows
+ * by the CPU time its tasks use, divided by the class's share; a CPU serves
+ * the class with the smallest that has a task for it, and within the class the
+ * task with the smallest weighted virtual time. A share that is too small to
+ * serve all tasks of its class within starvation_ms is raised to what that
+ * takes. A class that had nothing to do starts again beside the others.
+ *
+ * Loses: with wrong or no classes it is a slower fair queue; classes do not
+ * preempt each other, a short-slice class waits for the end of a slice of the
+ * others; only the task's own cgroup counts, not its ancestors.
+ */
+#include "vtime.bpf.h"
+#include "identity.bpf.h"
+
+#define NR_CLASSES 4
+
+/* Relative CPU share of each class. 1 to 1000. */
+const volatile u64 share_0 = 100;
+const volatile u64 share_1 = 300;
+const volatile u64 share_2 = 100;
+const volatile u64 share_3 = 25;
+
+/* Slice of each class. 500 to 100000. */
+const volatile u64 slice_us_0 = 10000;
+const volatile u64 slice_us_1 = 3000;
+const volatile u64 slice_us_2 = 20000;
+const volatile u64 slice_us_3 = 20000;
+
+/* Longest wait allowed to a task of a class with a small share. 100 to 3000. */
+const volatile u64 starvation_ms = 1000;
+
+/* Virtual time a class keeps as a credit when it had nothing to run. */
+#define CLASS_CREDIT_NS (20 * NSEC_PER_MSEC)
+
+#define TASK_CLASSES_MAX   4096
+#define CGROUP_CLASSES_MAX 1024
+
+/* Filled by the loader: identity of a program -> class. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, TASK_CLASSES_MAX);
+	__type(key, u64);
+	__type(value, u32);
+} task_class SEC(".maps");
+
+/* Filled by the loader: cgroup id -> class, for tasks task_class omits. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, CGROUP_CLASSES_MAX);
+	__type(key, u64);
+	__type(value, u32);
+} cgroup_class SEC(".maps");
+
+u64 class_vtime[NR_CLASSES];
+u64 class_clock;
+
+/* Tasks of no known class are class 0; numbers beyond the last are the last. */
+static __always_inline u32 class_of(struct task_struct *p)
+{
+	u32 *class = identity_lookup(p, &task_class);
+	u64 cgroup;
+
+	if (!class) {
+		cgroup = BPF_CORE_READ(p, cgroups, dfl_cgrp, kn, id);
+		class = bpf_map_lookup_elem(&cgroup_class, &cgroup);
+	}
+	if (!class)
+		return 0;
+	return *class < NR_CLASSES ? *class : NR_CLASSES - 1;
+}
+
+static __always_inline u64 class_share(u32 class)
+{
+	switch (class) {
+	case 0:
+		return share_0;
+	case 1:
+		return share_1;
+	case 2:
+		return share_2;
+	default:
+		return share_3;
+	}
+}
+
+static __always_inline u64 class_slice(u32 class)
+{
+	u64 slice_us;
+
+	switch (class) {
+	case 0:
+		slice_us = slice_us_0;
+		break;
+	case 1:
+		slice_us = slice_us_1;
+		break;
+	case 2:
+		slice_us = slice_us_2;
+		break;
+	default:
+		slice_us = slice_us_3;
+	}
+	return clamp_slice(slice_us * NSEC_PER_USEC);
+}
+
+static __always_inline s32 class_waiting(u32 class, s32 cpu)
+{
+	return scx_bpf_dsq_nr_queued(shared_queue(class)) +
+	       scx_bpf_dsq_nr_queued(cpu_queue(class, cpu));
+}
+
+/*
+ * The share the class is charged by: its own, or what it takes to give each of
+ * its waiting tasks a slice on this CPU within starvation_ms, as a part of the
+ * shares of all classes.
+ */
+static __always_inline u64 effective_share(u32 class, s32 cpu)
+{
+	u64 all = share_0 + share_1 + share_2 + share_3;
+	u64 share = class_share(class), needed;
+
+	needed = all * class_waiting(class, cpu) * class_slice(class) /
+		 (starvation_ms * NSEC_PER_MSEC);
+	return needed > share ? needed : share;
+}
+
+static __always_inline void charge_class(u32 class, s32 cpu, u64 used_ns)
+{
+	if (class < NR_CLASSES)
+		class_vtime[class] +=
+			used_ns * 100 / effective_share(class, cpu);
+}
+
+/* A class that comes back keeps only a small credit of the time it missed. */
+static __always_inline void refresh_class(u32 class)
+{
+	u64 earliest = class_clock - CLASS_CREDIT_NS;
+
+	if (class < NR_CLASSES && time_before(class_vtime[class], earliest))
+		class_vtime[class] = earliest;
+}
+
+/* The class that is due on this CPU and not in @tried; NR_CLASSES for none. */
+static __always_inline u32 next_class(s32 cpu, u32 tried)
+{
+	u32 class, next = NR_CLASSES;
+	u64 earliest = 0;
+
+	for (class = 0; class < NR_CLASSES; class ++) {
+		if ((tried & (1U << class)) || !class_waiting(class, cpu))
+			continue;
+		if (next < NR_CLASSES &&
+		    !time_before(class_vtime[class], earliest))
+			continue;
+		next = class;
+		earliest = class_vtime[class];
+	}
+	return next;
+}
+
+/* Serve the class that is due; if it has no task for this CPU, the next. */
+static __always_inline bool dispatch_class(s32 cpu)
+{
+	u32 round, class, tried = 0;
+
+	bpf_for(round, 0, NR_CLASSES) {
+		class = next_class(cpu, tried);
+		if (class >= NR_CLASSES)
+			return false;
+		if (dispatch_in_turn(class, cpu)) {
+			if (time_before(class_clock, class_vtime[class]))
+				class_clock = class_vtime[class];
+			return true;
+		}
+		tried |= 1U << class;
+	}
+	return false;
+}
+
+s32 SCX_CALLBACK(layered_select_cpu, struct task_struct *p, s32 prev_cpu,
+		 u64 wake_flags)
+{
+	return select_idle_cpu(p, prev_cpu, wake_flags,
+			       class_slice(class_of(p)));
+}
+
+void SCX_CALLBACK(layered_enqueue, struct task_struct *p, u64 enq_flags)
+{
+	u32 class = class_of(p);
+	u64 queue = task_queue(p, class), slice = class_slice(class);
+	u64 key = vtime_key(p, queue, slice, starvation_ms * NSEC_PER_MSEC);
+
+	refresh_class(class);
+	dsq_insert_vtime(p, queue, slice, key, enq_flags);
+	wake_idle_cpu(p);
+}
+
+void SCX_CALLBACK(layered_dispatch, s32 cpu, struct task_struct *prev)
+{
+	if (!dispatch_class(cpu) && prev)
+		keep_running(prev, class_slice(class_of(prev)));
+}
+
+void SCX_CALLBACK(layered_running, struct task_struct *p)
+{
+	vtime_start(p);
+}
+
+void SCX_CALLBACK(layered_stopping, struct task_struct *p, bool runnable)
+{
+	u32 class = class_of(p);
+	u64 used = vtime_stop(p, class_slice(class));
+
+	charge_class(class, scx_bpf_task_cpu(p), used);
+}
+
+s32 SCX_CALLBACK_SLEEPABLE(layered_init_task, struct task_struct *p,
+			   struct scx_init_task_args *args)
+{
+	vtask_init(p);
+	identity_init(p);
+	return 0;
+}
+
+s32 SCX_CALLBACK_SLEEPABLE(layered_init)
+{
+	return create_queues(NR_CLASSES);
+}
+
+void SCX_CALLBACK(layered_exit, struct scx_exit_info *ei)
+{
+	record_exit(ei);
+}
+
+void SCX_CALLBACK(layered_dump, struct scx_dump_ctx *dump)
+{
+	scx_dump("class vtimes: %llu %llu %llu %llu, clock %llu\n",
+		 class_vtime[0], class_vtime[1], class_vtime[2], class_vtime[3],
+		 class_clock);
+	dump_queues(NR_CLASSES);
+}
+
+SEC(".struct_ops.link")
+struct sched_ext_ops layered = {
+	.select_cpu = (void *)layered_select_cpu,
+	.enqueue = (void *)layered_enqueue,
+	.dispatch = (void *)layered_dispatch,
+	.running = (void *)layered_running,
+	.stopping = (void *)layered_stopping,
+	.init_task = (void *)layered_init_task,
+	.init = (void *)layered_init,
+	.exit = (void *)layered_exit,
+	.dump = (void *)layered_dump,
+	.timeout_ms = WATCHDOG_MS,
+	.exit_dump_len = DUMP_BYTES,
+	.name = "layered",
+};
