@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kernel_bpf.library import load_library
 from kernel_bpf.target import prepare_target
-from repo_store.records import RunRecord, RunStatus
+from repo_store.records import RunStatus
 from repo_store.store import PolicyRepository
 from schedagent.core.errors import SchedagentError, UsageError
 from schedagent.core.settings import Settings, workload_environment, writable
@@ -27,6 +27,9 @@ from verifier.microvm.kernels import default_kernel
 from verifier.microvm.kvm import kvm_usable
 from verifier.pipeline import Verifier
 from verifier.signer import Signer
+
+if TYPE_CHECKING:
+    from schedagent.nodes import RunNodes
 
 MEMORY_MIB_PER_CPU = 1024
 LEAST_MEMORY_MIB = 2048
@@ -78,7 +81,7 @@ def start_run(settings: Settings, workload: WorkloadCommand, options: RunOptions
         run_id = repository.create_run(
             workload, lab.hardware, settings=asdict(options), seed=secrets.randbelow(1 << 31)
         )
-        return _drive(settings, repository, lab, repository.run(run_id), reporter)
+        return drive(settings, build_nodes(settings, repository, lab, options, reporter), repository, run_id, reporter)
 
 
 def resume_run(settings: Settings, run_id: str, reporter: Reporter) -> dict[str, Any]:
@@ -89,57 +92,64 @@ def resume_run(settings: Settings, run_id: str, reporter: Reporter) -> dict[str,
     """
     with open_repository(settings) as repository:
         run = repository.run(run_id)
-        if run.status is RunStatus.FINISHED:
-            raise UsageError(f"run {run_id} is finished", f"see what it found: schedagent runs show {run_id}")
+        repository.resume_run(run_id)
         lab = open_lab(settings)
         if lab.hardware.key != run.hardware.key:
             raise UsageError(
                 f"run {run_id} was measured on other hardware ({run.hardware}) than this ({lab.hardware})",
                 "its samples and new ones cannot be compared: start a new run",
             )
-        repository.resume_run(run_id)
-        return _drive(settings, repository, lab, run, reporter)
+        options = RunOptions.from_json(run.settings)
+        return drive(settings, build_nodes(settings, repository, lab, options, reporter), repository, run_id, reporter)
 
 
-def _drive(
-    settings: Settings, repository: PolicyRepository, lab: VmLab, run: RunRecord, reporter: Reporter
-) -> dict[str, Any]:
-    """Take a run through the graph, from its last checkpoint if it has one."""
-    from langgraph.checkpoint.sqlite import SqliteSaver  # 0.7 s that only these two commands need
-
-    from schedagent.graph import build_graph
+def build_nodes(
+    settings: Settings, repository: PolicyRepository, lab: VmLab, options: RunOptions, reporter: Reporter
+) -> RunNodes:
+    """Give the four nodes their collaborators."""
     from schedagent.nodes import RunNodes
 
-    nodes = RunNodes(
-        repository, lab, open_verifier(settings, lab), load_library(), reporter, RunOptions.from_json(run.settings)
-    )
-    with (
-        _only_one(settings, run.id),
-        SqliteSaver.from_conn_string(str(settings.state_dir / "checkpoints.sqlite")) as saver,
-    ):
+    return RunNodes(repository, lab, open_verifier(settings, lab), load_library(), reporter, options)
+
+
+def drive(
+    settings: Settings, nodes: RunNodes, repository: PolicyRepository, run_id: str, reporter: Reporter
+) -> dict[str, Any]:
+    """Take a run through the graph, from its last checkpoint if it has one, and return the report.
+
+    Raises:
+        UsageError: another process works on this run.
+        KeyboardInterrupt: the user stopped it; the argument says how to go on.
+    """
+    from langgraph.checkpoint.sqlite import SqliteSaver  # 0.7 s that only two commands need
+
+    from schedagent.graph import build_graph
+
+    checkpoints = str(settings.state_dir / "checkpoints.sqlite")
+    with only_one(settings, run_id), SqliteSaver.from_conn_string(checkpoints) as saver:
         graph = build_graph(nodes, saver)
-        config: Any = {"configurable": {"thread_id": run.id}}
+        config: Any = {"configurable": {"thread_id": run_id}}
         begun = bool(graph.get_state(config).values)
-        state = None if begun else RunState(run_id=run.id, iteration=0, finished=False)
+        state = None if begun else RunState(run_id=run_id, iteration=0, finished=False)
         try:
             with reporter.live():
-                reporter.stage(f"run {run.id}" + (" goes on" if begun else ""))
+                reporter.stage(f"run {run_id}" + (" goes on" if begun else ""))
                 graph.invoke(state, config, durability="sync")
         except SchedagentError:
-            repository.finish_run(run.id, RunStatus.FAILED)
+            repository.finish_run(run_id, RunStatus.FAILED)
             raise
         except KeyboardInterrupt:
-            repository.finish_run(run.id, RunStatus.INTERRUPTED)
-            raise KeyboardInterrupt(f"Nothing that was measured is lost. Go on: schedagent resume {run.id}") from None
-        saver.delete_thread(run.id)
-    report = repository.run(run.id).report
+            repository.finish_run(run_id, RunStatus.INTERRUPTED)
+            raise KeyboardInterrupt(f"Nothing that was measured is lost. Go on: schedagent resume {run_id}") from None
+        saver.delete_thread(run_id)
+    report = repository.run(run_id).report
     assert report is not None, "learning stores the report before it ends the run"
     return dict(report)
 
 
 @contextmanager
-def _only_one(settings: Settings, run_id: str) -> Iterator[None]:
-    """Make sure no other process works on this run."""
+def only_one(settings: Settings, run_id: str) -> Iterator[None]:
+    """Make sure no other process works on this run; raise UsageError if one does."""
     folder = settings.state_dir / "runs"
     folder.mkdir(exist_ok=True)
     path = folder / f"{run_id}.lock"
