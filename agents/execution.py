@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Protocol
 
-from schedagent.core.errors import KernelRejected, VmLost
+from schedagent.core.artifact import PolicyArtifact
+from schedagent.core.errors import KernelRejected, UsageError, VmLost
 from schedagent.core.judge import TrialRules, judge_all, precise_enough
 from schedagent.core.policy import CandidatePolicy, PolicyInfo
 from schedagent.core.trial import DEFAULT_ARM, Block, Outcome, Sample
@@ -43,6 +44,8 @@ class Verifier(Protocol):
     """See verifier.pipeline.Verifier."""
 
     def verify(self, candidate: CandidatePolicy, info: PolicyInfo) -> Verified: ...
+
+    def compile(self, info: PolicyInfo) -> PolicyArtifact: ...
 
 
 class Notebook(Protocol):
@@ -97,6 +100,7 @@ class Execution:
 
         Raises:
             WorkloadFailed: the workload fails under the default scheduler.
+            UsageError: a policy changed since this run verified it.
             VmLost: a machine was lost twice while the default scheduler ran.
         """
         policies = [policy for candidate in candidates if (policy := self._verified(candidate, notebook))]
@@ -105,16 +109,23 @@ class Execution:
 
     def _verified(self, candidate: CandidatePolicy, notebook: Notebook) -> LabPolicy | None:
         """Return the candidate ready to run, None if a gate closed."""
+        info = self.library[candidate.policy]
         known = notebook.verification(candidate.key)
-        if known and not known.passed:
-            return None
-        self.reporter.step(f"verifying {candidate.label}")
-        verified = self.verifier.verify(candidate, self.library[candidate.policy])
         if known is None:
+            self.reporter.step(f"verifying {candidate.label}")
+            verified = self.verifier.verify(candidate, info)
             notebook.save_verification(verified.report)
-        if not verified.report.passed or verified.artifact is None:
+            report, artifact = verified.report, verified.artifact
+        else:
+            report, artifact = known, self.verifier.compile(info) if known.passed else None
+        if not report.passed or artifact is None:
             return None
-        return LabPolicy(candidate, verified.artifact)
+        if artifact.digest != report.artifact_digest:
+            raise UsageError(
+                f"policy {candidate.policy} or its compiler changed since this run verified it",
+                "what was measured before and after cannot be compared: start a new run",
+            )
+        return LabPolicy(candidate, artifact)
 
 
 class Trial:
@@ -140,6 +151,8 @@ class Trial:
 
     def run(self) -> None:
         """Measure; block 0 is the warm-up and is kept but never compared."""
+        if not self._open_arms():
+            return
         with self._agent.lab.session(self._workload) as runs:
             for number in range(len(self._blocks), self._agent.rules.maximum_pairs + 1):
                 open_arms = self._open_arms()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import secrets
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -15,7 +16,7 @@ from kernel_bpf.library import load_library
 from kernel_bpf.target import prepare_target
 from repo_store.records import RunStatus
 from repo_store.store import PolicyRepository
-from schedagent.core.errors import SchedagentError, UsageError
+from schedagent.core.errors import RepositoryError, SchedagentError, UsageError
 from schedagent.core.settings import Settings, workload_environment, writable
 from schedagent.core.workload import WorkloadCommand
 from schedagent.options import RunOptions
@@ -125,8 +126,8 @@ def drive(
 
     from schedagent.graph import build_graph
 
-    checkpoints = str(settings.state_dir / "checkpoints.sqlite")
-    with only_one(settings, run_id), SqliteSaver.from_conn_string(checkpoints) as saver:
+    checkpoints = settings.state_dir / "checkpoints.sqlite"
+    with only_one(settings, run_id), sound(checkpoints), SqliteSaver.from_conn_string(str(checkpoints)) as saver:
         graph = build_graph(nodes, saver)
         config: Any = {"configurable": {"thread_id": run_id}}
         begun = bool(graph.get_state(config).values)
@@ -145,6 +146,18 @@ def drive(
     report = repository.run(run_id).report
     assert report is not None, "learning stores the report before it ends the run"
     return dict(report)
+
+
+@contextmanager
+def sound(checkpoints: Path) -> Iterator[None]:
+    """Turn a damaged checkpoint file into an error that says how to go on: the repository holds every result."""
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        raise RepositoryError(
+            f"the checkpoint file {checkpoints} cannot be used: {error}",
+            f"move it away, nothing measured is in it: mv {checkpoints} {checkpoints}.broken",
+        ) from error
 
 
 @contextmanager

@@ -74,6 +74,12 @@ class Verifier:
         """
         return _Passage(self, candidate, info).run()
 
+    def compile(self, info: PolicyInfo) -> PolicyArtifact:
+        """Compile a policy for the target kernel; raise CompileError with clang's own lines."""
+        return compile_policy(
+            info.source, info.name, self.target, include_dirs=self.include_dirs, cache_dir=self.cache_dir
+        )
+
 
 class _Passage:
     """One candidate on its way through the gates."""
@@ -123,15 +129,8 @@ class _Passage:
         return f"{len(content)} bytes; {len(configured)} tunables accepted"
 
     def _compile(self) -> str:
-        verifier = self._verifier
-        self._artifact = compile_policy(
-            self._info.source,
-            self._info.name,
-            verifier.target,
-            include_dirs=verifier.include_dirs,
-            cache_dir=verifier.cache_dir,
-        )
-        return f"{len(self._artifact.object_bytes)} bytes for {verifier.target.release}"
+        self._artifact = self._verifier.compile(self._info)
+        return f"{len(self._artifact.object_bytes)} bytes for {self._verifier.target.release}"
 
     def _lab_policy(self) -> LabPolicy:
         if self._artifact is None:

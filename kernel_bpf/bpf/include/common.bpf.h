@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * What every policy needs: kernel types, callback and ops macros, enum values
+ * What every policy needs: kernel types, callback macros, enum values
  * of the running kernel, time comparison, exit record and dump.
  *
  * Policies name enum values through the macros below. The numbers behind SCX_*
@@ -31,7 +31,9 @@ char _license[] SEC("license") = "GPL";
 #define DEQ_SLEEP    bpf_core_enum_value(enum scx_deq_flags, SCX_DEQ_SLEEP)
 #define KICK_IDLE    bpf_core_enum_value(enum scx_kick_flags, SCX_KICK_IDLE)
 #define KICK_PREEMPT bpf_core_enum_value(enum scx_kick_flags, SCX_KICK_PREEMPT)
-#define TASK_QUEUED  bpf_core_enum_value(enum scx_ent_flags, SCX_TASK_QUEUED)
+#define DSQ_ITER_REV \
+	bpf_core_enum_value(enum scx_dsq_iter_flags, SCX_DSQ_ITER_REV)
+#define TASK_QUEUED bpf_core_enum_value(enum scx_ent_flags, SCX_TASK_QUEUED)
 
 #define E2BIG 7
 
@@ -59,13 +61,8 @@ char _license[] SEC("license") = "GPL";
 	SEC("struct_ops.s/" #name)            \
 	BPF_PROG(name, ##args)
 
-/* The ops struct: map, ops name and object file all carry the policy's name. */
-#define SCX_POLICY(policy, callbacks...)                            \
-	SEC(".struct_ops.link")                                     \
-	struct sched_ext_ops policy = {.name = #policy,             \
-				       .timeout_ms = WATCHDOG_MS,   \
-				       .exit_dump_len = DUMP_BYTES, \
-				       callbacks}
+/* The iterator behind bpf_for_each(), for kfuncs that act on what it shows. */
+#define LOOP_ITERATOR (&___it)
 
 static __always_inline bool time_before(u64 a, u64 b)
 {

@@ -12,15 +12,17 @@
 
 #include "queues.bpf.h"
 
-/* A slice ends at a timer tick, which may come this much later. */
-#define TICK_MAX_NS (10 * NSEC_PER_MSEC)
+/* How often a CPU looks for tasks that wait too long, and how far. */
+#define RESCUE_PERIOD_NS (50 * NSEC_PER_MSEC)
+#define RESCUE_DEPTH	 64
 
 #define NO_QUEUE NR_QUEUES
 
 struct vtask {
 	u64 vtime;
 	u64 queue;	/* whose clock vtime belongs to */
-	u64 exec_start; /* sum_exec_runtime when it was last given a CPU */
+	u64 exec_start; /* sum_exec_runtime when it was last charged */
+	u64 queued_at;	/* when it last joined a queue, scx_bpf_now() */
 };
 
 struct {
@@ -61,30 +63,14 @@ static __always_inline void vtask_init(struct task_struct *p)
 }
 
 /*
- * The farthest ahead of its queue's clock a task may be so that its turn still
- * comes within @starvation_ns: the clock advances by the CPU time that each of
- * the waiting tasks gets. Below this bound weights are exact; a task of very
- * small weight on a crowded machine gets more than its share.
- */
-static __always_inline u64 vtime_ahead_max(u64 queue, u64 starvation_ns)
-{
-	u64 waiting = scx_bpf_dsq_nr_queued(queue) + 1;
-
-	if (queue % CLASS_SLOTS == MAX_CPUS)
-		return starvation_ns * nr_cpus / (waiting + nr_cpus);
-	return starvation_ns / (waiting + 1);
-}
-
-/*
  * The key with which the task enters @queue. A sleeper keeps a credit of at
- * most @lag_ns, a debtor owes no more than starvation allows.
+ * most @lag_ns, a debtor owes no more than @debt_ns.
  */
 static __always_inline u64 vtime_key(struct task_struct *p, u64 queue,
-				     u64 lag_ns, u64 starvation_ns)
+				     u64 lag_ns, u64 debt_ns)
 {
 	u64 *clock = clock_of(queue), *old;
 	struct vtask *vt = vtask_of(p);
-	u64 latest;
 
 	if (!clock)
 		return 0;
@@ -95,33 +81,36 @@ static __always_inline u64 vtime_key(struct task_struct *p, u64 queue,
 		vt->vtime = old ? *clock + (vt->vtime - *old) : *clock;
 		vt->queue = queue;
 	}
-	latest = *clock + vtime_ahead_max(queue, starvation_ns);
 	if (time_before(vt->vtime, *clock - lag_ns))
 		vt->vtime = *clock - lag_ns;
-	if (time_before(latest, vt->vtime))
-		vt->vtime = latest;
+	if (time_before(*clock + debt_ns, vt->vtime))
+		vt->vtime = *clock + debt_ns;
+	vt->queued_at = scx_bpf_now();
 	return vt->vtime;
 }
 
-/* For ops.running: the clock follows the tasks that are given a CPU. */
-static __always_inline void vtime_start(struct task_struct *p)
+/* The clock follows the tasks that have a CPU. */
+static __always_inline void advance_clock(const struct vtask *vt)
 {
-	struct vtask *vt = vtask_of(p);
-	u64 *clock;
+	u64 *clock = clock_of(vt->queue);
 
-	if (!vt)
-		return;
-	vt->exec_start = p->se.sum_exec_runtime;
-	clock = clock_of(vt->queue);
 	if (clock && time_before(*clock, vt->vtime))
 		*clock = vt->vtime;
 }
 
-/*
- * For ops.stopping: charge what was used, and return it in ns. A task runs on
- * past its slice only while nobody waits, and what nobody waited for is free.
- */
-static __always_inline u64 vtime_stop(struct task_struct *p, u64 slice_ns)
+/* For ops.running. */
+static __always_inline void vtime_start(struct task_struct *p)
+{
+	struct vtask *vt = vtask_of(p);
+
+	if (!vt)
+		return;
+	vt->exec_start = p->se.sum_exec_runtime;
+	advance_clock(vt);
+}
+
+/* For ops.stopping: charge what was used since, and return it in ns. */
+static __always_inline u64 vtime_stop(struct task_struct *p)
 {
 	struct vtask *vt = vtask_of(p);
 	u64 used;
@@ -129,10 +118,77 @@ static __always_inline u64 vtime_stop(struct task_struct *p, u64 slice_ns)
 	if (!vt)
 		return 0;
 	used = p->se.sum_exec_runtime - vt->exec_start;
-	if (used > slice_ns + TICK_MAX_NS)
-		used = slice_ns + TICK_MAX_NS;
+	vt->exec_start += used;
 	vt->vtime += used * WEIGHT_DEFAULT / p->scx.weight;
 	return used;
+}
+
+/*
+ * Nobody else wants this CPU: let @prev go on. It pays all the same, and takes
+ * the clock along, or the first to come would find it deep in debt.
+ */
+static __always_inline void vtime_continue(struct task_struct *prev,
+					   u64 slice_ns)
+{
+	struct vtask *vt;
+
+	if (!prev || !(prev->scx.flags & TASK_QUEUED))
+		return;
+	vtime_stop(prev);
+	vt = vtask_of(prev);
+	if (vt)
+		advance_clock(vt);
+	task_set_slice(prev, slice_ns);
+}
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, u32);
+	__type(value, u64);
+} rescue_time SEC(".maps");
+
+/* Take from @queue a task that this CPU may run and that waits too long. */
+static __always_inline bool rescue_from(u64 queue, s32 cpu, u64 earliest)
+{
+	struct task_struct *p;
+	struct vtask *vt;
+	u32 looked = 0;
+
+	bpf_for_each(scx_dsq, p, queue, DSQ_ITER_REV) {
+		if (looked++ >= RESCUE_DEPTH)
+			break;
+		vt = vtask_of(p);
+		if (!vt || !time_before(vt->queued_at, earliest))
+			continue;
+		if (bpf_cpumask_test_cpu(cpu, p->cpus_ptr) &&
+		    scx_bpf_dsq_move(LOOP_ITERATOR, p, DSQ_LOCAL, 0))
+			return true;
+	}
+	return false;
+}
+
+/*
+ * Virtual time bounds nobody's wait: newcomers start at the clock, and can hold
+ * it back. So each CPU looks now and then at the far end of its queues, where
+ * those of small weight are, and serves one that waits for @starvation_ns.
+ */
+static __always_inline bool rescue_starved(u32 nr_classes, s32 cpu,
+					   u64 starvation_ns)
+{
+	u64 now = scx_bpf_now(), earliest = now - starvation_ns, *next;
+	u32 class, zero = 0;
+
+	next = bpf_map_lookup_elem(&rescue_time, &zero);
+	if (!next || time_before(now, *next))
+		return false;
+	bpf_for(class, 0, nr_classes) {
+		if (rescue_from(cpu_queue(class, cpu), cpu, earliest) ||
+		    rescue_from(shared_queue(class), cpu, earliest))
+			return true;
+	}
+	*next = now + RESCUE_PERIOD_NS;
+	return false;
 }
 
 #endif

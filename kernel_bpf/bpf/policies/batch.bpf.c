@@ -18,11 +18,16 @@
 /* Time a task runs undisturbed. 10000 to 100000. */
 const volatile u64 slice_us = 50000;
 
-/* Longest wait allowed to a task of small weight. 100 to 3000. */
+/* A task that waited this long goes next, whatever its weight. 100 to 3000. */
 const volatile u64 starvation_ms = 2000;
 
 /* Credit kept by a task that slept: more lets sleepers in earlier. 0 to 100. */
 const volatile u64 sleeper_credit_ms = 10;
+
+static __always_inline u64 starvation_ns(void)
+{
+	return starvation_ms * NSEC_PER_MSEC;
+}
 
 static __always_inline u64 slice_ns(void)
 {
@@ -48,7 +53,7 @@ void SCX_CALLBACK(batch_enqueue, struct task_struct *p, u64 enq_flags)
 {
 	u64 queue = task_queue(p, 0);
 	u64 key = vtime_key(p, queue, sleeper_credit_ms * NSEC_PER_MSEC,
-			    starvation_ms * NSEC_PER_MSEC);
+			    starvation_ns());
 
 	dsq_insert_vtime(p, queue, slice_ns(), key, enq_flags);
 	wake_idle_cpu(p);
@@ -56,8 +61,9 @@ void SCX_CALLBACK(batch_enqueue, struct task_struct *p, u64 enq_flags)
 
 void SCX_CALLBACK(batch_dispatch, s32 cpu, struct task_struct *prev)
 {
-	if (!dispatch_in_turn(0, cpu))
-		keep_running(prev, slice_ns());
+	if (rescue_starved(1, cpu, starvation_ns()) || dispatch_in_turn(0, cpu))
+		return;
+	vtime_continue(prev, slice_ns());
 }
 
 void SCX_CALLBACK(batch_running, struct task_struct *p)
@@ -67,7 +73,7 @@ void SCX_CALLBACK(batch_running, struct task_struct *p)
 
 void SCX_CALLBACK(batch_stopping, struct task_struct *p, bool runnable)
 {
-	vtime_stop(p, slice_ns());
+	vtime_stop(p);
 }
 
 s32 SCX_CALLBACK_SLEEPABLE(batch_init_task, struct task_struct *p,

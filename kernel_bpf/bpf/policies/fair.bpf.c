@@ -8,8 +8,8 @@
  * Algorithm: weighted virtual time. A task's vtime grows by the CPU time it
  * used, divided by its weight; the waiting task with the smallest goes first.
  * A task that slept keeps a credit of one slice, so that it runs soon without
- * taking over, and a task may be indebted only so far that its next turn comes
- * within starvation_ms. Pinned tasks wait in a queue of their CPU.
+ * taking over. A task that waited for starvation_ms is served next. Pinned
+ * tasks wait in a queue of their CPU.
  *
  * Loses: a woken task does not preempt, it waits for the end of a slice; all
  * CPUs share one queue, which costs cache warmth and, on large machines, lock
@@ -20,8 +20,13 @@
 /* Time a task runs before the next one gets its turn. 500 to 100000. */
 const volatile u64 slice_us = 5000;
 
-/* Longest wait allowed to a task of small weight. 100 to 3000. */
+/* A task that waited this long goes next, whatever its weight. 100 to 3000. */
 const volatile u64 starvation_ms = 1000;
+
+static __always_inline u64 starvation_ns(void)
+{
+	return starvation_ms * NSEC_PER_MSEC;
+}
 
 static __always_inline u64 slice_ns(void)
 {
@@ -37,8 +42,7 @@ s32 SCX_CALLBACK(fair_select_cpu, struct task_struct *p, s32 prev_cpu,
 void SCX_CALLBACK(fair_enqueue, struct task_struct *p, u64 enq_flags)
 {
 	u64 queue = task_queue(p, 0);
-	u64 key =
-		vtime_key(p, queue, slice_ns(), starvation_ms * NSEC_PER_MSEC);
+	u64 key = vtime_key(p, queue, slice_ns(), starvation_ns());
 
 	dsq_insert_vtime(p, queue, slice_ns(), key, enq_flags);
 	wake_idle_cpu(p);
@@ -46,8 +50,9 @@ void SCX_CALLBACK(fair_enqueue, struct task_struct *p, u64 enq_flags)
 
 void SCX_CALLBACK(fair_dispatch, s32 cpu, struct task_struct *prev)
 {
-	if (!dispatch_in_turn(0, cpu))
-		keep_running(prev, slice_ns());
+	if (rescue_starved(1, cpu, starvation_ns()) || dispatch_in_turn(0, cpu))
+		return;
+	vtime_continue(prev, slice_ns());
 }
 
 void SCX_CALLBACK(fair_running, struct task_struct *p)
@@ -57,7 +62,7 @@ void SCX_CALLBACK(fair_running, struct task_struct *p)
 
 void SCX_CALLBACK(fair_stopping, struct task_struct *p, bool runnable)
 {
-	vtime_stop(p, slice_ns());
+	vtime_stop(p);
 }
 
 s32 SCX_CALLBACK_SLEEPABLE(fair_init_task, struct task_struct *p,

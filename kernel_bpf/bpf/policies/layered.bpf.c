@@ -9,9 +9,9 @@
  * their program or by their cgroup. Each class has a virtual time that grows
  * by the CPU time its tasks use, divided by the class's share; a CPU serves
  * the class with the smallest that has a task for it, and within the class the
- * task with the smallest weighted virtual time. A share that is too small to
- * serve all tasks of its class within starvation_ms is raised to what that
- * takes. A class that had nothing to do starts again beside the others.
+ * task with the smallest weighted virtual time. A class that had nothing to do
+ * starts again beside the others, and a task that waited for starvation_ms is
+ * served next, so a small share is slow but never stands still.
  *
  * Loses: with wrong or no classes it is a slower fair queue; classes do not
  * preempt each other, a short-slice class waits for the end of a slice of the
@@ -34,7 +34,7 @@ const volatile u64 slice_us_1 = 3000;
 const volatile u64 slice_us_2 = 20000;
 const volatile u64 slice_us_3 = 20000;
 
-/* Longest wait allowed to a task of a class with a small share. 100 to 3000. */
+/* A task that waited this long goes next, whatever its share. 100 to 3000. */
 const volatile u64 starvation_ms = 1000;
 
 /* Virtual time a class keeps as a credit when it had nothing to run. */
@@ -61,6 +61,11 @@ struct {
 
 u64 class_vtime[NR_CLASSES];
 u64 class_clock;
+
+static __always_inline u64 starvation_ns(void)
+{
+	return starvation_ms * NSEC_PER_MSEC;
+}
 
 /* Tasks of no known class are class 0; numbers beyond the last are the last. */
 static __always_inline u32 class_of(struct task_struct *p)
@@ -115,28 +120,6 @@ static __always_inline s32 class_waiting(u32 class, s32 cpu)
 {
 	return scx_bpf_dsq_nr_queued(shared_queue(class)) +
 	       scx_bpf_dsq_nr_queued(cpu_queue(class, cpu));
-}
-
-/*
- * The share the class is charged by: its own, or what it takes to give each of
- * its waiting tasks a slice on this CPU within starvation_ms, as a part of the
- * shares of all classes.
- */
-static __always_inline u64 effective_share(u32 class, s32 cpu)
-{
-	u64 all = share_0 + share_1 + share_2 + share_3;
-	u64 share = class_share(class), needed;
-
-	needed = all * class_waiting(class, cpu) * class_slice(class) /
-		 (starvation_ms * NSEC_PER_MSEC);
-	return needed > share ? needed : share;
-}
-
-static __always_inline void charge_class(u32 class, s32 cpu, u64 used_ns)
-{
-	if (class < NR_CLASSES)
-		class_vtime[class] +=
-			used_ns * 100 / effective_share(class, cpu);
 }
 
 /* A class that comes back keeps only a small credit of the time it missed. */
@@ -196,7 +179,7 @@ void SCX_CALLBACK(layered_enqueue, struct task_struct *p, u64 enq_flags)
 {
 	u32 class = class_of(p);
 	u64 queue = task_queue(p, class), slice = class_slice(class);
-	u64 key = vtime_key(p, queue, slice, starvation_ms * NSEC_PER_MSEC);
+	u64 key = vtime_key(p, queue, slice, starvation_ns());
 
 	refresh_class(class);
 	dsq_insert_vtime(p, queue, slice, key, enq_flags);
@@ -205,8 +188,10 @@ void SCX_CALLBACK(layered_enqueue, struct task_struct *p, u64 enq_flags)
 
 void SCX_CALLBACK(layered_dispatch, s32 cpu, struct task_struct *prev)
 {
+	if (rescue_starved(NR_CLASSES, cpu, starvation_ns()))
+		return;
 	if (!dispatch_class(cpu) && prev)
-		keep_running(prev, class_slice(class_of(prev)));
+		vtime_continue(prev, class_slice(class_of(prev)));
 }
 
 void SCX_CALLBACK(layered_running, struct task_struct *p)
@@ -217,9 +202,11 @@ void SCX_CALLBACK(layered_running, struct task_struct *p)
 void SCX_CALLBACK(layered_stopping, struct task_struct *p, bool runnable)
 {
 	u32 class = class_of(p);
-	u64 used = vtime_stop(p, class_slice(class));
+	u64 used = vtime_stop(p);
 
-	charge_class(class, scx_bpf_task_cpu(p), used);
+	if (class < NR_CLASSES)
+		__sync_fetch_and_add(&class_vtime[class],
+				     used * 100 / class_share(class));
 }
 
 s32 SCX_CALLBACK_SLEEPABLE(layered_init_task, struct task_struct *p,

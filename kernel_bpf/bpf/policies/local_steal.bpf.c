@@ -23,7 +23,7 @@ const volatile u64 slice_us = 10000;
 /* How many tasks longer a queue must be to be stolen from. 1 to 64. */
 const volatile u32 steal_imbalance = 2;
 
-/* Longest wait allowed to a task of small weight. 100 to 3000. */
+/* A task that waited this long goes next, whatever its weight. 100 to 3000. */
 const volatile u64 starvation_ms = 1000;
 
 /* Where a CPU looks next, and whether its last task was stolen. */
@@ -38,6 +38,11 @@ struct {
 	__type(key, u32);
 	__type(value, struct thief);
 } thieves SEC(".maps");
+
+static __always_inline u64 starvation_ns(void)
+{
+	return starvation_ms * NSEC_PER_MSEC;
+}
 
 static __always_inline u64 slice_ns(void)
 {
@@ -97,8 +102,7 @@ s32 SCX_CALLBACK(local_steal_select_cpu, struct task_struct *p, s32 prev_cpu,
 void SCX_CALLBACK(local_steal_enqueue, struct task_struct *p, u64 enq_flags)
 {
 	u64 queue = home_queue(p);
-	u64 key =
-		vtime_key(p, queue, slice_ns(), starvation_ms * NSEC_PER_MSEC);
+	u64 key = vtime_key(p, queue, slice_ns(), starvation_ns());
 
 	dsq_insert_vtime(p, queue, slice_ns(), key, enq_flags);
 	wake_idle_cpu(p);
@@ -109,11 +113,13 @@ void SCX_CALLBACK(local_steal_dispatch, s32 cpu, struct task_struct *prev)
 	u64 own = cpu_queue(0, cpu);
 	s32 nr_own = scx_bpf_dsq_nr_queued(own);
 
+	if (rescue_starved(1, cpu, starvation_ns()))
+		return;
 	if (nr_own > 0 && steal_surplus(cpu, nr_own))
 		return;
 	if (dsq_move_to_local(own) || steal_any(cpu))
 		return;
-	keep_running(prev, slice_ns());
+	vtime_continue(prev, slice_ns());
 }
 
 void SCX_CALLBACK(local_steal_running, struct task_struct *p)
@@ -123,7 +129,7 @@ void SCX_CALLBACK(local_steal_running, struct task_struct *p)
 
 void SCX_CALLBACK(local_steal_stopping, struct task_struct *p, bool runnable)
 {
-	vtime_stop(p, slice_ns());
+	vtime_stop(p);
 }
 
 s32 SCX_CALLBACK_SLEEPABLE(local_steal_init_task, struct task_struct *p,
