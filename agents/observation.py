@@ -36,7 +36,7 @@ _SPLIT_CPU_SHARE = 0.01
 _SERIAL_PARALLELISM = 1.25
 _SERIAL_DELAY_SHARE = 0.10
 _BUILD_PROCESSES = 12
-_BUILD_STAGGERED = 0.25
+_BUILD_SUCCESSION = 0.25
 _LABEL_LENGTH = 40
 
 
@@ -341,18 +341,28 @@ def _serial_evidence(run: _Run) -> str:
 
 
 def _build_evidence(run: _Run) -> str:
-    """Many short processes that go on being started while the run lasts, under a tree of commands."""
+    """Many short processes that go on being started after others have ended, under a tree of commands."""
     processes = [record for record in run.records if record.pid == record.tgid]
-    later = sum(record.start_ns > run.wall_ns / 10 for record in processes) / len(processes)
+    later = succession(processes)
     typical_ns = _quantile(sorted(record.cpu_ns for record in processes), 0.5)
-    if len(processes) < _BUILD_PROCESSES or later < _BUILD_STAGGERED or typical_ns > run.cpu_ns / _BUILD_PROCESSES:
+    if len(processes) < _BUILD_PROCESSES or later < _BUILD_SUCCESSION or typical_ns > run.cpu_ns / _BUILD_PROCESSES:
         return ""
     rate = len(processes) / (run.wall_ns / 1e9)
     return (
         f"{len(processes)} processes, {rate:.1f} a second, {tree_depth(processes)} levels deep, "
-        f"{100 * later:.0f} % of them started after the first tenth of the run, median {typical_ns / 1e6:.1f} ms of "
+        f"{100 * later:.0f} % of them started after others had ended, median {typical_ns / 1e6:.1f} ms of "
         "CPU time: the shape of a parallel build"
     )
+
+
+def succession(processes: Sequence[TaskRecord]) -> float:
+    """Return the share of processes that started after a tenth of all (at least three) had ended.
+
+    A batch is started as a whole, however slowly; a build starts steps as others end.
+    """
+    ends = sorted(record.start_ns + record.elapsed_ns for record in processes)
+    moment = ends[min(len(ends), max(3, len(ends) // 10)) - 1]
+    return sum(record.start_ns > moment for record in processes) / len(processes)
 
 
 def tree_depth(processes: Sequence[TaskRecord]) -> int:

@@ -93,6 +93,18 @@ def test_a_long_tail_is_recognised_with_its_figures():
     assert (profile.psi_cpu_some_s, profile.psi_io_some_s, profile.psi_memory_some_s) == (4.0, -1.0, 0.0)
 
 
+def test_a_batch_whose_tasks_start_slowly_is_still_a_batch():
+    """As seen in an emulated machine: programs read over 9p take longer to start than to run."""
+    run = Run()
+    shell = run.task("batch.sh", 215, start_ms=375, took_ms=2920, sleeps=16)
+    run.task("dirname", 180, start_ms=468, took_ms=229, parent=shell)
+    for number in range(9):
+        run.task("spin", 200, args=["200"], start_ms=735 + 20 * number, took_ms=900, delay_ms=700, parent=shell)
+    run.task("spin", 1400, args=["1400"], start_ms=934, took_ms=2347, delay_ms=840, preempted=88, parent=shell)
+    assert len(run.records) >= 12
+    assert run.profile().kind is WorkloadClass.BATCH_LONG_TAIL
+
+
 def test_an_even_batch_has_no_tail():
     run = Run()
     for _ in range(10):
@@ -136,7 +148,7 @@ def test_a_build_may_have_a_long_tail_too():
         cpu = 1000 if number == 7 else 60
         driver = run.task("cc", 2, start_ms=5, took_ms=600, sleeps=4, parent=make)
         run.task("cc1", cpu, args=[f"{number}.c"], start_ms=6, took_ms=max(500, cpu * 1.4), delay_ms=400, parent=driver)
-        run.task("as", 3, args=[f"{number}.s"], start_ms=500, delay_ms=9, parent=driver)
+        run.task("as", 3, args=[f"{number}.s"], start_ms=510, delay_ms=9, parent=driver)
     profile = run.profile()
     assert profile.kind is WorkloadClass.PARALLEL_BUILD
     assert profile.predicted_ratio < 0.9
