@@ -82,8 +82,7 @@ def install(settings: Settings, wanted: Sequence[Requirement]) -> None:
     Raises:
         SetupError: this user may not install packages (the hint is the command to run), or apt failed.
     """
-    folder = writable(settings.cache_dir) / "apt-packages"
-    for command in install_commands(folder, wanted):
+    for command in install_commands(settings.cache_dir / "apt-packages", wanted):
         _run_as_root(command)
 
 
@@ -141,10 +140,12 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     own_python = (Requirement("python3-venv"),) if Path(sys.executable).is_relative_to("/usr/bin") else ()
     try:
+        settings = load_settings()
+        writable(settings.cache_dir)  # all of set-up goes there: better said now than half-way
         wanted = missing_packages((*REQUIRED, *own_python))
         if wanted:
             log.info("installing Debian packages: %s", " ".join(entry.package for entry in wanted))
-            install(load_settings(), wanted)
+            install(settings, wanted)
             still = missing_packages(wanted)
             if still:
                 raise SetupError(f"apt ended well, but these are still missing: {' '.join(e.package for e in still)}")

@@ -37,6 +37,11 @@ def test_missing_is_absent_or_too_old() -> None:
     assert missing_packages(wanted) == wanted[1:]
 
 
+@pytest.fixture(autouse=True)
+def private_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCHEDAGENT_CACHE", str(tmp_path / "cache"))
+
+
 class FakeApt:
     """Offers what bookworm offers, and backports once they are among the sources."""
 
@@ -104,3 +109,13 @@ def test_ordinary_user_without_sudo_is_given_the_command(monkeypatch: pytest.Mon
 def test_every_requirement_is_named_once() -> None:
     names = [entry.package for entry in REQUIRED]
     assert len(names) == len(set(names))
+
+
+def test_unusable_cache_is_said_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("SCHEDAGENT_CACHE", str(tmp_path / "file/cache"))
+    monkeypatch.setattr(packages, "missing_packages", lambda wanted: pytest.fail("it went on"))
+    assert packages.main() == 1
+    assert "set SCHEDAGENT_CACHE" in capsys.readouterr().err
