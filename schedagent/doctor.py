@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import statistics
 import sys
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from kernel_bpf.target import find_bpftool
 from schedagent.core import proc
@@ -20,6 +22,8 @@ from verifier.packages import requirement
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+    from verifier.lab import VmLab
 
 Status = Literal["ok", "info", "warning", "missing"]
 """info: a fact without a judgement; warning: works, but worse; missing: the main job cannot run without it."""
@@ -70,6 +74,28 @@ def examine(settings: Settings) -> list[Finding]:
 def exit_status(findings: Sequence[Finding]) -> int:
     """Return 0 if the main job can run, EXIT_UNAVAILABLE if something it needs is missing."""
     return EXIT_UNAVAILABLE if any(finding.status == "missing" for finding in findings) else 0
+
+
+def to_json(findings: Sequence[Finding]) -> dict[str, Any]:
+    """Return the findings for machines."""
+    return {"ready": exit_status(findings) == 0, "findings": [asdict(finding) for finding in findings]}
+
+
+def restore_bench(lab: VmLab, restores: int = 20) -> Finding:
+    """Restore a sealed machine again and again; each time ends with the guest agent's first answer.
+
+    Raises:
+        VmLost: two machines in a row did not answer.
+    """
+    lab.open(hostfs=False).close()  # builds the snapshot if there is none, and reads it into the page cache
+    seconds = []
+    for _ in range(restores):
+        started = time.perf_counter()
+        machine = lab.open(hostfs=False)
+        seconds.append(time.perf_counter() - started)
+        machine.close()
+    spread = f"{min(seconds):.3f} to {max(seconds):.3f} s over {restores} restores"
+    return Finding("VM restore", "info", f"median {statistics.median(seconds):.3f} s, {spread}")
 
 
 def render(findings: Sequence[Finding]) -> Table:

@@ -14,7 +14,7 @@ from rich.console import Console
 from schedagent import doctor
 from schedagent.core.errors import SetupError
 from schedagent.core.settings import Settings
-from schedagent.doctor import EXIT_UNAVAILABLE, Finding, examine, exit_status, render
+from schedagent.doctor import EXIT_UNAVAILABLE, Finding, examine, exit_status, render, to_json
 
 
 @pytest.fixture
@@ -116,3 +116,21 @@ def test_table_shows_text_as_it_is() -> None:
     assert "[Errno 2] gone" in text
     assert "it is slower" in text
     assert "run: x" in text
+
+
+def test_json_says_whether_it_is_ready() -> None:
+    fine, bad = Finding("a", "ok", "1.2"), Finding("b", "missing", "", "nothing works", "run: make setup")
+    assert to_json([fine])["ready"] is True
+    assert to_json([fine, bad]) == {
+        "ready": False,
+        "findings": [
+            {"name": "a", "status": "ok", "detail": "1.2", "consequence": "", "remedy": ""},
+            {
+                "name": "b",
+                "status": "missing",
+                "detail": "",
+                "consequence": "nothing works",
+                "remedy": "run: make setup",
+            },
+        ],
+    }

@@ -1,0 +1,29 @@
+"""The doctor's restore bench on a real snapshot."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from schedagent.core.settings import load_settings
+from schedagent.doctor import restore_bench
+from schedagent.wiring import open_lab
+
+pytestmark = pytest.mark.vm
+
+
+def test_restores_are_timed_one_by_one() -> None:
+    finding = restore_bench(open_lab(load_settings()), restores=3)
+    match = re.fullmatch(r"median ([0-9.]+) s, ([0-9.]+) to ([0-9.]+) s over 3 restores", finding.detail)
+    assert match is not None, finding.detail
+    median, least, most = map(float, match.groups())
+    assert 0 < least <= median <= most < 20
+
+
+def test_qemu_leaves_nothing_behind() -> None:
+    restore_bench(open_lab(load_settings()), restores=1)
+    children = Path("/proc/thread-self/children").read_text().split()
+    names = [Path(f"/proc/{child}/comm").read_text().strip() for child in children]
+    assert not [name for name in names if name.startswith("qemu")]
