@@ -10,7 +10,7 @@ endif
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 PREFIX ?= $(HOME)/.local
-C_SOURCES = find kernel_bpf tests -name '*.[ch]' -print0
+C_SOURCES = find kernel_bpf tests -name '*.[ch]' -not -name vmlinux.h -print0
 
 .PHONY: help setup demo test test-unit test-vm check bench kernel install fmt lock clean
 
