@@ -1,0 +1,5 @@
+"""`python -m schedagent` is `schedagent`."""
+
+from schedagent.cli import main
+
+main()
