@@ -114,10 +114,19 @@ static __always_inline bool wake_idle_cpu(const struct task_struct *p)
 	return true;
 }
 
-/* Nobody else wants this CPU: let the task that had it go on. */
+/*
+ * For ops.dispatch: does @prev want to go on? It is in no queue then, so the
+ * policy has to compare it with those that are: otherwise two tasks on one CPU
+ * take strict turns whatever their weights or keys.
+ */
+static __always_inline bool wants_cpu(const struct task_struct *prev)
+{
+	return prev && (prev->scx.flags & TASK_QUEUED);
+}
+
 static __always_inline void keep_running(struct task_struct *prev, u64 slice_ns)
 {
-	if (prev && (prev->scx.flags & TASK_QUEUED))
+	if (wants_cpu(prev))
 		task_set_slice(prev, slice_ns);
 }
 
@@ -165,6 +174,21 @@ static __always_inline bool dispatch_in_turn(u32 class, s32 cpu)
 			scx_bpf_dsq_nr_queued(shared)))
 		return dsq_move_to_local(pinned) || dsq_move_to_local(shared);
 	return dsq_move_to_local(shared) || dsq_move_to_local(pinned);
+}
+
+/* Does any task in @queue go before @key? */
+static __always_inline bool queue_has_before(u64 queue, u64 key)
+{
+	u64 head;
+
+	return queue_head_key(queue, &head) && time_before(head, key);
+}
+
+/* Does any task of @class that waits for this CPU go before @key? */
+static __always_inline bool waits_before(u32 class, s32 cpu, u64 key)
+{
+	return queue_has_before(cpu_queue(class, cpu), key) ||
+	       queue_has_before(shared_queue(class), key);
 }
 
 /* Move one task to this CPU, from the queue whose first key is the smaller. */

@@ -124,21 +124,57 @@ static __always_inline u64 vtime_stop(struct task_struct *p)
 }
 
 /*
- * Nobody else wants this CPU: let @prev go on. It pays all the same, and takes
- * the clock along, or the first to come would find it deep in debt.
+ * Let @prev go on. It takes the clock along, or the first to come after a long
+ * time alone would find it deep in debt.
  */
-static __always_inline void vtime_continue(struct task_struct *prev,
+static __always_inline bool vtime_continue(struct task_struct *prev,
 					   u64 slice_ns)
 {
 	struct vtask *vt;
 
-	if (!prev || !(prev->scx.flags & TASK_QUEUED))
-		return;
+	if (!wants_cpu(prev))
+		return false;
 	vtime_stop(prev);
 	vt = vtask_of(prev);
 	if (vt)
 		advance_clock(vt);
 	task_set_slice(prev, slice_ns);
+	return true;
+}
+
+/* Is it @prev's turn again, before all that wait in @queue? */
+static __always_inline bool vtime_precedes(struct task_struct *prev, u64 queue)
+{
+	struct vtask *vt;
+	u64 key;
+
+	if (!wants_cpu(prev))
+		return false;
+	vtime_stop(prev);
+	vt = vtask_of(prev);
+	return vt && vt->queue == queue && queue_head_key(queue, &key) &&
+	       time_before(vt->vtime, key);
+}
+
+/*
+ * Give this CPU a task of @class, or let @prev go on. Pinned and shared queue
+ * take turns, and within each the smallest vtime goes first.
+ */
+static __always_inline bool vtime_dispatch(u32 class, s32 cpu,
+					   struct task_struct *prev,
+					   u64 slice_ns)
+{
+	u64 queue = shared_queue(class), other = cpu_queue(class, cpu);
+
+	if (pinned_turn(other, scx_bpf_dsq_nr_queued(other),
+			scx_bpf_dsq_nr_queued(queue))) {
+		queue = cpu_queue(class, cpu);
+		other = shared_queue(class);
+	}
+	if (!vtime_precedes(prev, queue) &&
+	    (dsq_move_to_local(queue) || dsq_move_to_local(other)))
+		return true;
+	return vtime_continue(prev, slice_ns);
 }
 
 struct {

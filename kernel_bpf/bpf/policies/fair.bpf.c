@@ -50,9 +50,8 @@ void SCX_CALLBACK(fair_enqueue, struct task_struct *p, u64 enq_flags)
 
 void SCX_CALLBACK(fair_dispatch, s32 cpu, struct task_struct *prev)
 {
-	if (rescue_starved(1, cpu, starvation_ns()) || dispatch_in_turn(0, cpu))
-		return;
-	vtime_continue(prev, slice_ns());
+	if (!rescue_starved(1, cpu, starvation_ns()))
+		vtime_dispatch(0, cpu, prev, slice_ns());
 }
 
 void SCX_CALLBACK(fair_running, struct task_struct *p)

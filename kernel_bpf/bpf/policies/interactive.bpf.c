@@ -148,7 +148,9 @@ void SCX_CALLBACK(interactive_enqueue, struct task_struct *p, u64 enq_flags)
 
 void SCX_CALLBACK(interactive_dispatch, s32 cpu, struct task_struct *prev)
 {
-	if (!dispatch_smaller_key(0, cpu) && prev)
+	if (wants_cpu(prev) && !waits_before(0, cpu, deadline_ns(prev)))
+		keep_running(prev, slice_ns(prev));
+	else if (!dispatch_smaller_key(0, cpu) && prev)
 		keep_running(prev, slice_ns(prev));
 }
 

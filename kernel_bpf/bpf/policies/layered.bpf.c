@@ -131,14 +131,29 @@ static __always_inline void refresh_class(u32 class)
 		class_vtime[class] = earliest;
 }
 
-/* The class that is due on this CPU and not in @tried; NR_CLASSES for none. */
-static __always_inline u32 next_class(s32 cpu, u32 tried)
+/* Charge the task and its class for the CPU time used since the last time. */
+static __always_inline void charge(struct task_struct *p)
+{
+	u32 class = class_of(p);
+	u64 used = vtime_stop(p);
+
+	if (class < NR_CLASSES)
+		__sync_fetch_and_add(&class_vtime[class],
+				     used * 100 / class_share(class));
+}
+
+/*
+ * The class that is due on this CPU and not in @tried; NR_CLASSES for none.
+ * @running has a task on the CPU that wants to go on, so it counts as waiting.
+ */
+static __always_inline u32 next_class(s32 cpu, u32 tried, u32 running)
 {
 	u32 class, next = NR_CLASSES;
 	u64 earliest = 0;
 
 	for (class = 0; class < NR_CLASSES; class ++) {
-		if ((tried & (1U << class)) || !class_waiting(class, cpu))
+		if ((tried & (1U << class)) ||
+		    (class != running && !class_waiting(class, cpu)))
 			continue;
 		if (next < NR_CLASSES &&
 		    !time_before(class_vtime[class], earliest))
@@ -150,22 +165,26 @@ static __always_inline u32 next_class(s32 cpu, u32 tried)
 }
 
 /* Serve the class that is due; if it has no task for this CPU, the next. */
-static __always_inline bool dispatch_class(s32 cpu)
+static __always_inline void dispatch_class(s32 cpu, struct task_struct *prev)
 {
-	u32 round, class, tried = 0;
+	u32 round, class, tried = 0, running = NR_CLASSES;
 
+	if (wants_cpu(prev)) {
+		charge(prev);
+		running = class_of(prev);
+	}
 	bpf_for(round, 0, NR_CLASSES) {
-		class = next_class(cpu, tried);
+		class = next_class(cpu, tried, running);
 		if (class >= NR_CLASSES)
-			return false;
-		if (dispatch_in_turn(class, cpu)) {
+			return;
+		if (vtime_dispatch(class, cpu, class == running ? prev : NULL,
+				   class_slice(class))) {
 			if (time_before(class_clock, class_vtime[class]))
 				class_clock = class_vtime[class];
-			return true;
+			return;
 		}
 		tried |= 1U << class;
 	}
-	return false;
 }
 
 s32 SCX_CALLBACK(layered_select_cpu, struct task_struct *p, s32 prev_cpu,
@@ -188,10 +207,8 @@ void SCX_CALLBACK(layered_enqueue, struct task_struct *p, u64 enq_flags)
 
 void SCX_CALLBACK(layered_dispatch, s32 cpu, struct task_struct *prev)
 {
-	if (rescue_starved(NR_CLASSES, cpu, starvation_ns()))
-		return;
-	if (!dispatch_class(cpu) && prev)
-		vtime_continue(prev, class_slice(class_of(prev)));
+	if (!rescue_starved(NR_CLASSES, cpu, starvation_ns()))
+		dispatch_class(cpu, prev);
 }
 
 void SCX_CALLBACK(layered_running, struct task_struct *p)
@@ -201,12 +218,7 @@ void SCX_CALLBACK(layered_running, struct task_struct *p)
 
 void SCX_CALLBACK(layered_stopping, struct task_struct *p, bool runnable)
 {
-	u32 class = class_of(p);
-	u64 used = vtime_stop(p);
-
-	if (class < NR_CLASSES)
-		__sync_fetch_and_add(&class_vtime[class],
-				     used * 100 / class_share(class));
+	charge(p);
 }
 
 s32 SCX_CALLBACK_SLEEPABLE(layered_init_task, struct task_struct *p,

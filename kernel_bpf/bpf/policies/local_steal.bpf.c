@@ -117,7 +117,8 @@ void SCX_CALLBACK(local_steal_dispatch, s32 cpu, struct task_struct *prev)
 		return;
 	if (nr_own > 0 && steal_surplus(cpu, nr_own))
 		return;
-	if (dsq_move_to_local(own) || steal_any(cpu))
+	if (!vtime_precedes(prev, own) &&
+	    (dsq_move_to_local(own) || steal_any(cpu)))
 		return;
 	vtime_continue(prev, slice_ns());
 }

@@ -110,9 +110,18 @@ static __always_inline void restart_prelude(struct task_struct *p)
 		progress->prelude_start = p->se.sum_exec_runtime;
 }
 
-static __always_inline u64 slice_ns(const struct task_struct *p)
+static __always_inline u64 slice_ns(struct task_struct *p)
 {
+	u64 prelude = prelude_left(p);
+
+	if (prelude)
+		return clamp_slice(prelude);
 	return weighted_slice(p, slice_us * NSEC_PER_USEC);
+}
+
+static __always_inline u64 key_of(struct task_struct *p)
+{
+	return scx_bpf_now() + (prelude_left(p) ? 0 : patience_ns(p));
 }
 
 s32 SCX_CALLBACK(longest_first_select_cpu, struct task_struct *p, s32 prev_cpu,
@@ -123,19 +132,16 @@ s32 SCX_CALLBACK(longest_first_select_cpu, struct task_struct *p, s32 prev_cpu,
 
 void SCX_CALLBACK(longest_first_enqueue, struct task_struct *p, u64 enq_flags)
 {
-	u64 prelude = prelude_left(p), key = scx_bpf_now(), slice = slice_ns(p);
-
-	if (prelude)
-		slice = clamp_slice(prelude);
-	else
-		key += patience_ns(p);
-	dsq_insert_vtime(p, task_queue(p, 0), slice, key, enq_flags);
+	dsq_insert_vtime(p, task_queue(p, 0), slice_ns(p), key_of(p),
+			 enq_flags);
 	wake_idle_cpu(p);
 }
 
 void SCX_CALLBACK(longest_first_dispatch, s32 cpu, struct task_struct *prev)
 {
-	if (!dispatch_smaller_key(0, cpu) && prev)
+	if (wants_cpu(prev) && !waits_before(0, cpu, key_of(prev)))
+		keep_running(prev, slice_ns(prev));
+	else if (!dispatch_smaller_key(0, cpu) && prev)
 		keep_running(prev, slice_ns(prev));
 }
 
