@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 import pytest
 
+import kernel_bpf
 from agents import offline
 from agents.offline import plan
 from agents.planning import propose
@@ -266,6 +268,12 @@ def test_with_throughput_the_largest_ratio_is_the_best():
     chosen = first(WorkloadClass.CPU_BATCH, tried=tried, iteration=2, lower_is_better=False)
     assert policies(chosen)[0] == start.candidates[0].policy
     assert "ratio 1.20" in chosen.reason
+
+
+def test_the_derivation_rules_name_tunables_that_the_library_has():
+    sources = Path(kernel_bpf.__file__).parent.glob("bpf/policies/*.bpf.c")
+    declared = {name for path in sources for name in re.findall(r"^const volatile \w+ (\w+)", path.read_text(), re.M)}
+    assert set(offline._DERIVATIONS) <= declared
 
 
 def test_the_limit_holds():

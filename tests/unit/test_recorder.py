@@ -60,7 +60,7 @@ def test_the_family_is_the_root_its_children_and_their_threads():
     assert [(task.pid, task.forked_ns) for task in descendants(tasks, 10)] == [(10, 1), (11, 2), (12, 3), (13, 4)]
 
 
-def test_a_root_that_never_forked_is_an_error(monkeypatch):
+def test_a_root_that_never_forked_is_an_error():
     if os.geteuid() == 0:
         recording = Recorder()
         recording.start()
@@ -76,6 +76,21 @@ def test_pressure_that_the_kernel_lacks_is_unknown(tmp_path, monkeypatch):
     (tmp_path / "cpu").write_text("some avg10=0.00 avg60=0.00 avg300=0.00 total=1234\nfull avg10=0 total=9\n")
     assert recorder.read_pressure() == (1234, -1, -1)
     assert recorder.growth(1000, 1234) == 234
+
+
+@ROOT
+@pytest.mark.parametrize("before", ["0\n", "1\n"])
+def test_delay_accounting_is_left_as_it_was(before):
+    original = recorder.DELAY_ACCOUNTING.read_text()
+    try:
+        recorder.DELAY_ACCOUNTING.write_text(before)
+        recording = Recorder()
+        assert recorder.DELAY_ACCOUNTING.read_text() == "1\n"
+        recording.close()
+        recording.close()
+        assert recorder.DELAY_ACCOUNTING.read_text() == before
+    finally:
+        recorder.DELAY_ACCOUNTING.write_text(original)
 
 
 def record(command: str, directory: Path) -> tuple[Observation, float]:

@@ -51,15 +51,16 @@ class Recorder:
         Raises:
             SetupError: not root, or the kernel lacks process events, taskstats or delay accounting.
         """
+        self._events = ProcessEvents()
+        self._exits = TaskstatsSocket()
         try:
+            self._delay_accounting_before = DELAY_ACCOUNTING.read_text()
             DELAY_ACCOUNTING.write_text("1")
         except OSError as error:
             raise SetupError(
                 f"cannot turn delay accounting on: {DELAY_ACCOUNTING}: {error.strerror}",
                 "this needs root and a kernel with CONFIG_TASK_DELAY_ACCT=y",
             ) from error
-        self._events = ProcessEvents()
-        self._exits = TaskstatsSocket()
         self._event_log: list[tuple[bytes, bytes]] = []
         self._exit_log: list[bytes] = []
         self._samples: list[tuple[int, int]] = []
@@ -104,10 +105,13 @@ class Recorder:
         )
 
     def close(self) -> None:
-        """End the thread and close the sockets; may be called at any time, and again."""
+        """End the thread, close the sockets, leave delay accounting as it was; may be called at any time, and again."""
+        if self._end.is_set():
+            return
         self._end.set()
         if self._thread.is_alive():
             self._thread.join()
+        DELAY_ACCOUNTING.write_text(self._delay_accounting_before)
         self._events.close()
         self._exits.close()
 
