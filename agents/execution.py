@@ -7,6 +7,7 @@ cut short continues behind the last of them.
 from __future__ import annotations
 
 import logging
+import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -15,7 +16,7 @@ from datetime import UTC, datetime
 from typing import Protocol
 
 from schedagent.core.artifact import PolicyArtifact
-from schedagent.core.errors import KernelRejected, UsageError, VmLost
+from schedagent.core.errors import KernelRejected, MetricError, UsageError, VmLost
 from schedagent.core.judge import TrialRules, judge_all, precise_enough
 from schedagent.core.policy import CandidatePolicy, PolicyInfo
 from schedagent.core.trial import DEFAULT_ARM, Block, Outcome, Sample
@@ -73,7 +74,7 @@ class Execution:
     """The agent and its collaborators.
 
     Args:
-        out_of_time: whether the run's budget is used up; asked between runs.
+        out_of_time: whether the run's budget is used up; asked before each verification and each block.
     """
 
     verifier: Verifier
@@ -104,11 +105,13 @@ class Execution:
             VmLost: a machine was lost twice while the default scheduler ran.
         """
         policies = [policy for candidate in candidates if (policy := self._verified(candidate, notebook))]
-        if policies and not self.out_of_time():
+        if policies:
             Trial(self, workload, policies, notebook, seed, comparisons).run()
 
     def _verified(self, candidate: CandidatePolicy, notebook: Notebook) -> LabPolicy | None:
-        """Return the candidate ready to run, None if a gate closed."""
+        """Return the candidate ready to run, None if a gate did not pass or no time is left."""
+        if self.out_of_time():
+            return None
         info = self.library[candidate.policy]
         known = notebook.verification(candidate.key)
         if known is None:
@@ -151,9 +154,11 @@ class Trial:
 
     def run(self) -> None:
         """Measure; block 0 is the warm-up and is kept but never compared."""
-        if not self._open_arms():
+        if not self._open_arms() or self._agent.out_of_time():
             return
         with self._agent.lab.session(self._workload) as runs:
+            if self._blocks:
+                runs.run_default()  # not counted: a resumed trial has a fresh machine, whose caches are cold
             for number in range(len(self._blocks), self._agent.rules.maximum_pairs + 1):
                 open_arms = self._open_arms()
                 if not open_arms or self._agent.out_of_time():
@@ -191,6 +196,8 @@ class Trial:
         started_at = datetime.now(UTC).isoformat()
         try:
             return runs.run_candidate(policy)
+        except MetricError as error:  # the default's output did hold the number
+            return Sample(arm, math.nan, 0, 0, 0, started_at, 0, output_tail=error.message)
         except KernelRejected as error:
             return Sample(arm, 0.0, 0, 0, None, started_at, 0, policy_exit=error.message)
         except VmLost as error:

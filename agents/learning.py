@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from schedagent.core.judge import failed
 from schedagent.core.lesson import Antipattern
-from schedagent.core.policy import CandidatePolicy
+from schedagent.core.policy import CandidatePolicy, PolicyInfo
 from schedagent.core.trial import Outcome, Verdict
-from schedagent.core.verification import VerificationReport
+from schedagent.core.verification import GateStatus, VerificationReport
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Lessons:
 
 def learn(
     candidates: Sequence[CandidatePolicy],
+    library: Mapping[str, PolicyInfo],
     reports: Mapping[str, VerificationReport],
     measured: Mapping[str, Verdict],
     *,
@@ -37,6 +38,7 @@ def learn(
     """Draw the lessons of one iteration.
 
     Args:
+        library: where the candidates' policies come from.
         reports: verification reports by candidate key; a candidate without one was not reached.
         measured: verdicts by candidate key from the blocks.
         workload_key, hardware_key: what the lessons hold for.
@@ -44,24 +46,42 @@ def learn(
     verdicts: dict[str, Verdict] = {}
     antipatterns: list[Antipattern] = []
     for candidate in candidates:
-        report = reports.get(candidate.key)
+        report, info = reports.get(candidate.key), library[candidate.policy]
         gate = report.failure if report else None
         verdict = measured[candidate.key]
         if gate:
             verdict = failed([f"gate {gate.gate!r} closed: {gate.detail}"])
-            antipatterns.append(_antipattern(candidate, "", hardware_key, gate.gate, gate.detail))
+            antipatterns.append(_antipattern(candidate, info, "", hardware_key, gate.gate, gate.detail))
+        elif not report or not report.passed:
+            verdict = replace(verdict, reason=_why_unmeasured(report))
         elif verdict.outcome is Outcome.FAILED:
-            antipatterns.append(_antipattern(candidate, workload_key, hardware_key, "trial", verdict.reason))
+            antipatterns.append(_antipattern(candidate, info, workload_key, hardware_key, "trial", verdict.reason))
         verdicts[candidate.key] = verdict
     return Lessons(verdicts, tuple(antipatterns))
 
 
+def _why_unmeasured(report: VerificationReport | None) -> str:
+    """Say why a candidate that failed no gate was not measured."""
+    if report is None:
+        return "not reached: the time was used up before it could be verified"
+    gate = next(gate for gate in report.gates if gate.status is not GateStatus.PASSED)
+    return f"gate {gate.gate!r} did not end: {gate.detail}"
+
+
 def _antipattern(
-    candidate: CandidatePolicy, workload_key: str, hardware_key: str, gate: str, reason: str
+    candidate: CandidatePolicy, info: PolicyInfo, workload_key: str, hardware_key: str, gate: str, reason: str
 ) -> Antipattern:
     now = datetime.now(UTC).isoformat()
     return Antipattern(
-        candidate.policy, candidate.key, candidate.tunables, workload_key, hardware_key, gate, reason, now
+        candidate.policy,
+        candidate.key,
+        candidate.tunables,
+        workload_key,
+        hardware_key,
+        gate,
+        reason,
+        now,
+        info.source_digest,
     )
 
 

@@ -64,7 +64,7 @@ def propose(
         profile,
         library,
         store.lessons(workload.key, hardware.key),
-        store.antipatterns(workload.key, hardware.key),
+        [pattern for pattern in store.antipatterns(workload.key, hardware.key) if _still_holds(pattern, library)],
         iteration=iteration,
         tried=tried,
         limit=limit,
@@ -73,6 +73,12 @@ def propose(
     for candidate in plan.candidates:
         check_candidate(candidate, library)
     return plan
+
+
+def _still_holds(pattern: Antipattern, library: Mapping[str, PolicyInfo]) -> bool:
+    """Whether the policy that failed is still the one in the library; a mended one deserves another try."""
+    info = library.get(pattern.policy)
+    return info is None or pattern.source_digest in ("", info.source_digest)
 
 
 def check_candidate(candidate: CandidatePolicy, library: Mapping[str, PolicyInfo]) -> None:

@@ -141,6 +141,7 @@ class AntipatternRow(Base):
     workload_key: Mapped[str] = mapped_column(primary_key=True)
     candidate_key: Mapped[str] = mapped_column(primary_key=True)
     gate: Mapped[str] = mapped_column(primary_key=True)
+    source_digest: Mapped[str] = mapped_column(primary_key=True)
     policy: Mapped[str]
     tunables: Mapped[str]
     reason: Mapped[str]

@@ -134,7 +134,8 @@ class RunNodes:
         run_id, iteration = state["run_id"], state["iteration"]
         run = self._repository.run(run_id)
         candidates = self._plan(run_id, iteration).candidates
-        if candidates:
+        judged = self._repository.verdicts(run_id, iteration)  # then learning has begun, and its samples are settled
+        if candidates and not judged:
             self._reporter.stage(f"execution: {len(candidates)} candidates to verify and to measure")
             agent = Execution(
                 self._verifier, self._lab, self._library, self._reporter, self.out_of_time, self._options.rules
@@ -153,11 +154,10 @@ class RunNodes:
         """Judge the iteration, keep its lessons, and decide whether another one follows."""
         run_id, iteration = state["run_id"], state["iteration"]
         run = self._repository.run(run_id)
-        if run.status is RunStatus.FINISHED:  # killed between storing the report and the graph's noting it
-            return {"finished": True}
         candidates = self._plan(run_id, iteration).candidates
         lessons = learn(
             candidates,
+            self._library,
             self._reports(run_id, candidates),
             self._measured(run_id, iteration, candidates),
             workload_key=run.workload.key,

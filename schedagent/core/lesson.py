@@ -44,6 +44,7 @@ class Antipattern:
         gate: the gate or stage that failed: compile, load, stress, trial ...
         reason: what was seen.
         at: ISO 8601 UTC time.
+        source_digest: hex SHA-256 of the source that failed: a mended policy is worth another try.
     """
 
     policy: str
@@ -54,3 +55,4 @@ class Antipattern:
     gate: str
     reason: str
     at: str
+    source_digest: str = ""

@@ -68,6 +68,11 @@ class PolicyInfo:
     inputs: tuple[str, ...]
     source: Path
 
+    @property
+    def source_digest(self) -> str:
+        """Hex SHA-256 of the source as it is now; raise OSError if it cannot be read."""
+        return hashlib.sha256(self.source.read_bytes()).hexdigest()
+
     def tunable(self, name: str) -> Tunable:
         """Return the tunable called `name`; raise TunableError naming those that exist."""
         for tunable in self.tunables:

@@ -108,7 +108,7 @@ def _create_measurements() -> None:
 def _create_knowledge() -> None:
     op.create_table(
         "antipatterns",
-        *(_text(name, key=True) for name in ("hardware_key", "workload_key", "candidate_key", "gate")),
+        *(_text(name, key=True) for name in ("hardware_key", "workload_key", "candidate_key", "gate", "source_digest")),
         *(_text(name) for name in ("policy", "tunables", "reason", "at")),
     )
     op.create_table(
