@@ -137,7 +137,7 @@ def judge(
     else:
         outcome = Outcome.BETTER if (mean < 0) == lower_is_better else Outcome.WORSE
         reason = f"the candidate's value is {_change(mean)} than the default's in {len(logs)} pairs"
-    ratio, low, high = (math.exp(value) for value in (mean, mean - half_width, mean + half_width))
+    ratio, low, high = (_exp(value) for value in (mean, mean - half_width, mean + half_width))
     return Verdict(outcome, ratio, low, high, level, len(logs), disturbed, reason)
 
 
@@ -219,9 +219,17 @@ def _missing(count: int, mean: float, half_width: float, minimum_effect: float, 
     # The half-width shrinks with the square root of the number of pairs.
     more = max(1, math.ceil(count * ((half_width / target) ** 2 - 1)))
     return (
-        f"the runs vary too much: the ratio is known to ±{math.expm1(half_width):.1%}, a verdict needs "
+        f"the runs vary too much: the ratio is known to ±{_exp(half_width) - 1:.1%}, a verdict needs "
         f"±{math.expm1(target):.1%}; about {more} more pairs might decide"
     )
+
+
+def _exp(value: float) -> float:
+    """Two pairs that differ, and many comparisons, make an interval wider than a float can hold."""
+    try:
+        return math.exp(value)
+    except OverflowError:
+        return math.inf
 
 
 def _change(mean: float) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -43,7 +44,7 @@ class Sample:
 
     Args:
         arm: DEFAULT_ARM or the candidate's key.
-        value: what is compared: wall time in seconds, or the number the metric expression found.
+        value: what is compared: wall time in seconds, or the number the metric expression found; nan if it found none.
         wall_ns: wall time of the run in the lab (CLOCK_MONOTONIC).
         cpu_ns: user + system time of the run and its children.
         exit_status: of the shell; negative for a signal, None if it exceeded its time limit.
@@ -72,6 +73,8 @@ class Sample:
             return "it ran into its time limit"
         if self.exit_status != 0:
             return f"it ended with exit status {self.exit_status}"
+        if math.isnan(self.value):
+            return "its output held no number that --metric could find"
         return ""
 
 
