@@ -15,6 +15,7 @@ from repo_store.records import PolicyMatch, RunRecord
 from schedagent.core.policy import PolicyInfo
 from schedagent.core.verification import GateResult, GateStatus, VerificationReport
 
+# Consoles are told that nothing is an emoji: the ":100:" of clang's "file.c:100:5: error" would be one to rich.
 _MARKS = {GateStatus.PASSED: "[green]passed[/]", GateStatus.FAILED: "[red]failed[/]", GateStatus.SKIPPED: "skipped"}
 
 
@@ -92,7 +93,7 @@ class GatePrinter:
     """Prints each gate as it ends."""
 
     def __init__(self, *, quiet: bool) -> None:
-        self._console = Console(stderr=quiet)
+        self._console = Console(stderr=quiet, emoji=False)
         self._quiet = quiet
 
     def __call__(self, result: GateResult) -> None:
@@ -108,9 +109,10 @@ def show_verification(report: VerificationReport, as_json: bool) -> None:
         _print_json({**dataclasses.asdict(report), "passed": report.passed})
     elif report.passed:
         _say(f"\n{report.policy} passed every gate on {report.kernel_release}.\ntoken: {report.token}")
+    elif report.failure:
+        _say(f"\n{report.policy} is rejected: gate {report.failure.gate!r} closed. No token was issued.")
     else:
-        closed = report.failure.gate if report.failure else "?"
-        _say(f"\n{report.policy} is rejected: gate {closed!r} closed. No token was issued.")
+        _say(f"\nNothing can be said of {report.policy}: the VM was lost twice. No token was issued; try again.")
 
 
 def _policy(policy: PolicyInfo) -> dict[str, Any]:
@@ -123,7 +125,7 @@ def _print_table(columns: Sequence[str], rows: Sequence[dict[str, str]]) -> None
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*(row[column] for column in columns))
-    Console().print(table, markup=False)
+    Console(emoji=False).print(table, markup=False)
 
 
 def _print_json(value: Any) -> None:
@@ -131,4 +133,4 @@ def _print_json(value: Any) -> None:
 
 
 def _say(text: str) -> None:
-    Console().print(text, markup=False, highlight=False, soft_wrap=True)
+    Console(emoji=False).print(text, markup=False, highlight=False, soft_wrap=True)

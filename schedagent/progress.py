@@ -80,5 +80,5 @@ class LiveReporter:
 
 def reporter() -> Reporter:
     """The reporter that fits where stderr goes."""
-    console = Console(stderr=True)
+    console = Console(stderr=True, emoji=False)
     return LiveReporter(console) if console.is_terminal else PlainReporter(console)

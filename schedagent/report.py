@@ -222,9 +222,9 @@ def _label(candidate: Mapping[str, Any]) -> str:
 
 
 def _gates(gates: Sequence[Mapping[str, Any]]) -> str:
-    failed = [gate["gate"] for gate in gates if gate["status"] == "failed"]
-    if failed:
-        return f"failed: {failed[0]}"
+    for gate in gates:
+        if gate["status"] != "passed":  # the gates behind it were not run
+            return f"{gate['status']}: {gate['gate']}"
     return f"{len(gates)} passed" if gates else "not run"
 
 
@@ -234,7 +234,7 @@ def _numbers(verdict: Mapping[str, Any] | None) -> tuple[str, str, str]:
     pairs = str(verdict["pairs"]) + (f" (+{verdict['disturbed']} disturbed)" if verdict["disturbed"] else "")
     if verdict["ratio"] is None:
         return pairs, "-", "-"
-    if verdict["low"] is None:
+    if verdict["low"] is None or verdict["high"] is None:  # one pair has an estimate and no interval
         return pairs, f"{verdict['ratio']:.3f}", "-"
     interval = f"{verdict['low']:.3f} to {verdict['high']:.3f} ({100 * verdict['confidence']:.1f} %)"
     return pairs, f"{verdict['ratio']:.3f}", interval

@@ -1,6 +1,7 @@
 """The ordered gates a candidate must pass before anything else may run it.
 
-A gate that fails closes the way: the gates behind it are skipped and say so. A lost VM is neither: it is raised.
+A gate that fails closes the way: the gates behind it are skipped and say so. A gate whose VM was lost twice has neither
+passed nor failed: it is skipped too, and so is the rest.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any, Protocol
 from kernel_bpf.compile import compile_policy
 from kernel_bpf.target import KernelTarget
 from schedagent.core.artifact import PolicyArtifact
-from schedagent.core.errors import BpfError, PolicyError, TunableError
+from schedagent.core.errors import BpfError, PolicyError, TunableError, VmLost
 from schedagent.core.policy import CandidatePolicy, PolicyInfo
 from schedagent.core.token import digest_inputs
 from schedagent.core.verification import GateResult, GateStatus, VerificationReport, Verified
@@ -69,7 +70,6 @@ class Verifier:
         """Run the gates in order and return the report.
 
         Raises:
-            VmLost: the machine was lost twice, so nothing can be said.
             SetupError: a tool is missing.
         """
         return _Passage(self, candidate, info).run()
@@ -99,7 +99,7 @@ class _Passage:
             result = _skipped(gate, closed) if closed else _attempt(gate, step)
             results.append(result)
             self._verifier.on_gate(result)
-            if result.status is GateStatus.FAILED:
+            if result.status is not GateStatus.PASSED and not closed:
                 closed = gate
         report = VerificationReport(
             policy=self._info.name,
@@ -181,17 +181,19 @@ class _Passage:
 
 
 def _attempt(gate: str, step: Callable[[], str]) -> GateResult:
-    """Run one gate; what is wrong with the policy closes it, anything else is raised."""
+    """Run one gate; what is wrong with the policy closes it, a lost VM leaves it open what is, the rest is raised."""
     started = time.monotonic()
     try:
         detail, status = step(), GateStatus.PASSED
     except (PolicyError, TunableError, BpfError) as error:
         detail, status = str(error), GateStatus.FAILED
+    except VmLost as error:
+        detail, status = f"nothing can be said, the VM was lost twice: {error.message}", GateStatus.SKIPPED
     return GateResult(gate, status, detail, round(time.monotonic() - started, 3))
 
 
 def _skipped(gate: str, closed: str) -> GateResult:
-    return GateResult(gate, GateStatus.SKIPPED, f"not run, because gate {closed!r} closed")
+    return GateResult(gate, GateStatus.SKIPPED, f"not run, because gate {closed!r} did not pass")
 
 
 def _figure(name: str, stats: dict[str, Any]) -> str:
