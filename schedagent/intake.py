@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
-import shlex
-import shutil
 from pathlib import Path
 
+from schedagent.core import proc
 from schedagent.core.errors import UsageError
 from schedagent.core.workload import Goal, WorkloadCommand
 
-_SHELL_WORDS = "if for while until case { ( ! . : [ [[ cd exec export set eval source time test true false"
-_SHELL_SYNTAX = re.compile(r"[|&;<>()$`{}*?\[\]]|^\w+=")
+_SHELL_SYNTAX = re.compile(r"[|&;<>()$`{}*?\[\]#\"'\\]|^\w+=")
+_SHELL_LIMIT_S = 10.0
 
 
 def read_workload(
@@ -21,8 +21,15 @@ def read_workload(
     """Return the workload, or raise UsageError."""
     if not command.strip():
         raise UsageError("--workload is empty", 'give the command to optimise, for example --workload "make -j"')
-    if "\0" in command + prepare:
-        raise UsageError("--workload and --prepare cannot contain NUL bytes")
+    if not math.isfinite(timeout_s):
+        raise UsageError(f"--timeout {timeout_s} is not a number of seconds")
+    for text, option in (
+        (command, "--workload"),
+        (str(directory), "--dir"),
+        (prepare, "--prepare"),
+        (metric, "--metric"),
+    ):
+        _require_text(text, option)
     place = _directory(directory)
     for text, option in ((command, "--workload"), (prepare, "--prepare")):
         _require_program(text, option, place)
@@ -36,26 +43,41 @@ def read_workload(
     )
 
 
+def _require_text(text: str, option: str) -> None:
+    """Refuse what could not be stored or run: NUL, and bytes that are not UTF-8 (surrogates stand for them)."""
+    if "\0" in text:
+        raise UsageError(f"{option} contains a NUL byte")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"{option} {text!a} is not UTF-8 text") from None
+
+
 def _directory(directory: Path) -> Path:
-    place = directory.expanduser().absolute()
-    if not place.exists():
-        raise UsageError(f"directory {place} does not exist", "check --dir")
-    if not place.is_dir():
-        raise UsageError(f"{place} is not a directory", "check --dir")
-    return place.resolve()
+    try:
+        place = directory.expanduser().absolute()
+        if not place.exists():
+            raise UsageError(f"directory {place} does not exist", "check --dir")
+        if not place.is_dir():
+            raise UsageError(f"{place} is not a directory", "check --dir")
+        return place.resolve()
+    except OSError as error:
+        raise UsageError(f"directory {directory} cannot be used: {error.strerror}", "check --dir") from None
+    except RuntimeError:  # a ~name that is no user's
+        raise UsageError(f"directory {directory} does not exist", "check --dir") from None
 
 
 def _require_program(command: str, option: str, place: Path) -> None:
-    """Refuse a command whose program does not exist, as far as can be told without running a shell."""
-    try:
-        words = shlex.split(command)
-    except ValueError as error:
-        raise UsageError(f"{option} {command!r} is not a shell command: {error}", "check the quotes") from None
-    if not words or words[0] in _SHELL_WORDS.split() or _SHELL_SYNTAX.search(words[0]):
+    """Refuse what the shell would refuse before it runs anything: bad syntax, a first word that it does not know."""
+    parsed = proc.run(["/bin/sh", "-n", "-c", command], timeout_s=_SHELL_LIMIT_S)
+    if parsed.returncode != 0:
+        said = parsed.stderr.decode(errors="replace").strip()
+        raise UsageError(f"{option} {command!r} is not a shell command: {said}", "check the quotes")
+    program = next(iter(command.split()), "")
+    if not program or _SHELL_SYNTAX.search(program):
         return
-    program = words[0]
-    found = (place / program).exists() if "/" in program else shutil.which(program)
-    if not found:
+    known = proc.run(["/bin/sh", "-c", 'command -v -- "$1"', "sh", program], timeout_s=_SHELL_LIMIT_S, cwd=place)
+    if known.returncode != 0:
         raise UsageError(
             f"{option}: there is no program {program!r}",
             f"install it, or check the spelling; looked in {place} and PATH",
