@@ -24,6 +24,9 @@ EXIT_USAGE = 2
 EXIT_NO = 3
 EXIT_INTERRUPTED = 130
 
+LONGEST_S = 7 * 24 * 3600.0
+"""Longest budget and longest run."""
+
 EPILOG = (
     "Exit status: 0 something better was found (or the command did its work), 1 it failed, 2 bad usage, "
     "3 the answer is no: nothing better than the default scheduler, or the policy was rejected, "
@@ -67,8 +70,12 @@ def optimize(
     metric: Annotated[str, typer.Option(help="Regular expression whose group is a number in the output.")] = "",
     iterations: Annotated[int, typer.Option(min=1, max=100, help="Most plans to try.")] = 2,
     candidates: Annotated[int, typer.Option(min=1, max=8, help="Most candidates per plan.")] = 3,
-    budget_minutes: Annotated[float, typer.Option(min=0.1, help="Begin no new trial after this long.")] = 30.0,
-    timeout: Annotated[float, typer.Option(min=1.0, help="Longest time one run may take, in seconds.")] = 900.0,
+    budget_minutes: Annotated[
+        float, typer.Option(min=0.1, max=LONGEST_S / 60, help="Begin no new trial after this long.")
+    ] = 30.0,
+    timeout: Annotated[
+        float, typer.Option(min=1.0, max=LONGEST_S, help="Longest time one run may take, in seconds.")
+    ] = 900.0,
     as_json: Json = False,
 ) -> None:
     """Observe a workload, try policies on it in the micro-VM, and say whether one is better than the default."""
@@ -198,7 +205,7 @@ def verify(
         printer = GatePrinter(quiet=as_json)
         report = verify_file(settings(), file, tuple(include or ()), tuple(tunables or ()), printer)
         show_verification(report, as_json)
-        return 0 if report.passed else EXIT_NO
+        return 0 if report.passed else EXIT_NO if report.failure else EXIT_FAILED
 
     guarded(command)
 
@@ -226,7 +233,7 @@ def doctor(
         if as_json:
             print_json(examination.to_json(findings))
         else:
-            Console().print(examination.render(findings))
+            Console(emoji=False).print(examination.render(findings))
         return EXIT_FAILED if any(finding.status == "missing" for finding in findings) else 0
 
     guarded(command)
@@ -255,7 +262,7 @@ def show_report(report: Any, as_json: bool) -> int:
 
         from schedagent.report import render
 
-        render(report, Console())
+        render(report, Console(emoji=False))
     return 0 if report["best"] else EXIT_NO
 
 
@@ -280,6 +287,9 @@ def guarded(command: Callable[[], int]) -> NoReturn:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         status = EXIT_FAILED
+    except OSError as error:
+        logging.debug("this is where it failed", exc_info=True)
+        status = complain(SchedagentError(str(error), "see more with: schedagent --verbose ..."), EXIT_FAILED)
     raise SystemExit(status)
 
 

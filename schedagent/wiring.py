@@ -5,9 +5,10 @@ from __future__ import annotations
 import fcntl
 import os
 import secrets
+import shlex
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,10 +80,11 @@ def start_run(settings: Settings, workload: WorkloadCommand, options: RunOptions
     """Run the whole loop for a new workload and return the report."""
     with open_repository(settings) as repository:
         lab = open_lab(settings)
+        nodes = build_nodes(settings, repository, lab, options, reporter)
         run_id = repository.create_run(
             workload, lab.hardware, settings=asdict(options), seed=secrets.randbelow(1 << 31)
         )
-        return drive(settings, build_nodes(settings, repository, lab, options, reporter), repository, run_id, reporter)
+        return drive(settings, nodes, repository, run_id, reporter)
 
 
 def resume_run(settings: Settings, run_id: str, reporter: Reporter) -> dict[str, Any]:
@@ -93,15 +95,14 @@ def resume_run(settings: Settings, run_id: str, reporter: Reporter) -> dict[str,
     """
     with open_repository(settings) as repository:
         run = repository.run(run_id)
-        repository.resume_run(run_id)
         lab = open_lab(settings)
         if lab.hardware.key != run.hardware.key:
             raise UsageError(
                 f"run {run_id} was measured on other hardware ({run.hardware}) than this ({lab.hardware})",
                 "its samples and new ones cannot be compared: start a new run",
             )
-        options = RunOptions.from_json(run.settings)
-        return drive(settings, build_nodes(settings, repository, lab, options, reporter), repository, run_id, reporter)
+        nodes = build_nodes(settings, repository, lab, RunOptions.from_json(run.settings), reporter)
+        return drive(settings, nodes, repository, run_id, reporter)
 
 
 def build_nodes(
@@ -119,45 +120,69 @@ def drive(
     """Take a run through the graph, from its last checkpoint if it has one, and return the report.
 
     Raises:
-        UsageError: another process works on this run.
+        UsageError: the run is finished, or another process works on it.
+        RepositoryError: the repository or the checkpoint file cannot be used.
         KeyboardInterrupt: the user stopped it; the argument says how to go on.
     """
-    from langgraph.checkpoint.sqlite import SqliteSaver  # 0.7 s that only two commands need
-
-    from schedagent.graph import build_graph
-
     checkpoints = settings.state_dir / "checkpoints.sqlite"
-    with only_one(settings, run_id), sound(checkpoints), SqliteSaver.from_conn_string(str(checkpoints)) as saver:
-        graph = build_graph(nodes, saver)
-        config: Any = {"configurable": {"thread_id": run_id}}
-        begun = bool(graph.get_state(config).values)
-        state = None if begun else RunState(run_id=run_id, iteration=0, finished=False)
-        try:
-            with reporter.live():
-                reporter.stage(f"run {run_id}" + (" goes on" if begun else ""))
-                graph.invoke(state, config, durability="sync")
-        except SchedagentError:
-            repository.finish_run(run_id, RunStatus.FAILED)
-            raise
-        except KeyboardInterrupt:
-            repository.finish_run(run_id, RunStatus.INTERRUPTED)
-            raise KeyboardInterrupt(f"Nothing that was measured is lost. Go on: schedagent resume {run_id}") from None
-        saver.delete_thread(run_id)
+    with only_one(settings, run_id):
+        repository.resume_run(run_id)
+        with ending(repository, run_id), sound(checkpoints):
+            walk(checkpoints, nodes, run_id, reporter)
     report = repository.run(run_id).report
     assert report is not None, "learning stores the report before it ends the run"
     return dict(report)
 
 
+def walk(checkpoints: Path, nodes: RunNodes, run_id: str, reporter: Reporter) -> None:
+    """Run the graph to its end; a checkpoint follows each node, and the last one is not needed any more."""
+    from langgraph.checkpoint.sqlite import SqliteSaver  # 0.7 s that only two commands need
+    from langsmith import tracing_context
+
+    from schedagent.graph import build_graph
+
+    config: Any = {"configurable": {"thread_id": run_id}}
+    with SqliteSaver.from_conn_string(str(checkpoints)) as saver, tracing_context(enabled=False), reporter.live():
+        graph = build_graph(nodes, saver)
+        begun = bool(graph.get_state(config).values)
+        reporter.stage(f"run {run_id}" + (" goes on" if begun else ""))
+        state = None if begun else RunState(run_id=run_id, iteration=0, finished=False)
+        graph.invoke(state, config, durability="sync")
+        saver.delete_thread(run_id)
+
+
+@contextmanager
+def ending(repository: PolicyRepository, run_id: str) -> Iterator[None]:
+    """Store how a run ended that did not reach its end, and tell the user how to go on."""
+    go_on = f"schedagent resume {run_id}"
+    try:
+        yield
+    except SchedagentError as error:
+        _store_ending(repository, run_id, RunStatus.FAILED)
+        if not isinstance(error, UsageError):
+            kept = f"nothing that was measured is lost; go on: {go_on}"
+            error.hint = f"{error.hint}\n{kept}" if error.hint else kept
+        raise
+    except KeyboardInterrupt:
+        _store_ending(repository, run_id, RunStatus.INTERRUPTED)
+        raise KeyboardInterrupt(f"Nothing that was measured is lost. Go on: {go_on}") from None
+
+
+def _store_ending(repository: PolicyRepository, run_id: str, status: RunStatus) -> None:
+    with suppress(RepositoryError):  # a disk that is full: the user hears of the first error, which says the same
+        repository.finish_run(run_id, status)
+
+
 @contextmanager
 def sound(checkpoints: Path) -> Iterator[None]:
-    """Turn a damaged checkpoint file into an error that says how to go on: the repository holds every result."""
+    """Turn an unusable checkpoint file into an error that says how to go on: the repository holds every result."""
     try:
         yield
     except sqlite3.DatabaseError as error:
-        raise RepositoryError(
-            f"the checkpoint file {checkpoints} cannot be used: {error}",
-            f"move it away, nothing measured is in it: mv {checkpoints} {checkpoints}.broken",
-        ) from error
+        hint = "check the disk and the permissions of its folder"
+        if getattr(error, "sqlite_errorname", "") in ("SQLITE_CORRUPT", "SQLITE_NOTADB"):
+            hint = f"delete it, no result is in it: rm {shlex.quote(str(checkpoints))}*"
+        raise RepositoryError(f"the checkpoint file {checkpoints} cannot be used: {error}", hint) from error
 
 
 @contextmanager
@@ -165,11 +190,9 @@ def only_one(settings: Settings, run_id: str) -> Iterator[None]:
     """Make sure no other process works on this run; raise UsageError if one does."""
     folder = settings.state_dir / "runs"
     folder.mkdir(exist_ok=True)
-    path = folder / f"{run_id}.lock"
-    with path.open("a") as file:
+    with (folder / f"{run_id}.lock").open("a") as file:  # never removed: two could then lock two files of one name
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UsageError(f"another process is working on run {run_id}", "wait for it, or stop it first") from None
         yield
-        path.unlink()
