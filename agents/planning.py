@@ -78,7 +78,7 @@ def propose(
 def _still_holds(pattern: Antipattern, library: Mapping[str, PolicyInfo]) -> bool:
     """Whether the policy that failed is still the one in the library; a mended one deserves another try."""
     info = library.get(pattern.policy)
-    return info is None or pattern.source_digest in ("", info.source_digest)
+    return info is None or not pattern.source_digest or pattern.source_digest == info.source_digest
 
 
 def check_candidate(candidate: CandidatePolicy, library: Mapping[str, PolicyInfo]) -> None:

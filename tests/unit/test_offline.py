@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from pathlib import Path
@@ -321,6 +322,31 @@ def test_the_node_asks_for_this_workload_and_hardware_and_passes_the_answer_on()
     chosen = ask(plan, store)
     assert store.asked == [(WORKLOAD.key, HARDWARE.key)] * 2
     assert policies(chosen)[0] == "layered"
+
+
+def test_a_policy_that_failed_and_was_mended_is_tried_again(tmp_path):
+    source = tmp_path / "longest_first.bpf.c"
+    source.write_text("broken")
+    library = {**LIBRARY, "longest_first": dataclasses.replace(LIBRARY["longest_first"], source=source)}
+    failure = Antipattern(
+        "longest_first", "key", (), "", HARDWARE.key, "compile", "no", "now", library["longest_first"].source_digest
+    )
+
+    def proposed():
+        chosen = propose(
+            plan,
+            Store(antipatterns=[failure]),
+            library,
+            workload=WORKLOAD,
+            hardware=HARDWARE,
+            profile=TAIL,
+            iteration=1,
+        )
+        return policies(chosen)
+
+    assert "longest_first" not in proposed()
+    source.write_text("mended")
+    assert "longest_first" in proposed()
 
 
 @pytest.mark.parametrize(
