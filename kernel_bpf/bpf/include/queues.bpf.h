@@ -23,16 +23,6 @@
 
 u32 nr_cpus = 1;
 
-/* By how much a pinned queue (index) is owed the next turn on its CPU. Tables
- * are maps, not plain arrays: the compiler likes to form the address before it
- * checks the index, which the verifier refuses. */
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, NR_QUEUES);
-	__type(key, u32);
-	__type(value, s64);
-} turn_credit SEC(".maps");
-
 static __always_inline u64 cpu_queue(u32 class, s32 cpu)
 {
 	return class * CLASS_SLOTS + (u32)cpu;
@@ -140,40 +130,6 @@ static __always_inline bool queue_head_key(u64 queue, u64 *key)
 		return true;
 	}
 	return false;
-}
-
-/*
- * Whose turn is it on this CPU: the pinned queue's or the shared one's? Smooth
- * weighted round robin, each queue weighted by its waiting tasks per CPU, so
- * that pinned and free tasks fare alike and neither can starve the other.
- */
-static __always_inline bool pinned_turn(u32 pinned, s64 nr_pinned,
-					s64 nr_shared)
-{
-	s64 *credit = bpf_map_lookup_elem(&turn_credit, &pinned);
-
-	if (!credit || !nr_pinned)
-		return false;
-	if (!nr_shared)
-		return true;
-	nr_pinned *= nr_cpus;
-	if (2 * *credit + nr_pinned < nr_shared) {
-		*credit += nr_pinned;
-		return false;
-	}
-	*credit -= nr_shared;
-	return true;
-}
-
-/* Move one task of @class to this CPU, pinned and shared queues in turn. */
-static __always_inline bool dispatch_in_turn(u32 class, s32 cpu)
-{
-	u64 pinned = cpu_queue(class, cpu), shared = shared_queue(class);
-
-	if (pinned_turn(pinned, scx_bpf_dsq_nr_queued(pinned),
-			scx_bpf_dsq_nr_queued(shared)))
-		return dsq_move_to_local(pinned) || dsq_move_to_local(shared);
-	return dsq_move_to_local(shared) || dsq_move_to_local(pinned);
 }
 
 /* Does any task in @queue go before @key? */

@@ -16,6 +16,9 @@
 #define RESCUE_PERIOD_NS (50 * NSEC_PER_MSEC)
 #define RESCUE_DEPTH	 64
 
+/* Bound of pinned_credit: what is past it is forgotten. */
+#define CREDIT_MAX_NS ((s64)(100 * NSEC_PER_MSEC))
+
 #define NO_QUEUE NR_QUEUES
 
 struct vtask {
@@ -38,6 +41,19 @@ struct {
 	__type(key, u32);
 	__type(value, u64);
 } queue_clock SEC(".maps");
+
+/*
+ * By how much CPU time, in ns, the tasks pinned to a CPU (index: their queue)
+ * are behind what they are due of it, beside those of the shared queue. Tables
+ * are maps, not plain arrays: the compiler likes to form the address before it
+ * checks the index, which the verifier refuses.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, NR_QUEUES);
+	__type(key, u32);
+	__type(value, s64);
+} pinned_credit SEC(".maps");
 
 static __always_inline u64 *clock_of(u32 queue)
 {
@@ -109,6 +125,36 @@ static __always_inline void vtime_start(struct task_struct *p)
 	advance_clock(vt);
 }
 
+/*
+ * Settle @used_ns between the pinned and the shared tasks of a CPU. Each are
+ * due a part in proportion to their number per CPU; whoever ran owes the other
+ * its part. It is time that is shared out, not turns: sleepers, which the order
+ * by vtime lets in first, would use up the turns of their queue.
+ */
+static __always_inline void settle_credit(struct task_struct *p, u64 queue,
+					  u64 used_ns)
+{
+	u32 class = queue / CLASS_SLOTS;
+	u32 pinned = cpu_queue(class, scx_bpf_task_cpu(p));
+	bool shared = queue == shared_queue(class);
+	s64 *credit = bpf_map_lookup_elem(&pinned_credit, &pinned);
+	u64 nr_pinned, nr_shared;
+
+	if (!credit || queue >= NO_QUEUE)
+		return;
+	nr_shared = scx_bpf_dsq_nr_queued(shared_queue(class)) + shared;
+	nr_pinned = scx_bpf_dsq_nr_queued(pinned) + !shared;
+	nr_pinned *= nr_cpus;
+	if (shared)
+		*credit += used_ns * nr_pinned / (nr_pinned + nr_shared);
+	else
+		*credit -= used_ns * nr_shared / (nr_pinned + nr_shared);
+	if (*credit > CREDIT_MAX_NS)
+		*credit = CREDIT_MAX_NS;
+	if (*credit < -CREDIT_MAX_NS)
+		*credit = -CREDIT_MAX_NS;
+}
+
 /* For ops.stopping: charge what was used since, and return it in ns. */
 static __always_inline u64 vtime_stop(struct task_struct *p)
 {
@@ -120,6 +166,7 @@ static __always_inline u64 vtime_stop(struct task_struct *p)
 	used = p->se.sum_exec_runtime - vt->exec_start;
 	vt->exec_start += used;
 	vt->vtime += used * WEIGHT_DEFAULT / p->scx.weight;
+	settle_credit(p, vt->queue, used);
 	return used;
 }
 
@@ -142,6 +189,17 @@ static __always_inline bool vtime_continue(struct task_struct *prev,
 	return true;
 }
 
+/* Whose clock @prev runs by, if it wants to go on. */
+static __always_inline u64 running_queue(struct task_struct *prev)
+{
+	struct vtask *vt;
+
+	if (!wants_cpu(prev))
+		return NO_QUEUE;
+	vt = vtask_of(prev);
+	return vt ? vt->queue : NO_QUEUE;
+}
+
 /* Is it @prev's turn again, before all that wait in @queue? */
 static __always_inline bool vtime_precedes(struct task_struct *prev, u64 queue)
 {
@@ -152,29 +210,37 @@ static __always_inline bool vtime_precedes(struct task_struct *prev, u64 queue)
 		return false;
 	vtime_stop(prev);
 	vt = vtask_of(prev);
-	return vt && vt->queue == queue && queue_head_key(queue, &key) &&
-	       time_before(vt->vtime, key);
+	if (!vt || vt->queue != queue)
+		return false;
+	return !queue_head_key(queue, &key) || time_before(vt->vtime, key);
 }
 
-/*
- * Give this CPU a task of @class, or let @prev go on. Pinned and shared queue
- * take turns, and within each the smallest vtime goes first.
- */
+/* Of the pinned and the shared queue of @class: which is due on this CPU? */
+static __always_inline u64 due_queue(u32 class, s32 cpu, u64 running)
+{
+	u32 pinned = cpu_queue(class, cpu), shared = shared_queue(class);
+	s64 *credit = bpf_map_lookup_elem(&pinned_credit, &pinned);
+
+	if (running != pinned && !scx_bpf_dsq_nr_queued(pinned))
+		return shared;
+	if (running != shared && !scx_bpf_dsq_nr_queued(shared))
+		return pinned;
+	return credit && *credit < 0 ? shared : pinned;
+}
+
+/* Give this CPU the task of @class that is due, or let @prev go on. */
 static __always_inline bool vtime_dispatch(u32 class, s32 cpu,
 					   struct task_struct *prev,
 					   u64 slice_ns)
 {
-	u64 queue = shared_queue(class), other = cpu_queue(class, cpu);
+	u64 due = due_queue(class, cpu, running_queue(prev));
 
-	if (pinned_turn(other, scx_bpf_dsq_nr_queued(other),
-			scx_bpf_dsq_nr_queued(queue))) {
-		queue = cpu_queue(class, cpu);
-		other = shared_queue(class);
-	}
-	if (!vtime_precedes(prev, queue) &&
-	    (dsq_move_to_local(queue) || dsq_move_to_local(other)))
-		return true;
-	return vtime_continue(prev, slice_ns);
+	if (vtime_precedes(prev, due))
+		return vtime_continue(prev, slice_ns);
+	return dsq_move_to_local(due) ||
+	       dsq_move_to_local(cpu_queue(class, cpu)) ||
+	       dsq_move_to_local(shared_queue(class)) ||
+	       vtime_continue(prev, slice_ns);
 }
 
 struct {

@@ -6,7 +6,8 @@
  *
  * Algorithm: a waking task takes an idle CPU at once. Otherwise it joins the
  * end of one queue that all CPUs serve, for a fixed slice. Tasks pinned to one
- * CPU wait in a queue of that CPU; the two queues take turns by their lengths.
+ * CPU wait in a queue of that CPU. Queues are ordered by the time of arrival, so
+ * a CPU can tell which of the two has the task that came first.
  *
  * Loses: weights and nice levels mean nothing here; a task that sleeps often
  * waits behind every CPU-bound one; on large machines the single queue becomes
@@ -30,13 +31,14 @@ s32 SCX_CALLBACK(fifo_select_cpu, struct task_struct *p, s32 prev_cpu,
 
 void SCX_CALLBACK(fifo_enqueue, struct task_struct *p, u64 enq_flags)
 {
-	dsq_insert(p, task_queue(p, 0), slice_ns(), enq_flags);
+	dsq_insert_vtime(p, task_queue(p, 0), slice_ns(), scx_bpf_now(),
+			 enq_flags);
 	wake_idle_cpu(p);
 }
 
 void SCX_CALLBACK(fifo_dispatch, s32 cpu, struct task_struct *prev)
 {
-	if (!dispatch_in_turn(0, cpu))
+	if (!dispatch_smaller_key(0, cpu))
 		keep_running(prev, slice_ns());
 }
 

@@ -115,7 +115,7 @@ void SCX_CALLBACK(local_steal_dispatch, s32 cpu, struct task_struct *prev)
 
 	if (rescue_starved(1, cpu, starvation_ns()))
 		return;
-	if (nr_own > 0 && steal_surplus(cpu, nr_own))
+	if ((nr_own > 0 || wants_cpu(prev)) && steal_surplus(cpu, nr_own))
 		return;
 	if (!vtime_precedes(prev, own) &&
 	    (dsq_move_to_local(own) || steal_any(cpu)))
