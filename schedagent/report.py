@@ -15,7 +15,7 @@ from repo_store.store import PolicyRepository
 from schedagent.core.policy import CandidatePolicy
 from schedagent.core.trial import Verdict
 from schedagent.core.verification import VerificationReport
-from schedagent.core.workload import WorkloadProfile
+from schedagent.core.workload import Goal, WorkloadProfile
 
 TOP_COMMANDS = 5
 
@@ -165,7 +165,7 @@ def render(report: Report, console: Console) -> None:
         if iteration["learned"]:
             _say(console, f"  Learned earlier: {iteration['learned']}")
     if candidates:
-        console.print(_table(candidates))
+        console.print(_table(candidates, _ratio_means(report["workload"])))
     for candidate in candidates:
         if candidate["verdict"]:
             _say(console, f"  {candidate['policy']}: {candidate['verdict']['reason']}")
@@ -197,8 +197,14 @@ def _render_profile(report: Report, console: Console) -> None:
     console.print()
 
 
-def _table(candidates: Sequence[Mapping[str, Any]]) -> Table:
-    table = Table(title="Candidates against the default scheduler (ratio below 1: less time)")
+def _ratio_means(workload: Mapping[str, Any]) -> str:
+    if not workload["metric"]:
+        return "ratio below 1: less time"
+    return "ratio above 1: more" if workload["goal"] == Goal.THROUGHPUT else "ratio below 1: a smaller metric"
+
+
+def _table(candidates: Sequence[Mapping[str, Any]], ratio_means: str) -> Table:
+    table = Table(title=f"Candidates against the default scheduler ({ratio_means})")
     for heading, justify in (("policy", "left"), ("gates", "left"), ("pairs", "right"), ("ratio", "right")):
         table.add_column(heading, justify=justify)  # type: ignore[arg-type]
     table.add_column("interval")

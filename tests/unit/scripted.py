@@ -10,7 +10,7 @@ import os
 import random
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -155,11 +155,12 @@ for _name in (
     setattr(Repository, _name, _held(_name))
 
 
+@dataclass
 class Verifier:
     """Passes every policy for which the script names no gate."""
 
-    def __init__(self, script: Script) -> None:
-        self._script = script
+    _script: Script
+    on_gate: Callable[[GateResult], None] = lambda _result: None
 
     def compile(self, info) -> PolicyArtifact:
         return PolicyArtifact(info.name, info.name.encode(), "source", "btf")
@@ -174,6 +175,8 @@ class Verifier:
             gates.append(GateResult(fault, GateStatus.FAILED, "this was seen"))
         if fault == "lost while verified":
             gates = [*gates[:-1], GateResult(GATES[-1], GateStatus.SKIPPED, "the VM was lost twice")]
+        for result in gates:
+            self.on_gate(result)
         artifact = self.compile(info)
         return Verified(VerificationReport(info.name, candidate.key, artifact.digest, "7.3.4", tuple(gates)), artifact)
 

@@ -1,0 +1,164 @@
+"""The Execution agent: what is run, in which order, and what is left out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import pytest
+import scripted
+from scripted import LIBRARY, WORKLOAD, Script
+
+from agents.execution import Execution
+from schedagent.core.judge import TrialRules, judge_all
+from schedagent.core.policy import CandidatePolicy
+from schedagent.core.trial import DEFAULT_ARM, Outcome
+
+CANDIDATES = [CandidatePolicy(name, info.configured({})) for name, info in LIBRARY.items()]
+BY_NAME = {candidate.policy: candidate for candidate in CANDIDATES}
+
+
+@dataclass
+class Notebook:
+    """Keeps everything in memory."""
+
+    reports: dict = field(default_factory=dict)
+    kept: list = field(default_factory=list)
+
+    def verification(self, key):
+        return self.reports.get(key)
+
+    def save_verification(self, report):
+        assert report.candidate_key not in self.reports
+        self.reports[report.candidate_key] = report
+
+    def blocks(self):
+        return list(self.kept)
+
+    def add_block(self, block):
+        assert block.number == len(self.kept)
+        self.kept.append(block)
+
+
+class Silent:
+    def step(self, text): ...
+
+    def count(self, text, done, total): ...
+
+
+@pytest.fixture
+def script(tmp_path):
+    return Script(tmp_path)
+
+
+def execute(script, notebook=None, *, candidates=CANDIDATES, seed=1, rules=scripted.RULES, out_of_time=lambda: False):
+    notebook = notebook or Notebook()
+    agent = Execution(scripted.Verifier(script), scripted.Lab(script), LIBRARY, Silent(), out_of_time, rules)
+    agent.execute(WORKLOAD, candidates, notebook, seed=seed, comparisons=len(candidates))
+    return notebook
+
+
+def orders(notebook):
+    return [tuple(sample.arm for sample in block.samples) for block in notebook.kept]
+
+
+def runs_of(notebook, policy):
+    return sum(BY_NAME[policy].key in order for order in orders(notebook))
+
+
+def test_every_block_has_the_default_and_each_open_candidate_once(script):
+    arms = {DEFAULT_ARM, *(candidate.key for candidate in CANDIDATES)}
+    for order in orders(execute(script))[:6]:
+        assert set(order) == arms
+        assert len(order) == len(arms)
+
+
+def test_the_order_is_drawn_from_the_seed(tmp_path):
+    found = []
+    for number, seed in enumerate((1, 1, 2)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        found.append(orders(execute(Script(folder, ratios={}), seed=seed)))
+    first, again, other = (runs[:7] for runs in found)
+    assert first == again
+    assert first != other
+    assert len(set(first)) > 2, "every block runs in the same order"
+    assert len({order[0] for order in first}) > 1, "the default always comes first"
+
+
+def test_the_warm_up_is_kept_and_never_compared(script):
+    notebook = execute(script, candidates=CANDIDATES[:1])
+    warm = notebook.kept[0]
+    assert warm.number == 0
+    [verdict] = judge_all(notebook.kept, [CANDIDATES[0].key], WORKLOAD.goal, scripted.RULES, comparisons=1).values()
+    assert verdict.pairs == len(notebook.kept) - 1
+    wild = replace(warm, samples=tuple(replace(sample, value=sample.value * 50) for sample in warm.samples))
+    [same] = judge_all(
+        [wild, *notebook.kept[1:]], [CANDIDATES[0].key], WORKLOAD.goal, scripted.RULES, comparisons=1
+    ).values()
+    assert same == verdict
+
+
+def test_a_decided_candidate_is_not_run_on(script):
+    rules = TrialRules(minimum_effect=0.001, maximum_pairs=9)  # too fine for those that make no difference
+    notebook = execute(script, rules=rules)
+    assert runs_of(notebook, "longest_first") == 7, "the warm-up and six pairs decide a ratio of 0.8"
+    assert runs_of(notebook, "plain") == 10, "undecided candidates get all pairs"
+
+
+def test_a_failed_candidate_is_not_run_on_and_the_others_are(script):
+    notebook = execute(replace(script, faults={"plain": "exit"}))
+    assert runs_of(notebook, "plain") == 1
+    assert runs_of(notebook, "longest_first") == 7
+
+
+def test_a_candidate_whose_machine_is_lost_is_left_out(script):
+    notebook = execute(replace(script, faults={"plain": "lost"}))
+    assert runs_of(notebook, "plain") == 0
+    assert runs_of(notebook, "longest_first") == 7
+    verdicts = judge_all(notebook.kept, list(notebook.reports), WORKLOAD.goal, scripted.RULES, comparisons=3)
+    assert verdicts[BY_NAME["plain"].key].outcome is Outcome.INCONCLUSIVE
+
+
+def test_a_closed_gate_keeps_a_candidate_from_being_run(script):
+    notebook = execute(replace(script, faults={"plain": "attach", "turns": "lost while verified"}))
+    assert runs_of(notebook, "plain") == runs_of(notebook, "turns") == 0
+    assert runs_of(notebook, "longest_first") == 7
+    assert set(notebook.reports) == {candidate.key for candidate in CANDIDATES}
+
+
+def test_all_gates_closed_opens_no_machine(script):
+    execute(replace(script, faults=dict.fromkeys(LIBRARY, "source")))
+    assert script.log.count("session") == 0
+
+
+def test_a_resumed_trial_goes_on_behind_its_last_block_in_a_warmed_machine(script):
+    notebook = execute(script, out_of_time=lambda: script.log.count("run") > 12)
+    begun = list(notebook.kept)
+    assert 0 < len(begun) < 7
+    runs = script.log.count("run")
+    execute(script, notebook)
+    assert notebook.kept[: len(begun)] == begun
+    new_samples = sum(len(block.samples) for block in notebook.kept[len(begun) :])
+    assert script.log.count("run") - runs == new_samples + 1, "one unrecorded run warms the fresh machine"
+    assert script.log.count("verify") == len(CANDIDATES)
+
+
+def test_a_finished_trial_is_not_opened_again(script):
+    notebook = execute(script)
+    sessions, blocks = script.log.count("session"), list(notebook.kept)
+    execute(script, notebook)
+    assert script.log.count("session") == sessions
+    assert notebook.kept == blocks
+
+
+def test_no_time_means_no_work(script):
+    notebook = execute(script, out_of_time=lambda: True)
+    assert (notebook.reports, notebook.kept) == ({}, [])
+    assert script.log == []
+
+
+def test_time_that_runs_out_while_verifying(script):
+    """No new verification and no trial begins; the one that was made is kept."""
+    notebook = execute(script, out_of_time=lambda: script.log.count("verify") >= 1)
+    assert list(notebook.reports) == [CANDIDATES[0].key]
+    assert notebook.kept == []
