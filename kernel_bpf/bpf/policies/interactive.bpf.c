@@ -102,6 +102,26 @@ static __always_inline u64 slice_ns(struct task_struct *p)
 	return clamp_slice(background_ns());
 }
 
+/* Count the CPU time used since the last time into the current burst. */
+static __always_inline void account(struct task_struct *p)
+{
+	struct burst *burst = burst_of(p);
+
+	if (!burst)
+		return;
+	burst->current_ns += p->se.sum_exec_runtime - burst->exec_start;
+	burst->exec_start = p->se.sum_exec_runtime;
+}
+
+/* The task has @cpu from now on: can it be preempted? */
+static __always_inline void note_running(struct task_struct *p, u32 cpu)
+{
+	bool *background = background_flag(cpu);
+
+	if (background)
+		*background = is_background(p);
+}
+
 /* Ask a CPU to give up its background work, and ask each only once. */
 static __always_inline bool preempt_background(u32 cpu)
 {
@@ -148,30 +168,32 @@ void SCX_CALLBACK(interactive_enqueue, struct task_struct *p, u64 enq_flags)
 
 void SCX_CALLBACK(interactive_dispatch, s32 cpu, struct task_struct *prev)
 {
-	if (wants_cpu(prev) && !waits_before(0, cpu, deadline_ns(prev)))
-		keep_running(prev, slice_ns(prev));
-	else if (!dispatch_smaller_key(0, cpu) && prev)
-		keep_running(prev, slice_ns(prev));
+	if (!wants_cpu(prev)) {
+		dispatch_smaller_key(0, cpu);
+		return;
+	}
+	account(prev);
+	if (waits_before(0, cpu, deadline_ns(prev)) &&
+	    dispatch_smaller_key(0, cpu))
+		return;
+	keep_running(prev, slice_ns(prev));
+	note_running(prev, cpu);
 }
 
 void SCX_CALLBACK(interactive_running, struct task_struct *p)
 {
-	bool *background = background_flag(scx_bpf_task_cpu(p));
 	struct burst *burst = burst_of(p);
 
 	if (burst)
 		burst->exec_start = p->se.sum_exec_runtime;
-	if (background)
-		*background = is_background(p);
+	note_running(p, scx_bpf_task_cpu(p));
 }
 
 void SCX_CALLBACK(interactive_stopping, struct task_struct *p, bool runnable)
 {
 	bool *background = background_flag(scx_bpf_task_cpu(p));
-	struct burst *burst = burst_of(p);
 
-	if (burst)
-		burst->current_ns += p->se.sum_exec_runtime - burst->exec_start;
+	account(p);
 	if (background)
 		*background = false;
 }

@@ -139,9 +139,12 @@ void SCX_CALLBACK(longest_first_enqueue, struct task_struct *p, u64 enq_flags)
 
 void SCX_CALLBACK(longest_first_dispatch, s32 cpu, struct task_struct *prev)
 {
-	if (wants_cpu(prev) && !waits_before(0, cpu, key_of(prev)))
-		keep_running(prev, slice_ns(prev));
-	else if (!dispatch_smaller_key(0, cpu) && prev)
+	if (!wants_cpu(prev)) {
+		dispatch_smaller_key(0, cpu);
+		return;
+	}
+	if (!waits_before(0, cpu, key_of(prev)) ||
+	    !dispatch_smaller_key(0, cpu))
 		keep_running(prev, slice_ns(prev));
 }
 
