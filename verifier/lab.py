@@ -12,7 +12,6 @@ import logging
 import math
 import os
 import re
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,13 +25,12 @@ from schedagent.core.policy import CandidatePolicy
 from schedagent.core.trial import DEFAULT_ARM, Hardware, Sample
 from schedagent.core.workload import Observation, WorkloadCommand
 from verifier.microvm import jobs
-from verifier.microvm.image import SnapshotStore
+from verifier.microvm.image import ANSWER_TIMEOUT_S, SnapshotStore
 from verifier.microvm.kernels import KernelImage
 from verifier.microvm.machine import Machine
 
 log = logging.getLogger(__name__)
 
-ANSWER_TIMEOUT_S = 30.0
 LOAD_TIMEOUT_S = 120.0
 SAMPLE_OUTPUT_CHARS = 4000
 FAILURE_OUTPUT_LINES = 25
@@ -97,21 +95,12 @@ class VmLab:
 
     def open(self, *, hostfs: bool) -> Machine:
         """Return a fresh machine that has answered; raise VmLost if two in a row do not."""
-
-        def attempt() -> Machine:
-            machine = self._snapshots.open(
-                self.kernel, cpus=self.cpus, memory_mib=self.memory_mib, kvm=self.kvm, hostfs=hostfs
-            )
-            try:
-                machine.call(jobs.Hello(time.time_ns()), ANSWER_TIMEOUT_S)
-                if hostfs:
-                    machine.call(jobs.MountHost(), ANSWER_TIMEOUT_S)
-            except BaseException:
-                machine.close()
-                raise
-            return machine
-
-        return twice(attempt)
+        machine = self._snapshots.open(
+            self.kernel, cpus=self.cpus, memory_mib=self.memory_mib, kvm=self.kvm, hostfs=hostfs
+        )
+        if hostfs:
+            machine.call(jobs.MountHost(), ANSWER_TIMEOUT_S)
+        return machine
 
     def check_load(self, policy: LabPolicy) -> jobs.LoadAnswer:
         """Let the kernel's verifier judge a policy in a fresh sealed machine; raise KernelRejected with its log."""

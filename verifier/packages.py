@@ -44,7 +44,7 @@ class Requirement:
 
 
 REQUIRED = (
-    Requirement("qemu-system-x86", "8.2"),  # first with `migrate file:`, which the snapshots need
+    Requirement("qemu-system-x86", "9.0"),  # first with mapped-ram migration, which the snapshots need
     Requirement("clang-19", "19"),
     Requirement("clang-format-19", "19"),
     Requirement("libbpf1", "1.4"),  # first that handles a struct_ops link as we use it

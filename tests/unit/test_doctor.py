@@ -58,7 +58,7 @@ def programs_saying(monkeypatch: pytest.MonkeyPatch, text: str) -> dict[str, Fin
 def test_program_versions(monkeypatch: pytest.MonkeyPatch) -> None:
     old = programs_saying(monkeypatch, "QEMU emulator version 7.2.0 (Debian 1:7.2+dfsg-7)")
     assert old["QEMU"].status == "missing"
-    assert "needed: 8.2" in old["QEMU"].detail
+    assert "needed: 9.0" in old["QEMU"].detail
     assert programs_saying(monkeypatch, "QEMU emulator version 10.0.2")["QEMU"].status == "ok"
     assert programs_saying(monkeypatch, "no number")["QEMU"].status == "missing"
     gone = programs_saying(monkeypatch, "")

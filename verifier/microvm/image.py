@@ -6,29 +6,37 @@ new snapshot by itself. Building is safe with several processes at once; a damag
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import functools
 import hashlib
+import importlib.util
 import json
 import logging
 import os
+import py_compile
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from schedagent.core import proc
-from schedagent.core.errors import SetupError
+from schedagent.core.errors import SetupError, VmLost
+from verifier.microvm import jobs
 from verifier.microvm.kernels import KernelImage, module_closure, read_module
 from verifier.microvm.machine import KERNEL_ARGUMENTS, Machine, MachineSpec
 
 log = logging.getLogger(__name__)
 
 GUEST_MODULES = ("9p", "9pnet_virtio", "overlay")
+FILES = ("initrd", "state")
 UNUSED_SNAPSHOT_DAYS = 14
+ANSWER_TIMEOUT_S = 30.0
+BLOCK_BYTES = 1 << 16
 
 _PACKAGES_ROOT = Path(__file__).resolve().parents[2]
 _LIST_FILES = """
@@ -113,18 +121,44 @@ def library_links(library: Path) -> list[Entry]:
 def with_directories(entries: Sequence[Entry]) -> tuple[Entry, ...]:
     """Put every parent directory before what it holds, and drop repeated paths."""
     unique = {entry.path: entry for entry in entries}
-    directories = {str(parent) for path in unique for parent in Path(path).parents} - {"/"} - set(unique)
-    return (*(Entry(path, 0o40755) for path in sorted(directories)), *sorted(unique.values(), key=lambda e: e.path))
+    for directory in {str(parent) for path in unique for parent in Path(path).parents} - {"/"}:
+        unique.setdefault(directory, Entry(directory, 0o40755))
+    return tuple(sorted(unique.values(), key=lambda entry: entry.path))
 
 
 @functools.cache
-def build_initrd(kernel: KernelImage) -> bytes:
-    """The initramfs for a kernel: the agent and the modules for 9p and overlay, uncompressed, in load order."""
+def initrd_entries(kernel: KernelImage) -> tuple[Entry, ...]:
+    """What the initramfs for a kernel is made from: the agent, and the modules for 9p and overlay in load order."""
     modules = [
         Entry(f"/modules/{number:02}-{path.name.partition('.')[0]}.ko", 0o100644, read_module(path))
         for number, path in enumerate(module_closure(kernel, GUEST_MODULES))
     ]
-    return newc([*agent_entries(), Entry("/modules", 0o40755), *modules])
+    return with_directories([*agent_entries(), Entry("/modules", 0o40755), *modules])
+
+
+def build_initrd(kernel: KernelImage) -> bytes:
+    """The initramfs: `initrd_entries` and their byte code, uncompressed.
+
+    The byte code halves the boot under emulation. It is no part of the snapshot's key, because its bytes may differ
+    from one compilation to the next.
+    """
+    entries = initrd_entries(kernel)
+    return newc(with_directories([*entries, *byte_code(entries)]))
+
+
+def byte_code(entries: Sequence[Entry]) -> list[Entry]:
+    """Compile every Python source to where the import system looks for it, valid whatever the source's date is."""
+    compiled = []
+    with tempfile.TemporaryDirectory(prefix="schedagent-") as folder:
+        source, target = Path(folder) / "source.py", Path(folder) / "compiled"
+        for entry in entries:
+            if not entry.path.endswith(".py"):
+                continue
+            source.write_bytes(entry.content)
+            unchecked = py_compile.PycInvalidationMode.UNCHECKED_HASH
+            py_compile.compile(str(source), str(target), entry.path, doraise=True, invalidation_mode=unchecked)
+            compiled.append(Entry(importlib.util.cache_from_source(entry.path), 0o100644, target.read_bytes()))
+    return compiled
 
 
 class SnapshotStore:
@@ -139,28 +173,41 @@ class SnapshotStore:
         self._verified: set[Path] = set()
 
     def open(self, kernel: KernelImage, *, cpus: int, memory_mib: int, kvm: bool, hostfs: bool) -> Machine:
-        """Return a fresh machine, restored from its snapshot, which is built first if there is none that is sound.
+        """Return a fresh machine that has answered, restored from its snapshot, which is built first if need be.
+
+        A snapshot that cannot be restored is checked, built anew if it is damaged, and tried once more.
 
         Raises:
             SetupError: the folder cannot be written, or a tool is missing.
             VmLost: the machine could neither be restored nor booted.
         """
-        initrd = build_initrd(kernel)
-        key = snapshot_key(kernel, initrd, cpus=cpus, memory_mib=memory_mib, kvm=kvm, hostfs=hostfs)
+        key = snapshot_key(kernel, cpus=cpus, memory_mib=memory_mib, kvm=kvm, hostfs=hostfs)
         place = self.folder / key
         spec = MachineSpec(kernel.vmlinuz, place / "initrd", cpus, memory_mib, kvm, hostfs)
-        if place not in self._verified:
-            with self._locked(key):
-                if not sound(place):
-                    self._build(place, spec, initrd)
-                    self._prune(keep=place)
-                os.utime(place)
-            self._verified.add(place)
-        return Machine.restore(spec, place / "state")
+        self._ensure(place, spec, kernel)
+        try:
+            return restored(spec, place / "state")
+        except (VmLost, OSError) as error:
+            log.warning("the VM snapshot %s could not be restored, checking it: %s", place, error)
+        self._verified.discard(place)
+        self._ensure(place, spec, kernel)
+        try:
+            return restored(spec, place / "state")
+        except VmLost:
+            self._verified.discard(place)
+            (place / "manifest.json").unlink(missing_ok=True)  # whole, yet of no use: the next one builds it anew
+            raise
 
-    def forget(self, machine_place: Path) -> None:
-        """Check this snapshot again before its next use."""
-        self._verified.discard(machine_place)
+    def _ensure(self, place: Path, spec: MachineSpec, kernel: KernelImage) -> None:
+        """Make sure, once in this process, that there is a sound snapshot."""
+        if place in self._verified:
+            return
+        with self._locked(place.name):
+            if not sound(place):
+                self._build(place, spec, build_initrd(kernel))
+                self._prune(keep=place)
+            os.utime(place)
+        self._verified.add(place)
 
     @contextmanager
     def _locked(self, key: str) -> Iterator[None]:
@@ -183,14 +230,15 @@ class SnapshotStore:
         try:
             place.mkdir()
             spec.initrd.write_bytes(initrd)
+            spec.initrd.chmod(0o644)  # QEMU may run as `nobody`
             state = place / "state"
             with state.open("wb") as file:
-                os.fchmod(file.fileno(), 0o666)  # QEMU may run as `nobody`
+                os.fchmod(file.fileno(), 0o666)
                 with Machine.boot(spec, snapshot=file) as machine:
                     machine.save(file)
                 os.fchmod(file.fileno(), 0o644)
                 os.fsync(file.fileno())
-            manifest = {name: file_digest(place / name) for name in ("initrd", "state")}
+            manifest = {name: file_digest(place / name) for name in FILES}
             partial = place / "manifest.partial"
             partial.write_text(json.dumps({"digests": manifest, "spec": asdict(spec)}, default=str, indent=1))
             partial.rename(place / "manifest.json")
@@ -207,34 +255,71 @@ class SnapshotStore:
         """Remove snapshots nobody has used for a while: every changed agent or kernel leaves one behind."""
         oldest = time.time() - UNUSED_SNAPSHOT_DAYS * 86400
         for place in self.folder.iterdir():
-            if place.is_dir() and place != keep and place.stat().st_mtime < oldest:
-                shutil.rmtree(place, ignore_errors=True)
+            with suppress(FileNotFoundError):  # another process prunes too
+                if place.is_dir() and place != keep and place.stat().st_mtime < oldest:
+                    shutil.rmtree(place, ignore_errors=True)
 
 
-def snapshot_key(kernel: KernelImage, initrd: bytes, *, cpus: int, memory_mib: int, kvm: bool, hostfs: bool) -> str:
+def restored(spec: MachineSpec, state: Path) -> Machine:
+    """Return a machine that was restored and has answered; raise VmLost, or OSError if a file is missing."""
+    machine = Machine.restore(spec, state)
+    machine.call(jobs.Hello(time.time_ns()), ANSWER_TIMEOUT_S)
+    return machine
+
+
+@functools.cache
+def snapshot_key(kernel: KernelImage, *, cpus: int, memory_mib: int, kvm: bool, hostfs: bool) -> str:
     """Name a snapshot by all that its state depends on."""
     qemu = shutil.which("qemu-system-x86_64")
     if qemu is None:
         raise SetupError("qemu-system-x86_64 is not installed", "run: make setup")
     status = Path(qemu).resolve().stat()
+    contents = [(entry.path, entry.mode, hashlib.sha256(entry.content).hexdigest()) for entry in initrd_entries(kernel)]
     parts = [
-        file_digest(kernel.vmlinuz), hashlib.sha256(initrd).hexdigest(), KERNEL_ARGUMENTS,
+        file_digest(kernel.vmlinuz), contents, KERNEL_ARGUMENTS, cpu_flags() if kvm else "",
         status.st_size, status.st_mtime_ns, cpus, memory_mib, kvm, hostfs,
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
 
 
+def cpu_flags() -> str:
+    """What the host's CPU can do: a machine saved under KVM sees the same."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line for line in lines if line.startswith("flags")), "")
+
+
 def file_digest(path: Path) -> str:
-    """Hex SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Hex SHA-256 of a file's blocks that are not zero, and of where they are; a snapshot is mostly holes."""
+    digest = hashlib.sha256()
+    zeros = bytes(BLOCK_BYTES)
+    with path.open("rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        position = 0
+        while (position := next_data(file.fileno(), position, size)) < size:
+            file.seek(position)
+            block = file.read(BLOCK_BYTES)
+            if block != zeros[: len(block)]:
+                digest.update(b"%d:" % position + block)
+            position += len(block)
+    digest.update(b"%d" % size)
+    return digest.hexdigest()
+
+
+def next_data(file: int, position: int, size: int) -> int:
+    """Return the next block at or behind `position` that is no hole in the file, `size` if there is none."""
+    try:
+        return max(position, os.lseek(file, position, os.SEEK_DATA) // BLOCK_BYTES * BLOCK_BYTES)
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            return size
+        raise
 
 
 def sound(place: Path) -> bool:
     """Whether a snapshot is complete and undamaged."""
     try:
         digests = json.loads((place / "manifest.json").read_text())["digests"]
-        damaged = [name for name, digest in digests.items() if file_digest(place / name) != digest]
+        damaged = [name for name in FILES if file_digest(place / name) != digests[name]]
     except (OSError, ValueError, KeyError, TypeError):
         return False
     if damaged:

@@ -20,12 +20,12 @@ from schedagent.core import proc
 from schedagent.core.errors import SetupError
 from schedagent.core.settings import Settings, writable
 from verifier.microvm.kernels import KernelImage
-from verifier.microvm.machine import launcher
+from verifier.microvm.machine import KVM_DEVICE, kvm_arguments, launcher, readable
 
 BOOT_LIMIT_S = 6.0
 """A kernel under working KVM gets to its root file system in about a second, under emulation in about four."""
 
-_KVM = Path("/dev/kvm")
+_KVM = KVM_DEVICE
 _BOOTED = "Unable to mount root fs"
 """The panic of a kernel that was given neither an initramfs nor a disk: all of its own start-up went well."""
 
@@ -36,11 +36,6 @@ class KvmProbe:
 
     works: bool
     reason: str
-
-
-def kvm_arguments(kvm: int) -> list[str]:
-    """Return the QEMU options for KVM through an open descriptor of /dev/kvm: QEMU itself needs no right to it."""
-    return ["-add-fd", f"fd={kvm},set=1", "-accel", "kvm,device=/dev/fdset/1", "-cpu", "host"]
 
 
 def kvm_usable(settings: Settings, kernel: KernelImage) -> KvmProbe:
@@ -67,7 +62,8 @@ def probe_kvm(kernel: KernelImage, limit_s: float = BOOT_LIMIT_S) -> KvmProbe:
         limit_s: how long it may take, in seconds.
     """
     try:
-        with _opened(_KVM, os.O_RDWR) as kvm, _opened(kernel.vmlinuz, os.O_RDONLY) as image:
+        with _opened(_KVM, os.O_RDWR) as kvm, readable(kernel.vmlinuz) as file:
+            image = file.fileno()
             return _boot(qemu_command(kvm, image), (kvm, image), limit_s)
     except OSError as error:
         return KvmProbe(False, f"{error.filename} cannot be opened: {error.strerror}")
