@@ -8,11 +8,14 @@ initramfs, so keep it little.
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import json
 import os
 import select
 import signal
+import socket
+import struct
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -32,16 +35,22 @@ HOST = Path("/host")
 TRIAL = Path("/trial")
 ROOT = TRIAL / "root"
 CGROUP = Path("/sys/fs/cgroup/workload")
+DEVICE_LINKS = {"fd": "/proc/self/fd", "stdin": "fd/0", "stdout": "fd/1", "stderr": "fd/2"}
+"""Programs expect these in /dev; elsewhere udev makes them."""
+
 MODULES = Path("/modules")
 
 _PRIORITY = 50
 _CALIBRATION_ROUNDS = 60_000
 _POLL_S = 0.25
+_KILL_LIMIT_S = 10.0
+_SIOCSIFFLAGS, _IFF_UP = 0x8914, 1  # linux/sockios.h, linux/if.h
 
 
 def main() -> None:
     """Set up the machine, say that it is ready, then answer jobs until the host ends the machine."""
     mount_system()
+    raise_loopback()
     for module in sorted(MODULES.iterdir()):
         linux.load_module(module)
     os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(_PRIORITY))
@@ -65,10 +74,18 @@ def mount_system() -> None:
     linux.mount("proc", "/proc", "proc")
     linux.mount("sysfs", "/sys", "sysfs")
     linux.mount("devtmpfs", "/dev", "devtmpfs")
+    for name, target in DEVICE_LINKS.items():
+        Path("/dev", name).symlink_to(target)
     linux.mount("tmpfs", "/tmp", "tmpfs")
     linux.mount("cgroup2", "/sys/fs/cgroup", "cgroup2")
     Path("/sys/fs/cgroup/cgroup.subtree_control").write_text("+cpu")
     CGROUP.mkdir(exist_ok=True)
+
+
+def raise_loopback() -> None:
+    """Bring up the only network interface there is: many a test suite talks to itself over 127.0.0.1."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        fcntl.ioctl(sock, _SIOCSIFFLAGS, struct.pack("16sH22x", b"lo", _IFF_UP))
 
 
 def open_port() -> int:
@@ -145,22 +162,25 @@ def fresh_tree() -> Iterator[Path]:
         linux.mount("proc", ROOT / "proc", "proc")
         linux.mount("sysfs", ROOT / "sys", "sysfs", linux.MS_RDONLY)
         linux.mount("devtmpfs", ROOT / "dev", "devtmpfs")
+        linux.mount("devpts", ROOT / "dev/pts", "devpts", 0, "ptmxmode=666")
         linux.mount("tmpfs", ROOT / "dev/shm", "tmpfs")
         linux.mount("tmpfs", ROOT / "run", "tmpfs")
         yield ROOT
     finally:
         kill_workload()
-        for name in ("run", "dev/shm", "dev", "sys", "proc", ""):
+        for name in ("run", "dev/shm", "dev/pts", "dev", "sys", "proc", ""):
             with suppress(OSError):
                 linux.unmount(ROOT / name)
         linux.unmount(TRIAL)
 
 
 def kill_workload() -> None:
-    """Kill whatever the workload left behind and wait until it is gone."""
+    """Kill whatever the workload left behind and wait until it is gone; raise TimeoutError if it stays."""
     (CGROUP / "cgroup.kill").write_text("1")
-    deadline = time.monotonic() + 5
-    while "populated 1" in (CGROUP / "cgroup.events").read_text() and time.monotonic() < deadline:
+    deadline = time.monotonic() + _KILL_LIMIT_S
+    while "populated 1" in (CGROUP / "cgroup.events").read_text():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"the workload's processes were still there {_KILL_LIMIT_S:g} s after they were killed")
         reap()
         time.sleep(0.01)
     reap()
@@ -182,7 +202,8 @@ def spawn(job: jobs.RunWorkload, command: str, output: int) -> int:
         os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
         os.dup2(output, 1)
         os.dup2(output, 2)
-        gc.unfreeze()
+        for ignored in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, a shell's children must not
+            signal.signal(ignored, signal.SIG_DFL)
         os.execve("/bin/sh", ["sh", "-c", command], job.environment)
     except OSError as error:
         os.write(output, f"schedagent: cannot start the command: {error}\n".encode())
@@ -220,25 +241,36 @@ def calibrate() -> int:
 
     A machine that something else disturbs answers with a longer time.
     """
-    children = []
-    for cpu in os.sched_getaffinity(0):
-        reader, writer = os.pipe()
-        if os.fork() == 0:
-            os.sched_setaffinity(0, {cpu})
-            start = time.monotonic_ns()
-            value = 1
-            for _ in range(_CALIBRATION_ROUNDS):
-                value = (value * 48271) % 2147483647
-            os.write(writer, (time.monotonic_ns() - start).to_bytes(8, "little"))
-            os._exit(0)
+    gate, opened = os.pipe()
+    children = [start_probe(cpu, gate, opened) for cpu in sorted(os.sched_getaffinity(0))]
+    os.close(gate)
+    os.close(opened)  # all of them read end of file now, and start
+    durations_ns = []
+    for pid, reader in children:
+        with os.fdopen(reader, "rb") as file:
+            durations_ns.append(int(file.read()))
+        os.waitpid(pid, 0)
+    return sum(durations_ns) // len(durations_ns)
+
+
+def start_probe(cpu: int, gate: int, opened: int) -> tuple[int, int]:
+    """Fork a process that waits for the gate, works on `cpu` and writes how long it took, in ns, to a pipe."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid:
         os.close(writer)
-        children.append(reader)
-    durations = []
-    for reader in children:
-        durations.append(int.from_bytes(os.read(reader, 8), "little"))
-        os.close(reader)
-    reap()
-    return sum(durations) // len(durations)
+        return pid, reader
+    try:
+        os.close(opened)
+        os.sched_setaffinity(0, {cpu})
+        os.read(gate, 1)
+        start_ns = time.monotonic_ns()
+        value = 1
+        for _ in range(_CALIBRATION_ROUNDS):
+            value = (value * 48271) % 2147483647
+        os.write(writer, str(time.monotonic_ns() - start_ns).encode())
+    finally:
+        os._exit(0)
 
 
 def load(policy: jobs.PolicyLoad) -> LoadedPolicy:
@@ -298,9 +330,7 @@ def run_measured(job: jobs.RunWorkload, output: int) -> dict[str, Any]:
         if policy and not ejected and not policy.enabled():
             ejected = f"no longer enabled, the kernel gave no reason; state {kernel_state().state}"
     finally:
-        kill_workload()
         if policy:
-            policy.detach()
             policy.close()
     return {
         "wall_ns": ended_ns - start_ns,
