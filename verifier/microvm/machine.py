@@ -84,8 +84,8 @@ class Channel:
 
     def send(self, message: Mapping[str, Any], timeout_s: float = 30.0) -> None:
         """Send one message; raise VmLost if the other side is gone or does not read."""
-        self.sock.settimeout(timeout_s)
         try:
+            self.sock.settimeout(timeout_s)
             self.sock.sendall(json.dumps(message).encode() + b"\n")
         except OSError as error:
             raise VmLost(f"{self.what} is gone: {error}") from None
@@ -110,8 +110,8 @@ class Channel:
         return message
 
     def _chunk(self, left_s: float, timeout_s: float) -> bytes:
-        self.sock.settimeout(left_s)
         try:
+            self.sock.settimeout(left_s)
             chunk = self.sock.recv(1 << 20)
         except TimeoutError:
             raise VmLost(f"{self.what} gave no answer within {timeout_s:g} s") from None
