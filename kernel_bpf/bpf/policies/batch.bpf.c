@@ -18,8 +18,8 @@
 /* Time a task runs undisturbed. 10000 to 100000. */
 const volatile u64 slice_us = 50000;
 
-/* A task that waited this long goes next, whatever its weight. 100 to 3000. */
-const volatile u64 starvation_ms = 2000;
+/* A task that waited this long goes next, whatever its weight. 100 to 1500. */
+const volatile u64 starvation_ms = 1000;
 
 /* Credit kept by a task that slept: more lets sleepers in earlier. 0 to 100. */
 const volatile u64 sleeper_credit_ms = 10;

@@ -20,7 +20,7 @@
 /* Time a task runs before the next one gets its turn. 500 to 100000. */
 const volatile u64 slice_us = 5000;
 
-/* A task that waited this long goes next, whatever its weight. 100 to 3000. */
+/* A task that waited this long goes next, whatever its weight. 100 to 1500. */
 const volatile u64 starvation_ms = 1000;
 
 static __always_inline u64 starvation_ns(void)

@@ -27,7 +27,7 @@ const volatile u64 slice_us = 10000;
 /* Bursts from here on are background work. 200 to 50000. */
 const volatile u64 background_us = 3000;
 
-/* Longest time a background task waits for newcomers. 10 to 3000. */
+/* Longest time a background task waits for newcomers. 10 to 1500. */
 const volatile u64 starvation_ms = 100;
 
 /* CPUs looked at for one to preempt; 0 never preempts. 0 to 64. */

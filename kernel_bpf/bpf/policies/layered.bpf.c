@@ -34,7 +34,7 @@ const volatile u64 slice_us_1 = 3000;
 const volatile u64 slice_us_2 = 20000;
 const volatile u64 slice_us_3 = 20000;
 
-/* A task that waited this long goes next, whatever its share. 100 to 3000. */
+/* A task that waited this long goes next, whatever its share. 100 to 1500. */
 const volatile u64 starvation_ms = 1000;
 
 /* Virtual time a class keeps as a credit when it had nothing to run. */

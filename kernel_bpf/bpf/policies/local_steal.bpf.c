@@ -23,7 +23,7 @@ const volatile u64 slice_us = 10000;
 /* How many tasks longer a queue must be to be stolen from. 1 to 64. */
 const volatile u32 steal_imbalance = 2;
 
-/* A task that waited this long goes next, whatever its weight. 100 to 3000. */
+/* A task that waited this long goes next, whatever its weight. 100 to 1500. */
 const volatile u64 starvation_ms = 1000;
 
 /* Where a CPU looks next, and whether its last task was stolen. */
