@@ -25,7 +25,7 @@ from typing import Any
 
 from kernel_bpf import linux
 from kernel_bpf.libbpf import libbpf
-from kernel_bpf.sched_ext import ExitInfo, LoadedPolicy, kernel_state
+from kernel_bpf.sched_ext import LoadedPolicy, kernel_state
 from schedagent.core.errors import SchedagentError
 from verifier import stress
 from verifier.microvm import jobs
@@ -279,11 +279,16 @@ def load(policy: jobs.PolicyLoad) -> LoadedPolicy:
     return LoadedPolicy.load(policy.object_bytes, policy.name, policy.tunables, history, classes)
 
 
-def exit_text(info: ExitInfo | None) -> str:
-    """Say why the kernel ejected a policy; empty if it did not."""
-    if info is None or not info.ejected:
-        return ""
-    return f"{info.kind_name}: {info.reason}: {info.message}"
+def end(policy: LoadedPolicy) -> str:
+    """Detach a policy and say why the kernel had ejected it; empty if it was in charge to the end.
+
+    While the kernel is ejecting it, the policy is no longer enabled and the reason not yet known: detach waits for it.
+    """
+    in_charge = policy.enabled()
+    info = policy.detach()
+    if info and info.ejected:
+        return f"{info.kind_name}: {info.reason}: {info.message}"
+    return "" if in_charge else "no longer enabled, and the kernel gave no reason"
 
 
 def tail(path: Path) -> str:
@@ -326,9 +331,7 @@ def run_measured(job: jobs.RunWorkload, output: int) -> dict[str, Any]:
         status, ended_ns = wait(pid, job.timeout_s, policy.enabled if policy else lambda: True)
         cpu_ns = cpu_used_ns() - cpu_before_ns
         observation = recorder.stop(pid).to_json() if recorder else None
-        ejected = exit_text(policy.exit_info()) if policy else ""
-        if policy and not ejected and not policy.enabled():
-            ejected = f"no longer enabled, the kernel gave no reason; state {kernel_state().state}"
+        ejected = end(policy) if policy else ""
     finally:
         if policy:
             policy.close()
@@ -354,9 +357,7 @@ def run_stress(job: jobs.Stress) -> jobs.StressAnswer:
         before = kernel_state().events
         findings = stress.run_mix(job.seconds, policy.enabled)
         after = kernel_state().events
-        ejected = exit_text(policy.exit_info())
-        if not ejected and not policy.enabled():
-            ejected = "no longer enabled, the kernel gave no reason"
+        ejected = end(policy)
     events = {name: count - before.get(name, 0) for name, count in after.items()}
     return jobs.StressAnswer(ejected, [finding.to_json() for finding in findings], events)
 
