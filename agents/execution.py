@@ -97,7 +97,7 @@ class Execution:
 
         Args:
             seed: decides the order of runs inside each block.
-            comparisons: how many candidates the correction counts.
+            comparisons: how many the correction counts.
 
         Raises:
             WorkloadFailed: the workload fails under the default scheduler.

@@ -146,7 +146,7 @@ class RunNodes:
                 candidates,
                 notebook,
                 seed=run.seed + iteration,
-                comparisons=self._comparisons(run_id, iteration),
+                comparisons=self._comparisons(candidates),
             )
         return {}
 
@@ -200,9 +200,12 @@ class RunNodes:
             [candidate.key for candidate in candidates],
             run.workload.goal,
             self._options.rules,
-            comparisons=self._comparisons(run_id, iteration),
+            comparisons=self._comparisons(candidates),
         )
 
-    def _comparisons(self, run_id: str, iteration: int) -> int:
-        """How many candidates the run has compared with the default, this iteration included."""
-        return max(1, sum(len(self._plan(run_id, number).candidates) for number in range(iteration + 1)))
+    def _comparisons(self, candidates: Sequence[CandidatePolicy]) -> int:
+        """What the correction counts, so that all iterations together keep the error rate.
+
+        Each iteration may spend an equal share of it, divided among its own candidates (Bonferroni twice).
+        """
+        return max(1, self._options.iterations * len(candidates))

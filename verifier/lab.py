@@ -165,6 +165,7 @@ class TrialSession:
         self._lab = lab
         self._workload = workload
         self._machine: Machine | None = None
+        self._had_machine = False
 
     def close(self) -> None:
         """End the machine."""
@@ -196,8 +197,34 @@ class TrialSession:
         return self._run(policy, observe=False)[0]
 
     def _run(self, policy: LabPolicy | None, *, observe: bool) -> tuple[Sample, jobs.RunAnswer]:
+        def attempt() -> tuple[Sample, jobs.RunAnswer]:
+            machine = self._ready_machine()
+            started_at = datetime.now(UTC).isoformat()
+            answer = self._call(machine, self._job(policy, observe=observe))
+            return self._sample(policy, answer, started_at), answer
+
+        return twice(attempt)
+
+    def _ready_machine(self) -> Machine:
+        """Return the session's machine; one that replaces a lost one first runs the workload once, for its caches."""
+        if self._machine is None:
+            self._machine = self._lab.open(hostfs=True)
+            if self._had_machine:
+                self._call(self._machine, self._job(None, observe=False))
+            self._had_machine = True
+        return self._machine
+
+    def _call(self, machine: Machine, job: jobs.RunWorkload) -> jobs.RunAnswer:
+        """Give the machine a job; let go of it if it is lost."""
+        try:
+            return jobs.RunAnswer.from_json(machine.call(job, LOAD_TIMEOUT_S + 2 * job.timeout_s))
+        except VmLost:
+            self.close()
+            raise
+
+    def _job(self, policy: LabPolicy | None, *, observe: bool) -> jobs.RunWorkload:
         workload = self._workload
-        job = jobs.RunWorkload(
+        return jobs.RunWorkload(
             command=workload.command,
             directory=workload.directory,
             prepare=workload.prepare,
@@ -209,20 +236,6 @@ class TrialSession:
             policy=policy.message() if policy else None,
             observe=observe,
         )
-
-        def attempt() -> tuple[Sample, jobs.RunAnswer]:
-            if self._machine is None:
-                self._machine = self._lab.open(hostfs=True)
-            started_at = datetime.now(UTC).isoformat()
-            try:
-                fields = self._machine.call(job, LOAD_TIMEOUT_S + 2 * workload.timeout_s)
-            except VmLost:
-                self.close()
-                raise
-            answer = jobs.RunAnswer.from_json(fields)
-            return self._sample(policy, answer, started_at), answer
-
-        return twice(attempt)
 
     def _sample(self, policy: LabPolicy | None, answer: jobs.RunAnswer, started_at: str) -> Sample:
         if answer.prepare_status != 0:
@@ -272,9 +285,10 @@ def find_metric(expression: str, output: str) -> float:
         value = float(text)
     except (TypeError, ValueError):
         value = math.nan
-    if not math.isfinite(value):
+    if not (math.isfinite(value) and value > 0):
         raise MetricError(
-            f"--metric {expression!r} matched {text!r}, which is not a number", "put ( ) around the number"
+            f"--metric {expression!r} matched {text!r}, which is not a positive number",
+            "put ( ) around the number; a ratio needs positive ones",
         )
     return value
 

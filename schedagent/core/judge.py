@@ -153,7 +153,7 @@ def judge_all(
 
     Args:
         arms: keys of the candidates.
-        comparisons: how many candidates the correction counts, earlier ones of the same run included.
+        comparisons: how many comparisons the correction counts.
     """
     verdicts = {}
     for arm in arms:
