@@ -140,14 +140,14 @@ class VmLab:
     def session(self, workload: WorkloadCommand) -> Iterator[TrialSession]:
         """One hostfs machine in which runs of a workload follow each other; one session at a time on this host."""
         session = TrialSession(self, workload)
-        with self._measuring():
+        with self.measuring():
             try:
                 yield session
             finally:
                 session.close()
 
     @contextmanager
-    def _measuring(self) -> Iterator[None]:
+    def measuring(self) -> Iterator[None]:
         """Wait until no other process measures here."""
         with self._lock.open("a") as file:
             try:
