@@ -188,3 +188,9 @@ def test_a_machine_lost_twice_is_raised_and_the_next_run_gets_a_fresh_one():
 def test_an_observation_that_is_missing_is_a_lost_vm():
     with pytest.raises(VmLost, match="no observation"):
         TrialSession(Lab(ANSWER), WORKLOAD).observe()
+
+
+def test_an_ejection_that_may_be_the_hosts_doing_is_tried_once_more_and_no_more():
+    late = replace(ANSWER, policy_exit="runnable task stall: watchdog failed to check in for 5.004s")
+    assert TrialSession(Lab(late, ANSWER), WORKLOAD).run_candidate(POLICY).failure == ""
+    assert "watchdog" in TrialSession(Lab(late, late, ANSWER), WORKLOAD).run_candidate(POLICY).failure
