@@ -75,7 +75,7 @@ def test_a_kernel_panic_is_a_lost_machine_and_shows_the_console(doomed):
     began = time.monotonic()
     with pytest.raises(VmLost) as lost:
         run(doomed, "echo c > /proc/sysrq-trigger")
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 60
     assert "Kernel panic" in lost.value.hint
 
 
