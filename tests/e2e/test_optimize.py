@@ -105,10 +105,10 @@ def test_ctrl_c_stops_at_once_and_says_how_to_go_on(
 ) -> None:
     environment = {**environment, "SCHEDAGENT_STATE": str(tmp_path)}
     argv = optimize_argv(batch, "--iterations", "1", "--candidates", "1")
-    process = subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    wait_for_blocks(tmp_path / "repository.sqlite", 1, process)
-    process.send_signal(signal.SIGINT)
-    _out, said = process.communicate(timeout=10)
+    with subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        wait_for_blocks(tmp_path / "repository.sqlite", 1, process)
+        process.send_signal(signal.SIGINT)
+        _out, said = process.communicate(timeout=10)
     assert process.returncode == 130
     run_id = query(tmp_path / "repository.sqlite", "select id from runs")[0][0]
     assert f"schedagent resume {run_id}" in said
