@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 class Runs(Protocol):
     """A lab session: see verifier.lab.TrialSession."""
 
-    def run_default(self) -> Sample: ...
+    def run_default(self, beside: LabPolicy | None = None) -> Sample: ...
 
     def run_candidate(self, policy: LabPolicy) -> Sample: ...
 
@@ -185,13 +185,17 @@ class Trial:
         """One run of the default and of each open candidate, in an order drawn from the seed."""
         order = [DEFAULT_ARM, *arms]
         random.Random(f"{self._seed}:{number}").shuffle(order)
-        samples = [self._run_arm(runs, arm) for arm in order]
+        beside = self._policies[arms[0]]
+        samples = [self._run_arm(runs, arm, beside) for arm in order]
         return [sample for sample in samples if sample]
 
-    def _run_arm(self, runs: Runs, arm: str) -> Sample | None:
+    def _run_arm(self, runs: Runs, arm: str, beside: LabPolicy) -> Sample | None:
         """One run; None if the candidate lost its machine twice, which is neither a pass nor a failure."""
         if arm == DEFAULT_ARM:
-            return runs.run_default()
+            try:
+                return runs.run_default(beside)
+            except KernelRejected:  # its own run says so
+                return runs.run_default()
         policy = self._policies[arm]
         started_at = datetime.now(UTC).isoformat()
         try:

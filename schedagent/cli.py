@@ -134,7 +134,7 @@ def runs_show(run: Annotated[str, typer.Argument(help="Id of the run.")], as_jso
 
         with open_repository(settings()) as repository:
             record = repository.run(run)
-            report = record.report or build_report(repository, run)
+            report = record.report or build_report(repository, run, complete=False)
         show_report(report, as_json)
         if not as_json and record.report is None:
             typer.echo(f"This run is not finished (status: {record.status.value}). Go on: schedagent resume {run}")

@@ -12,21 +12,27 @@ from rich.table import Table
 from agents.learning import best
 from repo_store.records import RunRecord
 from repo_store.store import PolicyRepository
+from schedagent.core.judge import cpu_time_ratio
 from schedagent.core.policy import CandidatePolicy
 from schedagent.core.trial import Verdict
 from schedagent.core.verification import VerificationReport
 from schedagent.core.workload import Goal, WorkloadProfile
 
 TOP_COMMANDS = 5
+SAVED_CPU_TIME = 0.97
+"""CPU time ratio from which on a gain under emulation is, in part, one of cheaper switching: the minimum effect."""
 
 Report = Mapping[str, Any]
 
 
-def build_report(repository: PolicyRepository, run_id: str, *, out_of_time: bool = False) -> dict[str, Any]:
+def build_report(
+    repository: PolicyRepository, run_id: str, *, out_of_time: bool = False, complete: bool = True
+) -> dict[str, Any]:
     """Collect everything a run found, as JSON values.
 
     Args:
         out_of_time: whether the run ended because its budget was used up.
+        complete: whether the run has ended; if not, the report tells what is known so far.
     """
     run = repository.run(run_id)
     profile = repository.profile(run_id)
@@ -46,6 +52,7 @@ def build_report(repository: PolicyRepository, run_id: str, *, out_of_time: bool
         "best": next((candidate for candidate in candidates if candidate["key"] == winner), None),
         "outcome": "better" if winner else "keep the default scheduler",
         "out_of_time": out_of_time,
+        "complete": complete,
         "verified_in_process": True,
     }
 
@@ -116,6 +123,7 @@ def _iteration(repository: PolicyRepository, run_id: str, number: int) -> dict[s
         "learned": plan.learned,
         "candidates": [
             _candidate(candidate, verdicts.get(candidate.key), repository.verification(run_id, candidate.key))
+            | {"cpu_time_ratio": _finite(cpu_time_ratio(blocks, candidate.key))}
             for candidate in plan.candidates
         ],
         "runs_measured": sum(len(block.samples) for block in blocks),
@@ -166,9 +174,9 @@ def render(report: Report, console: Console) -> None:
             _say(console, f"  Learned earlier: {iteration['learned']}")
     if candidates:
         console.print(_table(candidates, _ratio_means(report["workload"])))
-    for candidate in candidates:
-        if candidate["verdict"]:
-            _say(console, f"  {candidate['policy']}: {candidate['verdict']['reason']}")
+    for number, candidate in enumerate(candidates, start=1):
+        reason = candidate["verdict"]["reason"] if candidate["verdict"] else "not reached"
+        _say(console, f"  {number} {_label(candidate)}\n      {reason}")
     console.print()
     for line in conclusion(report):
         _say(console, line)
@@ -205,18 +213,22 @@ def _ratio_means(workload: Mapping[str, Any]) -> str:
 
 def _table(candidates: Sequence[Mapping[str, Any]], ratio_means: str) -> Table:
     table = Table(title=f"Candidates against the default scheduler ({ratio_means})")
-    for heading, justify in (("policy", "left"), ("gates", "left"), ("pairs", "right"), ("ratio", "right")):
-        table.add_column(heading, justify=justify)  # type: ignore[arg-type]
-    table.add_column("interval")
-    table.add_column("verdict")
-    for candidate in candidates:
+    table.add_column("")
+    table.add_column("policy", no_wrap=True)
+    table.add_column("gates")
+    for heading in ("pairs", "ratio", "interval", "CPU time"):
+        table.add_column(heading, justify="right")
+    table.add_column("verdict", no_wrap=True)
+    for number, candidate in enumerate(candidates, start=1):
         verdict = candidate["verdict"]
         outcome = verdict["outcome"] if verdict else "not reached"
         style = {"better": "bold green", "worse": "red", "failed": "bold red"}.get(outcome, "")
         table.add_row(
-            _label(candidate),
+            str(number),
+            candidate["policy"],
             _gates(candidate["gates"]),
             *_numbers(verdict),
+            f"x {candidate['cpu_time_ratio']:.2f}" if candidate["cpu_time_ratio"] else "-",
             f"[{style}]{outcome}[/]" if style else outcome,
         )
     return table
@@ -224,7 +236,7 @@ def _table(candidates: Sequence[Mapping[str, Any]], ratio_means: str) -> Table:
 
 def _label(candidate: Mapping[str, Any]) -> str:
     tunables = " ".join(f"{name}={value}" for name, value in candidate["tunables"].items())
-    return f"{candidate['policy']}\n  {tunables}" if tunables else str(candidate["policy"])
+    return f"{candidate['policy']} {tunables}".strip()
 
 
 def _gates(gates: Sequence[Mapping[str, Any]]) -> str:
@@ -242,7 +254,7 @@ def _numbers(verdict: Mapping[str, Any] | None) -> tuple[str, str, str]:
         return pairs, "-", "-"
     if verdict["low"] is None or verdict["high"] is None:  # one pair has an estimate and no interval
         return pairs, f"{verdict['ratio']:.3f}", "-"
-    interval = f"{verdict['low']:.3f} to {verdict['high']:.3f} ({100 * verdict['confidence']:.1f} %)"
+    interval = f"{verdict['low']:.3f} to {verdict['high']:.3f}"
     return pairs, f"{verdict['ratio']:.3f}", interval
 
 
@@ -257,11 +269,18 @@ def conclusion(report: Report) -> list[str]:
         unit = "of the metric" if report["workload"]["metric"] else "time"
         lines.append(f"Verdict: {winner['policy']} is better: {100 * change:.1f} % {word} {unit} than the default.")
         lines.append("Next: run the same command again; it starts from this result and measures the winner anew.")
+    elif not report["complete"]:
+        lines.append("No verdict yet: the run is not finished.")
     else:
         lines.append("Verdict: nothing better was found. Keep the default scheduler.")
         lines.append("Next: nothing to do. Another --goal or a longer --budget-minutes may show more.")
     if report["out_of_time"]:
         lines.append("The time budget ended the run; what was not decided by then is called inconclusive.")
+    if winner and report["hardware"]["lab"] == "vm-tcg" and (winner["cpu_time_ratio"] or 1) < SAVED_CPU_TIME:
+        lines.append(
+            f"Caution: the same work took {100 * (1 - winner['cpu_time_ratio']):.0f} % less CPU time. In an emulated "
+            "VM a task switch costs many times what it costs on hardware, so expect less of this gain on a real host."
+        )
     if report["hardware"]["lab"] != "host":
         lines.append(
             f"Measured in a micro-VM ({report['hardware']['lab']}); nothing was changed on this machine. "

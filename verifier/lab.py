@@ -178,9 +178,14 @@ class TrialSession:
             self._machine.close()
             self._machine = None
 
-    def run_default(self) -> Sample:
-        """One run under the default scheduler; raise WorkloadFailed or MetricError if it cannot be used."""
-        sample, answer = self._run(None, observe=False)
+    def run_default(self, beside: LabPolicy | None = None) -> Sample:
+        """One run under the default scheduler; raise WorkloadFailed or MetricError if it cannot be used.
+
+        Args:
+            beside: policy this run will be compared with: attached and detached before the clock starts, so that the
+                kernel's code was patched in both arms.
+        """
+        sample, answer = self._run(beside, observe=False, attached=False)
         self._require_success(sample, answer)
         return sample
 
@@ -201,12 +206,12 @@ class TrialSession:
         """
         return self._run(policy, observe=False)[0]
 
-    def _run(self, policy: LabPolicy | None, *, observe: bool) -> tuple[Sample, jobs.RunAnswer]:
+    def _run(self, policy: LabPolicy | None, *, observe: bool, attached: bool = True) -> tuple[Sample, jobs.RunAnswer]:
         def attempt() -> tuple[Sample, jobs.RunAnswer]:
             machine = self._ready_machine()
             started_at = datetime.now(UTC).isoformat()
-            answer = self._call(machine, self._job(policy, observe=observe))
-            return self._sample(policy, answer, started_at), answer
+            answer = self._call(machine, self._job(policy, observe=observe, attached=attached))
+            return self._sample(policy if attached else None, answer, started_at), answer
 
         sample, answer = twice(attempt)
         return twice(attempt) if perhaps_host_stalled(sample.policy_exit) else (sample, answer)
@@ -228,7 +233,7 @@ class TrialSession:
             self.close()
             raise
 
-    def _job(self, policy: LabPolicy | None, *, observe: bool) -> jobs.RunWorkload:
+    def _job(self, policy: LabPolicy | None, *, observe: bool, attached: bool = True) -> jobs.RunWorkload:
         workload = self._workload
         return jobs.RunWorkload(
             command=workload.command,
@@ -240,6 +245,7 @@ class TrialSession:
             gid=os.getgid(),
             groups=os.getgroups(),
             policy=policy.message() if policy else None,
+            attached=attached,
             observe=observe,
         )
 

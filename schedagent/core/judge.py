@@ -66,7 +66,7 @@ class ArmPairs(NamedTuple):
     failures: tuple[str, ...]
 
 
-def pairs_of(blocks: Sequence[Block], arm: str, *, calibration_tolerance: float = 0.25) -> ArmPairs:
+def pairs_of(blocks: Sequence[Block], arm: str, *, calibration_tolerance: float = 0.5) -> ArmPairs:
     """Collect the pairs of `arm` and the default scheduler; the warm-up (block 0) is never compared.
 
     Args:
@@ -74,6 +74,7 @@ def pairs_of(blocks: Sequence[Block], arm: str, *, calibration_tolerance: float 
         arm: the candidate's key.
         calibration_tolerance: a pair counts as disturbed if the probe before either of its runs deviates by more
             than this fraction from the median probe of the trial (runs that failed may have no probe and do not count).
+            A probe varies by a tenth on a quiet machine and doubles if another process takes half of the CPU.
 
     Raises:
         WorkloadFailed: a run under the default scheduler failed, so there is nothing to compare with.
@@ -98,6 +99,19 @@ def pairs_of(blocks: Sequence[Block], arm: str, *, calibration_tolerance: float 
         else:
             pairs.append((default.value, candidate.value))
     return ArmPairs(tuple(pairs), disturbed, tuple(failures))
+
+
+def cpu_time_ratio(blocks: Sequence[Block], arm: str) -> float:
+    """Return the geometric mean of candidate / default in CPU time, nan if nothing can be compared.
+
+    Work that is the same in both arms needs the same CPU time: what differs is the cost of switching and of caches.
+    """
+    logs = []
+    for block in blocks[1:]:
+        candidate, default = block.sample(arm), block.sample(DEFAULT_ARM)
+        if candidate and default and not candidate.failure and min(candidate.cpu_ns, default.cpu_ns) > 0:
+            logs.append(math.log(candidate.cpu_ns / default.cpu_ns))
+    return math.exp(math.fsum(logs) / len(logs)) if logs else math.nan
 
 
 def judge(

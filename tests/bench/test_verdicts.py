@@ -46,7 +46,7 @@ def test_the_default_in_disguise_is_called_no_difference(batch: Path, capsys: py
     lab = open_lab(settings)
     info = policy_from_file(FIXTURES / "policies" / "aa_disguise.bpf.c")
     disguise = LabPolicy(CandidatePolicy(info.name), open_verifier(settings, lab).compile(info))
-    workload = WorkloadCommand("./batch.sh 9 60 60", str(batch))
+    workload = WorkloadCommand("./batch.sh 9 100 700", str(batch))
     outcomes: Counter[Outcome] = Counter()
     with lab.session(workload) as session:
         session.run_default()
@@ -66,7 +66,7 @@ def one_trial(session: TrialSession, policy: LabPolicy) -> Verdict:
     while True:
         values = {}
         for arm in random.sample(["default", "candidate"], 2):
-            sample = session.run_default() if arm == "default" else session.run_candidate(policy)
+            sample = session.run_default(policy) if arm == "default" else session.run_candidate(policy)
             assert not sample.failure, sample
             values[arm] = sample.value
         pairs.append((values["default"], values["candidate"]))

@@ -200,7 +200,7 @@ class Lab:
         self._script.reach("session")
         yield self
 
-    def run_default(self) -> Sample:
+    def run_default(self, beside=None) -> Sample:
         sample = self._sample(DEFAULT_ARM, 1.0)
         if self._script.default_fails_at == self._script.reach("run default"):
             raise WorkloadFailed("the workload failed under the default scheduler: exit status 2\n    its output")

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
 
 import pytest
 import scripted
 from scripted import LIBRARY, WORKLOAD, Script
 
-from agents.execution import Execution
+from agents.execution import Execution, Trial
+from schedagent.core.artifact import PolicyArtifact
+from schedagent.core.errors import KernelRejected
 from schedagent.core.judge import TrialRules, judge_all
 from schedagent.core.policy import CandidatePolicy
-from schedagent.core.trial import DEFAULT_ARM, Outcome
+from schedagent.core.trial import DEFAULT_ARM, Outcome, Sample
+from verifier.lab import LabPolicy
 
 CANDIDATES = [CandidatePolicy(name, info.configured({})) for name, info in LIBRARY.items()]
 BY_NAME = {candidate.policy: candidate for candidate in CANDIDATES}
@@ -162,3 +166,43 @@ def test_time_that_runs_out_while_verifying(script):
     notebook = execute(script, out_of_time=lambda: script.log.count("verify") >= 1)
     assert list(notebook.reports) == [CANDIDATES[0].key]
     assert notebook.kept == []
+
+
+def test_the_default_runs_beside_a_candidate_so_that_both_arms_pay_for_the_attach():
+    beside = []
+
+    class Runs:
+        def run_default(self, policy=None):
+            beside.append(policy.candidate.key if policy else None)
+            if policy:
+                raise KernelRejected("it would not attach")
+            return sample(DEFAULT_ARM)
+
+        def run_candidate(self, policy):
+            return sample(policy.candidate.key)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            return None
+
+    def sample(arm):
+        return Sample(arm, 1.0, 10**9, 10**9, 0, "now", 1000)
+
+    class OneSession:
+        def session(self, _workload):
+            return Runs()
+
+    policy = LabPolicy(CANDIDATES[0], PolicyArtifact("fifo", b"elf", "source", "btf"))
+    agent = SimpleNamespace(
+        lab=OneSession(),
+        rules=scripted.RULES,
+        out_of_time=lambda: False,
+        reporter=SimpleNamespace(count=lambda *_: None),
+    )
+    kept = []
+    notebook = SimpleNamespace(blocks=lambda: (), add_block=kept.append)
+    Trial(agent, WORKLOAD, [policy], notebook, seed=1, comparisons=1).run()
+    assert beside[:2] == [CANDIDATES[0].key, None]
+    assert all(block.sample(DEFAULT_ARM) for block in kept)

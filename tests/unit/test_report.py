@@ -73,14 +73,14 @@ def test_a_report_is_json_without_nan_and_reads_the_same_again(repository):
 def test_the_table_shows_every_kind_of_verdict(repository):
     verdicts = [BETTER, failed(["block 1: it ended with exit status 1"]), judge([(1.0, 1.1)])]
     text = text_of(build_report(repository, stored_run(repository, verdicts)))
-    rows = {line.split()[1]: line for line in text.splitlines() if "passed" in line}
+    rows = {line.split()[3]: line for line in text.splitlines() if "passed" in line}
     assert "0.800" in rows["longest_first"]
-    assert "0.780 to 0.820 (98.3 %)" in rows["longest_first"]
+    assert "0.780 to 0.820" in rows["longest_first"]
     assert "6 (+1 disturbed)" in rows["longest_first"]
     assert "failed" in rows["plain"]
     assert "1.100" in rows["turns"]
     assert "inconclusive" in rows["turns"]
-    assert "longest_first: 20.0% lower" in text
+    assert "20.0% lower" in text
     assert "Learned earlier: earlier" in text
     assert "spin" in text
     assert "batch-long-tail" in text

@@ -87,6 +87,8 @@ class RunWorkload(Message):
         command, directory, prepare, environment, timeout_s: see core.workload.WorkloadCommand.
         uid, gid, groups: whose files it may touch: the user who asked.
         policy: attached just before the command starts and detached after it; None for the default scheduler.
+        attached: False detaches the policy again before the command starts: the default scheduler, on a kernel whose
+            code was patched as for a policy.
         observe: record process events and taskstats.
     """
 
@@ -99,6 +101,7 @@ class RunWorkload(Message):
     gid: int
     groups: list[int]
     policy: PolicyLoad | None = None
+    attached: bool = True
     observe: bool = False
     nested: ClassVar[Mapping[str, type[Message]]] = {"policy": PolicyLoad}
 
