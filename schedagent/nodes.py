@@ -14,7 +14,7 @@ from typing import Any
 from agents import offline
 from agents.execution import Execution
 from agents.learning import learn
-from agents.observation import build_profile
+from agents.observation import observe
 from agents.planning import propose
 from repo_store.records import RunStatus
 from repo_store.store import PolicyRepository
@@ -100,8 +100,8 @@ class RunNodes:
         if self._repository.profile(run_id) is None:
             workload = self._repository.run(run_id).workload
             self._reporter.stage(f"observation: running {workload.command!r} under the default scheduler")
-            _sample, observation = self._lab.observe(workload)
-            self._repository.save_profile(run_id, build_profile(observation))
+            _sample, profile = observe(self._lab, workload)
+            self._repository.save_profile(run_id, profile)
         return {}
 
     def planning(self, state: RunState) -> dict[str, Any]:
