@@ -42,7 +42,7 @@ def lab_policy(policy, target, changes=None, **inputs):
 
 @pytest.mark.parametrize("name", load_library())
 def test_a_policy_survives_the_stress_mix(name, lab, target):
-    answer = lab.stress(lab_policy(load_library()[name], target), 20)
+    answer = lab.stress(lab_policy(load_library()[name], target), 10)
     assert answer.exit_text == ""
     assert [finding for finding in answer.findings if not finding["ok"]] == []
 
