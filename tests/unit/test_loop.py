@@ -341,7 +341,7 @@ def test_the_workload_fails_under_the_default(script):
 
 
 def test_the_machine_is_lost_under_the_default(script, monkeypatch):
-    def lost(_lab):
+    def lost(_lab, _beside=None):
         raise VmLost("the guest said nothing")
 
     run_id = script.create()
