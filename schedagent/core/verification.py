@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from schedagent.core.artifact import PolicyArtifact
+from schedagent.core.rules import RULES, Rule
 
 
 class GateStatus(StrEnum):
@@ -14,6 +15,56 @@ class GateStatus(StrEnum):
     PASSED = "passed"
     FAILED = "failed"
     SKIPPED = "skipped"
+
+
+class Severity(StrEnum):
+    """An error closes its gate; a warning must be cleared by an oracle of the proving ground."""
+
+    ERROR = "error"
+    WARNING = "warning"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the path that breaks a rule: where, and what happens there."""
+
+    file: str
+    line: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A rule that does not hold, or may not.
+
+    Args:
+        rule: number in core.rules.RULES.
+        severity: error or warning.
+        where: the callback or program, such as "enqueue"; empty for the whole policy.
+        file, line: where in the source; line 0 if the object does not say.
+        message: what is wrong, with values.
+        path: the steps of one path that breaks the rule; empty if it is not about a path.
+        cleared_by: for a warning, the oracle of the proving ground whose passing clears it.
+    """
+
+    rule: int
+    severity: Severity
+    where: str
+    file: str
+    line: int
+    message: str
+    path: tuple[Step, ...] = ()
+    cleared_by: str = ""
+
+    @property
+    def text(self) -> Rule:
+        """The rule in words: what must hold, why, and how policies are mended."""
+        return RULES[self.rule]
+
+    def __str__(self) -> str:
+        place = f"{self.file}:{self.line}: " if self.line else ""
+        inside = f" (in {self.where})" if self.where else ""
+        return f"{place}rule {self.rule}{inside}: {self.message}"
 
 
 @dataclass(frozen=True)
@@ -25,12 +76,14 @@ class GateResult:
         status: how it ended.
         detail: the figures, or why it failed or was skipped.
         seconds: how long it took.
+        findings: what the gate has to say of single rules, errors first.
     """
 
     gate: str
     status: GateStatus
     detail: str
     seconds: float = 0.0
+    findings: tuple[Finding, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,169 @@
+"""The rules that every sched_ext policy must keep, numbered as in the design, and which checks hold them.
+
+Sources: kernel/sched/ext.c and include/linux/sched/ext.h (6.16 to 7.x), tools/testing/selftests/sched_ext, and what
+broke in practice. A finding of any gate names one of these numbers; VERIFIER.md's table is generated from here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+SOURCE = "source"
+COMPILE = "compile"
+LOGIC = "scheduling logic"
+KERNEL = "kernel verifier"
+ATTACH = "attach"
+PROVING = "proving ground"
+OVERHEAD = "overhead"
+
+GATES = (SOURCE, COMPILE, LOGIC, KERNEL, ATTACH, PROVING, OVERHEAD)
+"""In the order they are passed."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One rule.
+
+    Args:
+        number: 1 to 30.
+        text: what must hold.
+        why: what happens otherwise.
+        mend: how a policy is usually mended.
+        gates: which gates check it.
+        checks: names of the oracles of the proving ground that check it, if any do.
+    """
+
+    number: int
+    text: str
+    why: str
+    mend: str
+    gates: tuple[str, ...]
+    checks: tuple[str, ...] = ()
+
+
+_RULES = (
+    Rule(1, "select_cpu returns a possible CPU that the task may use",
+         "the kernel ejects a policy that returns a CPU that does not exist",
+         "return prev_cpu, or what a select_cpu kfunc found, never a number computed without a check",
+         (LOGIC, PROVING), ("affinity", "fork storm")),
+    Rule(2, "every DSQ is created in init before it is used; its id leaves bit 63 clear",
+         "an insert into a DSQ that does not exist ejects the policy",
+         "call scx_bpf_create_dsq() for the id in init and return its error",
+         (LOGIC, PROVING), ("starvation",)),
+    Rule(3, "no vtime insert into a built-in DSQ",
+         "the kernel ejects a policy that orders SCX_DSQ_LOCAL or SCX_DSQ_GLOBAL by vtime",
+         "insert by vtime into a DSQ of your own, and move from it in dispatch",
+         (LOGIC,)),
+    Rule(4, "FIFO and vtime inserts never share one DSQ",
+         "the kernel ejects a policy that mixes both in one DSQ",
+         "use two DSQs, or give every insert a vtime",
+         (LOGIC,)),
+    Rule(5, "at most one insert per task on any path through select_cpu and enqueue, and only of that task",
+         "a second insert of the same task ejects the policy; one of another task is refused",
+         "return after the insert; in enqueue act on the task of the callback only",
+         (LOGIC,)),
+    Rule(6, "SCX_DSQ_LOCAL_ON | cpu only names a CPU in the task's mask",
+         "the kernel ejects a policy that sends a task to a CPU it may not use",
+         "test bpf_cpumask_test_cpu(cpu, p->cpus_ptr) first, else use a shared DSQ",
+         (LOGIC, PROVING), ("affinity",)),
+    Rule(7, "cpus_ptr and migration-disabled tasks are honoured",
+         "a task that may run on one CPU only is never found by another one, and waits for ever",
+         "queue such tasks where their CPU looks: SCX_DSQ_LOCAL or a DSQ of that CPU",
+         (LOGIC, PROVING), ("affinity", "migration disabled", "pinned kernel workers")),
+    Rule(8, "move_to_local only from user DSQs that exist",
+         "moving from SCX_DSQ_LOCAL, or from a DSQ that was never created, ejects the policy",
+         "move from the DSQs that init created; the kernel serves the built-in ones by itself",
+         (LOGIC,)),
+    Rule(9, "inserts of one dispatch stay within dispatch_max_batch",
+         "the kernel ejects a policy whose dispatch buffer overflows",
+         "stop when scx_bpf_dispatch_nr_slots() is 0, or move tasks instead of inserting them",
+         (LOGIC,)),
+    Rule(10, "SCX_KICK_IDLE is not combined with SCX_KICK_PREEMPT or SCX_KICK_WAIT",
+         "the kernel ejects a policy that combines them",
+         "kick with one of them: IDLE to wake an idle CPU, PREEMPT to interrupt a busy one",
+         (LOGIC,)),
+    Rule(11, "cpuperf values are at most SCX_CPUPERF_ONE (1024)",
+         "the kernel ejects a policy that asks for more than full performance",
+         "clamp the value to SCX_CPUPERF_ONE",
+         (LOGIC,)),
+    Rule(12, "update_idle without SCX_OPS_KEEP_BUILTIN_IDLE forbids the idle kfuncs and needs an own select_cpu",
+         "the built-in idle tracking is off then, and every idle kfunc ejects the policy",
+         "set SCX_OPS_KEEP_BUILTIN_IDLE, or leave update_idle out",
+         (LOGIC,)),
+    Rule(13, "flat and per-node idle kfuncs are not mixed",
+         "with SCX_OPS_BUILTIN_IDLE_PER_NODE the flat ones eject the policy, without it the per-node ones do",
+         "use the kfuncs of one kind, and set the flag if it is the per-node kind",
+         (LOGIC,)),
+    Rule(14, "select_cpu kfuncs act on the callback's task only",
+         "they read state that is only stable for that task, and newer kernels eject the policy",
+         "pass the task that the callback was given",
+         (LOGIC,)),
+    Rule(15, "SCX_OPS_ENQ_LAST needs an enqueue, and a later scheduling event for the task",
+         "the last task of a CPU goes to enqueue although nothing will ever dispatch it, and the CPU idles",
+         "leave the flag out, or insert such a task into SCX_DSQ_LOCAL",
+         (LOGIC, ATTACH, PROVING), ("work conservation",)),
+    Rule(16, "sleepable programs only for init, exit, init_task, cgroup and cpu_online/cpu_offline callbacks",
+         "the other callbacks run with the run queue locked and must not sleep",
+         "put the callback into section struct_ops/ instead of struct_ops.s/",
+         (LOGIC, KERNEL)),
+    Rule(17, "init_task never fails the fork: it falls back",
+         "once loaded, an error of init_task makes fork() fail for the whole machine",
+         "return 0, and let the other callbacks cope with a task that has no record",
+         (LOGIC, PROVING), ("fork storm",)),
+    Rule(18, "every path through enqueue inserts the task or stores it where dispatch finds it",
+         "a task on the other path is lost: it never runs again until the watchdog ejects the policy",
+         "end such a path with an insert, for example into SCX_DSQ_GLOBAL when a map is full",
+         (LOGIC, PROVING), ("starvation",)),
+    Rule(19, "every DSQ that is pushed to is drained by dispatch on every CPU its tasks may use",
+         "tasks in a DSQ that nobody looks at wait for ever",
+         "call scx_bpf_dsq_move_to_local() for that DSQ in dispatch, on every CPU",
+         (LOGIC, PROVING), ("starvation", "affinity")),
+    Rule(20, "work left in a user DSQ kicks an idle CPU",
+         "a CPU that went idle before the insert does not look again, and the task waits for the next tick or longer",
+         "after the insert, pick an idle CPU of the task's mask and scx_bpf_kick_cpu(cpu, SCX_KICK_IDLE)",
+         (LOGIC, PROVING), ("work conservation",)),
+    Rule(21, "an infinite slice needs a preemption source",
+         "a task with SCX_SLICE_INF keeps its CPU for as long as it likes",
+         "use a finite slice, or kick the CPU with SCX_KICK_PREEMPT from a timer or from enqueue",
+         (LOGIC, PROVING), ("starvation",)),
+    Rule(22, "vtime lag is clamped, compared wrap-safe and charged by weight",
+         "a long sleeper otherwise starves everybody when it wakes, and weights mean nothing",
+         "clamp to the queue's clock minus one slice, compare as (s64)(a - b) < 0, charge used * 100 / weight",
+         (LOGIC, PROVING), ("weights", "sleeper's return")),
+    Rule(23, "no shared DSQ full of pinned tasks",
+         "every CPU then scans the tasks it may not run, under the DSQ's lock",
+         "queue tasks with one allowed CPU in a DSQ of that CPU",
+         (PROVING,), ("pinned crowd",)),
+    Rule(24, "slices are explicit and between 100 us and 100 ms",
+         "shorter ones switch more than they run, longer ones make everybody else wait",
+         "clamp the slice to 100 us .. 100 ms before the insert",
+         (LOGIC,)),
+    Rule(25, "CPU hotplug is handled, or the kernel ends the policy with a restart code",
+         "a task left on a CPU that went away is lost",
+         "leave cpu_online and cpu_offline out (the kernel then asks for a restart), or requeue in them",
+         (PROVING,), ("CPU hotplug",)),
+    Rule(26, "timeout_ms is set, at most 5000 for a candidate; exit information is recorded",
+         "without a short timeout a lost task waits for half a minute; without exit info nobody learns why it ended",
+         "set .timeout_ms = 5000, and .exit to a callback that records struct scx_exit_info",
+         (SOURCE, LOGIC)),
+    Rule(27, "only struct_ops, syscall and tracing programs of the allowed list; only harmless helpers and kfuncs",
+         "a scheduler has no business in user memory, signals, return values, packets or pinned maps",
+         "remove the program, the pin or the call",
+         (LOGIC,)),
+    Rule(28, "loops are bounded; map sizes are bounded and declared",
+         "an unbounded loop or map stalls the machine or eats its memory",
+         "use bpf_for() or bpf_repeat() with a bound, and give every map max_entries",
+         (LOGIC, KERNEL)),
+    Rule(29, "no task waits longer than the starvation bound; weights are respected unless declared otherwise",
+         "somebody's task stands still although the machine works",
+         "serve the task that waits longest after a bounded time, whatever the order says",
+         (PROVING,), ("starvation", "wake-ups", "yield", "priority changes", "real-time interference",
+                      "memory pressure", "cgroup moves")),
+    Rule(30, "the machine keeps the default scheduler's throughput within 10 % unless declared otherwise",
+         "a policy that costs more than it can gain is none to keep",
+         "do less in the hot callbacks, and kick fewer CPUs",
+         (OVERHEAD,), ("idle machine", "saturated machine")),
+)  # fmt: skip
+
+RULES: Mapping[int, Rule] = {rule.number: rule for rule in _RULES}
