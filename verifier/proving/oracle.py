@@ -1,44 +1,24 @@
-"""What one oracle promises, and what it measured. Shared by both sides of the machine: standard library only."""
+"""What one oracle demands, and what it measured. Shared by both sides of the machine."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
+from schedagent.core.verification import OracleResult
 
-@dataclass(frozen=True)
-class OracleResult:
-    """One oracle of the proving ground.
-
-    Args:
-        name: as in the `checks` of core.rules.RULES, for example "work conservation".
-        rule: number of the rule that is broken if it does not hold.
-        ok: whether it holds.
-        measured, bound: the figure and what it is compared with.
-        unit: of both: "s", "ratio", "tasks".
-        detail: one sentence with the other figures, for people.
-    """
-
-    name: str
-    rule: int
-    ok: bool
-    measured: float
-    bound: float
-    unit: str
-    detail: str
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+__all__ = ["OracleInfo", "OracleResult"]
 
 
 @dataclass(frozen=True)
 class OracleInfo:
-    """An oracle as the documentation shows it: it holds if what it measures is at most its bound.
+    """An oracle as the report and the docs show it: it holds if what it measures is at most its bound.
 
     Args:
-        name, rule, bound, unit: as in OracleResult.
+        name: as in the `checks` of core.rules.RULES.
+        rule: number of the rule that it checks.
+        bound, unit: what its figure is compared with.
         measures: what the figure is.
-        reason: why the bound is what it is, and what the oracle cannot see.
+        reason: why this bound, and what the oracle cannot see: whole sentences.
     """
 
     name: str
