@@ -69,10 +69,8 @@ def wakeup_waits(ground: Ground, crew: Crew, seconds: float) -> list[int]:
 
 def wait_for(ground: Ground, tasks: Sequence[Task], events: int = 1, limit_s: float = 3.0) -> bool:
     """Wait until each of these tasks is where it wants to be, and says so by this many events; return whether it is."""
-    for _now in ground.watch(limit_s, LOOK_S / 4):
-        if all(task.record.events >= events for task in tasks):
-            return True
-    return False
+    looks = ground.watch(limit_s, LOOK_S / 4)
+    return any(all(task.record.events >= events for task in tasks) for _now in looks)
 
 
 def judge(idle: float, waits_ns: Sequence[int]) -> OracleResult:
