@@ -113,8 +113,7 @@ class LoadedPolicy:
         tunables: Mapping[str, int],
         history: Mapping[int, int],
         classes: Mapping[int, int],
-        *,
-        timeout_ms: int | None = None,
+        watchdog_ms: int = 0,
     ) -> Self:
         """Give a compiled policy to the kernel's verifier and fill its maps.
 
@@ -123,7 +122,7 @@ class LoadedPolicy:
             tunables: values by name; those not named keep the source's default.
             history: identity -> expected CPU time in ns, for the map `task_history`.
             classes: identity -> class number, for the map `task_class`.
-            timeout_ms: of the kernel's watchdog, instead of what the source says.
+            watchdog_ms: upper limit of the policy's own timeout_ms; 0 for none.
 
         Raises:
             SetupError: this kernel has no sched_ext, or this process may not load BPF.
@@ -141,8 +140,8 @@ class LoadedPolicy:
             ops_name = policy.read_ops(ops, "name").split(b"\0", 1)[0].decode(errors="replace")
             if record:
                 record.make_room(policy)
-            if timeout_ms is not None:
-                policy.write_ops(ops, "timeout_ms", timeout_ms)
+            if watchdog_ms:
+                _limit_watchdog(policy, ops, watchdog_ms)
             policy.set_tunables(_kernel_values(policy) | dict(tunables))
             policy.load()
             for map_name, entries in ((HISTORY_MAP, history), (CLASSES_MAP, classes)):
@@ -262,6 +261,13 @@ def _find_ops(policy: BpfObject) -> Variable:
         names = ", ".join(f"{ops.struct} {ops.name}" for ops in found) or "none"
         raise PolicyError(f"{policy.name} must define one struct {OPS_STRUCT}, it has: {names}", "define one")
     return found[0]
+
+
+def _limit_watchdog(policy: BpfObject, ops: Variable, limit_ms: int) -> None:
+    """Set timeout_ms to the limit unless it is shorter; 0 stands for the kernel's own 30 s."""
+    timeout_ms = int.from_bytes(policy.read_ops(ops, "timeout_ms"), "little")
+    if not 0 < timeout_ms <= limit_ms:
+        policy.write_ops(ops, "timeout_ms", limit_ms)
 
 
 def _kernel_values(policy: BpfObject) -> dict[str, int]:
