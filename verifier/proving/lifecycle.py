@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn, Protocol
 
 from kernel_bpf import linux
 from kernel_bpf.bpf_object import count_loaded
 from kernel_bpf.exit_info import NO_RECORD
 from kernel_bpf.sched_ext import LoadedPolicy
 from schedagent.core.errors import BpfError, PolicyError
-from verifier.proving.crew import Body, Crew, Record, Task
+from verifier.proving import work
+from verifier.proving.crew import Crew, Task
+from verifier.proving.ground import Load
 from verifier.proving.oracle import OracleInfo, OracleResult
 
 GO_ON_BOUND_S = 2.0
@@ -61,24 +61,17 @@ _DEBUGFS = Path("/sys/kernel/debug")
 _RT_RUNTIME = Path("/proc/sys/kernel/sched_rt_runtime_us")
 _POLL_S = 0.005
 _HOG_PRIORITY = 10
-_HOG_LIMIT_S = 20.0
 
 
-class Loader(Protocol):
-    """Gives the policy to the kernel's verifier: a fresh one each time; `watchdog_ms` limits its timeout_ms."""
-
-    def __call__(self, *, watchdog_ms: int = 0) -> LoadedPolicy: ...
-
-
-def cpu_hotplug(load: Loader, seconds: float) -> list[OracleResult]:
+def cpu_hotplug(load: Load, seconds: float) -> list[OracleResult]:
     """Take a CPU away from busy tasks and give it back."""
     waits_s: list[float] = []
-    with Crew() as crew:
+    with load() as policy, Crew() as crew:
         tasks = start_tasks(crew)
-        with load() as policy:
-            policy.attach()
-            refused = go_and_come(tasks, waits_s, seconds / 4)
-            problem, ending = judge_hotplug_end(policy)
+        policy.attach()
+        refused = go_and_come(tasks, waits_s, seconds / 4)
+        problem, ending = judge_hotplug_end(policy)
+        policy.close()
         waits_s.append(until_all_ran(tasks))
     detail = f"CPU {last_cpu()} went and came back; {ending}; {figures(waits_s)}"
     return [judge(CPU_HOTPLUG, waits_s, refused or problem, detail)]
@@ -110,25 +103,25 @@ def judge_hotplug_end(policy: LoadedPolicy) -> tuple[str, str]:
     return f"the policy did not survive it: {info}", "the policy ended"
 
 
-def reload_loop(load: Loader, seconds: float) -> list[OracleResult]:
+def reload_loop(load: Load, seconds: float) -> list[OracleResult]:
     """Attach and detach several times while tasks run and are forked; then look for what stayed behind."""
     held = count_loaded()
     waits_s: list[float] = []
     problem = ""
     with Crew() as crew:
-        storm = crew.start("fork storm", fork_storm)
+        storm = crew.start("fork storm", work.fork_storm)
         tasks = [*start_tasks(crew), storm]
         deadline = time.monotonic() + seconds
         while not problem and (len(waits_s) < 2 * ROUNDS or time.monotonic() < deadline):
             problem = swap_once(load, tasks, waits_s)
-    if storm.record.wrong:
-        problem = problem or f"{storm.record.wrong} forks were refused: {os.strerror(storm.record.errno)}"
+    if storm.record.errno:
+        problem = problem or f"a fork was refused: {os.strerror(storm.record.errno)}"
     problem = problem or leftovers(held)
     detail = f"{len(waits_s) // 2} times in and out, {storm.record.events} forks; {figures(waits_s)}"
     return [judge(RELOAD_LOOP, waits_s, problem, detail)]
 
 
-def swap_once(load: Loader, tasks: Sequence[Task], waits_s: list[float]) -> str:
+def swap_once(load: Load, tasks: Sequence[Task], waits_s: list[float]) -> str:
     """Put the policy in charge and take it out again; return what went wrong, empty if nothing did."""
     try:
         with load() as policy:
@@ -155,21 +148,20 @@ def leftovers(held: tuple[int, int]) -> str:
     return f"{max(0, now[0] - held[0])} BPF programs and {max(0, now[1] - held[1])} maps stayed behind"
 
 
-def provoked_stall(load: Loader, seconds: float) -> list[OracleResult]:
+def provoked_stall(load: Load, seconds: float) -> list[OracleResult]:
     """Hold every CPU with real-time tasks until the kernel ejects the policy; then see all tasks go on."""
     waits_s: list[float] = []
     lasted_s = 0.0
     try:
-        with Crew() as crew:
+        with load(watchdog_ms=WATCHDOG_MS) as policy, Crew() as crew:
             tasks = start_tasks(crew)
-            with load(watchdog_ms=WATCHDOG_MS) as policy:
-                policy.attach()
-                until_all_ran(tasks)
-                lasted_s, ended = hold_cpus(policy, WATCHDOG_MS / 1000 + max(seconds, 2.0))
-                released = time.monotonic()
-                info = policy.detach()
-                until_all_ran(tasks)
-                waits_s.append(time.monotonic() - released)
+            policy.attach()
+            until_all_ran(tasks)
+            lasted_s, ended = hold_cpus(policy, WATCHDOG_MS / 1000 + max(seconds, 2.0))
+            released = time.monotonic()
+            info = policy.detach()
+            until_all_ran(tasks)
+            waits_s.append(time.monotonic() - released)
     except BpfError as error:
         return [judge(PROVOKED_STALL, [], error.message, "the machine did not recover")]
     problem = "" if ended else f"the kernel did not eject it, although no task ran for {lasted_s:.1f} s"
@@ -188,7 +180,7 @@ def hold_cpus(policy: LoadedPolicy, limit_s: float) -> tuple[float, bool]:
     with no_deadline_servers(), Crew() as hogs:
         start = time.monotonic()
         for cpu in sorted(os.sched_getaffinity(0)):
-            hog = hogs.start(f"real-time task on CPU {cpu}", real_time_hog)
+            hog = hogs.start(f"real-time task on CPU {cpu}", work.hog)
             os.sched_setaffinity(hog.pid, {cpu})
             os.sched_setscheduler(hog.pid, os.SCHED_FIFO, os.sched_param(_HOG_PRIORITY))
         while (enabled := policy.enabled()) and time.monotonic() - start < limit_s:
@@ -219,8 +211,8 @@ def no_deadline_servers() -> Iterator[None]:
 
 def judge(oracle: OracleInfo, waits_s: Sequence[float], problem: str, detail: str) -> OracleResult:
     """Compare the longest wait with the bound; a problem fails the oracle whatever the figures say."""
-    result = oracle.judge(max(waits_s, default=0.0), f"{problem}; {detail}" if problem else detail)
-    return replace(result, ok=result.ok and not problem)
+    longest_s = max(waits_s, default=0.0)
+    return oracle.fail(longest_s, f"{problem}; {detail}") if problem else oracle.judge(longest_s, detail)
 
 
 def figures(waits_s: Sequence[float]) -> str:
@@ -241,47 +233,8 @@ def until_all_ran(tasks: Sequence[Task]) -> float:
 def start_tasks(crew: Crew) -> list[Task]:
     """Tasks that are always runnable: one pinned to each CPU, one free for each, and one more."""
     cpus = sorted(os.sched_getaffinity(0))
-    pinned = [crew.start(f"pinned to CPU {cpu}", pinned_hog(cpu)) for cpu in cpus]
-    return pinned + [crew.start("free", hog) for _ in range(len(cpus) + 1)]
-
-
-def hog(_record: Record) -> NoReturn:
-    """Use the CPU without ever giving it up."""
-    while True:
-        pass
-
-
-def pinned_hog(cpu: int) -> Body:
-    """A hog that may only run on one CPU, until that goes away."""
-
-    def body(record: Record) -> NoReturn:
-        os.sched_setaffinity(0, {cpu})
-        hog(record)
-
-    return body
-
-
-def real_time_hog(_record: Record) -> NoReturn:
-    """A hog that ends by itself should nobody end it: the machine must never be lost to it."""
-    deadline = time.monotonic() + _HOG_LIMIT_S
-    while time.monotonic() < deadline:
-        pass
-    os._exit(0)
-
-
-def fork_storm(record: Record) -> NoReturn:
-    """Fork, exit, reap, without end; count what was refused."""
-    while True:
-        try:
-            pid = os.fork()
-        except OSError as error:
-            record.wrong += 1
-            record.errno = error.errno or 0
-            continue
-        if pid == 0:
-            os._exit(0)
-        os.waitpid(pid, 0)
-        record.events += 1
+    pinned = [crew.start(f"pinned to CPU {cpu}", work.pinned(cpu, work.hog)) for cpu in cpus]
+    return pinned + [crew.start("free", work.hog) for _ in range(len(cpus) + 1)]
 
 
 def last_cpu() -> int:
@@ -292,6 +245,3 @@ def last_cpu() -> int:
 def switch_cpu(online: str) -> None:
     """Take the last CPU away ("0") or give it back ("1"); raise OSError if the kernel refuses."""
     (_CPUS / f"cpu{last_cpu()}" / "online").write_text(online)
-
-
-PHASES: tuple[Callable[[Loader, float], list[OracleResult]], ...] = (cpu_hotplug, reload_loop, provoked_stall)

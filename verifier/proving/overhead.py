@@ -10,21 +10,21 @@ import os
 import signal
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
-from kernel_bpf.sched_ext import LoadedPolicy
 from verifier.proving.crew import Body, Crew, Record
+from verifier.proving.ground import Load
 from verifier.proving.oracle import OracleInfo, OracleResult
 
 LOSS_BOUND = 0.10
-FEWEST_PAIRS = 3
+FEWEST_PAIRS = 2
 MOST_PAIRS = 9
 
 _REASON = (
     "Rule 30: ten per cent. The host may be busy, so only what the whole interval of the paired ratios agrees on"
-    " counts, and pairs are added while their median looks too bad: nine below the bound are no accident, three may be."
+    " counts, and pairs are added while their median looks too bad: nine below the bound are no accident, two may be."
 )
 IDLE_MACHINE = OracleInfo(
     "idle machine",
@@ -84,7 +84,7 @@ class Probe:
             os.kill(task.pid, number)
 
 
-def overhead(load: Callable[[], LoadedPolicy], seconds: float) -> list[OracleResult]:
+def prove(load: Load, seconds: float) -> list[OracleResult]:
     """Measure both probes under the default scheduler and under the policy, in pairs whose order changes."""
     rounds = calibrate()
     window_s = seconds / (4 * FEWEST_PAIRS) - _SETTLE_S
@@ -108,7 +108,7 @@ def overhead(load: Callable[[], LoadedPolicy], seconds: float) -> list[OracleRes
 
 
 def measure_pair(
-    load: Callable[[], LoadedPolicy], probes: Sequence[Probe], window_s: float, policy_first: bool
+    load: Load, probes: Sequence[Probe], window_s: float, policy_first: bool
 ) -> list[tuple[float, float]] | None:
     """Return (default, policy) throughput of each probe, None if the policy did not stay enabled."""
     default = [] if policy_first else [probe.throughput(window_s) for probe in probes]
@@ -207,6 +207,3 @@ def turns(rounds: int, reader: int, writer: int) -> Body:
             os.write(writer, token)
 
     return body
-
-
-PHASES = (overhead,)
