@@ -25,8 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from kernel_bpf import linux
+from kernel_bpf.btf import kernel_constants
 from kernel_bpf.libbpf import libbpf
-from kernel_bpf.sched_ext import LoadedPolicy
+from kernel_bpf.sched_ext import CONSTANT_PREFIX, LoadedPolicy
 from schedagent.core.errors import SchedagentError
 from verifier.microvm import jobs
 from verifier.microvm.recorder import Recorder
@@ -59,6 +60,7 @@ def main() -> None:
     os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(_PRIORITY))
     port = open_port()
     warm_up()
+    kernel_constants(CONSTANT_PREFIX)  # once, before the snapshot: emulated, it takes seconds
     gc.freeze()
     send(port, {"answer": {"ready": True}})
     for line in lines(port):
@@ -369,7 +371,7 @@ def load_policy(job: jobs.LoadPolicy) -> jobs.LoadAnswer:
 
 def run_prove(job: jobs.Prove) -> jobs.ProveAnswer:
     """Take a policy through the phases of the proving ground."""
-    proof = prove.prove(partial(load, job.policy, prove.WATCHDOG_MS), job.seconds, job.phases)
+    proof = prove.prove(partial(load, job.policy, watchdog_ms=prove.WATCHDOG_MS), job.seconds, job.phases)
     results = [result.to_json() for result in proof.results]
     return jobs.ProveAnswer(proof.exit_text, results, proof.events, proof.seconds, proof.stalled_s)
 

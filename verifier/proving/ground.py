@@ -7,10 +7,18 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
+from kernel_bpf.exit_info import NO_RECORD
 from kernel_bpf.sched_ext import LoadedPolicy
 
 STATE = Path("/sys/kernel/sched_ext/state")
+
+
+class Load(Protocol):
+    """Gives the policy to the kernel's verifier, afresh with each call; see LoadedPolicy.load for `watchdog_ms`."""
+
+    def __call__(self, *, watchdog_ms: int = ...) -> LoadedPolicy: ...
 
 
 @dataclass(frozen=True)
@@ -47,4 +55,6 @@ def end(policy: LoadedPolicy) -> str:
     info = policy.detach()
     if info and info.ejected:
         return f"{info.kind_name}: {info.reason}: {info.message}"
-    return "" if in_charge else "no longer enabled, and the kernel gave no reason"
+    if in_charge:
+        return ""
+    return "no longer enabled, and " + ("the kernel gave no reason" if policy.records_exit else NO_RECORD)
