@@ -20,7 +20,7 @@ from verifier.proving.crew import REAP_LIMIT_S, Crew, Task
 from verifier.proving.ground import Ground
 from verifier.proving.oracle import OracleInfo, OracleResult
 
-LOOK_S = 0.04
+LOOK_S = 0.08
 EATEN_MIB, EATER_LIMIT_MIB = 24, 12
 
 CGROUPS = Path("/sys/fs/cgroup")
