@@ -55,8 +55,8 @@ KWORKERS = OracleInfo(
     "pinned kernel workers", 7, 1.6, "s",
     "longest time until a kernel worker on each CPU had run",
     "The workers are normal tasks with one allowed CPU that sleep most of the time, so they wait for one round of "
-    "turns, twice that on the CPU with the real-time task; the bound is twice the worst that any bundled policy showed. "
-    "A real-time task waits for them (/proc/sys/vm/stat_refresh), so the figure is their delay alone.",
+    "turns, twice that beside the real-time task; the bound is twice the worst that any bundled policy showed. A real-time "
+    "task waits for them (/proc/sys/vm/stat_refresh), so the figure is their delay alone.",
 )  # fmt: skip
 FORKS = OracleInfo(
     "fork storm", 17, 2 * STARVATION_BOUND_S, "s",
