@@ -285,8 +285,8 @@ def migration_disabled(spinner: Spinner) -> Body:
 
     def run(record: Record) -> NoReturn:
         while True:
-            spinner.run()
             record.events += 1
+            spinner.run()
 
     return run
 
