@@ -23,11 +23,12 @@ from schedagent.core.workload import WorkloadCommand
 from schedagent.options import RunOptions
 from schedagent.progress import Reporter
 from schedagent.state import RunState
+from verifier.kept import KeptReports
 from verifier.lab import VmLab
 from verifier.microvm.image import SnapshotStore
-from verifier.microvm.kernels import default_kernel
+from verifier.microvm.kernels import KernelImage, default_kernel, find_kernels
 from verifier.microvm.kvm import kvm_usable
-from verifier.pipeline import Verifier
+from verifier.pipeline import Bench, Verifier
 from verifier.signer import Signer
 
 if TYPE_CHECKING:
@@ -45,10 +46,14 @@ def open_repository(settings: Settings) -> PolicyRepository:
     return repository
 
 
-def open_lab(settings: Settings) -> VmLab:
-    """Build the micro-VM lab: the machine has the host's CPUs (at most 16) and at most half of its memory."""
+def open_lab(settings: Settings, kernel: KernelImage | None = None) -> VmLab:
+    """Build the micro-VM lab: the machine has the host's CPUs (at most 16) and at most half of its memory.
+
+    Args:
+        kernel: what it runs; None for the kernel of the settings, or the newest.
+    """
     cache = writable(settings.cache_dir)
-    kernel = default_kernel(settings)
+    kernel = kernel or default_kernel(settings)
     cpus = settings.vm_cpus or min(len(os.sched_getaffinity(0)), MOST_CPUS)
     host_mib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20
     memory_mib = settings.vm_memory_mib or min(max(LEAST_MEMORY_MIB, cpus * MEMORY_MIB_PER_CPU), host_mib // 2)
@@ -63,17 +68,29 @@ def open_lab(settings: Settings) -> VmLab:
     )
 
 
-def open_verifier(settings: Settings, lab: VmLab, include_dirs: tuple[Path, ...] = ()) -> Verifier:
-    """Build the verifier for the lab's kernel, with the signing key of the state folder."""
+def open_verifier(settings: Settings, *, all_kernels: bool = False) -> Verifier:
+    """Build the verifier, with the signing key of the state folder.
+
+    Args:
+        all_kernels: also give each policy to the other kernels of the cache; else only to the one it is proved on.
+    """
     cache = writable(settings.cache_dir)
     state = writable(settings.state_dir, "SCHEDAGENT_STATE")
+    first = default_kernel(settings)
+    others = [image for image in find_kernels(settings) if image.release != first.release] if all_kernels else []
+    signer = Signer(state / "keys" / "signing.key")
     return Verifier(
-        lab,
-        prepare_target(lab.kernel.vmlinuz, lab.kernel.release, cache),
+        tuple(open_bench(settings, image) for image in (first, *others)),
         cache,
-        Signer(state / "keys" / "signing.key"),
-        include_dirs,
+        signer,
+        kept=KeptReports(cache / "reports", signer.vouches),
     )
+
+
+def open_bench(settings: Settings, kernel: KernelImage) -> Bench:
+    """Build the lab of one kernel and look up its types."""
+    target = prepare_target(kernel.vmlinuz, kernel.release, settings.cache_dir)
+    return Bench(open_lab(settings, kernel), target)
 
 
 def start_run(settings: Settings, workload: WorkloadCommand, options: RunOptions, reporter: Reporter) -> dict[str, Any]:
@@ -111,7 +128,7 @@ def build_nodes(
     """Give the four nodes their collaborators."""
     from schedagent.nodes import RunNodes
 
-    return RunNodes(repository, lab, open_verifier(settings, lab), load_library(), reporter, options)
+    return RunNodes(repository, lab, open_verifier(settings), load_library(), reporter, options)
 
 
 def drive(
