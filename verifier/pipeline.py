@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -126,18 +126,20 @@ class Verifier:
         Raises:
             SetupError: a tool is missing.
         """
-        return self.verify_all([(candidate, info)])[0]
+        return next(self.verify_all([(candidate, info)]))
 
-    def verify_all(self, submissions: Sequence[tuple[CandidatePolicy, PolicyInfo]]) -> list[Verified]:
+    def verify_all(self, submissions: Sequence[tuple[CandidatePolicy, PolicyInfo]]) -> Iterator[Verified]:
         """Run several policies through the gates: the static ones side by side, then each through the machines.
 
-        The machines are taken in turn: two at once on the same CPUs would disturb what both measure.
+        The machines are taken in turn: two at once on the same CPUs would disturb what both measure. A policy goes
+        into its machine when the caller asks for its result, so a caller may stop between two.
         """
         passages = [_Passage(self, candidate, info) for candidate, info in submissions]
         if len(passages) > 1:
             with ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0))) as pool:
                 list(pool.map(_Passage.pass_static, passages))
-        return [passage.run() for passage in passages]
+        for passage in passages:
+            yield passage.run()
 
     def compile(self, info: PolicyInfo) -> PolicyArtifact:
         """Compile a policy for the kernel it is proved on; raise CompileError with clang's own lines."""

@@ -362,7 +362,7 @@ def test_several_policies_pass_the_static_gates_side_by_side_and_the_machines_in
     monkeypatch.setattr(pipeline.os, "sched_getaffinity", lambda _pid: {0, 1})
     ground, seen = Ground(), []
     others = [(replace(candidate, reason=str(number)), info) for number in range(2)]
-    done = verifier(ground, signer, on_gate=seen.append).verify_all(others)
+    done = list(verifier(ground, signer, on_gate=seen.append).verify_all(others))
     assert [verified.report.passed for verified in done] == [True, True]
     assert [what for what, _ in ground.asked] == ["load", "prove"] * 2
     assert [result.gate for result in seen] == [*GATES, *GATES]
