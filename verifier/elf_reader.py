@@ -1,8 +1,8 @@
 """The parts of a 64-bit little-endian BPF ELF object that libbpf looks at: sections, symbols, relocations.
 
-Not pyelftools, which the rest of the program uses: it is made for files that a compiler wrote. A symbol table that
-names itself as its string table recurses there until Python gives up, a section count of 2^40 is walked to its end, a
-compressed section is unpacked to any size. Here every number is checked against the file before it is used.
+Not pyelftools, which reads kernels here: version 0.33 refuses damaged files soundly but has no limits. It unpacked a
+compressed section of 260 kB to 256 MiB, and took 0.5 s for each section header that calls the same 4 MiB a hash table.
+Here every number is checked against the file before it is used.
 Layouts: include/uapi/linux/elf.h; what libbpf accepts: bpf_object__elf_collect() in tools/lib/bpf/libbpf.c.
 May import: schedagent.core.errors.
 """
