@@ -2,8 +2,8 @@
 
 It runs as real-time task, so that no policy under test can starve it; its children go back to the normal class,
 which is what sched_ext policies schedule. May import: the standard library, schedagent.core, kernel_bpf.linux,
-kernel_bpf.sched_ext, verifier.stress and its neighbours jobs and recorder. Everything it imports lands in the
-initramfs, so keep it little.
+kernel_bpf.sched_ext and what that uses, verifier.stress and its neighbours jobs and recorder. Everything it imports
+lands in the initramfs, so keep it little.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ from pathlib import Path
 from typing import Any
 
 from kernel_bpf import linux
+from kernel_bpf.btf import kernel_constants
+from kernel_bpf.exit_info import NO_RECORD
 from kernel_bpf.libbpf import libbpf
-from kernel_bpf.sched_ext import LoadedPolicy, kernel_state
+from kernel_bpf.sched_ext import CONSTANT_PREFIX, LoadedPolicy, kernel_state
 from schedagent.core.errors import SchedagentError
 from verifier import stress
 from verifier.microvm import jobs
@@ -57,6 +59,7 @@ def main() -> None:
     os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(_PRIORITY))
     port = open_port()
     warm_up()
+    kernel_constants(CONSTANT_PREFIX)  # once, before the snapshot: emulated, it takes seconds
     gc.freeze()
     send(port, {"answer": {"ready": True}})
     for line in lines(port):
@@ -289,7 +292,9 @@ def end(policy: LoadedPolicy) -> str:
     info = policy.detach()
     if info and info.ejected:
         return f"{info.kind_name}: {info.reason}: {info.message}"
-    return "" if in_charge else "no longer enabled, and the kernel gave no reason"
+    if in_charge:
+        return ""
+    return "no longer enabled, and " + ("the kernel gave no reason" if policy.records_exit else NO_RECORD)
 
 
 def tail(path: Path) -> str:
