@@ -46,7 +46,7 @@ _PLAIN_NAME = re.compile(r"[A-Za-z0-9][\w.+-]*\.c", re.ASCII)
 _UNQUOTED_SPACE = re.compile(r"(?<!\\)\s+")
 _UNQUOTE = re.compile(r"(?:\\|\$)([ #$])")
 _SHOWN_LINES = 60
-_SHOWN_CHARACTERS = 16384
+_SHOWN_BYTES = 16384
 
 
 def compile_policy(
@@ -181,22 +181,22 @@ def _run_clang(text: bytes, setting: Setting) -> tuple[bytes, str, list[str]]:
     """Return the object, what clang said, and every file it read, by its path inside."""
     with tempfile.TemporaryDirectory(prefix="schedagent-clang-") as folder:
         output, dependencies = Path(folder, "policy.o"), Path(folder, "policy.d")
-        writes = {f"{sandbox.WORKPLACE}/{path.name}": path for path in (output, dependencies)}
-        for path in writes.values():
-            path.touch()
-        arguments = ["-Xclang", "-fno-temp-file", "-c", "-o", output.name, "-MD", "-MF", dependencies.name]
-        ran = setting.run(text, arguments, writes)
+        dependencies.touch()
+        writes = {f"{sandbox.WORKPLACE}/{dependencies.name}": dependencies}
+        ran = setting.run(text, ["-c", "-o", "-", "-MD", "-MT", "policy.o", "-MF", dependencies.name], writes)
         said = shown(ran.stderr)
         if ran.status != 0:
             raise CompileError(f"{setting.source} does not compile:\n{said or f'status {ran.status}'}")
+        output.write_bytes(ran.stdout)
         return _without_dwarf(output), said, _read_dependencies(dependencies.read_text(errors="replace"))
 
 
 def shown(said: bytes) -> str:
     """Return what clang said, fit for a terminal: no control characters, and only as much as anybody reads."""
-    lines = printable(said[: 4 * _SHOWN_CHARACTERS].decode(errors="replace")).strip()[:_SHOWN_CHARACTERS].splitlines()
-    more = said.count(b"\n") - _SHOWN_LINES
-    return "\n".join([*lines[:_SHOWN_LINES], *([f"... and {more} more lines"] if more > 0 else [])])
+    lines = printable(said[:_SHOWN_BYTES].decode(errors="replace")).strip().splitlines()
+    told = [line for line in lines if not line.startswith("In file included from ")]  # up to 200 for one error
+    more = ["... and more"] if len(told) > _SHOWN_LINES or len(said) > _SHOWN_BYTES else []
+    return "\n".join([*told[:_SHOWN_LINES], *more])
 
 
 def _without_dwarf(compiled: Path) -> bytes:

@@ -51,7 +51,7 @@ class Limits:
 
     cpu_s: int = 20
     wall_s: float = 300.0
-    memory_bytes: int = 2 << 30
+    memory_bytes: int = 1 << 30
     output_bytes: int = 16 << 20
 
 

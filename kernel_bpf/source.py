@@ -26,9 +26,10 @@ def read_source(path: Path) -> bytes:
         if error.errno == errno.ELOOP:
             raise UsageError(f"policy source {path} is a symbolic link", "give the file it points to") from None
         raise UsageError(f"policy source {path} cannot be read: {error.strerror}") from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise UsageError(f"policy source {path} is not a plain file")
     with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise UsageError(f"policy source {path} is not a plain file")
         text = file.read(SOURCE_LIMIT_BYTES + 1)
     check_source_text(text)
     return text
