@@ -10,7 +10,7 @@ import logging
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,8 +19,8 @@ from kernel_bpf.target import KernelTarget
 from schedagent.core.artifact import PolicyArtifact
 from schedagent.core.errors import BpfError, PolicyError, TunableError, VmLost
 from schedagent.core.policy import CandidatePolicy, PolicyInfo
-from schedagent.core.token import digest_inputs
-from schedagent.core.verification import GateResult, GateStatus, VerificationReport, Verified
+from schedagent.core.token import Scope, digest_inputs
+from schedagent.core.verification import GateResult, GateStatus, VerificationReport, Verified, report_digest
 from verifier.lab import LabPolicy
 from verifier.microvm import jobs
 from verifier.signer import Signer
@@ -57,6 +57,7 @@ class Verifier:
         signer: signs tokens; None issues none.
         include_dirs: extra header folders for sources from elsewhere.
         on_gate: called with each result as it comes.
+        scope, cgroup: how much of the machine a token may be for, see DeploymentToken.
     """
 
     lab: ProvingGround
@@ -65,6 +66,8 @@ class Verifier:
     signer: Signer | None = None
     include_dirs: tuple[Path, ...] = ()
     on_gate: Callable[[GateResult], None] = field(default=lambda _result: None)
+    scope: Scope = Scope.FULL
+    cgroup: str = ""
 
     def verify(self, candidate: CandidatePolicy, info: PolicyInfo) -> Verified:
         """Run the gates in order and return the report.
@@ -107,9 +110,8 @@ class _Passage:
             artifact_digest=self._artifact.digest if self._artifact else "",
             kernel_release=self._verifier.target.release,
             gates=tuple(results),
-            token="" if closed else self._sign(),
         )
-        return Verified(report, self._artifact)
+        return Verified(report if closed else replace(report, token=self._sign(report)), self._artifact)
 
     def _source(self) -> str:
         """The source can be read, is of a sane size, and every tunable is accepted."""
@@ -167,7 +169,7 @@ class _Passage:
             raise GateFailed("the stress mix did not run")
         return self._stressed
 
-    def _sign(self) -> str:
+    def _sign(self, report: VerificationReport) -> str:
         signer, artifact = self._verifier.signer, self._artifact
         if signer is None or artifact is None:
             return ""
@@ -175,8 +177,11 @@ class _Passage:
             artifact_digest=artifact.digest,
             tunables=self._candidate.tunables,
             inputs_digest=digest_inputs(self._candidate.history, self._candidate.classes),
+            report_digest=report_digest(report),
             kernel_release=self._verifier.target.release,
             btf_build_id=self._verifier.target.btf_build_id,
+            scope=self._verifier.scope,
+            cgroup=self._verifier.cgroup,
         )
 
 

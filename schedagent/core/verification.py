@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+import json
+from dataclasses import asdict, dataclass
 from enum import StrEnum
+from typing import Any
 
 from schedagent.core.artifact import PolicyArtifact
 from schedagent.core.rules import RULES, Rule
@@ -97,6 +100,7 @@ class VerificationReport:
         kernel_release: kernel of the micro-VM.
         gates: in the order they ran.
         token: deployment token; empty unless every gate passed and a signer was at hand.
+        verified_by: where the verifier ran: "the service at PATH"; empty if in the process that asked.
     """
 
     policy: str
@@ -105,6 +109,7 @@ class VerificationReport:
     kernel_release: str
     gates: tuple[GateResult, ...]
     token: str = ""
+    verified_by: str = ""
 
     @property
     def passed(self) -> bool:
@@ -115,6 +120,26 @@ class VerificationReport:
     def failure(self) -> GateResult | None:
         """The gate that closed, if one did."""
         return next((gate for gate in self.gates if gate.status is GateStatus.FAILED), None)
+
+
+def report_digest(report: VerificationReport) -> str:
+    """Return the hex SHA-256 of what the gates said, for the token to cover.
+
+    Of the report's canonical JSON, without the token and without the way by which the report came. A figure counts by
+    its value: 1 and 1.0 are one, since JSON writers differ in that.
+    """
+    content = asdict(report)
+    del content["token"], content["verified_by"]
+    text = json.dumps(_by_value(content), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+
+def _by_value(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _by_value(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_by_value(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 @dataclass(frozen=True)
