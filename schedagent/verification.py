@@ -11,9 +11,10 @@ from kernel_bpf.library import policy_from_file
 from schedagent.core.errors import UsageError
 from schedagent.core.policy import CandidatePolicy, PolicyInfo
 from schedagent.core.settings import Settings
+from schedagent.core.token import Scope
 from schedagent.core.verification import GateResult, VerificationReport
 from schedagent.wiring import open_verifier
-from verifier.pipeline import Scope, Verifier
+from verifier.pipeline import Grant, Verifier
 from verifier.proving.depth import Depth
 from verifier.submission import declared_tunables
 
@@ -59,7 +60,7 @@ def verify_file(
     for folder in options.include_dirs:
         if not folder.is_dir():
             raise UsageError(f"--include {folder} is not a directory")
-    scope = read_scope(options.scope)
+    grant = read_grant(options.scope)
     depth = read_depth(options.depth)
     if options.html and not options.html.absolute().parent.is_dir():
         raise UsageError(f"--html {options.html}: its folder is not there")
@@ -67,7 +68,7 @@ def verify_file(
     verifier = dataclasses.replace(
         open_verifier(only, all_kernels=not options.kernel),
         include_dirs=options.include_dirs,
-        scope=scope,
+        grant=grant,
         depth=depth,
         static_only=options.static_only,
         on_gate=on_gate,
@@ -113,12 +114,12 @@ def read_depth(text: str) -> Depth:
         raise UsageError(f"--depth {text!r} is not known", f"use one of: {known}") from None
 
 
-def read_scope(text: str) -> Scope:
+def read_grant(text: str) -> Grant:
     """Read --scope; raise UsageError unless it is full, partial or partial:/a/cgroup."""
     scope, colon, cgroup = text.partition(":")
     if scope not in ("full", "partial") or (colon and (scope == "full" or not cgroup.startswith("/"))):
         raise UsageError(f"--scope {text!r} is no scope", "use full, partial or partial:/a/cgroup")
-    return Scope(scope, cgroup)
+    return Grant(Scope(scope), cgroup)
 
 
 def write_html(report: VerificationReport, path: Path) -> None:

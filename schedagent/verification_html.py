@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 
+from kernel_bpf.source import printable
 from schedagent.core.verification import Finding, GateResult, KernelResult, OracleResult, VerificationReport
-from schedagent.verification_report import figure, finding_lines, printable
+from schedagent.verification_report import figure, finding_lines
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from kernel_bpf.source import printable
 from schedagent.core.verification import (
     Finding,
     GateResult,
@@ -117,11 +118,6 @@ def json_schema() -> dict[str, Any]:
 
 def _findings_of(report: VerificationReport, gate: str) -> tuple[Finding, ...]:
     return next(result.findings for result in report.gates if result.gate == gate)
-
-
-def printable(text: str) -> str:
-    """Replace control characters, so that no message can drive the terminal; line ends and tabs stay."""
-    return "".join(char if char.isprintable() or char in "\n\t" else "�" for char in text)
 
 
 def figure(oracle: OracleResult, value: float) -> str:

@@ -1,7 +1,7 @@
 """Writes the parts of VERIFIER.md that are generated: the tables of rules, oracles and kernels' words.
 
-    python -m tests.documentation          (make docs)
-    python -m tests.documentation --check  says whether it is up to date
+python -m tests.documentation          (make docs)
+python -m tests.documentation --check  says whether it is up to date
 """
 
 from __future__ import annotations

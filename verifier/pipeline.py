@@ -16,12 +16,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from kernel_bpf.source import read_source
 from kernel_bpf.target import KernelTarget, features
 from schedagent.core.artifact import PolicyArtifact
-from schedagent.core.errors import BpfError, KernelRejected, PolicyError, TunableError, VmLost
+from schedagent.core.errors import BpfError, KernelRejected, PolicyError, UsageError, VmLost
 from schedagent.core.policy import CandidatePolicy, PolicyInfo
 from schedagent.core.rules import ATTACH, COMPILE, GATES, KERNEL, LOGIC, OVERHEAD, PROVING, RULES, SOURCE
-from schedagent.core.token import digest_inputs
+from schedagent.core.token import Scope, digest_inputs
 from schedagent.core.verification import (
     Finding,
     GateResult,
@@ -31,6 +32,7 @@ from schedagent.core.verification import (
     Severity,
     VerificationReport,
     Verified,
+    report_digest,
 )
 from verifier import ejection, submission
 from verifier.bytecode_checks import check_logic
@@ -64,10 +66,10 @@ class Bench:
 
 
 @dataclass(frozen=True)
-class Scope:
+class Grant:
     """What a token is to allow: see core.token.DeploymentToken."""
 
-    scope: str = "full"
+    scope: Scope = Scope.FULL
     cgroup: str = ""
 
 
@@ -99,7 +101,7 @@ class Verifier:
         signer: signs tokens; None issues none.
         include_dirs: extra header folders for sources from elsewhere.
         depth: how long the proving ground works on a policy.
-        scope: what tokens allow.
+        grant: what tokens allow.
         static_only: stop behind the scheduling logic, without a VM.
         kept: reports of policies that passed before; None looks at everything anew.
         on_gate: called with each result as it comes.
@@ -110,7 +112,7 @@ class Verifier:
     signer: Signer | None = None
     include_dirs: tuple[Path, ...] = ()
     depth: Depth = Depth.STANDARD
-    scope: Scope = Scope()
+    grant: Grant = Grant()
     static_only: bool = False
     kept: KeptReports | None = None
     on_gate: Callable[[GateResult], None] = field(default=lambda _result: None)
@@ -219,11 +221,12 @@ class _Passage:
 
     def _source(self) -> Passed:
         """The source can be read, keeps the rules that its object no longer shows, and every tunable is accepted."""
+        submission.check_name(self._info.name)
         configured = self._info.configured(dict(self._candidate.tunables))
         accepted = f"{len(configured)} tunables accepted"
         if self._info.is_object:
             return Passed(f"a compiled object was given; {accepted}", status=GateStatus.NOT_APPLICABLE)
-        content = submission.read_source(self._info)
+        content = read_source(self._info.source)
         findings = check_source(content, self._info)
         return _unless_errors(f"{len(content)} bytes; {accepted}", findings)
 
@@ -261,7 +264,7 @@ class _Passage:
             answer = bench.ground.check_load(LabPolicy(self._candidate, artifact))
         except VmLost as error:
             return KernelResult(release, GateStatus.SKIPPED, error.message)
-        except (PolicyError, TunableError, BpfError) as error:
+        except (PolicyError, UsageError, BpfError) as error:
             return KernelResult(release, GateStatus.FAILED, str(error))
         return KernelResult(release, GateStatus.PASSED, "", answer.programs)
 
@@ -341,16 +344,16 @@ class _Passage:
 
     def _sign(self, report: VerificationReport) -> str:
         assert self._verifier.signer is not None
-        scope = self._verifier.scope
+        grant = self._verifier.grant
         return self._verifier.signer.issue(
             artifact_digest=report.artifact_digest,
             tunables=self._candidate.tunables,
             inputs_digest=digest_inputs(self._candidate.history, self._candidate.classes),
             kernel_release=self._verifier.target.release,
             btf_build_id=self._verifier.target.btf_build_id,
-            report_digest=report.digest,
-            scope=scope.scope,
-            cgroup=scope.cgroup,
+            report_digest=report_digest(report),
+            scope=grant.scope,
+            cgroup=grant.cgroup,
         )
 
 
@@ -362,7 +365,7 @@ def _attempt(gate: str, step: Callable[[], Passed]) -> GateResult:
     started = time.monotonic()
     try:
         passed = step()
-    except (PolicyError, TunableError, BpfError) as error:
+    except (PolicyError, UsageError, BpfError) as error:
         found = error.findings if isinstance(error, GateFailed) else ()
         passed = Passed(str(error), found, GateStatus.FAILED)
     except VmLost as error:

@@ -13,24 +13,9 @@ from schedagent.core.errors import PolicyError
 from schedagent.core.policy import PolicyInfo, Tunable
 from verifier.object_reader import read_object
 
-SOURCE_LIMIT_BYTES = 256 * 1024
 OBJECT_LIMIT_BYTES = 16 << 20
 
 _NAME = re.compile(r"[A-Za-z0-9_]{1,100}")
-
-
-def read_source(info: PolicyInfo) -> bytes:
-    """Return the source of a policy.
-
-    Raises:
-        PolicyError: it cannot be read, is too large or no text, or the policy's name cannot be one.
-    """
-    content = _read(info, SOURCE_LIMIT_BYTES)
-    try:
-        content.decode()
-    except UnicodeDecodeError as error:
-        raise PolicyError(f"the source is not UTF-8 text: byte {error.start}") from None
-    return content
 
 
 def build(info: PolicyInfo, target: KernelTarget, include_dirs: Sequence[Path], cache_dir: Path) -> PolicyArtifact:
@@ -41,7 +26,7 @@ def build(info: PolicyInfo, target: KernelTarget, include_dirs: Sequence[Path], 
         CompileError: clang refused it, with clang's own lines.
     """
     if info.is_object:
-        return PolicyArtifact(info.name, _read(info, OBJECT_LIMIT_BYTES), "", target.btf_build_id)
+        return PolicyArtifact(info.name, _read_object(info.source), "", target.btf_build_id)
     return compile_policy(info.source, info.name, target, include_dirs=include_dirs, cache_dir=cache_dir)
 
 
@@ -69,16 +54,20 @@ def declared_tunables(artifact: PolicyArtifact) -> tuple[Tunable, ...]:
     )
 
 
-def _read(info: PolicyInfo, limit_bytes: int) -> bytes:
-    if not _NAME.fullmatch(info.name):
-        raise PolicyError(f"{info.name!r} cannot be the name of a policy: letters, digits and _ only")
+def _read_object(path: Path) -> bytes:
     try:
-        if not info.source.is_file():
-            raise PolicyError(f"{info.source} is not a regular file")
-        with info.source.open("rb") as file:
-            content = file.read(limit_bytes + 1)
+        if not path.is_file():
+            raise PolicyError(f"{path} is not a regular file")
+        with path.open("rb") as file:
+            content = file.read(OBJECT_LIMIT_BYTES + 1)
     except OSError as error:
-        raise PolicyError(f"{info.source} cannot be read: {error.strerror}") from None
-    if len(content) > limit_bytes:
-        raise PolicyError(f"{info.source.name} is longer than the {limit_bytes} bytes that are accepted")
+        raise PolicyError(f"{path} cannot be read: {error.strerror}") from None
+    if len(content) > OBJECT_LIMIT_BYTES:
+        raise PolicyError(f"{path.name} is longer than the {OBJECT_LIMIT_BYTES} bytes that are accepted")
     return content
+
+
+def check_name(name: str) -> None:
+    """Raise PolicyError unless a policy may be called so."""
+    if not _NAME.fullmatch(name):
+        raise PolicyError(f"{name!r} cannot be the name of a policy: letters, digits and _ only")

@@ -162,7 +162,7 @@ class Verifier:
     script: Script
     on_gate: Callable[[GateResult], None] = lambda _result: None
     include_dirs: tuple = ()
-    scope: object = None
+    grant: object = None
     depth: object = None
     static_only: bool = False
     kept: object = None

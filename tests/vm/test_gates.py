@@ -46,4 +46,6 @@ def test_the_corpus_is_as_large_as_it_must_be():
     kinds = [entry.kind for entry in CORPUS]
     assert kinds.count("broken") >= 60
     assert kinds.count("correct") >= 20
-    assert all(entry.gate in GATES and entry.rule in RULES and entry.about for entry in CORPUS if entry.kind == "broken")
+    assert all(
+        entry.gate in GATES and entry.rule in RULES and entry.about for entry in CORPUS if entry.kind == "broken"
+    )
