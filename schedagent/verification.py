@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from verifier.proving.depth import Depth
+
 from kernel_bpf.library import policy_from_file
 from schedagent.core.errors import UsageError
 from schedagent.core.policy import CandidatePolicy, PolicyInfo
@@ -15,7 +17,6 @@ from schedagent.core.token import Scope
 from schedagent.core.verification import GateResult, VerificationReport
 from schedagent.wiring import open_verifier
 from verifier.pipeline import Grant, Verifier
-from verifier.proving.depth import Depth
 from verifier.submission import declared_tunables
 
 

@@ -23,6 +23,7 @@ from schedagent.core.artifact import PolicyArtifact
 from schedagent.core.errors import KernelRejected, MetricError, VmLost, WorkloadFailed
 from schedagent.core.judge import TrialRules
 from schedagent.core.policy import PolicyInfo, Tunable
+from schedagent.core.rules import GATES
 from schedagent.core.settings import Settings
 from schedagent.core.trial import DEFAULT_ARM, Hardware, Sample
 from schedagent.core.verification import GateResult, GateStatus, VerificationReport, Verified
@@ -31,7 +32,6 @@ from schedagent.nodes import RunNodes
 from schedagent.options import RunOptions
 from schedagent.progress import PlainReporter
 from schedagent.wiring import drive
-from schedagent.core.rules import GATES
 
 MS = 1_000_000
 HARDWARE = Hardware("Scripted CPU", 2, 2048, "vm-tcg", "7.3.4")
