@@ -113,7 +113,7 @@ def read_externs(placements: Placements) -> dict[str, Extern]:
 
 
 def read_variables(elf: ElfObject, btf: Btf, placements: Placements) -> list[Variable]:
-    """Return the variables of all data sections, in the order of BTF; names of static ones may repeat."""
+    """Return the variables of all data sections, by offset in each section; names of static ones may repeat."""
     found = []
     for name, placed in placements.items():
         section = elf.find(name)
@@ -158,6 +158,8 @@ def read_maps(btf: Btf, placements: Placements) -> list[tuple[int, MapInfo]]:
     placed = placements.get(MAPS_SECTION, [])
     if len(placed) > MAP_LIMIT:
         raise malformed(f"{len(placed)} maps; at most {MAP_LIMIT} are accepted")
+    if static := [variable.name for variable in placed if variable.static]:
+        raise malformed(f"map {static[0]!r} is static, which libbpf refuses")
     return [(variable.offset, _read_map(btf, variable.name, btf.resolve(variable.type_id))) for variable in placed]
 
 
