@@ -50,7 +50,7 @@ class Extern:
 
 def essential(name: str) -> str:
     """Return a name without its last ___suffix, as libbpf compares it (bpf_core_essential_name_len())."""
-    for place in range(len(name) - 5, 0, -1):
+    for place in range(len(name) - 5, -1, -1):
         if name[place + 1 : place + 4] == "___" and "_" not in (name[place], name[place + 4]):
             return name[: place + 1]
     return name
@@ -113,7 +113,7 @@ def read_externs(placements: Placements) -> dict[str, Extern]:
 
 
 def read_variables(elf: ElfObject, btf: Btf, placements: Placements) -> list[Variable]:
-    """Return the variables of all data sections, in the order of BTF; names of static ones may repeat."""
+    """Return the variables of all data sections, by offset in each section; names of static ones may repeat."""
     found = []
     for name, placed in placements.items():
         section = elf.find(name)
@@ -158,6 +158,8 @@ def read_maps(btf: Btf, placements: Placements) -> list[tuple[int, MapInfo]]:
     placed = placements.get(MAPS_SECTION, [])
     if len(placed) > MAP_LIMIT:
         raise malformed(f"{len(placed)} maps; at most {MAP_LIMIT} are accepted")
+    if static := [variable.name for variable in placed if variable.static]:
+        raise malformed(f"map {static[0]!r} is static, which libbpf refuses")
     return [(variable.offset, _read_map(btf, variable.name, btf.resolve(variable.type_id))) for variable in placed]
 
 
@@ -185,8 +187,16 @@ def _read_map(btf: Btf, name: str, definition: Type, outer: bool = True) -> MapI
         numbers[key] = number
     if not numbers["type"]:
         raise malformed(f"map {name!r} has no type")
-    flags = numbers.pop("map_flags")
-    return MapInfo(name=name, flags=flags, inner=inner, **numbers)
+    return MapInfo(
+        name=name,
+        type=numbers["type"],
+        key_size=numbers["key_size"],
+        value_size=numbers["value_size"],
+        max_entries=numbers["max_entries"],
+        flags=numbers["map_flags"],
+        pinning=numbers["pinning"],
+        inner=inner,
+    )
 
 
 def _read_values(btf: Btf, name: str, type_id: int) -> MapInfo | None:

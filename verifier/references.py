@@ -7,6 +7,8 @@ May import: verifier.bpf_image, btf_reader, btf_ext, declarations, elf_reader, h
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections import defaultdict
 from collections.abc import Mapping
 from enum import IntEnum
 
@@ -70,7 +72,9 @@ class References:
         self._map_at = {offset: info.name for offset, info in self.maps}
         variables = declarations.read_variables(elf, btf, placements)
         self.variables = _named(variables)
-        self._variable_at = {(variable.section, variable.offset): variable.name for variable in variables}
+        self._variables_of: dict[str, list[Variable]] = defaultdict(list)
+        for variable in variables:
+            self._variables_of[variable.section].append(variable)
         self._core_known: dict[tuple[int, ...], Reference] = {}
 
     def function_at(self, section: int, offset: int) -> str:
@@ -142,8 +146,14 @@ class References:
             if offset not in self._map_at or imm:
                 raise malformed(f"byte {offset} of .maps is taken for a map, but none begins there")
             return Reference(Ref.MAP, self._map_at[offset])
-        name = self._variable_at.get((section.name, offset)) or self._variable_at.get((section.name, symbol.value), "")
-        return Reference(Ref.VARIABLE, section.name, name, offset)
+        return Reference(Ref.VARIABLE, section.name, self._variable_over(section.name, offset), offset)
+
+    def _variable_over(self, section: str, offset: int) -> str:
+        """Return the variable that an offset of a section lies in, empty if it is none that BTF knows."""
+        variables = self._variables_of.get(section, [])
+        place = bisect_right(variables, offset, key=lambda variable: variable.offset)
+        last = variables[place - 1] if place else None
+        return last.name if last and offset < last.offset + last.size else ""
 
     def _extern(self, symbol: Symbol) -> Reference:
         extern = self._externs.get(symbol.name)
