@@ -6,7 +6,6 @@ A branch whose outcome follows from earlier ones is not explored a second way: t
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from verifier.logic.calls import RESULT_RANGES
@@ -22,8 +21,7 @@ class Condition(NamedTuple):
     right: Term
 
 
-@dataclass(frozen=True)
-class Range:
+class Range(NamedTuple):
     """Bounds of a value read as unsigned and as signed, all inclusive."""
 
     low: int
