@@ -88,6 +88,14 @@ PURE = frozenset(
 )
 """Equal arguments give equal results within one callback, as far as the rules care."""
 
+_TRUTHS = (
+    "scx_bpf_dsq_insert scx_bpf_dsq_insert_vtime scx_bpf_dsq_move_to_local scx_bpf_dsq_move scx_bpf_dsq_move_vtime "
+    "scx_bpf_test_and_clear_cpu_idle scx_bpf_task_set_slice scx_bpf_task_set_dsq_vtime scx_bpf_task_running "
+    "scx_bpf_sub_dispatch"
+)
+BOOLEANS = frozenset({*_TRUTHS.split(), *(name for name, span in RESULT_RANGES.items() if span == _BOOL)})
+"""Kfuncs that return a bool: what clang's `& 1` after the call does not change."""
+
 ALIASES = frozenset({"bpf_task_acquire", "bpf_rdonly_cast", "bpf_cpumask_acquire"})
 """What returns its first argument."""
 

@@ -51,6 +51,7 @@ class Marks(NamedTuple):
         kicked: whether a CPU was kicked.
         ended: whether the policy ended itself with scx_bpf_error().
         batch: sites of inserts since the dispatch buffer was last looked at or flushed.
+        created: ids of single DSQs that init created.
     """
 
     inserts: int = 0
@@ -59,6 +60,7 @@ class Marks(NamedTuple):
     kicked: bool = False
     ended: bool = False
     batch: frozenset[Site] = frozenset()
+    created: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ class Event:
         result: what the call returned; None for a store.
         facts, marks: known before it.
         looped: whether the path came by here before, without a look at the dispatch buffer in between.
+        bound: how often the loops around it may run, None if that is not known.
     """
 
     name: str
@@ -86,6 +89,7 @@ class Event:
     marks: Marks
     trail: Trail | None
     looped: bool = False
+    bound: int | None = None
 
     def argument(self, index: int) -> Term | None:
         return self.arguments[index] if index < len(self.arguments) else None

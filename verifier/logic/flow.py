@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from verifier.bpf_image import BpfImage, Function
+from verifier.bpf_image import BpfImage, Function, Line
 from verifier.logic import calls, marking
 from verifier.logic.code import FRAME_POINTER, BadCode, Code, Op, prepare
-from verifier.logic.events import Comparison, Event, Exit, Marks, Site, Trail
+from verifier.logic.events import Comparison, Event, Exit, Marks, Site, Trail, trails
 from verifier.logic.facts import Condition, Range, assume, condition, decide, range_of
 from verifier.logic.machine import Machine
 from verifier.logic.state import Frame, State
@@ -170,6 +170,9 @@ class Walker(Machine):
             other = stack.get(slot)
             if other is None or other[0] != size:
                 del state.stack[slot]
+            elif value.kind is Kind.ITERATOR and other[1].kind is Kind.ITERATOR and value.parts[:3] == other[1].parts[:3]:
+                used = self.terms.make(Kind.ITERATOR, *value.parts[:3], value.parts[3] and other[1].parts[3])
+                state.stack[slot] = (size, used)
             elif other[1] is not value:
                 state.stack[slot] = (size, self._merged(state, (value, other[1]), (*at, slot)))
 
@@ -282,7 +285,7 @@ class Walker(Machine):
         key = (self.member, state.regs[0], state.marks, frozenset(facts.items()))
         if key not in self._known_events:
             self._known_events.add(key)
-            self.walk.exits.append(Exit(self.member, op.line, state.regs[0], facts, state.marks, state.trail))
+            self.walk.exits.append(Exit(self.member, _last_line(state, op), state.regs[0], facts, state.marks, state.trail))
 
     # --- calls
 
@@ -357,8 +360,30 @@ class Walker(Machine):
             return
         self._known_events.add(key)
         event = Event(name, raw, self.member, site, op.line, arguments, state.regs[0], facts, state.marks, state.trail,
-                      looped)  # fmt: skip
+                      looped, _loop_bound(state) if looped else None)  # fmt: skip
         self.walk.events.append(event)
+
+
+def _last_line(state: State, op: Op) -> Line | None:
+    """Where a path took its last turn: the exit itself has the line of the whole function."""
+    return next((trail.line for trail in trails(state.trail) if trail.line), op.line)
+
+
+def _loop_bound(state: State) -> int | None:
+    """Return how often the loops that a path is in may run, None if one of them does not say."""
+    counted = [value.parts[2][:2] for _size, value in state.stack.values()
+               if value.kind is Kind.ITERATOR and value.name == "bpf_iter_num" and len(value.parts[2]) >= 2]
+    counted += [(None, frame.again[0].parts[2]) for frame in state.frames
+                if frame.again is not None and frame.again[0].kind is Kind.INDEX]  # fmt: skip
+    bound = 1
+    for start, end in counted:
+        if not end.is_const or (start is not None and not start.is_const):
+            return None
+        bound *= max(0, end.value - (start.value if start is not None else 0))
+    if counted:
+        return bound
+    tops = [known.high + 1 for key, known in state.facts.items() if isinstance(known, Range) and key[1].kind is Kind.UNKNOWN]
+    return min((top for top in tops if top < 1 << 31), default=None)
 
 
 def _eternal(key: object) -> bool:

@@ -252,7 +252,7 @@ class Machine:
             arguments = self._iterate(state, name, arguments, site)
         term = self.terms.make(Kind.CALL, name, site, arguments)
         state.remake(term, self.terms)
-        if name == "bpf_map_lookup_elem" and self._is_always_found(state, arguments):
+        if name == "bpf_map_lookup_elem" and self._is_always_found(state, arguments) or _is_first_round(name, arguments):
             state.facts = {**state.facts, (64, term): Range(1, MASK64, -(1 << 63), (1 << 63) - 1)}
         return term
 
@@ -260,10 +260,13 @@ class Machine:
         """Keep an iterator's arguments in its stack slot; its next() then knows what it goes through."""
         depth, offset = arguments[0].parts
         if name.endswith("_new"):
-            iterator = self.terms.make(Kind.ITERATOR, name.removesuffix("_new"), site, arguments[1:])
+            iterator = self.terms.make(Kind.ITERATOR, name.removesuffix("_new"), site, arguments[1:], True)
             state.write_stack(depth, offset, 8, iterator)
             return arguments
         held = state.read_stack(depth, offset, 8, self.terms)
+        if held is not None and held.kind is Kind.ITERATOR and held.parts[3]:
+            used = self.terms.make(Kind.ITERATOR, *held.parts[:3], False)
+            state.write_stack(depth, offset, 8, used)
         return (held or arguments[0], *arguments[1:])
 
     def _copy_field(self, state: State, arguments: tuple[Term, ...]) -> bool:
@@ -301,6 +304,15 @@ class Machine:
             return False
         key = state.read_stack(*arguments[1].parts, 4, self.terms)
         return key is not None and range_of(state.facts, 32, low_half(key)).high < info.max_entries
+
+
+def _is_first_round(name: str, arguments: tuple[Term, ...]) -> bool:
+    """Whether this is the first bpf_iter_num_next() of a loop that runs at least once."""
+    if name != "bpf_iter_num_next" or not arguments or arguments[0].kind is not Kind.ITERATOR:
+        return False
+    _name, _site, bounds, fresh = arguments[0].parts
+    return bool(fresh and len(bounds) > 1 and bounds[0].is_const and bounds[1].is_const
+                and signed(bounds[0].value, 32) < signed(bounds[1].value, 32))  # fmt: skip
 
 
 def _without_fields_of(facts: Facts, base: Term) -> Facts:

@@ -108,6 +108,8 @@ def after_call(
         return marks._replace(batch=frozenset())
     elif name in KICKS and member == "enqueue":
         return marks._replace(kicked=True)
+    elif name == "scx_bpf_create_dsq" and member == "init" and arguments[0].is_const:
+        return marks._replace(created=marks.created | {arguments[0].value})
     elif name in calls.ENDS_POLICY:
         return marks._replace(ended=True)
     elif member == "enqueue":

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from enum import StrEnum
 
+from verifier.logic.calls import BOOLEANS
+
 MASK64 = (1 << 64) - 1
 MASK32 = (1 << 32) - 1
 _DEEPEST = 24
@@ -31,7 +33,7 @@ class Kind(StrEnum):
     CALL = "call"  # (function, site, arguments): what that call returned
     PURE = "pure"  # (function, arguments): as CALL, but equal arguments give equal results
     INDEX = "index"  # (site, start, end): counter of bpf_for
-    ITERATOR = "iterator"  # (function, site, arguments): an open-coded iterator on the stack
+    ITERATOR = "iterator"  # (function, site, arguments, fresh): an open-coded iterator on the stack
     LINEAR = "linear"  # (constant, ((term, factor), ...))
     ZEXT = "zext"  # (term,): its low 32 bits
     SEXT = "sext"  # (term,): the same, signed
@@ -130,6 +132,10 @@ def fits_32_bits(term: Term) -> bool:
     return term.kind is Kind.ZEXT
 
 
+def _is_bool(term: Term) -> bool:
+    return term.kind in (Kind.CALL, Kind.PURE) and term.parts[0] in BOOLEANS
+
+
 class Terms:
     """The table that interns terms, with the arithmetic on them."""
 
@@ -186,7 +192,7 @@ class Terms:
         if operator in ("add", "sub", "mul", "lsh"):  # the low half depends on low halves only
             return self._alu64(operator, left, right)
         if operator in ("and", "or", "xor"):
-            return self.make(Kind.OP, operator, *self._ordered(left, right))
+            return self._bitwise(operator, left, right)
         return self.make(Kind.OP, f"{operator}32", left, right)
 
     def _alu64(self, operator: str, left: Term, right: Term) -> Term:
@@ -223,7 +229,7 @@ class Terms:
     def _bitwise(self, operator: str, left: Term, right: Term) -> Term:
         left, right = self._ordered(left, right)
         if right.is_const:
-            if operator == "and" and right.value == MASK64:
+            if operator == "and" and (right.value == MASK64 or (right.value == 1 and _is_bool(left))):
                 return left
             if operator == "and" and right.value == MASK32:
                 return self.zext(left)
