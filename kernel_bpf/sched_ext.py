@@ -114,7 +114,7 @@ class LoadedPolicy:
         history: Mapping[int, int],
         classes: Mapping[int, int],
         *,
-        timeout_ms: int | None = None,
+        watchdog_ms: int = 0,
     ) -> Self:
         """Give a compiled policy to the kernel's verifier and fill its maps.
 
@@ -123,7 +123,7 @@ class LoadedPolicy:
             tunables: values by name; those not named keep the source's default.
             history: identity -> expected CPU time in ns, for the map `task_history`.
             classes: identity -> class number, for the map `task_class`.
-            timeout_ms: of the kernel's watchdog, instead of what the source says.
+            watchdog_ms: upper limit of the policy's own timeout_ms; 0 for none.
 
         Raises:
             SetupError: this kernel has no sched_ext, or this process may not load BPF.
@@ -141,8 +141,8 @@ class LoadedPolicy:
             ops_name = policy.read_ops(ops, "name").split(b"\0", 1)[0].decode(errors="replace")
             if record:
                 record.make_room(policy)
-            if timeout_ms is not None:
-                policy.write_ops(ops, "timeout_ms", timeout_ms)
+            if watchdog_ms:
+                _limit_watchdog(policy, ops, watchdog_ms)
             policy.set_tunables(_kernel_values(policy) | dict(tunables))
             policy.load()
             for map_name, entries in ((HISTORY_MAP, history), (CLASSES_MAP, classes)):
@@ -276,3 +276,9 @@ def _kernel_values(policy: BpfObject) -> dict[str, int]:
     ]
     known = kernel_constants(CONSTANT_PREFIX) if asked else {}
     return {name: known[name[2:]] for name in asked if name[2:] in known}
+
+
+def _limit_watchdog(policy: BpfObject, ops: Variable, limit_ms: int) -> None:
+    """Set timeout_ms to the limit unless it is shorter; 0 stands for the kernel's own 30 s."""
+    if not 0 < int.from_bytes(policy.read_ops(ops, "timeout_ms"), "little") <= limit_ms:
+        policy.write_ops(ops, "timeout_ms", limit_ms)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from verifier.proving.depth import Depth
+from verifier.proving.prove import Depth
 
 from kernel_bpf.library import policy_from_file
 from schedagent.core.errors import UsageError

@@ -68,7 +68,7 @@ def _entries(kind: str) -> Iterator[Entry]:
     folder = POLICIES / kind
     for fields in tomllib.loads((folder / "corpus.toml").read_text())["policy"]:
         info = policy_from_file(folder / fields["file"])
-        about = fields.get("mistake") or fields.get("style", "")
+        about = fields.get("mistake") or fields["sentence"]
         yield Entry(kind, info, fields.get("rule", 0), fields.get("gate", ""), fields.get("oracle", ""), about)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from schedagent.core.rules import RULES
 from tests.corpus import load_corpus
-from verifier.proving import ORACLES
+from verifier.proving.prove import ORACLES
 
 PAGE = Path(__file__).resolve().parents[1] / "VERIFIER.md"
 

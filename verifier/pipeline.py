@@ -40,7 +40,7 @@ from verifier.kept import KeptReports, verifier_version
 from verifier.lab import LabPolicy
 from verifier.microvm import jobs
 from verifier.object_reader import read_object
-from verifier.proving.depth import Depth
+from verifier.proving.prove import Depth
 from verifier.signer import Signer
 from verifier.source_checks import check_source
 
