@@ -40,7 +40,7 @@ from verifier.kept import KeptReports, verifier_version
 from verifier.lab import LabPolicy
 from verifier.microvm import jobs
 from verifier.object_reader import read_object
-from verifier.proving.prove import Depth
+from verifier.proving.prove import PHASES, Depth
 from verifier.signer import Signer
 from verifier.source_checks import check_source
 
@@ -227,7 +227,14 @@ class _Passage:
         if self._info.is_object:
             return Passed(f"a compiled object was given; {accepted}", status=GateStatus.NOT_APPLICABLE)
         content = read_source(self._info.source)
-        findings = check_source(content, self._info)
+        findings = check_source(
+            content,
+            self._info.source.name,
+            self._verifier.target,
+            tunables=self._info.tunables,
+            include_dirs=self._verifier.include_dirs,
+            cache_dir=self._verifier.cache_dir,
+        )
         return _unless_errors(f"{len(content)} bytes; {accepted}", findings)
 
     def _compile(self) -> Passed:
@@ -299,14 +306,13 @@ class _Passage:
         if open_warnings:
             names = ", ".join(sorted({finding.cleared_by for finding in open_warnings}))
             raise GateFailed(f"warnings are left that nothing cleared: {names} did not run", open_warnings)
-        seconds = sum(spent for phase, spent in answer.seconds.items() if phase != OVERHEAD)
-        return self._judge(oracles, f"; kernel events: {events}", seconds)
+        return self._judge(oracles, f"; kernel events: {events}")
 
     def _overhead(self) -> Passed:
         oracles = [oracle for oracle in self._oracles() if OVERHEAD in RULES[oracle.rule].gates]
-        return self._judge(oracles, "", self._answer().seconds.get(OVERHEAD, 0.0))
+        return self._judge(oracles, "")
 
-    def _judge(self, oracles: Sequence[OracleResult], more: str, seconds: float) -> Passed:
+    def _judge(self, oracles: Sequence[OracleResult], more: str) -> Passed:
         """Close the gate unless every oracle holds, or the policy declared that it does not seek what one checks."""
         bad = [oracle for oracle in oracles if not oracle.ok and oracle.name not in self._info.declares]
         if bad:
@@ -314,6 +320,9 @@ class _Passage:
             raise GateFailed("; ".join(f"{oracle.name}: {oracle.detail}" for oracle in bad), findings)
         declared = [oracle.name for oracle in oracles if not oracle.ok]
         exempt = f"; declared not to hold: {', '.join(declared)}" if declared else ""
+        names = {oracle.name for oracle in oracles}
+        phases = [phase.name for phase in PHASES if names & {info.name for info in phase.oracles}]
+        seconds = sum(self._answer().seconds.get(name, 0.0) for name in phases)
         return Passed(f"{len(oracles) - len(declared)} oracles hold{exempt}{more}", seconds=seconds)
 
     def _oracles(self) -> tuple[OracleResult, ...]:
