@@ -49,6 +49,7 @@ class BpfObject:
         self._pointer = pointer
         self._bytes = object_bytes  # libbpf may still read from it
         self._links: list[int] = []
+        self._tunables: dict[str, Variable] | None = None
 
     @classmethod
     def open(cls, object_bytes: bytes, name: str) -> Self:
@@ -78,8 +79,11 @@ class BpfObject:
             self._pointer = 0
 
     def tunables(self) -> dict[str, Variable]:
-        """Return the `const volatile` integers that a loader may set, by name."""
-        return {name: variable for name, variable in self.variables(TUNABLES).items() if variable.volatile}
+        """Return the `const volatile` variables, by name; a loader may set those that are integers."""
+        if self._tunables is None:
+            found = self.variables(TUNABLES)
+            self._tunables = {name: variable for name, variable in found.items() if variable.volatile}
+        return self._tunables
 
     def variables(self, section: str) -> dict[str, Variable]:
         """Return the global variables of a section such as .data, by name."""

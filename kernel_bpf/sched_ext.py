@@ -113,7 +113,6 @@ class LoadedPolicy:
         tunables: Mapping[str, int],
         history: Mapping[int, int],
         classes: Mapping[int, int],
-        *,
         watchdog_ms: int = 0,
     ) -> Self:
         """Give a compiled policy to the kernel's verifier and fill its maps.
@@ -264,6 +263,13 @@ def _find_ops(policy: BpfObject) -> Variable:
     return found[0]
 
 
+def _limit_watchdog(policy: BpfObject, ops: Variable, limit_ms: int) -> None:
+    """Set timeout_ms to the limit unless it is shorter; 0 stands for the kernel's own 30 s."""
+    timeout_ms = int.from_bytes(policy.read_ops(ops, "timeout_ms"), "little")
+    if not 0 < timeout_ms <= limit_ms:
+        policy.write_ops(ops, "timeout_ms", limit_ms)
+
+
 def _kernel_values(policy: BpfObject) -> dict[str, int]:
     """Values for the constants that an object expects from its loader: `const volatile u64 __SCX_X`, still 0.
 
@@ -276,9 +282,3 @@ def _kernel_values(policy: BpfObject) -> dict[str, int]:
     ]
     known = kernel_constants(CONSTANT_PREFIX) if asked else {}
     return {name: known[name[2:]] for name in asked if name[2:] in known}
-
-
-def _limit_watchdog(policy: BpfObject, ops: Variable, limit_ms: int) -> None:
-    """Set timeout_ms to the limit unless it is shorter; 0 stands for the kernel's own 30 s."""
-    if not 0 < int.from_bytes(policy.read_ops(ops, "timeout_ms"), "little") <= limit_ms:
-        policy.write_ops(ops, "timeout_ms", limit_ms)

@@ -2,8 +2,8 @@
 
 It runs as real-time task, so that no policy under test can starve it; its children go back to the normal class,
 which is what sched_ext policies schedule. May import: the standard library, schedagent.core, kernel_bpf.linux,
-kernel_bpf.sched_ext and what that uses, verifier.proving and its neighbours jobs and recorder. Everything it imports
-lands in the initramfs, so keep it little.
+kernel_bpf.sched_ext, verifier.proving and its neighbours jobs and recorder. Everything it imports lands in the
+initramfs, so keep it little.
 """
 
 from __future__ import annotations
@@ -281,9 +281,7 @@ def start_probe(cpu: int, gate: int, opened: int) -> tuple[int, int]:
 def load(policy: jobs.PolicyLoad, watchdog_ms: int = 0) -> LoadedPolicy:
     """Give a policy to the kernel's verifier; see LoadedPolicy.load."""
     history, classes = dict(policy.history), dict(policy.classes)
-    return LoadedPolicy.load(
-        policy.object_bytes, policy.name, policy.tunables, history, classes, watchdog_ms=watchdog_ms
-    )
+    return LoadedPolicy.load(policy.object_bytes, policy.name, policy.tunables, history, classes, watchdog_ms)
 
 
 def tail(path: Path) -> str:
@@ -373,7 +371,7 @@ def load_policy(job: jobs.LoadPolicy) -> jobs.LoadAnswer:
 
 def run_prove(job: jobs.Prove) -> jobs.ProveAnswer:
     """Take a policy through the phases of the proving ground."""
-    proof = prove.prove(partial(load, job.policy, prove.WATCHDOG_MS), job.seconds, job.phases)
+    proof = prove.prove(partial(load, job.policy, watchdog_ms=prove.WATCHDOG_MS), job.seconds, job.phases)
     results = [result.to_json() for result in proof.results]
     return jobs.ProveAnswer(proof.exit_text, results, proof.events, proof.seconds, proof.stalled_s)
 

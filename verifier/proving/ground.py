@@ -7,11 +7,18 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from kernel_bpf.exit_info import NO_RECORD
 from kernel_bpf.sched_ext import LoadedPolicy
 
 STATE = Path("/sys/kernel/sched_ext/state")
+
+
+class Load(Protocol):
+    """Gives the policy to the kernel's verifier, afresh with each call; see LoadedPolicy.load for `watchdog_ms`."""
+
+    def __call__(self, *, watchdog_ms: int = ...) -> LoadedPolicy: ...
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
 
-from kernel_bpf.sched_ext import LoadedPolicy, kernel_state
-from verifier.proving import conservation, crowd, mix, shares, work
+from kernel_bpf.sched_ext import kernel_state
+from verifier.proving import conservation, crowd, lifecycle, mix, overhead, shares, work
 from verifier.proving.crew import Crew
-from verifier.proving.ground import Ground, attached_ground, end
+from verifier.proving.ground import Ground, Load, attached_ground, end
 from verifier.proving.oracle import OracleInfo, OracleResult
 
 WATCHDOG_MS = 3000
@@ -21,8 +21,6 @@ WATCHDOG_MS = 3000
 The kernel looks every half of it (scx_watchdog_workfn() in kernel/sched/ext.c): after 4.5 s at the latest. Well above
 the starvation bound, which the oracles measure themselves.
 """
-
-Load = Callable[[], LoadedPolicy]
 
 
 class Depth(Enum):
@@ -63,8 +61,13 @@ PHASES = (
     Phase("mix", 4.0, 4.0, mix.ORACLES, under_load=mix.prove),
     Phase("shares", 1.6, 1.6, shares.ORACLES, under_load=shares.prove),
     Phase("pinned crowd", 0.5, 0.4, crowd.ORACLES, under_load=crowd.prove),
+    Phase("overhead", 2.0, 1.6, overhead.ORACLES, alone=overhead.prove),
+    Phase("reload loop", 0.7, 0.0, (lifecycle.RELOAD_LOOP,), alone=lifecycle.reload_loop),
+    Phase("CPU hotplug", 0.6, 0.4, (lifecycle.CPU_HOTPLUG,), alone=lifecycle.cpu_hotplug),
+    Phase("provoked stall", 1.0, 0.0, (lifecycle.PROVOKED_STALL,), alone=lifecycle.provoked_stall),
 )
-"""In the order they are run: those under load follow each other, so that one attached policy serves them all."""
+"""In the order they are run: those under load follow each other, so that one attached policy serves them all; those
+that a broken policy may not let the machine recover from are the last."""
 
 ORACLES: Mapping[str, OracleInfo] = {info.name: info for phase in PHASES for info in phase.oracles}
 
@@ -112,7 +115,7 @@ def prove(load: Load, seconds: float, names: Sequence[str]) -> Proof:
         beats = [metronomes.start(f"metronome {cpu}", work.metronome(cpu)) for cpu in os.sched_getaffinity(0)]
         prove_under_load(proof, load, [phase for phase in phases if phase.under_load], seconds)
         for phase in phases:
-            if phase.alone and not proof.exit_text:
+            if phase.alone and not proof.exit_text and kernel_state().state == "disabled":
                 run(proof, phase, partial(phase.alone, load, phase.share(seconds)))
         proof.stalled_s = max(task.record.longest_s() for task in beats)
     return proof
