@@ -30,6 +30,9 @@ log = logging.getLogger(__name__)
 BPF_INCLUDE = Path(__file__).resolve().parent / "bpf" / "include"
 TESTED_CLANG = 19
 OLDEST_CLANG = 16
+KERNEL_FOLDER = "kernel"
+"""Where clang finds vmlinux.h: a name inside the sandbox, and in clang's messages."""
+
 LIMITS = sandbox.Limits()
 
 _FLAGS = (
@@ -129,20 +132,43 @@ class Setting:
                 return shown / place.relative_to(folder)
         return Path(place)
 
-    def run(self, text: bytes, arguments: Sequence[str], writes: Mapping[str, Path], **extra: Path) -> sandbox.Ran:
-        """Run clang on a source with these further arguments; raise CompileError if it was stopped or crashed."""
+    def run(
+        self,
+        text: bytes,
+        arguments: Sequence[str],
+        *,
+        reads: Mapping[str, Path] | None = None,
+        writes: Mapping[str, Path] | None = None,
+        limits: sandbox.Limits | None = None,
+    ) -> sandbox.Ran:
+        """Run clang on a source.
+
+        Args:
+            arguments: in addition to the flags.
+            reads, writes: further files, by their names in the folder clang starts in.
+
+        Raises:
+            CompileError: clang was stopped, or crashed.
+        """
         with tempfile.TemporaryDirectory(prefix="schedagent-source-") as folder:
             copy = Path(folder, "source")
             copy.write_bytes(text)
-            reads = {**self.folders, f"{sandbox.WORKPLACE}/{self.source}": copy}
-            reads |= {f"{sandbox.WORKPLACE}/{name}": path for name, path in extra.items()}
-            command = [*self.flags, *arguments, "--", self.source]
-            ran = sandbox.run(self.clang, command, reads=reads, writes=writes, limits=LIMITS)
+            ran = sandbox.run(
+                self.clang,
+                [*self.flags, *arguments, "--", self.source],
+                reads={**self.folders, **_placed({**(reads or {}), self.source: copy})},
+                writes=_placed(writes or {}),
+                limits=limits or LIMITS,
+            )
         if ran.stopped:
             raise CompileError(f"clang was stopped on {self.source}: {ran.stopped}")
         if ran.crashed:
             raise CompileError(f"clang crashed on {self.source}", "simplify the source: less nesting")
         return ran
+
+
+def _placed(files: Mapping[str, Path]) -> dict[str, Path]:
+    return {f"{sandbox.WORKPLACE}/{name}": path for name, path in files.items()}
 
 
 def prepare(source_name: str, target: KernelTarget, include_dirs: Sequence[Path]) -> Setting:
@@ -153,7 +179,7 @@ def prepare(source_name: str, target: KernelTarget, include_dirs: Sequence[Path]
     ours = {"include": BPF_INCLUDE} | {f"include{number}": path for number, path in enumerate(include_dirs, 1)}
     flags = [*_FLAGS, f"-resource-dir={resources}", f"-D__TARGET_ARCH_{_ARCHITECTURES.get(machine, machine)}"]
     flags += [f"-I{name}" for name in ours]
-    flags += ["-isystem", "kernel"]  # warnings in a generated header are nobody's
+    flags += ["-isystem", KERNEL_FOLDER]  # warnings in a generated header are nobody's
     folders = {f"{sandbox.WORKPLACE}/{name}": path.resolve() for name, path in ours.items()}
     folders[f"{sandbox.WORKPLACE}/kernel"] = target.header_dir
     name = source_name if _PLAIN_NAME.fullmatch(source_name) else "policy.bpf.c"
@@ -182,8 +208,8 @@ def _run_clang(text: bytes, setting: Setting) -> tuple[bytes, str, list[str]]:
     with tempfile.TemporaryDirectory(prefix="schedagent-clang-") as folder:
         output, dependencies = Path(folder, "policy.o"), Path(folder, "policy.d")
         dependencies.touch()
-        writes = {f"{sandbox.WORKPLACE}/{dependencies.name}": dependencies}
-        ran = setting.run(text, ["-c", "-o", "-", "-MD", "-MT", "policy.o", "-MF", dependencies.name], writes)
+        arguments = ["-c", "-o", "-", "-MD", "-MT", "policy.o", "-MF", dependencies.name]
+        ran = setting.run(text, arguments, writes={dependencies.name: dependencies})
         said = shown(ran.stderr)
         if ran.status != 0:
             raise CompileError(f"{setting.source} does not compile:\n{said or f'status {ran.status}'}")
