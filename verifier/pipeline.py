@@ -195,10 +195,10 @@ class _Passage:
 
     def _pass(self, gate: str) -> None:
         closed = next((result for result in self._gates if result.status in _CLOSED), None)
-        if closed:
-            self._gates.append(_skipped(gate, f"not run, because gate {closed.gate!r} did not pass"))
-        elif self._verifier.static_only and gate not in STATIC_GATES:
+        if self._verifier.static_only and gate not in STATIC_GATES:
             self._gates.append(_skipped(gate, "not run: only the static gates were asked for"))
+        elif closed:
+            self._gates.append(_skipped(gate, f"not run, because gate {closed.gate!r} did not pass"))
         else:
             self._gates.append(_attempt(gate, self._steps[gate]))
 
