@@ -200,7 +200,7 @@ def _section(node: Node) -> str:
 
 def _check_disguises(tree: Tree) -> Iterator[Finding]:
     for declaration in tree.declarations:
-        if _is_system(declaration.spelled):
+        if _is_system(declaration.place):
             continue
         yield from _check_section(declaration)
         for node in declaration.walk():
@@ -328,7 +328,7 @@ def _use(name: str) -> str:
 def _check_task_names(tree: Tree) -> Iterator[Finding]:
     """Find comparisons of task_struct.comm, and of what it was copied to."""
     for function in tree.declarations:
-        if function.kind != "FunctionDecl" or _is_system(function.spelled):
+        if function.kind != "FunctionDecl" or _is_system(function.place):
             continue
         copies: set[str] = set()
         for node in function.walk():
