@@ -36,6 +36,9 @@ TREE_LIMIT_BYTES = 48 << 20
 _DUMP = ("-w", "-fsyntax-only", "-Xclang", "-ast-dump=json")
 _PREPROCESS = ("-w", "-E", "-dD")
 _PRECOMPILED = "vmlinux.pch"
+_VARIANTS = ((), ("-DBPF_NO_KFUNC_PROTOTYPES=",))
+"""How vmlinux.h is precompiled: as it is, and without its prototypes of kfuncs (the macro is bpftool's)."""
+
 _HEADER = "vmlinux.h"
 _WORTH_PRECOMPILING_BYTES = 1 << 20
 
@@ -189,24 +192,32 @@ def parse_source(
 def _dump(text: bytes, setting: Setting, target: KernelTarget, cache_dir: Path | None) -> dict[str, Any]:
     """Return the tree as JSON, with the kernel's types left out if that can be.
 
-    A source that declares kernel types of its own clashes with the precompiled ones: it is parsed without them then.
+    The precompiled header comes first, whatever the source includes. One that declares kfuncs itself clashes with its
+    prototypes, one that declares kernel types with all of it: the first way that clang accepts is taken.
     """
     limits = replace(LIMITS, output_bytes=TREE_LIMIT_BYTES)
     with tempfile.TemporaryDirectory(prefix="schedagent-pch-") as folder:
-        precompiled = _precompile(setting, target, cache_dir / "pch" if cache_dir else Path(folder))
-        ran = None
-        if precompiled:
+        for variant in _VARIANTS:
+            ours = replace(setting, flags=(*setting.flags, *variant))
+            precompiled = _precompile(ours, target, cache_dir / "pch" if cache_dir else Path(folder))
+            if precompiled is None:
+                break
             arguments = ["-include-pch", _PRECOMPILED, *_DUMP]
-            ran = setting.run(text, arguments, reads={_PRECOMPILED: precompiled}, limits=limits)
-    if ran is None or ran.status != 0:
-        ran = setting.run(text, _DUMP, limits=limits)
+            ran = ours.run(text, arguments, reads={_PRECOMPILED: precompiled}, limits=limits)
+            if ran.status == 0:
+                return _tree(ran.stdout, setting)
+    ran = setting.run(text, _DUMP, limits=limits)
     if ran.status != 0:
         raise CompileError(f"{setting.source} does not compile:\n{shown(ran.stderr)}")
+    return _tree(ran.stdout, setting)
+
+
+def _tree(dumped: bytes, setting: Setting) -> dict[str, Any]:
     try:
-        content: dict[str, Any] = json.loads(ran.stdout)
+        tree: dict[str, Any] = json.loads(dumped)
     except RecursionError:
         raise CompileError(f"{setting.source} is nested too deeply to be checked", "split its expressions") from None
-    return content
+    return tree
 
 
 def _precompile(setting: Setting, target: KernelTarget, folder: Path) -> Path | None:
@@ -220,14 +231,16 @@ def _precompile(setting: Setting, target: KernelTarget, folder: Path) -> Path | 
         return None
     own_flags = [flag for flag in setting.flags if not flag.startswith("-I")]
     parts = [find_clang()[1], own_flags, target.btf_build_id, status.st_size, status.st_mtime_ns]
-    place = folder / f"{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]}.pch"
-    if place.exists():
-        return place
+    key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+    kept = _sound(folder, key)
+    if kept:
+        return kept
     limits = replace(LIMITS, output_bytes=256 << 20)
     arguments = [*own_flags, "-w", "-x", "c-header", "-o", "-", "--", f"{KERNEL_FOLDER}/{_HEADER}"]
     ran = sandbox.run(setting.clang, arguments, reads=setting.folders, limits=limits)
     if ran.status != 0:
         raise SetupError(f"the types of kernel {target.release} cannot be parsed: {shown(ran.stderr)}")
+    place = folder / f"{key}-{hashlib.sha256(ran.stdout).hexdigest()[:32]}.pch"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder) as beside:
@@ -240,6 +253,18 @@ def _precompile(setting: Setting, target: KernelTarget, folder: Path) -> Path | 
     return place
 
 
+def _sound(folder: Path, key: str) -> Path | None:
+    """Return the precompiled header with this key whose content is what its name says; remove one that is damaged."""
+    for place in folder.glob(f"{key}-*.pch"):
+        with place.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if place.stem == f"{key}-{digest[:32]}":
+            return place
+        log.warning("the precompiled kernel types in %s are damaged: making them anew", place)
+        place.unlink(missing_ok=True)
+    return None
+
+
 def _fill_in(tree: dict[str, Any]) -> Place | None:
     """Write file and line into every location; return one that a #line directive renamed.
 
@@ -249,14 +274,13 @@ def _fill_in(tree: dict[str, Any]) -> Place | None:
     waiting: list[Any] = [tree]
     while waiting:
         value = waiting.pop()
-        if isinstance(value, list):
-            waiting.extend(reversed(value))
-        elif "offset" in value:
+        if isinstance(value, dict) and "offset" in value:
             file, line = value.setdefault("file", file), value.setdefault("line", line)
             if renamed is None and ("presumedFile" in value or "presumedLine" in value):
                 renamed = _place(value, "")
         else:
-            waiting.extend(part for part in reversed(value.values()) if isinstance(part, dict | list))
+            parts = list(value.values()) if isinstance(value, dict) else value
+            waiting.extend(part for part in reversed(parts) if isinstance(part, dict | list))
     return renamed
 
 
