@@ -13,7 +13,7 @@ from types import MappingProxyType
 
 from schedagent.core.verification import Finding, Severity
 from verifier.bpf_image import BpfImage, OpsStruct
-from verifier.logic import declared_rules, placement_rules, queue_rules, task_rules, time_rules
+from verifier.logic import calls, declared_rules, placement_rules, queue_rules, task_rules, time_rules
 from verifier.logic.flow import Walk, Walked, Walker
 from verifier.logic.subject import Subject
 
@@ -78,7 +78,8 @@ def check_logic(
         features: kernel_bpf.target.features of the target; empty: everything is assumed to exist.
         enums: values of the target's enumerators ("scx_dsq_id_flags.SCX_DSQ_LOCAL"); the object's own fill the gaps.
     """
-    values = {name.rpartition(".")[2]: value for known in (image.enums, enums) for name, value in known.items()}
+    known = (calls.FIXED_ENUMS, image.enums, enums)
+    values = {name.rpartition(".")[2]: value for source in known for name, value in source.items()}
     ops = image.ops[0] if image.ops else OpsStruct("", {}, {}, "", "")
     walk = _walk(image, ops, features, values)
     subject = Subject(image, ops, walk, values, features)

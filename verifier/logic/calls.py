@@ -161,6 +161,31 @@ WRITES_FIRST_ARGUMENT = frozenset(
     ["bpf_probe_read_kernel", "bpf_probe_read_kernel_str", "bpf_probe_read_user", "bpf_probe_read_user_str", "bpf_get_current_comm", "bpf_probe_read", "bpf_probe_read_str", "bpf_snprintf", "bpf_copy_from_user"]
 )
 WRITES_SECOND_ARGUMENT = frozenset({"bpf_map_pop_elem", "bpf_map_peek_elem"})
+ONLY_READS = frozenset(
+    "bpf_map_lookup_elem bpf_map_update_elem bpf_map_delete_elem bpf_map_push_elem bpf_map_lookup_percpu_elem "
+    "bpf_task_storage_get bpf_task_storage_delete bpf_cgrp_storage_get scx_bpf_dsq_insert_vtime scx_bpf_select_cpu_and "
+    "scx_bpf_dsq_move scx_bpf_dsq_move_vtime scx_bpf_dsq_move_set_slice scx_bpf_dsq_move_set_vtime "
+    "scx_bpf_error_bstr scx_bpf_exit_bstr scx_bpf_dump_bstr bpf_trace_printk bpf_trace_vprintk bpf_loop "
+    "bpf_for_each_map_elem bpf_user_ringbuf_drain bpf_ringbuf_output bpf_perf_event_output bpf_strncmp".split()
+)
+"""What writes to none of the memory it is given; any other call may."""
+
+FIXED_ENUMS: Mapping[str, int] = {
+    "SCX_DSQ_GLOBAL": 1 << 63 | 1,
+    "SCX_DSQ_LOCAL": 1 << 63 | 2,
+    "SCX_OPS_KEEP_BUILTIN_IDLE": 1 << 0,
+    "SCX_OPS_ENQ_LAST": 1 << 1,
+    "SCX_OPS_SWITCH_PARTIAL": 1 << 3,
+    "SCX_OPS_ENQ_MIGRATION_DISABLED": 1 << 4,
+    "SCX_OPS_BUILTIN_IDLE_PER_NODE": 1 << 6,
+    "SCX_KICK_IDLE": 1,
+    "SCX_KICK_PREEMPT": 2,
+    "SCX_KICK_WAIT": 4,
+    "SCX_ENQ_PREEMPT": 1 << 32,
+    "SCX_ENQ_LAST": 1 << 41,
+    "SCX_CPUPERF_ONE": 1024,
+}
+"""Numbers that no kernel from 6.12 to 7.3 changed, for objects that name none of them."""
 
 NEVER_RETURNS = frozenset({"bpf_throw"})
 ENDS_POLICY = frozenset({"scx_bpf_error_bstr", "scx_bpf_exit_bstr"})
@@ -174,7 +199,7 @@ ALWAYS_FOUND = frozenset({ARRAY, PERCPU_ARRAY})
 
 def canonical(name: str) -> str:
     """Return the family of a kfunc: no ___variant, today's name for a renamed one, one name for all argument forms."""
-    name = name.partition("___")[0]
+    name = name.partition("___")[0].removesuffix("_impl")
     if name.startswith("__scx_bpf_"):
         name = name[2:]
     return _RENAMED.get(name, name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from verifier.bpf_image import Function, Instruction, Line, Ref
 from verifier.logic import calls
@@ -62,6 +62,7 @@ class Code:
     Args:
         joins: indexes where paths meet.
         loop_heads: joins that a jump goes back to.
+        back_edges: those jumps: (from, to).
         live: for every index, a bit set of what is read later: registers, then stack slots of 8 bytes downward.
     """
 
@@ -69,8 +70,8 @@ class Code:
     ops: tuple[Op, ...]
     joins: frozenset[int] = frozenset()
     loop_heads: frozenset[int] = frozenset()
+    back_edges: frozenset[tuple[int, int]] = frozenset()
     live: tuple[int, ...] = ()
-    next_field: dict[int, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -109,7 +110,8 @@ def prepare(function: Function, arity_of: Mapping[str, int]) -> Code:
     for index in range(len(ops)):
         for after in code.next_of(index):
             entered[after] += 1
-    code.loop_heads = _find_loop_heads(code)
+    code.back_edges = _find_back_edges(code)
+    code.loop_heads = frozenset(head for _source, head in code.back_edges)
     code.joins = frozenset(index for index, count in enumerate(entered) if count > 1) | code.loop_heads
     code.live = _liveness(code, arity_of)
     return code
@@ -156,9 +158,9 @@ def _decode_jump(raw: Instruction, index_of: Mapping[int, int], bits: int) -> Op
     return Op("branch", raw, _JUMP_NAMES[number], bits, from_register=bool(raw.opcode & 8), target=target)
 
 
-def _find_loop_heads(code: Code) -> frozenset[int]:
-    """Find the targets of back edges by a depth-first search."""
-    heads, state = set(), [0] * len(code.ops)
+def _find_back_edges(code: Code) -> frozenset[tuple[int, int]]:
+    """Find the jumps back to an instruction that leads to them, by a depth-first search."""
+    edges, state = set(), [0] * len(code.ops)
     stack: list[tuple[int, Iterator[int]]] = [(0, iter(code.next_of(0)))]
     state[0] = 1
     while stack:
@@ -168,11 +170,11 @@ def _find_loop_heads(code: Code) -> frozenset[int]:
             state[index] = 2
             stack.pop()
         elif state[after] == 1:
-            heads.add(after)
+            edges.add((index, after))
         elif state[after] == 0:
             state[after] = 1
             stack.append((after, iter(code.next_of(after))))
-    return frozenset(heads)
+    return frozenset(edges)
 
 
 def call_arity(op: Op, arity_of: Mapping[str, int]) -> int:

@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from schedagent.core.verification import Severity
 from verifier.bpf_image import Function, Instruction, MapInfo, Ref
 from verifier.logic import calls
-from verifier.logic.queues import QueueKind
+from verifier.logic.events import Event
 from verifier.logic.subject import FLAT_IDLE, IDLE_KFUNCS, Subject
-from verifier.logic.terms import Kind, inside
+from verifier.logic.terms import Kind, inside, signed
 
 MAP_BYTES_MAX = 64 << 20
 TIMEOUT_MAX_MS = 5000
+ROUNDS_MAX = 1 << 20
+"""Rounds of one loop: at 10 ns each they take 10 ms, with the run queue locked."""
 
 _TRACING = ("tp_btf", "raw_tp", "raw_tracepoint", "fentry", "fexit", "tracing", "tp", "tracepoint")
 _CALLED_BY_USER = ("syscall",)
@@ -65,6 +67,8 @@ def check(subject: Subject) -> None:
     _check_reached(subject)
     for info in subject.image.maps.values():
         _check_map(subject, info)
+    for event in subject.events("bpf_iter_num_new", "bpf_loop"):
+        _check_rounds(subject, event)
 
 
 # --- rules 12, 13 and 15
@@ -97,10 +101,10 @@ def _check_last_task(subject: Subject) -> None:
             masks = [t.parts[2] for t in inside(side) if t.kind is Kind.OP and t.parts[0] == "and"]
             if comparison.member == "enqueue" and any(mask.is_const and mask.value & last for mask in masks):
                 return
-    for insert in subject.inserts():
-        if insert.event.member == "enqueue" and insert.queue.kind not in (QueueKind.LOCAL, QueueKind.LOCAL_ON):
-            subject.warning(15, insert.event, "SCX_OPS_ENQ_LAST is set, but enqueue treats the last task of a CPU as any "
-                            f"other and puts it into {insert.queue}", "work conservation")  # fmt: skip
+    for path in subject.exits("enqueue"):
+        if path.marks.waits and not path.marks.kicked:
+            subject.error(15, path, "SCX_OPS_ENQ_LAST is set, but enqueue never asks for SCX_ENQ_LAST and leaves the last "
+                          "task of a CPU in a DSQ: the CPU then idles, and nothing makes it look")  # fmt: skip
             return
 
 
@@ -118,6 +122,9 @@ def _check_ops(subject: Subject) -> None:
     if "exit" not in subject.ops.callbacks:
         text = "there is no exit callback: nobody learns why the policy ended; record struct scx_exit_info in .exit"
         subject.report(26, Severity.ERROR, "", None, text)
+    elif not any(name.startswith(("scx_exit_info.", "info.")) for name in subject.walk.fields):
+        text = "exit looks at nothing of struct scx_exit_info: nobody learns why the policy ended"
+        subject.report(26, Severity.ERROR, "exit", subject.start_of("exit"), text)
 
 
 # --- rule 27
@@ -185,6 +192,15 @@ def _check_reached(subject: Subject) -> None:
 
 
 # --- rule 28 and pins
+
+
+def _check_rounds(subject: Subject, event: Event) -> None:
+    bounds = event.arguments[1:3] if event.name == "bpf_iter_num_new" else (subject.walk.terms.const(0), event.arguments[0])
+    if len(bounds) == 2 and all(bound.is_const for bound in bounds):
+        rounds = signed(bounds[1].value, 32) - signed(bounds[0].value, 32)
+        if rounds > ROUNDS_MAX:
+            subject.error(28, event, f"a loop may go round {rounds} times; accepted are {ROUNDS_MAX}")
+
 
 
 def _check_map(subject: Subject, info: MapInfo) -> None:

@@ -48,7 +48,9 @@ class Marks(NamedTuple):
         inserts: of the callback's task, 2 for more.
         stores: the maps or variables that hold the task now.
         pending: stores that may have failed.
+        waits: whether the task went into a DSQ that is not built in.
         kicked: whether a CPU was kicked.
+        sought: whether an idle CPU was looked for.
         ended: whether the policy ended itself with scx_bpf_error().
         batch: sites of inserts since the dispatch buffer was last looked at or flushed.
         created: ids of single DSQs that init created.
@@ -57,7 +59,9 @@ class Marks(NamedTuple):
     inserts: int = 0
     stores: frozenset[str] = frozenset()
     pending: frozenset[Pending] = frozenset()
+    waits: bool = False
     kicked: bool = False
+    sought: bool = False
     ended: bool = False
     batch: frozenset[Site] = frozenset()
     created: frozenset[int] = frozenset()

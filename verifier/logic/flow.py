@@ -134,6 +134,7 @@ class Walker(Machine):
             if self.entry.steps > budget:
                 self.entry.exhausted = True
                 return
+            state.origin = state.index
             op = state.code.ops[state.index]
             if not self._handlers[op.kind](state, op):
                 return
@@ -157,7 +158,8 @@ class Walker(Machine):
         """At a loop's head: what differs from the visit before becomes unknown."""
         at = (len(state.frames), state.code.name, place)
         before = state.loops.get(at)
-        if before is not None:
+        goes_back = place == _ENTRY or (state.origin, place) in state.code.back_edges
+        if before is not None and goes_back:
             self._merge(state, before[0], before[1], at)
         state.loops[at] = (tuple(state.regs), state.stack)
 

@@ -20,6 +20,9 @@ _EXISTS_KINDS = frozenset({2, 8, 10, 12})
 """bpf_core_relo_kind: FIELD_EXISTS, TYPE_EXISTS, ENUMVAL_EXISTS, TYPE_MATCHES."""
 
 _ENUM_VALUE = 11
+_LIKELY_BYTES = 16
+"""A call that is not known may write so much through a pointer to the stack."""
+
 _FIELD_OFFSET = 0
 
 
@@ -161,6 +164,7 @@ class Machine:
             self.walk.fields.add(address.name)
             return self.terms.make(Kind.FIELD, address.parts[0], address.name, size)
         if base.kind in (Kind.ARGUMENT, Kind.FIELD, Kind.ADDRESS):
+            self.walk.fields.add(f"{base.name}.+{offset}")
             return self.terms.make(Kind.FIELD, base, f"+{offset}", size)
         term = self.terms.make(Kind.LOAD, site, address, size)
         state.remake(term, self.terms)
@@ -248,11 +252,14 @@ class Machine:
         if name == "bpf_probe_read_kernel" and self._copy_field(state, arguments):
             return self.terms.const(0)
         self._write_stack_arguments(state, name, arguments, site)
+        first_round = False
         if name.startswith("bpf_iter_") and arguments and arguments[0].kind is Kind.STACK:
+            first_round = _is_first_round(self._iterator_at(state, arguments[0]))
             arguments = self._iterate(state, name, arguments, site)
         term = self.terms.make(Kind.CALL, name, site, arguments)
         state.remake(term, self.terms)
-        if name == "bpf_map_lookup_elem" and self._is_always_found(state, arguments) or _is_first_round(name, arguments):
+        found = name == "bpf_map_lookup_elem" and self._is_always_found(state, arguments)
+        if found or (first_round and name == "bpf_iter_num_next"):
             state.facts = {**state.facts, (64, term): Range(1, MASK64, -(1 << 63), (1 << 63) - 1)}
         return term
 
@@ -263,11 +270,15 @@ class Machine:
             iterator = self.terms.make(Kind.ITERATOR, name.removesuffix("_new"), site, arguments[1:], True)
             state.write_stack(depth, offset, 8, iterator)
             return arguments
-        held = state.read_stack(depth, offset, 8, self.terms)
-        if held is not None and held.kind is Kind.ITERATOR and held.parts[3]:
-            used = self.terms.make(Kind.ITERATOR, *held.parts[:3], False)
-            state.write_stack(depth, offset, 8, used)
+        held = self._iterator_at(state, arguments[0])
+        if held is not None and held.parts[3]:
+            held = self.terms.make(Kind.ITERATOR, *held.parts[:3], False)
+            state.write_stack(depth, offset, 8, held)
         return (held or arguments[0], *arguments[1:])
+
+    def _iterator_at(self, state: State, place: Term) -> Term | None:
+        held = state.read_stack(place.parts[0], place.parts[1], 8, self.terms)
+        return held if held is not None and held.kind is Kind.ITERATOR else None
 
     def _copy_field(self, state: State, arguments: tuple[Term, ...]) -> bool:
         """BPF_CORE_READ(): bpf_probe_read_kernel(buffer, size, address of a field)."""
@@ -293,6 +304,10 @@ class Machine:
             state.remake(taken, self.terms)
             for start in range(0, min(size, 64), 8):
                 state.write_stack(depth, offset + start, min(8, size - start), taken)
+        elif name not in calls.ONLY_READS and not name.startswith("bpf_iter_"):
+            for argument in arguments:
+                if argument.kind is Kind.STACK:
+                    state.forget_stack(*argument.parts, _LIKELY_BYTES)
 
     def _map_of(self, term: Term) -> MapInfo | None:
         return self.image.maps.get(term.name) if term.kind is Kind.MAP else None
@@ -306,11 +321,11 @@ class Machine:
         return key is not None and range_of(state.facts, 32, low_half(key)).high < info.max_entries
 
 
-def _is_first_round(name: str, arguments: tuple[Term, ...]) -> bool:
-    """Whether this is the first bpf_iter_num_next() of a loop that runs at least once."""
-    if name != "bpf_iter_num_next" or not arguments or arguments[0].kind is not Kind.ITERATOR:
+def _is_first_round(iterator: Term | None) -> bool:
+    """Whether an iterator was not asked yet and goes through at least one number."""
+    if iterator is None:
         return False
-    _name, _site, bounds, fresh = arguments[0].parts
+    _name, _site, bounds, fresh = iterator.parts
     return bool(fresh and len(bounds) > 1 and bounds[0].is_const and bounds[1].is_const
                 and signed(bounds[0].value, 32) < signed(bounds[1].value, 32))  # fmt: skip
 

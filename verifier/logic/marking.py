@@ -8,7 +8,7 @@ from verifier.bpf_image import Line
 from verifier.logic import calls
 from verifier.logic.events import Marks, Pending, Site, settled
 from verifier.logic.facts import Facts, range_of
-from verifier.logic.terms import Kind, Term, inside, low_half, pointer
+from verifier.logic.terms import Kind, Term, inside, linear, low_half, pointer
 
 if TYPE_CHECKING:
     from verifier.logic.machine import Machine
@@ -19,6 +19,10 @@ KICKS = frozenset({"scx_bpf_kick_cpu", "scx_bpf_kick_cid"})
 _IDENTITY_FIELDS = frozenset({"task_struct.pid", "task_struct.tgid", "task_struct.scx.tid"})
 _NODE_ADDERS = frozenset({"bpf_rbtree_add", "bpf_list_push_front", "bpf_list_push_back"})
 _RESETS_BATCH = frozenset({"scx_bpf_dispatch_nr_slots", "scx_bpf_dsq_move_to_local"})
+_SEEKS = frozenset(
+    "scx_bpf_pick_idle_cpu scx_bpf_pick_idle_cpu_node scx_bpf_test_and_clear_cpu_idle scx_bpf_select_cpu_and "
+    "scx_bpf_select_cpu_dfl scx_bpf_get_idle_cpumask scx_bpf_get_idle_smtmask".split()
+)
 _QUEUES = frozenset({calls.QUEUE, calls.STACK})
 _BPF_EXIST = 2
 
@@ -40,6 +44,13 @@ def plain_arguments(machine: Machine, state: State, raw: str, name: str, argumen
     if name == "scx_bpf_select_cpu_and":  # struct scx_bpf_select_cpu_and_args
         return arguments[0], member(0, 4), member(8, 8), arguments[1], member(16, 8)
     return arguments
+
+
+def _is_builtin(queue: Term) -> bool:
+    """Whether a DSQ id has bit 63, as far as it is a number or a sum with one."""
+    if queue.kind is Kind.OP:
+        return any(part.is_const and part.value >> 63 for part in queue.parts[1:])
+    return linear(queue)[0] >> 63 == 1
 
 
 def is_callback_task(term: Term | None) -> bool:
@@ -103,11 +114,14 @@ def after_call(
         if member == "dispatch":
             return marks._replace(batch=marks.batch | {site})
         if member in ("select_cpu", "enqueue") and is_callback_task(arguments[0]):
-            return marks._replace(inserts=min(2, marks.inserts + 1))
+            waits = marks.waits or (member == "enqueue" and not _is_builtin(arguments[1]))
+            return marks._replace(inserts=min(2, marks.inserts + 1), waits=waits)
     elif name in _RESETS_BATCH:
         return marks._replace(batch=frozenset())
     elif name in KICKS and member == "enqueue":
         return marks._replace(kicked=True)
+    elif name in _SEEKS and member == "enqueue":
+        return marks._replace(sought=True)
     elif name == "scx_bpf_create_dsq" and member == "init" and arguments[0].is_const:
         return marks._replace(created=marks.created | {arguments[0].value})
     elif name in calls.ENDS_POLICY:

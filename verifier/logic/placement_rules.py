@@ -40,10 +40,15 @@ def check(subject: Subject) -> None:
 
 
 def _check_answer(subject: Subject, path: Exit) -> None:
+    joined = low_half(path.result) in subject.walk.merged
+    bounds = range_of(path.facts, 32, low_half(path.result))
     for result in subject.values(path.result):
         cpu = low_half(result)
         if cpu.is_const:
-            _check_fixed_answer(subject, path, signed(cpu.value, 32))
+            if bounds.signed_low <= signed(cpu.value, 32) <= bounds.signed_high:
+                _check_fixed_answer(subject, path, signed(cpu.value, 32))
+        elif joined:
+            continue  # what was tested before the paths met is not known
         elif cpu.kind is Kind.CALL and cpu.name in _NEEDS_CHECK:
             _check_found(subject, path, cpu)
         elif cpu.kind is Kind.PURE and cpu.name == "scx_bpf_nr_cpu_ids":
@@ -75,7 +80,7 @@ def _check_computed_answer(subject: Subject, path: Exit, cpu: Term) -> None:
     if _tested(path.facts, cpu, None):
         return
     if _below_cpu_count(path.facts, cpu):
-        subject.warning(1, path, f"select_cpu returns {describe(cpu)} without a test of the task's mask", "affinity")
+        subject.error(1, path, f"select_cpu returns {describe(cpu)} without a test of the task's mask")
     else:
         subject.error(1, path, f"select_cpu returns {describe(cpu)}, a number computed without a check")
 
@@ -140,6 +145,8 @@ def allowed(facts: Facts, cpu: Term, task: Term) -> bool:
 
 def _check_local_on(subject: Subject, insert: Insert) -> None:
     cpu = insert.queue.cpu
+    if insert.queue.joined:
+        return
     for value in subject.values(cpu) if cpu is not None else ():
         value = low_half(value)
         if not allowed(insert.event.facts, value, insert.task):

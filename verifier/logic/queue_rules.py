@@ -10,7 +10,7 @@ from verifier.logic.facts import Condition, Facts, Range, range_of
 from verifier.logic.marking import is_callback_task
 from verifier.logic.placement_rules import allowed
 from verifier.logic.queues import Queue, QueueKind, is_cpu, may_be, must_be
-from verifier.logic.subject import CHOOSES_CPU, Drain, Insert, Subject, truths
+from verifier.logic.subject import Drain, Insert, Subject, truths
 from verifier.logic.terms import Kind, Term, describe, inside, low_half, signed
 
 _CREATORS_ANYWHERE = frozenset({"init_task", "cgroup_init", "cpu_online"})
@@ -32,7 +32,7 @@ def check(subject: Subject) -> None:
     _check_orders(subject, inserts)
     _check_drained(subject, inserts, drains)
     _check_indexes(subject, inserts, drains)
-    _check_kicks(subject, inserts)
+    _check_kicks(subject)
 
 
 def _created(subject: Subject) -> Iterator[tuple[Event, Queue]]:
@@ -69,12 +69,10 @@ def _check_source(subject: Subject, drain: Drain, created: list[Queue]) -> None:
 
 def _check_every_success(subject: Subject, inserts: list[Insert]) -> None:
     """A DSQ that is created on some paths of a successful init only."""
-    paths = [path for path in subject.exits("init") if range_of(path.facts, 32, low_half(path.result)).high == 0
-             or not path.result.is_const]  # fmt: skip
-    succeeded = [path for path in paths if not path.result.is_const or path.result.value == 0]
+    succeeded = [path for path in subject.exits("init") if range_of(path.facts, 32, low_half(path.result)).low == 0]
     ever = frozenset().union(*(path.marks.created for path in succeeded)) if succeeded else frozenset()
     for path in succeeded:
-        if range_of(path.facts, 32, low_half(path.result)).signed_high < 0 or path.marks.ended:
+        if path.marks.ended:
             continue
         for missing in sorted(ever - path.marks.created):
             if any(insert.queue.single and insert.queue.constant == missing for insert in inserts):
@@ -117,7 +115,7 @@ def _why_not_drained(queue: Queue, drains: list[Drain]) -> str:
         return "nothing ever moves them out of it"
     if queue.single and not any(drain.queue.single for drain in drains) and all(_of_one_cpu(d.queue) for d in drains):
         return f"dispatch only looks at {drains[0].queue}, which is this DSQ on one CPU alone"
-    if queue.family and all(drain.queue.single for drain in drains):
+    if queue.family and len({drain.queue.constant for drain in drains}) == 1 and drains[0].queue.single:
         return f"only {drains[0].queue} of them is ever looked at"
     return ""
 
@@ -142,7 +140,7 @@ def _check_everywhere(subject: Subject, insert: Insert, drains: list[Drain]) -> 
     if len({text for text in restrictions}) > 1 and any(text.startswith("not ") for text in restrictions):
         return
     line = drains[0].event.line
-    subject.error(19, insert.event, f"{insert.queue} is only drained on some CPUs: line {line.line if line else 0} is "
+    subject.error(19, insert.event, f"{insert.queue} is not always drained: line {line.line if line else 0} is only "
                                     f"reached where {restrictions[0]}")  # fmt: skip
 
 
@@ -150,6 +148,8 @@ def _restriction(facts: Facts) -> str:
     """Say what a path requires of the dispatching CPU's number, "" if nothing."""
     for key, known in facts.items():
         if isinstance(key, Condition):
+            if key.operator == "eq" and key.right.is_const and _is_prev(key.left) and key.right.value == 0 and known:
+                return "prev is NULL"
             about = [t for side in (key.left, key.right) for t in inside(side) if _dispatching(t)]
             others = [t for side in (key.left, key.right) for t in (side,) if not t.is_const and not _mentions_cpu(t)]
             if about and not others and not _calls_inside(key):
@@ -160,6 +160,10 @@ def _restriction(facts: Facts) -> str:
 
 
 _SIGN = {"eq": "==", "ult": "<", "slt": "<"}
+
+
+def _is_prev(term: Term) -> bool:
+    return term.kind is Kind.ARGUMENT and term.parts[1] == "prev"
 
 
 def _mentions_cpu(term: Term) -> bool:
@@ -178,7 +182,7 @@ def _check_indexes(subject: Subject, inserts: list[Insert], drains: list[Drain])
     """A family of per-CPU DSQs that only its CPU drains: the task must be allowed to use that CPU."""
     for insert in inserts:
         queue = insert.queue
-        if not queue.family or len(queue.addends) != 1 or not is_callback_task(insert.task):
+        if queue.joined or not queue.family or len(queue.addends) != 1 or not is_callback_task(insert.task):
             continue
         found = [drain for drain in drains if may_be(queue, drain.queue)]
         if not found or not all(_of_one_cpu(drain.queue) for drain in found):
@@ -206,21 +210,17 @@ def _index_is_allowed(insert: Insert, index: Term) -> bool:
 # --- rule 20
 
 
-def _check_kicks(subject: Subject, inserts: list[Insert]) -> None:
-    """Without an own choice of an idle CPU in select_cpu, only a kick tells an idle CPU of the work."""
-    if not any(insert.queue.kind in (QueueKind.USER, QueueKind.OPAQUE) for insert in inserts):
-        return
-    if "select_cpu" not in subject.ops.callbacks or any(subject.events(*CHOOSES_CPU, member="select_cpu")):
-        return
-    if any(subject.events("scx_bpf_test_and_clear_cpu_idle", "scx_bpf_get_idle_cpumask", member="select_cpu")):
-        return
-    if any(subject.events("scx_bpf_kick_cpu", "scx_bpf_kick_cid")) and any(p.marks.kicked for p in subject.exits("enqueue")):
-        return
-    for insert in inserts:
-        if insert.event.member == "enqueue" and insert.queue.kind in (QueueKind.USER, QueueKind.OPAQUE):
-            subject.report(20, Severity.WARNING, "enqueue", insert.event.line,
-                           f"tasks are left in {insert.queue} without a kick, and select_cpu looks for no idle CPU",
-                           trail=insert.event.trail, cleared_by="work conservation")  # fmt: skip
+def _check_kicks(subject: Subject) -> None:
+    """A task that enqueue leaves waiting while CPUs may idle: somebody must be told.
+
+    select_cpu finds an idle CPU for a task that wakes, but enqueue is also called for tasks that were preempted, whose
+    mask or class changed, and after the last idle CPU was missed by a moment.
+    """
+    for path in subject.exits("enqueue"):
+        marks = path.marks
+        if marks.waits and not marks.kicked and not marks.sought and not marks.ended:
+            subject.warning(20, path, "enqueue leaves the task in a DSQ on this path without looking for an idle CPU and "
+                            "without a kick", "work conservation")  # fmt: skip
             return
 
 

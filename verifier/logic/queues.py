@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from verifier.logic.calls import CPU_ARGUMENTS
@@ -34,6 +34,7 @@ class Queue:
         constant: the base of a family, or the whole id.
         addends: (term, factor) added to it; none for a single DSQ.
         cpu: for LOCAL_ON, the CPU.
+        joined: whether paths were joined before, so that what they tested is not known.
     """
 
     kind: QueueKind
@@ -41,6 +42,7 @@ class Queue:
     constant: int = 0
     addends: tuple[tuple[Term, int], ...] = ()
     cpu: Term | None = None
+    joined: bool = False
 
     @property
     def builtin(self) -> bool:
@@ -67,7 +69,8 @@ def decode(term: Term, enums: Mapping[str, int], merged: Mapping[Term, set[Term]
     """Return the DSQs that an id may mean; several where paths were joined."""
     inner = low_half(term)
     if inner in merged:
-        found = [queue for value in merged[inner] if value not in merged for queue in decode(value, enums, {})]
+        values = [value for value in merged[inner] if value not in merged]
+        found = [replace(queue, joined=True) for value in values for queue in decode(value, enums, {})]
         return tuple(found) if found else (Queue(QueueKind.OPAQUE, term),)
     return (_decode_one(term, enums),)
 
@@ -153,16 +156,31 @@ def may_be(one: Queue, other: Queue) -> bool:
 
 def _open_ended(one: Queue, other: Queue) -> bool:
     """Families without bounds: of one shape they are told apart by their base, others may overlap."""
-    if one.family and other.family and len(one.addends) == len(other.addends) == 1:
-        return one.constant == other.constant
+    if one.family and other.family:
+        if len(one.addends) != 1 or len(other.addends) != 1:
+            return True
+        steps = one.addends[0][1], other.addends[0][1]
+        return steps[0] != steps[1] or (one.constant - other.constant) % steps[0] == 0 if steps != (1, 1) else (
+            one.constant == other.constant
+        )
     family, rest = (one, other) if one.family else (other, one)
     return rest.constant >= family.constant
+
+
+def _is_step_of(family: Queue, single: Queue) -> bool:
+    """Whether a single id is `base + n * step` of a family by class; families by CPU are too long to say."""
+    if not family.family or len(family.addends) != 1 or not 1 < family.addends[0][1] < 1 << 31:
+        return False
+    distance, bounds = single.constant - family.constant, span(family)
+    return distance >= 0 and distance % family.addends[0][1] == 0 and (bounds is None or single.constant <= bounds[1])
 
 
 def must_be(one: Queue, other: Queue) -> bool:
     """Whether two ids certainly meet: the same number, or families of one shape over CPUs."""
     if one.single and other.single:
         return one.constant == other.constant
+    if one.single or other.single:
+        return _is_step_of(*((other, one) if one.single else (one, other)))
     if not (one.family and other.family) or one.constant != other.constant:
         return False
     shapes = [[(factor, is_cpu(atom) or atom.kind is Kind.INDEX) for atom, factor in q.addends] for q in (one, other)]

@@ -33,11 +33,12 @@ class Frame(NamedTuple):
 class State:
     """One path's machine; `fork` copies it."""
 
-    __slots__ = ("code", "facts", "frames", "index", "loops", "marks", "regs", "stack", "trail")
+    __slots__ = ("code", "facts", "frames", "index", "loops", "marks", "origin", "regs", "stack", "trail")
 
     def __init__(self, code: Code, regs: list[Term]) -> None:
         self.code = code
         self.index = 0
+        self.origin = -1
         self.regs = regs
         self.stack: Stack = {}
         self.facts: Facts = {}
@@ -48,7 +49,7 @@ class State:
 
     def fork(self) -> State:
         other = State.__new__(State)
-        other.code, other.index, other.regs = self.code, self.index, list(self.regs)
+        other.code, other.index, other.origin, other.regs = self.code, self.index, self.origin, list(self.regs)
         other.stack, other.facts, other.frames = dict(self.stack), self.facts, self.frames
         other.marks, other.trail, other.loops = self.marks, self.trail, dict(self.loops)
         return other

@@ -87,7 +87,10 @@ def _check_slice(subject: Subject, event: Event, value: Term) -> None:
     if value.is_const and value.value == _INFINITE:
         _check_infinite(subject, event)
     elif value.is_const and value.value == 0:
-        return  # the kernel keeps what the task has, or ends it: both are meant
+        if event.name.startswith("scx_bpf_dsq_insert"):  # elsewhere 0 ends the task's turn, which is meant
+            subject.error(24, event, "the slice is 0: the task goes on with what is left of its last one, which may be 1 ns")
+    elif value.kind is Kind.OP and value.parts[0] == "div" and not value.parts[2].is_const and known.low < SLICE_MIN_NS:
+        subject.error(24, event, f"the slice is {describe(value)}, with no lower bound; accepted is {SLICE_MIN_NS} ns or more")
     elif known.high < SLICE_MIN_NS or known.low > SLICE_MAX_NS:
         length = f"{known.low} ns" if known.low == known.high else f"{known.low} to {known.high} ns"
         name = f" ({describe(value)})" if not value.is_const or value.parts[1] else ""
