@@ -41,7 +41,7 @@ class BtfExt:
     relocations: Records
 
 
-def read_btf_ext(content: memoryview, btf: Btf) -> BtfExt:
+def read_btf_ext(content: bytes, btf: Btf) -> BtfExt:
     """Read a .BTF.ext section; an empty one (there is none) says nothing.
 
     Raises:
@@ -64,13 +64,13 @@ def read_btf_ext(content: memoryview, btf: Btf) -> BtfExt:
     return BtfExt(functions, lines, relocations)
 
 
-def _part(content: memoryview, offset: int, size: int) -> memoryview:
+def _part(content: bytes, offset: int, size: int) -> bytes:
     if offset + size > len(content):
         raise malformed(f"a part of .BTF.ext takes bytes {offset} to {offset + size} of {len(content)}")
     return content[offset : offset + size]
 
 
-def _records(part: memoryview, wanted: int, btf: Btf) -> dict[str, dict[int, tuple[int, ...]]]:
+def _records(part: bytes, wanted: int, btf: Btf) -> dict[str, dict[int, tuple[int, ...]]]:
     """Read the records of one kind: a record size, then for each section its name, a count, and the records."""
     found: dict[str, dict[int, tuple[int, ...]]] = {}
     if not part:
@@ -94,11 +94,11 @@ def _records(part: memoryview, wanted: int, btf: Btf) -> dict[str, dict[int, tup
     return found
 
 
-def _each(part: memoryview, size: int, wanted: int) -> Iterator[tuple[int, ...]]:
+def _each(part: bytes, size: int, wanted: int) -> Iterator[tuple[int, ...]]:
     return struct.iter_unpack(f"<{wanted}I{size - wanted * _WORD_BYTES}x", part)
 
 
-def _words(part: memoryview, offset: int, count: int) -> tuple[int, ...]:
+def _words(part: bytes, offset: int, count: int) -> tuple[int, ...]:
     if offset + count * _WORD_BYTES > len(part):
         raise malformed(f".BTF.ext is cut short at byte {offset} of {len(part)}")
     return struct.unpack_from(f"<{count}I", part, offset)

@@ -120,7 +120,7 @@ def read_variables(elf: ElfObject, btf: Btf, placements: Placements) -> list[Var
         if section is None or name in _NOT_DATA:
             continue
         for variable in placed:
-            content = bytes(section.content[variable.offset : variable.offset + variable.size])
+            content = section.content[variable.offset : variable.offset + variable.size]
             volatile = btf.is_volatile(variable.type_id)
             found.append(Variable(variable.name, name, variable.offset, variable.size, content, volatile))
     return found
@@ -129,7 +129,7 @@ def read_variables(elf: ElfObject, btf: Btf, placements: Placements) -> list[Var
 def read_license(elf: ElfObject) -> str:
     """Return the license text, empty if there is none."""
     section = elf.find(LICENSE_SECTION)
-    raw = bytes(section.content[:_LICENSE_LIMIT_BYTES]).partition(b"\0")[0] if section else b""
+    raw = section.content[:_LICENSE_LIMIT_BYTES].partition(b"\0")[0] if section else b""
     return _printable(raw, "the license")
 
 
@@ -266,7 +266,7 @@ class _OpsReader:
             kind = self._btf.resolve(member.type_id)
             size = self._btf.size(member.type_id)
             offset, odd_bits = divmod(member.bit_offset, 8)
-            raw = bytes(content[offset : offset + size])
+            raw = content[offset : offset + size]
             if odd_bits or len(raw) != size:
                 raise malformed(f"member {member.name!r} of {variable.name!r} leaves its {variable.size} bytes")
             if kind.kind is Kind.PTR:
@@ -295,7 +295,7 @@ class _OpsReader:
 
 
 def _is_signed(described: Type) -> bool:
-    return bool(described.words[0] & _INT_SIGNED) if described.kind is Kind.INT else described.flag
+    return bool(described.group(0)[0] & _INT_SIGNED) if described.kind is Kind.INT else described.flag
 
 
 def _printable(raw: bytes, what: str) -> str:
