@@ -218,7 +218,7 @@ def drop_charge(program: Program) -> Iterator[Fault]:
 
 def drop_weight(program: Program) -> Iterator[Fault]:
     """Weights do not count. Not for policies that say they ignore them."""
-    if "weights" in getattr(program.info, "declares", ()):
+    if "weights" in program.info.declares:
         return
     for function in program.reached_from("enqueue", "stopping", "running", "dispatch"):
         for node in function.body.walk():
