@@ -1,0 +1,128 @@
+"""The scheduling-logic checks on a compiled policy: SCHED_EXT's rules, decided along the paths of its programs.
+
+The kernel's verifier proves memory safety; this says whether a path loses a task, a DSQ is never drained, a CPU is named
+that need not exist. Every finding names its rule, source line and the steps of a path. How the paths are found is in
+`verifier.logic`. May import: verifier.logic, verifier.bpf_image and schedagent.core.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from schedagent.core.verification import Finding, Severity
+from verifier.bpf_image import BpfImage, OpsStruct
+from verifier.logic import declared_rules, placement_rules, queue_rules, task_rules, time_rules
+from verifier.logic.flow import Walk, Walked, Walker
+from verifier.logic.subject import Subject
+
+_CLEARED_BY = {"enqueue": "starvation", "dispatch": "starvation", "select_cpu": "affinity", "init_task": "fork storm"}
+
+
+@dataclass(frozen=True)
+class CallbackWalk:
+    """How far one entry was explored.
+
+    Args:
+        member: the callback, or the name of another program or a timer's callback.
+        paths, steps: paths followed and instructions looked at.
+        joined: whether so many paths met that some were joined and details lost.
+        exhausted: whether the budget ran out.
+    """
+
+    member: str
+    paths: int
+    steps: int
+    joined: bool
+    exhausted: bool
+
+
+@dataclass(frozen=True)
+class LogicReport:
+    """What the logic checks found.
+
+    Args:
+        findings: errors first.
+        callbacks: one entry per walked callback or program.
+        dsqs_created, dsqs_drained: distinct DSQs, or families of them, that are created and drained.
+    """
+
+    findings: tuple[Finding, ...]
+    callbacks: tuple[CallbackWalk, ...]
+    dsqs_created: int
+    dsqs_drained: int
+
+    @property
+    def errors(self) -> tuple[Finding, ...]:
+        return tuple(finding for finding in self.findings if finding.severity is Severity.ERROR)
+
+    @property
+    def summary(self) -> str:
+        """One line for people."""
+        paths = sum(walk.paths for walk in self.callbacks)
+        errors, warnings = len(self.errors), len(self.findings) - len(self.errors)
+        drained = "all drained" if self.dsqs_drained >= self.dsqs_created else f"{self.dsqs_drained} drained"
+        queues = f"{self.dsqs_created} DSQs or families created, {drained}" if self.dsqs_created else "no DSQs created"
+        found = f"{errors} errors, {warnings} warnings" if self.findings else "nothing found"
+        return f"{len(self.callbacks)} callbacks, {paths} paths, {queues}; {found}"
+
+
+def check_logic(
+    image: BpfImage, features: frozenset[str], enums: Mapping[str, int] = MappingProxyType({})
+) -> LogicReport:
+    """Check a compiled policy against the rules that its programs show.
+
+    Args:
+        image: the object, from `verifier.object_reader.read_object`.
+        features: kernel_bpf.target.features of the target; empty: everything is assumed to exist.
+        enums: values of the target's enumerators ("scx_dsq_id_flags.SCX_DSQ_LOCAL"); the object's own fill the gaps.
+    """
+    values = {name.rpartition(".")[2]: value for known in (image.enums, enums) for name, value in known.items()}
+    ops = image.ops[0] if image.ops else OpsStruct("", {}, {}, "", "")
+    walk = _walk(image, ops, features, values)
+    subject = Subject(image, ops, walk, values, features)
+    if not image.ops:
+        subject.report(27, Severity.ERROR, "", None, "the object defines no sched_ext_ops, so it is no scheduler")
+    declared_rules.check(subject)
+    for rules in (placement_rules, queue_rules, task_rules, time_rules):
+        rules.check(subject)
+    for entry in walk.entries:
+        _check_explored(subject, entry)
+    findings = sorted(subject.findings, key=lambda found: (found.severity is not Severity.ERROR, found.rule, found.line))
+    return LogicReport(
+        tuple(findings),
+        tuple(CallbackWalk(e.member, e.paths, e.steps, e.joined, e.exhausted) for e in walk.entries),
+        *_queue_counts(subject),
+    )
+
+
+def _walk(image: BpfImage, ops: OpsStruct, features: frozenset[str], enums: Mapping[str, int]) -> Walk:
+    """Walk every callback, cheap ones first, then the other programs."""
+    walker = Walker(image, features, enums)
+    entered = set()
+    for member, name in ops.callbacks.items():
+        if name in image.functions:
+            walker.enter(member, image.functions[name])
+            entered.add(name)
+    for function in image.functions.values():
+        if function.is_program and function.name not in entered:
+            walker.enter(function.name, function)
+    return walker.walk
+
+
+def _check_explored(subject: Subject, entry: Walked) -> None:
+    """A walk that was cut short proves nothing: the proving ground must."""
+    where = entry.member
+    if entry.unreadable:
+        subject.report(28, Severity.ERROR, where, None, f"{entry.function} cannot be followed: {entry.unreadable}")
+    elif entry.exhausted:
+        text = f"not all paths were explored: the budget ended after {entry.steps} steps on {entry.paths} paths"
+        cleared_by = _CLEARED_BY.get(where, "starvation")
+        subject.report(18, Severity.WARNING, where, subject.start_of(where), text, cleared_by=cleared_by)
+
+
+def _queue_counts(subject: Subject) -> tuple[int, int]:
+    created = {queue.term for event in subject.events("scx_bpf_create_dsq") for queue in subject.queues(event.arguments[0])}
+    drained = {drain.queue.term for drain in subject.drains()}
+    return len(created), min(len(created), len(drained))
