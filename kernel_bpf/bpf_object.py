@@ -109,6 +109,19 @@ class BpfObject:
             raw = int(value).to_bytes(integer.size_bytes, "little", signed=integer.signed)
             ctypes.memmove(self._initial_value(TUNABLES) + self._tunable(name).offset, raw, len(raw))
 
+    def struct_ops_u32(self, pointer: int, struct: str, member: str) -> ctypes.c_uint32 | None:
+        """Return a 32-bit member of a struct_ops map, to read or to write before `load`; None if it has none.
+
+        Args:
+            pointer: of the map.
+            struct: the map's type, by the name the object knows it by.
+        """
+        offset = Btf(libbpf().bpf_object__btf(self._pointer)).member_offset(struct, member)
+        if offset is None:
+            return None
+        content = call("bpf_map__initial_value", pointer, ctypes.byref(ctypes.c_size_t()), about=self.name)
+        return ctypes.c_uint32.from_address(content + offset)
+
     def load(self) -> None:
         """Create the maps and give every program to the kernel's verifier.
 

@@ -123,6 +123,14 @@ class Btf:
             return []
         return [self._string(name) for name, _type, _offset in self._words(struct_id, words_each=3)]
 
+    def member_offset(self, struct: str, member: str) -> int | None:
+        """Return where a member lies in a struct, in bytes; None if there is no such struct or member."""
+        struct_id = libbpf().btf__find_by_name_kind(self._pointer, struct.encode(), Kind.STRUCT)
+        if struct_id <= 0:
+            return None
+        offsets = {self._string(name): bits // 8 for name, _type, bits in self._words(struct_id, words_each=3)}
+        return offsets.get(member)
+
     def named(self, *kinds: Kind) -> Iterator[tuple[int, Kind, str]]:
         """Yield (id, kind, name) of every type of these kinds."""
         for type_id in range(1, libbpf().btf__type_cnt(self._pointer)):

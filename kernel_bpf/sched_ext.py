@@ -172,6 +172,7 @@ class LoadedPolicy:
         tunables: Mapping[str, int],
         history: Mapping[int, int],
         classes: Mapping[int, int],
+        watchdog_ms: int = 0,
     ) -> Self:
         """Give a compiled policy to the kernel's verifier and fill its maps.
 
@@ -179,6 +180,7 @@ class LoadedPolicy:
             tunables: values by name; those not named keep the source's default.
             history: identity -> expected CPU time in ns, for the map `task_history`.
             classes: identity -> class number, for the map `task_class`.
+            watchdog_ms: upper limit of the policy's own timeout_ms; 0 for none.
 
         Raises:
             SetupError: this kernel has no sched_ext, or this process may not load BPF.
@@ -194,6 +196,8 @@ class LoadedPolicy:
         try:
             ops_map, exit_offset = _find_ops_map(policy), _find_exit_info(policy)
             policy.set_tunables(tunables)
+            if watchdog_ms:
+                _limit_watchdog(policy, ops_map, watchdog_ms)
             policy.load()
             for map_name, entries in ((HISTORY_MAP, history), (CLASSES_MAP, classes)):
                 if entries:
@@ -308,6 +312,13 @@ def _find_ops_map(policy: BpfObject) -> int:
         names = ", ".join(name for _pointer, name in found) or "none"
         raise PolicyError(f"{policy.name} must define one struct_ops map, it has: {names}", "define one sched_ext_ops")
     return found[0][0]
+
+
+def _limit_watchdog(policy: BpfObject, ops_map: int, limit_ms: int) -> None:
+    """Set timeout_ms to the limit unless it is shorter; 0 stands for the kernel's own 30 s."""
+    timeout_ms = policy.struct_ops_u32(ops_map, "sched_ext_ops", "timeout_ms")
+    if timeout_ms is not None and not 0 < timeout_ms.value <= limit_ms:
+        timeout_ms.value = limit_ms
 
 
 def _find_exit_info(policy: BpfObject) -> int | None:

@@ -23,12 +23,10 @@ from schedagent.core.token import digest_inputs
 from schedagent.core.verification import GateResult, GateStatus, VerificationReport, Verified
 from verifier.lab import LabPolicy
 from verifier.microvm import jobs
+from verifier.proving.prove import Depth
 from verifier.signer import Signer
 
 log = logging.getLogger(__name__)
-
-STRESS_SECONDS = 6.0
-"""Longer than the 5 s watchdog of a candidate (timeout_ms), so that a task left behind at the start is found."""
 
 SOURCE_LIMIT_BYTES = 256 * 1024
 GATES = ("source", "compile", "kernel verifier", "attach", "stress", "starvation")
@@ -39,7 +37,7 @@ class ProvingGround(Protocol):
 
     def check_load(self, policy: LabPolicy) -> jobs.LoadAnswer: ...
 
-    def stress(self, policy: LabPolicy, seconds: float) -> jobs.StressAnswer: ...
+    def prove(self, policy: LabPolicy, depth: Depth) -> jobs.ProveAnswer: ...
 
 
 class GateFailed(PolicyError):
@@ -89,7 +87,7 @@ class _Passage:
         self._candidate = candidate
         self._info = info
         self._artifact: PolicyArtifact | None = None
-        self._stressed: jobs.StressAnswer | None = None
+        self._stressed: jobs.ProveAnswer | None = None
 
     def run(self) -> Verified:
         steps = (self._source, self._compile, self._kernel_verifier, self._attach, self._stress, self._starvation)
@@ -144,7 +142,7 @@ class _Passage:
 
     def _attach(self) -> str:
         """Attach and run the mix; the gates behind this one judge what it showed."""
-        self._stressed = self._verifier.lab.stress(self._lab_policy(), STRESS_SECONDS)
+        self._stressed = self._verifier.lab.prove(self._lab_policy(), Depth.STANDARD)
         return "root/ops and state confirmed it"
 
     def _stress(self) -> str:
@@ -153,16 +151,18 @@ class _Passage:
             raise GateFailed(f"the kernel ejected it: {answer.exit_text}")
         growth = {name: count for name, count in answer.events.items() if count}
         events = ", ".join(f"{name} {count}" for name, count in growth.items()) or "none"
-        return f"stayed enabled for {STRESS_SECONDS:g} s of {len(answer.findings)} kinds of load; events: {events}"
+        return (
+            f"stayed enabled for {sum(answer.seconds.values()):.1f} s, {len(answer.results)} oracles; events: {events}"
+        )
 
     def _starvation(self) -> str:
-        findings = self._answer().findings
+        findings = self._answer().results
         bad = [f"{found['name']}: {found['detail']}" for found in findings if not found["ok"]]
         if bad:
             raise GateFailed("; ".join(bad))
         return "; ".join(f"{found['name']}: {found['detail']}" for found in findings)
 
-    def _answer(self) -> jobs.StressAnswer:
+    def _answer(self) -> jobs.ProveAnswer:
         if self._stressed is None:
             raise GateFailed("the stress mix did not run")
         return self._stressed
