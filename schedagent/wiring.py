@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import os
 import secrets
 import shlex
+import socket
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,18 +19,24 @@ from kernel_bpf.library import load_library
 from kernel_bpf.target import prepare_target
 from repo_store.records import RunStatus
 from repo_store.store import PolicyRepository
+from schedagent.core.artifact import PolicyArtifact
 from schedagent.core.errors import RepositoryError, SchedagentError, UsageError
 from schedagent.core.settings import Settings, workload_environment, writable
+from schedagent.core.verification import GateResult, Verified
 from schedagent.core.workload import WorkloadCommand
 from schedagent.options import RunOptions
 from schedagent.progress import Reporter
 from schedagent.state import RunState
+from verifier.client import RemoteVerifier
 from verifier.lab import VmLab
+from verifier.listener import Admission
 from verifier.microvm.image import SnapshotStore
 from verifier.microvm.kernels import default_kernel
 from verifier.microvm.kvm import kvm_usable
 from verifier.pipeline import Verifier
+from verifier.service import Limits, VerifierService
 from verifier.signer import Signer
+from verifier.worker import Submission
 
 if TYPE_CHECKING:
     from schedagent.nodes import RunNodes
@@ -63,17 +71,55 @@ def open_lab(settings: Settings) -> VmLab:
     )
 
 
-def open_verifier(settings: Settings, lab: VmLab, include_dirs: tuple[Path, ...] = ()) -> Verifier:
-    """Build the verifier for the lab's kernel, with the signing key of the state folder."""
+def open_verifier(settings: Settings, lab: VmLab, include_dirs: tuple[Path, ...] = ()) -> Verifier | RemoteVerifier:
+    """Build the verifier for the lab's kernel: the service whose socket the settings name, else one in this process."""
+    if settings.verifier_socket:
+        return RemoteVerifier(settings.verifier_socket, include_dirs, kernel=lab.kernel.release)
+    return open_local_verifier(settings, lab, include_dirs)
+
+
+def open_local_verifier(settings: Settings, lab: VmLab, include_dirs: tuple[Path, ...] = ()) -> Verifier:
+    """Build the verifier in this process, with the signing key of the state folder."""
     cache = writable(settings.cache_dir)
-    state = writable(settings.state_dir, "SCHEDAGENT_STATE")
-    return Verifier(
-        lab,
-        prepare_target(lab.kernel.vmlinuz, lab.kernel.release, cache),
-        cache,
-        Signer(state / "keys" / "signing.key"),
-        include_dirs,
-    )
+    target = prepare_target(lab.kernel.vmlinuz, lab.kernel.release, cache)
+    return Verifier(lab, target, cache, open_signer(settings), include_dirs)
+
+
+def open_signer(settings: Settings, *, create: bool = True) -> Signer:
+    """Open the verifier's signing key in the state folder, which is made if there is none."""
+    if create:
+        writable(settings.state_dir, "SCHEDAGENT_STATE")
+    return Signer(settings.keys_dir / "signing.key", create=create)
+
+
+@dataclass(frozen=True)
+class ServiceBench:
+    """What the verifier service does with a request, in a process of its own."""
+
+    settings: Settings
+
+    def verify(self, submission: Submission, on_gate: Callable[[GateResult], None]) -> Verified:
+        """Take it through all gates."""
+        verifier = replace(
+            self._verifier(submission), on_gate=on_gate, scope=submission.scope, cgroup=submission.cgroup
+        )
+        return verifier.verify(submission.candidate, submission.info)
+
+    def compile(self, submission: Submission) -> PolicyArtifact:
+        """Only compile it."""
+        return self._verifier(submission).compile(submission.info)
+
+    def _verifier(self, submission: Submission) -> Verifier:
+        settings = replace(self.settings, kernel_release=submission.kernel or self.settings.kernel_release)
+        return open_local_verifier(settings, open_lab(settings), (submission.include_dir,))
+
+
+def serve_verifier(settings: Settings, listener: socket.socket, admission: Admission) -> None:
+    """Be the verifier service until SIGTERM or SIGINT."""
+    open_signer(settings)  # a key that cannot be used is better known now than after the first policy's gates
+    default_kernel(settings)
+    limits = Limits(parallel=len(os.sched_getaffinity(0)))
+    asyncio.run(VerifierService(ServiceBench(settings), admission, limits).run(listener, preload=[__name__]))
 
 
 def start_run(settings: Settings, workload: WorkloadCommand, options: RunOptions, reporter: Reporter) -> dict[str, Any]:
