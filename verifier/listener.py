@@ -80,6 +80,7 @@ def activated(descriptors: Sequence[int]) -> socket.socket | None:
     listener = socket.socket(fileno=descriptors[0])
     listening = listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
     if (listener.family, listener.type) != (socket.AF_UNIX, socket.SOCK_STREAM) or not listening:
+        listener.close()
         raise UsageError("the socket that systemd handed over is not a listening unix stream socket")
     listener.set_inheritable(False)
     return listener

@@ -62,15 +62,19 @@ class Bench(Protocol):
 
 
 def prepare(modules: Sequence[str]) -> None:
-    """Start the server process that workers are forked from.
+    """Start the server process that workers are forked from; it is ready when this returns.
 
     Args:
         modules: what it imports beforehand.
     """
-    from multiprocessing import forkserver
-
     _CONTEXT.set_forkserver_preload([__name__, *modules])
-    forkserver.ensure_running()
+    first = _CONTEXT.Process(target=_nothing)
+    first.start()
+    first.join()
+
+
+def _nothing() -> None:
+    """The first worker: it starts when the imports of the server process are done."""
 
 
 def unpack(request: Request, folder: Path) -> Submission:

@@ -15,7 +15,9 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
@@ -90,8 +92,11 @@ def refused(connection, path):
 
 
 def answers(connection) -> list[dict]:
-    with connection.makefile("rb") as stream:
-        return [json.loads(line) for line in stream]
+    found = []
+    with connection.makefile("rb") as stream, suppress(ConnectionError):  # told to go before all was sent
+        for line in stream:
+            found.append(json.loads(line))
+    return found
 
 
 def wait_for(condition, seconds=20.0):
@@ -403,85 +408,97 @@ def connection_after_limit(service):
             time.sleep(0.01)
 
 
-def begin_slow(service, policy="slow"):
-    """Ask for something slow; return connection, pid of the worker and of a child of it."""
-    connection = service.connect()
-    connection.sendall(json.dumps(request(policy)).encode() + b"\n")
-    stream = connection.makefile("rb")
-    for line in stream:
-        gate = json.loads(line)["gate"]
-        if gate["gate"] == "busy":
-            worker, child = map(int, gate["detail"].split())
-            assert alive(worker)
-            assert alive(child)
-            return connection, stream, worker, child
-    raise AssertionError("no answer")
+@dataclass
+class Slow:
+    """A request that takes long: its connection, the answers so far read, its worker's pid and that of a child."""
+
+    connection: socket.socket
+    stream: BinaryIO
+    worker: int
+    child: int
+
+    @property
+    def ended(self) -> bool:
+        return not alive(self.worker) and not alive(self.child)
+
+    def leave(self) -> None:
+        self.connection.shutdown(socket.SHUT_RDWR)
+
+    def fault(self) -> str:
+        return json.loads(self.stream.readline())["fault"]["message"]
+
+
+@contextmanager
+def slow(service):
+    with asking(service, request("slow")) as connection, connection.makefile("rb") as stream:
+        for _ in range(2):
+            stream.readline()
+        worker, child = map(int, json.loads(stream.readline())["gate"]["detail"].split())
+        assert alive(worker)
+        assert alive(child)
+        yield Slow(connection, stream, worker, child)
+
+
+@contextmanager
+def asking(service, message):
+    """A connection over which a message was sent."""
+    with service.connect() as connection:
+        connection.sendall(json.dumps(message).encode() + b"\n")
+        yield connection
 
 
 class TestCancelling:
     def test_a_peer_that_goes_away(self, service):
-        connection, stream, worker, child = begin_slow(service)
-        stream.close()
-        connection.close()
-        wait_for(lambda: not alive(worker) and not alive(child))
+        with slow(service) as begun:
+            pass
+        wait_for(lambda: begun.ended)
         wait_for(lambda: service.left_behind == [])
 
     def test_a_peer_that_goes_on_talking(self, service):
-        connection, _stream, worker, child = begin_slow(service)
-        connection.sendall(b"more\n")
-        wait_for(lambda: not alive(worker) and not alive(child))
-        connection.close()
+        with slow(service) as begun:
+            begun.connection.sendall(b"more\n")
+            wait_for(lambda: begun.ended)
 
     def test_one_that_waits_for_its_turn(self):
-        with running("parallel=1") as service:
-            first = begin_slow(service)
-            waiting = service.connect()
-            waiting.sendall(json.dumps(request()).encode() + b"\n")
-            time.sleep(0.2)
-            waiting.close()
-            last = service.connect()
-            last.sendall(json.dumps(request()).encode() + b"\n")
-            first[0].shutdown(socket.SHUT_RDWR)
-            assert answers(last)[-1]["report"]["policy"] == "good"
+        with running("parallel=1") as service, slow(service) as first:
+            with asking(service, request()):
+                time.sleep(0.2)
+            with asking(service, request()) as last:
+                first.leave()
+                assert answers(last)[-1]["report"]["policy"] == "good"
 
     def test_the_time_limit(self):
-        with running("connection_s=1.5") as service:
-            _connection, stream, worker, child = begin_slow(service)
-            assert "not answered within 1.5 s" in json.loads(stream.readline())["fault"]["message"]
-            wait_for(lambda: not alive(worker) and not alive(child))
+        with running("connection_s=3") as service, slow(service) as begun:
+            assert "not answered within 3 s" in begun.fault()
+            wait_for(lambda: begun.ended)
 
     def test_too_many_wait(self):
-        with running("parallel=1", "waiting=1", "connections=3") as service:
-            begin = begin_slow(service)
-            second = service.connect()
-            second.sendall(json.dumps(request()).encode() + b"\n")
+        limits = ("parallel=1", "waiting=1", "connections=3")
+        with running(*limits) as service, slow(service) as first, asking(service, request()) as second:
             time.sleep(0.3)
             assert "busy: 1 requests wait" in service.fault(request())[1]
-            third, fourth = service.connect(), service.connect()
-            assert "has 3 connections already" in answers(fourth)[0]["fault"]["message"]
-            third.close()
-            begin[0].shutdown(socket.SHUT_RDWR)
+            with service.connect(), service.connect() as fourth:
+                assert "has 3 connections already" in answers(fourth)[0]["fault"]["message"]
+            first.leave()
             assert answers(second)[-1]["report"]
 
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
     def test_stopping(self, number):
-        with running() as service:
-            _connection, stream, worker, child = begin_slow(service)
+        with running() as service, slow(service) as begun:
             service.process.send_signal(number)
-            assert "is stopping" in json.loads(stream.readline())["fault"]["message"]
+            assert "is stopping" in begun.fault()
             assert service.process.wait(20) == 0
-            wait_for(lambda: not alive(worker) and not alive(child))
+            wait_for(lambda: begun.ended)
             assert not service.path.exists()
             assert service.left_behind == []
             assert service.log == ""
 
     def test_killed(self):
         """Even after kill -9 no worker goes on, and the next service takes the socket over."""
-        with running() as service:
-            _connection, _stream, worker, child = begin_slow(service)
+        with running() as service, slow(service) as begun:
             service.process.kill()
-            wait_for(lambda: not alive(worker) and not alive(child))
             service.process.wait()
+            wait_for(lambda: begun.ended)
             assert service.path.exists()
             again = Service(service.folder)
             assert again.ask(request())[-1]["report"]
