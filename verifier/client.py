@@ -20,7 +20,7 @@ from schedagent.core.artifact import PolicyArtifact
 from schedagent.core.errors import SetupError, TokenError, UsageError
 from schedagent.core.policy import CandidatePolicy, PolicyInfo
 from schedagent.core.token import Scope, decode
-from schedagent.core.verification import GateResult, VerificationReport, Verified, report_digest
+from schedagent.core.verification import GateResult, VerificationReport, Verified
 from verifier.messages import MOST_HEADERS, FaultAnswer, FinalAnswer, GateAnswer, Request, read_answer
 
 ANSWER_TIMEOUT_S = 1860.0
@@ -29,7 +29,6 @@ ANSWER_TIMEOUT_S = 1860.0
 _LONGEST_ANSWER = 96 << 20
 _LONGEST_HEADER = 4 << 20
 _INCLUDE = re.compile(rb'^[ \t]*#[ \t]*include[ \t]*(["<])([^">\n]+)[">]', re.MULTILINE)
-_OBJECT_SUFFIX = ".o"
 
 
 @dataclass(frozen=True)
@@ -75,18 +74,18 @@ class RemoteVerifier:
     def _request(self, action: str, candidate: CandidatePolicy, info: PolicyInfo) -> Request:
         try:
             content = info.source.read_bytes()
-            compiled = info.source.name.endswith(_OBJECT_SUFFIX)
-            headers = {} if compiled else collect_headers(info.source, self.include_dirs)
+            headers = {} if info.is_object else collect_headers(info.source, self.include_dirs)
             return Request.model_validate(
                 {
                     "version": 1,
                     "action": action,
                     "policy": info.name,
-                    "source": None if compiled else content.decode(),
-                    "object_base64": base64.b64encode(content).decode() if compiled else None,
+                    "source": None if info.is_object else content.decode(),
+                    "object_base64": base64.b64encode(content).decode() if info.is_object else None,
                     "headers": headers,
                     "documented": info.tunables,
                     "inputs": info.inputs,
+                    "declares": info.declares,
                     "tunables": dict(candidate.tunables),
                     "history": candidate.history,
                     "classes": candidate.classes,
@@ -194,7 +193,7 @@ def _check(
             ("gates", report.passed, True),
             ("object of the token", token.artifact_digest, report.artifact_digest),
             ("tunables of the token", token.tunables, tuple(sorted(candidate.tunables))),
-            ("report of the token", token.report_digest, report_digest(report)),
+            ("report of the token", token.report_digest, report.digest),
             ("kernel of the token", token.kernel_release, report.kernel_release),
             ("scope of the token", (token.scope, token.cgroup), (asked.scope, asked.cgroup)),
         ]

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from schedagent.core import errors
 from schedagent.core.artifact import PolicyArtifact
 from schedagent.core.errors import SchedagentError, SetupError, UsageError
-from schedagent.core.policy import Tunable
+from schedagent.core.policy import DECLARABLE, Tunable
 from schedagent.core.token import Scope
 from schedagent.core.verification import GateResult, VerificationReport
 
@@ -53,6 +53,7 @@ class Request(Message):
         headers: what the source includes, text by relative path; no file of the verifier's machine is ever opened.
         documented: the tunables with their ranges.
         inputs: maps the loader fills: history, classes.
+        declares: oracles that it does not mean to satisfy, see core.policy.PolicyInfo.
         tunables: chosen values; those left out have their documented default.
         history, classes: contents of those maps.
         kernel: release to verify for; empty for the verifier's default.
@@ -67,6 +68,7 @@ class Request(Message):
     headers: Annotated[dict[str, str], Field(max_length=MOST_HEADERS)] = {}
     documented: Annotated[tuple[Tunable, ...], Field(max_length=256)] = ()
     inputs: Annotated[tuple[Literal["history", "classes"], ...], Field(max_length=2)] = ()
+    declares: Annotated[tuple[str, ...], Field(max_length=len(DECLARABLE))] = ()
     tunables: Annotated[dict[str, Number], Field(max_length=256)] = {}
     history: Entries = ()
     classes: Entries = ()
@@ -87,6 +89,8 @@ class Request(Message):
             folders = {path[: match.start()] for match in re.finditer("/", path)}
             if folders & paths or path in self.places:
                 raise ValueError(f"header {path[:200]!r} would lie where another file lies")
+        if not set(self.declares) <= set(DECLARABLE):
+            raise ValueError(f"declares may hold {', '.join(DECLARABLE)}")
         if self.object_base64 is not None:
             _bytes(self.object_base64)
         return self

@@ -20,7 +20,7 @@ from schedagent.core.artifact import PolicyArtifact
 from schedagent.core.errors import BpfError, PolicyError, TunableError, VmLost
 from schedagent.core.policy import CandidatePolicy, PolicyInfo
 from schedagent.core.token import Scope, digest_inputs
-from schedagent.core.verification import GateResult, GateStatus, VerificationReport, Verified, report_digest
+from schedagent.core.verification import GateResult, GateStatus, VerificationReport, Verified
 from verifier.lab import LabPolicy
 from verifier.microvm import jobs
 from verifier.signer import Signer
@@ -177,7 +177,7 @@ class _Passage:
             artifact_digest=artifact.digest,
             tunables=self._candidate.tunables,
             inputs_digest=digest_inputs(self._candidate.history, self._candidate.classes),
-            report_digest=report_digest(report),
+            report_digest=report.digest,
             kernel_release=self._verifier.target.release,
             btf_build_id=self._verifier.target.btf_build_id,
             scope=self._verifier.scope,

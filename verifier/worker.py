@@ -91,7 +91,15 @@ def unpack(request: Request, folder: Path) -> Submission:
     chosen = tuple(sorted({**defaults, **request.tunables}.items()))
     candidate = CandidatePolicy(request.policy, chosen, request.history, request.classes)
     info = PolicyInfo(
-        request.policy, "sent to the verifier", (), "unknown", "unknown", request.documented, request.inputs, place
+        name=request.policy,
+        description="sent to the verifier",
+        target_workloads=(),
+        algorithm="unknown",
+        limitations="unknown",
+        tunables=request.documented,
+        inputs=request.inputs,
+        source=place,
+        declares=request.declares,
     )
     return Submission(candidate, info, folder, request.kernel, request.scope, request.cgroup)
 

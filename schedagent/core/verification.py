@@ -1,10 +1,14 @@
-"""What the verifier says of a candidate: one result per gate, in order, and a token if all of them passed."""
+"""What the verifier says of a candidate: one result per gate, in order, and a token if all of them passed.
+
+Standard library and core only: the proving ground's results are made inside the micro-VM.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -18,6 +22,8 @@ class GateStatus(StrEnum):
     PASSED = "passed"
     FAILED = "failed"
     SKIPPED = "skipped"
+    NOT_APPLICABLE = "not applicable"
+    """Only for the gates of a source, when a compiled object was brought instead."""
 
 
 class Severity(StrEnum):
@@ -90,15 +96,60 @@ class GateResult:
 
 
 @dataclass(frozen=True)
+class OracleResult:
+    """One oracle of the proving ground.
+
+    Args:
+        name: as in the `checks` of core.rules.RULES, for example "work conservation".
+        rule: number of the rule that is broken if it does not hold.
+        ok: whether it holds.
+        measured, bound: the figure and what it is compared with.
+        unit: of both: "s", "ratio", "tasks".
+        detail: one sentence with the other figures, for people.
+    """
+
+    name: str
+    rule: int
+    ok: bool
+    measured: float
+    bound: float
+    unit: str
+    detail: str
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class KernelResult:
+    """What one kernel's own verifier said.
+
+    Args:
+        release: of that kernel.
+        status: passed, failed or skipped (its VM was lost twice).
+        detail: why it failed.
+        programs: per program, the figures of kernel_bpf.bpf_object.BpfObject.verifier_stats.
+    """
+
+    release: str
+    status: GateStatus
+    detail: str = ""
+    programs: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class VerificationReport:
-    """All gates of one candidate on one kernel.
+    """All gates of one candidate.
 
     Args:
         policy: name.
         candidate_key: core.policy.CandidatePolicy.key.
         artifact_digest: hex SHA-256 of the object; empty if it did not compile.
-        kernel_release: kernel of the micro-VM.
+        kernel_release: kernel that the policy was proved on, and that the token is for.
         gates: in the order they ran.
+        kernels: every kernel the object was given to, the one of kernel_release first.
+        oracles: what the proving ground measured.
+        verifier_version: digest of the verifier's own code and rules.
         token: deployment token; empty unless every gate passed and a signer was at hand.
         verified_by: where the verifier ran: "the service at PATH"; empty if in the process that asked.
     """
@@ -108,30 +159,45 @@ class VerificationReport:
     artifact_digest: str
     kernel_release: str
     gates: tuple[GateResult, ...]
+    kernels: tuple[KernelResult, ...] = ()
+    oracles: tuple[OracleResult, ...] = ()
+    verifier_version: str = ""
     token: str = ""
     verified_by: str = ""
 
     @property
     def passed(self) -> bool:
         """Whether every gate passed; a skipped gate is not a passed one."""
-        return bool(self.gates) and all(gate.status is GateStatus.PASSED for gate in self.gates)
+        good = (GateStatus.PASSED, GateStatus.NOT_APPLICABLE)
+        return bool(self.gates) and all(gate.status in good for gate in self.gates)
 
     @property
     def failure(self) -> GateResult | None:
         """The gate that closed, if one did."""
         return next((gate for gate in self.gates if gate.status is GateStatus.FAILED), None)
 
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """What all gates had to say of single rules."""
+        return tuple(finding for gate in self.gates for finding in gate.findings)
 
-def report_digest(report: VerificationReport) -> str:
-    """Return the hex SHA-256 of what the gates said, for the token to cover.
+    def clears(self, finding: Finding) -> bool:
+        """Whether the proving ground showed that what a warning fears does not happen."""
+        return any(oracle.ok for oracle in self.oracles if oracle.name == finding.cleared_by)
 
-    Of the report's canonical JSON, without the token and without the way by which the report came. A figure counts by
-    its value: 1 and 1.0 are one, since JSON writers differ in that.
-    """
-    content = asdict(report)
-    del content["token"], content["verified_by"]
-    text = json.dumps(_by_value(content), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode("ascii")).hexdigest()
+    @property
+    def digest(self) -> str:
+        """Hex SHA-256 of what the gates said: what a token vouches for.
+
+        Over the canonical JSON of everything but the token, the seconds and the way by which the report came. A figure
+        counts by its value: 1 and 1.0 are one, since JSON writers differ in that.
+        """
+        told = asdict(self)
+        del told["token"], told["verified_by"]
+        for gate in told["gates"]:
+            del gate["seconds"]
+        text = json.dumps(_by_value(told), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
 def _by_value(value: Any) -> Any:

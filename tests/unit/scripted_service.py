@@ -18,7 +18,7 @@ from pathlib import Path
 from schedagent.core.artifact import PolicyArtifact
 from schedagent.core.errors import CompileError
 from schedagent.core.token import digest_inputs
-from schedagent.core.verification import GateResult, GateStatus, VerificationReport, Verified, report_digest
+from schedagent.core.verification import GateResult, GateStatus, VerificationReport, Verified
 from verifier.listener import Admission, listen
 from verifier.service import Limits, VerifierService
 from verifier.signer import Signer
@@ -77,7 +77,7 @@ class ScriptedBench:
             artifact_digest=("ab" * 32 if submission.info.name == "liar" else artifact.digest),
             tunables=candidate.tunables,
             inputs_digest=digest_inputs(candidate.history, candidate.classes),
-            report_digest=report_digest(report),
+            report_digest=report.digest,
             kernel_release=report.kernel_release,
             btf_build_id=artifact.btf_build_id,
             scope=submission.scope,

@@ -141,7 +141,7 @@ class TestPrivateKey:
     def test_what_is_no_file_is_refused(self, signer, path, kind):
         path.unlink()
         path.mkdir() if kind == "folder" else os.mkfifo(path)
-        with pytest.raises(SetupError, match="is not a file|Is a directory"):
+        with pytest.raises(SetupError, match=r"is not a file|Is a directory"):
             Signer(path)
 
     @pytest.mark.parametrize("content", [b"", b"nonsense", None])

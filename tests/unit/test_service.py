@@ -25,7 +25,7 @@ from schedagent.core.errors import CompileError, SetupError, UsageError
 from schedagent.core.policy import CandidatePolicy, PolicyInfo, Tunable
 from schedagent.core.token import Scope, check, decode, digest_inputs
 from schedagent.core.trusted import load_trusted
-from schedagent.core.verification import GateStatus, report_digest
+from schedagent.core.verification import GateStatus
 from verifier.client import RemoteVerifier, collect_headers
 from verifier.listener import Admission, Peer, activated, listen, peer_of
 from verifier.messages import MOST_HEADERS
@@ -179,7 +179,7 @@ class TestAnswers:
             artifact_digest=artifact.digest,
             tunables=candidate.tunables,
             inputs_digest=digest_inputs(candidate.history, ()),
-            report_digest=report_digest(report),
+            report_digest=report.digest,
             kernel_release="7.3.4",
             btf_build_id=artifact.btf_build_id,
             scope=Scope.FULL,
@@ -298,6 +298,8 @@ class TestHostileRequests:
             {"history": [[1]]},
             {"history": [[-1, 1]]},
             {"inputs": ["secrets"]},
+            {"declares": ["starvation"]},
+            {"declares": "weights"},
             {"kernel": "../../etc"},
             {"kernel": "-o"},
             {"scope": "everything"},
