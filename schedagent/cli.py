@@ -18,6 +18,8 @@ import typer
 
 from schedagent import __version__
 from schedagent.core.errors import SchedagentError, UsageError
+from schedagent.keys_cli import keys_app
+from schedagent.verifier_cli import verifier_app
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -45,6 +47,8 @@ runs_app = typer.Typer(help="Look at earlier runs.", no_args_is_help=True, rich_
 policies_app = typer.Typer(help="Look at the policy library.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(runs_app, name="runs")
 app.add_typer(policies_app, name="policies")
+app.add_typer(keys_app, name="keys")
+app.add_typer(verifier_app, name="verifier")
 
 Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON on stdout.")]
 

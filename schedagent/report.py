@@ -22,6 +22,8 @@ TOP_COMMANDS = 5
 SAVED_CPU_TIME = 0.97
 """CPU time ratio from which on a gain under emulation is, in part, one of cheaper switching: the minimum effect."""
 
+IN_PROCESS = "this process"
+
 Report = Mapping[str, Any]
 
 
@@ -42,6 +44,7 @@ def build_report(
         verdicts.update(repository.verdicts(run_id, number))
     candidates = [candidate for iteration in iterations for candidate in iteration["candidates"]]
     winner = best(verdicts, lower_is_better=run.workload.goal.lower_is_better)
+    verifications = [repository.verification(run_id, candidate["key"]) for candidate in candidates]
     return {
         "run": run_id,
         "started_at": run.started_at,
@@ -53,7 +56,7 @@ def build_report(
         "outcome": "better" if winner else "keep the default scheduler",
         "out_of_time": out_of_time,
         "complete": complete,
-        "verified_in_process": True,
+        "verified_by": sorted({found.verified_by or IN_PROCESS for found in verifications if found}),
     }
 
 

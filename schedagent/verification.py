@@ -7,16 +7,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from verifier.proving.prove import Depth
-
 from kernel_bpf.library import policy_from_file
 from schedagent.core.errors import UsageError
 from schedagent.core.policy import CandidatePolicy, PolicyInfo
 from schedagent.core.settings import Settings
 from schedagent.core.token import Scope
 from schedagent.core.verification import GateResult, VerificationReport
-from schedagent.wiring import open_verifier
-from verifier.pipeline import Grant, Verifier
+from schedagent.wiring import open_local_verifier
+from verifier.client import RemoteVerifier
+from verifier.pipeline import Verifier
+from verifier.proving.prove import Depth
 from verifier.submission import declared_tunables
 
 
@@ -61,21 +61,16 @@ def verify_file(
     for folder in options.include_dirs:
         if not folder.is_dir():
             raise UsageError(f"--include {folder} is not a directory")
-    grant = read_grant(options.scope)
-    depth = read_depth(options.depth)
     if options.html and not options.html.absolute().parent.is_dir():
         raise UsageError(f"--html {options.html}: its folder is not there")
-    only = dataclasses.replace(settings, kernel_release=options.kernel) if options.kernel else settings
+    scope, cgroup = read_scope(options.scope)
     verifier = dataclasses.replace(
-        open_verifier(only, all_kernels=not options.kernel),
+        choose_verifier(settings, options),
         include_dirs=options.include_dirs,
-        grant=grant,
-        depth=depth,
-        static_only=options.static_only,
+        scope=scope,
+        cgroup=cgroup,
         on_gate=on_gate,
     )
-    if options.fresh:
-        verifier = dataclasses.replace(verifier, kept=None)
     info = with_tunables(verifier, info, options.assignments)
     candidate = CandidatePolicy(info.name, info.configured(read_assignments(info, options.assignments)))
     report = verifier.verify(candidate, info).report
@@ -84,7 +79,26 @@ def verify_file(
     return report
 
 
-def with_tunables(verifier: Verifier, info: PolicyInfo, assignments: Sequence[str]) -> PolicyInfo:
+def choose_verifier(settings: Settings, options: VerifyOptions) -> Verifier | RemoteVerifier:
+    """Return the service if the settings name one, unless only the static gates are asked for, which need no key.
+
+    Raises:
+        UsageError: the depth is not known, or is asked of the service, which decides that for itself.
+    """
+    depth = read_depth(options.depth)
+    only = dataclasses.replace(settings, kernel_release=options.kernel) if options.kernel else settings
+    if settings.verifier_socket and not options.static_only:
+        if depth is not Depth.STANDARD or options.fresh:
+            raise UsageError("--depth and --fresh are the verifier service's to decide", "leave them out")
+        return RemoteVerifier(settings.verifier_socket, kernel=options.kernel)
+    verifier = open_local_verifier(
+        only, all_kernels=not (options.kernel or options.static_only), sign=not options.static_only
+    )
+    kept = None if options.fresh else verifier.kept
+    return dataclasses.replace(verifier, depth=depth, static_only=options.static_only, kept=kept)
+
+
+def with_tunables(verifier: Verifier | RemoteVerifier, info: PolicyInfo, assignments: Sequence[str]) -> PolicyInfo:
     """Look up the tunables of a policy that has no .toml, if any are to be set: its object knows them."""
     if not assignments or info.tunables:
         return info
@@ -115,12 +129,12 @@ def read_depth(text: str) -> Depth:
         raise UsageError(f"--depth {text!r} is not known", f"use one of: {known}") from None
 
 
-def read_grant(text: str) -> Grant:
+def read_scope(text: str) -> tuple[Scope, str]:
     """Read --scope; raise UsageError unless it is full, partial or partial:/a/cgroup."""
     scope, colon, cgroup = text.partition(":")
     if scope not in ("full", "partial") or (colon and (scope == "full" or not cgroup.startswith("/"))):
         raise UsageError(f"--scope {text!r} is no scope", "use full, partial or partial:/a/cgroup")
-    return Grant(Scope(scope), cgroup)
+    return Scope(scope), cgroup
 
 
 def write_html(report: VerificationReport, path: Path) -> None:

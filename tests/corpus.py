@@ -23,7 +23,7 @@ from schedagent.core.policy import CandidatePolicy, PolicyInfo
 from schedagent.core.rules import COMPILE, GATES, LOGIC, SOURCE
 from schedagent.core.settings import load_settings
 from schedagent.core.verification import GateStatus, Severity, VerificationReport
-from schedagent.wiring import open_verifier
+from schedagent.wiring import open_local_verifier
 from verifier.pipeline import Verifier
 
 POLICIES = Path(__file__).resolve().parent / "fixtures" / "policies"
@@ -74,8 +74,8 @@ def _entries(kind: str) -> Iterator[Entry]:
 
 def corpus_verifier(*, static_only: bool = False) -> Verifier:
     """The verifier of the cache's kernels, which believes no report of an earlier run and signs nothing."""
-    verifier = open_verifier(load_settings(), all_kernels=not static_only)
-    return dataclasses.replace(verifier, kept=None, signer=None, static_only=static_only)
+    verifier = open_local_verifier(load_settings(), all_kernels=not static_only, sign=False)
+    return dataclasses.replace(verifier, static_only=static_only)
 
 
 def judge(entry: Entry, verifier: Verifier) -> VerificationReport:

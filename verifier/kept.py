@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from schedagent.core.verification import VerificationReport, report_digest
+from schedagent.core.verification import VerificationReport
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class KeptReports:
             return None
         if not (report.passed and report.verifier_version == verifier_version()):
             return None
-        if not self._vouches(report.token, report_digest(report)):
+        if not self._vouches(report.token, report.digest):
             log.warning("the kept report %s is not signed by our key: proving the policy again", path.name)
             return None
         return report

@@ -32,7 +32,6 @@ from schedagent.core.verification import (
     Severity,
     VerificationReport,
     Verified,
-    report_digest,
 )
 from verifier import ejection, submission
 from verifier.bytecode_checks import check_logic
@@ -65,14 +64,6 @@ class Bench:
     target: KernelTarget
 
 
-@dataclass(frozen=True)
-class Grant:
-    """What a token is to allow: see core.token.DeploymentToken."""
-
-    scope: Scope = Scope.FULL
-    cgroup: str = ""
-
-
 class GateFailed(PolicyError):
     """A gate closed; the message is its detail."""
 
@@ -101,7 +92,7 @@ class Verifier:
         signer: signs tokens; None issues none.
         include_dirs: extra header folders for sources from elsewhere.
         depth: how long the proving ground works on a policy.
-        grant: what tokens allow.
+        scope, cgroup: what tokens allow, see core.token.DeploymentToken.
         static_only: stop behind the scheduling logic, without a VM.
         kept: reports of policies that passed before; None looks at everything anew.
         on_gate: called with each result as it comes.
@@ -112,7 +103,8 @@ class Verifier:
     signer: Signer | None = None
     include_dirs: tuple[Path, ...] = ()
     depth: Depth = Depth.STANDARD
-    grant: Grant = Grant()
+    scope: Scope = Scope.FULL
+    cgroup: str = ""
     static_only: bool = False
     kept: KeptReports | None = None
     on_gate: Callable[[GateResult], None] = field(default=lambda _result: None)
@@ -353,16 +345,15 @@ class _Passage:
 
     def _sign(self, report: VerificationReport) -> str:
         assert self._verifier.signer is not None
-        grant = self._verifier.grant
         return self._verifier.signer.issue(
             artifact_digest=report.artifact_digest,
             tunables=self._candidate.tunables,
             inputs_digest=digest_inputs(self._candidate.history, self._candidate.classes),
             kernel_release=self._verifier.target.release,
             btf_build_id=self._verifier.target.btf_build_id,
-            report_digest=report_digest(report),
-            scope=grant.scope,
-            cgroup=grant.cgroup,
+            report_digest=report.digest,
+            scope=self._verifier.scope,
+            cgroup=self._verifier.cgroup,
         )
 
 

@@ -185,17 +185,19 @@ class VerificationReport:
         """Whether the proving ground showed that what a warning fears does not happen."""
         return any(oracle.ok for oracle in self.oracles if oracle.name == finding.cleared_by)
 
+    @property
+    def digest(self) -> str:
+        """Hex SHA-256 of what the gates said: what a token vouches for.
 
-def report_digest(report: VerificationReport) -> str:
-    """Return the hex SHA-256 of what the gates said, for the token to cover.
-
-    Of the report's canonical JSON, without the token and without the way by which the report came. A figure counts by
-    its value: 1 and 1.0 are one, since JSON writers differ in that.
-    """
-    content = asdict(report)
-    del content["token"], content["verified_by"]
-    text = json.dumps(_by_value(content), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode("ascii")).hexdigest()
+        Over the canonical JSON of everything but the token, the seconds and the way by which the report came. A figure
+        counts by its value: 1 and 1.0 are one, since JSON writers differ in that.
+        """
+        told = asdict(self)
+        del told["token"], told["verified_by"]
+        for gate in told["gates"]:
+            del gate["seconds"]
+        text = json.dumps(_by_value(told), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
 def _by_value(value: Any) -> Any:

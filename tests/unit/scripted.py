@@ -162,7 +162,8 @@ class Verifier:
     script: Script
     on_gate: Callable[[GateResult], None] = lambda _result: None
     include_dirs: tuple = ()
-    grant: object = None
+    scope: object = None
+    cgroup: str = ""
     depth: object = None
     static_only: bool = False
     kept: object = None

@@ -383,7 +383,7 @@ def test_the_status_of_verify_says_yes_no_or_unknown(run, script, monkeypatch, f
     from schedagent import verification
 
     verifier = scripted.Verifier(replace(script, faults={"fifo": fault}))
-    monkeypatch.setattr(verification, "open_verifier", lambda *_arguments, **_options: verifier)
+    monkeypatch.setattr(verification, "open_local_verifier", lambda *_arguments, **_options: verifier)
     result = run("verify", POLICIES / "fifo.bpf.c")
     assert result.exit_code == status
     assert ("No token was issued" in result.stdout) == bool(status)

@@ -17,11 +17,11 @@ from schedagent.core.artifact import PolicyArtifact
 from schedagent.core.errors import BpfError, CompileError, KernelRejected, PolicyError, SetupError, VmLost
 from schedagent.core.policy import CandidatePolicy, PolicyInfo, Tunable
 from schedagent.core.rules import GATES
-from schedagent.core.verification import Finding, GateStatus, Severity, report_digest
+from schedagent.core.verification import Finding, GateStatus, Severity
 from verifier import pipeline, submission
 from verifier.kept import KeptReports
 from verifier.microvm import jobs
-from verifier.pipeline import Bench, Grant, Verifier
+from verifier.pipeline import Bench, Verifier
 from verifier.signer import Signer
 
 TARGET = KernelTarget("7.3.4", "ab" * 20, Path("/nowhere/vmlinux"), Path("/nowhere"))
@@ -134,7 +134,7 @@ def test_all_gates_pass_in_order_and_a_token_is_issued(candidate, info, signer):
     token = tokens.decode(report.token)
     assert (token.artifact_digest, token.tunables) == (artifact.digest, (("slice_us", 700),))
     assert (token.kernel_release, token.btf_build_id) == ("7.3.4", TARGET.btf_build_id)
-    assert (token.report_digest, token.scope) == (report_digest(report), "full")
+    assert (token.report_digest, token.scope) == (report.digest, "full")
     assert [what for what, _ in ground.asked] == ["load", "prove"]
     assert {policy.artifact.digest for _, policy in ground.asked} == {artifact.digest}, "other bytes were proved"
     details = {result.gate: result.detail for result in report.gates}
@@ -302,7 +302,7 @@ def test_static_only_stops_before_the_machine_and_issues_nothing(candidate, info
 
 
 def test_the_scope_asked_for_stands_in_the_token(candidate, info, signer):
-    report = verify(Ground(), candidate, info, signer, grant=Grant(tokens.Scope.PARTIAL, "/batch")).report
+    report = verify(Ground(), candidate, info, signer, scope=tokens.Scope.PARTIAL, cgroup="/batch").report
     token = tokens.decode(report.token)
     assert (token.scope, token.cgroup) == ("partial", "/batch")
 

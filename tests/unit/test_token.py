@@ -27,10 +27,11 @@ from schedagent.core.verification import (
     Finding,
     GateResult,
     GateStatus,
+    KernelResult,
+    OracleResult,
     Severity,
     Step,
     VerificationReport,
-    report_digest,
 )
 
 NOW = 1_785_000_000
@@ -355,30 +356,35 @@ class TestDigests:
         assert digest_inputs([(1, 2)], []) != digest_inputs([], [(1, 2)])
 
     def test_of_a_report(self):
+        oracle = OracleResult("starvation", 29, True, 0.0, 2.0, "s", "fine")
+        kernel = KernelResult("7.3.4", GateStatus.PASSED, "", {"x_enqueue": {"verified_instructions": 7}})
         finding = Finding(
             18, Severity.WARNING, "enqueue", "x.bpf.c", 7, "é", (Step("x.bpf.c", 7, "here"),), "starvation"
         )
         gate = GateResult("source", GateStatus.PASSED, "fine", 1.0, (finding,))
-        report = VerificationReport("x", "key", "ab", "7.3.4", (gate,))
-        digest = report_digest(report)
-        assert digest == report_digest(dataclasses.replace(report, token="t", verified_by="the service"))
-        whole = dataclasses.replace(gate, seconds=1)
-        assert digest == report_digest(dataclasses.replace(report, gates=(whole,))), "JSON writers differ in 1 and 1.0"
+        report = VerificationReport("x", "key", "ab", "7.3.4", (gate,), (kernel,), (oracle,), "1")
+        digest = report.digest
+        assert digest == dataclasses.replace(report, token="t", verified_by="the service").digest
+        whole = dataclasses.replace(oracle, measured=0, bound=2)
+        assert digest == dataclasses.replace(report, oracles=(whole,)).digest, "JSON writers differ in 1 and 1.0"
+        later = dataclasses.replace(report, gates=(dataclasses.replace(gate, seconds=9.0),))
+        assert digest == later.digest, "a verification that was faster says the same"
         for other in (
             dataclasses.replace(report, policy="y"),
             dataclasses.replace(report, gates=(dataclasses.replace(gate, status=GateStatus.FAILED),)),
-            dataclasses.replace(report, gates=(dataclasses.replace(gate, seconds=1.001),)),
+            dataclasses.replace(report, oracles=(dataclasses.replace(oracle, measured=0.1),)),
+            dataclasses.replace(report, kernels=()),
             dataclasses.replace(report, gates=(dataclasses.replace(gate, findings=()),)),
             dataclasses.replace(report, gates=(gate, gate)),
         ):
-            assert report_digest(other) != digest
+            assert other.digest != digest
 
     def test_of_a_report_is_that_of_its_json(self):
         gate = GateResult("source", GateStatus.PASSED, "fine", 0.25)
         report = VerificationReport("x", "key", "ab", "7.3.4", (gate,))
         content = json.loads(json.dumps(dataclasses.asdict(report)))
         gates = tuple(GateResult(**{**gate, "findings": tuple(gate["findings"])}) for gate in content["gates"])
-        assert report_digest(VerificationReport(**{**content, "gates": gates})) == report_digest(report)
+        assert VerificationReport(**{**content, "gates": gates}).digest == report.digest
 
 
 def test_cryptography_is_imported_only_when_used():
