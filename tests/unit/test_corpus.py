@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kernel_bpf.bpf_object import MAP_STRUCT_OPS, BpfObject
+from kernel_bpf.bpf_object import BpfObject
 from kernel_bpf.compile import compile_policy
 from kernel_bpf.library import policy_from_file
 from kernel_bpf.target import prepare_target
@@ -55,8 +55,8 @@ def test_holds_policies_for_every_layer():
     gates = Counter(entry["gate"] for entry in CORPUS)
     assert gates[LOGIC] >= 40
     assert gates[PROVING] + gates[OVERHEAD] >= 15
-    assert gates[OVERHEAD] and gates[KERNEL] and gates[SOURCE]
-    assert not gates[COMPILE] and not gates[ATTACH]
+    assert min(gates[OVERHEAD], gates[KERNEL], gates[SOURCE]) > 0
+    assert gates[COMPILE] == gates[ATTACH] == 0
 
 
 @pytest.mark.parametrize("entry", CORPUS, ids=NAMES)
@@ -86,7 +86,6 @@ def test_compiles_without_warnings_to_one_scheduler_of_its_name(name, target, se
     artifact = compile_policy(info.source, name, target, cache_dir=settings.cache_dir)
     assert artifact.log == ""
     with BpfObject.open(artifact.object_bytes, name) as opened:
-        found = {map_name: kind for _pointer, map_name, kind in opened.maps()}
-        assert found[name] == MAP_STRUCT_OPS
+        assert name in opened.struct_ops()
         defaults = {tunable.name: tunable.default for tunable in info.tunables}
         assert {tunable: opened.tunable_value(tunable) for tunable in defaults} == defaults
