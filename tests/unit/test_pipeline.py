@@ -16,6 +16,7 @@ from schedagent.core.verification import GateStatus
 from verifier import pipeline
 from verifier.microvm import jobs
 from verifier.pipeline import GATES, SOURCE_LIMIT_BYTES, Verifier
+from verifier.proving.prove import Depth
 from verifier.signer import Signer
 
 TARGET = KernelTarget("7.3.4", "ab" * 20, Path("/nowhere/vmlinux"), Path("/nowhere"))
@@ -30,7 +31,7 @@ class Ground:
     """A proving ground that answers as told and notes what it was asked."""
 
     load_error: Exception | None = None
-    stress_error: Exception | None = None
+    prove_error: Exception | None = None
     exit_text: str = ""
     findings: tuple = (GOOD,)
     asked: list = field(default_factory=list)
@@ -41,11 +42,13 @@ class Ground:
             raise self.load_error
         return jobs.LoadAnswer({"fifo_enqueue": {"verified_instructions": 123}, "fifo_exit": {}})
 
-    def stress(self, policy, seconds):
-        self.asked.append(("stress", policy))
-        if self.stress_error:
-            raise self.stress_error
-        return jobs.StressAnswer(self.exit_text, list(self.findings), {"SCX_EV_REENQ": 0, "SCX_EV_DISPATCH": 7})
+    def prove(self, policy, depth):
+        assert depth is Depth.STANDARD
+        self.asked.append(("prove", policy))
+        if self.prove_error:
+            raise self.prove_error
+        events = {"SCX_EV_REENQ": 0, "SCX_EV_DISPATCH": 7}
+        return jobs.ProveAnswer(self.exit_text, list(self.findings), events, {"mix": 4.0})
 
 
 @pytest.fixture(autouse=True)
@@ -105,7 +108,7 @@ def test_all_gates_pass_in_order_and_a_token_is_issued(candidate, info, signer):
     token = tokens.decode(report.token)
     assert (token.artifact_digest, token.tunables) == (artifact.digest, (("slice_us", 700),))
     assert (token.kernel_release, token.btf_build_id) == ("7.3.4", TARGET.btf_build_id)
-    assert [what for what, _ in ground.asked] == ["load", "stress"]
+    assert [what for what, _ in ground.asked] == ["load", "prove"]
     assert {policy.artifact.digest for _, policy in ground.asked} == {artifact.digest}, "other bytes were proved"
     details = {result.gate: result.detail for result in report.gates}
     assert details["kernel verifier"] == "2 programs accepted: fifo_enqueue 123, fifo_exit"
@@ -125,7 +128,7 @@ def test_without_a_signer_there_is_no_token(candidate, info):
     [
         (Ground(load_error=KernelRejected("R1 invalid mem access")), "kernel verifier", "R1 invalid mem access"),
         (Ground(load_error=BpfError("bpf_object__load", 22, "log")), "kernel verifier", "bpf_object__load"),
-        (Ground(stress_error=KernelRejected("init returned -22")), "attach", "init returned -22"),
+        (Ground(prove_error=KernelRejected("init returned -22")), "attach", "init returned -22"),
         (Ground(exit_text="runnable task stall", findings=(STARVED,)), "stress", "runnable task stall"),
         (Ground(findings=(GOOD, STARVED)), "starvation", "sleepers: latest by 9.00 s"),
     ],
@@ -139,7 +142,7 @@ def test_what_closes_a_gate(candidate, info, signer, ground, gate, detail):
 
 @pytest.mark.parametrize(
     ("ground", "gate"),
-    [(Ground(load_error=VmLost("no answer")), "kernel verifier"), (Ground(stress_error=VmLost("no answer")), "attach")],
+    [(Ground(load_error=VmLost("no answer")), "kernel verifier"), (Ground(prove_error=VmLost("no answer")), "attach")],
 )
 def test_a_lost_vm_neither_passes_nor_fails(candidate, info, signer, ground, gate):
     assert_closed(verify(ground, candidate, info, signer), gate, "the VM was lost twice: no answer", SKIPPED)
