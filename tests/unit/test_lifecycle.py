@@ -129,13 +129,21 @@ def test_one_disturbed_pair_of_many_neither_condemns_nor_pardons():
     assert overhead.judge(IDLE_MACHINE, pairs(*[0.97] * 8, 0.1)).ok
 
 
-def test_pairs_are_added_while_it_looks_bad():
-    good, bad = pairs(0.97, 0.99, 1.0), pairs(0.8, 0.85, 0.95)
-    assert not overhead.enough([good[:1], good[:1]])
-    assert overhead.enough([good, good])
-    assert not overhead.enough([good, bad])
-    assert overhead.enough([good * 3, bad * 3])
-    assert len(bad * 3) == MOST_PAIRS
+@pytest.mark.parametrize(
+    ("found", "tells"),
+    [
+        ([1.0], False),
+        ([1.0, 0.93], True),
+        ([1.0, 0.8], False),
+        ([1.0, 0.8, 1.0, 1.0], False),
+        ([1.0, 0.8, 1.0, 1.0, 1.0], True),
+        ([0.5] * (MOST_PAIRS - 1), False),
+        ([0.5] * MOST_PAIRS, True),
+        ([0.8, 1.0] * (MOST_PAIRS // 2) + [0.8], True),
+    ],
+)
+def test_pairs_are_added_until_they_tell(found, tells):
+    assert overhead.decided(pairs(*found)) is tells
 
 
 def test_a_unit_takes_about_what_it_should():
