@@ -16,11 +16,11 @@ from pathlib import Path
 from kernel_bpf.spinner import Spinner
 from schedagent.core.errors import BpfError
 from verifier.proving import work
-from verifier.proving.crew import REAP_LIMIT_S, Crew, ForkRefused, Task
+from verifier.proving.crew import REAP_LIMIT_S, Crew, Task
 from verifier.proving.ground import Ground
 from verifier.proving.oracle import OracleInfo, OracleResult
 
-LOOK_S = 0.04
+LOOK_S = 0.08
 EATEN_MIB, EATER_LIMIT_MIB = 24, 12
 
 CGROUPS = Path("/sys/fs/cgroup")
@@ -171,15 +171,11 @@ class Mix:
 
 
 def prove(ground: Ground, seconds: float) -> list[OracleResult]:
-    """Run the mix for `seconds` and judge it; a fork that is refused before it stands is judged alone."""
-    crew = Crew()
-    try:
-        with crew:
-            mix = start(crew, ground.cpus)
-            watch, misplaced = observe(ground, mix, seconds)
-            results = judge(mix, watch, misplaced)
-    except ForkRefused as error:
-        return [FORKS.fail(0.0, str(error))]
+    """Run the mix for `seconds` and judge it."""
+    with Crew() as crew:
+        mix = start(crew, ground.cpus)
+        watch, misplaced = observe(ground, mix, seconds)
+        results = judge(mix, watch, misplaced)
     return [_undead(crew.undead), *results[1:]] if crew.undead else results
 
 

@@ -21,7 +21,7 @@ HOLD_S, REST_S = 0.03, 0.015
 BURST_S = 0.02
 STAT_REFRESH = Path("/proc/sys/vm/stat_refresh")
 
-BEAT_S = 0.04
+BEAT_S = 0.08
 METRONOME_PRIORITY = 60
 """Above the agent and everything else: a metronome that beats late says that its CPU stood still."""
 
