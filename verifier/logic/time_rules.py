@@ -141,7 +141,7 @@ def _check_vtime(subject: Subject, inserts: list[Insert]) -> None:
         if asked.operator != "ult" or asked.bits != 64 or any(side.is_const for side in sides):
             continue
         if any(_is_raw_vtime(side) for side in sides):
-            text = f"{describe(asked.left)} and {describe(asked.right)} are compared as unsigned numbers, which goes wrong "
+            text = f"{describe(asked.left)} and {describe(asked.right)} are compared as unsigned numbers, which fails "
             text += "when one wraps; compare (s64)(a - b) with 0"
             subject.report(22, Severity.ERROR, comparison.member, comparison.line, text)
     for insert in own:
