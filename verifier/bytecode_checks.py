@@ -14,11 +14,10 @@ from types import MappingProxyType
 from schedagent.core.verification import Finding, Severity
 from verifier.bpf_image import BpfImage, OpsStruct
 from verifier.logic import calls, declared_rules, placement_rules, queue_rules, task_rules, time_rules
-from verifier.logic.flow import Walk, Walked, Walker
+from verifier.logic.flow import Walk, Walker
 from verifier.logic.subject import Subject
 
 _ORDER = ("init", "enqueue", "select_cpu", "dispatch", "init_task")
-_CLEARED_BY = {"enqueue": "starvation", "dispatch": "starvation", "select_cpu": "affinity", "init_task": "fork storm"}
 
 
 @dataclass(frozen=True)
@@ -81,16 +80,15 @@ def check_logic(
     """
     known = (calls.FIXED_ENUMS, image.enums, enums)
     values = {name.rpartition(".")[2]: value for source in known for name, value in source.items()}
-    ops = image.ops[0] if image.ops else OpsStruct("", {}, {}, "", "")
+    if not image.ops:
+        return _no_scheduler(image)
+    ops = image.ops[0]
     walk = _walk(image, ops, features, values)
     subject = Subject(image, ops, walk, values, features)
-    if not image.ops:
-        subject.report(27, Severity.ERROR, "", None, "the object defines no sched_ext_ops, so it is no scheduler")
     declared_rules.check(subject)
     for rules in (placement_rules, queue_rules, task_rules, time_rules):
         rules.check(subject)
-    for entry in walk.entries:
-        _check_explored(subject, entry)
+    _check_explored(subject, walk)
     findings = sorted(
         subject.findings, key=lambda found: (found.severity is not Severity.ERROR, found.rule, found.line)
     )
@@ -99,6 +97,12 @@ def check_logic(
         tuple(CallbackWalk(e.member, e.paths, e.steps, e.joined, e.exhausted) for e in walk.entries),
         *_queue_counts(subject),
     )
+
+
+def _no_scheduler(image: BpfImage) -> LogicReport:
+    others = ", ".join(image.other_struct_ops)
+    text = "the object defines no sched_ext_ops, so it is no scheduler" + (f" (it has: {others})" if others else "")
+    return LogicReport((Finding(27, Severity.ERROR, "", "", 0, text),), (), 0, 0)
 
 
 def _walk(image: BpfImage, ops: OpsStruct, features: frozenset[str], enums: Mapping[str, int]) -> Walk:
@@ -116,15 +120,18 @@ def _walk(image: BpfImage, ops: OpsStruct, features: frozenset[str], enums: Mapp
     return walker.walk
 
 
-def _check_explored(subject: Subject, entry: Walked) -> None:
+def _check_explored(subject: Subject, walk: Walk) -> None:
     """A walk that was cut short proves nothing: the proving ground must."""
-    where = entry.member
-    if entry.unreadable:
-        subject.report(28, Severity.ERROR, where, None, f"{entry.function} cannot be followed: {entry.unreadable}")
-    elif entry.exhausted:
-        text = f"not all paths were explored: the budget ended after {entry.steps} steps on {entry.paths} paths"
-        cleared_by = _CLEARED_BY.get(where, "starvation")
-        subject.report(18, Severity.WARNING, where, subject.start_of(where), text, cleared_by=cleared_by)
+    for entry in walk.entries:
+        if entry.unreadable:
+            text = f"{entry.function} cannot be followed: {entry.unreadable}"
+            subject.report(28, Severity.ERROR, entry.member, None, text)
+    cut = [entry for entry in walk.entries if entry.exhausted]
+    for rule, cleared_by in ((18, "starvation"), (7, "affinity"), (20, "work conservation")) if cut else ():
+        names = ", ".join(entry.member for entry in cut[:3]) + (f" and {len(cut) - 3} more" if len(cut) > 3 else "")
+        text = f"not every path of {names} was followed: the budget ended after {sum(e.steps for e in cut)} steps"
+        where = cut[0].member
+        subject.report(rule, Severity.WARNING, where, subject.start_of(where), text, cleared_by=cleared_by)
 
 
 def _queue_counts(subject: Subject) -> tuple[int, int]:

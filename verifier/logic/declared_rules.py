@@ -9,13 +9,14 @@ from verifier.bpf_image import Function, Instruction, MapInfo, Ref
 from verifier.logic import calls
 from verifier.logic.calls import names
 from verifier.logic.events import Event
+from verifier.logic.marking import KICKS
 from verifier.logic.subject import FLAT_IDLE, IDLE_KFUNCS, Subject
 from verifier.logic.terms import Kind, inside, signed
 
 MAP_BYTES_MAX = 64 << 20
 TIMEOUT_MAX_MS = 5000
-ROUNDS_MAX = 1 << 20
-"""Rounds of one loop: at 10 ns each they take 10 ms, with the run queue locked."""
+ROUNDS_MAX = 1 << 23
+"""Rounds of one loop: what the kernel allows bpf_loop(), and what policies write for "until I break"."""
 
 _TRACING = ("tp_btf", "raw_tp", "raw_tracepoint", "fentry", "fexit", "tracing", "tp", "tracepoint")
 _CALLED_BY_USER = ("syscall",)
@@ -102,10 +103,14 @@ def _check_last_task(subject: Subject) -> None:
             masks = [t.parts[2] for t in inside(side) if t.kind is Kind.OP and t.parts[0] == "and"]
             if comparison.member == "enqueue" and any(mask.is_const and mask.value & last for mask in masks):
                 return
+    kicked_elsewhere = any(event.member != "enqueue" for event in subject.events(*KICKS))
     for path in subject.exits("enqueue"):
-        if path.marks.waits and not path.marks.kicked:
+        if path.marks.waits and not path.marks.kicked and not path.marks.ended:
             text = "SCX_OPS_ENQ_LAST is set, but enqueue never asks for SCX_ENQ_LAST and leaves the last task of a CPU"
-            subject.error(15, path, f"{text} in a DSQ: the CPU then idles, and nothing makes it look")
+            if kicked_elsewhere:
+                subject.warning(15, path, f"{text} in a DSQ: the CPU idles until it is kicked", "work conservation")
+            else:
+                subject.error(15, path, f"{text} in a DSQ: the CPU then idles, and nothing makes it look")
             return
 
 

@@ -191,9 +191,16 @@ class Machine:
         variable = self._variable(section, offset, size)
         if variable is None:
             return None
+        if variable.name.startswith("__SCX_") and variable.volatile:
+            return self._enumerator(variable.name[2:])
         start = offset - variable.offset
         content = variable.content[start : start + size] if variable.content else bytes(size)
         return self.terms.const(int.from_bytes(content, "little"), variable.name if variable.volatile else "")
+
+    def _enumerator(self, name: str) -> Term:
+        """Return a constant that the loader fills in from the kernel's BTF, as scx's own headers have it."""
+        known = self.enums.get(name)
+        return self.terms.make(Kind.UNKNOWN, name) if known is None else self.terms.const(known, name)
 
     def _variable(self, section: str, offset: int, size: int) -> Variable | None:
         for variable in self._constants:

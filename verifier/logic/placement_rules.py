@@ -23,7 +23,8 @@ _FOREIGN_MASKS = ("scx_bpf_get_possible_cpumask", "scx_bpf_get_online_cpumask", 
 def check(subject: Subject) -> None:
     """Report what breaks rules 1, 6, 7 (masks) and 14."""
     for path in subject.exits("select_cpu"):
-        _check_answer(subject, path)
+        if not path.marks.ended:
+            _check_answer(subject, path)
     for insert in subject.inserts():
         if insert.queue.kind is QueueKind.LOCAL_ON:
             _check_local_on(subject, insert)
@@ -32,6 +33,8 @@ def check(subject: Subject) -> None:
     _check_masks(subject)
     for event in subject.events("scx_bpf_select_cpu_dfl", "scx_bpf_select_cpu_and"):
         task = event.argument(0)
+        if event.member not in subject.ops.callbacks:
+            continue  # from a program that no lock surrounds any task will do
         if task is not None and task.kind is not Kind.UNKNOWN and not is_callback_task(task):
             subject.error(14, event, f"{event.raw}() is called for {describe(task)}, not for the callback's task p")
 

@@ -210,7 +210,8 @@ class Terms:
 
     def _add(self, left: Term, right: Term) -> Term:
         for base, offset in ((left, right), (right, left)):
-            if offset.is_const and offset.parts[1].startswith("."):  # the relocated offset of a kernel field
+            named = offset.is_const and offset.parts[1].startswith(".")  # the relocated offset of a kernel field
+            if named and base.kind is not Kind.STACK:
                 return self.make(Kind.ADDRESS, base, offset.parts[1][1:])
         return self._combine(left, right, 1)
 
