@@ -145,7 +145,8 @@ class Walker(Machine):
         state.trim(self._dead)
         if place in state.code.loop_heads or place == _ENTRY:
             self._widen(state, place)
-        group = (state.frames, state.code.name, place, state.marks)
+        context = tuple((frame.code.name, frame.back) for frame in state.frames)
+        group = (context, state.code.name, place, state.marks)
         seen = self._seen.setdefault(group, set())
         if len(seen) >= _DISTINCT_PATHS:
             return self._join(state, group)
@@ -194,13 +195,26 @@ class Walker(Machine):
         self.entry.joined = True
         before = self._joined.get(group)
         if before is not None:
-            regs, stack, facts = tuple(before.regs), before.stack, before.facts
-            self._merge(state, regs, stack, (len(state.frames), state.code.name, group[2], "join"))
+            regs, stack, facts, frames = tuple(before.regs), before.stack, before.facts, before.frames
+            place = (*group[:3], "join")
+            self._merge(state, regs, stack, place)
+            self._merge_frames(state, frames, place)
             state.facts = Facts((key, value) for key, value in state.facts.items() if facts.get(key) == value)
-            if tuple(state.regs) == regs and state.stack == stack and state.facts == facts:
+            if tuple(state.regs) == regs and (state.stack, state.facts, state.frames) == (stack, facts, frames):
                 return False
         self._joined[group] = state.fork()
         return True
+
+    def _merge_frames(self, state: State, frames: tuple[Frame, ...], place: tuple[object, ...]) -> None:
+        """Join what the callers kept in registers."""
+        merged = []
+        for depth, (frame, other) in enumerate(zip(state.frames, frames, strict=True)):
+            saved = tuple(
+                one if one is two else self._merged(state, (one, two), (*place, depth, index))
+                for index, (one, two) in enumerate(zip(frame.saved, other.saved, strict=True))
+            )
+            merged.append(frame._replace(saved=saved))
+        state.frames = tuple(merged)
 
     # --- control flow
 

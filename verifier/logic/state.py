@@ -131,4 +131,4 @@ class State:
 
     @property
     def key(self) -> tuple[object, ...]:
-        return tuple(self.regs), frozenset(self.stack.items()), frozenset(self.facts.items())
+        return tuple(self.regs), self.frames, frozenset(self.stack.items()), frozenset(self.facts.items())

@@ -135,7 +135,10 @@ def _check_end_of_enqueue(subject: Subject, path: Exit, served: frozenset[str]) 
 
 def _left_to_user_space(subject: Subject, path: Exit) -> bool:
     """Whether a task is stored where no program of the object reads, and others come from where none writes."""
-    read = {place for event in subject.events(*_READERS) for place in _places(subject, event.arguments[0])}
-    written = {place for event in subject.events(*_WRITERS) for place in _places(subject, event.arguments[0])}
+
+    def places(*functions: str) -> set[str]:
+        return {place for event in subject.events(*functions) for place in _places(subject, event.arguments[0])}
+
     stored = path.marks.stores | {pending.region for pending in path.marks.pending}
-    return bool(stored) and not stored & read and bool((read & served_places(subject)) - written)
+    handed_back = places("bpf_map_pop_elem", "bpf_user_ringbuf_drain") - places(*_WRITERS)
+    return bool(stored) and not stored & places(*_READERS) and bool(handed_back)

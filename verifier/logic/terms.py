@@ -87,7 +87,9 @@ class Term:
 
 
 def children(term: Term) -> Iterator[Term]:
-    """Yield the terms that a term is made of directly."""
+    """Yield the terms that a term is made of directly; the place that names an UNKNOWN is no such part."""
+    if term.kind is Kind.UNKNOWN:
+        return
     for part in term.parts:
         if isinstance(part, Term):
             yield part
