@@ -1,8 +1,8 @@
 """The scheduling-logic checks on a compiled policy: SCHED_EXT's rules, decided along the paths of its programs.
 
-The kernel's verifier proves memory safety; this says whether a path loses a task, a DSQ is never drained, a CPU is named
-that need not exist. Every finding names its rule, source line and the steps of a path. How the paths are found is in
-`verifier.logic`. May import: verifier.logic, verifier.bpf_image and schedagent.core.
+The kernel's verifier proves memory safety; this says whether a path loses a task, a DSQ is never drained, a CPU is
+named that need not exist. Every finding names its rule, source line and the steps of a path. How the paths are found is
+in `verifier.logic`. May import: verifier.logic, verifier.bpf_image and schedagent.core.
 """
 
 from __future__ import annotations
@@ -14,10 +14,19 @@ from types import MappingProxyType
 from schedagent.core.verification import Finding, Severity
 from verifier.bpf_image import BpfImage, OpsStruct
 from verifier.logic import calls, declared_rules, placement_rules, queue_rules, task_rules, time_rules
-from verifier.logic.flow import Walk, Walked, Walker
+from verifier.logic.flow import Walk, Walker
 from verifier.logic.subject import Subject
 
-_CLEARED_BY = {"enqueue": "starvation", "dispatch": "starvation", "select_cpu": "affinity", "init_task": "fork storm"}
+_UNEXPLORED = {
+    "init": ((2, "starvation"),),
+    "select_cpu": ((1, "affinity"),),
+    "enqueue": ((18, "starvation"), (7, "affinity"), (20, "work conservation")),
+    "dispatch": ((19, "starvation"), (6, "affinity")),
+    "init_task": ((17, "fork storm"),),
+}
+"""What was not decided of a callback whose paths are too many, and the oracles that must decide it."""
+
+_ORDER = ("init", "enqueue", "select_cpu", "dispatch", "init_task")
 
 
 @dataclass(frozen=True)
@@ -80,17 +89,18 @@ def check_logic(
     """
     known = (calls.FIXED_ENUMS, image.enums, enums)
     values = {name.rpartition(".")[2]: value for source in known for name, value in source.items()}
-    ops = image.ops[0] if image.ops else OpsStruct("", {}, {}, "", "")
+    if not image.ops:
+        return _no_scheduler(image)
+    ops = image.ops[0]
     walk = _walk(image, ops, features, values)
     subject = Subject(image, ops, walk, values, features)
-    if not image.ops:
-        subject.report(27, Severity.ERROR, "", None, "the object defines no sched_ext_ops, so it is no scheduler")
     declared_rules.check(subject)
     for rules in (placement_rules, queue_rules, task_rules, time_rules):
         rules.check(subject)
-    for entry in walk.entries:
-        _check_explored(subject, entry)
-    findings = sorted(subject.findings, key=lambda found: (found.severity is not Severity.ERROR, found.rule, found.line))
+    _check_explored(subject, walk)
+    findings = sorted(
+        subject.findings, key=lambda found: (found.severity is not Severity.ERROR, found.rule, found.line)
+    )
     return LogicReport(
         tuple(findings),
         tuple(CallbackWalk(e.member, e.paths, e.steps, e.joined, e.exhausted) for e in walk.entries),
@@ -98,11 +108,18 @@ def check_logic(
     )
 
 
+def _no_scheduler(image: BpfImage) -> LogicReport:
+    others = ", ".join(image.other_struct_ops)
+    text = "the object defines no sched_ext_ops, so it is no scheduler" + (f" (it has: {others})" if others else "")
+    return LogicReport((Finding(27, Severity.ERROR, "", "", 0, text),), (), 0, 0)
+
+
 def _walk(image: BpfImage, ops: OpsStruct, features: frozenset[str], enums: Mapping[str, int]) -> Walk:
-    """Walk every callback, cheap ones first, then the other programs."""
+    """Walk every callback, the telling ones first and the longest after them, then the other programs."""
     walker = Walker(image, features, enums)
     entered = set()
-    for member, name in ops.callbacks.items():
+    order = sorted(ops.callbacks.items(), key=lambda item: _ORDER.index(item[0]) if item[0] in _ORDER else len(_ORDER))
+    for member, name in order:
         if name in image.functions:
             walker.enter(member, image.functions[name])
             entered.add(name)
@@ -112,18 +129,23 @@ def _walk(image: BpfImage, ops: OpsStruct, features: frozenset[str], enums: Mapp
     return walker.walk
 
 
-def _check_explored(subject: Subject, entry: Walked) -> None:
+def _check_explored(subject: Subject, walk: Walk) -> None:
     """A walk that was cut short proves nothing: the proving ground must."""
-    where = entry.member
-    if entry.unreadable:
-        subject.report(28, Severity.ERROR, where, None, f"{entry.function} cannot be followed: {entry.unreadable}")
-    elif entry.exhausted:
-        text = f"not all paths were explored: the budget ended after {entry.steps} steps on {entry.paths} paths"
-        cleared_by = _CLEARED_BY.get(where, "starvation")
-        subject.report(18, Severity.WARNING, where, subject.start_of(where), text, cleared_by=cleared_by)
+    for entry in walk.entries:
+        if entry.unreadable:
+            text = f"{entry.function} cannot be followed: {entry.unreadable}"
+            subject.report(28, Severity.ERROR, entry.member, None, text)
+    cut = [entry for entry in walk.entries if entry.exhausted]
+    for entry in cut:
+        text = f"not every path of {entry.member} was followed: the budget ended after {entry.steps} steps"
+        line = subject.start_of(entry.member)
+        for rule, cleared_by in _UNEXPLORED.get(entry.member, ()):
+            subject.report(rule, Severity.WARNING, entry.member, line, text, cleared_by=cleared_by)
 
 
 def _queue_counts(subject: Subject) -> tuple[int, int]:
-    created = {queue.term for event in subject.events("scx_bpf_create_dsq") for queue in subject.queues(event.arguments[0])}
+    created = {
+        queue.term for event in subject.events("scx_bpf_create_dsq") for queue in subject.queues(event.arguments[0])
+    }
     drained = {drain.queue.term for drain in subject.drains()}
     return len(created), min(len(created), len(drained))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from verifier.logic.calls import LRU_HASH, LRU_PERCPU_HASH
 from verifier.logic.events import Event, Exit
 from verifier.logic.facts import range_of
 from verifier.logic.marking import INSERTS, is_callback_task
@@ -15,6 +14,8 @@ _SOURCES_OF_TASKS = frozenset({"bpf_task_from_pid", "bpf_task_from_vpid", "scx_b
 _READERS = frozenset({"bpf_map_pop_elem", "bpf_map_peek_elem", "bpf_map_lookup_elem", "bpf_for_each_map_elem",
                       "bpf_rbtree_first", "bpf_rbtree_remove", "bpf_list_pop_front", "bpf_list_pop_back",
                       "bpf_user_ringbuf_drain", "bpf_kptr_xchg", "bpf_map_lookup_percpu_elem"})  # fmt: skip
+_WRITERS = frozenset({"bpf_map_push_elem", "bpf_map_update_elem", "bpf_rbtree_add", "bpf_list_push_front",
+                      "bpf_list_push_back", "bpf_ringbuf_output"})  # fmt: skip
 
 
 def check(subject: Subject) -> None:
@@ -33,7 +34,9 @@ def _check_insert(subject: Subject, event: Event) -> None:
     if member not in subject.ops.callbacks or task is None:
         return
     if member not in _MAY_INSERT:
-        subject.error(5, event, f"{event.raw}() may only be called from select_cpu, enqueue and dispatch, not from {member}")
+        subject.error(
+            5, event, f"{event.raw}() may only be called from select_cpu, enqueue and dispatch, not from {member}"
+        )
     elif member == "dispatch":
         _check_batch(subject, event)
     elif is_callback_task(task):
@@ -62,7 +65,7 @@ def _check_fork(subject: Subject, path: Exit) -> None:
         known = range_of(path.facts, 32, value)
         if value.is_const and signed(value.value, 32) == 0:
             continue
-        if known.low == known.high == 0 or _not_a_fork(path):
+        if known.low == known.high == 0 or path.marks.ended or _not_a_fork(path):
             continue
         if value.is_const:
             subject.error(17, path, f"init_task returns {signed(value.value, 32)} on this path: every fork then fails")
@@ -119,6 +122,10 @@ def _check_end_of_enqueue(subject: Subject, path: Exit, served: frozenset[str]) 
     if unchecked is not None:
         subject.error(18, path, f"the result of the store into {unchecked.region} (line {unchecked.line}) is not "
                                      "looked at: when the map is full, the task is lost")  # fmt: skip
+    elif _left_to_user_space(subject, path):
+        subject.warning(
+            18, path, "the task is handed to a program in user space, which must hand it back", "starvation"
+        )
     elif marks.stores or marks.pending:
         names = ", ".join(sorted(marks.stores | {pending.region for pending in marks.pending}))
         subject.error(18, path, f"the task is stored in {names}, but no callback takes it from there and inserts it")
@@ -126,4 +133,12 @@ def _check_end_of_enqueue(subject: Subject, path: Exit, served: frozenset[str]) 
         subject.error(18, path, "enqueue ends on this path without inserting or storing the task")
 
 
-__all__ = ["LRU_HASH", "LRU_PERCPU_HASH", "check", "served_places"]
+def _left_to_user_space(subject: Subject, path: Exit) -> bool:
+    """Whether a task is stored where no program of the object reads, and others come from where none writes."""
+
+    def places(*functions: str) -> set[str]:
+        return {place for event in subject.events(*functions) for place in _places(subject, event.arguments[0])}
+
+    stored = path.marks.stores | {pending.region for pending in path.marks.pending}
+    handed_back = places("bpf_map_pop_elem", "bpf_user_ringbuf_drain") - places(*_WRITERS)
+    return bool(stored) and not stored & places(*_READERS) and bool(handed_back)
