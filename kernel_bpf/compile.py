@@ -23,7 +23,7 @@ from kernel_bpf.source import printable, read_source
 from kernel_bpf.target import KernelTarget, find_bpftool
 from schedagent.core import proc
 from schedagent.core.artifact import PolicyArtifact
-from schedagent.core.errors import CompileError, SetupError
+from schedagent.core.errors import CompileError, SetupError, UsageError
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ def compile_policy(
         cache_dir: compiled objects are kept in its subfolder objects; None keeps none.
 
     Raises:
-        UsageError: the source cannot be read.
+        UsageError: the source, or a folder of headers, cannot be used.
         CompileError: it is no C text, clang refused it, with clang's own lines, or it took more than its share.
         SetupError: there is no usable clang, or no sandbox to run it in.
     """
@@ -172,7 +172,17 @@ def _placed(files: Mapping[str, Path]) -> dict[str, Path]:
 
 
 def prepare(source_name: str, target: KernelTarget, include_dirs: Sequence[Path]) -> Setting:
-    """Return how to call clang; raise SetupError if there is none."""
+    """Return how to call clang.
+
+    Raises:
+        UsageError: a folder of headers is none, or is the whole machine.
+        SetupError: there is no clang.
+    """
+    for folder in include_dirs:
+        if not folder.is_dir():
+            raise UsageError(f"folder of headers {folder} is not there")
+        if folder.resolve() == Path("/"):
+            raise UsageError("headers from / would show every file to a source", "give the folder they are in")
     clang = find_clang()[0].resolve()
     machine = platform.machine()
     resources = _resource_folder(clang)

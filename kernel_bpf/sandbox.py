@@ -4,22 +4,25 @@
 
 bubblewrap gives the program namespaces of its own: a root folder that holds the program, its libraries and what `reads`
 names, all read-only, and nothing else (no /proc, no /dev, no /tmp); no network; processes, users and host name of its
-own; no capabilities and no way to new ones; no environment but the path of its libraries; and death with us. What it
-prints goes into files, so the limit on file sizes bounds that too. Without a working bubblewrap nothing is run at all.
-May import: schedagent.core.
+own; no capabilities and no way to new ones; no system calls that a compiler has no use for (kernel_bpf.seccomp); no
+environment but the path of its libraries; and death with us. What it prints goes into files, so the limit on file sizes
+bounds that too. Without a working bubblewrap nothing is run at all. May import: kernel_bpf.seccomp and schedagent.core.
 """
 
 from __future__ import annotations
 
 import functools
+import os
 import re
 import shutil
 import signal
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from kernel_bpf.seccomp import filter_program
 from schedagent.core import proc
 from schedagent.core.errors import SetupError
 
@@ -96,13 +99,17 @@ def run(
     if not program.is_absolute():
         raise SetupError(f"{program} is not installed", _INSTALL)
     allowed = limits or Limits()
-    with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr, tempfile.TemporaryFile() as told:
-        shown = {**_program_files(program), **reads}
-        command = [*_limited(allowed), *_walls(shown, writes or {}, told.fileno()), "--", str(program), *arguments]
+    with ExitStack() as opened:
+        stdout, stderr, told, rules = (opened.enter_context(tempfile.TemporaryFile()).fileno() for _ in range(4))
+        os.pwrite(rules, filter_program(), 0)
+        walls = _walls({**_program_files(program), **reads}, writes or {}, told, rules)
         ended = proc.run(
-            command, timeout_s=allowed.wall_s, output=(stdout.fileno(), stderr.fileno()), pass_fds=[told.fileno()]
+            [*_limited(allowed), *walls, "--", program, *arguments],
+            timeout_s=allowed.wall_s,
+            output=(stdout, stderr),
+            pass_fds=[told, rules],
         )
-        said = [_content(file.fileno()) for file in (stdout, stderr, told)]
+        said = [_content(descriptor) for descriptor in (stdout, stderr, told)]
     if b'"exit-code"' not in said[2]:
         last = said[1].decode(errors="replace").strip().splitlines()[-1:] or [f"status {ended.returncode}"]
         raise SetupError(f"the compiler sandbox cannot be set up: {last[0]}", _ALLOW)
@@ -134,12 +141,12 @@ def _limited(limits: Limits) -> list[str]:
     ]
 
 
-def _walls(reads: Mapping[str, Path], writes: Mapping[str, Path], status_fd: int) -> list[str]:
+def _walls(reads: Mapping[str, Path], writes: Mapping[str, Path], status_fd: int, rules_fd: int) -> list[str]:
     """bubblewrap's command line; mounts are made in the order given, so a folder comes before what lies in it."""
     command = [_bubblewrap(), "--unshare-all", "--unshare-user", "--disable-userns", "--uid", NOBODY, "--gid", NOBODY]
     command += ["--cap-drop", "ALL", "--die-with-parent", "--new-session", "--hostname", "sandbox"]
     command += ["--clearenv", "--setenv", "LD_LIBRARY_PATH", _LIBRARIES, "--json-status-fd", str(status_fd)]
-    command += ["--dir", WORKPLACE]
+    command += ["--seccomp", str(rules_fd), "--dir", WORKPLACE]
     for place in sorted(reads):
         command += ["--ro-bind", str(reads[place]), place]
     for place in sorted(writes):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ import pytest
 
 from kernel_bpf import sandbox
 from kernel_bpf.sandbox import Limits
+from kernel_bpf.seccomp import DENIED, filter_program
 from schedagent.core.errors import SetupError
 
 PROBE = Path(__file__).parents[1] / "fixtures" / "sandbox" / "probe.c"
@@ -30,17 +32,22 @@ def run(probe: Path, *arguments: str, limits: Limits | None = None, **where) -> 
     return sandbox.run(probe, arguments, reads=where.get("reads", {}), writes=where.get("writes"), limits=limits)
 
 
-@pytest.fixture(scope="module")
-def seen(probe, tmp_path_factory) -> dict:
-    """What a program sees, while we hold a descriptor and a secret in the environment that it could inherit."""
+@pytest.fixture(scope="module", params=["with the filter", "without"])
+def seen(probe, tmp_path_factory, request) -> dict:
+    """What a program sees, while we hold a descriptor and a secret in the environment that it could inherit.
+
+    Once without the system call filter: each wall must stand by itself.
+    """
     secret = tmp_path_factory.mktemp("secret") / "leaked"
     secret.write_text("secret")
     with secret.open() as leaked, pytest.MonkeyPatch.context() as patch:
         os.set_inheritable(leaked.fileno(), True)
         patch.setenv("SCHEDAGENT_SECRET", "secret")
+        if request.param == "without":
+            patch.setattr(sandbox, "filter_program", lambda: filter_program("none that is known"))
         ran = run(probe, "look")
     assert ran.status == 0, ran.stderr
-    return ast.literal_eval(ran.stdout.decode())
+    return {"filtered": request.param == "with the filter", **ast.literal_eval(ran.stdout.decode())}
 
 
 def test_sees_no_files_but_its_own(seen, probe):
@@ -54,8 +61,9 @@ def test_can_write_nowhere(seen):
 
 
 def test_has_no_network(seen):
-    assert seen["interfaces"] in ([], ["lo"])
+    assert seen["interfaces"] == ([] if seen["filtered"] else ["lo"])
     assert not seen["connected"]
+    assert seen["sockets"] == (0 if seen["filtered"] else 2)
 
 
 def test_has_no_rights_and_no_way_to_more(seen):
@@ -190,6 +198,24 @@ def test_sandbox_that_did_not_come_up_is_none(probe, monkeypatch, tmp_path, scri
     with pytest.raises(SetupError, match="cannot be set up") as caught:
         run(probe, "read", "/etc/passwd")
     assert "user namespaces" in caught.value.hint
+
+
+def test_filter_knows_its_machine_and_refuses_no_unknown_one():
+    instructions = list(struct.iter_unpack("=HBBI", filter_program("x86_64")))
+    ends = {
+        position + 1 + jump
+        for position, (code, *jumps, _) in enumerate(instructions)
+        if code & 7 == 5
+        for jump in jumps
+    }
+    assert max(ends) == len(instructions) - 1
+    assert {instructions[end][3] for end in ends if instructions[end][0] == 0x06} == {
+        0x7FFF0000,
+        0x00050001,
+        0x80000000,
+    }
+    assert len(set(DENIED["x86_64"].values())) == len(DENIED["x86_64"])
+    assert filter_program("riscv64") == struct.pack("=HBBI", 0x06, 0, 0, 0x7FFF0000)
 
 
 def test_program_that_is_not_there():
