@@ -76,6 +76,7 @@ class VerifierService:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stopping.set)
         await asyncio.to_thread(prepare, preload)
+        log.info("listening on %s", listener.getsockname())
         server = await asyncio.start_unix_server(self._connected, sock=listener, limit=self._limits.request_bytes)
         try:
             await self._stopping.wait()
