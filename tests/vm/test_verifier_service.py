@@ -28,7 +28,8 @@ from schedagent.core.trusted import load_trusted
 from verifier.microvm.kernels import default_kernel
 
 ROOT = Path(__file__).resolve().parents[2]
-SERVICE_USER, AGENT_USER, SHARED_GROUP = 65534, 65533, 100  # nobody, nobody else, and users(100)
+SERVICE_USER, AGENT_USER = 65532, 65533  # nobody's, and not nobody: QEMUs that root started run as that
+SHARED_GROUP = 100  # users
 
 pytestmark = [
     pytest.mark.vm,
@@ -160,6 +161,58 @@ def test_an_agent_has_a_policy_verified_and_never_sees_the_key(place):
     assert report["verified_by"] == f"the service at {path}"
     _check_token(place, report)
     _key_is_out_of_reach(place)
+
+
+def test_a_caller_that_is_killed_takes_its_machine_along(place):
+    with service(place) as path:
+        command = as_user(AGENT_USER, str(SHARED_GROUP), program("verify", POLICIES / "fair.bpf.c"))
+        variables = environment(place, "agent", SCHEDAGENT_VERIFIER_SOCKET=str(path))
+        caller = subprocess.Popen(command, env=variables, stdout=subprocess.DEVNULL)
+        try:
+            wait_for(lambda: machines() or caller.poll() is not None, 300)
+            assert caller.poll() is None, "it was over before a machine was seen"
+            assert requests()
+        finally:
+            caller.kill()
+            caller.wait()
+        wait_for(lambda: not machines() and not requests(), 20)
+
+
+def machines() -> list[int]:
+    """The QEMUs of the service."""
+    return [pid for pid in processes() if command(pid).startswith("qemu-system")]
+
+
+def command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def requests() -> list[str]:
+    """The folders of requests that are worked on."""
+    return [
+        path.name for path in Path(tempfile.gettempdir()).glob("schedagent-request-*") if owner(path) == SERVICE_USER
+    ]
+
+
+def processes() -> list[int]:
+    return [int(path.name) for path in Path("/proc").glob("[0-9]*") if owner(path) == SERVICE_USER]
+
+
+def owner(path: Path) -> int | None:
+    try:
+        return path.stat().st_uid
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+
+
+def wait_for(condition, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.05)
 
 
 def _check_token(place, report):
