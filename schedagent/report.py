@@ -22,7 +22,7 @@ TOP_COMMANDS = 5
 SAVED_CPU_TIME = 0.97
 """CPU time ratio from which on a gain under emulation is, in part, one of cheaper switching: the minimum effect."""
 
-IN_PROCESS = "this process"
+IN_PROCESS = "this process itself"
 
 Report = Mapping[str, Any]
 
@@ -286,10 +286,17 @@ def conclusion(report: Report) -> list[str]:
         )
     if report["hardware"]["lab"] != "host":
         lines.append(
-            f"Measured in a micro-VM ({report['hardware']['lab']}); nothing was changed on this machine. "
-            "Candidates were verified and signed by this process itself, not by a separate service."
+            f"Measured in a micro-VM ({report['hardware']['lab']}); nothing was changed on this machine."
+            + _who_verified(report["verified_by"])
         )
     return lines
+
+
+def _who_verified(verifiers: Sequence[str]) -> str:
+    if not verifiers:
+        return ""
+    alone = ", not by a separate service" if IN_PROCESS in verifiers else ""
+    return f" Candidates were verified and signed by {' and '.join(verifiers)}{alone}."
 
 
 def _say(console: Console, text: str) -> None:

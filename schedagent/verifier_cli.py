@@ -36,20 +36,20 @@ def serve(
         from schedagent.wiring import serve_verifier
         from verifier.listener import activated, group_id, listen
 
-        logging.getLogger().setLevel(min(logging.getLogger().level, logging.INFO))
+        logging.getLogger("verifier").setLevel(logging.INFO)
         found = settings()
         admission = admitted(users or [], group)
-        listener = activated(activated_descriptors())
-        if listener is not None:
-            serve_verifier(found, listener, admission)
+        handed_over = activated(activated_descriptors())
+        if handed_over is not None:
+            with handed_over:
+                serve_verifier(found, handed_over, admission)
             return 0
         path = socket_path(found, socket)
-        listener = listen(path, group_id(group))
-        try:
-            logging.info("listening on %s", path)
-            serve_verifier(found, listener, admission)
-        finally:
-            path.unlink(missing_ok=True)
+        with listen(path, group_id(group)) as listener:
+            try:
+                serve_verifier(found, listener, admission)
+            finally:
+                path.unlink(missing_ok=True)
         return 0
 
     from schedagent.cli import guarded
