@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from schedagent.core.errors import PolicyError, UsageError
-from schedagent.core.policy import PolicyInfo, Tunable
+from schedagent.core.policy import DECLARABLE, PolicyInfo, Tunable
 from schedagent.core.workload import WorkloadClass
 
 POLICIES = Path(__file__).resolve().parent / "bpf" / "policies"
@@ -17,7 +17,7 @@ TUNABLE_TYPES = ("u32", "u64", "s32", "s64", "bool")
 UNITS = ("ns", "us", "ms", "percent", "tasks", "ratio", "none")
 INPUTS = ("history", "classes")
 
-_SOURCE_SUFFIXES = (".bpf.c", ".c")
+_SUFFIXES = (".bpf.c", ".c", ".bpf.o", ".o")
 _Value = TypeVar("_Value")
 
 
@@ -38,15 +38,15 @@ def find_policy(name: str, folder: Path = POLICIES) -> PolicyInfo:
 
 
 def policy_from_file(source: Path) -> PolicyInfo:
-    """Describe a policy outside the library: by the .toml beside it, else by its file name and without tunables.
+    """Describe a policy outside the library, source or object: by the .toml beside it, else by its file name alone.
 
     Raises:
         UsageError: the file is not there, or its name cannot be a policy name.
         PolicyError: the .toml is malformed.
     """
-    suffix = next((suffix for suffix in _SOURCE_SUFFIXES if source.name.endswith(suffix)), "")
+    suffix = next((suffix for suffix in _SUFFIXES if source.name.endswith(suffix)), "")
     if not source.is_file():
-        raise UsageError(f"policy source {source} is not there")
+        raise UsageError(f"policy {source} is not there, or no regular file")
     name = source.name.removesuffix(suffix)
     if not suffix or not name.isidentifier() or not name.isascii():
         raise UsageError(f"{source.name!r} does not name a policy", "call it like a C identifier: my_policy.bpf.c")
@@ -69,6 +69,7 @@ def _read(path: Path, source: Path) -> PolicyInfo:
         algorithm=table.take("algorithm", str),
         limitations=table.take("limitations", str),
         inputs=table.take_words("inputs", INPUTS, default=()),
+        declares=table.take_words("declares", DECLARABLE, default=()),
         tunables=tuple(map(_read_tunable, table.take_tables("tunables"))),
         source=source,
     )

@@ -44,6 +44,10 @@ class Tunable:
         return value
 
 
+DECLARABLE = ("weights", "idle machine", "saturated machine")
+"""Oracles whose rule says "unless the policy declares otherwise" (29 and 30); safety cannot be declared away."""
+
+
 @dataclass(frozen=True)
 class PolicyInfo:
     """A documented policy: one `<name>.bpf.c` with its `<name>.toml`.
@@ -56,7 +60,9 @@ class PolicyInfo:
         limitations: when it loses.
         tunables: what may be set.
         inputs: maps the loader fills: "history" (identity -> expected CPU ns), "classes" (identity -> class).
-        source: path of the C source.
+        source: path of the C source, or of a compiled object.
+        declares: names of oracles (core.rules.Rule.checks) that this policy does not mean to satisfy, such as
+            "weights" for a policy that ignores them by design; only those of DECLARABLE.
     """
 
     name: str
@@ -67,6 +73,12 @@ class PolicyInfo:
     tunables: tuple[Tunable, ...]
     inputs: tuple[str, ...]
     source: Path
+    declares: tuple[str, ...] = ()
+
+    @property
+    def is_object(self) -> bool:
+        """Whether a compiled object was brought instead of a source."""
+        return self.source.suffix == ".o"
 
     @property
     def source_digest(self) -> str:

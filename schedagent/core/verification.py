@@ -1,9 +1,16 @@
-"""What the verifier says of a candidate: one result per gate, in order, and a token if all of them passed."""
+"""What the verifier says of a candidate: one result per gate, in order, and a token if all of them passed.
+
+Standard library and core only: the proving ground's results are made inside the micro-VM.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
+from typing import Any
 
 from schedagent.core.artifact import PolicyArtifact
 from schedagent.core.rules import RULES, Rule
@@ -15,6 +22,8 @@ class GateStatus(StrEnum):
     PASSED = "passed"
     FAILED = "failed"
     SKIPPED = "skipped"
+    NOT_APPLICABLE = "not applicable"
+    """Only for the gates of a source, when a compiled object was brought instead."""
 
 
 class Severity(StrEnum):
@@ -87,15 +96,60 @@ class GateResult:
 
 
 @dataclass(frozen=True)
+class OracleResult:
+    """One oracle of the proving ground.
+
+    Args:
+        name: as in the `checks` of core.rules.RULES, for example "work conservation".
+        rule: number of the rule that is broken if it does not hold.
+        ok: whether it holds.
+        measured, bound: the figure and what it is compared with.
+        unit: of both: "s", "ratio", "tasks".
+        detail: one sentence with the other figures, for people.
+    """
+
+    name: str
+    rule: int
+    ok: bool
+    measured: float
+    bound: float
+    unit: str
+    detail: str
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class KernelResult:
+    """What one kernel's own verifier said.
+
+    Args:
+        release: of that kernel.
+        status: passed, failed or skipped (its VM was lost twice).
+        detail: why it failed.
+        programs: per program, the figures of kernel_bpf.bpf_object.BpfObject.verifier_stats.
+    """
+
+    release: str
+    status: GateStatus
+    detail: str = ""
+    programs: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class VerificationReport:
-    """All gates of one candidate on one kernel.
+    """All gates of one candidate.
 
     Args:
         policy: name.
         candidate_key: core.policy.CandidatePolicy.key.
         artifact_digest: hex SHA-256 of the object; empty if it did not compile.
-        kernel_release: kernel of the micro-VM.
+        kernel_release: kernel that the policy was proved on, and that the token is for.
         gates: in the order they ran.
+        kernels: every kernel the object was given to, the one of kernel_release first.
+        oracles: what the proving ground measured.
+        verifier_version: digest of the verifier's own code and rules.
         token: deployment token; empty unless every gate passed and a signer was at hand.
     """
 
@@ -104,17 +158,39 @@ class VerificationReport:
     artifact_digest: str
     kernel_release: str
     gates: tuple[GateResult, ...]
+    kernels: tuple[KernelResult, ...] = ()
+    oracles: tuple[OracleResult, ...] = ()
+    verifier_version: str = ""
     token: str = ""
 
     @property
     def passed(self) -> bool:
         """Whether every gate passed; a skipped gate is not a passed one."""
-        return bool(self.gates) and all(gate.status is GateStatus.PASSED for gate in self.gates)
+        good = (GateStatus.PASSED, GateStatus.NOT_APPLICABLE)
+        return bool(self.gates) and all(gate.status in good for gate in self.gates)
 
     @property
     def failure(self) -> GateResult | None:
         """The gate that closed, if one did."""
         return next((gate for gate in self.gates if gate.status is GateStatus.FAILED), None)
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """What all gates had to say of single rules."""
+        return tuple(finding for gate in self.gates for finding in gate.findings)
+
+    def clears(self, finding: Finding) -> bool:
+        """Whether the proving ground showed that what a warning fears does not happen."""
+        return any(oracle.ok for oracle in self.oracles if oracle.name == finding.cleared_by)
+
+    @property
+    def digest(self) -> str:
+        """Hex SHA-256 over everything but the token and the seconds, as canonical JSON: what a token vouches for."""
+        told = asdict(self)
+        del told["token"]
+        for gate in told["gates"]:
+            del gate["seconds"]
+        return hashlib.sha256(json.dumps(told, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
