@@ -419,15 +419,6 @@ def test_code_in_a_section_called_rodata_is_code():
     assert (sly.is_program, sly.instructions[0].ref.name) == (True, "bpf_probe_write_user")
 
 
-def test_optional_struct_ops_sections_count_too():
-    parts = Parts.sound()
-    parts.sections["?.struct_ops.link"] = parts.sections.pop(OPS)
-    parts.symbol("policy").section = "?.struct_ops.link"
-    parts.relocations["?.struct_ops.link"] = parts.relocations.pop(OPS)
-    parts.btf.strings = parts.btf.strings.replace(b"\0.struct_ops.link\0", b"\0?.struct_ops.lin\0")
-    assert "'?.struct_ops.lin'" in read_or_refuse(parts.build())
-
-
 def test_static_functions_of_one_name_are_told_apart():
     parts = Parts.sound()
     parts.program("more", ".text2", elf.insn(0xB7) + elf.EXIT)
