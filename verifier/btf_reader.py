@@ -19,7 +19,11 @@ from verifier.elf_reader import malformed, read_name
 TYPE_LIMIT = 1 << 18
 """Most types that are looked at; the BTF of a whole kernel has about 150 000."""
 
-ENUMERATOR_LIMIT = 1 << 16
+ENUMERATOR_LIMIT = 1 << 14
+LOOKUP_LIMIT = 1 << 17
+"""How often types may be asked for, about 0.5 s of work. The largest bundled policy asks 450 times; many relocations
+that each follow long chains of types could ask for hours."""
+
 DEPTH_LIMIT = 32
 """Most modifiers, typedefs and arrays in a row; MAX_RESOLVE_DEPTH in kernel/bpf/btf.c."""
 
@@ -27,6 +31,9 @@ _HEADER = struct.Struct("<HBBIIIII")
 _MAGIC = 0xEB9F
 _TYPE = struct.Struct("<III")
 _WORD_BYTES = 4
+_TO_PRINTABLE = bytes(byte if 32 <= byte < 127 else b" ?"[byte >= 128] for byte in range(256))
+"""A blank for control characters, a question mark for each byte that is no ASCII."""
+
 _WORD_LIMIT = 1 << 32
 
 
@@ -138,9 +145,13 @@ class Btf:
         self._offsets = offsets
         self._types = types
         self._strings = strings
+        self._lookups = 0
 
     def type(self, type_id: int) -> Type:
-        """Return a type; raise PolicyError if there is none of this number, or its name is no name."""
+        """Return a type; raise PolicyError if there is none of this number, its name is no name, or it is too much."""
+        self._lookups += 1
+        if self._lookups > LOOKUP_LIMIT:
+            raise malformed(f"its types refer to each other so much that {LOOKUP_LIMIT} steps did not suffice")
         if type_id == 0:
             return Type(0, Kind.VOID, "", False, 0, b"", 0, 0, 0)
         if type_id > len(self._offsets):
@@ -163,9 +174,9 @@ class Btf:
         return read_name(self._strings, offset, "a type") if offset else ""
 
     def text(self, offset: int, limit: int) -> str:
-        """Return any string, such as a source line, cut at `limit` bytes, with a blank for what cannot be printed."""
+        """Return any string, such as a source line, cut at `limit` bytes, made printable ASCII."""
         raw = self._strings[offset : offset + limit].partition(b"\0")[0] if offset else b""
-        return "".join(char if char.isprintable() else " " for char in raw.decode(errors="replace"))
+        return raw.translate(_TO_PRINTABLE).decode("ascii")
 
     def resolve(self, type_id: int) -> Type:
         """Follow typedefs and qualifiers to what a type is."""

@@ -8,6 +8,7 @@ May import: verifier.bpf_image, verifier.btf_reader, verifier.elf_reader.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
@@ -15,7 +16,7 @@ from verifier.bpf_image import MapInfo, OpsStruct, Variable
 from verifier.btf_reader import ENUMERATOR_LIMIT, Btf, Kind, Placed, Type
 from verifier.elf_reader import ElfObject, Relocation, RelocationType, Section, SectionType, Symbol, malformed
 
-VARIABLE_LIMIT = 1 << 16
+VARIABLE_LIMIT = 1 << 14
 MAP_LIMIT = 1024
 OPS_LIMIT = 64
 _MAP_MEMBER_LIMIT = 32
@@ -28,6 +29,7 @@ EXTERN_SECTIONS = (".ksyms", ".kconfig")
 OPS_SECTIONS = (".struct_ops.link", ".struct_ops", "?.struct_ops.link", "?.struct_ops")
 _NOT_DATA = (MAPS_SECTION, LICENSE_SECTION, "version", *EXTERN_SECTIONS, *OPS_SECTIONS)
 _OPS_TYPE = "sched_ext_ops"
+_FLAVOUR = re.compile(r"(.*[^_])___[^_]")
 _POINTER_BYTES = 8
 _INT_SIGNED = 1 << 24
 
@@ -50,10 +52,8 @@ class Extern:
 
 def essential(name: str) -> str:
     """Return a name without its last ___suffix, as libbpf compares it (bpf_core_essential_name_len())."""
-    for place in range(len(name) - 5, -1, -1):
-        if name[place + 1 : place + 4] == "___" and "_" not in (name[place], name[place + 4]):
-            return name[: place + 1]
-    return name
+    flavour = _FLAVOUR.match(name)
+    return flavour[1] if flavour else name
 
 
 def read_placements(elf: ElfObject, btf: Btf) -> Placements:

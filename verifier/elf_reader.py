@@ -23,7 +23,7 @@ OBJECT_LIMIT_BYTES = 16 << 20
 """The largest object that is looked at; scx_layered with all its DWARF is below 4 MiB."""
 
 SECTION_LIMIT = 4096
-SYMBOL_LIMIT = 1 << 16
+SYMBOL_LIMIT = 1 << 14
 RELOCATION_LIMIT = 1 << 16
 NAME_LIMIT_BYTES = 511
 """KSYM_NAME_LEN of include/linux/kallsyms.h less its NUL: the longest name that the kernel takes."""

@@ -14,7 +14,7 @@ from enum import IntEnum
 
 from verifier import declarations
 from verifier.bpf_image import Ref, Reference, Variable
-from verifier.btf_ext import BtfExt
+from verifier.btf_ext import NO_RECORDS, BtfExt
 from verifier.btf_reader import Btf, Kind, Type
 from verifier.declarations import essential
 from verifier.elf_reader import ElfObject, Relocation, RelocationType, Section, Symbol, malformed
@@ -87,7 +87,7 @@ class References:
     def resolver(self, section: Section) -> Resolver:
         """Return what resolves the references of the instructions of one section."""
         relocations = self._elf.relocations.get(section.index, {})
-        core = self._ext.relocations.get(section.name, {})
+        core = self._ext.relocations.get(section.name, NO_RECORDS)
 
         def resolve(place: int, opcode: int, src: int, imm: int) -> Reference | None:
             relocation, record = relocations.get(place), core.get(place)
@@ -107,11 +107,11 @@ class References:
 
     def check_all_used(self, section: Section, function: Symbol, places: set[int]) -> None:
         """Refuse relocations of a function that lie beside its instructions, in the second half of a ld_imm64."""
-        extent = range(function.value, function.value + function.size, SLOT_BYTES)
-        for known in (self._elf.relocations.get(section.index, {}), self._ext.relocations.get(section.name, {})):
-            stray = [place for place in extent if place in known and place not in places]
-            if stray:
-                raise malformed(f"byte {stray[0]} of {section.name!r} has a relocation, but no instruction")
+        relocations = self._elf.relocations.get(section.index, {})
+        core = self._ext.relocations.get(section.name, NO_RECORDS)
+        for place in range(function.value, function.value + function.size, SLOT_BYTES):
+            if place not in places and (place in relocations or core.get(place)):
+                raise malformed(f"byte {place} of {section.name!r} has a relocation, but no instruction")
 
     def _call(self, section: Section, place: int, src: int, imm: int, relocation: Relocation | None) -> Reference:
         """Resolve a call: of a helper by number, of a function of this object, of a kfunc by relocation."""

@@ -84,8 +84,11 @@ def test_declarations_of_every_reference(every_reference):
     assert every_reference.maps == {
         "nested": MapInfo("nested", 13, 4, 0, 2, 1, 1, inner),
         "flat": MapInfo("flat", 1, 4, 40, 3, 0, 0),
+        "filled": MapInfo("filled", 12, 4, 0, 1, 0, 0, MapInfo("filled.inner", 1, 4, 40, 3, 0, 0)),
+        "arena": MapInfo("arena", 33, 0, 0, 9, 0, 0),
     }
-    (ops,) = every_reference.ops
+    ops, optional = every_reference.ops
+    assert (optional.variable, optional.section) == ("optional", ".struct_ops")
     assert (ops.variable, ops.name, ops.section) == ("refs___x", "refs", ".struct_ops.link")
     assert ops.callbacks == {"enqueue": "refs_enqueue"}
     assert ops.numbers == {"flags": 8, "timeout_ms": 5000}
