@@ -1,8 +1,8 @@
 """The scheduling-logic checks on a compiled policy: SCHED_EXT's rules, decided along the paths of its programs.
 
-The kernel's verifier proves memory safety; this says whether a path loses a task, a DSQ is never drained, a CPU is named
-that need not exist. Every finding names its rule, source line and the steps of a path. How the paths are found is in
-`verifier.logic`. May import: verifier.logic, verifier.bpf_image and schedagent.core.
+The kernel's verifier proves memory safety; this says whether a path loses a task, a DSQ is never drained, a CPU is
+named that need not exist. Every finding names its rule, source line and the steps of a path. How the paths are found is
+in `verifier.logic`. May import: verifier.logic, verifier.bpf_image and schedagent.core.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from verifier.logic import calls, declared_rules, placement_rules, queue_rules, 
 from verifier.logic.flow import Walk, Walked, Walker
 from verifier.logic.subject import Subject
 
+_ORDER = ("init", "enqueue", "select_cpu", "dispatch", "init_task")
 _CLEARED_BY = {"enqueue": "starvation", "dispatch": "starvation", "select_cpu": "affinity", "init_task": "fork storm"}
 
 
@@ -90,7 +91,9 @@ def check_logic(
         rules.check(subject)
     for entry in walk.entries:
         _check_explored(subject, entry)
-    findings = sorted(subject.findings, key=lambda found: (found.severity is not Severity.ERROR, found.rule, found.line))
+    findings = sorted(
+        subject.findings, key=lambda found: (found.severity is not Severity.ERROR, found.rule, found.line)
+    )
     return LogicReport(
         tuple(findings),
         tuple(CallbackWalk(e.member, e.paths, e.steps, e.joined, e.exhausted) for e in walk.entries),
@@ -99,10 +102,11 @@ def check_logic(
 
 
 def _walk(image: BpfImage, ops: OpsStruct, features: frozenset[str], enums: Mapping[str, int]) -> Walk:
-    """Walk every callback, cheap ones first, then the other programs."""
+    """Walk every callback, the telling ones first and the longest after them, then the other programs."""
     walker = Walker(image, features, enums)
     entered = set()
-    for member, name in ops.callbacks.items():
+    order = sorted(ops.callbacks.items(), key=lambda item: _ORDER.index(item[0]) if item[0] in _ORDER else len(_ORDER))
+    for member, name in order:
         if name in image.functions:
             walker.enter(member, image.functions[name])
             entered.add(name)
@@ -124,6 +128,8 @@ def _check_explored(subject: Subject, entry: Walked) -> None:
 
 
 def _queue_counts(subject: Subject) -> tuple[int, int]:
-    created = {queue.term for event in subject.events("scx_bpf_create_dsq") for queue in subject.queues(event.arguments[0])}
+    created = {
+        queue.term for event in subject.events("scx_bpf_create_dsq") for queue in subject.queues(event.arguments[0])
+    }
     drained = {drain.queue.term for drain in subject.drains()}
     return len(created), min(len(created), len(drained))

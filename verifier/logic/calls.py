@@ -1,11 +1,18 @@
 """What is known of kfuncs, helpers and callbacks: names, arguments, results.
 
-Sources: kernel/sched/ext.c and ext_idle.c (6.12 to 7.x), kernel/bpf/{helpers,cpumask,bpf_iter}.c, include/uapi/linux/bpf.h.
+Sources: kernel/sched/ext.c and ext_idle.c (6.12 to 7.x), kernel/bpf/{helpers,cpumask,bpf_iter}.c and
+include/uapi/linux/bpf.h.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+
+
+def names(text: str) -> frozenset[str]:
+    """Return the set of the names in a text."""
+    return frozenset(text.split())
+
 
 MOST_CPUS = 8192
 """The largest NR_CPUS of x86 distributions: bound of every CPU number."""
@@ -49,7 +56,22 @@ CALLBACK_ARGUMENTS: Mapping[str, tuple[str, ...]] = {
 }
 
 MAY_SLEEP = frozenset(
-    ["init", "exit", "init_task", "cpu_online", "cpu_offline", "cgroup_init", "cgroup_exit", "cgroup_prep_move", "cgroup_set_weight", "cgroup_set_bandwidth", "cgroup_set_idle", "sub_attach", "sub_detach", "init_cids"]
+    [
+        "init",
+        "exit",
+        "init_task",
+        "cpu_online",
+        "cpu_offline",
+        "cgroup_init",
+        "cgroup_exit",
+        "cgroup_prep_move",
+        "cgroup_set_weight",
+        "cgroup_set_bandwidth",
+        "cgroup_set_idle",
+        "sub_attach",
+        "sub_detach",
+        "init_cids",
+    ]
 )
 """Callbacks that the kernel calls where it may sleep (comments in struct sched_ext_ops)."""
 
@@ -84,7 +106,27 @@ RESULT_RANGES: Mapping[str, tuple[int, int]] = {
 """Unsigned bounds of results; a kfunc that may return a negative error is not here."""
 
 PURE = frozenset(
-    ["bpf_cpumask_test_cpu", "scx_bpf_task_cpu", "scx_bpf_nr_cpu_ids", "scx_bpf_nr_node_ids", "bpf_get_smp_processor_id", "bpf_cpumask_first", "bpf_cpumask_weight", "scx_bpf_cpuperf_cap", "scx_bpf_cpu_node", "bpf_get_current_task_btf", "scx_bpf_task_cgroup", "bpf_cpumask_subset", "bpf_cpumask_intersects", "bpf_cpumask_empty", "bpf_cpumask_full", "bpf_cpumask_equal", "scx_bpf_get_possible_cpumask", "scx_bpf_get_online_cpumask", "bpf_cast_to_kern_ctx"]
+    [
+        "bpf_cpumask_test_cpu",
+        "scx_bpf_task_cpu",
+        "scx_bpf_nr_cpu_ids",
+        "scx_bpf_nr_node_ids",
+        "bpf_get_smp_processor_id",
+        "bpf_cpumask_first",
+        "bpf_cpumask_weight",
+        "scx_bpf_cpuperf_cap",
+        "scx_bpf_cpu_node",
+        "bpf_get_current_task_btf",
+        "scx_bpf_task_cgroup",
+        "bpf_cpumask_subset",
+        "bpf_cpumask_intersects",
+        "bpf_cpumask_empty",
+        "bpf_cpumask_full",
+        "bpf_cpumask_equal",
+        "scx_bpf_get_possible_cpumask",
+        "scx_bpf_get_online_cpumask",
+        "bpf_cast_to_kern_ctx",
+    ]
 )
 """Equal arguments give equal results within one callback, as far as the rules care."""
 
@@ -93,7 +135,7 @@ _TRUTHS = (
     "scx_bpf_test_and_clear_cpu_idle scx_bpf_task_set_slice scx_bpf_task_set_dsq_vtime scx_bpf_task_running "
     "scx_bpf_sub_dispatch"
 )
-BOOLEANS = frozenset({*_TRUTHS.split(), *(name for name, span in RESULT_RANGES.items() if span == _BOOL)})
+BOOLEANS = frozenset({*names(_TRUTHS), *(name for name, span in RESULT_RANGES.items() if span == _BOOL)})
 """Kfuncs that return a bool: what clang's `& 1` after the call does not change."""
 
 ALIASES = frozenset({"bpf_task_acquire", "bpf_rdonly_cast", "bpf_cpumask_acquire"})
@@ -158,15 +200,25 @@ DEFERRED_CALLBACK: Mapping[str, int] = {
 """Helpers that have a function of the object called later."""
 
 WRITES_FIRST_ARGUMENT = frozenset(
-    ["bpf_probe_read_kernel", "bpf_probe_read_kernel_str", "bpf_probe_read_user", "bpf_probe_read_user_str", "bpf_get_current_comm", "bpf_probe_read", "bpf_probe_read_str", "bpf_snprintf", "bpf_copy_from_user"]
+    [
+        "bpf_probe_read_kernel",
+        "bpf_probe_read_kernel_str",
+        "bpf_probe_read_user",
+        "bpf_probe_read_user_str",
+        "bpf_get_current_comm",
+        "bpf_probe_read",
+        "bpf_probe_read_str",
+        "bpf_snprintf",
+        "bpf_copy_from_user",
+    ]
 )
 WRITES_SECOND_ARGUMENT = frozenset({"bpf_map_pop_elem", "bpf_map_peek_elem"})
-ONLY_READS = frozenset(
+ONLY_READS = names(
     "bpf_map_lookup_elem bpf_map_update_elem bpf_map_delete_elem bpf_map_push_elem bpf_map_lookup_percpu_elem "
     "bpf_task_storage_get bpf_task_storage_delete bpf_cgrp_storage_get scx_bpf_dsq_insert_vtime scx_bpf_select_cpu_and "
     "scx_bpf_dsq_move scx_bpf_dsq_move_vtime scx_bpf_dsq_move_set_slice scx_bpf_dsq_move_set_vtime "
     "scx_bpf_error_bstr scx_bpf_exit_bstr scx_bpf_dump_bstr bpf_trace_printk bpf_trace_vprintk bpf_loop "
-    "bpf_for_each_map_elem bpf_user_ringbuf_drain bpf_ringbuf_output bpf_perf_event_output bpf_strncmp".split()
+    "bpf_for_each_map_elem bpf_user_ringbuf_drain bpf_ringbuf_output bpf_perf_event_output bpf_strncmp"
 )
 """What writes to none of the memory it is given; any other call may."""
 

@@ -1,7 +1,8 @@
-"""Functions of an object made ready for the walk: decoded instructions, jump targets, loop heads, what is live where."""
+"""Functions of an object made ready for the walk: decoded instructions, jump targets, loops, what is live where."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -11,7 +12,19 @@ from verifier.logic import calls
 LD, LDX, ST, STX, ALU, JMP, JMP32, ALU64 = range(8)
 
 _ALU_NAMES = ("add", "sub", "mul", "div", "or", "and", "lsh", "rsh", "neg", "mod", "xor", "mov", "arsh", "end")
-_JUMP_NAMES = {1: "eq", 2: "gt", 3: "ge", 4: "set", 5: "ne", 6: "sgt", 7: "sge", 10: "lt", 11: "le", 12: "slt", 13: "sle"}
+_JUMP_NAMES = {
+    1: "eq",
+    2: "gt",
+    3: "ge",
+    4: "set",
+    5: "ne",
+    6: "sgt",
+    7: "sge",
+    10: "lt",
+    11: "le",
+    12: "slt",
+    13: "sle",
+}
 _SIZES = {0: 4, 8: 2, 16: 1, 24: 8}
 _ATOMIC = 0xC0
 _FRAME_SLOTS = 64
@@ -190,6 +203,7 @@ def call_arity(op: Op, arity_of: Mapping[str, int]) -> int:
     return calls.ARITY.get(calls.canonical(name), 5)
 
 
+@functools.cache
 def stack_bits(low: int, high: int) -> int:
     """Return the bits of the stack slots that overlap [low, high), offsets from the frame pointer."""
     first, last = max(1, (-high) // 8 + 1), min(_FRAME_SLOTS, (-low + 7) // 8)
@@ -218,23 +232,24 @@ def _liveness(code: Code, arity_of: Mapping[str, int]) -> tuple[int, ...]:
 def _effect(op: Op, frame: Mapping[int, int], arity_of: Mapping[str, int]) -> tuple[int, int]:
     """Return bit sets of what an instruction reads and what it overwrites."""
     dst, src = 1 << op.dst, 1 << op.src
+    operand = src if op.from_register else 0
+    effect = 0, 0
     match op.kind:
         case "alu":
-            used = (src if op.from_register else 0) | (dst if op.name != "mov" else 0)
-            return used, dst
+            effect = operand | (dst if op.name != "mov" else 0), dst
         case "imm64":
-            return 0, dst
+            effect = 0, dst
         case "load":
-            return src | _slots_at(frame, op.src, op.raw.offset, op.size), dst
+            effect = src | _slots_at(frame, op.src, op.raw.offset, op.size), dst
         case "store" | "atomic":
-            return _effect_of_store(op, frame)
+            effect = _effect_of_store(op, frame)
         case "branch":
-            return dst | (src if op.from_register else 0), 0
+            effect = dst | operand, 0
         case "call":
-            return _effect_of_call(op, frame, arity_of)
+            effect = _effect_of_call(op, frame, arity_of)
         case "exit":
-            return 1, 0
-    return 0, 0
+            effect = 1, 0
+    return effect
 
 
 def _effect_of_store(op: Op, frame: Mapping[int, int]) -> tuple[int, int]:

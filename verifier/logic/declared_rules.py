@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from schedagent.core.verification import Severity
 from verifier.bpf_image import Function, Instruction, MapInfo, Ref
 from verifier.logic import calls
+from verifier.logic.calls import names
 from verifier.logic.events import Event
 from verifier.logic.subject import FLAT_IDLE, IDLE_KFUNCS, Subject
 from verifier.logic.terms import Kind, inside, signed
@@ -20,7 +21,7 @@ _TRACING = ("tp_btf", "raw_tp", "raw_tracepoint", "fentry", "fexit", "tracing", 
 _CALLED_BY_USER = ("syscall",)
 _LICENSES = frozenset({"GPL", "GPL v2", "GPL and additional rights", "Dual BSD/GPL", "Dual MIT/GPL", "Dual MPL/GPL"})
 
-_HELPERS = frozenset(
+_HELPERS = names(
     "map_lookup_elem map_update_elem map_delete_elem map_push_elem map_pop_elem map_peek_elem map_lookup_percpu_elem "
     "for_each_map_elem loop task_storage_get task_storage_delete cgrp_storage_get cgrp_storage_delete "
     "ktime_get_ns ktime_get_boot_ns ktime_get_coarse_ns ktime_get_tai_ns jiffies64 get_prandom_u32 "
@@ -31,9 +32,9 @@ _HELPERS = frozenset(
     "timer_init timer_set_callback timer_start timer_cancel kptr_xchg "
     "ringbuf_output ringbuf_reserve ringbuf_submit ringbuf_discard ringbuf_query user_ringbuf_drain "
     "ringbuf_reserve_dynptr ringbuf_submit_dynptr ringbuf_discard_dynptr dynptr_from_mem dynptr_read dynptr_write "
-    "dynptr_data perf_event_output trace_printk trace_vprintk snprintf strncmp strtol strtoul tail_call "
-    "skc_to_unix_sock task_pt_regs get_task_stack".split()
-) - {"skc_to_unix_sock", "tail_call"}
+    "dynptr_data perf_event_output trace_printk trace_vprintk snprintf strncmp strtol strtoul "
+    "task_pt_regs get_task_stack"
+)
 """What schedulers need: maps, time, who and where, reading kernel memory, timers, ring buffers to their own loader."""
 
 _USER_MEMORY = frozenset({"probe_read_user", "probe_read_user_str"})
@@ -58,8 +59,8 @@ def check(subject: Subject) -> None:
     for member, name in subject.ops.callbacks.items():
         function = subject.image.functions.get(name)
         if function is not None and function.section.startswith("struct_ops.s/") and member not in calls.MAY_SLEEP:
-            subject.report(16, Severity.ERROR, member, subject.start_of(member),
-                           f"{function.name} is in section {function.section}, but {member} must not sleep")  # fmt: skip
+            text = f"{function.name} is in section {function.section}, but {member} must not sleep"
+            subject.report(16, Severity.ERROR, member, subject.start_of(member), text)
     _check_ops(subject)
     _check_object(subject)
     for function in subject.image.functions.values():
@@ -103,8 +104,8 @@ def _check_last_task(subject: Subject) -> None:
                 return
     for path in subject.exits("enqueue"):
         if path.marks.waits and not path.marks.kicked:
-            subject.error(15, path, "SCX_OPS_ENQ_LAST is set, but enqueue never asks for SCX_ENQ_LAST and leaves the last "
-                          "task of a CPU in a DSQ: the CPU then idles, and nothing makes it look")  # fmt: skip
+            text = "SCX_OPS_ENQ_LAST is set, but enqueue never asks for SCX_ENQ_LAST and leaves the last task of a CPU"
+            subject.error(15, path, f"{text} in a DSQ: the CPU then idles, and nothing makes it look")
             return
 
 
@@ -151,7 +152,9 @@ def _check_function(subject: Subject, function: Function) -> None:
     kind = function.section.partition("/")[0].removeprefix("?")
     first = next((each.line for each in function.instructions if each.line), None)
     if function.is_program and kind.removesuffix(".s") not in ("struct_ops", *_TRACING, *_CALLED_BY_USER):
-        text = f"{function.name} is a program of section {function.section}; accepted are struct_ops, syscall and tracing"
+        text = (
+            f"{function.name} is a program of section {function.section}; accepted are struct_ops, syscall and tracing"
+        )
         subject.report(27, Severity.ERROR, function.name, first, text)
     for instruction in _calls_of(function):
         _check_call(subject, function, kind, instruction)
@@ -195,12 +198,13 @@ def _check_reached(subject: Subject) -> None:
 
 
 def _check_rounds(subject: Subject, event: Event) -> None:
-    bounds = event.arguments[1:3] if event.name == "bpf_iter_num_new" else (subject.walk.terms.const(0), event.arguments[0])
+    bounds = (
+        event.arguments[1:3] if event.name == "bpf_iter_num_new" else (subject.walk.terms.const(0), event.arguments[0])
+    )
     if len(bounds) == 2 and all(bound.is_const for bound in bounds):
         rounds = signed(bounds[1].value, 32) - signed(bounds[0].value, 32)
         if rounds > ROUNDS_MAX:
             subject.error(28, event, f"a loop may go round {rounds} times; accepted are {ROUNDS_MAX}")
-
 
 
 def _check_map(subject: Subject, info: MapInfo) -> None:

@@ -16,10 +16,10 @@ _MOST_STEPS = 8
 
 
 class Site(NamedTuple):
-    """An instruction: the function and its index there."""
+    """An instruction: the function and its place in it."""
 
     function: str
-    index: int
+    place: int
 
 
 @dataclass(frozen=True)

@@ -35,8 +35,26 @@ class Range(NamedTuple):
 
 
 Fact = tuple[int, Term] | Condition
-Facts = dict[Fact, "Range | bool"]
-"""(bits, term) -> its Range; Condition -> whether it holds. Never changed in place once it is shared."""
+
+
+class Facts(dict[Fact, "Range | bool"]):
+    """(bits, term) -> its Range; Condition -> whether it holds. Never changed in place once it is shared."""
+
+    __slots__ = ("_roots",)
+
+    @property
+    def roots(self) -> frozenset[Term]:
+        """The changing values that any of the facts is about."""
+        try:
+            return self._roots  # type: ignore[has-type,no-any-return]
+        except AttributeError:
+            self._roots = frozenset().union(*(term.roots for key in self for term in _terms_of(key)))
+            return self._roots
+
+    def share_roots(self, roots: frozenset[Term]) -> None:
+        """Say what they are about, where that is known without looking."""
+        self._roots = roots
+
 
 _SWAPPED = {"gt": ("ult", True, False), "ge": ("ult", False, True), "lt": ("ult", False, False)}
 _SWAPPED |= {"le": ("ult", True, True), "sgt": ("slt", True, False), "sge": ("slt", False, True)}
@@ -61,7 +79,9 @@ def condition(terms: Terms, jump: str, bits: int, left: Term, right: Term) -> tu
 
 def _narrowed(terms: Terms, operator: str, bits: int, left: Term, right: Term) -> tuple[int, Term, Term]:
     """Compare 32 bits where that says the same, so that one question has one form."""
-    if (bits == 64 and operator != "slt" and fits_32_bits(left) and fits_32_bits(right)) or (bits == 64 and operator != "ult" and _sign_extended(left) and _sign_extended(right)):
+    if (bits == 64 and operator != "slt" and fits_32_bits(left) and fits_32_bits(right)) or (
+        bits == 64 and operator != "ult" and _sign_extended(left) and _sign_extended(right)
+    ):
         bits = 32
     if bits == 64:
         return bits, left, right
@@ -93,17 +113,22 @@ def decide(facts: Facts, asked: Condition) -> bool | None:
     known = facts.get(asked)
     if isinstance(known, bool):
         return known
-    if asked.operator == "eq" and asked.right.is_const and asked.right.value == 0 and _never_null(asked.left):
-        return False
     left, right = range_of(facts, asked.bits, asked.left), range_of(facts, asked.bits, asked.right)
     if asked.operator == "eq":
-        if left.low == left.high == right.low == right.high:
-            return True
-        disjoint = left.high < right.low or right.high < left.low
-        return False if disjoint or left.signed_high < right.signed_low or right.signed_high < left.signed_low else None
+        return _same(asked, left, right)
     if asked.operator == "ult":
         return _below(left.low, left.high, right.low, right.high)
     return _below(left.signed_low, left.signed_high, right.signed_low, right.signed_high)
+
+
+def _same(asked: Condition, left: Range, right: Range) -> bool | None:
+    """Whether two values are equal, by their ranges; an address that cannot be NULL is not 0."""
+    if asked.right.is_const and asked.right.value == 0 and _never_null(asked.left):
+        return False
+    if left.low == left.high == right.low == right.high:
+        return True
+    disjoint = left.high < right.low or right.high < left.low
+    return False if disjoint or left.signed_high < right.signed_low or right.signed_high < left.signed_low else None
 
 
 def _below(low: int, high: int, other_low: int, other_high: int) -> bool | None:
@@ -116,8 +141,9 @@ def _never_null(term: Term) -> bool:
 
 def assume(facts: Facts, asked: Condition, holds: bool) -> Facts | None:
     """Return the facts with one more, or None if that contradicts them."""
-    more = dict(facts)
+    more = Facts(facts)
     more[asked] = holds
+    more.share_roots(facts.roots | asked.left.roots | asked.right.roots)
     for key, bound in _bounds(facts, asked, holds):
         if bound.empty:
             return None
@@ -205,24 +231,25 @@ def range_of(facts: Facts, bits: int, term: Term) -> Range:
 def _unsigned_span(facts: Facts, bits: int, term: Term) -> tuple[int, int] | None:
     """Return bounds that follow from what a term is made of; None if there are none."""
     parts = term.parts
+    span: tuple[int, int] | None = None
     match term.kind:
         case Kind.CONST:
             value = term.value & ((1 << bits) - 1)
-            return value, value
+            span = value, value
         case Kind.LOAD | Kind.FIELD if parts[2] < 8:
-            return 0, (1 << (8 * parts[2])) - 1
+            span = 0, (1 << (8 * parts[2])) - 1
         case Kind.CALL | Kind.PURE:
-            return RESULT_RANGES.get(parts[0])
+            span = RESULT_RANGES.get(parts[0])
         case Kind.INDEX if parts[1].is_const and parts[2].is_const and parts[1].value < parts[2].value:
-            return parts[1].value, parts[2].value - 1
+            span = parts[1].value, parts[2].value - 1
         case Kind.ZEXT:
             found = range_of(facts, 32, parts[0])
-            return found.low, found.high
+            span = found.low, found.high
         case Kind.OP:
-            return _span_of_operation(facts, bits, term)
+            span = _span_of_operation(facts, bits, term)
         case Kind.LINEAR:
-            return _span_of_sum(facts, bits, term)
-    return None
+            span = _span_of_sum(facts, bits, term)
+    return span
 
 
 def _span_of_operation(facts: Facts, bits: int, term: Term) -> tuple[int, int] | None:
@@ -256,13 +283,26 @@ def _span_of_sum(facts: Facts, bits: int, term: Term) -> tuple[int, int] | None:
 
 def without(facts: Facts, remade: Term) -> Facts:
     """Return the facts that do not depend on a value that is made anew."""
-    stale = [key for key in facts if any(remade in term.roots for term in _terms_of(key))]
-    return {key: value for key, value in facts.items() if key not in stale} if stale else facts
+    if remade not in facts.roots:
+        return facts
+    return Facts(
+        (key, value) for key, value in facts.items() if not any(remade in term.roots for term in _terms_of(key))
+    )
 
 
 def living(facts: Facts, roots: frozenset[Term]) -> Facts:
     """Return the facts about values that are still at hand, or that can be read again."""
-    return {key: value for key, value in facts.items() if all(term.roots <= roots for term in _terms_of(key))}
+    if facts.roots <= roots:
+        return facts
+    kept = Facts()
+    about: set[Term] = set()
+    for key, value in facts.items():
+        needed = key.left.roots | key.right.roots if isinstance(key, Condition) else key[1].roots
+        if needed <= roots:
+            kept[key] = value
+            about |= needed
+    kept.share_roots(frozenset(about))
+    return kept
 
 
 def _terms_of(key: Fact) -> tuple[Term, ...]:

@@ -15,16 +15,16 @@ from verifier.bpf_image import BpfImage, Function, Line
 from verifier.logic import calls, marking
 from verifier.logic.code import FRAME_POINTER, BadCode, Code, Op, prepare
 from verifier.logic.events import Comparison, Event, Exit, Marks, Site, Trail, trails
-from verifier.logic.facts import Condition, Range, assume, condition, decide, range_of
+from verifier.logic.facts import Condition, Facts, Range, assume, condition, decide, range_of
 from verifier.logic.machine import Machine
 from verifier.logic.state import Frame, State
 from verifier.logic.terms import Kind, Term, Terms, low_half
 
-STEP_BUDGET = 60_000
-"""Instructions looked at for one callback: about 0.15 s."""
+STEP_BUDGET = 20_000
+"""Instructions looked at for one callback, at about 20 us each; beside four for every one that the object has."""
 
-TOTAL_BUDGET = 150_000
-_DISTINCT_PATHS = 12
+TOTAL_BUDGET = 32_000
+_DISTINCT_PATHS = 10
 """So many different paths may meet at one place before they are joined."""
 
 _DEEPEST_CALL = 12
@@ -69,6 +69,7 @@ class Walker(Machine):
     def __init__(self, image: BpfImage, features: frozenset[str], enums: Mapping[str, int]) -> None:
         super().__init__(image, features, enums, Walk())
         self._arity = {name: len(function.parameters) for name, function in image.functions.items()}
+        self._size = 4 * sum(len(function.instructions) for function in image.functions.values())
         self._codes: dict[str, Code] = {}
         self._waiting: list[State] = []
         self._seen: dict[tuple[object, ...], set[tuple[object, ...]]] = {}
@@ -104,7 +105,7 @@ class Walker(Machine):
         self._set_arguments(state, member, function)
         self._waiting = [state]
         spent = sum(entry.steps for entry in self.walk.entries)
-        budget = min(STEP_BUDGET, TOTAL_BUDGET - spent)
+        budget = min(STEP_BUDGET + self._size, TOTAL_BUDGET + self._size - spent)
         while self._waiting and not self.entry.exhausted:
             self._follow(self._waiting.pop(), budget)
         for name, deferred in self._deferred:
@@ -172,7 +173,9 @@ class Walker(Machine):
             other = stack.get(slot)
             if other is None or other[0] != size:
                 del state.stack[slot]
-            elif value.kind is Kind.ITERATOR and other[1].kind is Kind.ITERATOR and value.parts[:3] == other[1].parts[:3]:
+            elif (
+                value.kind is Kind.ITERATOR and other[1].kind is Kind.ITERATOR and value.parts[:3] == other[1].parts[:3]
+            ):
                 used = self.terms.make(Kind.ITERATOR, *value.parts[:3], value.parts[3] and other[1].parts[3])
                 state.stack[slot] = (size, used)
             elif other[1] is not value:
@@ -193,7 +196,7 @@ class Walker(Machine):
         if before is not None:
             regs, stack, facts = tuple(before.regs), before.stack, before.facts
             self._merge(state, regs, stack, (len(state.frames), state.code.name, group[2], "join"))
-            state.facts = {key: value for key, value in state.facts.items() if facts.get(key) == value}
+            state.facts = Facts((key, value) for key, value in state.facts.items() if facts.get(key) == value)
             if tuple(state.regs) == regs and state.stack == stack and state.facts == facts:
                 return False
         self._joined[group] = state.fork()
@@ -252,7 +255,7 @@ class Walker(Machine):
         depth = len(state.frames)
         state.frames = state.frames[:-1]
         state.stack = {place: held for place, held in state.stack.items() if place[0] < depth}
-        state.code, state.index = frame.code, frame.index
+        state.code, state.index = frame.code, frame.back
         state.regs[6:10] = frame.saved
         state.regs[FRAME_POINTER] = self.terms.make(Kind.STACK, depth - 1, 0)
         if frame.result is not None:
@@ -283,11 +286,13 @@ class Walker(Machine):
 
     def _finish(self, state: State, op: Op) -> None:
         roots = state.regs[0].roots
-        facts = {key: known for key, known in state.facts.items() if _eternal(key) or _about(key, roots)}
+        facts = Facts((key, known) for key, known in state.facts.items() if _eternal(key) or _about(key, roots))
         key = (self.member, state.regs[0], state.marks, frozenset(facts.items()))
         if key not in self._known_events:
             self._known_events.add(key)
-            self.walk.exits.append(Exit(self.member, _last_line(state, op), state.regs[0], facts, state.marks, state.trail))
+            self.walk.exits.append(
+                Exit(self.member, _last_line(state, op), state.regs[0], facts, state.marks, state.trail)
+            )
 
     # --- calls
 
@@ -356,7 +361,7 @@ class Walker(Machine):
     def _report(self, state: State, name: str, raw: str, site: Site, op: Op, arguments: tuple[Term, ...]) -> None:
         looped = name.startswith("scx_bpf_dsq_insert") and site in state.marks.batch
         roots: frozenset[Term] = frozenset().union(*(term.roots for term in arguments))
-        facts = {key: known for key, known in state.facts.items() if _eternal(key) or _about(key, roots)}
+        facts = Facts((key, known) for key, known in state.facts.items() if _eternal(key) or _about(key, roots))
         key = (self.member, site, arguments, looped, state.marks, frozenset(facts.items()))
         if key in self._known_events:
             return
@@ -373,8 +378,11 @@ def _last_line(state: State, op: Op) -> Line | None:
 
 def _loop_bound(state: State) -> int | None:
     """Return how often the loops that a path is in may run, None if one of them does not say."""
-    counted = [value.parts[2][:2] for _size, value in state.stack.values()
-               if value.kind is Kind.ITERATOR and value.name == "bpf_iter_num" and len(value.parts[2]) >= 2]
+    counted = [
+        value.parts[2][:2]
+        for _size, value in state.stack.values()
+        if value.kind is Kind.ITERATOR and value.name == "bpf_iter_num" and len(value.parts[2]) >= 2
+    ]
     counted += [(None, frame.again[0].parts[2]) for frame in state.frames
                 if frame.again is not None and frame.again[0].kind is Kind.INDEX]  # fmt: skip
     bound = 1
@@ -384,7 +392,11 @@ def _loop_bound(state: State) -> int | None:
         bound *= max(0, end.value - (start.value if start is not None else 0))
     if counted:
         return bound
-    tops = [known.high + 1 for key, known in state.facts.items() if isinstance(known, Range) and key[1].kind is Kind.UNKNOWN]
+    tops = [
+        known.high + 1
+        for key, known in state.facts.items()
+        if isinstance(known, Range) and not isinstance(key, Condition) and key[1].kind is Kind.UNKNOWN
+    ]
     return min((top for top in tops if top < 1 << 31), default=None)
 
 

@@ -16,6 +16,15 @@ from verifier.logic.terms import MASK64, Kind, Term, linear, low_half, pointer, 
 if TYPE_CHECKING:
     from verifier.logic.flow import Walk, Walked
 
+_ADDRESSES = {
+    Ref.MAP: Kind.MAP,
+    Ref.VARIABLE: Kind.GLOBAL,
+    Ref.FUNCTION: Kind.FUNCTION,
+    Ref.KFUNC: Kind.FUNCTION,
+    Ref.KSYM: Kind.GLOBAL,
+}
+"""What the address that an ld_imm64 loads is the address of."""
+
 _EXISTS_KINDS = frozenset({2, 8, 10, 12})
 """bpf_core_relo_kind: FIELD_EXISTS, TYPE_EXISTS, ENUMVAL_EXISTS, TYPE_MATCHES."""
 
@@ -87,22 +96,16 @@ class Machine:
         return True
 
     def _wide(self, op: Op) -> Term:
-        ref, imm = op.raw.ref, op.raw.imm
+        ref = op.raw.ref
         if ref is None:
-            return self.terms.const(imm)
-        match ref.kind:
-            case Ref.MAP:
-                return self.terms.make(Kind.MAP, ref.name)
-            case Ref.VARIABLE:
-                section = self.terms.make(Kind.GLOBAL, ref.name)
-                return self.terms.alu("add", section, self.terms.const(ref.offset))
-            case Ref.FUNCTION:
-                return self.terms.make(Kind.FUNCTION, ref.name)
-            case Ref.KFUNC:
-                return self.terms.make(Kind.FUNCTION, ref.name) if self.has_kfunc(ref.name) else self.terms.const(0)
-            case Ref.KSYM:
-                return self.terms.make(Kind.GLOBAL, ref.name)
-        return self._relocated(ref, imm)
+            return self.terms.const(op.raw.imm)
+        if ref.kind is Ref.KFUNC and not self.has_kfunc(ref.name):
+            return self.terms.const(0)
+        kind = _ADDRESSES.get(ref.kind)
+        if kind is None:
+            return self._relocated(ref, op.raw.imm)
+        place = self.terms.make(kind, ref.name)
+        return self.terms.alu("add", place, self.terms.const(ref.offset)) if ref.kind is Ref.VARIABLE else place
 
     def _alu(self, state: State, op: Op) -> bool:
         state.index += 1
@@ -152,14 +155,14 @@ class Machine:
         if base.kind is Kind.CALL and base.name == "bpf_iter_num_next" and base.parts[2]:
             return self._index(state, base, site)
         if base.kind is Kind.GLOBAL and base.name.startswith(".rodata"):
-            constant = self._constant(base.name, offset, size) if address is base or len(linear(address)[1]) == 1 else None
+            constant = (
+                self._constant(base.name, offset, size) if address is base or len(linear(address)[1]) == 1 else None
+            )
             if constant is not None:
                 return constant
         return self._loaded_from_memory(state, address, base, offset, size, site)
 
-    def _loaded_from_memory(
-        self, state: State, address: Term, base: Term, offset: int, size: int, site: Site
-    ) -> Term:
+    def _loaded_from_memory(self, state: State, address: Term, base: Term, offset: int, size: int, site: Site) -> Term:
         if address.kind is Kind.ADDRESS:
             self.walk.fields.add(address.name)
             return self.terms.make(Kind.FIELD, address.parts[0], address.name, size)
@@ -223,7 +226,18 @@ class Machine:
             return
         self._stored.add(key)
         self.walk.events.append(
-            Event("store", "store", self.member, site, op.line, (address, value), None, state.facts, state.marks, state.trail)
+            Event(
+                "store",
+                "store",
+                self.member,
+                site,
+                op.line,
+                (address, value),
+                None,
+                state.facts,
+                state.marks,
+                state.trail,
+            )
         )
 
     def _atomic(self, state: State, op: Op) -> bool:
@@ -256,11 +270,13 @@ class Machine:
         if name.startswith("bpf_iter_") and arguments and arguments[0].kind is Kind.STACK:
             first_round = _is_first_round(self._iterator_at(state, arguments[0]))
             arguments = self._iterate(state, name, arguments, site)
+            if name.endswith("_next") and arguments[0].kind is Kind.ITERATOR:
+                site = arguments[0].parts[1]  # clang asks for the first element and for the others in two places
         term = self.terms.make(Kind.CALL, name, site, arguments)
         state.remake(term, self.terms)
         found = name == "bpf_map_lookup_elem" and self._is_always_found(state, arguments)
         if found or (first_round and name == "bpf_iter_num_next"):
-            state.facts = {**state.facts, (64, term): Range(1, MASK64, -(1 << 63), (1 << 63) - 1)}
+            state.facts = Facts({**state.facts, (64, term): Range(1, MASK64, -(1 << 63), (1 << 63) - 1)})
         return term
 
     def _iterate(self, state: State, name: str, arguments: tuple[Term, ...], site: Site) -> tuple[Term, ...]:
@@ -295,10 +311,11 @@ class Machine:
     def _write_stack_arguments(self, state: State, name: str, arguments: tuple[Term, ...], site: Site) -> None:
         if name in calls.WRITES_FIRST_ARGUMENT and arguments and arguments[0].kind is Kind.STACK:
             size = arguments[1].value if len(arguments) > 1 and arguments[1].is_const else 512
-            state.forget_stack(*arguments[0].parts, min(size, 512))
+            state.forget_stack(arguments[0].parts[0], arguments[0].parts[1], min(size, 512))
         elif name in calls.WRITES_SECOND_ARGUMENT and len(arguments) > 1 and arguments[1].kind is Kind.STACK:
             depth, offset = arguments[1].parts
-            size = self._map_of(arguments[0]).value_size if self._map_of(arguments[0]) else 8
+            info = self._map_of(arguments[0])
+            size = info.value_size if info is not None else 8
             state.forget_stack(depth, offset, size)
             taken = self.terms.make(Kind.CALL, "an element", site, arguments[:1])
             state.remake(taken, self.terms)
@@ -307,7 +324,7 @@ class Machine:
         elif name not in calls.ONLY_READS and not name.startswith("bpf_iter_"):
             for argument in arguments:
                 if argument.kind is Kind.STACK:
-                    state.forget_stack(*argument.parts, _LIKELY_BYTES)
+                    state.forget_stack(argument.parts[0], argument.parts[1], _LIKELY_BYTES)
 
     def _map_of(self, term: Term) -> MapInfo | None:
         return self.image.maps.get(term.name) if term.kind is Kind.MAP else None
@@ -317,7 +334,7 @@ class Machine:
         info = self._map_of(arguments[0]) if arguments else None
         if info is None or info.type not in calls.ALWAYS_FOUND or arguments[1].kind is not Kind.STACK:
             return False
-        key = state.read_stack(*arguments[1].parts, 4, self.terms)
+        key = state.read_stack(arguments[1].parts[0], arguments[1].parts[1], 4, self.terms)
         return key is not None and range_of(state.facts, 32, low_half(key)).high < info.max_entries
 
 
@@ -337,7 +354,7 @@ def _without_fields_of(facts: Facts, base: Term) -> Facts:
         terms = (key.left, key.right) if isinstance(key, Condition) else (key[1],)  # type: ignore[index]
         return any(term.kind is Kind.FIELD and term.parts[0] is base for term in terms)
 
-    return {key: value for key, value in facts.items() if not stale(key)}
+    return Facts((key, value) for key, value in facts.items() if not stale(key))
 
 
 __all__ = ["Machine", "signed"]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from verifier.bpf_image import Line
 from verifier.logic import calls
+from verifier.logic.calls import names
 from verifier.logic.events import Marks, Pending, Site, settled
 from verifier.logic.facts import Facts, range_of
 from verifier.logic.terms import Kind, Term, inside, linear, low_half, pointer
@@ -19,15 +20,17 @@ KICKS = frozenset({"scx_bpf_kick_cpu", "scx_bpf_kick_cid"})
 _IDENTITY_FIELDS = frozenset({"task_struct.pid", "task_struct.tgid", "task_struct.scx.tid"})
 _NODE_ADDERS = frozenset({"bpf_rbtree_add", "bpf_list_push_front", "bpf_list_push_back"})
 _RESETS_BATCH = frozenset({"scx_bpf_dispatch_nr_slots", "scx_bpf_dsq_move_to_local"})
-_SEEKS = frozenset(
+_SEEKS = names(
     "scx_bpf_pick_idle_cpu scx_bpf_pick_idle_cpu_node scx_bpf_test_and_clear_cpu_idle scx_bpf_select_cpu_and "
-    "scx_bpf_select_cpu_dfl scx_bpf_get_idle_cpumask scx_bpf_get_idle_smtmask".split()
+    "scx_bpf_select_cpu_dfl scx_bpf_get_idle_cpumask scx_bpf_get_idle_smtmask"
 )
 _QUEUES = frozenset({calls.QUEUE, calls.STACK})
 _BPF_EXIST = 2
 
 
-def plain_arguments(machine: Machine, state: State, raw: str, name: str, arguments: tuple[Term, ...]) -> tuple[Term, ...]:
+def plain_arguments(
+    machine: Machine, state: State, raw: str, name: str, arguments: tuple[Term, ...]
+) -> tuple[Term, ...]:
     """Return a call's arguments as the plain form has them, where the object calls the form with a struct."""
     if not calls.takes_struct(raw) or not arguments:
         return arguments
@@ -60,7 +63,8 @@ def is_callback_task(term: Term | None) -> bool:
 def identifies_task(term: Term) -> bool:
     """Whether a value leads back to the callback's task: the pointer, its pid, or a number made of it."""
     return any(
-        is_callback_task(part) or (part.kind is Kind.FIELD and part.name in _IDENTITY_FIELDS and is_callback_task(part.parts[0]))
+        is_callback_task(part)
+        or (part.kind is Kind.FIELD and part.name in _IDENTITY_FIELDS and is_callback_task(part.parts[0]))
         for part in _made_of(term)
     )
 
@@ -111,23 +115,29 @@ def after_call(
     """Return the marks after a helper or kfunc was called."""
     marks, member = state.marks, machine.member
     if name in INSERTS:
-        if member == "dispatch":
-            return marks._replace(batch=marks.batch | {site})
-        if member in ("select_cpu", "enqueue") and is_callback_task(arguments[0]):
-            waits = marks.waits or (member == "enqueue" and not _is_builtin(arguments[1]))
-            return marks._replace(inserts=min(2, marks.inserts + 1), waits=waits)
+        marks = _after_insert(marks, member, site, arguments)
     elif name in _RESETS_BATCH:
-        return marks._replace(batch=frozenset())
-    elif name in KICKS and member == "enqueue":
-        return marks._replace(kicked=True)
-    elif name in _SEEKS and member == "enqueue":
-        return marks._replace(sought=True)
-    elif name == "scx_bpf_create_dsq" and member == "init" and arguments[0].is_const:
-        return marks._replace(created=marks.created | {arguments[0].value})
+        marks = marks._replace(batch=frozenset())
     elif name in calls.ENDS_POLICY:
-        return marks._replace(ended=True)
+        marks = marks._replace(ended=True)
+    elif name == "scx_bpf_create_dsq" and member == "init" and arguments[0].is_const:
+        marks = marks._replace(created=marks.created | {arguments[0].value})
     elif member == "enqueue":
-        return _after_storing(machine, state, name, line, arguments)
+        if name in KICKS:
+            marks = marks._replace(kicked=True)
+        elif name in _SEEKS:
+            marks = marks._replace(sought=True)
+        else:
+            marks = _after_storing(machine, state, name, line, arguments)
+    return marks
+
+
+def _after_insert(marks: Marks, member: str, site: Site, arguments: tuple[Term, ...]) -> Marks:
+    if member == "dispatch":
+        return marks._replace(batch=marks.batch | {site})
+    if member in ("select_cpu", "enqueue") and is_callback_task(arguments[0]):
+        waits = marks.waits or (member == "enqueue" and not _is_builtin(arguments[1]))
+        return marks._replace(inserts=min(2, marks.inserts + 1), waits=waits)
     return marks
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from schedagent.core.verification import Severity
-from verifier.logic.calls import MOST_CPUS
+from verifier.logic.calls import MOST_CPUS, names
 from verifier.logic.events import Event, Exit
 from verifier.logic.facts import Condition, Facts, Range, range_of
 from verifier.logic.marking import is_callback_task
@@ -11,8 +11,8 @@ from verifier.logic.queues import QueueKind
 from verifier.logic.subject import CHOOSES_CPU, Insert, Subject, truths
 from verifier.logic.terms import Kind, Term, describe, inside, low_half, number, signed
 
-_MASK_RESULTS = frozenset(
-    "bpf_cpumask_first bpf_cpumask_first_and bpf_cpumask_any_distribute bpf_cpumask_any_and_distribute".split()
+_MASK_RESULTS = names(
+    "bpf_cpumask_first bpf_cpumask_first_and bpf_cpumask_any_distribute bpf_cpumask_any_and_distribute"
 )
 _NEEDS_CHECK = frozenset({"scx_bpf_select_cpu_and", "scx_bpf_pick_idle_cpu", "scx_bpf_pick_idle_cpu_node"})
 _PICKS = frozenset({*_NEEDS_CHECK, "scx_bpf_pick_any_cpu", "scx_bpf_pick_any_cpu_node", "scx_bpf_select_cpu_dfl"})
@@ -56,7 +56,9 @@ def _check_answer(subject: Subject, path: Exit) -> None:
         elif cpu.kind in (Kind.OP, Kind.LINEAR):
             _check_computed_answer(subject, path, cpu)
         elif cpu.kind is Kind.LOAD and not _tested(path.facts, cpu, None):
-            subject.warning(1, path, f"select_cpu returns {describe(cpu)} without a test that the task may use it", "affinity")
+            subject.warning(
+                1, path, f"select_cpu returns {describe(cpu)} without a test that the task may use it", "affinity"
+            )
 
 
 def _check_fixed_answer(subject: Subject, path: Exit, cpu: int) -> None:
@@ -148,8 +150,7 @@ def _check_local_on(subject: Subject, insert: Insert) -> None:
     if insert.queue.joined:
         return
     for value in subject.values(cpu) if cpu is not None else ():
-        value = low_half(value)
-        if not allowed(insert.event.facts, value, insert.task):
+        if not allowed(insert.event.facts, low_half(value), insert.task):
             subject.error(6, insert.event, f"the task goes to SCX_DSQ_LOCAL_ON | {describe(value)} without a test that "
                                            "its mask has this CPU")  # fmt: skip
     if cpu is None:
@@ -166,10 +167,17 @@ def _check_local_of_dispatch(subject: Subject, insert: Insert) -> None:
     if task.kind is Kind.UNKNOWN or (task.kind is Kind.ARGUMENT and task.parts[1] == "prev"):
         return
     for term, true in truths(insert.event.facts):
-        if true and term.kind is Kind.PURE and term.name == "bpf_cpumask_test_cpu" and not _is_foreign(term.parts[1][1]):
+        if (
+            true
+            and term.kind is Kind.PURE
+            and term.name == "bpf_cpumask_test_cpu"
+            and not _is_foreign(term.parts[1][1])
+        ):
             return
     if not _may_use_all(insert.event.facts):
-        subject.error(7, insert.event, "dispatch puts a task into SCX_DSQ_LOCAL without a test that its mask has this CPU")
+        subject.error(
+            7, insert.event, "dispatch puts a task into SCX_DSQ_LOCAL without a test that its mask has this CPU"
+        )
 
 
 def _check_masks(subject: Subject) -> None:

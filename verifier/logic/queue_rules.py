@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from schedagent.core.verification import Severity
 from verifier.logic.events import Event
 from verifier.logic.facts import Condition, Facts, Range, range_of
 from verifier.logic.marking import is_callback_task
@@ -137,7 +136,7 @@ def _check_everywhere(subject: Subject, insert: Insert, drains: list[Drain]) -> 
     restrictions = [_restriction(drain.event.facts) for drain in drains]
     if not all(restrictions):
         return
-    if len({text for text in restrictions}) > 1 and any(text.startswith("not ") for text in restrictions):
+    if len(set(restrictions)) > 1 and any(text.startswith("not ") for text in restrictions):
         return
     line = drains[0].event.line
     subject.error(19, insert.event, f"{insert.queue} is not always drained: line {line.line if line else 0} is only "
@@ -192,7 +191,9 @@ def _check_indexes(subject: Subject, inserts: list[Insert], drains: list[Drain])
             continue
         where = f"the task waits in {queue}, which only CPU {describe(index)} drains"
         if index.kind is Kind.LOAD:
-            subject.warning(7, insert.event, f"{where}, and nothing here tests that the task may use that CPU", "affinity")
+            subject.warning(
+                7, insert.event, f"{where}, and nothing here tests that the task may use that CPU", "affinity"
+            )
         else:
             subject.error(7, insert.event, f"{where}, without a test that the task may use that CPU")
 
@@ -219,8 +220,8 @@ def _check_kicks(subject: Subject) -> None:
     for path in subject.exits("enqueue"):
         marks = path.marks
         if marks.waits and not marks.kicked and not marks.sought and not marks.ended:
-            subject.warning(20, path, "enqueue leaves the task in a DSQ on this path without looking for an idle CPU and "
-                            "without a kick", "work conservation")  # fmt: skip
+            text = "enqueue leaves the task in a DSQ on this path without looking for an idle CPU and without a kick"
+            subject.warning(20, path, text, "work conservation")
             return
 
 

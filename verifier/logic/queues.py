@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from verifier.logic.calls import CPU_ARGUMENTS
-from verifier.logic.facts import range_of
-from verifier.logic.terms import Kind, Term, describe, linear, low_half, number
+from verifier.logic.facts import Facts, range_of
+from verifier.logic.terms import MASK32, Kind, Term, describe, linear, low_half, number
 
 _BUILTIN = 1 << 63
 _LOCAL_ON = _BUILTIN | 1 << 62
@@ -83,9 +83,8 @@ def _decode_one(term: Term, enums: Mapping[str, int]) -> Queue:
         return Queue(QueueKind.LOCAL_ON, term, cpu=low_half(addends[0][0]))
     if constant & _BUILTIN:
         return Queue(QueueKind.BAD, term, constant, addends)
-    if len(addends) == 1 and constant == 0 and addends[0][0].kind in (Kind.LOAD, Kind.UNKNOWN, Kind.CALL):
-        if addends[0][0].kind is not Kind.CALL or not _returns_cpu(addends[0][0]):
-            return Queue(QueueKind.OPAQUE, term, 0, addends)
+    if len(addends) == 1 and constant == 0 and _tells_nothing(addends[0][0]):
+        return Queue(QueueKind.OPAQUE, term, 0, addends)
     return Queue(QueueKind.USER, term, constant, addends)
 
 
@@ -107,13 +106,17 @@ def _sum(term: Term) -> tuple[int, tuple[tuple[Term, int], ...]]:
     inner = low_half(term)
     if inner.kind is Kind.OP and inner.parts[0] == "or":
         left, right = _sum(inner.parts[1]), _sum(inner.parts[2])
-        return (left[0] | right[0]) if not (left[0] and right[0]) else left[0] | right[0], left[1] + right[1]
-    constant, addends = linear(inner)
+        constant, addends = left[0] | right[0], left[1] + right[1]
+    else:
+        constant, addends = linear(inner)
+    if term.kind is Kind.ZEXT:
+        constant &= MASK32
     return constant, tuple((low_half(atom), factor) for atom, factor in addends)
 
 
-def _returns_cpu(term: Term) -> bool:
-    return "cpu" in term.name
+def _tells_nothing(term: Term) -> bool:
+    """Whether an id comes from memory, or from a call that gives no CPU."""
+    return term.kind in (Kind.LOAD, Kind.UNKNOWN) or (term.kind is Kind.CALL and "cpu" not in term.name)
 
 
 def is_cpu(term: Term) -> bool:
@@ -130,7 +133,7 @@ def span(queue: Queue) -> tuple[int, int] | None:
     """Return the bounds of a family's ids, None if they cannot be told."""
     low = high = queue.constant
     for atom, factor in queue.addends:
-        known = range_of({}, 32, atom)
+        known = range_of(Facts(), 32, atom)
         top = known.high
         if is_cpu(atom) or atom.kind is Kind.INDEX:
             top = min(top, _LIKELY_CPUS - 1)
@@ -160,9 +163,9 @@ def _open_ended(one: Queue, other: Queue) -> bool:
         if len(one.addends) != 1 or len(other.addends) != 1:
             return True
         steps = one.addends[0][1], other.addends[0][1]
-        return steps[0] != steps[1] or (one.constant - other.constant) % steps[0] == 0 if steps != (1, 1) else (
-            one.constant == other.constant
-        )
+        if steps == (1, 1):
+            return one.constant == other.constant
+        return steps[0] != steps[1] or (one.constant - other.constant) % steps[0] == 0
     family, rest = (one, other) if one.family else (other, one)
     return rest.constant >= family.constant
 

@@ -18,13 +18,14 @@ class Frame(NamedTuple):
     """Where a call goes back to.
 
     Args:
+        back: index of the instruction after the call.
         saved: r6 to r9 of the caller.
         again: the arguments of a callback that may be called once more (bpf_loop); None for a plain call.
         result: what the helper that runs the callback returns.
     """
 
     code: Code
-    index: int
+    back: int
     saved: SavedRegisters
     again: tuple[Term, ...] | None = None
     result: Term | None = None
@@ -41,7 +42,7 @@ class State:
         self.origin = -1
         self.regs = regs
         self.stack: Stack = {}
-        self.facts: Facts = {}
+        self.facts = Facts()
         self.frames: tuple[Frame, ...] = ()
         self.marks = Marks()
         self.trail: Trail | None = None
@@ -101,13 +102,14 @@ class State:
         for register in range(REGISTERS - 1):
             if not mask >> register & 1:
                 regs[register] = dead
-        masks = [self._caller_mask(frame) for frame in self.frames]
-        masks.append(mask & ALL_STACK)
-        self.stack = {
-            place: held
-            for place, held in self.stack.items()
-            if place[0] < len(masks) and masks[place[0]] & stack_bits(place[1], place[1] + held[0])
-        }
+        if self.stack:
+            masks = [self._caller_mask(frame) for frame in self.frames]
+            masks.append(mask & ALL_STACK)
+            self.stack = {
+                place: held
+                for place, held in self.stack.items()
+                if place[0] < len(masks) and masks[place[0]] & stack_bits(place[1], place[1] + held[0])
+            }
         roots: set[Term] = set()
         for value in regs:
             roots |= value.roots
@@ -123,8 +125,8 @@ class State:
     @staticmethod
     def _caller_mask(frame: Frame) -> int:
         """What the caller reads of its stack after the call, and what the call itself may read."""
-        call = frame.code.live[max(frame.index - 1, 0)]
-        after = frame.code.live[frame.index] if frame.index < len(frame.code.ops) else 0
+        call = frame.code.live[max(frame.back - 1, 0)]
+        after = frame.code.live[frame.back] if frame.back < len(frame.code.ops) else 0
         return (call | after) & ALL_STACK
 
     @property

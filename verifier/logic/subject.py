@@ -7,27 +7,24 @@ from dataclasses import dataclass, field
 
 from schedagent.core.verification import Finding, Severity, Step
 from verifier.bpf_image import BpfImage, Function, Line, OpsStruct
+from verifier.logic.calls import names
 from verifier.logic.events import Event, Exit, Trail, steps
 from verifier.logic.facts import Condition, Facts, Range
 from verifier.logic.flow import Walk
 from verifier.logic.queues import Queue, decode
 from verifier.logic.terms import Kind, Term, low_half
 
-FLAT_IDLE = frozenset(
-    "scx_bpf_get_idle_cpumask scx_bpf_get_idle_smtmask scx_bpf_pick_idle_cpu scx_bpf_pick_any_cpu".split()
-)
+FLAT_IDLE = names("scx_bpf_get_idle_cpumask scx_bpf_get_idle_smtmask scx_bpf_pick_idle_cpu scx_bpf_pick_any_cpu")
 """Idle kfuncs that the per-node mode forbids (kernel/sched/ext_idle.c)."""
 
-IDLE_KFUNCS = frozenset(
+IDLE_KFUNCS = names(
     "scx_bpf_select_cpu_dfl scx_bpf_select_cpu_and scx_bpf_pick_idle_cpu scx_bpf_pick_idle_cpu_node "
     "scx_bpf_test_and_clear_cpu_idle scx_bpf_get_idle_cpumask scx_bpf_get_idle_smtmask "
-    "scx_bpf_get_idle_cpumask_node scx_bpf_get_idle_smtmask_node".split()
+    "scx_bpf_get_idle_cpumask_node scx_bpf_get_idle_smtmask_node"
 )
 """What needs the built-in idle tracking."""
 
-CHOOSES_CPU = frozenset(
-    "scx_bpf_select_cpu_dfl scx_bpf_select_cpu_and scx_bpf_pick_idle_cpu scx_bpf_pick_idle_cpu_node".split()
-)
+CHOOSES_CPU = names("scx_bpf_select_cpu_dfl scx_bpf_select_cpu_and scx_bpf_pick_idle_cpu scx_bpf_pick_idle_cpu_node")
 
 
 @dataclass(frozen=True)

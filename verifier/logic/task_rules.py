@@ -33,7 +33,9 @@ def _check_insert(subject: Subject, event: Event) -> None:
     if member not in subject.ops.callbacks or task is None:
         return
     if member not in _MAY_INSERT:
-        subject.error(5, event, f"{event.raw}() may only be called from select_cpu, enqueue and dispatch, not from {member}")
+        subject.error(
+            5, event, f"{event.raw}() may only be called from select_cpu, enqueue and dispatch, not from {member}"
+        )
     elif member == "dispatch":
         _check_batch(subject, event)
     elif is_callback_task(task):

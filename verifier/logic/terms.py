@@ -53,24 +53,24 @@ class Term:
         depth: of the tree of its parts.
     """
 
-    __slots__ = ("depth", "kind", "number", "parts", "roots")
+    __slots__ = ("depth", "is_const", "kind", "number", "parts", "roots")
+
+    depth: int
+    roots: frozenset[Term]
 
     def __init__(self, kind: Kind, parts: tuple, number: int) -> None:  # type: ignore[type-arg]
         self.kind = kind
+        self.is_const = kind is Kind.CONST
         self.parts = parts
         self.number = number
         inner = list(children(self))
         self.depth = 1 + max((term.depth for term in inner), default=0)
         if kind in _ETERNAL:
-            self.roots: frozenset[Term] = frozenset()
+            self.roots = frozenset()
         elif kind in _COMPOSITE:
             self.roots = frozenset().union(*(term.roots for term in inner))
         else:
             self.roots = frozenset({self})
-
-    @property
-    def is_const(self) -> bool:
-        return self.kind is Kind.CONST
 
     @property
     def value(self) -> int:
@@ -196,20 +196,16 @@ class Terms:
         return self.make(Kind.OP, f"{operator}32", left, right)
 
     def _alu64(self, operator: str, left: Term, right: Term) -> Term:
-        match operator:
-            case "add":
-                return self._add(left, right)
-            case "sub":
-                return self._combine(left, right, -1)
-            case "mul" if right.is_const or left.is_const:
-                left, right = (left, right) if right.is_const else (right, left)
-                return self.scale(left, right.value)
-            case "lsh" if right.is_const and right.value != 32:
-                return self.scale(left, 1 << (right.value & 63))
-            case "rsh" | "arsh" if right.is_const:
-                return self._shift_right(operator, left, right)
-            case "and" | "or" | "xor":
-                return self._bitwise(operator, left, right)
+        if operator in ("add", "sub"):
+            return self._add(left, right) if operator == "add" else self._combine(left, right, -1)
+        if operator in ("and", "or", "xor"):
+            return self._bitwise(operator, left, right)
+        if operator == "mul" and left.is_const:
+            left, right = right, left
+        if right.is_const and (operator == "mul" or (operator == "lsh" and right.value != 32)):
+            return self.scale(left, right.value if operator == "mul" else 1 << (right.value & 63))
+        if right.is_const and operator in ("rsh", "arsh"):
+            return self._shift_right(operator, left, right)
         return self.make(Kind.OP, operator, left, right)
 
     def _add(self, left: Term, right: Term) -> Term:
@@ -329,28 +325,31 @@ _SIGNS |= {"rsh": ">>", "arsh": ">>", "sdiv": "/", "smod": "%"}
 def describe(term: Term) -> str:
     """Say a term in a few characters of C, for messages."""
     parts = term.parts
+    text = "a value"
     match term.kind:
         case Kind.CONST:
-            return str(parts[1].lstrip(".")) or number(parts[0])
+            text = parts[1].lstrip(".") or number(parts[0])
         case Kind.ARGUMENT:
-            return str(parts[1])
+            text = parts[1]
         case Kind.FIELD | Kind.ADDRESS:
             field = parts[1].partition(".")[2] or parts[1]
-            return f"{'&' if term.kind is Kind.ADDRESS else ''}{describe(parts[0])}->{field}"
+            text = f"{'&' if term.kind is Kind.ADDRESS else ''}{describe(parts[0])}->{field}"
         case Kind.CALL | Kind.PURE:
-            return f"{parts[0]}({_first_argument(term)})"
+            text = f"{parts[0]}({_first_argument(term)})"
         case Kind.INDEX:
-            return "i"
+            text = "i"
         case Kind.ZEXT | Kind.SEXT:
-            return describe(parts[0])
+            text = describe(parts[0])
         case Kind.OP:
             sign = _SIGNS.get(parts[0].removesuffix("32"), parts[0])
-            return f"({describe(parts[1])} {sign} {describe(parts[2])})"
+            text = f"({describe(parts[1])} {sign} {describe(parts[2])})"
         case Kind.LINEAR:
-            return _describe_sum(parts[0], parts[1])
+            text = _describe_sum(parts[0], parts[1])
         case Kind.LOAD:
-            return _describe_load(parts[1])
-    return "&" + str(parts[0]) if term.kind in (Kind.MAP, Kind.GLOBAL, Kind.FUNCTION) else "a value"
+            text = _describe_load(parts[1])
+        case Kind.MAP | Kind.GLOBAL | Kind.FUNCTION:
+            text = f"&{parts[0]}"
+    return text
 
 
 def _first_argument(term: Term) -> str:

@@ -88,13 +88,22 @@ def _check_slice(subject: Subject, event: Event, value: Term) -> None:
         _check_infinite(subject, event)
     elif value.is_const and value.value == 0:
         if event.name.startswith("scx_bpf_dsq_insert"):  # elsewhere 0 ends the task's turn, which is meant
-            subject.error(24, event, "the slice is 0: the task goes on with what is left of its last one, which may be 1 ns")
-    elif value.kind is Kind.OP and value.parts[0] == "div" and not value.parts[2].is_const and known.low < SLICE_MIN_NS:
-        subject.error(24, event, f"the slice is {describe(value)}, with no lower bound; accepted is {SLICE_MIN_NS} ns or more")
+            subject.error(
+                24, event, "the slice is 0: the task goes on with what is left of its last one, which may be 1 ns"
+            )
+    elif _is_share(low_half(value)) and known.low < SLICE_MIN_NS:
+        subject.error(
+            24, event, f"the slice is {describe(value)}, with no lower bound; accepted is {SLICE_MIN_NS} ns or more"
+        )
     elif known.high < SLICE_MIN_NS or known.low > SLICE_MAX_NS:
         length = f"{known.low} ns" if known.low == known.high else f"{known.low} to {known.high} ns"
         name = f" ({describe(value)})" if not value.is_const or value.parts[1] else ""
         subject.error(24, event, f"the slice is {length}{name}; accepted is {SLICE_MIN_NS} ns to {SLICE_MAX_NS} ns")
+
+
+def _is_share(value: Term) -> bool:
+    """Whether a slice is some time divided by a number that may grow."""
+    return value.kind is Kind.OP and value.parts[0] in ("div", "div32") and not value.parts[2].is_const
 
 
 def _check_infinite(subject: Subject, event: Event) -> None:
@@ -108,7 +117,9 @@ def _preempts(subject: Subject) -> bool:
     """Whether anything interrupts a running task: a preempting kick or insert, or a slice that is set to 0."""
     preempt = subject.enums.get("SCX_KICK_PREEMPT", 2)
     for event in subject.events("scx_bpf_kick_cpu", "scx_bpf_kick_cid"):
-        if len(event.arguments) > 1 and any(not v.is_const or v.value & preempt for v in subject.values(event.arguments[1])):
+        if len(event.arguments) > 1 and any(
+            not v.is_const or v.value & preempt for v in subject.values(event.arguments[1])
+        ):
             return True
     head = subject.enums.get("SCX_ENQ_PREEMPT", 1 << 32)
     if any(insert.flags is not None and _certain_bits(insert.flags) & head for insert in subject.inserts()):
@@ -121,21 +132,24 @@ def _preempts(subject: Subject) -> bool:
 
 def _check_vtime(subject: Subject, inserts: list[Insert]) -> None:
     timed = [insert for insert in inserts if insert.vtime is not None and not insert.moves]
-    own = [insert for insert in timed for value in subject.values(insert.vtime or insert.task) if _is_accumulated(value)]
+    own = [
+        insert for insert in timed for value in subject.values(insert.vtime or insert.task) if _is_accumulated(value)
+    ]
     for comparison in subject.walk.comparisons:
         asked = comparison.condition
         sides = [low_half(asked.left), low_half(asked.right)]
-        if asked.operator == "ult" and asked.bits == 64 and any(_is_raw_vtime(side) for side in sides):
-            if not any(side.is_const for side in sides):
-                subject.report(22, Severity.ERROR, comparison.member, comparison.line,
-                               f"{describe(asked.left)} and {describe(asked.right)} are compared as unsigned numbers, "
-                               "which goes wrong when one wraps; compare (s64)(a - b) with 0")  # fmt: skip
+        if asked.operator != "ult" or asked.bits != 64 or any(side.is_const for side in sides):
+            continue
+        if any(_is_raw_vtime(side) for side in sides):
+            text = f"{describe(asked.left)} and {describe(asked.right)} are compared as unsigned numbers, which goes wrong "
+            text += "when one wraps; compare (s64)(a - b) with 0"
+            subject.report(22, Severity.ERROR, comparison.member, comparison.line, text)
     for insert in own:
         _check_clamped(subject, insert)
     if own and not subject.walk.fields & set(_WEIGHTS):
         line: Line | None = own[0].event.line
-        subject.report(22, Severity.WARNING, own[0].event.member, line, "the order is by vtime, but no weight is ever read: "
-                       "nice levels mean nothing", cleared_by="weights")  # fmt: skip
+        text = "the order is by vtime, but no weight is ever read: nice levels mean nothing"
+        subject.report(22, Severity.WARNING, own[0].event.member, line, text, cleared_by="weights")
 
 
 def _is_raw_vtime(term: Term) -> bool:
@@ -155,5 +169,5 @@ def _check_clamped(subject: Subject, insert: Insert) -> None:
         sides = (comparison.condition.left, comparison.condition.right)
         if any(_is_raw_vtime(part) for side in sides for part in inside(side)):
             return
-    subject.warning(22, insert.event, "a task enters with its vtime as it was when it went to sleep: nothing limits the "
-                    "credit of a long sleeper", "sleeper's return")  # fmt: skip
+    text = "a task enters with its vtime as it was when it went to sleep: nothing limits the credit of a long sleeper"
+    subject.warning(22, insert.event, text, "sleeper's return")
