@@ -38,8 +38,8 @@ def prove(ground: Ground, seconds: float) -> list[OracleResult]:
         wait_for(ground, pair)
         alone = rate(ground, pair, seconds * 0.4)
         os.write(door[1], b"x")
+        woken = wait_for(ground, [crowd], events=2)
         crowded = rate(ground, pair, seconds * 0.6)
-        woken = crowd.record.events - SIZE
     for end in door:
         os.close(end)
     return [judge(alone, crowded)] if woken else []

@@ -190,7 +190,7 @@ def start(crew: Crew, cpus: Sequence[int]) -> Mix:
     there, back = os.pipe(), os.pipe()
     spinner = spinner_or_none()
     pinned = [crew.start(f"hog pinned to CPU {cpu}", work.pinned(cpu, work.hog)) for cpu in (first, last)]
-    hogs = [crew.start(f"hog {number}", work.hog) for number in range(len(cpus))]
+    hogs = [crew.start(f"hog {number}", work.hog) for number in range(len(cpus) - 1)]
     hogs += [crew.start(f"hog of nice {nice}", work.niced(nice, work.hog)) for nice in (-5, 5)]
     moved = crew.start("hog in moving cgroups", work.hog)
     crew.start("real-time bursts", work.real_time(work.pinned(last, work.burster)))

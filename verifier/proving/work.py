@@ -17,7 +17,7 @@ from verifier.proving.crew import Body, Record
 SLEEP_NS = 5_000_000
 """A sleeper asks to be woken after this time."""
 
-REHOME_SLEEP_NS = 3_000_000
+HOLD_S, REST_S = 0.03, 0.015
 BURST_S = 0.02
 STAT_REFRESH = Path("/proc/sys/vm/stat_refresh")
 
@@ -143,20 +143,18 @@ def current_cpu() -> int:
 
 
 def fork_storm(record: Record) -> NoReturn:
-    """Fork, exec every second time, exit, reap; tell how long each child took from fork to reaping."""
-    nothing, program = os.open("/dev/null", os.O_WRONLY), smallest_program()
-    os.dup2(nothing, 1)
+    """Fork and exec in turn, exit, reap; tell how long each child took from fork to reaping."""
+    program = smallest_program()
+    os.dup2(os.open("/dev/null", os.O_WRONLY), 1)
     while True:
         record.begin()
         try:
-            pid = os.fork()
+            pid = os.posix_spawn(program, [program, "--version"], {}) if program and record.events % 2 else os.fork()
         except OSError as error:
             record.errno = error.errno or 0
             time.sleep(0.01)
             continue
         if pid == 0:
-            if program and record.events % 2:
-                os.execv(program, [program, "--version"])
             os._exit(0)
         record.wrong += os.waitpid(pid, 0)[1] != 0
         record.end()
@@ -171,8 +169,8 @@ def smallest_program() -> str:
     return ""
 
 
-def rehoming_sleeper(home: int, cpus: Sequence[int]) -> Body:
-    """Go to CPU `home`, be allowed everywhere, sleep; tell how long the wake-up then waited for a CPU.
+def rehoming_sleeper(home: int, cpus: Sequence[int], wake: int) -> Body:
+    """Go to CPU `home`, be allowed everywhere, sleep until a byte comes; tell how long the wake-up waited for a CPU.
 
     The wait is the growth of the run delay in the task's own schedstat.
     """
@@ -183,10 +181,25 @@ def rehoming_sleeper(home: int, cpus: Sequence[int]) -> Body:
             os.sched_setaffinity(0, {home})
             os.sched_setaffinity(0, cpus)
             before = run_delay_ns(schedstat)
-            time.sleep(REHOME_SLEEP_NS / 1e9)
+            os.read(wake, 1)
             record.note(run_delay_ns(schedstat) - before)
 
     return run
+
+
+def blocker(home: int, wake: int) -> Body:
+    """Leave CPU `home` alone for a while, then, as a real-time task, wake a sleeper and hold the CPU."""
+
+    def run(record: Record) -> NoReturn:
+        while True:
+            time.sleep(REST_S)
+            until = time.monotonic() + HOLD_S
+            os.write(wake, b"x")
+            while time.monotonic() < until:
+                pass
+            record.events += 1
+
+    return real_time(pinned(home, run))
 
 
 def run_delay_ns(schedstat: int) -> int:
@@ -279,15 +292,20 @@ def migration_disabled(spinner: Spinner) -> Body:
 
 
 def crowd(home: int, size: int, go: int) -> Body:
-    """On one CPU: `size` threads that sleep, and from a byte on are woken all the time."""
+    """On one CPU: `size` threads that sleep, and from a byte on are woken faster than they find to sleep.
+
+    Who wakes them is a real-time task, so that it can do so while they wait for the CPU.
+    """
 
     def run(record: Record) -> NoReturn:
         os.sched_setaffinity(0, {home})
         threads = linux.SleepingThreads(size)
-        record.events = len(threads)
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+        record.events = 1
         os.read(go, 1)
         while True:
             threads.wake()
             record.events += 1
+            time.sleep(0.01)
 
     return run
