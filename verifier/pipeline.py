@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from kernel_bpf.compile import compile_policy
+from kernel_bpf.source import read_source
 from kernel_bpf.target import KernelTarget
 from schedagent.core.artifact import PolicyArtifact
-from schedagent.core.errors import BpfError, PolicyError, TunableError, VmLost
+from schedagent.core.errors import BpfError, PolicyError, UsageError, VmLost
 from schedagent.core.policy import CandidatePolicy, PolicyInfo
 from schedagent.core.token import digest_inputs
 from schedagent.core.verification import GateResult, GateStatus, VerificationReport, Verified
@@ -30,7 +31,6 @@ log = logging.getLogger(__name__)
 STRESS_SECONDS = 6.0
 """Longer than the 5 s watchdog of a candidate (timeout_ms), so that a task left behind at the start is found."""
 
-SOURCE_LIMIT_BYTES = 256 * 1024
 GATES = ("source", "compile", "kernel verifier", "attach", "stress", "starvation")
 
 
@@ -113,16 +113,7 @@ class _Passage:
 
     def _source(self) -> str:
         """The source can be read, is of a sane size, and every tunable is accepted."""
-        try:
-            content = self._info.source.read_bytes()
-        except OSError as error:
-            raise GateFailed(f"{self._info.source} cannot be read: {error.strerror}") from None
-        if len(content) > SOURCE_LIMIT_BYTES:
-            raise GateFailed(f"{len(content)} bytes of source; at most {SOURCE_LIMIT_BYTES} are accepted")
-        try:
-            content.decode()
-        except UnicodeDecodeError as error:
-            raise GateFailed(f"the source is not UTF-8 text: byte {error.start}") from None
+        content = read_source(self._info.source)
         if not re.fullmatch(r"[A-Za-z0-9_]{1,100}", self._info.name):
             raise GateFailed(f"{self._info.name!r} cannot be the name of a policy: letters, digits and _ only")
         configured = self._info.configured(dict(self._candidate.tunables))
@@ -185,7 +176,7 @@ def _attempt(gate: str, step: Callable[[], str]) -> GateResult:
     started = time.monotonic()
     try:
         detail, status = step(), GateStatus.PASSED
-    except (PolicyError, TunableError, BpfError) as error:
+    except (PolicyError, UsageError, BpfError) as error:
         detail, status = str(error), GateStatus.FAILED
     except VmLost as error:
         detail, status = f"nothing can be said, the VM was lost twice: {error.message}", GateStatus.SKIPPED

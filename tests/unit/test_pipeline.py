@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from kernel_bpf.source import SOURCE_LIMIT_BYTES
 from kernel_bpf.target import KernelTarget
 from schedagent.core import token as tokens
 from schedagent.core.artifact import PolicyArtifact
@@ -15,7 +16,7 @@ from schedagent.core.policy import CandidatePolicy, PolicyInfo, Tunable
 from schedagent.core.verification import GateStatus
 from verifier import pipeline
 from verifier.microvm import jobs
-from verifier.pipeline import GATES, SOURCE_LIMIT_BYTES, Verifier
+from verifier.pipeline import GATES, Verifier
 from verifier.signer import Signer
 
 TARGET = KernelTarget("7.3.4", "ab" * 20, Path("/nowhere/vmlinux"), Path("/nowhere"))
@@ -159,7 +160,7 @@ def test_a_source_that_does_not_compile(candidate, info, signer, monkeypatch):
 @pytest.mark.parametrize(
     ("content", "detail"),
     [
-        (b"x" * (SOURCE_LIMIT_BYTES + 1), f"at most {SOURCE_LIMIT_BYTES} are accepted"),
+        (b"x" * (SOURCE_LIMIT_BYTES + 1), f"at most {SOURCE_LIMIT_BYTES} bytes are accepted"),
         (b"int x; // \xff", "not UTF-8 text: byte 10"),
         (None, "cannot be read: No such file or directory"),
     ],
