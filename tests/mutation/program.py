@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import re
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,20 +95,12 @@ def plain(name: str) -> str:
     return name.partition("___")[0] or name
 
 
-def read_program(info: PolicyInfo, target: KernelTarget) -> Program:
-    """Read and parse a policy; raise CompileError if libclang cannot."""
+def read_program(info: PolicyInfo, target: KernelTarget, cache_dir: Path | None = None) -> Program:
+    """Read and parse a policy; raise CompileError if it is not C."""
     lines = _inline(info.source, info.source.name, set())
     text = "".join(line for line, _place in lines)
-    with tempfile.TemporaryDirectory(prefix="schedagent-mutation-") as folder:
-        source = Path(folder, info.source.name)
-        source.write_text(text)
-        nodes = parse(source, _flags(target))
+    nodes = parse(text, info.source.name, target, cache_dir)
     return Program(info, text, tuple(place for _line, place in lines), _functions(nodes, text, info.name))
-
-
-def _flags(target: KernelTarget) -> list[str]:
-    flags = ["-x", "c", "-std=gnu11", "-target", "bpf", "-O2", "-D__TARGET_ARCH_x86"]
-    return [*flags, f"-I{BPF_INCLUDE}", "-isystem", str(target.header_dir), "-isystem", "/usr/include"]
 
 
 def _inline(path: Path, name: str, seen: set[str]) -> list[tuple[str, Place]]:
@@ -130,9 +121,9 @@ def _inline(path: Path, name: str, seen: set[str]) -> list[tuple[str, Place]]:
 def _functions(nodes: Iterable[Node], text: str, policy: str) -> tuple[Function, ...]:
     bodies: dict[str, Node] = {}
     for node in nodes:
-        body = node.children[-1] if node.kind is Kind.FUNCTION and node.children else None
-        if body and body.kind is Kind.COMPOUND and text[body.start] == "{":
-            bodies[node.name.removeprefix("____")] = body
+        for body in node.children if node.kind is Kind.FUNCTION else ():
+            if body.kind is Kind.COMPOUND and text[body.start] == "{":  # BPF_PROG writes others
+                bodies[node.name.removeprefix("____")] = body
     mentioned = {name: _names(body) & set(bodies) for name, body in bodies.items()}
     callbacks = [name for name in bodies if name.startswith(f"{policy}_")]
     reach = {name.removeprefix(f"{policy}_"): _closure(name, mentioned) for name in callbacks}

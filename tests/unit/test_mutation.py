@@ -14,7 +14,6 @@ from tests.mutation.objects import Birth, Nursery
 from tests.mutation.operators import OPERATORS, Edit
 from tests.mutation.program import plain, read_program
 from tests.mutation.result import Judged, kill_rate, survivors, table, to_json
-from tests.mutation.syntax import parse
 
 SHOWN_BY = {"drop_store": "pid_queue", "leak_reference": "pid_queue", "blind_target": "pid_queue",
             "last_to_nobody": "pid_queue"}  # fmt: skip
@@ -32,7 +31,7 @@ def target():
 @pytest.fixture(scope="module")
 def programs(target):
     sources = (POLICIES / "fair.bpf.c", CORPUS / "pid_queue.bpf.c", CORPUS / "raw_fifo.bpf.c")
-    return {info.name: read_program(info, target) for info in map(policy_from_file, sources)}
+    return {info.name: read_program(info, target, load_settings().cache_dir) for info in map(policy_from_file, sources)}
 
 
 def mutants(programs, policy, operator):
@@ -176,6 +175,14 @@ def test_a_source_that_is_no_c_is_refused(target, tmp_path):
     source = tmp_path / "none.bpf.c"
     source.write_text('#include "common.bpf.h"\n')
     info = policy_from_file(source)
-    assert read_program(info, target).functions == ()
+    assert read_program(info, target, load_settings().cache_dir).functions == ()
+    source.write_text("int half(")
     with pytest.raises(CompileError):
-        parse(tmp_path / "missing.c", [])
+        read_program(info, target, load_settings().cache_dir)
+
+
+def test_an_argument_that_is_a_macro_call_is_taken_whole(programs):
+    (call,) = programs["raw_fifo"].calls(["scx_bpf_kick_cpu"])
+    code = programs["raw_fifo"].code(call.arguments[1])
+    assert code.startswith("bpf_core_enum_value(")
+    assert code.endswith("SCX_KICK_IDLE)")
