@@ -64,6 +64,9 @@ def verify_file(
     if options.html and not options.html.absolute().parent.is_dir():
         raise UsageError(f"--html {options.html}: its folder is not there")
     scope, cgroup = read_scope(options.scope)
+    values = read_assignments(options.assignments)
+    if info.documented:
+        info.configured(values)  # a wrong one is told before a kernel is looked for
     verifier = dataclasses.replace(
         choose_verifier(settings, options),
         include_dirs=options.include_dirs,
@@ -71,8 +74,9 @@ def verify_file(
         cgroup=cgroup,
         on_gate=on_gate,
     )
-    info = with_tunables(verifier, info, options.assignments)
-    candidate = CandidatePolicy(info.name, info.configured(read_assignments(info, options.assignments)))
+    if values and not info.documented:
+        info = dataclasses.replace(info, tunables=declared_tunables(verifier.compile(info)))
+    candidate = CandidatePolicy(info.name, info.configured(values))
     report = verifier.verify(candidate, info).report
     if options.html:
         write_html(report, options.html)
@@ -98,25 +102,17 @@ def choose_verifier(settings: Settings, options: VerifyOptions) -> Verifier | Re
     return dataclasses.replace(verifier, depth=depth, static_only=options.static_only, kept=kept)
 
 
-def with_tunables(verifier: Verifier | RemoteVerifier, info: PolicyInfo, assignments: Sequence[str]) -> PolicyInfo:
-    """Look up the tunables of a policy that has no .toml, if any are to be set: its object knows them."""
-    if not assignments or info.tunables:
-        return info
-    return dataclasses.replace(info, tunables=declared_tunables(verifier.compile(info)))
-
-
-def read_assignments(info: PolicyInfo, assignments: Sequence[str]) -> dict[str, int]:
-    """Read "tunable=value" words; raise UsageError on one that is malformed, unknown or out of range."""
+def read_assignments(assignments: Sequence[str]) -> dict[str, int]:
+    """Read "tunable=value" words; raise UsageError on one that is malformed."""
     values = {}
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
         try:
-            value = int(text, 0)
+            values[name] = int(text, 0)
         except ValueError:
-            value = None
-        if not equals or value is None:
+            equals = ""
+        if not equals:
             raise UsageError(f"--set {assignment!r} is not tunable=number", "for example --set slice_us=5000")
-        values[name] = info.tunable(name).check(value)
     return values
 
 

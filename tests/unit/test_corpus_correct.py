@@ -7,8 +7,8 @@ import pytest
 
 from kernel_bpf.bpf_object import BpfObject
 from kernel_bpf.compile import compile_policy
-from kernel_bpf.library import policy_from_file
 from kernel_bpf.exit_info import ExitRecord
+from kernel_bpf.library import policy_from_file
 from schedagent.core.errors import SetupError
 from schedagent.core.settings import load_settings
 from tests.mutation.__main__ import CORPUS, newest_target
