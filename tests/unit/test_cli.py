@@ -404,8 +404,8 @@ def test_a_source_that_does_not_compile(tmp_path, monkeypatch):
     done = program("verify", str(source))
     assert done.returncode == cli.EXIT_NO
     assert re.search(r"broken\.bpf\.c:5:9: error: .*nothing", done.stdout)
-    assert "gate 'compile' closed" in done.stdout
-    assert done.stdout.count("skipped  ") == 5
+    assert "gate 'source' closed" in done.stdout
+    assert done.stdout.count("skipped  ") == 6
 
 
 @pytest.mark.parametrize("words", [["runs", "list"], ["verify", str(POLICIES / "fifo.bpf.c"), "--set", "x"]])
