@@ -60,9 +60,11 @@ class ScriptedBench:
             raise RuntimeError("a mistake, with a secret in it")
         elif name == "leave":
             os._exit(0)
-        elif name.startswith("slow"):
+        elif name in ("slow", "still"):
             child = subprocess.Popen(["sleep", "600"])
             passed("busy", f"{os.getpid()} {child.pid}")
+            if name == "still":
+                os.kill(os.getpid(), signal.SIGSTOP)
             time.sleep(600)
         elif name == "brief":
             time.sleep(0.3)

@@ -431,8 +431,8 @@ class Slow:
 
 
 @contextmanager
-def slow(service):
-    with asking(service, request("slow")) as connection, connection.makefile("rb") as stream:
+def slow(service, policy="slow"):
+    with asking(service, request(policy)) as connection, connection.makefile("rb") as stream:
         for _ in range(2):
             stream.readline()
         worker, child = map(int, json.loads(stream.readline())["gate"]["detail"].split())
@@ -450,8 +450,10 @@ def asking(service, message):
 
 
 class TestCancelling:
-    def test_a_peer_that_goes_away(self, service):
-        with slow(service) as begun:
+    @pytest.mark.parametrize("policy", ["slow", "still"])
+    def test_a_peer_that_goes_away(self, service, policy):
+        """Also if the worker itself cannot do anything any more."""
+        with slow(service, policy) as begun:
             pass
         wait_for(lambda: begun.ended)
         wait_for(lambda: service.left_behind == [])
