@@ -22,6 +22,7 @@ from repo_store.store import PolicyRepository
 from schedagent.core.artifact import PolicyArtifact
 from schedagent.core.errors import RepositoryError, SchedagentError, UsageError
 from schedagent.core.settings import Settings, workload_environment, writable
+from schedagent.core.trusted import load_trusted
 from schedagent.core.verification import GateResult, Verified
 from schedagent.core.workload import WorkloadCommand
 from schedagent.options import RunOptions
@@ -74,7 +75,8 @@ def open_lab(settings: Settings) -> VmLab:
 def open_verifier(settings: Settings, lab: VmLab, include_dirs: tuple[Path, ...] = ()) -> Verifier | RemoteVerifier:
     """Build the verifier for the lab's kernel: the service whose socket the settings name, else one in this process."""
     if settings.verifier_socket:
-        return RemoteVerifier(settings.verifier_socket, include_dirs, kernel=lab.kernel.release)
+        trusted = load_trusted(settings.keys_dir / "trusted")
+        return RemoteVerifier(settings.verifier_socket, include_dirs, kernel=lab.kernel.release, trusted=trusted)
     return open_local_verifier(settings, lab, include_dirs)
 
 

@@ -21,7 +21,7 @@ from typing import BinaryIO
 
 import pytest
 
-from schedagent.core.errors import CompileError, SetupError, UsageError
+from schedagent.core.errors import CompileError, SetupError, TokenError, UsageError
 from schedagent.core.policy import CandidatePolicy, PolicyInfo, Tunable
 from schedagent.core.token import Scope, check, decode, digest_inputs
 from schedagent.core.trusted import load_trusted
@@ -29,6 +29,7 @@ from schedagent.core.verification import GateStatus
 from verifier.client import RemoteVerifier, collect_headers
 from verifier.listener import Admission, Peer, activated, listen, peer_of
 from verifier.messages import MOST_HEADERS
+from verifier.signer import Signer
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -243,6 +244,13 @@ class TestFaults:
         info = info_of(tmp_path, "liar")
         with pytest.raises(SetupError, match="its object of the token is 'abab"):
             client(service).verify(candidate_of(info), info)
+
+    def test_a_report_that_no_trusted_key_signed_is_refused_by_the_client(self, service, info, tmp_path):
+        client(service).verify(candidate_of(info), info)  # the first makes the service's key
+        ours, other = load_trusted(service.keys / "trusted"), Signer(tmp_path / "keys" / "key").public_key
+        assert client(service, trusted=(other, *ours)).verify(candidate_of(info), info).report.passed
+        with pytest.raises(TokenError, match="none of the trusted ones"):
+            client(service, trusted=(other,)).verify(candidate_of(info), info)
 
     def test_no_service(self, tmp_path, info):
         with pytest.raises(SetupError, match="No such file") as caught:
