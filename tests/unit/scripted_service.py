@@ -6,6 +6,7 @@ python scripted_service.py SOCKET KEYS [name=value of Limits]...
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import subprocess
@@ -91,6 +92,7 @@ def main(path, keys, *options):
     chosen = {
         name: float(value) if name.endswith("_s") else int(value) for name, value in (o.split("=") for o in options)
     }
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     service = VerifierService(ScriptedBench(Path(keys)), Admission(), Limits(**{"parallel": 2} | chosen))
     listener = listen(Path(path), None)
     try:

@@ -206,6 +206,13 @@ class TestAnswers:
         *_gates, last = service.ask(request("made", source=None, object_base64=base64.b64encode(b"\xff").decode()))
         assert base64.b64decode(last["object"]["object_base64"]) == b"\xff"
 
+    def test_nothing_is_left_when_the_last_answer_comes(self, service):
+        said_before = len(service.log)
+        *_gates, last = service.ask(request("brief"))
+        assert last["report"]
+        assert service.left_behind == []
+        assert "went away" not in service.log[said_before:]
+
     def test_files_lie_in_a_folder_of_the_request_only(self, service):
         gates = [answer["gate"] for answer in service.ask(request(headers={"a/b.h": "B", "c.h": "C"}))[:-1]]
         assert gates[0]["detail"] == "a/b.h=B; c.h=C; good.bpf.c=int x;\n"
@@ -503,7 +510,8 @@ class TestCancelling:
             wait_for(lambda: begun.ended)
             assert not service.path.exists()
             assert service.left_behind == []
-            assert service.log == ""
+            assert "Traceback" not in service.log
+            assert "Exception" not in service.log
 
     def test_killed(self):
         """Even after kill -9 no worker goes on, and the next service takes the socket over."""
