@@ -15,7 +15,7 @@ C_SOURCES = find kernel_bpf tests -name '*.[ch]' -not -name vmlinux.h -print0
 .PHONY: help setup demo test test-unit test-vm test-verifier older-kernel docs mutation check bench kernel install fmt lock clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 
 setup: ## get all that is needed: Debian packages, virtual environment, sched_ext kernel
 	@python3 -m verifier.packages
