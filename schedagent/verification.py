@@ -9,7 +9,7 @@ from pathlib import Path
 
 from kernel_bpf.library import policy_from_file
 from schedagent.core.errors import UsageError
-from schedagent.core.policy import CandidatePolicy, PolicyInfo
+from schedagent.core.policy import CandidatePolicy
 from schedagent.core.settings import Settings
 from schedagent.core.token import Scope
 from schedagent.core.verification import GateResult, VerificationReport
