@@ -34,6 +34,7 @@ TREE_LIMIT_BYTES = 48 << 20
 """A policy of 400 lines makes 2 MiB of JSON; 48 MiB are some 0.5 GiB of Python objects."""
 
 _DUMP = ("-w", "-fsyntax-only", "-Xclang", "-ast-dump=json")
+_CHECK = ("-w", "-fsyntax-only")
 _PREPROCESS = ("-w", "-E", "-dD")
 _PRECOMPILED = "vmlinux.pch"
 _VARIANTS = ((), ("-DBPF_NO_KFUNC_PROTOTYPES=",))
@@ -206,7 +207,9 @@ def _dump(text: bytes, setting: Setting, target: KernelTarget, cache_dir: Path |
             ran = ours.run(text, arguments, reads={_PRECOMPILED: precompiled}, limits=limits)
             if ran.status == 0:
                 return _tree(ran.stdout, setting)
-    ran = setting.run(text, _DUMP, limits=limits)
+    ran = setting.run(text, _CHECK, limits=limits)  # a wrong source must not be answered with the kernel's whole tree
+    if ran.status == 0:
+        ran = setting.run(text, _DUMP, limits=limits)
     if ran.status != 0:
         raise CompileError(f"{setting.source} does not compile:\n{shown(ran.stderr)}")
     return _tree(ran.stdout, setting)

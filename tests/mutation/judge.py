@@ -6,13 +6,12 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from schedagent.core.errors import VmLost
 from schedagent.core.policy import CandidatePolicy
 from schedagent.core.settings import Settings
 from schedagent.core.verification import VerificationReport
-from schedagent.wiring import open_lab, open_verifier
+from schedagent.wiring import open_local_verifier
 from tests.mutation.mutants import Mutant
 
 
@@ -43,21 +42,9 @@ class Verdict:
 Judge = Callable[[Mutant], Verdict]
 
 
-class NoMachine:
-    """A proving ground that is never there: the gates that need one are skipped."""
-
-    def __getattr__(self, name: str) -> Callable[..., NoReturn]:
-        def refuse(*_arguments: object, **_options: object) -> NoReturn:
-            raise VmLost(f"static gates only, {name} was not run")
-
-        return refuse
-
-
 def open_judge(settings: Settings, folder: Path, *, static_only: bool) -> Judge:
     """Return the judge: all gates, or only those before the VM. Sources and objects are kept in `folder`."""
-    verifier = dataclasses.replace(open_verifier(settings, open_lab(settings)), cache_dir=folder, signer=None)
-    if static_only:
-        verifier = dataclasses.replace(verifier, lab=NoMachine())
+    verifier = dataclasses.replace(open_local_verifier(settings, sign=False), cache_dir=folder, static_only=static_only)
 
     def judge(mutant: Mutant) -> Verdict:
         info = mutant.write(folder)

@@ -7,8 +7,8 @@ import pytest
 
 from kernel_bpf.bpf_object import BpfObject
 from kernel_bpf.compile import compile_policy
+from kernel_bpf.exit_info import ExitRecord
 from kernel_bpf.library import policy_from_file
-from kernel_bpf.sched_ext import _find_exit_info, _find_ops_map
 from schedagent.core.errors import SetupError
 from schedagent.core.settings import load_settings
 from tests.mutation.__main__ import CORPUS, newest_target
@@ -47,6 +47,6 @@ def test_policy_is_what_it_says(source, target):
     with BpfObject.open(artifact.object_bytes, info.name) as opened:
         found = {tunable: opened.tunable_value(tunable) for tunable in opened.tunables()}
         assert found == {tunable.name: tunable.default for tunable in info.tunables}
-        assert opened.find_map(info.name) == _find_ops_map(opened), "the ops map carries the policy's name"
-        assert _find_exit_info(opened) is not None
+        assert list(opened.struct_ops()) == [info.name], "the ops map carries the policy's name"
+        assert ExitRecord.find(opened) is not None
     assert set(re.findall(r"^\t\.\w+ = \(void \*\)(\w+)", text, re.M)) <= set(re.findall(rf"\b{info.name}_\w+", text))
