@@ -120,7 +120,7 @@ def _function(
     references.check_all_used(section, symbol, {symbol.value + found.slot * SLOT_BYTES for found in instructions})
     (type_id,) = ext.functions.get(section.name, NO_RECORDS).get(symbol.value) or (0,)
     is_program = symbol.is_global and section.name != ".text"
-    return Function(name, section.name, instructions, _parameters(btf, type_id), is_program)
+    return Function(name, section.name.removeprefix("?"), instructions, _parameters(btf, type_id), is_program)
 
 
 def _parameters(btf: Btf, type_id: int) -> tuple[str, ...]:
