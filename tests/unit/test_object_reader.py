@@ -178,7 +178,7 @@ def test_maps_and_variables_are_those_that_libbpf_finds(layered):
 
 
 def test_lines_of_kfunc_calls_name_the_kfunc(layered):
-    places = {"include/": BPF_INCLUDE, "./": POLICIES}
+    places = {"./include/": BPF_INCLUDE, "./": POLICIES}
     compared = 0
     for function in read_object(layered).functions.values():
         for found in function.instructions:
