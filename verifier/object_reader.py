@@ -95,8 +95,6 @@ def _named(symbols: list[Symbol], elf: ElfObject) -> dict[str, Symbol]:
     found: dict[str, Symbol] = {}
     for symbol in sorted(symbols, key=lambda symbol: not symbol.is_global):
         name, section = symbol.name, elf.sections[symbol.section].name
-        if name in found and symbol.is_global:
-            raise malformed(f"two functions are called {name!r}")
         if name in found:
             name = f"{name}@{section}"
         if name in found:

@@ -149,7 +149,8 @@ FILES = {
 }
 
 FUNCTIONS = {
-    "two functions are called 'other'": lambda parts: parts.program("other", ".text2", elf.EXIT),
+    "two global symbols are called 'other'": lambda parts: parts.program("other", ".text2", elf.EXIT),
+    "two global symbols are called 'count'": more_symbols(Named("count", ".rodata", 8, 8, elf.OBJECT, elf.WEAK)),
     "the functions 'p_enqueue' and 'second' overlap": more_symbols(Named("second", ENQUEUE, 8, 16, elf.FUNC)),
     "'p_enqueue' leaves section": symbol("p_enqueue", size=72),
     "'p_init' leaves section": symbol("p_init", value=(1 << 64) - 8),
