@@ -50,7 +50,7 @@ class Reference:
     weak: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Line:
     """A place in the source."""
 
@@ -59,7 +59,7 @@ class Line:
     text: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Instruction:
     """One instruction; a 16-byte ld_imm64 is one Instruction, and the slot after it holds none.
 

@@ -8,13 +8,16 @@ May import: verifier.btf_reader, verifier.elf_reader.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping
+from array import array
+from bisect import bisect_left
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 from verifier.btf_reader import Btf
 from verifier.elf_reader import malformed
 
-RECORD_LIMIT = 1 << 18
+RECORD_LIMIT = 1 << 17
 """Most records of one kind; the compiler writes fewer than one per instruction."""
 
 _MAGIC = 0xEB9F
@@ -22,13 +25,38 @@ _HEADER = struct.Struct("<HBBI")
 _WORD_BYTES = 4
 _FUNCTION_WORDS, _LINE_WORDS, _CORE_WORDS = 2, 4, 4
 
-Records = Mapping[str, Mapping[int, tuple[int, ...]]]
-"""Section name -> byte offset of an instruction in it -> the other words of the record."""
+
+class Records:
+    """The records of one kind for one section, found by the byte offset of an instruction; eight bytes for each."""
+
+    def __init__(self, content: bytes, size: int, words: int) -> None:
+        self._content = content
+        self._record = struct.Struct(f"<{words}I")
+        starts = range(0, len(content), size)
+        self._starts = array("I", sorted(starts, key=self._place))
+        self._places = array("I", map(self._place, self._starts))
+
+    def get(self, place: int) -> tuple[int, ...] | None:
+        """Return the words of the record behind its offset, None if there is none for this offset."""
+        index = bisect_left(self._places, place)
+        if index == len(self._places) or self._places[index] != place:
+            return None
+        return self._record.unpack_from(self._content, self._starts[index])[1:]
+
+    def repeated(self) -> int | None:
+        """Return an offset that has two records, None if none has."""
+        return next((place for place, after in pairwise(self._places) if place == after), None)
+
+    def _place(self, start: int) -> int:
+        return int.from_bytes(self._content[start : start + _WORD_BYTES], "little")
+
+
+NO_RECORDS = Records(b"", _WORD_BYTES, 1)
 
 
 @dataclass(frozen=True)
 class BtfExt:
-    """What .BTF.ext says.
+    """What .BTF.ext says, by section.
 
     Args:
         functions: type id of the function that begins here.
@@ -36,12 +64,12 @@ class BtfExt:
         relocations: root type id, offset of the access string, kind.
     """
 
-    functions: Records
-    lines: Records
-    relocations: Records
+    functions: Mapping[str, Records]
+    lines: Mapping[str, Records]
+    relocations: Mapping[str, Records]
 
 
-def read_btf_ext(content: memoryview, btf: Btf) -> BtfExt:
+def read_btf_ext(content: bytes, btf: Btf) -> BtfExt:
     """Read a .BTF.ext section; an empty one (there is none) says nothing.
 
     Raises:
@@ -64,41 +92,37 @@ def read_btf_ext(content: memoryview, btf: Btf) -> BtfExt:
     return BtfExt(functions, lines, relocations)
 
 
-def _part(content: memoryview, offset: int, size: int) -> memoryview:
+def _part(content: bytes, offset: int, size: int) -> bytes:
     if offset + size > len(content):
         raise malformed(f"a part of .BTF.ext takes bytes {offset} to {offset + size} of {len(content)}")
     return content[offset : offset + size]
 
 
-def _records(part: memoryview, wanted: int, btf: Btf) -> dict[str, dict[int, tuple[int, ...]]]:
+def _records(part: bytes, words: int, btf: Btf) -> dict[str, Records]:
     """Read the records of one kind: a record size, then for each section its name, a count, and the records."""
-    found: dict[str, dict[int, tuple[int, ...]]] = {}
+    found: dict[str, Records] = {}
     if not part:
         return found
     (size,) = _words(part, 0, 1)
-    if size < wanted * _WORD_BYTES or size % _WORD_BYTES:
+    if size < words * _WORD_BYTES or size % _WORD_BYTES:
         raise malformed(f"records of {size} bytes in .BTF.ext")
     offset, total = _WORD_BYTES, 0
     while offset < len(part):
-        name, count = _words(part, offset, 2)
+        name_offset, count = _words(part, offset, 2)
         offset += 2 * _WORD_BYTES
         total += count
         if not count or total > RECORD_LIMIT or offset + count * size > len(part):
             raise malformed(f"{count} records of {size} bytes at byte {offset} of {len(part)} in .BTF.ext")
-        section = found.setdefault(btf.name(name), {})
-        for place, *rest in _each(part[offset : offset + count * size], size, wanted):
-            if place in section:
-                raise malformed(f".BTF.ext tells twice of byte {place} of {btf.name(name)!r}")
-            section[place] = tuple(rest)
+        name = btf.name(name_offset)
+        records = Records(part[offset : offset + count * size], size, words)
+        if name in found or records.repeated() is not None:
+            raise malformed(f".BTF.ext tells twice of {name!r}, or of its byte {records.repeated()}")
+        found[name] = records
         offset += count * size
     return found
 
 
-def _each(part: memoryview, size: int, wanted: int) -> Iterator[tuple[int, ...]]:
-    return struct.iter_unpack(f"<{wanted}I{size - wanted * _WORD_BYTES}x", part)
-
-
-def _words(part: memoryview, offset: int, count: int) -> tuple[int, ...]:
+def _words(part: bytes, offset: int, count: int) -> tuple[int, ...]:
     if offset + count * _WORD_BYTES > len(part):
         raise malformed(f".BTF.ext is cut short at byte {offset} of {len(part)}")
     return struct.unpack_from(f"<{count}I", part, offset)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import struct
 from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 from verifier.elf_reader import malformed, read_name
@@ -19,13 +19,21 @@ from verifier.elf_reader import malformed, read_name
 TYPE_LIMIT = 1 << 18
 """Most types that are looked at; the BTF of a whole kernel has about 150 000."""
 
-ENUMERATOR_LIMIT = 1 << 16
+ENUMERATOR_LIMIT = 1 << 14
+LOOKUP_LIMIT = 1 << 17
+"""How often types may be asked for, about 0.5 s of work. The largest bundled policy asks 450 times; many relocations
+that each follow long chains of types could ask for hours."""
+
 DEPTH_LIMIT = 32
 """Most modifiers, typedefs and arrays in a row; MAX_RESOLVE_DEPTH in kernel/bpf/btf.c."""
 
 _HEADER = struct.Struct("<HBBIIIII")
 _MAGIC = 0xEB9F
 _TYPE = struct.Struct("<III")
+_WORD_BYTES = 4
+_TO_PRINTABLE = bytes(byte if 32 <= byte < 127 else b" ?"[byte >= 128] for byte in range(256))
+"""A blank for control characters, a question mark for each byte that is no ASCII."""
+
 _WORD_LIMIT = 1 << 32
 
 
@@ -79,8 +87,9 @@ class Type:
         name: empty if it has none.
         flag: kind_flag: bit fields for STRUCT and UNION, signed values for ENUM and ENUM64.
         target: the type it refers to, or its size in bytes, as its kind has it.
-        words: what follows its header, `each` for every member, parameter, value or variable; not decoded, as a
+        types, start: where its members, parameters, values or variables are; decoded when they are asked for, as a
             hostile object can ask for one large type many times.
+        each, length: 32-bit words of one of them, and their number.
     """
 
     id: int
@@ -88,19 +97,18 @@ class Type:
     name: str
     flag: bool
     target: int
-    words: memoryview[int]
+    types: bytes = field(repr=False)
+    start: int
     each: int
+    length: int
 
-    @property
-    def length(self) -> int:
-        """How many members, parameters, values or variables it has."""
-        return len(self.words) // self.each if self.each else 0
+    def group(self, index: int) -> tuple[int, ...]:
+        """Return the words of one member, parameter, value or variable; raise PolicyError if there is none."""
+        if index >= self.length:
+            raise malformed(f"part {index} of type {self.id}, a {self.kind.name} with {self.length}")
+        return struct.unpack_from(f"<{self.each}I", self.types, self.start + index * self.each * _WORD_BYTES)
 
-    def group(self, index: int) -> list[int]:
-        """Return the words of one member, parameter, value or variable."""
-        return self.words[index * self.each : (index + 1) * self.each].tolist()
-
-    def groups(self) -> Iterator[list[int]]:
+    def groups(self) -> Iterator[tuple[int, ...]]:
         """Yield the words of each."""
         return map(self.group, range(self.length))
 
@@ -133,22 +141,27 @@ class Placed:
 class Btf:
     """The types of one object, by number; type 0 is void."""
 
-    def __init__(self, offsets: array[int], types: memoryview, strings: memoryview) -> None:
+    def __init__(self, offsets: array[int], types: bytes, strings: bytes) -> None:
         self._offsets = offsets
         self._types = types
         self._strings = strings
+        self._lookups = 0
 
     def type(self, type_id: int) -> Type:
-        """Return a type; raise PolicyError if there is none of this number, or its name is no name."""
+        """Return a type; raise PolicyError if there is none of this number, its name is no name, or it is too much."""
+        self._lookups += 1
+        if self._lookups > LOOKUP_LIMIT:
+            raise malformed(f"its types refer to each other so much that {LOOKUP_LIMIT} steps did not suffice")
         if type_id == 0:
-            return Type(0, Kind.VOID, "", False, 0, memoryview(b"").cast("I"), 0)
+            return Type(0, Kind.VOID, "", False, 0, b"", 0, 0, 0)
         if type_id > len(self._offsets):
             raise malformed(f"type {type_id} is asked for, there are {len(self._offsets)}")
         offset = self._offsets[type_id - 1]
         name, info, target = _TYPE.unpack_from(self._types, offset)
-        kind, each, total = _shape(info)
-        words = self._types[offset + _TYPE.size : offset + _TYPE.size + total].cast("I")
-        return Type(type_id, kind, self.name(name), bool(info >> 31), target, words, each)
+        kind, each, length = _shape(info)
+        return Type(
+            type_id, kind, self.name(name), bool(info >> 31), target, self._types, offset + _TYPE.size, each, length
+        )
 
     def of_kind(self, *kinds: Kind) -> Iterator[Type]:
         """Yield the types of some kinds in order."""
@@ -161,9 +174,9 @@ class Btf:
         return read_name(self._strings, offset, "a type") if offset else ""
 
     def text(self, offset: int, limit: int) -> str:
-        """Return any string, such as a source line, cut at `limit` bytes, with a blank for what cannot be printed."""
-        raw = bytes(self._strings[offset : offset + limit]).partition(b"\0")[0] if offset else b""
-        return "".join(char if char.isprintable() else " " for char in raw.decode(errors="replace"))
+        """Return any string, such as a source line, cut at `limit` bytes, made printable ASCII."""
+        raw = self._strings[offset : offset + limit].partition(b"\0")[0] if offset else b""
+        return raw.translate(_TO_PRINTABLE).decode("ascii")
 
     def resolve(self, type_id: int) -> Type:
         """Follow typedefs and qualifiers to what a type is."""
@@ -212,7 +225,7 @@ class Btf:
 
     def element(self, array_type: Type) -> tuple[int, int]:
         """Return element type and length of an ARRAY."""
-        element, _index, count = array_type.words
+        element, _index, count = array_type.group(0)
         return element, count
 
     def member(self, composite: Type, index: int) -> Member:
@@ -249,12 +262,12 @@ class Btf:
             described = self.type(type_id)
             if described.kind not in (Kind.VAR, Kind.FUNC) or not described.name:
                 raise malformed(f"section {datasec.name!r} lists type {type_id}, a {described.kind.name}")
-            static = described.kind is Kind.VAR and described.words[0] == 0
+            static = described.kind is Kind.VAR and described.group(0)[0] == 0
             found.append(Placed(described.name, described.kind, described.target, offset, size, static))
         return found
 
 
-def read_btf(content: memoryview) -> Btf:
+def read_btf(content: bytes) -> Btf:
     """Read a .BTF section.
 
     Raises:
@@ -274,13 +287,13 @@ def read_btf(content: memoryview) -> Btf:
     return Btf(_type_offsets(types), types, strings)
 
 
-def _part(content: memoryview, offset: int, size: int) -> memoryview:
+def _part(content: bytes, offset: int, size: int) -> bytes:
     if offset + size > len(content):
         raise malformed(f"a part of .BTF takes bytes {offset} to {offset + size} of {len(content)}")
     return content[offset : offset + size]
 
 
-def _type_offsets(types: memoryview) -> array[int]:
+def _type_offsets(types: bytes) -> array[int]:
     """Where each type begins."""
     offsets = array("I")
     offset = 0
@@ -288,24 +301,24 @@ def _type_offsets(types: memoryview) -> array[int]:
         if offset + _TYPE.size > len(types) or len(offsets) >= TYPE_LIMIT:
             raise malformed(f"type {len(offsets) + 1} is cut short, or there are more than {TYPE_LIMIT} types")
         (info,) = struct.unpack_from("<I", types, offset + 4)
-        _kind, _each, total = _shape(info)
+        _kind, each, length = _shape(info)
         offsets.append(offset)
-        offset += _TYPE.size + total
+        offset += _TYPE.size + each * length * _WORD_BYTES
     if offset > len(types):
         raise malformed(f"type {len(offsets)} is cut short")
     return offsets
 
 
 def _shape(info: int) -> tuple[Kind, int, int]:
-    """Return kind, words in each group, and bytes of all groups that follow the header of a type."""
+    """Return kind, 32-bit words in each group that follows the header of a type, and number of groups."""
     number = info >> 24 & 0x1F
     if not 0 < number <= Kind.ENUM64:
         raise malformed(f"a type of kind {number}; known are 1 to {Kind.ENUM64.value}")
     kind = Kind(number)
     if each := _TRAILING_WORDS.get(kind, 0):
-        return kind, each, each * 4
+        return kind, each, 1
     each = _WORDS_PER_MEMBER.get(kind, 0)
-    return kind, each, each * 4 * (info & 0xFFFF)
+    return kind, each, info & 0xFFFF if each else 0
 
 
 def _is_named(described: Type) -> bool:

@@ -8,6 +8,7 @@ May import: verifier.bpf_image, verifier.btf_reader, verifier.elf_reader.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
@@ -15,7 +16,7 @@ from verifier.bpf_image import MapInfo, OpsStruct, Variable
 from verifier.btf_reader import ENUMERATOR_LIMIT, Btf, Kind, Placed, Type
 from verifier.elf_reader import ElfObject, Relocation, RelocationType, Section, SectionType, Symbol, malformed
 
-VARIABLE_LIMIT = 1 << 16
+VARIABLE_LIMIT = 1 << 14
 MAP_LIMIT = 1024
 OPS_LIMIT = 64
 _MAP_MEMBER_LIMIT = 32
@@ -28,6 +29,7 @@ EXTERN_SECTIONS = (".ksyms", ".kconfig")
 OPS_SECTIONS = (".struct_ops.link", ".struct_ops", "?.struct_ops.link", "?.struct_ops")
 _NOT_DATA = (MAPS_SECTION, LICENSE_SECTION, "version", *EXTERN_SECTIONS, *OPS_SECTIONS)
 _OPS_TYPE = "sched_ext_ops"
+_FLAVOUR = re.compile(r"(.*[^_])___[^_]")
 _POINTER_BYTES = 8
 _INT_SIGNED = 1 << 24
 
@@ -50,10 +52,8 @@ class Extern:
 
 def essential(name: str) -> str:
     """Return a name without its last ___suffix, as libbpf compares it (bpf_core_essential_name_len())."""
-    for place in range(len(name) - 5, 0, -1):
-        if name[place + 1 : place + 4] == "___" and "_" not in (name[place], name[place + 4]):
-            return name[: place + 1]
-    return name
+    flavour = _FLAVOUR.match(name)
+    return flavour[1] if flavour else name
 
 
 def read_placements(elf: ElfObject, btf: Btf) -> Placements:
@@ -113,14 +113,14 @@ def read_externs(placements: Placements) -> dict[str, Extern]:
 
 
 def read_variables(elf: ElfObject, btf: Btf, placements: Placements) -> list[Variable]:
-    """Return the variables of all data sections, in the order of BTF; names of static ones may repeat."""
+    """Return the variables of all data sections, by offset in each section; names of static ones may repeat."""
     found = []
     for name, placed in placements.items():
         section = elf.find(name)
         if section is None or name in _NOT_DATA:
             continue
         for variable in placed:
-            content = bytes(section.content[variable.offset : variable.offset + variable.size])
+            content = section.content[variable.offset : variable.offset + variable.size]
             volatile = btf.is_volatile(variable.type_id)
             found.append(Variable(variable.name, name, variable.offset, variable.size, content, volatile))
     return found
@@ -129,7 +129,7 @@ def read_variables(elf: ElfObject, btf: Btf, placements: Placements) -> list[Var
 def read_license(elf: ElfObject) -> str:
     """Return the license text, empty if there is none."""
     section = elf.find(LICENSE_SECTION)
-    raw = bytes(section.content[:_LICENSE_LIMIT_BYTES]).partition(b"\0")[0] if section else b""
+    raw = section.content[:_LICENSE_LIMIT_BYTES].partition(b"\0")[0] if section else b""
     return _printable(raw, "the license")
 
 
@@ -158,6 +158,8 @@ def read_maps(btf: Btf, placements: Placements) -> list[tuple[int, MapInfo]]:
     placed = placements.get(MAPS_SECTION, [])
     if len(placed) > MAP_LIMIT:
         raise malformed(f"{len(placed)} maps; at most {MAP_LIMIT} are accepted")
+    if static := [variable.name for variable in placed if variable.static]:
+        raise malformed(f"map {static[0]!r} is static, which libbpf refuses")
     return [(variable.offset, _read_map(btf, variable.name, btf.resolve(variable.type_id))) for variable in placed]
 
 
@@ -185,8 +187,16 @@ def _read_map(btf: Btf, name: str, definition: Type, outer: bool = True) -> MapI
         numbers[key] = number
     if not numbers["type"]:
         raise malformed(f"map {name!r} has no type")
-    flags = numbers.pop("map_flags")
-    return MapInfo(name=name, flags=flags, inner=inner, **numbers)
+    return MapInfo(
+        name=name,
+        type=numbers["type"],
+        key_size=numbers["key_size"],
+        value_size=numbers["value_size"],
+        max_entries=numbers["max_entries"],
+        flags=numbers["map_flags"],
+        pinning=numbers["pinning"],
+        inner=inner,
+    )
 
 
 def _read_values(btf: Btf, name: str, type_id: int) -> MapInfo | None:
@@ -256,7 +266,7 @@ class _OpsReader:
             kind = self._btf.resolve(member.type_id)
             size = self._btf.size(member.type_id)
             offset, odd_bits = divmod(member.bit_offset, 8)
-            raw = bytes(content[offset : offset + size])
+            raw = content[offset : offset + size]
             if odd_bits or len(raw) != size:
                 raise malformed(f"member {member.name!r} of {variable.name!r} leaves its {variable.size} bytes")
             if kind.kind is Kind.PTR:
@@ -285,7 +295,7 @@ class _OpsReader:
 
 
 def _is_signed(described: Type) -> bool:
-    return bool(described.words[0] & _INT_SIGNED) if described.kind is Kind.INT else described.flag
+    return bool(described.group(0)[0] & _INT_SIGNED) if described.kind is Kind.INT else described.flag
 
 
 def _printable(raw: bytes, what: str) -> str:

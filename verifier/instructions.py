@@ -30,9 +30,7 @@ Resolver = Callable[[int, int, int, int], Reference | None]
 """(byte offset in the section, opcode, src, imm) -> what the instruction refers to."""
 
 
-def decode(
-    code: memoryview, base: int, resolve: Resolver, line_at: Callable[[int], Line | None]
-) -> tuple[Instruction, ...]:
+def decode(code: bytes, base: int, resolve: Resolver, line_at: Callable[[int], Line | None]) -> tuple[Instruction, ...]:
     """Decode the instructions of one function.
 
     Args:
@@ -56,7 +54,7 @@ def decode(
     return tuple(found)
 
 
-def _slots(code: memoryview) -> Iterator[tuple[int, int, int, int, int]]:
+def _slots(code: bytes) -> Iterator[tuple[int, int, int, int, int]]:
     """Yield (slot, opcode, registers, offset, imm); the two slots of a ld_imm64 as one."""
     slots = enumerate(_SLOT.iter_unpack(code))
     for slot, (opcode, registers, offset, imm) in slots:

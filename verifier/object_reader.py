@@ -13,19 +13,18 @@ from collections.abc import Callable, Mapping
 
 from verifier import declarations
 from verifier.bpf_image import BpfImage, Function, Line
-from verifier.btf_ext import BtfExt, read_btf_ext
+from verifier.btf_ext import NO_RECORDS, BtfExt, read_btf_ext
 from verifier.btf_reader import Btf, Kind, read_btf
 from verifier.elf_reader import ElfObject, Section, Symbol, SymbolType, malformed, read_elf
 from verifier.instructions import SLOT_BYTES, decode
 from verifier.references import References
 
-SLOT_LIMIT = 1 << 18
+SLOT_LIMIT = 1 << 17
 """Most instruction slots of one object; scx_lavd, the largest scheduler around, has about 40 000."""
 
 FUNCTION_LIMIT = 4096
 _PARAMETER_LIMIT = 64
-_LINE_TEXT_BYTES = 200
-_FILE_NAME_BYTES = 512
+_TEXT_BYTES = 256
 _COLUMN_BITS = 10
 
 
@@ -119,7 +118,7 @@ def _function(
     code = section.content[symbol.value : symbol.value + symbol.size]
     instructions = decode(code, symbol.value, references.resolver(section), lines.of(section.name))
     references.check_all_used(section, symbol, {symbol.value + found.slot * SLOT_BYTES for found in instructions})
-    (type_id,) = ext.functions.get(section.name, {}).get(symbol.value, (0,))
+    (type_id,) = ext.functions.get(section.name, NO_RECORDS).get(symbol.value) or (0,)
     is_program = symbol.is_global and section.name != ".text"
     return Function(name, section.name, instructions, _parameters(btf, type_id), is_program)
 
@@ -142,10 +141,11 @@ class _Lines:
         self._btf = btf
         self._records = ext.lines
         self._known: dict[tuple[int, ...], Line] = {}
+        self._texts: dict[int, str] = {}
 
     def of(self, section: str) -> Callable[[int], Line | None]:
         """Return what tells the line that begins at an offset of a section, None if none does."""
-        records = self._records.get(section, {})
+        records = self._records.get(section, NO_RECORDS)
 
         def line_at(place: int) -> Line | None:
             record = records.get(place)
@@ -157,6 +157,10 @@ class _Lines:
         file, text, line_and_column = record
         key = file, text, line_and_column >> _COLUMN_BITS
         if key not in self._known:
-            name, content = self._btf.text(file, _FILE_NAME_BYTES), self._btf.text(text, _LINE_TEXT_BYTES)
-            self._known[key] = Line(name, key[2], content.strip())
+            self._known[key] = Line(self._text(file), key[2], self._text(text))
         return self._known[key]
+
+    def _text(self, offset: int) -> str:
+        if offset not in self._texts:
+            self._texts[offset] = self._btf.text(offset, _TEXT_BYTES).strip()
+        return self._texts[offset]

@@ -7,12 +7,14 @@ May import: verifier.bpf_image, btf_reader, btf_ext, declarations, elf_reader, h
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections import defaultdict
 from collections.abc import Mapping
 from enum import IntEnum
 
 from verifier import declarations
 from verifier.bpf_image import Ref, Reference, Variable
-from verifier.btf_ext import BtfExt
+from verifier.btf_ext import NO_RECORDS, BtfExt
 from verifier.btf_reader import Btf, Kind, Type
 from verifier.declarations import essential
 from verifier.elf_reader import ElfObject, Relocation, RelocationType, Section, Symbol, malformed
@@ -70,7 +72,9 @@ class References:
         self._map_at = {offset: info.name for offset, info in self.maps}
         variables = declarations.read_variables(elf, btf, placements)
         self.variables = _named(variables)
-        self._variable_at = {(variable.section, variable.offset): variable.name for variable in variables}
+        self._variables_of: dict[str, list[Variable]] = defaultdict(list)
+        for variable in variables:
+            self._variables_of[variable.section].append(variable)
         self._core_known: dict[tuple[int, ...], Reference] = {}
 
     def function_at(self, section: int, offset: int) -> str:
@@ -83,7 +87,7 @@ class References:
     def resolver(self, section: Section) -> Resolver:
         """Return what resolves the references of the instructions of one section."""
         relocations = self._elf.relocations.get(section.index, {})
-        core = self._ext.relocations.get(section.name, {})
+        core = self._ext.relocations.get(section.name, NO_RECORDS)
 
         def resolve(place: int, opcode: int, src: int, imm: int) -> Reference | None:
             relocation, record = relocations.get(place), core.get(place)
@@ -103,11 +107,11 @@ class References:
 
     def check_all_used(self, section: Section, function: Symbol, places: set[int]) -> None:
         """Refuse relocations of a function that lie beside its instructions, in the second half of a ld_imm64."""
-        extent = range(function.value, function.value + function.size, SLOT_BYTES)
-        for known in (self._elf.relocations.get(section.index, {}), self._ext.relocations.get(section.name, {})):
-            stray = [place for place in extent if place in known and place not in places]
-            if stray:
-                raise malformed(f"byte {stray[0]} of {section.name!r} has a relocation, but no instruction")
+        relocations = self._elf.relocations.get(section.index, {})
+        core = self._ext.relocations.get(section.name, NO_RECORDS)
+        for place in range(function.value, function.value + function.size, SLOT_BYTES):
+            if place not in places and (place in relocations or core.get(place)):
+                raise malformed(f"byte {place} of {section.name!r} has a relocation, but no instruction")
 
     def _call(self, section: Section, place: int, src: int, imm: int, relocation: Relocation | None) -> Reference:
         """Resolve a call: of a helper by number, of a function of this object, of a kfunc by relocation."""
@@ -142,8 +146,14 @@ class References:
             if offset not in self._map_at or imm:
                 raise malformed(f"byte {offset} of .maps is taken for a map, but none begins there")
             return Reference(Ref.MAP, self._map_at[offset])
-        name = self._variable_at.get((section.name, offset)) or self._variable_at.get((section.name, symbol.value), "")
-        return Reference(Ref.VARIABLE, section.name, name, offset)
+        return Reference(Ref.VARIABLE, section.name, self._variable_over(section.name, offset), offset)
+
+    def _variable_over(self, section: str, offset: int) -> str:
+        """Return the variable that an offset of a section lies in, empty if it is none that BTF knows."""
+        variables = self._variables_of.get(section, [])
+        place = bisect_right(variables, offset, key=lambda variable: variable.offset)
+        last = variables[place - 1] if place else None
+        return last.name if last and offset < last.offset + last.size else ""
 
     def _extern(self, symbol: Symbol) -> Reference:
         extern = self._externs.get(symbol.name)
