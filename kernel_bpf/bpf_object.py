@@ -18,7 +18,7 @@ from kernel_bpf.libbpf import OpenOptions, ProgramInfo, call, libbpf, text
 from schedagent.core.errors import BpfError, KernelRejected, PolicyError, SetupError, TunableError
 
 TUNABLES = ".rodata"
-MAP_STRUCT_OPS = 26
+STRUCT_OPS = (".struct_ops.link", ".struct_ops")
 PROGRAM_STRUCT_OPS = 27
 PROGRAM_SYSCALL = 31
 _LOG_LINES = 40
@@ -49,6 +49,7 @@ class BpfObject:
         self._pointer = pointer
         self._bytes = object_bytes  # libbpf may still read from it
         self._links: list[int] = []
+        self._tunables: dict[str, Variable] | None = None
 
     @classmethod
     def open(cls, object_bytes: bytes, name: str) -> Self:
@@ -78,8 +79,11 @@ class BpfObject:
             self._pointer = 0
 
     def tunables(self) -> dict[str, Variable]:
-        """Return the `const volatile` integers that a loader may set, by name."""
-        return {name: variable for name, variable in self.variables(TUNABLES).items() if variable.volatile}
+        """Return the `const volatile` variables, by name; a loader may set those that are integers."""
+        if self._tunables is None:
+            found = self.variables(TUNABLES)
+            self._tunables = {name: variable for name, variable in found.items() if variable.volatile}
+        return self._tunables
 
     def variables(self, section: str) -> dict[str, Variable]:
         """Return the global variables of a section such as .data, by name."""
@@ -108,6 +112,31 @@ class BpfObject:
                 )
             raw = int(value).to_bytes(integer.size_bytes, "little", signed=integer.signed)
             ctypes.memmove(self._initial_value(TUNABLES) + self._tunable(name).offset, raw, len(raw))
+
+    def struct_ops(self) -> dict[str, Variable]:
+        """Return the struct_ops variables by name, which is that of their map, too."""
+        return {name: found for section in STRUCT_OPS for name, found in self.variables(section).items()}
+
+    def read_ops(self, ops: Variable, member: str) -> bytes:
+        """Return what the source gave a member of a struct_ops variable; empty if its struct has no such member."""
+        place = ops.members.get(member)
+        return ctypes.string_at(self._initial_value(ops.name) + place.offset, place.size_bytes) if place else b""
+
+    def write_ops(self, ops: Variable, member: str, value: int) -> None:
+        """Set an integer member of a struct_ops variable; only before `load`.
+
+        Raises:
+            PolicyError: its struct has no such member.
+        """
+        place = ops.members.get(member)
+        if place is None:
+            raise PolicyError(f"{ops.struct} of {self.name} has no member {member!r}")
+        raw = value.to_bytes(place.size_bytes, "little")
+        ctypes.memmove(self._initial_value(ops.name) + place.offset, raw, len(raw))
+
+    def resize_section(self, section: str, size_bytes: int) -> None:
+        """Let the array at the end of a data section be longer than declared; only before `load`."""
+        call("bpf_map__set_value_size", self.find_map(section), size_bytes, about=section)
 
     def load(self) -> None:
         """Create the maps and give every program to the kernel's verifier.
@@ -182,9 +211,9 @@ class BpfObject:
             if by_itself and libbpf().bpf_program__autoattach(program.pointer):
                 self._links.append(call("bpf_program__attach", program.pointer, about=program.name))
 
-    def attach_struct_ops(self, pointer: int) -> None:
-        """Register a struct_ops map with the kernel."""
-        self._links.append(call("bpf_map__attach_struct_ops", pointer, about=self.name))
+    def attach_struct_ops(self, name: str) -> None:
+        """Register a struct_ops variable with the kernel."""
+        self._links.append(call("bpf_map__attach_struct_ops", self.find_map(name), about=self.name))
 
     def detach(self) -> None:
         """Destroy all links, the newest first; idempotent."""
@@ -218,12 +247,12 @@ class BpfObject:
             raise TunableError(f"{self.name} has no tunable {name!r}", f"it has: {', '.join(tunables) or 'none'}")
         return tunables[name]
 
-    def _initial_value(self, section: str) -> int:
-        """Return the address of a section's content before load."""
-        pointer = self.find_map(section)
+    def _initial_value(self, name: str) -> int:
+        """Return the address of a data section's, or of a struct_ops variable's, content before load."""
+        pointer = self.find_map(name)
         if pointer is None:
-            raise BpfError(f"{self.name} has no section {section}")
-        return call("bpf_map__initial_value", pointer, ctypes.byref(ctypes.c_size_t()), about=section)
+            raise BpfError(f"{self.name} has no section or struct_ops {name}")
+        return call("bpf_map__initial_value", pointer, ctypes.byref(ctypes.c_size_t()), about=name)
 
 
 def last_lines(log: str, lines: int = _LOG_LINES) -> str:
@@ -238,3 +267,21 @@ def last_lines(log: str, lines: int = _LOG_LINES) -> str:
     told = [line for line in verifier_log.splitlines() if line.strip() and not line.startswith("processed ")]
     program = [line for line in before.splitlines() if "BPF program load failed" in line][-1:]
     return "\n".join(program + told[-lines:])
+
+
+def count_loaded() -> tuple[int, int]:
+    """Return how many BPF programs and how many maps the kernel holds; raise BpfError without the privilege to ask."""
+    return _count("bpf_prog_get_next_id"), _count("bpf_map_get_next_id")
+
+
+def _count(next_id: str) -> int:
+    """Walk the kernel's ids with a call that answers ENOENT behind the last one."""
+    number, found = ctypes.c_uint32(0), 0
+    while True:
+        try:
+            call(next_id, number, ctypes.byref(number))
+        except BpfError as error:
+            if error.errno == errno.ENOENT:
+                return found
+            raise
+        found += 1

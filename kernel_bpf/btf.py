@@ -1,5 +1,7 @@
 """BPF Type Format, read through libbpf: the variables of an object's sections, and what a kernel has.
 
+The constants of a kernel's enums are read without libbpf: three calls for each of 150,000 types take too long.
+
 May import: the standard library, kernel_bpf.libbpf and schedagent.core.errors (it also runs inside the micro-VM).
 Layouts and kind numbers: include/uapi/linux/btf.h.
 """
@@ -7,37 +9,59 @@ Layouts and kind numbers: include/uapi/linux/btf.h.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+import functools
+import struct
+from collections.abc import Iterator, Mapping
 from ctypes import c_uint32
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from kernel_bpf.libbpf import call, libbpf, text
+from schedagent.core.errors import BpfError
+
+KERNEL_BTF = Path("/sys/kernel/btf/vmlinux")
 
 _HEADER_BYTES = 12
 _INT_SIGNED = 1
 _INT_BOOL = 4
+_MAGIC = 0xEB9F
+_FILE_HEADER = struct.Struct("<HBBIIIII")
 
 
 class Kind(IntEnum):
     """Kinds of BTF types this module looks at."""
 
     INT = 1
+    ARRAY = 3
     STRUCT = 4
+    UNION = 5
     ENUM = 6
     TYPEDEF = 8
     VOLATILE = 9
     CONST = 10
     RESTRICT = 11
     FUNC = 12
+    FUNC_PROTO = 13
     VAR = 14
     DATASEC = 15
+    DECL_TAG = 17
     TYPE_TAG = 18
     ENUM64 = 19
 
+
+_WORDS_ONCE: Mapping[int, int] = {Kind.INT: 1, Kind.ARRAY: 3, Kind.VAR: 1, Kind.DECL_TAG: 1}
+_WORDS_EACH: Mapping[int, int] = {
+    Kind.STRUCT: 3,
+    Kind.UNION: 3,
+    Kind.ENUM: 2,
+    Kind.FUNC_PROTO: 2,
+    Kind.DATASEC: 3,
+    Kind.ENUM64: 3,
+}
+"""32-bit words that follow the header of a type: once, or for each of its vlen members."""
 
 _MODIFIERS = frozenset({Kind.TYPEDEF, Kind.VOLATILE, Kind.CONST, Kind.RESTRICT, Kind.TYPE_TAG})
 
@@ -67,6 +91,14 @@ class Integer:
 
 
 @dataclass(frozen=True)
+class Member:
+    """Where a member lies in its struct."""
+
+    offset: int
+    size_bytes: int
+
+
+@dataclass(frozen=True)
 class Variable:
     """A global variable in a section of a BPF object.
 
@@ -75,6 +107,8 @@ class Variable:
         offset, size_bytes: where it lies in the section.
         volatile: declared so; with const it is what a loader may set.
         integer: its type, None if it is no integer.
+        struct: name of its type if that is a struct, without a ___suffix; else empty.
+        members: of that struct by name; bit fields and members without a name are left out.
     """
 
     name: str
@@ -82,6 +116,8 @@ class Variable:
     size_bytes: int
     volatile: bool
     integer: Integer | None
+    struct: str = ""
+    members: Mapping[str, Member] = field(default_factory=dict)
 
 
 class Btf:
@@ -111,9 +147,10 @@ class Btf:
         found = {}
         for type_id, offset, size_bytes in self._words(section_id, words_each=3):
             variable = self._type(type_id)
-            volatile, integer = self._resolve(variable.size_or_type)
+            volatile, integer, resolved = self._resolve(variable.size_or_type)
             name = self._name(variable)
-            found[name] = Variable(name, offset, size_bytes, volatile, integer)
+            struct_name, members = self._struct(resolved)
+            found[name] = Variable(name, offset, size_bytes, volatile, integer, struct_name, members)
         return found
 
     def members(self, struct: str) -> list[str]:
@@ -127,29 +164,45 @@ class Btf:
         """Yield (id, kind, name) of every type of these kinds."""
         for type_id in range(1, libbpf().btf__type_cnt(self._pointer)):
             described = self._type(type_id)
-            kind = described.info >> 24 & 0x1F
+            kind = _kind(described.info)
             if kind in kinds:
                 yield type_id, Kind(kind), self._name(described)
 
     def enumerators(self, enum_id: int) -> list[str]:
         """Return the names of the constants of an ENUM or ENUM64 type."""
-        words_each = 2 if self._type(enum_id).info >> 24 & 0x1F == Kind.ENUM else 3
+        words_each = 2 if _kind(self._type(enum_id).info) == Kind.ENUM else 3
         return [self._string(words[0]) for words in self._words(enum_id, words_each)]
 
-    def _resolve(self, type_id: int) -> tuple[bool, Integer | None]:
-        """Follow modifiers down to an integer; return whether volatile was among them, and the integer or None."""
+    def _struct(self, type_id: int) -> tuple[str, dict[str, Member]]:
+        """Return name and members of a struct, both empty for another type."""
+        described = self._type(type_id)
+        if _kind(described.info) != Kind.STRUCT:
+            return "", {}
+        bit_fields = described.info >> 31
+        members = {}
+        for name_offset, member_type, bits in self._words(type_id, words_each=3):
+            if bit_fields and bits >> 24:
+                continue
+            size_bytes = libbpf().btf__resolve_size(self._pointer, member_type)
+            members[self._string(name_offset)] = Member((bits & 0xFFFFFF if bit_fields else bits) // 8, size_bytes)
+        members.pop("", None)
+        return self._name(described).partition("___")[0], members
+
+    def _resolve(self, type_id: int) -> tuple[bool, Integer | None, int]:
+        """Follow modifiers; return whether volatile was among them, the integer behind them or None, and its type."""
         volatile, name = False, ""
         described = self._type(type_id)
-        while (kind := described.info >> 24 & 0x1F) in _MODIFIERS:
+        while (kind := _kind(described.info)) in _MODIFIERS:
             volatile = volatile or kind == Kind.VOLATILE
             if kind == Kind.TYPEDEF:
                 name = name or self._name(described)
             type_id = described.size_or_type
             described = self._type(type_id)
         if kind != Kind.INT:
-            return volatile, None
+            return volatile, None, type_id
         ((encoding,),) = self._words(type_id, words_each=1, count=1)
-        return volatile, _integer(name or self._name(described), described.size_or_type, encoding >> 24 & 0xF)
+        integer = _integer(name or self._name(described), described.size_or_type, encoding >> 24 & 0xF)
+        return volatile, integer, type_id
 
     def _type(self, type_id: int) -> _Type:
         return _Type.from_address(call("btf__type_by_id", self._pointer, type_id, about=f"type {type_id}"))
@@ -177,3 +230,49 @@ def _integer(name: str, size_bytes: int, encoding: int) -> Integer:
     if encoding & _INT_SIGNED:
         return Integer(name, size_bytes, -(1 << bits - 1), (1 << bits - 1) - 1, signed=True)
     return Integer(name, size_bytes, 0, (1 << bits) - 1, signed=False)
+
+
+def _kind(info: int) -> int:
+    """The kind in the info word of a type."""
+    return info >> 24 & 0x1F
+
+
+@functools.cache
+def kernel_constants(prefix: str, path: Path = KERNEL_BTF) -> Mapping[str, int]:
+    """Return the constants of a kernel's enums whose name starts with `prefix`.
+
+    Args:
+        path: a raw BTF file; that of the running kernel unless a test says otherwise.
+
+    Raises:
+        BpfError: it cannot be read, or is no BTF.
+    """
+    try:
+        raw = path.read_bytes()
+        magic, _version, _flags, header, types, types_size, strings, strings_size = _FILE_HEADER.unpack_from(raw)
+    except (OSError, struct.error) as error:
+        raise BpfError(f"{path} cannot be read: {error}") from None
+    if magic != _MAGIC:
+        raise BpfError(f"{path} is no BTF: it starts with {magic:#x}")
+    words = memoryview(raw)[header + types : header + types + types_size].cast("I")
+    texts = raw[header + strings : header + strings + strings_size]
+    wanted, found = prefix.encode(), {}
+    for name_offset, value in _enum_constants(words):
+        if texts.startswith(wanted, name_offset):
+            found[texts[name_offset : texts.index(0, name_offset)].decode()] = value
+    return found
+
+
+def _enum_constants(words: memoryview) -> Iterator[tuple[int, int]]:
+    """Yield (offset of the name, value) of every constant of every enum in the type section of a BTF file."""
+    at = 0
+    while at < len(words):
+        kind, length = _kind(words[at + 1]), words[at + 1] & 0xFFFF
+        at += _HEADER_BYTES // 4
+        each = _WORDS_EACH.get(kind, 0)
+        if kind == Kind.ENUM:
+            yield from ((words[entry], words[entry + 1]) for entry in range(at, at + 2 * length, 2))
+        elif kind == Kind.ENUM64:
+            for entry in range(at, at + 3 * length, 3):
+                yield words[entry], words[entry + 1] | words[entry + 2] << 32
+        at += each * length + _WORDS_ONCE.get(kind, 0)

@@ -31,6 +31,24 @@ class OpenOptions(ctypes.Structure):
     _fields_ = (("sz", c_size_t), ("object_name", c_char_p))
 
 
+class LoadOptions(ctypes.Structure):
+    """The first fields of `struct bpf_prog_load_opts`."""
+
+    _fields_ = (
+        ("sz", c_size_t),
+        ("attempts", c_int),
+        ("expected_attach_type", c_uint32),
+        ("prog_btf_fd", c_uint32),
+        ("prog_flags", c_uint32),
+    )
+
+
+class TestRunOptions(ctypes.Structure):
+    """`struct bpf_test_run_opts`; all zero but `sz` runs a SYSCALL program once, without a context."""
+
+    _fields_ = (("sz", c_size_t), ("_data", c_uint64 * 3), ("_contexts", c_uint64 * 3), ("_counts", c_uint32 * 6))
+
+
 class ProgramInfo(ctypes.Structure):
     """`struct bpf_prog_info` of include/uapi/linux/bpf.h up to verified_insns (Linux 5.16)."""
 
@@ -67,6 +85,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "bpf_map__key_size": (c_uint32, (c_void_p,)),
     "bpf_map__value_size": (c_uint32, (c_void_p,)),
     "bpf_map__max_entries": (c_uint32, (c_void_p,)),
+    "bpf_map__set_value_size": (c_int, (c_void_p, c_uint32)),
     "bpf_map__initial_value": (c_void_p, (c_void_p, POINTER(c_size_t))),
     "bpf_map__lookup_elem": (c_int, (c_void_p, c_void_p, c_size_t, c_void_p, c_size_t, c_uint64)),
     "bpf_map__update_elem": (c_int, (c_void_p, c_void_p, c_size_t, c_void_p, c_size_t, c_uint64)),
@@ -79,7 +98,11 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "bpf_program__autoattach": (c_bool, (c_void_p,)),
     "bpf_program__attach": (c_void_p, (c_void_p,)),
     "bpf_link__destroy": (c_int, (c_void_p,)),
+    "bpf_prog_load": (c_int, (c_uint32, c_char_p, c_char_p, c_char_p, c_size_t, POINTER(LoadOptions))),
+    "bpf_prog_test_run_opts": (c_int, (c_int, POINTER(TestRunOptions))),
     "bpf_prog_get_info_by_fd": (c_int, (c_int, POINTER(ProgramInfo), POINTER(c_uint32))),
+    "bpf_prog_get_next_id": (c_int, (c_uint32, POINTER(c_uint32))),
+    "bpf_map_get_next_id": (c_int, (c_uint32, POINTER(c_uint32))),
     "btf__parse": (c_void_p, (c_char_p, c_void_p)),
     "btf__free": (None, (c_void_p,)),
     "btf__type_cnt": (c_uint32, (c_void_p,)),

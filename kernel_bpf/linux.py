@@ -1,4 +1,4 @@
-"""The few system calls the guest agent needs that Python does not wrap: mount, umount2, finit_module.
+"""What the guest agent needs of libc that Python does not wrap: mount, umount2, finit_module, threads without Python.
 
 Imports only the standard library, because it runs inside the micro-VM's small initramfs.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
 from pathlib import Path
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -15,6 +16,9 @@ _libc.mount.restype = ctypes.c_int
 _libc.umount2.argtypes = [ctypes.c_char_p, ctypes.c_int]
 _libc.umount2.restype = ctypes.c_int
 _libc.syscall.restype = ctypes.c_long
+_libc.pthread_create.argtypes = [ctypes.POINTER(ctypes.c_ulong), ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
+_libc.pthread_create.restype = ctypes.c_int
+_libc.pthread_kill.argtypes = [ctypes.c_ulong, ctypes.c_int]
 
 MS_RDONLY, MS_NOSUID, MS_NODEV = 0x1, 0x2, 0x4
 MNT_DETACH = 2
@@ -46,3 +50,31 @@ def load_module(path: Path) -> None:
                 raise OSError(error, f"finit_module: {os.strerror(error)}", str(path))
     finally:
         os.close(fd)
+
+
+class SleepingThreads:
+    """Threads that run no Python: each wakes, runs for some microseconds and sleeps again whenever `wake` is called.
+
+    Each waits for a mutex that nobody ever unlocks; a signal with a handler wakes it, and it goes on waiting.
+    They inherit the affinity of the thread that makes them, and end with the process.
+    """
+
+    def __init__(self, count: int) -> None:
+        signal.signal(signal.SIGUSR1, lambda _number, _frame: None)
+        self._mutex = ctypes.create_string_buffer(64)  # sizeof(pthread_mutex_t) is 40; all zero is its initial state
+        _libc.pthread_mutex_lock(self._mutex)
+        lock = ctypes.cast(_libc.pthread_mutex_lock, ctypes.c_void_p)
+        self._threads = (ctypes.c_ulong * count)()
+        for number in range(count):
+            place = ctypes.pointer(ctypes.c_ulong.from_buffer(self._threads, number * ctypes.sizeof(ctypes.c_ulong)))
+            error = _libc.pthread_create(place, None, lock, ctypes.addressof(self._mutex))
+            if error:
+                raise OSError(error, f"pthread_create: {os.strerror(error)}")
+
+    def __len__(self) -> int:
+        return len(self._threads)
+
+    def wake(self) -> None:
+        """Wake every thread once."""
+        for thread in self._threads:
+            _libc.pthread_kill(thread, signal.SIGUSR1)

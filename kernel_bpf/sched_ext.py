@@ -1,13 +1,13 @@
-"""sched_ext control: load, attach, confirm, detach, exit info, and what the kernel itself says.
+"""sched_ext control: load, attach, confirm, detach, and what the kernel itself says.
 
-May import: the standard library, kernel_bpf.bpf_object and schedagent.core.errors (it also runs inside the micro-VM).
+May import: the standard library, its neighbours bpf_object, btf and exit_info, and schedagent.core.errors (it also runs
+inside the micro-VM).
 Kernel facts: kernel/sched/ext.c and Documentation/scheduler/sched-ext.rst.
 """
 
 from __future__ import annotations
 
 import errno
-import struct
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,37 +15,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from kernel_bpf.bpf_object import MAP_STRUCT_OPS, BpfObject
+from kernel_bpf.bpf_object import BpfObject
+from kernel_bpf.btf import Variable, kernel_constants
+from kernel_bpf.exit_info import NO_RECORD, ExitInfo, ExitRecord
 from schedagent.core.errors import BpfError, KernelRejected, PolicyError, SetupError
 
 SYSFS = Path("/sys/kernel/sched_ext")
 HISTORY_MAP = "task_history"
 CLASSES_MAP = "task_class"
+OPS_STRUCT = "sched_ext_ops"
+CONSTANT_PREFIX = "SCX_"
 
 _POLL_S = 0.01
-_FIRST_ERROR_KIND = 1024
-_EXIT_KINDS = {
-    0: "none",
-    1: "done",
-    64: "unregistered",
-    65: "unregistered by BPF",
-    66: "unregistered by the kernel",
-    67: "sysrq",
-    68: "parent exited",
-    69: "killed by parent",
-    1024: "error",
-    1025: "error raised by BPF",
-    1026: "stall",
-    1027: "error while re-enqueueing",
-    1028: "error while rescuing",
-}
-"""enum scx_exit_kind (kernel/sched/ext_internal.h; the last two appeared in 7.x)."""
-
-_EXIT_HEADER = struct.Struct("<iiq")
-_EXIT_TEXTS = (128, 1024, 32768)
-_EXIT_BYTES = _EXIT_HEADER.size + sum(_EXIT_TEXTS)
-_EXIT_SECTION = ".data"
-_EXIT_VARIABLE = "uei"
 
 
 @dataclass(frozen=True)
@@ -102,47 +83,6 @@ def _number(path: Path) -> int:
     return int(_read(path) or 0)
 
 
-@dataclass(frozen=True)
-class ExitInfo:
-    """Why a policy ended, as its own exit callback recorded it (struct scx_exit_info).
-
-    Args:
-        kind: enum scx_exit_kind; 64 and the like are orderly, 1024 and above are errors.
-        kind_name: the same in words.
-        code: exit_code; holds restart hints after CPU hotplug, or what BPF gave.
-        reason, message: the kernel's text for the kind, and for this case.
-        dump: state of the runqueues and tasks at the time of an error.
-    """
-
-    kind: int
-    kind_name: str
-    code: int
-    reason: str
-    message: str
-    dump: str = field(default="", repr=False)
-
-    @property
-    def ejected(self) -> bool:
-        """Whether the kernel threw the policy out because of an error."""
-        return self.kind >= _FIRST_ERROR_KIND
-
-    @classmethod
-    def decode(cls, raw: bytes) -> Self | None:
-        """Decode `struct user_exit_info` (bpf/include/common.bpf.h); None while the policy has not ended."""
-        kind, _pad, code = _EXIT_HEADER.unpack_from(raw)
-        if kind == 0:
-            return None
-        texts, offset = [], _EXIT_HEADER.size
-        for size in _EXIT_TEXTS:
-            texts.append(raw[offset : offset + size].split(b"\0", 1)[0].decode(errors="replace"))
-            offset += size
-        return cls(kind, _EXIT_KINDS.get(kind, f"kind {kind}"), code, *texts)
-
-    def __str__(self) -> str:
-        told = ": ".join(part for part in (self.reason, self.message) if part)
-        return f"{self.kind_name} (kind {self.kind}, code {self.code:#x}): {told or 'no reason given'}"
-
-
 class LoadedPolicy:
     """A policy that the kernel's verifier has accepted; attach it, watch it, detach it.
 
@@ -155,11 +95,12 @@ class LoadedPolicy:
             assert policy.enabled()
     """
 
-    def __init__(self, policy: BpfObject, ops_map: int, exit_offset: int | None) -> None:
+    def __init__(self, policy: BpfObject, ops: Variable, ops_name: str, record: ExitRecord | None) -> None:
         self.name = policy.name
+        self.ops_name = ops_name
         self._object = policy
-        self._ops_map = ops_map
-        self._exit_offset = exit_offset
+        self._ops = ops
+        self._record = record
         self._enable_seq = -1
         self._attached = False
         self._exit: ExitInfo | None = None
@@ -172,13 +113,16 @@ class LoadedPolicy:
         tunables: Mapping[str, int],
         history: Mapping[int, int],
         classes: Mapping[int, int],
+        watchdog_ms: int = 0,
     ) -> Self:
         """Give a compiled policy to the kernel's verifier and fill its maps.
 
         Args:
+            name: for messages; what root/ops will show is the object's own business (`ops_name`).
             tunables: values by name; those not named keep the source's default.
             history: identity -> expected CPU time in ns, for the map `task_history`.
             classes: identity -> class number, for the map `task_class`.
+            watchdog_ms: upper limit of the policy's own timeout_ms; 0 for none.
 
         Raises:
             SetupError: this kernel has no sched_ext, or this process may not load BPF.
@@ -192,8 +136,13 @@ class LoadedPolicy:
             )
         policy = BpfObject.open(object_bytes, name)
         try:
-            ops_map, exit_offset = _find_ops_map(policy), _find_exit_info(policy)
-            policy.set_tunables(tunables)
+            ops, record = _find_ops(policy), ExitRecord.find(policy)
+            ops_name = policy.read_ops(ops, "name").split(b"\0", 1)[0].decode(errors="replace")
+            if record:
+                record.make_room(policy)
+            if watchdog_ms:
+                _limit_watchdog(policy, ops, watchdog_ms)
+            policy.set_tunables(_kernel_values(policy) | dict(tunables))
             policy.load()
             for map_name, entries in ((HISTORY_MAP, history), (CLASSES_MAP, classes)):
                 if entries:
@@ -201,7 +150,7 @@ class LoadedPolicy:
         except BaseException:
             policy.close()
             raise
-        return cls(policy, ops_map, exit_offset)
+        return cls(policy, ops, ops_name, record)
 
     def __enter__(self) -> Self:
         return self
@@ -234,13 +183,13 @@ class LoadedPolicy:
         self._attached = True
         try:
             self._object.attach_programs()
-            self._object.attach_struct_ops(self._ops_map)
+            self._object.attach_struct_ops(self._ops.name)
         except BpfError as error:
             raise self._rejected(error.message, _busy_hint(error, before)) from None
         deadline = time.monotonic() + timeout_s
         while not self.enabled():
-            if self.exit_info() or time.monotonic() > deadline:
-                state = kernel_state()
+            state = kernel_state()
+            if self.exit_info() or state.state == "disabled" or time.monotonic() > deadline:
                 raise self._rejected(f"state is {state.state!r} and root/ops {state.ops!r} after attach")
             time.sleep(_POLL_S)
 
@@ -250,14 +199,13 @@ class LoadedPolicy:
         The kernel may append to the name; enable_seq tells us from a later policy of the same name.
         """
         state = kernel_state()
-        ours = state.ops.startswith(self.name) and state.enable_seq == self._enable_seq
+        ours = state.ops.startswith(self.ops_name) and state.enable_seq == self._enable_seq
         return self._attached and state.state == "enabled" and ours and self.exit_info() is None
 
     def exit_info(self) -> ExitInfo | None:
-        """Why the policy ended; None while it has not, or if its source records nothing."""
-        if self._exit is None and self._attached and self._exit_offset is not None:
-            data = self._object.read_section(_EXIT_SECTION)
-            self._exit = ExitInfo.decode(data[self._exit_offset :])
+        """Why the policy ended; None while it has not, or if it does not record that."""
+        if self._exit is None and self._attached and self._record:
+            self._exit = self._record.read(self._object)
         return self._exit
 
     def detach(self, timeout_s: float = 10.0) -> ExitInfo | None:
@@ -278,6 +226,11 @@ class LoadedPolicy:
         self._attached = False
         return self._exit
 
+    @property
+    def records_exit(self) -> bool:
+        """Whether the policy records why it ended; of one that does not, sysfs alone says that it did."""
+        return self._record is not None
+
     def verifier_stats(self) -> dict[str, dict[str, int]]:
         """Figures of the kernel's verifier for each program; see BpfObject.verifier_stats."""
         return self._object.verifier_stats()
@@ -290,7 +243,7 @@ class LoadedPolicy:
     def _rejected(self, why: str, hint: str = "") -> KernelRejected:
         """Undo a failed attach and build the error that tells why."""
         info = self.detach()
-        told = f"\nthe kernel ended it: {info}" if info else ""
+        told = f"\nthe kernel ended it: {info}" if info else "" if self._record else f"\n{NO_RECORD}"
         return KernelRejected(f"the kernel did not enable {self.name}: {why}{told}", hint)
 
 
@@ -301,23 +254,31 @@ def _busy_hint(error: BpfError, state: KernelState) -> str:
     return f"policy {state.ops!r} is loaded already; stop it first"
 
 
-def _find_ops_map(policy: BpfObject) -> int:
-    """Return the object's struct_ops map; raise PolicyError unless there is exactly one."""
-    found = [(pointer, name) for pointer, name, kind in policy.maps() if kind == MAP_STRUCT_OPS]
-    if len(found) != 1:
-        names = ", ".join(name for _pointer, name in found) or "none"
-        raise PolicyError(f"{policy.name} must define one struct_ops map, it has: {names}", "define one sched_ext_ops")
-    return found[0][0]
+def _find_ops(policy: BpfObject) -> Variable:
+    """Return the object's ops struct; raise PolicyError unless it has exactly one struct_ops, of the right type."""
+    found = list(policy.struct_ops().values())
+    if len(found) != 1 or found[0].struct != OPS_STRUCT:
+        names = ", ".join(f"{ops.struct} {ops.name}" for ops in found) or "none"
+        raise PolicyError(f"{policy.name} must define one struct {OPS_STRUCT}, it has: {names}", "define one")
+    return found[0]
 
 
-def _find_exit_info(policy: BpfObject) -> int | None:
-    """Return where `uei` lies in .data, None if the policy keeps none; raise PolicyError if its size is another."""
-    variable = policy.variables(_EXIT_SECTION).get(_EXIT_VARIABLE)
-    if variable is None:
-        return None
-    if variable.size_bytes != _EXIT_BYTES:
-        raise PolicyError(
-            f"{_EXIT_VARIABLE} of {policy.name} has {variable.size_bytes} bytes, not {_EXIT_BYTES}",
-            "use struct user_exit_info of common.bpf.h",
-        )
-    return variable.offset
+def _limit_watchdog(policy: BpfObject, ops: Variable, limit_ms: int) -> None:
+    """Set timeout_ms to the limit unless it is shorter; 0 stands for the kernel's own 30 s."""
+    timeout_ms = int.from_bytes(policy.read_ops(ops, "timeout_ms"), "little")
+    if not 0 < timeout_ms <= limit_ms:
+        policy.write_ops(ops, "timeout_ms", limit_ms)
+
+
+def _kernel_values(policy: BpfObject) -> dict[str, int]:
+    """Values for the constants that an object expects from its loader: `const volatile u64 __SCX_X`, still 0.
+
+    Objects of the scx project take the enum values of the kernel from such variables; what it does not have stays 0.
+    """
+    asked = [
+        name
+        for name, variable in policy.tunables().items()
+        if name.startswith(f"__{CONSTANT_PREFIX}") and variable.size_bytes == 8 and not policy.tunable_value(name)
+    ]
+    known = kernel_constants(CONSTANT_PREFIX) if asked else {}
+    return {name: known[name[2:]] for name in asked if name[2:] in known}

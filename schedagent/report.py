@@ -14,7 +14,7 @@ from repo_store.records import RunRecord
 from repo_store.store import PolicyRepository
 from schedagent.core.judge import cpu_time_ratio
 from schedagent.core.policy import CandidatePolicy
-from schedagent.core.trial import Verdict
+from schedagent.core.trial import Outcome, Verdict
 from schedagent.core.verification import VerificationReport
 from schedagent.core.workload import Goal, WorkloadProfile
 
@@ -276,7 +276,7 @@ def conclusion(report: Report) -> list[str]:
         lines.append("No verdict yet: the run is not finished.")
     else:
         lines.append("Verdict: nothing better was found. Keep the default scheduler.")
-        lines.append("Next: nothing to do. Another --goal or a longer --budget-minutes may show more.")
+        lines.append(_next_without_winner(report))
     if report["out_of_time"]:
         lines.append("The time budget ended the run; what was not decided by then is called inconclusive.")
     if winner and report["hardware"]["lab"] == "vm-tcg" and (winner["cpu_time_ratio"] or 1) < SAVED_CPU_TIME:
@@ -301,3 +301,11 @@ def _who_verified(verifiers: Sequence[str]) -> str:
 
 def _say(console: Console, text: str) -> None:
     console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _next_without_winner(report: Report) -> str:
+    """What to do when nothing better was found: measure longer only if something was left undecided."""
+    verdicts = [candidate["verdict"] for plan in report["iterations"] for candidate in plan["candidates"]]
+    if any(verdict and verdict["outcome"] == Outcome.INCONCLUSIVE.value for verdict in verdicts):
+        return "Next: on a quieter machine, or with a longer --budget-minutes, the undecided may be decided."
+    return "Next: nothing to do. Another --goal may show more."

@@ -29,12 +29,13 @@ from schedagent.options import RunOptions
 from schedagent.progress import Reporter
 from schedagent.state import RunState
 from verifier.client import RemoteVerifier
+from verifier.kept import KeptReports
 from verifier.lab import VmLab
 from verifier.listener import Admission
 from verifier.microvm.image import SnapshotStore
-from verifier.microvm.kernels import default_kernel
+from verifier.microvm.kernels import KernelImage, default_kernel, find_kernels
 from verifier.microvm.kvm import kvm_usable
-from verifier.pipeline import Verifier
+from verifier.pipeline import Bench, Verifier
 from verifier.service import Limits, VerifierService
 from verifier.signer import Signer
 from verifier.worker import Submission
@@ -54,10 +55,14 @@ def open_repository(settings: Settings) -> PolicyRepository:
     return repository
 
 
-def open_lab(settings: Settings) -> VmLab:
-    """Build the micro-VM lab: the machine has the host's CPUs (at most 16) and at most half of its memory."""
+def open_lab(settings: Settings, kernel: KernelImage | None = None) -> VmLab:
+    """Build the micro-VM lab: the machine has the host's CPUs (at most 16) and at most half of its memory.
+
+    Args:
+        kernel: what it runs; None for the kernel of the settings, or the newest.
+    """
     cache = writable(settings.cache_dir)
-    kernel = default_kernel(settings)
+    kernel = kernel or default_kernel(settings)
     cpus = settings.vm_cpus or min(len(os.sched_getaffinity(0)), MOST_CPUS)
     host_mib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20
     memory_mib = settings.vm_memory_mib or min(max(LEAST_MEMORY_MIB, cpus * MEMORY_MIB_PER_CPU), host_mib // 2)
@@ -72,19 +77,33 @@ def open_lab(settings: Settings) -> VmLab:
     )
 
 
-def open_verifier(settings: Settings, lab: VmLab, include_dirs: tuple[Path, ...] = ()) -> Verifier | RemoteVerifier:
-    """Build the verifier for the lab's kernel: the service whose socket the settings name, else one in this process."""
+def open_verifier(settings: Settings) -> Verifier | RemoteVerifier:
+    """Return the verifier service whose socket the settings name, else a verifier in this process."""
     if settings.verifier_socket:
-        trusted = load_trusted(settings.keys_dir / "trusted")
-        return RemoteVerifier(settings.verifier_socket, include_dirs, kernel=lab.kernel.release, trusted=trusted)
-    return open_local_verifier(settings, lab, include_dirs)
+        return open_remote_verifier(settings, settings.verifier_socket, default_kernel(settings).release)
+    return open_local_verifier(settings)
 
 
-def open_local_verifier(settings: Settings, lab: VmLab, include_dirs: tuple[Path, ...] = ()) -> Verifier:
-    """Build the verifier in this process, with the signing key of the state folder."""
+def open_remote_verifier(settings: Settings, socket_path: Path, kernel: str) -> RemoteVerifier:
+    """Return the verifier service as a client sees it that trusts the keys of the state folder."""
+    return RemoteVerifier(socket_path, kernel=kernel, trusted=load_trusted(settings.keys_dir / "trusted"))
+
+
+def open_local_verifier(settings: Settings, *, all_kernels: bool = False, sign: bool = True) -> Verifier:
+    """Build a verifier in this process.
+
+    Args:
+        all_kernels: also give each policy to the other kernels of the cache; else only to the one it is proved on.
+        sign: with the signing key of the state folder; else no key is looked for, and no tokens are issued.
+    """
     cache = writable(settings.cache_dir)
-    target = prepare_target(lab.kernel.vmlinuz, lab.kernel.release, cache)
-    return Verifier(lab, target, cache, open_signer(settings), include_dirs)
+    first = default_kernel(settings)
+    others = [image for image in find_kernels(settings) if image.release != first.release] if all_kernels else []
+    benches = tuple(open_bench(settings, image) for image in (first, *others))
+    if not sign:
+        return Verifier(benches, cache)
+    signer = open_signer(settings)
+    return Verifier(benches, cache, signer, kept=KeptReports(cache / "reports", signer.vouches))
 
 
 def open_signer(settings: Settings, *, create: bool = True) -> Signer:
@@ -113,7 +132,8 @@ class ServiceBench:
 
     def _verifier(self, submission: Submission) -> Verifier:
         settings = replace(self.settings, kernel_release=submission.kernel or self.settings.kernel_release)
-        return open_local_verifier(settings, open_lab(settings), (submission.include_dir,))
+        verifier = open_local_verifier(settings, all_kernels=not submission.kernel)
+        return replace(verifier, include_dirs=(submission.include_dir,))
 
 
 def serve_verifier(settings: Settings, listener: socket.socket, admission: Admission) -> None:
@@ -122,6 +142,12 @@ def serve_verifier(settings: Settings, listener: socket.socket, admission: Admis
     default_kernel(settings)
     limits = Limits(parallel=len(os.sched_getaffinity(0)))
     asyncio.run(VerifierService(ServiceBench(settings), admission, limits).run(listener, preload=[__name__]))
+
+
+def open_bench(settings: Settings, kernel: KernelImage) -> Bench:
+    """Build the lab of one kernel and look up its types."""
+    target = prepare_target(kernel.vmlinuz, kernel.release, settings.cache_dir)
+    return Bench(open_lab(settings, kernel), target)
 
 
 def start_run(settings: Settings, workload: WorkloadCommand, options: RunOptions, reporter: Reporter) -> dict[str, Any]:
@@ -159,7 +185,7 @@ def build_nodes(
     """Give the four nodes their collaborators."""
     from schedagent.nodes import RunNodes
 
-    return RunNodes(repository, lab, open_verifier(settings, lab), load_library(), reporter, options)
+    return RunNodes(repository, lab, open_verifier(settings), load_library(), reporter, options)
 
 
 def drive(

@@ -11,7 +11,7 @@ import posixpath
 import re
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -69,6 +69,11 @@ class RemoteVerifier:
         if self.trusted and answer.report.passed and artifact is not None:
             self._check_signature(answer.report, candidate, artifact)
         return Verified(replace(answer.report, verified_by=f"the service at {self.socket_path}"), artifact)
+
+    def verify_all(self, submissions: Sequence[tuple[CandidatePolicy, PolicyInfo]]) -> Iterator[Verified]:
+        """Have several taken through the gates, each when the caller asks for its result."""
+        for candidate, info in submissions:
+            yield self.verify(candidate, info)
 
     def compile(self, info: PolicyInfo) -> PolicyArtifact:
         """Have a policy compiled; raise CompileError with clang's own lines."""

@@ -7,6 +7,7 @@ this verifier's active and replaced ones, and those of others). What must hold a
 
 from __future__ import annotations
 
+import hmac
 import os
 import secrets
 import stat
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from schedagent.core import token as tokens
-from schedagent.core.errors import SetupError, UsageError
+from schedagent.core.errors import SetupError, TokenError, UsageError
 from schedagent.core.token import CLOCK_SKEW_S, LONGEST_LIFETIME_S, DeploymentToken, Scope
 from schedagent.core.trusted import TrustedKey, locked, replace_file, trust, trusted_keys
 
@@ -122,6 +123,14 @@ class Signer:
             key_id=tokens.key_id(_public(key)),
         )
         return tokens.encode(token, key.sign)
+
+    def vouches(self, token_text: str, report_digest: str) -> bool:
+        """Whether the active key signed this token over a report of this digest, at whatever time."""
+        try:
+            token = tokens.read_signed(token_text, [self.public_key])
+        except TokenError:
+            return False
+        return hmac.compare_digest(token.report_digest, report_digest)
 
     def rotate(self) -> TrustedKey:
         """Replace the key and return the old one, which stays trusted until its last token has expired.

@@ -146,6 +146,17 @@ def decode(token_text: str) -> DeploymentToken:
     return _token(parts.payload, parts.key_id)
 
 
+def read_signed(token_text: str, public_keys: Iterable[bytes]) -> DeploymentToken:
+    """Return what a token says if a trusted key signed it. It may be for another use or out of date: see `check`.
+
+    Raises:
+        TokenError: it is not a token, or none of these keys signed it.
+    """
+    parts = _split(token_text)
+    _check_signature(parts, public_keys)
+    return _token(parts.payload, parts.key_id)
+
+
 def check(
     token_text: str,
     public_keys: Iterable[bytes],
@@ -180,9 +191,7 @@ def check(
     Raises:
         TokenError: with the first reason found.
     """
-    parts = _split(token_text)
-    _check_signature(parts, public_keys)
-    token = _token(parts.payload, parts.key_id)
+    token = read_signed(token_text, public_keys)
     wanted: dict[str, object] = {
         "artifact_digest": artifact_digest,
         "tunables": tuple(sorted(tunables)),

@@ -36,7 +36,7 @@ CONFINED = {
 }
 """Outside libraries and the only files that may import them."""
 
-INSIDE_THE_VM = ("verifier/microvm/guest*.py", "verifier/stress.py")
+INSIDE_THE_VM = ("verifier/microvm/guest*.py", "verifier/proving/*.py")
 """These run as the guest's agent, where there is neither a user's environment nor a log to keep."""
 
 PROCESS_STARTERS = {

@@ -4,8 +4,9 @@ import pytest
 
 from kernel_bpf.bpf_object import BpfObject
 from kernel_bpf.compile import compile_policy
+from kernel_bpf.exit_info import ExitRecord
 from kernel_bpf.library import POLICIES, load_library
-from kernel_bpf.sched_ext import CLASSES_MAP, HISTORY_MAP, _find_exit_info, _find_ops_map
+from kernel_bpf.sched_ext import CLASSES_MAP, HISTORY_MAP, _find_ops
 from kernel_bpf.target import prepare_target
 from schedagent.core.errors import SetupError
 from schedagent.core.settings import load_settings
@@ -45,5 +46,5 @@ def test_documentation_agrees_with_the_compiled_policy(name, target):
         opened.set_tunables({tunable.name: tunable.maximum for tunable in policy.tunables})
         inputs = {name for name, map_name in INPUT_MAPS.items() if opened.find_map(map_name)}
         assert inputs == set(policy.inputs)
-        assert opened.find_map(name) == _find_ops_map(opened), "the ops map carries the policy's name"
-        assert _find_exit_info(opened) is not None
+        assert _find_ops(opened).name == name, "the ops map carries the policy's name"
+        assert ExitRecord.find(opened) is not None

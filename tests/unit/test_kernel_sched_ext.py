@@ -8,8 +8,10 @@ import pytest
 
 from kernel_bpf import bpf_object, libbpf, sched_ext
 from kernel_bpf.bpf_object import BpfObject, last_lines
+from kernel_bpf.btf import Member
 from kernel_bpf.compile import compile_policy
-from kernel_bpf.sched_ext import ExitInfo, KernelState, LoadedPolicy, kernel_state
+from kernel_bpf.exit_info import ExitInfo, ExitRecord
+from kernel_bpf.sched_ext import KernelState, LoadedPolicy, kernel_state
 from kernel_bpf.target import KernelTarget
 from schedagent.core.errors import BpfError, PolicyError, SetupError, TunableError
 
@@ -35,9 +37,13 @@ def sysfs(root: Path, **files: str) -> Path:
     return root
 
 
-def user_exit_info(kind: int, code: int, reason: bytes, message: bytes, dump: bytes = b"") -> bytes:
-    head = kind.to_bytes(4, "little", signed=True) + bytes(4) + code.to_bytes(8, "little", signed=True)
-    return head + reason.ljust(128, b"\0") + message.ljust(1024, b"\0") + dump.ljust(32768, b"\0")
+def user_exit_info(kind: int, code: int, reason: bytes, message: bytes, dump: bytes = b"") -> dict[str, bytes]:
+    numbers = {"kind": kind.to_bytes(4, "little", signed=True), "exit_code": code.to_bytes(8, "little", signed=True)}
+    return numbers | {
+        "reason": reason.ljust(128, b"\0"),
+        "msg": message.ljust(1024, b"\0"),
+        "dump": dump.ljust(32768, b"\0"),
+    }
 
 
 def test_tunables_are_the_const_volatile_integers_with_their_defaults(tiny):
@@ -89,9 +95,24 @@ def test_map_that_is_missing_too_small_or_too_narrow(tiny):
         tiny.fill_map("task_history", {1: 2**64})
 
 
-def test_exit_info_and_ops_map_are_found(tiny):
-    assert sched_ext._find_exit_info(tiny) == tiny.variables(".data")["uei"].offset > 0
-    assert sched_ext._find_ops_map(tiny) == tiny.find_map("tiny")
+def test_exit_info_and_ops_struct_are_found(tiny):
+    record = ExitRecord.find(tiny)
+    assert (record.section, record.dump_section) == (".data", "")
+    assert record.variable.offset == tiny.variables(".data")["uei"].offset > 0
+    assert record.variable.members["msg"] == Member(16 + 128, 1024)
+    ops = sched_ext._find_ops(tiny)
+    assert (ops.name, ops.struct) == ("tiny", "sched_ext_ops")
+    assert tiny.read_ops(ops, "name").rstrip(b"\0") == b"tiny"
+    assert tiny.read_ops(ops, "nothing") == b""
+
+
+def test_ops_members_are_set_before_load(tiny):
+    ops = sched_ext._find_ops(tiny)
+    tiny.write_ops(ops, "timeout_ms", 1000)
+    assert int.from_bytes(tiny.read_ops(ops, "timeout_ms"), "little") == 1000
+    assert tiny.read_ops(ops, "name").startswith(b"tiny\0")
+    with pytest.raises(PolicyError, match="no member 'nothing'"):
+        tiny.write_ops(ops, "nothing", 1)
 
 
 def test_object_without_ops_or_with_another_uei(tmp_path):
@@ -99,10 +120,9 @@ def test_object_without_ops_or_with_another_uei(tmp_path):
     source.write_text('#include "vmlinux.h"\nint uei __attribute__((section(".data"))) = 1;\n')
     plain = compile_policy(source, "plain", KernelTarget("tiny", "0" * 40, TINY, TINY))
     with BpfObject.open(plain.object_bytes, "plain") as opened:
-        with pytest.raises(PolicyError, match="one struct_ops map, it has: none"):
-            sched_ext._find_ops_map(opened)
-        with pytest.raises(PolicyError, match="uei of plain has 4 bytes"):
-            sched_ext._find_exit_info(opened)
+        with pytest.raises(PolicyError, match="one struct sched_ext_ops, it has: none"):
+            sched_ext._find_ops(opened)
+        assert ExitRecord.find(opened) is None
 
 
 def test_garbage_is_refused_with_libbpf_own_words():

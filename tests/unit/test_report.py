@@ -140,6 +140,15 @@ def test_the_best_is_the_best_for_the_goal(repository, goal, best):
     assert build_report(repository, run_id)["best"]["key"] == best.key
 
 
+@pytest.mark.parametrize(
+    ("outcome", "said"),
+    [(Outcome.INCONCLUSIVE, "the undecided may be decided"), (Outcome.NO_DIFFERENCE, "Next: nothing to do")],
+)
+def test_without_a_winner_the_next_step_depends_on_what_is_undecided(repository, outcome, said):
+    run_id = stored_run(repository, [replace(BETTER, outcome=outcome)])
+    assert said in "\n".join(conclusion(build_report(repository, run_id)))
+
+
 def test_what_bounded_the_run_is_said(repository):
     run_id = stored_run(repository, [BETTER])
     assert "time budget ended the run" in "\n".join(conclusion(build_report(repository, run_id, out_of_time=True)))

@@ -1,4 +1,4 @@
-"""The bundled policies on a real kernel: all survive the stress mix, and know the tasks they were told about."""
+"""The bundled policies on a real kernel: they know the tasks they were told about (test_proving.py proves them)."""
 
 from __future__ import annotations
 
@@ -38,13 +38,6 @@ def target(lab):
 def lab_policy(policy, target, changes=None, **inputs):
     candidate = CandidatePolicy(policy.name, policy.configured(changes or {}), **inputs)
     return LabPolicy(candidate, compile_policy(policy.source, policy.name, target))
-
-
-@pytest.mark.parametrize("name", load_library())
-def test_a_policy_survives_the_stress_mix(name, lab, target):
-    answer = lab.stress(lab_policy(load_library()[name], target), 10)
-    assert answer.exit_text == ""
-    assert [finding for finding in answer.findings if not finding["ok"]] == []
 
 
 def test_the_disguise_moves_no_task(lab, target):

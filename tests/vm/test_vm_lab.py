@@ -18,6 +18,7 @@ from schedagent.core.settings import load_settings
 from schedagent.core.workload import WorkloadCommand
 from schedagent.wiring import open_lab
 from verifier.lab import LabPolicy
+from verifier.proving.prove import Depth
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(300)]
 
@@ -73,8 +74,8 @@ def test_a_policy_ejected_in_the_middle_of_a_run_is_told(lab, trouble):
     assert sample.exit_status is None
 
 
-def test_a_policy_that_stalls_is_ejected_under_stress(lab, trouble):
-    answer = lab.stress(with_fault(trouble, FAULT_LOSE), 6)
+def test_a_policy_that_stalls_is_ejected_on_the_proving_ground(lab, trouble):
+    answer = lab.prove(with_fault(trouble, FAULT_LOSE), Depth.QUICK, ["mix"])
     assert answer.exit_text.startswith("stall: ")
     assert "failed to run for" in answer.exit_text
 

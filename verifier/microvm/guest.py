@@ -2,7 +2,7 @@
 
 It runs as real-time task, so that no policy under test can starve it; its children go back to the normal class,
 which is what sched_ext policies schedule. May import: the standard library, schedagent.core, kernel_bpf.linux,
-kernel_bpf.sched_ext, verifier.stress and its neighbours jobs and recorder. Everything it imports lands in the
+kernel_bpf.sched_ext, verifier.proving and its neighbours jobs and recorder. Everything it imports lands in the
 initramfs, so keep it little.
 """
 
@@ -20,16 +20,19 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from kernel_bpf import linux
+from kernel_bpf.btf import kernel_constants
 from kernel_bpf.libbpf import libbpf
-from kernel_bpf.sched_ext import LoadedPolicy, kernel_state
+from kernel_bpf.sched_ext import CONSTANT_PREFIX, LoadedPolicy
 from schedagent.core.errors import SchedagentError
-from verifier import stress
 from verifier.microvm import jobs
 from verifier.microvm.recorder import Recorder
+from verifier.proving import prove
+from verifier.proving.ground import end
 
 HOST = Path("/host")
 TRIAL = Path("/trial")
@@ -57,6 +60,7 @@ def main() -> None:
     os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(_PRIORITY))
     port = open_port()
     warm_up()
+    kernel_constants(CONSTANT_PREFIX)  # once, before the snapshot: emulated, it takes seconds
     gc.freeze()
     send(port, {"answer": {"ready": True}})
     for line in lines(port):
@@ -274,22 +278,10 @@ def start_probe(cpu: int, gate: int, opened: int) -> tuple[int, int]:
         os._exit(0)
 
 
-def load(policy: jobs.PolicyLoad) -> LoadedPolicy:
-    """Give a policy to the kernel's verifier."""
+def load(policy: jobs.PolicyLoad, watchdog_ms: int = 0) -> LoadedPolicy:
+    """Give a policy to the kernel's verifier; see LoadedPolicy.load."""
     history, classes = dict(policy.history), dict(policy.classes)
-    return LoadedPolicy.load(policy.object_bytes, policy.name, policy.tunables, history, classes)
-
-
-def end(policy: LoadedPolicy) -> str:
-    """Detach a policy and say why the kernel had ejected it; empty if it was in charge to the end.
-
-    While the kernel is ejecting it, the policy is no longer enabled and the reason not yet known: detach waits for it.
-    """
-    in_charge = policy.enabled()
-    info = policy.detach()
-    if info and info.ejected:
-        return f"{info.kind_name}: {info.reason}: {info.message}"
-    return "" if in_charge else "no longer enabled, and the kernel gave no reason"
+    return LoadedPolicy.load(policy.object_bytes, policy.name, policy.tunables, history, classes, watchdog_ms)
 
 
 def tail(path: Path) -> str:
@@ -377,16 +369,11 @@ def load_policy(job: jobs.LoadPolicy) -> jobs.LoadAnswer:
         return jobs.LoadAnswer(policy.verifier_stats())
 
 
-def run_stress(job: jobs.Stress) -> jobs.StressAnswer:
-    """Attach the policy, run the correctness mix on it, and tell what happened."""
-    with load(job.policy) as policy:
-        policy.attach()
-        before = kernel_state().events
-        findings = stress.run_mix(job.seconds, policy.enabled)
-        after = kernel_state().events
-        ejected = end(policy)
-    events = {name: count - before.get(name, 0) for name, count in after.items()}
-    return jobs.StressAnswer(ejected, [finding.to_json() for finding in findings], events)
+def run_prove(job: jobs.Prove) -> jobs.ProveAnswer:
+    """Take a policy through the phases of the proving ground."""
+    proof = prove.prove(partial(load, job.policy, watchdog_ms=prove.WATCHDOG_MS), job.seconds, job.phases)
+    results = [result.to_json() for result in proof.results]
+    return jobs.ProveAnswer(proof.exit_text, results, proof.events, proof.seconds, proof.stalled_s)
 
 
 HANDLERS: dict[str, Callable[[Any], jobs.Message | None]] = {
@@ -394,7 +381,7 @@ HANDLERS: dict[str, Callable[[Any], jobs.Message | None]] = {
     "MountHost": mount_host,
     "RunWorkload": run_workload,
     "LoadPolicy": load_policy,
-    "Stress": run_stress,
+    "Prove": run_prove,
 }
 
 

@@ -143,33 +143,37 @@ class LoadAnswer(Message):
 
 
 @dataclass(frozen=True)
-class Stress(Message):
-    """Gates "attach" and "starvation": attach, run the correctness mix, detach.
+class Prove(Message):
+    """Gates "attach" and "proving ground": take a policy through phases of verifier.proving.
 
     Args:
-        seconds: how long the mix runs.
+        seconds: for all phases together, if all are run.
+        phases: their names; empty for all.
     """
 
     policy: PolicyLoad
     seconds: float
+    phases: list[str]
     nested: ClassVar[Mapping[str, type[Message]]] = {"policy": PolicyLoad}
 
 
 @dataclass(frozen=True)
-class StressAnswer(Message):
-    """What the mix showed.
+class ProveAnswer(Message):
+    """What the proving ground showed; see verifier.proving.prove.Proof.
 
     Args:
-        exit_text: why the kernel ejected the policy; empty if it stayed enabled to the end.
-        findings: one entry per member of the mix: name, ok, detail.
+        exit_text: why the kernel ejected the policy; empty if it stayed to the end.
+        results: verifier.proving.oracle.OracleResult as JSON, one for each oracle whose subject came about.
         events: growth of the counters in /sys/kernel/sched_ext/root/events.
+        seconds: how long each phase took.
+        stalled_s: longest time that a CPU of the machine stood still.
     """
 
     exit_text: str
-    findings: list[dict[str, Any]]
+    results: list[dict[str, Any]]
     events: dict[str, int]
+    seconds: dict[str, float]
+    stalled_s: float = 0.0
 
 
-JOBS: Mapping[str, type[Message]] = {
-    kind.__name__: kind for kind in (Hello, MountHost, RunWorkload, LoadPolicy, Stress)
-}
+JOBS: Mapping[str, type[Message]] = {kind.__name__: kind for kind in (Hello, MountHost, RunWorkload, LoadPolicy, Prove)}

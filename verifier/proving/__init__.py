@@ -1,4 +1,7 @@
 """The proving ground: work of many kinds under a policy, with oracles that read kernel truth.
 
-Runs inside the sealed guest. May import: the standard library, schedagent.core.errors and kernel_bpf.sched_ext.
+`prove` holds the table of phases and runs them; `mix`, `conservation`, `shares` and `crowd` are the phases under load,
+`lifecycle` and `overhead` those that load the policy themselves; `crew` starts and watches tasks, `work` is what they
+do. Runs inside the sealed guest; the host imports the tables. May import: the standard library, schedagent.core.errors
+and kernel_bpf.
 """

@@ -11,17 +11,30 @@ __all__ = ["OracleInfo", "OracleResult"]
 
 @dataclass(frozen=True)
 class OracleInfo:
-    """What one oracle demands, for the report and the docs.
+    """An oracle as the report and the docs show it: it holds if what it measures is at most its bound.
 
     Args:
         name: as in the `checks` of core.rules.RULES.
         rule: number of the rule that it checks.
         bound, unit: what its figure is compared with.
-        reason: why this bound: whole sentences.
+        measures: what the figure is.
+        reason: why this bound, and what the oracle cannot see: whole sentences.
     """
 
     name: str
     rule: int
     bound: float
     unit: str
+    measures: str
     reason: str
+
+    def judge(self, measured: float, detail: str) -> OracleResult:
+        """Compare a figure with the bound."""
+        return self._result(measured, detail, ok=measured <= self.bound)
+
+    def fail(self, measured: float, detail: str) -> OracleResult:
+        """It does not hold whatever the figure says, which is how far it got."""
+        return self._result(measured, detail, ok=False)
+
+    def _result(self, measured: float, detail: str, *, ok: bool) -> OracleResult:
+        return OracleResult(self.name, self.rule, ok, round(measured, 4), self.bound, self.unit, detail)

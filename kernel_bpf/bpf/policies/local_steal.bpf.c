@@ -9,8 +9,9 @@
  * takes the first task it may run from the next queue that has one. A CPU with
  * work of its own still looks at one other queue each time, and takes from it
  * if that one is longer by steal_imbalance tasks, but never twice in a row, so
- * its own tasks get at least every second turn. A pinned task is skipped by
- * every thief, as the kernel checks the mask of each task it moves.
+ * its own tasks get at least every second turn. A thief skips tasks it may not
+ * run; with work of its own it looks at the first few only, since a crowd of
+ * pinned tasks is not worth walking through.
  *
  * Loses: shares are fair on one CPU, and only roughly among CPUs; with few
  * tasks that sleep often, looking around costs more than locality gains.
@@ -25,6 +26,9 @@ const volatile u32 steal_imbalance = 2;
 
 /* A task that waited this long goes next, whatever its weight. 100 to 1500. */
 const volatile u64 starvation_ms = 1000;
+
+/* How far into another queue a CPU looks that has work of its own. */
+#define STEAL_DEPTH 8
 
 /* Where a CPU looks next, and whether its last task was stolen. */
 struct thief {
@@ -71,6 +75,26 @@ static __always_inline bool steal_any(s32 cpu)
 	return false;
 }
 
+/*
+ * Take one of the first tasks of another queue. dsq_move_to_local() would walk
+ * past all tasks that are pinned there, under the queue's lock; a CPU that has
+ * work of its own does not want a task that much.
+ */
+static __always_inline bool steal_head(u64 victim, s32 cpu)
+{
+	struct task_struct *p;
+	u32 looked = 0;
+
+	bpf_for_each(scx_dsq, p, victim, 0) {
+		if (looked++ >= STEAL_DEPTH)
+			break;
+		if (bpf_cpumask_test_cpu(cpu, p->cpus_ptr) &&
+		    scx_bpf_dsq_move(LOOP_ITERATOR, p, DSQ_LOCAL, 0))
+			return true;
+	}
+	return false;
+}
+
 /* Work of one's own: look at one other queue, and even out the lengths. */
 static __always_inline bool steal_surplus(s32 cpu, s32 nr_own)
 {
@@ -89,7 +113,7 @@ static __always_inline bool steal_surplus(s32 cpu, s32 nr_own)
 	victim = cpu_queue(0, (cpu + thief->cursor) % nr_cpus);
 	if (scx_bpf_dsq_nr_queued(victim) < nr_own + (s32)steal_imbalance)
 		return false;
-	thief->stole = dsq_move_to_local(victim);
+	thief->stole = steal_head(victim, cpu);
 	return thief->stole;
 }
 

@@ -1,0 +1,259 @@
+"""A policy's life around its work: CPUs that come and go, loading again and again, and an end by force.
+
+Each phase loads the policy itself and leaves the machine under the default scheduler. That a task goes on is read from
+the CPU time which the kernel charges it with. Kernel facts: handle_hotplug(), scx_tick() and scx_disable_workfn() in
+kernel/sched/ext.c, dl_server_apply_params() in kernel/sched/deadline.c.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from kernel_bpf import linux
+from kernel_bpf.bpf_object import count_loaded
+from kernel_bpf.exit_info import NO_RECORD
+from kernel_bpf.sched_ext import LoadedPolicy, kernel_state
+from schedagent.core.errors import BpfError, PolicyError
+from verifier.proving import work
+from verifier.proving.crew import Crew, Task
+from verifier.proving.ground import Load
+from verifier.proving.oracle import OracleInfo, OracleResult
+
+GO_ON_BOUND_S = 2.0
+RECOVERY_LIMIT_S = 10.0
+WATCHDOG_MS = 1000
+ROUNDS = 2
+
+CPU_HOTPLUG = OracleInfo(
+    "CPU hotplug",
+    25,
+    GO_ON_BOUND_S,
+    "s",
+    "the longest time until every task had run again after a CPU went, after it came back, and after the policy ended",
+    "With half a dozen busy tasks on one CPU and slices of at most 100 ms each waits some 0.6 s; 2 s is the starvation"
+    " bound. The policy may stay, or be ended by the kernel with a restart code; an error or a stall fails it.",
+)
+RELOAD_LOOP = OracleInfo(
+    "reload loop",
+    25,
+    GO_ON_BOUND_S,
+    "s",
+    "the longest time until every task had run again after the policy was attached or detached, while tasks are forked",
+    "Each swap passes through the kernel's bypass mode, which takes milliseconds; 2 s is the starvation bound. Every"
+    " load must be confirmed, every end must be orderly, and no BPF program or map may stay behind.",
+)
+PROVOKED_STALL = OracleInfo(
+    "provoked stall",
+    26,
+    GO_ON_BOUND_S,
+    "s",
+    "the time from the end of a stall to the moment at which every task has run under the default scheduler",
+    "Real-time tasks hold every CPU for longer than the watchdog allows, so the kernel ejects the policy; its exit and"
+    " dump callbacks run then, and what they need delays everybody. The kernel's own part takes about 0.2 s.",
+)
+ORACLES = (CPU_HOTPLUG, RELOAD_LOOP, PROVOKED_STALL)
+
+_CPUS = Path("/sys/devices/system/cpu")
+_DEBUGFS = Path("/sys/kernel/debug")
+_RT_RUNTIME = Path("/proc/sys/kernel/sched_rt_runtime_us")
+_POLL_S = 0.005
+_HOG_PRIORITY = 10
+
+
+def cpu_hotplug(load: Load, seconds: float) -> list[OracleResult]:
+    """Take a CPU away from busy tasks and give it back."""
+    waits_s: list[float] = []
+    with load() as policy, Crew() as crew:
+        tasks = start_tasks(crew)
+        policy.attach()
+        refused = go_and_come(tasks, waits_s, seconds / 4)
+        problem, ending = judge_hotplug_end(policy)
+        policy.close()
+        waits_s.append(until_all_ran(tasks))
+    detail = f"CPU {last_cpu()} went and came back; {ending}; {figures(waits_s)}"
+    return [judge(CPU_HOTPLUG, waits_s, refused or problem, detail)]
+
+
+def go_and_come(tasks: Sequence[Task], waits_s: list[float], pause_s: float) -> str:
+    """Take the CPU away and give it back; return why the kernel refused, empty if it did not."""
+    try:
+        for online in ("0", "1"):
+            switch_cpu(online)
+            if online == "1":  # a task pinned to a CPU that goes away may run anywhere afterwards
+                os.sched_setaffinity(tasks[0].pid, {last_cpu()})
+            waits_s.append(until_all_ran(tasks))
+            time.sleep(pause_s)
+    except OSError as error:
+        return f"the CPU could not be switched: {error.strerror}"
+    finally:
+        switch_cpu("1")
+    return ""
+
+
+def judge_hotplug_end(policy: LoadedPolicy) -> tuple[str, str]:
+    """Say what is wrong with how the policy took it, empty if nothing is, and what it did."""
+    if policy.enabled():
+        return "", "the policy stayed enabled"
+    info = policy.detach()
+    if info is None:
+        return "", "the kernel ended the policy, which records no reason"
+    if info.asks_for_restart:
+        return "", f"the kernel ended the policy and asks for a restart (code {info.code:#x})"
+    return f"the policy did not survive it: {info}", "the policy ended"
+
+
+def reload_loop(load: Load, seconds: float) -> list[OracleResult]:
+    """Attach and detach several times while tasks run and are forked; then look for what stayed behind."""
+    held = count_loaded()
+    waits_s: list[float] = []
+    problem = ""
+    with Crew() as crew:
+        storm = crew.start("fork storm", work.fork_storm)
+        tasks = [*start_tasks(crew), storm]
+        deadline = time.monotonic() + seconds
+        while not problem and (len(waits_s) < 2 * ROUNDS or time.monotonic() < deadline):
+            problem = swap_once(load, tasks, waits_s)
+    if storm.record.errno:
+        problem = problem or f"a fork was refused: {os.strerror(storm.record.errno)}"
+    problem = problem or leftovers(held)
+    detail = f"{len(waits_s) // 2} times in and out, {storm.record.events} forks; {figures(waits_s)}"
+    return [judge(RELOAD_LOOP, waits_s, problem, detail)]
+
+
+def swap_once(load: Load, tasks: Sequence[Task], waits_s: list[float]) -> str:
+    """Put the policy in charge and take it out again; return what went wrong, empty if nothing did."""
+    try:
+        with load() as policy:
+            policy.attach()
+            waits_s.append(until_all_ran(tasks))
+            in_charge = policy.enabled()
+            info = policy.detach()
+    except (BpfError, PolicyError) as error:
+        return error.message
+    waits_s.append(until_all_ran(tasks))
+    if (info and info.ejected) or not in_charge:
+        return f"the policy did not stay enabled: {info or 'it records no reason'}"
+    return ""
+
+
+def leftovers(held: tuple[int, int]) -> str:
+    """Say which BPF programs and maps are more than `held`; the kernel frees them some time after their last user."""
+    deadline = time.monotonic() + GO_ON_BOUND_S
+    while time.monotonic() < deadline:
+        now = count_loaded()
+        if now[0] <= held[0] and now[1] <= held[1]:
+            return ""
+        time.sleep(_POLL_S)
+    return f"{max(0, now[0] - held[0])} BPF programs and {max(0, now[1] - held[1])} maps stayed behind"
+
+
+def provoked_stall(load: Load, seconds: float) -> list[OracleResult]:
+    """Hold every CPU with real-time tasks until the kernel ejects the policy; then see all tasks go on."""
+    with ExitStack() as stack, Crew() as crew:
+        policy = stack.enter_context(load(watchdog_ms=WATCHDOG_MS))
+        tasks = start_tasks(crew)
+        policy.attach()
+        until_all_ran(tasks)
+        lasted_s, ended = hold_cpus(policy, WATCHDOG_MS / 1000 + max(seconds, 2.0))
+        released = time.monotonic()
+        if ended and not until_disabled():
+            stack.pop_all()  # to detach it now would wait for as long as its callbacks take
+            return [PROVOKED_STALL.fail(RECOVERY_LIMIT_S, "ejected, but its exit and dump callbacks do not end")]
+        info = policy.detach()
+        until_all_ran(tasks)
+        waits_s = [time.monotonic() - released]
+    problem = "" if ended else f"the kernel did not eject it, although no task ran for {lasted_s:.1f} s"
+    if info and not info.ejected:
+        problem = problem or f"the policy ended otherwise: {info}"
+    told = f"{info.kind_name}: {info.message}" if info else NO_RECORD
+    detail = f"CPUs held for {lasted_s:.2f} s (watchdog {WATCHDOG_MS / 1000:g} s); {told}; {figures(waits_s)}"
+    return [judge(PROVOKED_STALL, waits_s, problem, detail)]
+
+
+def until_disabled() -> bool:
+    """Wait until the kernel is done with ejecting; return False if that takes longer than RECOVERY_LIMIT_S."""
+    deadline = time.monotonic() + RECOVERY_LIMIT_S
+    while kernel_state().state != "disabled":
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_POLL_S)
+    return True
+
+
+def hold_cpus(policy: LoadedPolicy, limit_s: float) -> tuple[float, bool]:
+    """Let real-time tasks use every CPU until the policy is no longer enabled; return how long, and whether it ended.
+
+    The agent's own priority is higher, and so is that of the kernel thread which ejects policies.
+    """
+    with no_deadline_servers(), Crew() as hogs:
+        start = time.monotonic()
+        for cpu in sorted(os.sched_getaffinity(0)):
+            hog = hogs.start(f"real-time task on CPU {cpu}", work.hog)
+            os.sched_setaffinity(hog.pid, {cpu})
+            os.sched_setscheduler(hog.pid, os.SCHED_FIFO, os.sched_param(_HOG_PRIORITY))
+        while (enabled := policy.enabled()) and time.monotonic() - start < limit_s:
+            time.sleep(_POLL_S)
+        return time.monotonic() - start, not enabled
+
+
+@contextmanager
+def no_deadline_servers() -> Iterator[None]:
+    """Switch off what gives other classes a share of a CPU that real-time tasks use.
+
+    Since 6.8 that is a deadline server for the fair class, since 7.0 one for sched_ext, too (debugfs sched/*_server);
+    before, it was the limit in sched_rt_runtime_us.
+    """
+    if not (_DEBUGFS / "sched").is_dir():
+        linux.mount("debugfs", _DEBUGFS, "debugfs")
+    knobs = [(path, "0") for path in _DEBUGFS.glob("sched/*_server/cpu*/runtime")]
+    knobs += [(_RT_RUNTIME, "-1")] if _RT_RUNTIME.exists() else []
+    before = [(path, path.read_text().strip()) for path, _value in knobs]
+    try:
+        for path, value in knobs:
+            path.write_text(value)
+        yield
+    finally:
+        for path, value in before:
+            path.write_text(value)
+
+
+def judge(oracle: OracleInfo, waits_s: Sequence[float], problem: str, detail: str) -> OracleResult:
+    """Compare the longest wait with the bound; a problem fails the oracle whatever the figures say."""
+    longest_s = max(waits_s, default=0.0)
+    return oracle.fail(longest_s, f"{problem}; {detail}") if problem else oracle.judge(longest_s, detail)
+
+
+def figures(waits_s: Sequence[float]) -> str:
+    """The waits, for people."""
+    return "all tasks ran again within " + ", ".join(f"{wait_s:.2f}" for wait_s in waits_s) + " s"
+
+
+def until_all_ran(tasks: Sequence[Task]) -> float:
+    """Wait until each task has used CPU time since now; return how many seconds it took, above the bound if forever."""
+    start = time.monotonic()
+    waiting = [(task, task.cpu_ns()) for task in tasks]
+    while waiting and time.monotonic() - start <= GO_ON_BOUND_S:
+        time.sleep(_POLL_S)
+        waiting = [(task, used_ns) for task, used_ns in waiting if task.cpu_ns() == used_ns]
+    return time.monotonic() - start
+
+
+def start_tasks(crew: Crew) -> list[Task]:
+    """Tasks that are always runnable: one pinned to each CPU, the last CPU first, one free for each, and one more."""
+    cpus = sorted(os.sched_getaffinity(0), reverse=True)
+    pinned = [crew.start(f"pinned to CPU {cpu}", work.pinned(cpu, work.hog)) for cpu in cpus]
+    return pinned + [crew.start("free", work.hog) for _ in range(len(cpus) + 1)]
+
+
+def last_cpu() -> int:
+    """The CPU that is taken away: the last one, since the first can seldom go."""
+    return max(os.sched_getaffinity(0) | {int(path.name[3:]) for path in _CPUS.glob("cpu[0-9]*")})
+
+
+def switch_cpu(online: str) -> None:
+    """Take the last CPU away ("0") or give it back ("1"); raise OSError if the kernel refuses."""
+    (_CPUS / f"cpu{last_cpu()}" / "online").write_text(online)

@@ -1,0 +1,331 @@
+"""The mix: work of a dozen kinds at once, more than the CPUs can do, and an oracle for each kind.
+
+Whoever always wants a CPU is watched for the longest time it went without: its CPU time in /proc/PID/schedstat stood
+still. Whoever waits for an event tells how long that took.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kernel_bpf.spinner import Spinner
+from schedagent.core.errors import BpfError
+from verifier.proving import work
+from verifier.proving.crew import REAP_LIMIT_S, Crew, Task
+from verifier.proving.ground import Ground
+from verifier.proving.oracle import OracleInfo, OracleResult
+
+LOOK_S = 0.08
+EATEN_MIB, EATER_LIMIT_MIB = 24, 12
+
+CGROUPS = Path("/sys/fs/cgroup")
+_MOVE_WEIGHTS = (("proving-a", 50), ("proving-b", 200))
+
+STARVATION_BOUND_S = 2.5
+_SHORT_OF = (
+    "The dozen tasks that always want a CPU share the machine with everything else, so an order by turns with slices "
+    "of 50 ms lets each wait for half a second, and one that favours others until a task has waited for 1 s, as the "
+    "bundled policies do, for somewhat more than that; the bound is twice the worst that any of them showed, and half "
+    "of the 5 s after which the kernel itself would eject the policy"
+)
+
+STARVATION = OracleInfo(
+    "starvation", 29, STARVATION_BOUND_S, "s",
+    "longest time that hogs (free, pinned, and of nice -5 and 5) went without CPU time",
+    f"{_SHORT_OF}.",
+)  # fmt: skip
+AFFINITY = OracleInfo(
+    "affinity", 7, 0, "tasks",
+    "tasks that were seen on a CPU outside their mask, or never ran within it",
+    "The mask is a promise to the program, not a wish. A task goes from CPU to CPU by its mask and looks where it is; "
+    "pinned hogs are looked at from outside.",
+)  # fmt: skip
+MIGRATION = OracleInfo(
+    "migration disabled", 7, STARVATION_BOUND_S, "s",
+    "longest time that a task which is preempted while it must not migrate went without CPU time",
+    "As for starvation. The task runs a BPF program that the kernel wraps in migrate_disable(), and may use every CPU "
+    "otherwise. Policies without SCX_OPS_ENQ_MIGRATION_DISABLED never see such a task: the kernel queues it locally.",
+)  # fmt: skip
+KWORKERS = OracleInfo(
+    "pinned kernel workers", 7, STARVATION_BOUND_S, "s",
+    "longest time until a kernel worker on each CPU had run",
+    "The workers are normal tasks with one allowed CPU, so the starvation bound holds for them; a real-time task waits "
+    "for them (/proc/sys/vm/stat_refresh), so the figure is their delay alone.",
+)  # fmt: skip
+FORKS = OracleInfo(
+    "fork storm", 17, 2 * STARVATION_BOUND_S, "s",
+    "longest time from fork to reaping of a child that exits, or execs first; a fork that fails breaks it in any case",
+    "Two waits for a CPU, the child's and then the parent's, each within the starvation bound.",
+)  # fmt: skip
+WAKEUPS = OracleInfo(
+    "wake-ups", 29, STARVATION_BOUND_S, "s",
+    "latest wake-up of sleepers of 5 ms, and longest round of a byte between two tasks",
+    "Starvation only: behind a dozen hogs an order by turns is late by half a second, and may be. Latency as such "
+    "is what a trial measures, on the work it matters to.",
+)  # fmt: skip
+YIELD = OracleInfo(
+    "yield", 29, STARVATION_BOUND_S, "s",
+    "longest time that a task which yields all the time went without CPU time",
+    "Giving way must not mean giving up: the starvation bound holds for those who yield. What they do to others shows "
+    "in the oracle for starvation.",
+)  # fmt: skip
+PRIORITIES = OracleInfo(
+    "priority changes", 29, STARVATION_BOUND_S, "s",
+    "longest time that a task whose nice level, scheduling class and mask keep changing went without CPU time",
+    "Each change takes the task out of its queue and puts it back, at the end of it in many an order; so it has run "
+    "since the last change before the next one comes. The starvation bound holds all the while.",
+)  # fmt: skip
+REAL_TIME = OracleInfo(
+    "real-time interference", 29, STARVATION_BOUND_S, "s",
+    "longest time that a hog went without CPU time on a CPU where a real-time task takes 20 ms out of every 40",
+    "Half of the CPU is left, so turns take twice as long: a second by turns with slices of 50 ms.",
+)  # fmt: skip
+CGROUPS_MOVED = OracleInfo(
+    "cgroup moves", 29, STARVATION_BOUND_S, "s",
+    "longest time that a hog which is moved between two cgroups of different cpu.weight went without CPU time",
+    "As for priority changes: it has run since the last move before the next one comes.",
+)  # fmt: skip
+MEMORY = OracleInfo(
+    "memory pressure", 29, STARVATION_BOUND_S, "s",
+    f"longest time that a task went without CPU time while it uses {EATEN_MIB} MiB in a cgroup of {EATER_LIMIT_MIB} "
+    "MiB",
+    "Every page it touches makes it reclaim another one first, so it is mostly in the kernel, and sleeps there at "
+    "times; the starvation bound is far above these sleeps. The machine as a whole is not short of memory.",
+)  # fmt: skip
+
+ORACLES = (
+    STARVATION, AFFINITY, MIGRATION, KWORKERS, FORKS, WAKEUPS,
+    YIELD, PRIORITIES, REAL_TIME, CGROUPS_MOVED, MEMORY,
+)  # fmt: skip
+
+
+class Gap:
+    """The longest time a task went without CPU time.
+
+    Args:
+        now_s: time, CLOCK_MONOTONIC.
+        used_ns: CPU time by then.
+    """
+
+    def __init__(self, now_s: float, used_ns: int) -> None:
+        self._since_s = now_s
+        self._used_ns = used_ns
+        self.longest_s = 0.0
+
+    def look(self, now_s: float, used_ns: int) -> None:
+        """Take in another reading: CPU time that grew ends a gap, and the next one begins."""
+        self.longest_s = max(self.longest_s, now_s - self._since_s)
+        if used_ns > self._used_ns:
+            self._since_s, self._used_ns = now_s, used_ns
+
+
+class GapWatch:
+    """Follows the gaps of several tasks."""
+
+    def __init__(self, tasks: Iterable[Task]) -> None:
+        now = time.monotonic()
+        self.gaps = {task: Gap(now, task.cpu_ns()) for task in tasks}
+
+    def look(self) -> None:
+        """Read every task's CPU time once."""
+        for task, gap in self.gaps.items():
+            gap.look(time.monotonic(), task.cpu_ns())
+
+    def longest(self, tasks: Iterable[Task]) -> float:
+        """The longest gap of these tasks, in seconds."""
+        return max((self.gaps[task].longest_s for task in tasks), default=0.0)
+
+
+@dataclass(frozen=True)
+class Mix:
+    """The running tasks, by what is asked of them; None where this kernel cannot do it."""
+
+    hogs: Sequence[Task]
+    pinned: Sequence[tuple[Task, int]]
+    flipper: Task
+    sleepers: Sequence[Task]
+    ping: Task
+    forks: Task
+    refresher: Task
+    yielder: Task
+    victim: Task
+    moved: Task
+    mover: Task
+    eater: Task
+    immovable: Task | None
+
+    def hungry(self) -> list[Task]:
+        """Those that want a CPU all the time."""
+        others = [self.flipper, self.yielder, self.victim, self.moved, self.eater]
+        return [
+            *self.hogs,
+            *(task for task, _cpu in self.pinned),
+            *others,
+            *([self.immovable] if self.immovable else []),
+        ]
+
+
+def prove(ground: Ground, seconds: float) -> list[OracleResult]:
+    """Run the mix for `seconds` and judge it."""
+    with Crew() as crew:
+        mix = start(crew, ground.cpus)
+        watch, misplaced = observe(ground, mix, seconds)
+        results = judge(mix, watch, misplaced)
+    return [_undead(crew.undead), *results[1:]] if crew.undead else results
+
+
+def start(crew: Crew, cpus: Sequence[int]) -> Mix:
+    """Start every task of the mix."""
+    first, last = cpus[0], cpus[-1]
+    groups = [cgroup(name, "cpu.weight", str(weight)) for name, weight in _MOVE_WEIGHTS]
+    there, back = os.pipe(), os.pipe()
+    spinner = spinner_or_none()
+    pinned = [crew.start(f"hog pinned to CPU {cpu}", work.pinned(cpu, work.hog)) for cpu in (first, last)]
+    hogs = [crew.start(f"hog {number}", work.hog) for number in range(len(cpus) - 1)]
+    hogs += [crew.start(f"hog of nice {nice}", work.niced(nice, work.hog)) for nice in (-5, 5)]
+    moved = crew.start("hog in moving cgroups", work.hog)
+    crew.start("real-time bursts", work.real_time(work.pinned(last, work.burster)))
+    crew.start("pong", work.pong(back[1], there[0]))
+    return Mix(
+        hogs=hogs,
+        pinned=list(zip(pinned, (first, last), strict=True)),
+        flipper=crew.start("affinity changes", work.affinity_flipper(cpus)),
+        sleepers=[crew.start(f"sleeper {number}", work.sleeper) for number in range(2)],
+        ping=crew.start("ping", work.ping(there[1], back[0])),
+        forks=crew.start("fork storm", work.fork_storm),
+        refresher=crew.start("statistics refresh", work.real_time(work.stat_refresher)),
+        yielder=crew.start("yielder", work.yielder),
+        victim=crew.start("hog of changing priority", work.hog),
+        moved=moved,
+        mover=crew.start("cgroup mover", work.real_time(work.cgroup_mover(moved.pid, groups))),
+        eater=crew.start("memory eater", work.memory_eater(eater_cgroup(), EATEN_MIB)),
+        immovable=crew.start("task that must not migrate", work.migration_disabled(spinner)) if spinner else None,
+    )
+
+
+def cgroup(name: str, file: str, value: str) -> Path:
+    """A cgroup of the proving ground with one of its files set."""
+    folder = CGROUPS / name
+    folder.mkdir(exist_ok=True)
+    (folder / file).write_text(value)
+    return folder
+
+
+def eater_cgroup() -> Path:
+    """The cgroup that is too small for what its task uses."""
+    (CGROUPS / "cgroup.subtree_control").write_text("+memory")
+    return cgroup("proving-memory", "memory.max", str(EATER_LIMIT_MIB << 20))
+
+
+def spinner_or_none() -> Spinner | None:
+    """The program that disables migration; None on a kernel that does not take it."""
+    try:
+        return Spinner.load()
+    except BpfError:
+        return None
+
+
+def changes(pid: int, cpus: Sequence[int]) -> list[Callable[[], None]]:
+    """What is done to a task from outside, in turn. Classes that would take the machine over are left at once."""
+    everyday = os.SCHED_OTHER
+
+    def pass_through(policy: int, priority: int) -> None:
+        os.sched_setscheduler(pid, policy, os.sched_param(priority))
+        os.sched_setscheduler(pid, everyday, os.sched_param(0))
+
+    return [
+        lambda: os.setpriority(os.PRIO_PROCESS, pid, 5),
+        lambda: os.sched_setscheduler(pid, os.SCHED_BATCH, os.sched_param(0)),
+        lambda: os.setpriority(os.PRIO_PROCESS, pid, 0),
+        lambda: pass_through(os.SCHED_FIFO, 1),
+        lambda: os.sched_setaffinity(pid, {cpus[0]}),
+        lambda: pass_through(os.SCHED_IDLE, 0),
+        lambda: os.sched_setaffinity(pid, {cpus[-1]}),
+        lambda: os.sched_setaffinity(pid, cpus),
+    ]
+
+
+def observe(ground: Ground, mix: Mix, seconds: float) -> tuple[GapWatch, int]:
+    """Look at the mix until the time is over; return the gaps, and how often a pinned task was elsewhere."""
+    watch, misplaced, used_ns = GapWatch(mix.hungry()), 0, 0
+    upheaval = itertools.cycle(changes(mix.victim.pid, ground.cpus))
+    for _now in ground.watch(seconds, LOOK_S):
+        watch.look()
+        if mix.victim.cpu_ns() > used_ns:
+            used_ns = mix.victim.cpu_ns()
+            next(upheaval)()
+        misplaced += sum(task.cpu() != cpu for task, cpu in mix.pinned if task.record.events)
+    watch.look()
+    return watch, misplaced
+
+
+def judge(mix: Mix, watch: GapWatch, misplaced: int) -> list[OracleResult]:
+    """Apply every oracle; one whose subject did not come about has no result, and clears no warning."""
+    pinned = [task for task, _cpu in mix.pinned]
+    results = [
+        gap_result(STARVATION, watch, [*mix.hogs, *pinned]),
+        affinity_result(mix.flipper, watch.longest([mix.flipper]), misplaced),
+        latency_result(KWORKERS, [mix.refresher], "refreshes"),
+        forks_result(mix.forks),
+        latency_result(WAKEUPS, [*mix.sleepers, mix.ping], "wake-ups and rounds"),
+        gap_result(YIELD, watch, [mix.yielder]),
+        gap_result(PRIORITIES, watch, [mix.victim]),
+        gap_result(REAL_TIME, watch, pinned[-1:]),
+    ]
+    if mix.mover.record.events:
+        results.append(gap_result(CGROUPS_MOVED, watch, [mix.moved], f"{mix.mover.record.events} moves"))
+    if mix.immovable and mix.immovable.record.events:
+        results.append(gap_result(MIGRATION, watch, [mix.immovable], f"{mix.immovable.record.events} runs"))
+    reclaims = reclaim_count()
+    if reclaims:
+        results.append(gap_result(MEMORY, watch, [mix.eater], f"the limit was hit {reclaims} times"))
+    return results
+
+
+def gap_result(info: OracleInfo, watch: GapWatch, tasks: Sequence[Task], more: str = "") -> OracleResult:
+    """Judge the longest gap of these tasks, naming the task."""
+    worst = max(tasks, key=lambda task: watch.gaps[task].longest_s)
+    longest_s = watch.gaps[worst].longest_s
+    detail = f"{worst.name} went {longest_s:.2f} s without CPU time" + (f"; {more}" if more else "")
+    return info.judge(longest_s, detail)
+
+
+def latency_result(info: OracleInfo, tasks: Sequence[Task], what: str) -> OracleResult:
+    """Judge the longest operation of these tasks."""
+    worst = max(tasks, key=lambda task: task.record.longest_s())
+    events = sum(task.record.events for task in tasks)
+    return info.judge(worst.record.longest_s(), f"{events} {what}; {worst.name} waited longest")
+
+
+def affinity_result(flipper: Task, gap_s: float, misplaced: int) -> OracleResult:
+    """Judge where tasks were seen, and whether the one that moves could."""
+    record = flipper.record
+    stuck = gap_s > STARVATION_BOUND_S or not record.events
+    detail = f"{record.events} moves, the slowest took {record.longest_s():.2f} s; {record.wrong} ended elsewhere"
+    detail += f"; pinned tasks were elsewhere {misplaced} times"
+    return AFFINITY.judge(record.wrong + misplaced + stuck, detail)
+
+
+def forks_result(forks: Task) -> OracleResult:
+    """Judge the children of the fork storm."""
+    record = forks.record
+    detail = f"{record.events} children, {record.wrong} of which did not end well"
+    if record.errno:
+        return FORKS.fail(record.longest_s(), f"{detail}; fork failed: {os.strerror(record.errno)}")
+    return FORKS.judge(record.longest_s(), detail) if record.events else FORKS.fail(record.longest_s(), detail)
+
+
+def reclaim_count() -> int:
+    """How often the memory eater ran into its limit (memory.events of its cgroup)."""
+    events = dict(line.split() for line in (CGROUPS / "proving-memory/memory.events").read_text().splitlines())
+    return int(events["max"])
+
+
+def _undead(names: Sequence[str]) -> OracleResult:
+    """The verdict on tasks that were killed and did not get the CPU time to die."""
+    return STARVATION.fail(REAP_LIMIT_S, f"killed tasks did not get the CPU time to die: {', '.join(names)}")

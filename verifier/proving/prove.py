@@ -1,0 +1,146 @@
+"""The order of the phases, the depths they can be run at, and the run itself."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from functools import partial
+
+from kernel_bpf.sched_ext import kernel_state
+from verifier.proving import conservation, crowd, lifecycle, mix, overhead, shares, work
+from verifier.proving.crew import Crew, ForkRefused
+from verifier.proving.ground import Ground, Load, attached_ground, end
+from verifier.proving.oracle import OracleInfo, OracleResult
+
+WATCHDOG_MS = 3000
+"""While a policy is on the proving ground its timeout_ms is at most this, so that a lost task shows sooner.
+
+The kernel looks every half of it (scx_watchdog_workfn() in kernel/sched/ext.c): after 4.5 s at the latest. Well above
+the starvation bound, which the oracles measure themselves.
+"""
+
+
+class Depth(Enum):
+    """How long a policy is proved, in seconds of all phases together; see `Phase.seconds` for the least of each."""
+
+    QUICK = 8.0
+    STANDARD = 12.0
+    THOROUGH = 60.0
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of the proof.
+
+    Args:
+        name: for the choice of phases, and for the report.
+        seconds: how long it runs at standard depth; other depths scale it.
+        least_s: it cannot tell good from bad in less.
+        oracles: those it may give results of.
+        under_load: runs on a policy that is attached for it; None if `alone` is given.
+        alone: loads and attaches for itself, as often as it likes.
+    """
+
+    name: str
+    seconds: float
+    least_s: float
+    oracles: tuple[OracleInfo, ...]
+    under_load: Callable[[Ground, float], list[OracleResult]] | None = None
+    alone: Callable[[Load, float], list[OracleResult]] | None = None
+
+    def share(self, seconds: float) -> float:
+        """How long it runs if all phases together have `seconds`."""
+        return max(self.least_s, self.seconds * seconds / Depth.STANDARD.value)
+
+
+PHASES = (
+    Phase("work conservation", 1.0, 0.8, conservation.ORACLES, under_load=conservation.prove),
+    Phase("mix", 3.4, 3.2, mix.ORACLES, under_load=mix.prove),
+    Phase("shares", 1.6, 1.6, shares.ORACLES, under_load=shares.prove),
+    Phase("pinned crowd", 0.5, 0.4, crowd.ORACLES, under_load=crowd.prove),
+    Phase("overhead", 2.0, 1.6, overhead.ORACLES, alone=overhead.prove),
+    Phase("reload loop", 0.7, 0.0, (lifecycle.RELOAD_LOOP,), alone=lifecycle.reload_loop),
+    Phase("CPU hotplug", 0.6, 0.4, (lifecycle.CPU_HOTPLUG,), alone=lifecycle.cpu_hotplug),
+    Phase("provoked stall", 1.0, 0.0, (lifecycle.PROVOKED_STALL,), alone=lifecycle.provoked_stall),
+)
+"""In the order they are run: those under load follow each other, so that one attached policy serves them all; those
+that a broken policy may not let the machine recover from are the last."""
+
+ORACLES: Mapping[str, OracleInfo] = {info.name: info for phase in PHASES for info in phase.oracles}
+
+
+@dataclass
+class Proof:
+    """What a run has shown so far.
+
+    Args:
+        exit_text: why the kernel ejected the policy; empty if it never did.
+        results: of the oracles.
+        events: growth of the counters in /sys/kernel/sched_ext/root/events under load.
+        seconds: how long each phase took.
+        stalled_s: longest time that a CPU of this machine stood still, whoever was at fault.
+    """
+
+    exit_text: str = ""
+    results: list[OracleResult] = field(default_factory=list)
+    events: dict[str, int] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    stalled_s: float = 0.0
+
+
+def chosen(names: Sequence[str]) -> list[Phase]:
+    """The phases of these names, all if there are none; raise KeyError for a name that no phase has."""
+    known = {phase.name: phase for phase in PHASES}
+    wanted = {known[name].name for name in names or known}
+    return [phase for phase in PHASES if phase.name in wanted]
+
+
+def prove(load: Load, seconds: float, names: Sequence[str]) -> Proof:
+    """Take a policy through phases; the first that ends in an ejection is the last.
+
+    Args:
+        load: gives the policy to the kernel's verifier.
+        seconds: for all phases together, if all are run.
+        names: of the phases; empty for all.
+
+    Raises:
+        KernelRejected: the policy does not load or attach.
+    """
+    proof = Proof()
+    phases = chosen(names)
+    with Crew() as metronomes:
+        beats = [metronomes.start(f"metronome {cpu}", work.metronome(cpu)) for cpu in os.sched_getaffinity(0)]
+        try:
+            prove_under_load(proof, load, [phase for phase in phases if phase.under_load], seconds)
+            for phase in phases:
+                if phase.alone and not proof.exit_text and kernel_state().state == "disabled":
+                    run(proof, phase, partial(phase.alone, load, phase.share(seconds)))
+        except ForkRefused as error:
+            others = [result for result in proof.results if result.name != mix.FORKS.name]
+            proof.results = [*others, mix.FORKS.fail(0.0, f"a task of the proving ground could not start: {error}")]
+        proof.stalled_s = max(task.record.longest_s() for task in beats)
+    return proof
+
+
+def prove_under_load(proof: Proof, load: Load, phases: Sequence[Phase], seconds: float) -> None:
+    """Attach the policy once, run these phases one after the other, and note whether it stayed."""
+    if not phases:
+        return
+    with load() as policy:
+        policy.attach()
+        ground, before = attached_ground(), kernel_state().events
+        for phase in phases:
+            if phase.under_load and ground.enabled():
+                run(proof, phase, partial(phase.under_load, ground, phase.share(seconds)))
+        proof.events = {name: count - before.get(name, 0) for name, count in kernel_state().events.items()}
+        proof.exit_text = end(policy)
+
+
+def run(proof: Proof, phase: Phase, judged: Callable[[], list[OracleResult]]) -> None:
+    """Run one phase and keep what it showed."""
+    began = time.monotonic()
+    proof.results += judged()
+    proof.seconds[phase.name] = round(time.monotonic() - began, 3)
