@@ -94,7 +94,7 @@ def choose_verifier(settings: Settings, options: VerifyOptions) -> Verifier | Re
     if settings.verifier_socket and not options.static_only:
         if depth is not Depth.STANDARD or options.fresh:
             raise UsageError("--depth and --fresh are the verifier service's to decide", "leave them out")
-        return open_remote_verifier(settings, settings.verifier_socket, options.kernel)
+        return open_remote_verifier(settings.verifier_socket, settings, options.kernel)
     verifier = open_local_verifier(
         only, all_kernels=not (options.kernel or options.static_only), sign=not options.static_only
     )

@@ -80,12 +80,16 @@ def open_lab(settings: Settings, kernel: KernelImage | None = None) -> VmLab:
 def open_verifier(settings: Settings) -> Verifier | RemoteVerifier:
     """Return the verifier service whose socket the settings name, else a verifier in this process."""
     if settings.verifier_socket:
-        return open_remote_verifier(settings, settings.verifier_socket, default_kernel(settings).release)
+        return open_remote_verifier(settings.verifier_socket, settings, default_kernel(settings).release)
     return open_local_verifier(settings)
 
 
-def open_remote_verifier(settings: Settings, socket_path: Path, kernel: str) -> RemoteVerifier:
-    """Return the verifier service as a client sees it that trusts the keys of the state folder."""
+def open_remote_verifier(socket_path: Path, settings: Settings, kernel: str) -> RemoteVerifier:
+    """Return the verifier service at a socket.
+
+    Args:
+        kernel: release to verify for; empty for the service's default.
+    """
     return RemoteVerifier(socket_path, kernel=kernel, trusted=load_trusted(settings.keys_dir / "trusted"))
 
 

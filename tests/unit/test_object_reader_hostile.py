@@ -24,6 +24,7 @@ def test_the_sound_object_is_read():
     assert [found.ref.name for found in image.functions["p_enqueue"].instructions if found.ref] == [
         *("table", "bpf_map_lookup_elem", ".rodata", "scx_bpf_now", "other")
     ]
+    assert [function.is_program for function in image.functions.values()] == [True, True, False]
     assert image.ops[0].callbacks == {"enqueue": "p_enqueue", "init": "p_init"}
     assert image.ops[0].numbers == {"flags": 2, "bias": -5}
     assert image.enums == {"scx_flags.SCX_A": 3, "scx_flags.SCX_B": -1, "scx_dsq.SCX_LOCAL": 2 | 1 << 63}
@@ -262,6 +263,21 @@ def with_map(define):
     return parts.build()
 
 
+def test_second_map_by_an_addend_that_libbpf_ignores_is_refused():
+    parts = Parts()
+    parts.program("p_enqueue", ENQUEUE, elf.ld_imm64(value=32) + elf.EXIT)
+    parts.relocations[ENQUEUE] = [(0, "first", elf.R_LD_IMM64)]
+    parts.sections[".maps"] = Part(content=bytes(64))
+    parts.symbols += [Named("first", ".maps", 0, 32, elf.OBJECT), Named("second", ".maps", 32, 32, elf.OBJECT)]
+    parts.btf.add(elf.INT, "u64", 8, (64,))
+    define = parts.btf.struct("", 32, [("type", elf._uint(parts.btf, 1), 0)])
+    places = [(parts.btf.variable("first", define), 0, 32), (parts.btf.variable("second", define), 32, 32)]
+    parts.btf.datasec(".maps", 64, places)
+    assert "byte 32 of .maps is taken for a map" in read_or_refuse(parts.build())
+    code(elf.ld_imm64() + elf.EXIT, (0, "second", elf.R_LD_IMM64))(parts)
+    assert read_object(parts.build()).functions["p_enqueue"].instructions[0].ref.name == "second"
+
+
 def one_member(name, build):
     return lambda b: b.struct("", 32, [("type", elf._uint(b, 1), 0), (name, build(b), 64)])
 
@@ -479,6 +495,18 @@ def test_large_types_asked_for_often_cost_no_time():
     parts.sections[".BTF.ext"] = Part(content=elf.ext(core=elf.records(16, [(parts.btf.string(ENQUEUE), rows)])))
     image = read_object(parts.build())
     assert image.functions["p_enqueue"].instructions[5].ref.name == "wide" + ".m" * 60
+
+
+def test_relocations_that_each_walk_long_chains_are_refused():
+    parts = Parts.sound()
+    code(elf.insn(0xB7) * 200 + elf.EXIT)(parts)
+    first = len(parts.btf.types) + 1
+    loop = parts.btf.struct("w", 8, [("m", first + 31, 0)])
+    for target in range(first, first + 31):
+        parts.btf.add(elf.CONST, target=target)
+    rows = [(8 * n, loop, parts.btf.string(f"{n}" + ":0" * 60), 0) for n in range(200)]
+    parts.sections[".BTF.ext"] = Part(content=elf.ext(core=elf.records(16, [(parts.btf.string(ENQUEUE), rows)])))
+    assert "refer to each other so much" in read_or_refuse(parts.build())
 
 
 def test_hint_says_how_to_compile():
