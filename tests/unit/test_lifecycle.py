@@ -11,7 +11,7 @@ from schedagent.core.rules import RULES
 from verifier.proving import lifecycle, overhead
 from verifier.proving.crew import Crew
 from verifier.proving.lifecycle import CPU_HOTPLUG, GO_ON_BOUND_S, judge_hotplug_end
-from verifier.proving.overhead import IDLE_MACHINE, MOST_PAIRS
+from verifier.proving.overhead import IDLE_MACHINE, MOST_PAIRS, QUIET_SHARE, Probe
 
 RESTART_ON_HOTPLUG = 0x1000100000000
 
@@ -112,30 +112,54 @@ def test_the_switches_are_put_back(tmp_path, monkeypatch):
     assert (knob.read_text(), throttle.read_text()) == ("50000000", "950000")
 
 
-def pairs(*found: float) -> list[tuple[float, float]]:
-    return [(1000.0, 1000.0 * ratio) for ratio in found]
+def probe(*found: float, disturbed: int = 0) -> Probe:
+    """A probe that has measured these ratios."""
+    measured = Probe(IDLE_MACHINE, Crew(), 1, disturbed=disturbed)
+    for ratio in found:
+        measured.add(1000.0, 1000.0 * ratio)
+    return measured
 
 
 def test_only_a_certain_loss_counts():
-    assert overhead.judge(IDLE_MACHINE, pairs(0.5, 0.6, 0.95)).ok
-    result = overhead.judge(IDLE_MACHINE, pairs(*[0.8] * 4, *[0.85] * 5))
+    assert probe(0.5, 0.6, 0.7, 0.8, 0.95).judge().ok
+    result = probe(0.8, 0.8, 0.8, 0.82, 0.85).judge()
     assert (result.ok, result.measured) == (False, 0.15)
-    assert "0.85 of the default scheduler's throughput (0.80 to 0.85 in 9 pairs" in result.detail
-    assert overhead.judge(IDLE_MACHINE, pairs(1.3, 1.2, 1.1)).measured == 0
+    assert "0.80 of the default scheduler's throughput (0.80 to 0.85 in 5 pairs" in result.detail
+    assert probe(1.3, 1.2, 1.1, 1.1, 1.1).judge().measured == 0
 
 
-def test_one_disturbed_pair_of_many_neither_condemns_nor_pardons():
-    assert not overhead.judge(IDLE_MACHINE, pairs(*[0.7] * 8, 1.4)).ok
-    assert overhead.judge(IDLE_MACHINE, pairs(*[0.97] * 8, 0.1)).ok
+def test_one_odd_pair_of_many_neither_condemns_nor_pardons():
+    assert not probe(*[0.7] * (MOST_PAIRS - 1), 1.4).judge().ok
+    assert probe(*[0.97] * (MOST_PAIRS - 1), 0.1).judge().ok
 
 
-def test_pairs_are_added_while_it_looks_bad():
-    good, bad = pairs(0.97, 0.99, 1.0), pairs(0.8, 0.85, 0.95)
-    assert not overhead.enough([good[:1], good[:1]])
-    assert overhead.enough([good, good])
-    assert not overhead.enough([good, bad])
-    assert overhead.enough([good * 3, bad * 3])
-    assert len(bad * 3) == MOST_PAIRS
+def test_a_busy_host_condemns_nobody():
+    busy_host = Probe(IDLE_MACHINE, Crew(), 2)
+    busy_host.add(QUIET_SHARE * 2000 - 1, 100)
+    assert (busy_host.pairs, busy_host.disturbed) == ([], 1)
+    busy_host.add(QUIET_SHARE * 2000 + 1, 100)
+    assert (len(busy_host.pairs), busy_host.disturbed) == (1, 1)
+    assert probe(0.5, 0.5, 0.5, disturbed=4).judge().ok
+    assert "nothing can be told" in probe(disturbed=MOST_PAIRS).judge().detail
+
+
+@pytest.mark.parametrize(
+    ("found", "disturbed", "tells"),
+    [
+        ([1.0], 0, False),
+        ([1.0, 0.93], 0, True),
+        ([1.0, 0.8], 0, False),
+        ([1.0, 0.8, 1.0, 1.0], 0, False),
+        ([1.0, 0.8, 1.0, 1.0, 1.0], 0, True),
+        ([0.5] * (MOST_PAIRS - 1), 0, False),
+        ([0.5] * MOST_PAIRS, 0, True),
+        ([1.0], 4, False),
+        ([], MOST_PAIRS, True),
+        ([0.5] * 2, MOST_PAIRS - 2, True),
+    ],
+)
+def test_pairs_are_added_until_they_tell(found, disturbed, tells):
+    assert probe(*found, disturbed=disturbed).decided() is tells
 
 
 def test_a_unit_takes_about_what_it_should():
@@ -149,7 +173,6 @@ def test_a_unit_takes_about_what_it_should():
 def test_turns_hand_the_token_on():
     with Crew() as crew:
         overhead.start_turns(crew, 10)
-        probe = overhead.Probe(IDLE_MACHINE, crew)
-        assert probe.throughput(0.2) > 10
+        assert Probe(IDLE_MACHINE, crew, 1).throughput(0.2) > 10
         first, second = (task.record.events for task in crew.tasks)
         assert abs(first - second) <= 1

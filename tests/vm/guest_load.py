@@ -1,6 +1,6 @@
 """Runs inside the micro-VM as root: drives the loader on real policies and prints what it saw as one JSON object.
 
-Usage: guest_load.py TROUBLE_OBJECT UNREADABLE_OBJECT
+Usage: guest_load.py TROUBLE_OBJECT UNREADABLE_OBJECT VISITOR_OBJECT SILENT_OBJECT
 """
 
 import json
@@ -72,8 +72,30 @@ def faulty(trouble: bytes, fault: int) -> dict[str, Any]:
             hog.wait()
 
 
+def renamed(trouble: bytes) -> list[Any]:
+    with LoadedPolicy.load(trouble, "other", {}, {}, {}) as policy:
+        policy.attach()
+        return [policy.ops_name, kernel_state().ops, policy.enabled()]
+
+
+def visit(foreign: bytes, tunables: dict[str, int]) -> dict[str, Any]:
+    """A policy written elsewhere: in charge for a moment, then ended, by us or by the kernel."""
+    hogs = [subprocess.Popen(["/bin/sh", "-c", "while :; do :; done"]) for _ in range(3)]
+    try:
+        with LoadedPolicy.load(foreign, "foreign", tunables, {}, {}, watchdog_ms=1000) as policy:
+            raised = refusal(policy.attach)
+            seen = {"raised": raised, "enabled": policy.enabled(), "ops": kernel_state().ops}
+            seen["lasted_s"] = watch(policy, 10 if tunables else 0.2)
+            info = policy.detach()
+            return seen | {"records": policy.records_exit, "exit": asdict(info) if info else None}
+    finally:
+        for hog in hogs:
+            hog.kill()
+            hog.wait()
+
+
 def main() -> None:
-    trouble, unreadable = (Path(path).read_bytes() for path in sys.argv[1:3])
+    trouble, unreadable, visitor, silent = (Path(path).read_bytes() for path in sys.argv[1:5])
     seen = {
         "orderly": orderly(trouble),
         "init": faulty(trouble, 1),
@@ -82,7 +104,11 @@ def main() -> None:
         "unreadable": refusal(lambda: LoadedPolicy.load(unreadable, "unreadable", {}, {}, {})),
         "no tunable": refusal(lambda: LoadedPolicy.load(unreadable, "unreadable", {"x": 1}, {}, {})),
         "full map": refusal(lambda: LoadedPolicy.load(trouble, "trouble", {}, {n: n for n in range(17)}, {})),
-        "wrong name": refusal(lambda: LoadedPolicy.load(trouble, "other", {}, {}, {}).attach(timeout_s=0.5)),
+        "another name": renamed(trouble),
+        "visitor": visit(visitor, {}),
+        "losing visitor": visit(visitor, {"lose": 1}),
+        "silent": visit(silent, {}),
+        "leaving": visit(silent, {"leave": 1}),
         "at the end": asdict(kernel_state()),
     }
     sys.stdout.write("\n" + json.dumps(seen, default=asdict) + "\n")

@@ -18,7 +18,9 @@ from verifier.microvm.kernels import default_kernel
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(300)]
 
 ROOT = Path(__file__).resolve().parents[2]
-POLICIES = ROOT / "tests" / "fixtures" / "policies"
+FIXTURES = ROOT / "tests" / "fixtures"
+SOURCES = ("policies/trouble", "policies/unreadable", "foreign/sx_visitor", "foreign/sx_silent")
+INCLUDE = FIXTURES / "foreign" / "include"
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +31,10 @@ def seen(tmp_path_factory) -> dict:
     target = prepare_target(kernel.vmlinuz, kernel.release, settings.cache_dir)
     folder = tmp_path_factory.mktemp("objects")
     objects = []
-    for name in ("trouble", "unreadable"):
+    for source in (FIXTURES / f"{name}.bpf.c" for name in SOURCES):
+        name = source.name.removesuffix(".bpf.c")
         objects.append(folder / f"{name}.o")
-        objects[-1].write_bytes(compile_policy(POLICIES / f"{name}.bpf.c", name, target).object_bytes)
+        objects[-1].write_bytes(compile_policy(source, name, target, include_dirs=(INCLUDE,)).object_bytes)
     store = SnapshotStore(settings.cache_dir / "snapshots")
     words = [sys.executable, str(ROOT / "tests" / "vm" / "guest_load.py"), *map(str, objects)]
     job = jobs.RunWorkload(
@@ -137,9 +140,31 @@ def test_what_does_not_fit_is_refused_before_attach(seen):
     assert seen["no tunable"][0] == "TunableError"
     assert seen["full map"][0] == "PolicyError"
     assert "room for 16 entries, not for 17" in seen["full map"][1]
-    kind, message = seen["wrong name"]
-    assert kind == "KernelRejected"
-    assert "root/ops 'trouble'" in message
+
+
+def test_what_root_ops_shows_is_the_name_in_the_ops_struct(seen):
+    assert seen["another name"] == ["trouble", "trouble", True]
+
+
+def test_a_policy_from_elsewhere_gets_its_constants_and_tells_why_it_ended(seen):
+    visitor = seen["visitor"]  # its init fails unless the constants were filled in
+    assert (visitor["raised"][0], visitor["enabled"], visitor["ops"]) == ("nothing was raised", True, "visitor")
+    assert visitor["exit"]["kind"] == 64
+    losing = seen["losing visitor"]
+    assert losing["exit"]["kind_name"] == "stall"
+    assert "failed to run for" in losing["exit"]["message"]
+    assert "CPU states" in losing["exit"]["dump"], "the dump is an array that the loader made longer"
+    assert losing["lasted_s"] < 4, "the watchdog was shortened from 5 s to 1 s"
+
+
+def test_a_policy_that_records_nothing_is_judged_by_sysfs(seen):
+    silent, leaving = seen["silent"], seen["leaving"]
+    assert (silent["enabled"], silent["ops"], silent["records"], silent["exit"]) == (True, "silent", False, None)
+    assert silent["lasted_s"] >= 0.2
+    assert leaving["exit"] is None
+    assert not leaving["enabled"] or leaving["lasted_s"] < 10
+    if leaving["raised"][0] != "nothing was raised":
+        assert "the policy records no exit information" in leaving["raised"][1]
 
 
 def test_nothing_stays_loaded(seen):

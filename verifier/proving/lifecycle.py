@@ -10,13 +10,13 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from kernel_bpf import linux
 from kernel_bpf.bpf_object import count_loaded
 from kernel_bpf.exit_info import NO_RECORD
-from kernel_bpf.sched_ext import LoadedPolicy
+from kernel_bpf.sched_ext import LoadedPolicy, kernel_state
 from schedagent.core.errors import BpfError, PolicyError
 from verifier.proving import work
 from verifier.proving.crew import Crew, Task
@@ -24,6 +24,7 @@ from verifier.proving.ground import Load
 from verifier.proving.oracle import OracleInfo, OracleResult
 
 GO_ON_BOUND_S = 2.0
+RECOVERY_LIMIT_S = 10.0
 WATCHDOG_MS = 1000
 ROUNDS = 2
 
@@ -82,6 +83,8 @@ def go_and_come(tasks: Sequence[Task], waits_s: list[float], pause_s: float) -> 
     try:
         for online in ("0", "1"):
             switch_cpu(online)
+            if online == "1":  # a task pinned to a CPU that goes away may run anywhere afterwards
+                os.sched_setaffinity(tasks[0].pid, {last_cpu()})
             waits_s.append(until_all_ran(tasks))
             time.sleep(pause_s)
     except OSError as error:
@@ -150,26 +153,35 @@ def leftovers(held: tuple[int, int]) -> str:
 
 def provoked_stall(load: Load, seconds: float) -> list[OracleResult]:
     """Hold every CPU with real-time tasks until the kernel ejects the policy; then see all tasks go on."""
-    waits_s: list[float] = []
-    lasted_s = 0.0
-    try:
-        with load(watchdog_ms=WATCHDOG_MS) as policy, Crew() as crew:
-            tasks = start_tasks(crew)
-            policy.attach()
-            until_all_ran(tasks)
-            lasted_s, ended = hold_cpus(policy, WATCHDOG_MS / 1000 + max(seconds, 2.0))
-            released = time.monotonic()
-            info = policy.detach()
-            until_all_ran(tasks)
-            waits_s.append(time.monotonic() - released)
-    except BpfError as error:
-        return [judge(PROVOKED_STALL, [], error.message, "the machine did not recover")]
+    with ExitStack() as stack, Crew() as crew:
+        policy = stack.enter_context(load(watchdog_ms=WATCHDOG_MS))
+        tasks = start_tasks(crew)
+        policy.attach()
+        until_all_ran(tasks)
+        lasted_s, ended = hold_cpus(policy, WATCHDOG_MS / 1000 + max(seconds, 2.0))
+        released = time.monotonic()
+        if ended and not until_disabled():
+            stack.pop_all()  # to detach it now would wait for as long as its callbacks take
+            return [PROVOKED_STALL.fail(RECOVERY_LIMIT_S, "ejected, but its exit and dump callbacks do not end")]
+        info = policy.detach()
+        until_all_ran(tasks)
+        waits_s = [time.monotonic() - released]
     problem = "" if ended else f"the kernel did not eject it, although no task ran for {lasted_s:.1f} s"
     if info and not info.ejected:
         problem = problem or f"the policy ended otherwise: {info}"
     told = f"{info.kind_name}: {info.message}" if info else NO_RECORD
     detail = f"CPUs held for {lasted_s:.2f} s (watchdog {WATCHDOG_MS / 1000:g} s); {told}; {figures(waits_s)}"
     return [judge(PROVOKED_STALL, waits_s, problem, detail)]
+
+
+def until_disabled() -> bool:
+    """Wait until the kernel is done with ejecting; return False if that takes longer than RECOVERY_LIMIT_S."""
+    deadline = time.monotonic() + RECOVERY_LIMIT_S
+    while kernel_state().state != "disabled":
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_POLL_S)
+    return True
 
 
 def hold_cpus(policy: LoadedPolicy, limit_s: float) -> tuple[float, bool]:
@@ -231,8 +243,8 @@ def until_all_ran(tasks: Sequence[Task]) -> float:
 
 
 def start_tasks(crew: Crew) -> list[Task]:
-    """Tasks that are always runnable: one pinned to each CPU, one free for each, and one more."""
-    cpus = sorted(os.sched_getaffinity(0))
+    """Tasks that are always runnable: one pinned to each CPU, the last CPU first, one free for each, and one more."""
+    cpus = sorted(os.sched_getaffinity(0), reverse=True)
     pinned = [crew.start(f"pinned to CPU {cpu}", work.pinned(cpu, work.hog)) for cpu in cpus]
     return pinned + [crew.start("free", work.hog) for _ in range(len(cpus) + 1)]
 

@@ -1,0 +1,59 @@
+"""The phases that load the policy themselves, on a real kernel: good ones pass, and what they are for is caught."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kernel_bpf.compile import compile_policy
+from kernel_bpf.library import load_library, policy_from_file
+from kernel_bpf.target import prepare_target
+from schedagent.core.policy import CandidatePolicy
+from schedagent.core.settings import load_settings
+from schedagent.wiring import open_lab
+from verifier.lab import LabPolicy
+from verifier.proving.prove import Depth
+
+pytestmark = [pytest.mark.vm, pytest.mark.timeout(600)]
+
+FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
+LIFECYCLE = ("reload loop", "CPU hotplug", "provoked stall")
+
+
+@pytest.fixture(scope="module")
+def prove():
+    """Take a policy through phases of the proving ground; return the results by oracle."""
+    settings = load_settings()
+    lab = open_lab(settings)
+    target = prepare_target(lab.kernel.vmlinuz, lab.kernel.release, settings.cache_dir)
+
+    def run(policy, *phases):
+        artifact = compile_policy(policy.source, policy.name, target, include_dirs=(FIXTURES / "foreign" / "include",))
+        candidate = CandidatePolicy(policy.name, policy.configured({}))
+        answer = lab.prove(LabPolicy(candidate, artifact), Depth.QUICK, phases)
+        return {result["name"]: result for result in answer.results}
+
+    return run
+
+
+def test_a_good_policy_passes_all_of_them(prove):
+    results = prove(load_library()["fifo"], *LIFECYCLE, "overhead")
+    assert set(results) == {*LIFECYCLE, "idle machine", "saturated machine"}
+    assert [result for result in results.values() if not result["ok"]] == []
+    assert "asks for a restart (code 0x1000100000000)" in results["CPU hotplug"]["detail"]
+    assert "stall: " in results["provoked stall"]["detail"]
+
+
+@pytest.mark.parametrize("name", ["sx_visitor", "sx_silent"])
+def test_policies_from_elsewhere_pass_them_too(prove, name):
+    results = prove(policy_from_file(FIXTURES / "foreign" / f"{name}.bpf.c"), *LIFECYCLE)
+    assert [result for result in results.values() if not result["ok"]] == []
+    told = "no exit information" if name == "sx_silent" else "stall: "
+    assert told in results["provoked stall"]["detail"]
+
+
+def test_a_farewell_that_delays_everybody_is_noticed(prove):
+    result = prove(policy_from_file(FIXTURES / "policies" / "long_farewell.bpf.c"), "provoked stall")["provoked stall"]
+    assert not result["ok"]
+    assert result["measured"] > 2
