@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,9 @@ WATCHDOG_MS = 3000
 The kernel looks every half of it (scx_watchdog_workfn() in kernel/sched/ext.c): after 4.5 s at the latest. Well above
 the starvation bound, which the oracles measure themselves.
 """
+
+STALL = re.compile(r"failed to run for ([0-9.]+)s")
+"""From check_rq_for_timeouts() in kernel/sched/ext.c: how long the task that ended the policy had waited."""
 
 
 class Depth(Enum):
@@ -60,7 +64,7 @@ PHASES = (
     Phase("work conservation", 1.0, 0.8, conservation.ORACLES, under_load=conservation.prove),
     Phase("mix", 3.6, 3.6, mix.ORACLES, under_load=mix.prove),
     Phase("shares", 1.6, 1.6, shares.ORACLES, under_load=shares.prove),
-    Phase("pinned crowd", 0.5, 0.4, crowd.ORACLES, under_load=crowd.prove),
+    Phase("pinned crowd", 0.7, 0.6, crowd.ORACLES, under_load=crowd.prove),
     Phase("overhead", 2.0, 1.6, overhead.ORACLES, alone=overhead.prove),
     Phase("reload loop", 0.7, 0.0, (lifecycle.RELOAD_LOOP,), alone=lifecycle.reload_loop),
     Phase("CPU hotplug", 0.6, 0.4, (lifecycle.CPU_HOTPLUG,), alone=lifecycle.cpu_hotplug),
@@ -135,8 +139,13 @@ def prove_under_load(proof: Proof, load: Load, phases: Sequence[Phase], seconds:
         for phase in phases:
             if phase.under_load and ground.enabled():
                 run(proof, phase, partial(phase.under_load, ground, phase.share(seconds)))
+        if not ground.enabled():  # what passed may have done so under the default scheduler
+            proof.results = [result for result in proof.results if not result.ok]
         proof.events = {name: count - before.get(name, 0) for name, count in kernel_state().events.items()}
         proof.exit_text = end(policy)
+    stalled = STALL.search(proof.exit_text)
+    if stalled and not any(result.name == mix.STARVATION.name for result in proof.results):
+        proof.results.append(mix.STARVATION.fail(float(stalled[1]), f"the kernel ejected it: {proof.exit_text}"))
 
 
 def run(proof: Proof, phase: Phase, judged: Callable[[], list[OracleResult]]) -> None:
