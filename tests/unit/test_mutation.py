@@ -101,6 +101,11 @@ def test_no_move_left_from_a_dropped_queue(programs):
         assert f"dsq_move_to_local({queue})" not in body[: body.index("\n}\n")]
 
 
+def test_the_flag_for_the_last_task_is_no_fault_where_it_stays_local(target):
+    program = read_program(policy_from_file(CORPUS / "local_send.bpf.c"), target, load_settings().cache_dir)
+    assert not list(mutants_of(program, ["last_to_nobody"]))
+
+
 def test_policies_that_ignore_weights_keep_them(programs):
     program = programs["fair"]
     deaf = dataclasses.replace(program, info=dataclasses.replace(program.info, declares=("weights",)))
