@@ -12,10 +12,10 @@ PYTEST := $(BIN)/python -m pytest
 PREFIX ?= $(HOME)/.local
 C_SOURCES = find kernel_bpf tests -name '*.[ch]' -not -name vmlinux.h -print0
 
-.PHONY: help setup demo test test-unit test-vm check bench kernel install fmt lock clean
+.PHONY: help setup demo test test-unit test-vm test-verifier older-kernel docs mutation check bench kernel install fmt lock clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 
 setup: ## get all that is needed: Debian packages, virtual environment, sched_ext kernel
 	@python3 -m verifier.packages
@@ -24,10 +24,17 @@ setup: ## get all that is needed: Debian packages, virtual environment, sched_ex
 	@echo "schedagent: $(BIN)/schedagent (make install links it into $(PREFIX)/bin)"
 
 demo: setup ## optimise the build of a small bundled C project, from observation to verdict
-	$(BIN)/schedagent optimize --workload "make -j" --dir tests/fixtures/cproject --prepare "make clean" --iterations 1 --budget-minutes 10
+	$(BIN)/schedagent optimize --workload "make -j" --dir tests/fixtures/cproject --prepare "make clean" --iterations 1 --budget-minutes 10 \
+	  || [ $$? -eq 3 ] # an honest "nothing better" is a good end, too
 
-test: setup ## run all tests, those in the micro-VM included
+test: setup older-kernel ## run all tests, those in the micro-VM included
 	$(PYTEST) -m "not bench"
+
+test-verifier: setup older-kernel ## take the corpus of broken and correct policies through every gate; prints a table
+	$(BIN)/python -m tests.corpus
+
+older-kernel: setup # policies are checked on it, too; a mirror that has none is no error
+	@$(BIN)/python -m verifier.microvm.kernels --older
 
 test-unit: setup ## run the fast tests only
 	$(PYTEST) tests/unit tests/architecture
@@ -45,6 +52,9 @@ check: setup ## types, lint, formats, import rules
 bench: setup ## measure (slow, never part of CI)
 	$(PYTEST) -m bench -s
 
+mutation: setup ## break correct policies in systematic ways, and see which gates notice (slow)
+	$(BIN)/python -m tests.mutation --sample 150
+
 kernel: setup ## download the newest kernel, or the one named: make kernel KERNEL=6.18.15+deb13-amd64
 	@$(BIN)/python -m verifier.microvm.kernels --fetch "$(KERNEL)"
 
@@ -52,6 +62,9 @@ install: setup ## link schedagent into ~/.local/bin (PREFIX=... for elsewhere)
 	@install -d "$(PREFIX)/bin"
 	@ln -sfn "$(BIN)/schedagent" "$(PREFIX)/bin/schedagent"
 	@echo "linked $(PREFIX)/bin/schedagent"
+
+docs: setup ## write the generated tables of VERIFIER.md anew
+	$(BIN)/python -m tests.documentation
 
 fmt: setup ## format Python and C
 	$(BIN)/ruff check --quiet --fix

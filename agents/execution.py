@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -44,7 +44,7 @@ class Lab(Protocol):
 class Verifier(Protocol):
     """See verifier.pipeline.Verifier."""
 
-    def verify(self, candidate: CandidatePolicy, info: PolicyInfo) -> Verified: ...
+    def verify_all(self, submissions: Sequence[tuple[CandidatePolicy, PolicyInfo]]) -> Iterator[Verified]: ...
 
     def compile(self, info: PolicyInfo) -> PolicyArtifact: ...
 
@@ -104,25 +104,27 @@ class Execution:
             UsageError: a policy changed since this run verified it.
             VmLost: a machine was lost twice while the default scheduler ran.
         """
-        policies = [policy for candidate in candidates if (policy := self._verified(candidate, notebook))]
-        if policies:
+        self._verify(candidates, notebook)
+        policies = [policy for candidate in candidates if (policy := self._ready(candidate, notebook))]
+        if policies and not self.out_of_time():
             Trial(self, workload, policies, notebook, seed, comparisons).run()
 
-    def _verified(self, candidate: CandidatePolicy, notebook: Notebook) -> LabPolicy | None:
-        """Return the candidate ready to run, None if a gate did not pass or no time is left."""
-        if self.out_of_time():
-            return None
-        info = self.library[candidate.policy]
-        known = notebook.verification(candidate.key)
-        if known is None:
+    def _verify(self, candidates: Sequence[CandidatePolicy], notebook: Notebook) -> None:
+        """Take those that were not verified yet through the gates, as long as there is time."""
+        unknown = [candidate for candidate in candidates if notebook.verification(candidate.key) is None]
+        verified = self.verifier.verify_all([(candidate, self.library[candidate.policy]) for candidate in unknown])
+        for candidate in unknown:
+            if self.out_of_time():
+                return
             self.reporter.step(f"verifying {candidate.label}")
-            verified = self.verifier.verify(candidate, info)
-            notebook.save_verification(verified.report)
-            report, artifact = verified.report, verified.artifact
-        else:
-            report, artifact = known, self.verifier.compile(info) if known.passed else None
-        if not report.passed or artifact is None:
+            notebook.save_verification(next(verified).report)
+
+    def _ready(self, candidate: CandidatePolicy, notebook: Notebook) -> LabPolicy | None:
+        """Return a candidate that passed every gate, ready to run; None for one that did not, or was not reached."""
+        report = notebook.verification(candidate.key)
+        if report is None or not report.passed:
             return None
+        artifact = self.verifier.compile(self.library[candidate.policy])
         if artifact.digest != report.artifact_digest:
             raise UsageError(
                 f"policy {candidate.policy} or its compiler changed since this run verified it",

@@ -53,7 +53,8 @@ def policy_from_file(source: Path) -> PolicyInfo:
     documentation = source.with_name(f"{name}.toml")
     if documentation.is_file():
         return _read(documentation, source)
-    return PolicyInfo(name, f"{source.name}, not documented", (), "unknown", "unknown", (), (), source)
+    about = f"{source.name}, not documented"
+    return PolicyInfo(name, about, (), "unknown", "unknown", (), (), source, documented=False)
 
 
 def _read(path: Path, source: Path) -> PolicyInfo:

@@ -13,6 +13,7 @@ import hashlib
 import json
 import logging
 import lzma
+import re
 import shutil
 import struct
 import tempfile
@@ -35,6 +36,9 @@ _HEADER = "vmlinux.h"
 _FEATURES = "features.txt"
 _MANIFEST = "manifest.json"
 _BPFTOOL_TIMEOUT_S = 120
+_ENUMERATOR = re.compile(r"^\t(SCX_\w+) = (-?\d+)", re.MULTILINE)
+"""As bpftool writes them: one per line, in decimal."""
+
 _SYSTEM_FOLDERS = "/usr/sbin:/sbin:/usr/local/sbin"
 """Where bpftool lives on Debian; not in the search path of an ordinary user."""
 
@@ -91,6 +95,21 @@ def features(target: KernelTarget) -> frozenset[str]:
         return frozenset(path.read_text().split())
     except OSError as error:
         raise SetupError(f"cannot read the features of kernel {target.release}: {error}", "run: make setup") from None
+
+
+def enum_values(target: KernelTarget) -> dict[str, int]:
+    """Return the numbers behind sched_ext's constants in this kernel, by name: {"SCX_ENQ_HEAD": 65536, ...}.
+
+    They differ from kernel to kernel, and an object need not carry those that it uses.
+
+    Raises:
+        SetupError: its vmlinux.h cannot be read.
+    """
+    path = target.header_dir / _HEADER
+    try:
+        return {name: int(value) for name, value in _ENUMERATOR.findall(path.read_text())}
+    except OSError as error:
+        raise SetupError(f"cannot read the types of kernel {target.release}: {error}", "run: make setup") from None
 
 
 def find_bpftool() -> str:

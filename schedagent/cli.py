@@ -18,6 +18,8 @@ import typer
 
 from schedagent import __version__
 from schedagent.core.errors import SchedagentError, UsageError
+from schedagent.keys_cli import keys_app
+from schedagent.verifier_cli import verifier_app
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -45,6 +47,8 @@ runs_app = typer.Typer(help="Look at earlier runs.", no_args_is_help=True, rich_
 policies_app = typer.Typer(help="Look at the policy library.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(runs_app, name="runs")
 app.add_typer(policies_app, name="policies")
+app.add_typer(keys_app, name="keys")
+app.add_typer(verifier_app, name="verifier")
 
 Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON on stdout.")]
 
@@ -58,6 +62,15 @@ def options(
     logging.basicConfig(level=logging.DEBUG if verbose else logging.WARNING, format="%(levelname)s: %(message)s")
     if version:
         typer.echo(f"schedagent {__version__}")
+        raise typer.Exit
+
+
+def print_schema(wanted: bool) -> None:
+    """Print what --json of verify looks like, and exit."""
+    if wanted:
+        from schedagent.verification_report import json_schema
+
+        print_json(json_schema())
         raise typer.Exit
 
 
@@ -191,21 +204,33 @@ def policies_search(
 
 @app.command()
 def verify(
-    file: Annotated[Path, typer.Argument(help="Policy source, FILE.bpf.c.")],
+    file: Annotated[Path, typer.Argument(help="Policy: a source FILE.bpf.c, or a compiled FILE.bpf.o.")],
     include: Annotated[list[Path] | None, typer.Option(help="Folder with headers of the source.")] = None,
     tunables: Annotated[list[str] | None, typer.Option("--set", help="tunable=value; may be repeated.")] = None,
+    kernel: Annotated[str, typer.Option(help="Only this kernel of the cache, instead of all of them.")] = "",
+    scope: Annotated[str, typer.Option(help="What the token allows: full, partial or partial:/a/cgroup.")] = "full",
+    depth: Annotated[str, typer.Option(help="How long to prove: quick, standard or thorough.")] = "standard",
+    static: Annotated[bool, typer.Option("--static", help="Only the gates that need no VM; no token.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Prove it again, even if it passed before.")] = False,
+    html: Annotated[Path | None, typer.Option(help="Also write the report to this HTML file.")] = None,
+    _schema: Annotated[
+        bool, typer.Option("--json-schema", is_eager=True, callback=print_schema, help="Print the schema of --json.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Take one policy through every gate of the verifier; print each gate's result and, if all passed, the token."""
 
     def command() -> int:
-        from schedagent.listing import GatePrinter, show_verification
-        from schedagent.verification import verify_file
+        from schedagent.verification import VerifyOptions, verify_file
+        from schedagent.verification_report import GatePrinter, show_end, to_json
 
-        printer = GatePrinter(quiet=as_json)
-        report = verify_file(settings(), file, tuple(include or ()), tuple(tunables or ()), printer)
-        show_verification(report, as_json)
-        return 0 if report.passed else EXIT_NO if report.failure else EXIT_FAILED
+        chosen = VerifyOptions(tuple(include or ()), tuple(tunables or ()), kernel, scope, depth, static, fresh, html)
+        report = verify_file(settings(), file, chosen, GatePrinter(quiet=as_json))
+        if as_json:
+            print_json(to_json(report))
+        else:
+            show_end(report, static_only=static)
+        return 0 if report.passed or (static and not report.failure) else EXIT_NO if report.failure else EXIT_FAILED
 
     guarded(command)
 

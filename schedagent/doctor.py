@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from kernel_bpf import sandbox
 from kernel_bpf.target import find_bpftool
 from schedagent.core import proc
 from schedagent.core.errors import SchedagentError, SetupError
@@ -65,6 +66,7 @@ def examine(settings: Settings) -> list[Finding]:
         _virtual_environment(settings),
         *_programs(),
         _libbpf(),
+        _compiler_sandbox(),
         _kernel_image(settings),
         _kvm(settings),
         *_host_kernel(),
@@ -205,6 +207,15 @@ def _libbpf() -> Finding:
     except SchedagentError as error:
         return Finding("libbpf", "missing", error.message, "policies cannot be loaded", _SETUP)
     return Finding("libbpf", "ok", f"{library.libbpf_major_version()}.{library.libbpf_minor_version()}")
+
+
+def _compiler_sandbox() -> Finding:
+    """Proved by running a program in it: that bubblewrap is installed says nothing of what this machine lets it do."""
+    name = "compiler sandbox"
+    try:
+        return Finding(name, "ok", sandbox.prove())
+    except SetupError as error:
+        return Finding(name, "missing", error.message, "nothing is compiled: no policy can be tried", error.hint)
 
 
 def _kernel_image(settings: Settings) -> Finding:

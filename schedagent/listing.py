@@ -1,4 +1,4 @@
-"""Tables and JSON for the commands that only look: runs, policies, verification reports."""
+"""Tables and JSON for the commands that only look: runs and policies."""
 
 from __future__ import annotations
 
@@ -13,10 +13,6 @@ from rich.table import Table
 
 from repo_store.records import PolicyMatch, RunRecord
 from schedagent.core.policy import PolicyInfo
-from schedagent.core.verification import GateResult, GateStatus, VerificationReport
-
-# Consoles are told that nothing is an emoji: the ":100:" of clang's "file.c:100:5: error" would be one to rich.
-_MARKS = {GateStatus.PASSED: "[green]passed[/]", GateStatus.FAILED: "[red]failed[/]", GateStatus.SKIPPED: "skipped"}
 
 
 def show_runs(runs: Sequence[RunRecord], as_json: bool) -> None:
@@ -87,32 +83,6 @@ def show_matches(matches: Sequence[PolicyMatch], as_json: bool) -> None:
         _say("no policy matches; see all: schedagent policies list")
     else:
         _print_table(("policy", "description"), [{"policy": m.name, "description": m.description} for m in matches])
-
-
-class GatePrinter:
-    """Prints each gate as it ends."""
-
-    def __init__(self, *, quiet: bool) -> None:
-        self._console = Console(stderr=quiet, emoji=False)
-        self._quiet = quiet
-
-    def __call__(self, result: GateResult) -> None:
-        if self._quiet:
-            return
-        self._console.print(f"{_MARKS[result.status]}  {result.gate} ({result.seconds:.1f} s)", highlight=False)
-        self._console.print(textwrap.indent(result.detail, "        "), markup=False, highlight=False, soft_wrap=True)
-
-
-def show_verification(report: VerificationReport, as_json: bool) -> None:
-    """Show the end of a verification; the gates were printed as they came."""
-    if as_json:
-        _print_json({**dataclasses.asdict(report), "passed": report.passed})
-    elif report.passed:
-        _say(f"\n{report.policy} passed every gate on {report.kernel_release}.\ntoken: {report.token}")
-    elif report.failure:
-        _say(f"\n{report.policy} is rejected: gate {report.failure.gate!r} closed. No token was issued.")
-    else:
-        _say(f"\nNothing can be said of {report.policy}: the VM was lost twice. No token was issued; try again.")
 
 
 def _policy(policy: PolicyInfo) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from agents import offline
-from agents.execution import Execution
+from agents.execution import Execution, Verifier
 from agents.learning import learn
 from agents.observation import observe
 from agents.planning import propose
@@ -29,7 +29,6 @@ from schedagent.progress import Reporter
 from schedagent.report import build_report
 from schedagent.state import RunState
 from verifier.lab import VmLab
-from verifier.pipeline import Verifier
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,15 @@ from repo_store.records import RunRecord
 from repo_store.store import PolicyRepository
 from schedagent.core.judge import cpu_time_ratio
 from schedagent.core.policy import CandidatePolicy
-from schedagent.core.trial import Verdict
+from schedagent.core.trial import Outcome, Verdict
 from schedagent.core.verification import VerificationReport
 from schedagent.core.workload import Goal, WorkloadProfile
 
 TOP_COMMANDS = 5
 SAVED_CPU_TIME = 0.97
 """CPU time ratio from which on a gain under emulation is, in part, one of cheaper switching: the minimum effect."""
+
+IN_PROCESS = "this process itself"
 
 Report = Mapping[str, Any]
 
@@ -42,6 +44,7 @@ def build_report(
         verdicts.update(repository.verdicts(run_id, number))
     candidates = [candidate for iteration in iterations for candidate in iteration["candidates"]]
     winner = best(verdicts, lower_is_better=run.workload.goal.lower_is_better)
+    verifications = [repository.verification(run_id, candidate["key"]) for candidate in candidates]
     return {
         "run": run_id,
         "started_at": run.started_at,
@@ -53,7 +56,7 @@ def build_report(
         "outcome": "better" if winner else "keep the default scheduler",
         "out_of_time": out_of_time,
         "complete": complete,
-        "verified_in_process": True,
+        "verified_by": sorted({found.verified_by or IN_PROCESS for found in verifications if found}),
     }
 
 
@@ -273,7 +276,7 @@ def conclusion(report: Report) -> list[str]:
         lines.append("No verdict yet: the run is not finished.")
     else:
         lines.append("Verdict: nothing better was found. Keep the default scheduler.")
-        lines.append("Next: nothing to do. Another --goal or a longer --budget-minutes may show more.")
+        lines.append(_next_without_winner(report))
     if report["out_of_time"]:
         lines.append("The time budget ended the run; what was not decided by then is called inconclusive.")
     if winner and report["hardware"]["lab"] == "vm-tcg" and (winner["cpu_time_ratio"] or 1) < SAVED_CPU_TIME:
@@ -283,11 +286,26 @@ def conclusion(report: Report) -> list[str]:
         )
     if report["hardware"]["lab"] != "host":
         lines.append(
-            f"Measured in a micro-VM ({report['hardware']['lab']}); nothing was changed on this machine. "
-            "Candidates were verified and signed by this process itself, not by a separate service."
+            f"Measured in a micro-VM ({report['hardware']['lab']}); nothing was changed on this machine."
+            + _who_verified(report["verified_by"])
         )
     return lines
 
 
+def _who_verified(verifiers: Sequence[str]) -> str:
+    if not verifiers:
+        return ""
+    alone = ", not by a separate service" if IN_PROCESS in verifiers else ""
+    return f" Candidates were verified and signed by {' and '.join(verifiers)}{alone}."
+
+
 def _say(console: Console, text: str) -> None:
     console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _next_without_winner(report: Report) -> str:
+    """What to do when nothing better was found: measure longer only if something was left undecided."""
+    verdicts = [candidate["verdict"] for plan in report["iterations"] for candidate in plan["candidates"]]
+    if any(verdict and verdict["outcome"] == Outcome.INCONCLUSIVE.value for verdict in verdicts):
+        return "Next: on a quieter machine, or with a longer --budget-minutes, the undecided may be decided."
+    return "Next: nothing to do. Another --goal may show more."

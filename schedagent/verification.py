@@ -1,56 +1,143 @@
-"""`schedagent verify FILE`: one source through every gate."""
+"""`schedagent verify FILE`: one policy, source or object, through every gate."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from kernel_bpf.library import policy_from_file
 from schedagent.core.errors import UsageError
-from schedagent.core.policy import CandidatePolicy, PolicyInfo
+from schedagent.core.policy import CandidatePolicy
 from schedagent.core.settings import Settings
+from schedagent.core.token import Scope
 from schedagent.core.verification import GateResult, VerificationReport
-from schedagent.wiring import open_lab, open_verifier
+from schedagent.wiring import open_local_verifier, open_remote_verifier
+from verifier.client import RemoteVerifier
+from verifier.pipeline import Verifier
+from verifier.proving.prove import Depth
+from verifier.submission import declared_tunables
 
 
-def verify_file(
-    settings: Settings,
-    file: Path,
-    include_dirs: Sequence[Path],
-    assignments: Sequence[str],
-    on_gate: Callable[[GateResult], None],
-) -> VerificationReport:
-    """Take a policy source through every gate.
+@dataclass(frozen=True)
+class VerifyOptions:
+    """What the user asked for.
 
     Args:
         include_dirs: extra header folders.
         assignments: "tunable=value".
+        kernel: release of the only kernel to use; empty for all of the cache.
+        scope: "full", "partial" or "partial:/a/cgroup".
+        depth: "quick", "standard" or "thorough".
+        static_only: stop before the first gate that needs a VM.
+        fresh: do not use a kept report.
+        html: file to write the report to.
+    """
+
+    include_dirs: tuple[Path, ...] = ()
+    assignments: tuple[str, ...] = ()
+    kernel: str = ""
+    scope: str = "full"
+    depth: str = "standard"
+    static_only: bool = False
+    fresh: bool = False
+    html: Path | None = None
+
+
+def verify_file(
+    settings: Settings, file: Path, options: VerifyOptions, on_gate: Callable[[GateResult], None]
+) -> VerificationReport:
+    """Take a policy through every gate.
+
+    Args:
         on_gate: called with each gate's result as it comes.
 
     Raises:
-        UsageError: the file, a folder or a tunable cannot be used.
+        UsageError: the file, a folder, a tunable, the scope or the depth cannot be used.
+        SetupError: there is no such kernel, or a tool is missing.
     """
     info = policy_from_file(file)
-    for folder in include_dirs:
+    for folder in options.include_dirs:
         if not folder.is_dir():
             raise UsageError(f"--include {folder} is not a directory")
-    candidate = CandidatePolicy(info.name, info.configured(read_assignments(info, assignments)))
-    lab = open_lab(settings)
-    verifier = dataclasses.replace(open_verifier(settings, lab, tuple(include_dirs)), on_gate=on_gate)
-    return verifier.verify(candidate, info).report
+    if options.html and not options.html.absolute().parent.is_dir():
+        raise UsageError(f"--html {options.html}: its folder is not there")
+    scope, cgroup = read_scope(options.scope)
+    values = read_assignments(options.assignments)
+    if info.documented:
+        info.configured(values)  # a wrong one is told before a kernel is looked for
+    verifier = dataclasses.replace(
+        choose_verifier(settings, options),
+        include_dirs=options.include_dirs,
+        scope=scope,
+        cgroup=cgroup,
+        on_gate=on_gate,
+    )
+    if values and not info.documented:
+        info = dataclasses.replace(info, tunables=declared_tunables(verifier.compile(info)))
+    candidate = CandidatePolicy(info.name, info.configured(values))
+    report = verifier.verify(candidate, info).report
+    if options.html:
+        write_html(report, options.html)
+    return report
 
 
-def read_assignments(info: PolicyInfo, assignments: Sequence[str]) -> dict[str, int]:
-    """Read "tunable=value" words; raise UsageError on one that is malformed, unknown or out of range."""
+def choose_verifier(settings: Settings, options: VerifyOptions) -> Verifier | RemoteVerifier:
+    """Return the service if the settings name one, unless only the static gates are asked for, which need no key.
+
+    Raises:
+        UsageError: the depth is not known, or is asked of the service, which decides that for itself.
+    """
+    depth = read_depth(options.depth)
+    only = dataclasses.replace(settings, kernel_release=options.kernel) if options.kernel else settings
+    if settings.verifier_socket and not options.static_only:
+        if depth is not Depth.STANDARD or options.fresh:
+            raise UsageError("--depth and --fresh are the verifier service's to decide", "leave them out")
+        return open_remote_verifier(settings.verifier_socket, settings, options.kernel)
+    verifier = open_local_verifier(
+        only, all_kernels=not (options.kernel or options.static_only), sign=not options.static_only
+    )
+    kept = None if options.fresh else verifier.kept
+    return dataclasses.replace(verifier, depth=depth, static_only=options.static_only, kept=kept)
+
+
+def read_assignments(assignments: Sequence[str]) -> dict[str, int]:
+    """Read "tunable=value" words; raise UsageError on one that is malformed."""
     values = {}
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
         try:
-            value = int(text, 0)
+            values[name] = int(text, 0)
         except ValueError:
-            value = None
-        if not equals or value is None:
+            equals = ""
+        if not equals:
             raise UsageError(f"--set {assignment!r} is not tunable=number", "for example --set slice_us=5000")
-        values[name] = info.tunable(name).check(value)
     return values
+
+
+def read_depth(text: str) -> Depth:
+    """Read --depth; raise UsageError unless it is one."""
+    try:
+        return Depth[text.upper()]
+    except KeyError:
+        known = ", ".join(depth.name.lower() for depth in Depth)
+        raise UsageError(f"--depth {text!r} is not known", f"use one of: {known}") from None
+
+
+def read_scope(text: str) -> tuple[Scope, str]:
+    """Read --scope; raise UsageError unless it is full, partial or partial:/a/cgroup."""
+    scope, colon, cgroup = text.partition(":")
+    if scope not in ("full", "partial") or (colon and (scope == "full" or not cgroup.startswith("/"))):
+        raise UsageError(f"--scope {text!r} is no scope", "use full, partial or partial:/a/cgroup")
+    return Scope(scope), cgroup
+
+
+def write_html(report: VerificationReport, path: Path) -> None:
+    """Write the report as HTML; raise UsageError if the file cannot be written."""
+    from schedagent.verification_html import to_html
+
+    try:
+        path.write_text(to_html(report), encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"--html {path} cannot be written: {error.strerror}") from None

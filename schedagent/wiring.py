@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import os
 import secrets
 import shlex
+import socket
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,18 +19,26 @@ from kernel_bpf.library import load_library
 from kernel_bpf.target import prepare_target
 from repo_store.records import RunStatus
 from repo_store.store import PolicyRepository
+from schedagent.core.artifact import PolicyArtifact
 from schedagent.core.errors import RepositoryError, SchedagentError, UsageError
 from schedagent.core.settings import Settings, workload_environment, writable
+from schedagent.core.trusted import load_trusted
+from schedagent.core.verification import GateResult, Verified
 from schedagent.core.workload import WorkloadCommand
 from schedagent.options import RunOptions
 from schedagent.progress import Reporter
 from schedagent.state import RunState
+from verifier.client import RemoteVerifier
+from verifier.kept import KeptReports
 from verifier.lab import VmLab
+from verifier.listener import Admission
 from verifier.microvm.image import SnapshotStore
-from verifier.microvm.kernels import default_kernel
+from verifier.microvm.kernels import KernelImage, default_kernel, find_kernels
 from verifier.microvm.kvm import kvm_usable
-from verifier.pipeline import Verifier
+from verifier.pipeline import Bench, Verifier
+from verifier.service import Limits, VerifierService
 from verifier.signer import Signer
+from verifier.worker import Submission
 
 if TYPE_CHECKING:
     from schedagent.nodes import RunNodes
@@ -45,10 +55,14 @@ def open_repository(settings: Settings) -> PolicyRepository:
     return repository
 
 
-def open_lab(settings: Settings) -> VmLab:
-    """Build the micro-VM lab: the machine has the host's CPUs (at most 16) and at most half of its memory."""
+def open_lab(settings: Settings, kernel: KernelImage | None = None) -> VmLab:
+    """Build the micro-VM lab: the machine has the host's CPUs (at most 16) and at most half of its memory.
+
+    Args:
+        kernel: what it runs; None for the kernel of the settings, or the newest.
+    """
     cache = writable(settings.cache_dir)
-    kernel = default_kernel(settings)
+    kernel = kernel or default_kernel(settings)
     cpus = settings.vm_cpus or min(len(os.sched_getaffinity(0)), MOST_CPUS)
     host_mib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20
     memory_mib = settings.vm_memory_mib or min(max(LEAST_MEMORY_MIB, cpus * MEMORY_MIB_PER_CPU), host_mib // 2)
@@ -63,17 +77,81 @@ def open_lab(settings: Settings) -> VmLab:
     )
 
 
-def open_verifier(settings: Settings, lab: VmLab, include_dirs: tuple[Path, ...] = ()) -> Verifier:
-    """Build the verifier for the lab's kernel, with the signing key of the state folder."""
+def open_verifier(settings: Settings) -> Verifier | RemoteVerifier:
+    """Return the verifier service whose socket the settings name, else a verifier in this process."""
+    if settings.verifier_socket:
+        return open_remote_verifier(settings.verifier_socket, settings, default_kernel(settings).release)
+    return open_local_verifier(settings)
+
+
+def open_remote_verifier(socket_path: Path, settings: Settings, kernel: str) -> RemoteVerifier:
+    """Return the verifier service at a socket.
+
+    Args:
+        kernel: release to verify for; empty for the service's default.
+    """
+    return RemoteVerifier(socket_path, kernel=kernel, trusted=load_trusted(settings.keys_dir / "trusted"))
+
+
+def open_local_verifier(settings: Settings, *, all_kernels: bool = False, sign: bool = True) -> Verifier:
+    """Build a verifier in this process.
+
+    Args:
+        all_kernels: also give each policy to the other kernels of the cache; else only to the one it is proved on.
+        sign: with the signing key of the state folder; else no key is looked for, and no tokens are issued.
+    """
     cache = writable(settings.cache_dir)
-    state = writable(settings.state_dir, "SCHEDAGENT_STATE")
-    return Verifier(
-        lab,
-        prepare_target(lab.kernel.vmlinuz, lab.kernel.release, cache),
-        cache,
-        Signer(state / "keys" / "signing.key"),
-        include_dirs,
-    )
+    first = default_kernel(settings)
+    others = [image for image in find_kernels(settings) if image.release != first.release] if all_kernels else []
+    benches = tuple(open_bench(settings, image) for image in (first, *others))
+    if not sign:
+        return Verifier(benches, cache)
+    signer = open_signer(settings)
+    return Verifier(benches, cache, signer, kept=KeptReports(cache / "reports", signer.vouches))
+
+
+def open_signer(settings: Settings, *, create: bool = True) -> Signer:
+    """Open the verifier's signing key in the state folder, which is made if there is none."""
+    if create:
+        writable(settings.state_dir, "SCHEDAGENT_STATE")
+    return Signer(settings.keys_dir / "signing.key", create=create)
+
+
+@dataclass(frozen=True)
+class ServiceBench:
+    """What the verifier service does with a request, in a process of its own."""
+
+    settings: Settings
+
+    def verify(self, submission: Submission, on_gate: Callable[[GateResult], None]) -> Verified:
+        """Take it through all gates."""
+        verifier = replace(
+            self._verifier(submission), on_gate=on_gate, scope=submission.scope, cgroup=submission.cgroup
+        )
+        return verifier.verify(submission.candidate, submission.info)
+
+    def compile(self, submission: Submission) -> PolicyArtifact:
+        """Only compile it."""
+        return self._verifier(submission).compile(submission.info)
+
+    def _verifier(self, submission: Submission) -> Verifier:
+        settings = replace(self.settings, kernel_release=submission.kernel or self.settings.kernel_release)
+        verifier = open_local_verifier(settings, all_kernels=not submission.kernel)
+        return replace(verifier, include_dirs=(submission.include_dir,))
+
+
+def serve_verifier(settings: Settings, listener: socket.socket, admission: Admission) -> None:
+    """Be the verifier service until SIGTERM or SIGINT."""
+    open_signer(settings)  # a key that cannot be used is better known now than after the first policy's gates
+    default_kernel(settings)
+    limits = Limits(parallel=len(os.sched_getaffinity(0)))
+    asyncio.run(VerifierService(ServiceBench(settings), admission, limits).run(listener, preload=[__name__]))
+
+
+def open_bench(settings: Settings, kernel: KernelImage) -> Bench:
+    """Build the lab of one kernel and look up its types."""
+    target = prepare_target(kernel.vmlinuz, kernel.release, settings.cache_dir)
+    return Bench(open_lab(settings, kernel), target)
 
 
 def start_run(settings: Settings, workload: WorkloadCommand, options: RunOptions, reporter: Reporter) -> dict[str, Any]:
@@ -111,7 +189,7 @@ def build_nodes(
     """Give the four nodes their collaborators."""
     from schedagent.nodes import RunNodes
 
-    return RunNodes(repository, lab, open_verifier(settings, lab), load_library(), reporter, options)
+    return RunNodes(repository, lab, open_verifier(settings), load_library(), reporter, options)
 
 
 def drive(

@@ -31,8 +31,9 @@ class Reference:
 
     Args:
         kind: what it is.
-        name: KFUNC: name without a ___suffix, e.g. scx_bpf_dsq_insert; HELPER: e.g. bpf_map_lookup_elem, or "helper 999"
-            if unknown; FUNCTION: a function of this object (a call, or a callback's address); MAP: its name;
+        name: KFUNC: name without a ___suffix, e.g. scx_bpf_dsq_insert (on a ld_imm64: does it exist?);
+            HELPER: e.g. bpf_map_lookup_elem, or "helper 999" if unknown;
+            FUNCTION: a function of this object (a call, or a callback's address); MAP: its name;
             VARIABLE: section, e.g. ".rodata"; KSYM: extern kernel symbol; ENUM: "scx_dsq_id_flags.SCX_DSQ_LOCAL";
             FIELD: "task_struct.scx.slice"; TYPE: a type whose existence or size is asked.
         symbol: KFUNC and ENUM: the name as the object spells it, with its ___suffix; VARIABLE: the C variable.
@@ -49,7 +50,7 @@ class Reference:
     weak: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Line:
     """A place in the source."""
 
@@ -58,7 +59,7 @@ class Line:
     text: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Instruction:
     """One instruction; a 16-byte ld_imm64 is one Instruction, and the slot after it holds none.
 
@@ -86,7 +87,8 @@ class Function:
 
     Args:
         name: C name.
-        section: ELF section, e.g. "struct_ops/fifo_enqueue"; ".text" for subprograms.
+        section: ELF section, e.g. "struct_ops/fifo_enqueue"; ".text" for subprograms. A leading "?" (libbpf loads it
+            only if something asks for it) is dropped.
         instructions: in order.
         parameters: names of its parameters; for entry programs made with BPF_PROG that is ("ctx",).
         is_program: whether the kernel may enter here (a global function in a program section).
@@ -122,7 +124,7 @@ class MapInfo:
 
 @dataclass(frozen=True)
 class Variable:
-    """A global variable of a data section, with its initial bytes."""
+    """A global variable of a data section, with its initial bytes; none if the file holds none (.bss: all zero)."""
 
     name: str
     section: str

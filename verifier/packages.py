@@ -50,6 +50,7 @@ REQUIRED = (
     Requirement("libbpf1", "1.4"),  # first that handles a struct_ops link as we use it
     Requirement("libbpf-dev", "1.4"),
     Requirement("bpftool", "7.4"),
+    Requirement("bubblewrap", "0.8"),  # first with --disable-userns
     Requirement("gcc"),
     Requirement("libc6-dev"),
     Requirement("make"),

@@ -1,35 +1,51 @@
 """The ordered gates a candidate must pass before anything else may run it.
 
 A gate that fails closes the way: the gates behind it are skipped and say so. A gate whose VM was lost twice has neither
-passed nor failed: it is skipped too, and so is the rest.
+passed nor failed: it is skipped too, and so is the rest. Warnings of the static gates are cleared, or not, by what the
+proving ground measures.
 """
 
 from __future__ import annotations
 
 import logging
-import re
+import os
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from kernel_bpf.compile import compile_policy
-from kernel_bpf.target import KernelTarget
+from kernel_bpf.source import read_source
+from kernel_bpf.target import KernelTarget, features
 from schedagent.core.artifact import PolicyArtifact
-from schedagent.core.errors import BpfError, PolicyError, TunableError, VmLost
+from schedagent.core.errors import BpfError, KernelRejected, PolicyError, UsageError, VmLost
 from schedagent.core.policy import CandidatePolicy, PolicyInfo
-from schedagent.core.token import digest_inputs
-from schedagent.core.verification import GateResult, GateStatus, VerificationReport, Verified
+from schedagent.core.rules import ATTACH, COMPILE, GATES, KERNEL, LOGIC, OVERHEAD, PROVING, RULES, SOURCE
+from schedagent.core.token import Scope, digest_inputs
+from schedagent.core.verification import (
+    Finding,
+    GateResult,
+    GateStatus,
+    KernelResult,
+    OracleResult,
+    Severity,
+    VerificationReport,
+    Verified,
+)
+from verifier import ejection, submission
+from verifier.bytecode_checks import check_logic
+from verifier.kept import KeptReports, verifier_version
 from verifier.lab import LabPolicy
 from verifier.microvm import jobs
-from verifier.proving.prove import Depth
+from verifier.object_reader import read_object
+from verifier.proving.prove import PHASES, Depth
 from verifier.signer import Signer
+from verifier.source_checks import check_source
 
 log = logging.getLogger(__name__)
 
-SOURCE_LIMIT_BYTES = 256 * 1024
-GATES = ("source", "compile", "kernel verifier", "attach", "stress", "starvation")
+STATIC_GATES = (SOURCE, COMPILE, LOGIC)
 
 
 class ProvingGround(Protocol):
@@ -40,8 +56,30 @@ class ProvingGround(Protocol):
     def prove(self, policy: LabPolicy, depth: Depth) -> jobs.ProveAnswer: ...
 
 
+@dataclass(frozen=True)
+class Bench:
+    """A kernel to verify on: its types, to compile for, and the machine that runs it."""
+
+    ground: ProvingGround
+    target: KernelTarget
+
+
 class GateFailed(PolicyError):
     """A gate closed; the message is its detail."""
+
+    def __init__(self, message: str, findings: Sequence[Finding] = ()) -> None:
+        super().__init__(message)
+        self.findings = tuple(findings)
+
+
+@dataclass(frozen=True)
+class Passed:
+    """What a gate that lets a policy through has to say; `seconds` if the time was spent in an earlier gate."""
+
+    detail: str
+    findings: tuple[Finding, ...] = ()
+    status: GateStatus = GateStatus.PASSED
+    seconds: float | None = None
 
 
 @dataclass
@@ -49,20 +87,32 @@ class Verifier:
     """Takes candidates through all gates.
 
     Args:
-        lab: the proving ground.
-        target: the kernel to compile for.
+        benches: the kernels; the policy is proved on the first one, and the token is for it.
         cache_dir: where compiled objects are kept.
         signer: signs tokens; None issues none.
         include_dirs: extra header folders for sources from elsewhere.
+        depth: how long the proving ground works on a policy.
+        scope, cgroup: what tokens allow, see core.token.DeploymentToken.
+        static_only: stop behind the scheduling logic, without a VM.
+        kept: reports of policies that passed before; None looks at everything anew.
         on_gate: called with each result as it comes.
     """
 
-    lab: ProvingGround
-    target: KernelTarget
+    benches: tuple[Bench, ...]
     cache_dir: Path
     signer: Signer | None = None
     include_dirs: tuple[Path, ...] = ()
+    depth: Depth = Depth.STANDARD
+    scope: Scope = Scope.FULL
+    cgroup: str = ""
+    static_only: bool = False
+    kept: KeptReports | None = None
     on_gate: Callable[[GateResult], None] = field(default=lambda _result: None)
+
+    @property
+    def target(self) -> KernelTarget:
+        """The kernel that policies are proved on."""
+        return self.benches[0].target
 
     def verify(self, candidate: CandidatePolicy, info: PolicyInfo) -> Verified:
         """Run the gates in order and return the report.
@@ -70,13 +120,24 @@ class Verifier:
         Raises:
             SetupError: a tool is missing.
         """
-        return _Passage(self, candidate, info).run()
+        return next(self.verify_all([(candidate, info)]))
+
+    def verify_all(self, submissions: Sequence[tuple[CandidatePolicy, PolicyInfo]]) -> Iterator[Verified]:
+        """Run several policies through the gates: the static ones side by side, then each through the machines.
+
+        The machines are taken in turn: two at once on the same CPUs would disturb what both measure. A policy goes
+        into its machine when the caller asks for its result, so a caller may stop between two.
+        """
+        passages = [_Passage(self, candidate, info) for candidate, info in submissions]
+        if len(passages) > 1:
+            with ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0))) as pool:
+                list(pool.map(_Passage.pass_static, passages))
+        for passage in passages:
+            yield passage.run()
 
     def compile(self, info: PolicyInfo) -> PolicyArtifact:
-        """Compile a policy for the target kernel; raise CompileError with clang's own lines."""
-        return compile_policy(
-            info.source, info.name, self.target, include_dirs=self.include_dirs, cache_dir=self.cache_dir
-        )
+        """Compile a policy for the kernel it is proved on; raise CompileError with clang's own lines."""
+        return submission.build(info, self.target, self.include_dirs, self.cache_dir)
 
 
 class _Passage:
@@ -86,116 +147,251 @@ class _Passage:
         self._verifier = verifier
         self._candidate = candidate
         self._info = info
-        self._artifact: PolicyArtifact | None = None
-        self._stressed: jobs.ProveAnswer | None = None
+        self._artifacts: list[PolicyArtifact] = []
+        self._kernels: list[KernelResult] = []
+        self._proved: jobs.ProveAnswer | None = None
+        self._gates: list[GateResult] = []
+        self._told = 0
+        self._steps: dict[str, Callable[[], Passed]] = {
+            SOURCE: self._source,
+            COMPILE: self._compile,
+            LOGIC: self._logic,
+            KERNEL: self._kernel_verifier,
+            ATTACH: self._attach,
+            PROVING: self._proving,
+            OVERHEAD: self._overhead,
+        }
+
+    def pass_static(self) -> None:
+        """Run the gates that need no machine, unless they ran."""
+        if not self._gates:
+            for gate in STATIC_GATES:
+                self._pass(gate)
 
     def run(self) -> Verified:
-        steps = (self._source, self._compile, self._kernel_verifier, self._attach, self._stress, self._starvation)
-        results: list[GateResult] = []
-        closed = ""
-        for gate, step in zip(GATES, steps, strict=True):
-            result = _skipped(gate, closed) if closed else _attempt(gate, step)
-            results.append(result)
+        self.pass_static()
+        self._tell()
+        kept = self._recall()
+        for gate in GATES[len(STATIC_GATES) :]:
+            if kept:
+                self._gates.append(next(result for result in kept.gates if result.gate == gate))
+            else:
+                self._pass(gate)
+            self._tell()
+        report = self._report(kept)
+        if report.passed and self._verifier.signer and self._artifacts:
+            report = replace(report, token=self._sign(report))
+            if self._verifier.kept and not kept:
+                self._verifier.kept.keep(self._key(), report)
+        return Verified(report, self._artifacts[0] if self._artifacts else None)
+
+    def _pass(self, gate: str) -> None:
+        closed = next((result for result in self._gates if result.status in _CLOSED), None)
+        if self._verifier.static_only and gate not in STATIC_GATES:
+            self._gates.append(_skipped(gate, "not run: only the static gates were asked for"))
+        elif closed:
+            self._gates.append(_skipped(gate, f"not run, because gate {closed.gate!r} did not pass"))
+        else:
+            self._gates.append(_attempt(gate, self._steps[gate]))
+
+    def _tell(self) -> None:
+        for result in self._gates[self._told :]:
             self._verifier.on_gate(result)
-            if result.status is not GateStatus.PASSED and not closed:
-                closed = gate
-        report = VerificationReport(
+        self._told = len(self._gates)
+
+    def _report(self, kept: VerificationReport | None) -> VerificationReport:
+        return VerificationReport(
             policy=self._info.name,
             candidate_key=self._candidate.key,
-            artifact_digest=self._artifact.digest if self._artifact else "",
+            artifact_digest=self._artifacts[0].digest if self._artifacts else "",
             kernel_release=self._verifier.target.release,
-            gates=tuple(results),
-            token="" if closed else self._sign(),
+            gates=tuple(self._gates),
+            kernels=kept.kernels if kept else tuple(self._kernels),
+            oracles=kept.oracles if kept else self._oracles(),
+            verifier_version=verifier_version(),
         )
-        return Verified(report, self._artifact)
 
-    def _source(self) -> str:
-        """The source can be read, is of a sane size, and every tunable is accepted."""
-        try:
-            content = self._info.source.read_bytes()
-        except OSError as error:
-            raise GateFailed(f"{self._info.source} cannot be read: {error.strerror}") from None
-        if len(content) > SOURCE_LIMIT_BYTES:
-            raise GateFailed(f"{len(content)} bytes of source; at most {SOURCE_LIMIT_BYTES} are accepted")
-        try:
-            content.decode()
-        except UnicodeDecodeError as error:
-            raise GateFailed(f"the source is not UTF-8 text: byte {error.start}") from None
-        if not re.fullmatch(r"[A-Za-z0-9_]{1,100}", self._info.name):
-            raise GateFailed(f"{self._info.name!r} cannot be the name of a policy: letters, digits and _ only")
+    def _source(self) -> Passed:
+        """The source can be read, keeps the rules that its object no longer shows, and every tunable is accepted."""
+        submission.check_name(self._info.name)
         configured = self._info.configured(dict(self._candidate.tunables))
-        return f"{len(content)} bytes; {len(configured)} tunables accepted"
+        accepted = f"{len(configured)} tunables accepted"
+        if self._info.is_object:
+            return Passed(f"a compiled object was given; {accepted}", status=GateStatus.NOT_APPLICABLE)
+        content = read_source(self._info.source)
+        findings = check_source(
+            content,
+            self._info.source.name,
+            self._verifier.target,
+            tunables=self._info.tunables,
+            include_dirs=self._verifier.include_dirs,
+            cache_dir=self._verifier.cache_dir,
+        )
+        return _unless_errors(f"{len(content)} bytes; {accepted}", findings)
 
-    def _compile(self) -> str:
-        self._artifact = self._verifier.compile(self._info)
-        return f"{len(self._artifact.object_bytes)} bytes for {self._verifier.target.release}"
+    def _compile(self) -> Passed:
+        """Compile for the kernel it is proved on; for the others that is part of their own result."""
+        self._artifacts = [self._verifier.compile(self._info)]
+        first = self._artifacts[0]
+        size = f"{len(first.object_bytes)} bytes for {self._verifier.target.release}"
+        if self._info.is_object:
+            return Passed(size, status=GateStatus.NOT_APPLICABLE)
+        return Passed(size)
 
-    def _lab_policy(self) -> LabPolicy:
-        if self._artifact is None:
-            raise GateFailed("there is no compiled object")
-        return LabPolicy(self._candidate, self._artifact)
+    def _logic(self) -> Passed:
+        report = check_logic(read_object(self._artifacts[0].object_bytes), features(self._verifier.target))
+        return _unless_errors(report.summary, report.findings)
 
-    def _kernel_verifier(self) -> str:
-        answer = self._verifier.lab.check_load(self._lab_policy())
-        figures = [_figure(name, stats) for name, stats in sorted(answer.programs.items())]
-        return f"{len(figures)} programs accepted: " + ", ".join(figures)
+    def _kernel_verifier(self) -> Passed:
+        """Give the object to every kernel; only a refusal by the first one, which the token is for, closes the gate."""
+        results = [self._on_kernel(bench) for bench in self._verifier.benches]
+        self._kernels = results
+        others = "; ".join(f"{result.release}: {_kernel_words(result)}" for result in results[1:])
+        told = _kernel_words(results[0]) + (f"; {others}" if others else "")
+        if results[0].status is GateStatus.FAILED:
+            raise GateFailed(
+                results[0].detail, ejection.finding(ejection.rule_of_refusal(results[0].detail), "see the kernel's log")
+            )
+        if results[0].status is GateStatus.SKIPPED:
+            raise VmLost(results[0].detail)
+        return Passed(told)
 
-    def _attach(self) -> str:
-        """Attach and run the mix; the gates behind this one judge what it showed."""
-        self._stressed = self._verifier.lab.prove(self._lab_policy(), Depth.STANDARD)
-        return "root/ops and state confirmed it"
+    def _on_kernel(self, bench: Bench) -> KernelResult:
+        release = bench.target.release
+        try:
+            artifact = self._artifact_for(bench.target)
+            answer = bench.ground.check_load(LabPolicy(self._candidate, artifact))
+        except VmLost as error:
+            return KernelResult(release, GateStatus.SKIPPED, error.message)
+        except (PolicyError, UsageError, BpfError) as error:
+            return KernelResult(release, GateStatus.FAILED, str(error))
+        return KernelResult(release, GateStatus.PASSED, "", answer.programs)
 
-    def _stress(self) -> str:
+    def _artifact_for(self, target: KernelTarget) -> PolicyArtifact:
+        if target == self._verifier.target:
+            return self._artifacts[0]
+        return submission.build(self._info, target, self._verifier.include_dirs, self._verifier.cache_dir)
+
+    def _attach(self) -> Passed:
+        """Attach and prove in one machine; the gates behind this one judge what it showed."""
+        policy = LabPolicy(self._candidate, self._artifacts[0])
+        started = time.monotonic()
+        try:
+            self._proved = self._verifier.benches[0].ground.prove(policy, self._verifier.depth)
+        except KernelRejected as error:
+            raise GateFailed(str(error), ejection.finding(ejection.rule_of_exit(str(error)), error.message)) from None
+        spent = time.monotonic() - started - sum(self._proved.seconds.values())
+        return Passed("state and root/ops confirmed it", seconds=max(0.0, spent))
+
+    def _proving(self) -> Passed:
         answer = self._answer()
         if answer.exit_text:
-            raise GateFailed(f"the kernel ejected it: {answer.exit_text}")
-        growth = {name: count for name, count in answer.events.items() if count}
-        events = ", ".join(f"{name} {count}" for name, count in growth.items()) or "none"
-        return (
-            f"stayed enabled for {sum(answer.seconds.values()):.1f} s, {len(answer.results)} oracles; events: {events}"
-        )
+            raise GateFailed(
+                f"the kernel ejected it: {answer.exit_text}",
+                ejection.finding(ejection.rule_of_exit(answer.exit_text), answer.exit_text),
+            )
+        oracles = [oracle for oracle in self._oracles() if OVERHEAD not in RULES[oracle.rule].gates]
+        events = ", ".join(f"{name} {count}" for name, count in answer.events.items() if count) or "none"
+        warnings = [finding for result in self._gates for finding in result.findings if finding.cleared_by]
+        shown = {oracle.name for oracle in oracles}
+        open_warnings = tuple(finding for finding in warnings if finding.cleared_by not in shown)
+        if open_warnings:
+            names = ", ".join(sorted({finding.cleared_by for finding in open_warnings}))
+            raise GateFailed(f"warnings are left that nothing cleared: {names} did not run", open_warnings)
+        return self._judge(oracles, f"; kernel events: {events}")
 
-    def _starvation(self) -> str:
-        findings = self._answer().results
-        bad = [f"{found['name']}: {found['detail']}" for found in findings if not found["ok"]]
+    def _overhead(self) -> Passed:
+        oracles = [oracle for oracle in self._oracles() if OVERHEAD in RULES[oracle.rule].gates]
+        return self._judge(oracles, "")
+
+    def _judge(self, oracles: Sequence[OracleResult], more: str) -> Passed:
+        """Close the gate unless every oracle holds, or the policy declared that it does not seek what one checks."""
+        bad = [oracle for oracle in oracles if not oracle.ok and oracle.name not in self._info.declares]
         if bad:
-            raise GateFailed("; ".join(bad))
-        return "; ".join(f"{found['name']}: {found['detail']}" for found in findings)
+            findings = [Finding(oracle.rule, Severity.ERROR, oracle.name, "", 0, oracle.detail) for oracle in bad]
+            raise GateFailed("; ".join(f"{oracle.name}: {oracle.detail}" for oracle in bad), findings)
+        declared = [oracle.name for oracle in oracles if not oracle.ok]
+        exempt = f"; declared not to hold: {', '.join(declared)}" if declared else ""
+        names = {oracle.name for oracle in oracles}
+        phases = [phase.name for phase in PHASES if names & {info.name for info in phase.oracles}]
+        seconds = sum(self._answer().seconds.get(name, 0.0) for name in phases)
+        return Passed(f"{len(oracles) - len(declared)} oracles hold{exempt}{more}", seconds=seconds)
+
+    def _oracles(self) -> tuple[OracleResult, ...]:
+        return tuple(OracleResult(**result) for result in self._proved.results) if self._proved else ()
 
     def _answer(self) -> jobs.ProveAnswer:
-        if self._stressed is None:
-            raise GateFailed("the stress mix did not run")
-        return self._stressed
+        if self._proved is None:
+            raise GateFailed("the proving ground did not run")
+        return self._proved
 
-    def _sign(self) -> str:
-        signer, artifact = self._verifier.signer, self._artifact
-        if signer is None or artifact is None:
-            return ""
-        return signer.issue(
-            artifact_digest=artifact.digest,
+    def _recall(self) -> VerificationReport | None:
+        """The report of the same policy, if it passed before; only the static gates were run again."""
+        verifier = self._verifier
+        if verifier.kept is None or verifier.static_only or any(gate.status in _CLOSED for gate in self._gates):
+            return None
+        return verifier.kept.recall(self._key())
+
+    def _key(self) -> tuple[Any, ...]:
+        """All that a report depends on."""
+        releases = [bench.target.btf_build_id for bench in self._verifier.benches]
+        return (
+            self._artifacts[0].digest,
+            self._candidate.key,
+            releases,
+            self._verifier.depth.name,
+            self._info.declares,
+        )
+
+    def _sign(self, report: VerificationReport) -> str:
+        assert self._verifier.signer is not None
+        return self._verifier.signer.issue(
+            artifact_digest=report.artifact_digest,
             tunables=self._candidate.tunables,
             inputs_digest=digest_inputs(self._candidate.history, self._candidate.classes),
             kernel_release=self._verifier.target.release,
             btf_build_id=self._verifier.target.btf_build_id,
+            report_digest=report.digest,
+            scope=self._verifier.scope,
+            cgroup=self._verifier.cgroup,
         )
 
 
-def _attempt(gate: str, step: Callable[[], str]) -> GateResult:
+_CLOSED = (GateStatus.FAILED, GateStatus.SKIPPED)
+
+
+def _attempt(gate: str, step: Callable[[], Passed]) -> GateResult:
     """Run one gate; what is wrong with the policy closes it, a lost VM leaves it open what is, the rest is raised."""
     started = time.monotonic()
     try:
-        detail, status = step(), GateStatus.PASSED
-    except (PolicyError, TunableError, BpfError) as error:
-        detail, status = str(error), GateStatus.FAILED
+        passed = step()
+    except (PolicyError, UsageError, BpfError) as error:
+        found = error.findings if isinstance(error, GateFailed) else ()
+        passed = Passed(str(error), found, GateStatus.FAILED)
     except VmLost as error:
-        detail, status = f"nothing can be said, the VM was lost twice: {error.message}", GateStatus.SKIPPED
-    return GateResult(gate, status, detail, round(time.monotonic() - started, 3))
+        lost = f"nothing can be said, the VM was lost twice: {error.message}"
+        passed = Passed(lost, status=GateStatus.SKIPPED)
+    seconds = time.monotonic() - started if passed.seconds is None else passed.seconds
+    return GateResult(gate, passed.status, passed.detail, round(seconds, 3), passed.findings)
 
 
-def _skipped(gate: str, closed: str) -> GateResult:
-    return GateResult(gate, GateStatus.SKIPPED, f"not run, because gate {closed!r} did not pass")
+def _skipped(gate: str, why: str) -> GateResult:
+    return GateResult(gate, GateStatus.SKIPPED, why)
 
 
-def _figure(name: str, stats: dict[str, Any]) -> str:
-    processed = stats.get("verified_instructions", 0)
-    return f"{name} {processed}" if processed else name
+def _unless_errors(detail: str, findings: Sequence[Finding]) -> Passed:
+    """Close the gate if there is an error among the findings."""
+    errors = [finding for finding in findings if finding.severity is Severity.ERROR]
+    if errors:
+        broken = ", ".join(str(number) for number in sorted({finding.rule for finding in errors}))
+        raise GateFailed(f"{len(errors)} errors, of rule {broken}", findings)
+    warnings = f"; {len(findings)} warnings, for the proving ground to clear" if findings else ""
+    return Passed(detail + warnings, tuple(findings))
+
+
+def _kernel_words(result: KernelResult) -> str:
+    """One kernel's answer in a few words."""
+    if result.status is not GateStatus.PASSED:
+        return f"{result.status.value}: {result.detail.splitlines()[0] if result.detail else ''}"
+    walked = sum(stats.get("verified_instructions", 0) for stats in result.programs.values())
+    return f"{len(result.programs)} programs accepted, {walked} instructions walked"

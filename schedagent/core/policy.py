@@ -63,6 +63,7 @@ class PolicyInfo:
         source: path of the C source, or of a compiled object.
         declares: names of oracles (core.rules.Rule.checks) that this policy does not mean to satisfy, such as
             "weights" for a policy that ignores them by design; only those of DECLARABLE.
+        documented: whether a .toml says all this; else its object may know of tunables that `tunables` does not list.
     """
 
     name: str
@@ -74,6 +75,7 @@ class PolicyInfo:
     inputs: tuple[str, ...]
     source: Path
     declares: tuple[str, ...] = ()
+    documented: bool = True
 
     @property
     def is_object(self) -> bool:

@@ -22,16 +22,32 @@ def run(
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
     stdin: bytes = b"",
+    output: tuple[int, int] | None = None,
+    pass_fds: Sequence[int] = (),
 ) -> subprocess.CompletedProcess[bytes]:
     """Run a command to its end and return what it printed; the exit status is the caller's to judge.
+
+    Args:
+        output: file descriptors for its stdout and stderr, instead of our memory: nothing is returned then.
 
     Raises:
         SetupError: the program does not exist, or it ran longer than `timeout_s`.
     """
     words = [str(word) for word in argv]
     log.debug("run: %s", shlex.join(words))
+    stdout, stderr = output or (subprocess.PIPE, subprocess.PIPE)
     try:
-        return subprocess.run(words, input=stdin, capture_output=True, timeout=timeout_s, cwd=cwd, env=env, check=False)
+        return subprocess.run(
+            words,
+            input=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            timeout=timeout_s,
+            cwd=cwd,
+            env=env,
+            pass_fds=tuple(pass_fds),
+            check=False,
+        )
     except FileNotFoundError:
         raise SetupError(f"{words[0]} is not installed", "run: make setup") from None
     except subprocess.TimeoutExpired:

@@ -16,6 +16,7 @@ from typing import Any
 from schedagent.core.errors import SetupError, UsageError
 
 _PROGRAM = "schedagent"
+_FIRST_ACTIVATED = 3  # SD_LISTEN_FDS_START
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Settings:
         model_api_key: secret sent there.
         vm_cpus: CPUs of the micro-VM; None lets the lab choose.
         vm_memory_mib: its memory; None lets the lab choose.
+        verifier_socket: unix socket of the verifier service that is to be asked; None: verify in this process.
         config_path: the file these were read from, whether it exists or not.
     """
 
@@ -42,6 +44,7 @@ class Settings:
     model_api_key: str = field(default="", repr=False)
     vm_cpus: int | None = None
     vm_memory_mib: int | None = None
+    verifier_socket: Path | None = None
     config_path: Path | None = None
 
     @property
@@ -53,6 +56,11 @@ class Settings:
     def venv_dir(self) -> Path:
         """The private virtual environment that `make setup` fills."""
         return self.cache_dir / "venv"
+
+    @property
+    def keys_dir(self) -> Path:
+        """The verifier's signing key, and the public keys that are trusted."""
+        return self.state_dir / "keys"
 
 
 def load_settings(env: Mapping[str, str] | None = None, config_path: Path | None = None) -> Settings:
@@ -71,6 +79,14 @@ def load_settings(env: Mapping[str, str] | None = None, config_path: Path | None
     chosen.setdefault("cache_dir", _xdg(env, "XDG_CACHE_HOME", ".cache"))
     chosen.setdefault("state_dir", _xdg(env, "XDG_STATE_HOME", ".local/state"))
     return Settings(**chosen, config_path=path)
+
+
+def activated_descriptors(env: Mapping[str, str] | None = None) -> range:
+    """Return the descriptors of sockets that systemd opened for this process (sd_listen_fds(3)); empty without any."""
+    env = os.environ if env is None else env
+    pid, count = env.get("LISTEN_PID", ""), env.get("LISTEN_FDS", "")
+    ours = pid.isascii() and pid.isdigit() and int(pid) == os.getpid() and count.isascii() and count.isdigit()
+    return range(_FIRST_ACTIVATED, _FIRST_ACTIVATED + int(count)) if ours else range(0)
 
 
 def workload_environment(env: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -169,6 +185,12 @@ def _folder(value: object) -> Path:
     return Path(value).expanduser().absolute()
 
 
+def _socket(value: object) -> Path:
+    if not isinstance(value, str) or not value or len(os.fsencode(value)) > _LONGEST_SOCKET_PATH:
+        raise ValueError(f"the path of a unix socket, at most {_LONGEST_SOCKET_PATH} bytes long")
+    return Path(value).expanduser().absolute()
+
+
 def _release(value: object) -> str:
     if not isinstance(value, str) or not set(value) <= _RELEASE_CHARACTERS or not value[:1].isdigit():
         raise ValueError("a kernel release as uname -r prints it, such as 6.18.15+deb13-amd64")
@@ -191,6 +213,7 @@ def _whole(minimum: int, maximum: int) -> Callable[[object], int]:
     return accept
 
 
+_LONGEST_SOCKET_PATH = 107  # unix(7): sun_path, with its NUL
 _RELEASE_CHARACTERS = frozenset("0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.+~_-")
 
 _OPTIONS: dict[str, tuple[str, Callable[[Any], Any]]] = {
@@ -201,5 +224,6 @@ _OPTIONS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "model_name": ("SCHEDAGENT_MODEL", _text),
     "model_api_key": ("OPENAI_API_KEY", _text),
     "vm_cpus": ("SCHEDAGENT_VM_CPUS", _whole(1, 256)),
+    "verifier_socket": ("SCHEDAGENT_VERIFIER_SOCKET", _socket),
     "vm_memory_mib": ("SCHEDAGENT_VM_MEMORY_MIB", _whole(256, 1 << 20)),
 }

@@ -1,8 +1,9 @@
 """The deployment token: a verifier's signed word that these exact bytes passed every gate for this kernel.
 
-Text form: ``sat1.PAYLOAD.SIGNATURE``, both parts base64url without padding. The payload is canonical JSON (sorted
-keys, no spaces, ASCII), and the Ed25519 signature (RFC 8032) covers a fixed context string and the payload, so a
-signature made for anything else cannot be passed off as a token.
+Text form: ``sat2.KEYID.PAYLOAD.SIGNATURE``. KEYID names the signing key, so that a checker which trusts several takes
+the right one. PAYLOAD is canonical JSON (sorted keys, no spaces, ASCII) in base64url without padding. The Ed25519
+signature (RFC 8032) covers a fixed context string and the text up to the last dot, so a signature made for anything
+else cannot be passed off as a token, and nothing in the text can be changed. The payload is parsed only after that.
 """
 
 from __future__ import annotations
@@ -10,47 +11,106 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import hmac
 import json
 import re
 from collections.abc import Callable, Container, Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from enum import StrEnum
+from typing import TYPE_CHECKING
 
 from schedagent.core.errors import TokenError
 
-TOKEN_PREFIX = "sat1"
-CLOCK_SKEW_S = 60
-"""How far in the future a token may have been issued: verifier and daemon may run on two machines."""
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-_CONTEXT = b"schedagent deployment token 1\0"
+TOKEN_PREFIX = "sat2"
+CLOCK_SKEW_S = 60
+"""How far two clocks may be apart: verifier and daemon may run on two machines."""
+
+LONGEST_LIFETIME_S = 7 * 24 * 3600
+"""No token is valid for longer, so a replaced key can be forgotten a week after its last use."""
+
+_CONTEXT = b"schedagent deployment token 2\0"
 _LONGEST_TOKEN = 65536
+_LAST_MOMENT = 253402300799  # the end of the year 9999, the last that datetime knows
 _VERIFY_AGAIN = "verify the policy again: schedagent verify"
+
+_SHA256 = "[0-9a-f]{64}"
+_PATTERNS = {
+    "artifact_digest": _SHA256,
+    "inputs_digest": _SHA256,
+    "report_digest": _SHA256,
+    "kernel_release": "[0-9A-Za-z.+~_-]{1,64}",
+    "btf_build_id": "[0-9a-f]{8,128}",
+    "cgroup": r"(/(?!\.{1,2}(/|\Z))[ -.0-~]{1,255}){0,64}",
+    "nonce": "[0-9a-f]{32}",
+    "key_id": "[0-9a-f]{16}",
+}
+"""What the text fields may hold. A path of a cgroup is printable ASCII without empty, `.` or `..` components."""
 
 Pairs = tuple[tuple[str, int], ...]
 
 
+class Scope(StrEnum):
+    """How much of the machine a policy may schedule."""
+
+    PARTIAL = "partial"
+    """Only tasks that were moved to it: SCX_OPS_SWITCH_PARTIAL."""
+    FULL = "full"
+    """Every task of the default class."""
+
+
 @dataclass(frozen=True)
 class DeploymentToken:
-    """What was verified, for which kernel, and until when.
+    """What was verified, for which kernel and how much of it, and when the word holds.
 
     Args:
         artifact_digest: hex SHA-256 of the ELF object.
         tunables: every tunable and its value, sorted by name.
         inputs_digest: of the maps the loader fills, see `digest_inputs`.
+        report_digest: of the report that the gates gave, see core.verification.report_digest.
         kernel_release: uname -r of the kernel it was verified on.
         btf_build_id: hex GNU build id of that kernel.
-        issued_at, expires_at: Unix time in seconds; valid before expires_at.
+        scope: how much of the machine it may schedule.
+        cgroup: for a partial scope, the cgroup whose tasks it may schedule, as a path below the cgroup root
+            ("/build.slice"); empty for any tasks.
+        not_before, expires_at: Unix time in seconds; valid from the one until before the other.
         nonce: random hex text; the daemon accepts each only once.
+        key_id: of the key that signs, see `key_id`.
+
+    Raises:
+        TokenError: a field is not of the form that its meaning asks for.
     """
 
     artifact_digest: str
     tunables: Pairs
     inputs_digest: str
+    report_digest: str
     kernel_release: str
     btf_build_id: str
-    issued_at: int
+    scope: Scope
+    cgroup: str
+    not_before: int
     expires_at: int
     nonce: str
+    key_id: str
+
+    def __post_init__(self) -> None:
+        for name, pattern in _PATTERNS.items():
+            value = getattr(self, name)
+            if not isinstance(value, str) or not re.fullmatch(pattern, value):
+                raise _malformed(f"{name} is {_shown(value)}")
+        if not isinstance(self.scope, Scope) or (self.cgroup and self.scope is not Scope.PARTIAL):
+            raise _malformed(f"scope is {_shown(self.scope)} with cgroup {self.cgroup!r}")
+        if not (_whole(self.not_before, 0, _LAST_MOMENT) and _whole(self.expires_at, 0, _LAST_MOMENT)):
+            raise _malformed(f"valid from {_shown(self.not_before)} to {_shown(self.expires_at)}")
+        if not 0 < self.expires_at - self.not_before <= LONGEST_LIFETIME_S:
+            raise _malformed(
+                f"valid for {self.expires_at - self.not_before} s; at most {LONGEST_LIFETIME_S} are accepted"
+            )
+        _check_tunables(self.tunables)
 
 
 def digest_inputs(history: Iterable[tuple[int, int]], classes: Iterable[tuple[int, int]]) -> str:
@@ -58,10 +118,22 @@ def digest_inputs(history: Iterable[tuple[int, int]], classes: Iterable[tuple[in
     return hashlib.sha256(json.dumps([sorted(history), sorted(classes)]).encode()).hexdigest()
 
 
+def key_id(public_key: bytes) -> str:
+    """Return the short name of a public key: the first 16 hex digits of the SHA-256 of its 32 bytes.
+
+    Args:
+        public_key: an Ed25519 public key in PEM.
+
+    Raises:
+        TokenError: it is not one.
+    """
+    return hashlib.sha256(_load_public(public_key).public_bytes_raw()).hexdigest()[:16]
+
+
 def encode(token: DeploymentToken, sign: Callable[[bytes], bytes]) -> str:
     """Return the text form of `token`; `sign` gets the bytes to sign and returns the 64-byte signature."""
-    payload = _payload(token)
-    return ".".join((TOKEN_PREFIX, _to_base64(payload), _to_base64(sign(_CONTEXT + payload))))
+    signed = f"{TOKEN_PREFIX}.{token.key_id}.{_to_base64(_payload(token))}"
+    return f"{signed}.{_to_base64(sign(_CONTEXT + signed.encode('ascii')))}"
 
 
 def decode(token_text: str) -> DeploymentToken:
@@ -70,7 +142,19 @@ def decode(token_text: str) -> DeploymentToken:
     Raises:
         TokenError: it is not a token.
     """
-    return _token(_split(token_text)[0])
+    parts = _split(token_text)
+    return _token(parts.payload, parts.key_id)
+
+
+def read_signed(token_text: str, public_keys: Iterable[bytes]) -> DeploymentToken:
+    """Return what a token says if a trusted key signed it. It may be for another use or out of date: see `check`.
+
+    Raises:
+        TokenError: it is not a token, or none of these keys signed it.
+    """
+    parts = _split(token_text)
+    _check_signature(parts, public_keys)
+    return _token(parts.payload, parts.key_id)
 
 
 def check(
@@ -80,54 +164,106 @@ def check(
     artifact_digest: str,
     tunables: Pairs,
     inputs_digest: str,
+    report_digest: str,
     kernel_release: str,
     btf_build_id: str,
+    scope: Scope,
+    cgroup: str = "",
     now: float,
+    last_seen: float = 0.0,
     used_nonces: Container[str] = (),
 ) -> DeploymentToken:
-    """Return the token if a trusted key signed it for exactly this use and it is valid now.
+    """Return the token if a trusted key signed it for this use and it is valid now.
+
+    Everything must be exactly as signed but for the scope, which may be narrower: a token for the full scope also
+    allows a partial one, one for any tasks also one cgroup, one for a cgroup also those below it. Never the reverse.
 
     Args:
-        token_text: as the verifier issued it.
+        token_text: as the verifier issued it, without anything around it.
         public_keys: trusted verifiers, each an Ed25519 public key in PEM.
-        artifact_digest, tunables, inputs_digest, kernel_release, btf_build_id: what is about to be loaded, and where.
+        artifact_digest, tunables, inputs_digest, report_digest: what is about to be loaded, and the report with it.
+        kernel_release, btf_build_id: where.
+        scope, cgroup: on which tasks.
         now: Unix time in seconds.
+        last_seen: the latest `now` of earlier checks here; a clock that went back behind it would revive old tokens.
         used_nonces: of tokens that were already used.
 
     Raises:
         TokenError: with the first reason found.
     """
-    payload, signature = _split(token_text)
-    if not any(_signed_by(key, payload, signature) for key in public_keys):
-        raise TokenError(
-            "the token is signed by none of the trusted verifiers",
-            "it was altered, or its verifier is not trusted here",
-        )
-    token = _token(payload)
+    token = read_signed(token_text, public_keys)
     wanted: dict[str, object] = {
         "artifact_digest": artifact_digest,
         "tunables": tuple(sorted(tunables)),
         "inputs_digest": inputs_digest,
+        "report_digest": report_digest,
         "kernel_release": kernel_release,
         "btf_build_id": btf_build_id,
     }
     for name, value in wanted.items():
-        if getattr(token, name) != value:
+        if not _same(getattr(token, name), value):
             raise TokenError(f"the token is for {name}={getattr(token, name)!r}, not for {value!r}", _VERIFY_AGAIN)
-    _check_time(token, now)
+    _check_scope(token, scope, cgroup)
+    _check_time(token, now, last_seen)
     if token.nonce in used_nonces:
         raise TokenError(f"the token with nonce {token.nonce} was used before", _VERIFY_AGAIN)
     return token
 
 
-def _check_time(token: DeploymentToken, now: float) -> None:
-    if token.issued_at > now + CLOCK_SKEW_S:
+def _check_scope(token: DeploymentToken, scope: Scope, cgroup: str) -> None:
+    """A wanted scope must be the token's or lie within it."""
+    sane = isinstance(scope, Scope) and re.fullmatch(_PATTERNS["cgroup"], cgroup)
+    meaningful = sane and (scope is Scope.PARTIAL or not cgroup)
+    below = not token.cgroup or f"{cgroup}/".startswith(f"{token.cgroup}/")
+    within = token.scope is Scope.FULL or (scope is Scope.PARTIAL and below)
+    if not (within and meaningful):
         raise TokenError(
-            f"the token was issued in the future: {_moment(token.issued_at)}, now it is {_moment(now)}",
-            "set the clocks of the verifier and of this machine",
+            f"the token is for {_scope_text(token.scope, token.cgroup)}, not for {_scope_text(scope, cgroup)}",
+            _VERIFY_AGAIN,
         )
-    if now >= token.expires_at:
+
+
+def _scope_text(scope: Scope, cgroup: str) -> str:
+    return f"scope {scope}" + (f" of cgroup {cgroup!r}" if cgroup else "")
+
+
+def _check_time(token: DeploymentToken, now: float, last_seen: float) -> None:
+    if now < last_seen - CLOCK_SKEW_S:
+        raise TokenError(
+            f"the clock was set back: it is {_moment(now)}, but it was {_moment(last_seen)} before",
+            "set this machine's clock: an expired token would be valid again",
+        )
+    if token.not_before > now + CLOCK_SKEW_S:
+        raise TokenError(
+            f"the token is valid from {_moment(token.not_before)} on, in the future: now it is {_moment(now)}",
+            "wait, or set the clocks of the verifier and of this machine",
+        )
+    if not now < token.expires_at:
         raise TokenError(f"the token expired at {_moment(token.expires_at)}, now it is {_moment(now)}", _VERIFY_AGAIN)
+
+
+def _check_signature(parts: _Parts, public_keys: Iterable[bytes]) -> None:
+    """Check the signature with the trusted key that the token names."""
+    from cryptography.exceptions import InvalidSignature
+
+    trusted = {key_id(pem): pem for pem in public_keys}
+    if parts.key_id not in trusted:
+        raise TokenError(
+            f"the token is signed with key {parts.key_id}, which is none of the trusted ones: "
+            f"{', '.join(sorted(trusted)) or 'there are none'}",
+            "if its verifier is to be trusted, export its key there and run here: schedagent keys trust FILE",
+        )
+    try:
+        _load_public(trusted[parts.key_id]).verify(parts.signature, parts.signed)
+    except InvalidSignature:
+        raise TokenError(
+            f"the token's signature is not one of the trusted key {parts.key_id}", "it was altered or forged"
+        ) from None
+
+
+def _same(mine: object, theirs: object) -> bool:
+    """Compare two values by their exact bytes, in a time that does not depend on where they differ."""
+    return hmac.compare_digest(json.dumps(mine).encode("ascii"), json.dumps(theirs).encode("ascii"))
 
 
 def _moment(unix_s: float) -> str:
@@ -138,43 +274,75 @@ def _moment(unix_s: float) -> str:
 
 
 def _payload(token: DeploymentToken) -> bytes:
-    return json.dumps(asdict(token), sort_keys=True, separators=(",", ":")).encode("ascii")
+    content = asdict(token)
+    del content["key_id"]  # it stands before the payload, where it is found without parsing
+    return json.dumps(content, sort_keys=True, separators=(",", ":")).encode("ascii")
 
 
-def _split(token_text: str) -> tuple[bytes, bytes]:
-    """Return payload and signature of a token's text."""
-    parts = token_text.strip().split(".") if len(token_text) <= _LONGEST_TOKEN else []
-    if len(parts) != 3 or parts[0] != TOKEN_PREFIX:
-        raise TokenError(f"not a deployment token: it must read {TOKEN_PREFIX}.PAYLOAD.SIGNATURE")
-    return _from_base64(parts[1]), _from_base64(parts[2])
+@dataclass(frozen=True)
+class _Parts:
+    """A token's text taken apart: `signed` is what the signature covers."""
+
+    key_id: str
+    payload: bytes
+    signature: bytes
+    signed: bytes
 
 
-def _token(payload: bytes) -> DeploymentToken:
+def _split(token_text: str) -> _Parts:
+    parts = token_text.split(".") if len(token_text) <= _LONGEST_TOKEN else []
+    if len(parts) != 4 or parts[0] != TOKEN_PREFIX or not re.fullmatch(_PATTERNS["key_id"], parts[1]):
+        raise _malformed(f"it must read {TOKEN_PREFIX}.KEYID.PAYLOAD.SIGNATURE")
+    payload, signature = _from_base64(parts[2]), _from_base64(parts[3])
+    return _Parts(parts[1], payload, signature, _CONTEXT + ".".join(parts[:3]).encode("ascii"))
+
+
+def _token(payload: bytes, named_key: str) -> DeploymentToken:
     """Parse a payload; only the canonical bytes are accepted, so one token has one text."""
     try:
         content = json.loads(payload)
         content["tunables"] = tuple((name, value) for name, value in content["tunables"])
-        token = DeploymentToken(**content)
-        for field in fields(token):
-            if field.name != "tunables":
-                _require(getattr(token, field.name), int if field.name.endswith("_at") else str)
-        for name, value in token.tunables:
-            _require(name, str)
-            _require(value, int)
+        content["scope"] = Scope(content["scope"])
+        token = DeploymentToken(**content, key_id=named_key)
+        canonical = _payload(token)
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise TokenError(f"not a deployment token: {error}") from None
-    if _payload(token) != payload or not re.fullmatch("[0-9a-f]{16,128}", token.nonce):
-        raise TokenError("not a deployment token: its payload is not in canonical form")
+        raise _malformed(str(error)) from None
+    if canonical != payload:
+        raise _malformed("its payload is not in canonical form")
     return token
 
 
-def _require(value: object, kind: type) -> None:
-    if not isinstance(value, kind) or isinstance(value, bool):
-        raise TypeError(f"{value!r} is not of type {kind.__name__}")
+def _check_tunables(tunables: Pairs) -> None:
+    """Names are C identifiers in order, none twice; values fit into 64 bits."""
+    for pair in tunables:
+        name, value = pair
+        if not isinstance(name, str) or not re.fullmatch("[A-Za-z_][A-Za-z0-9_]{0,127}", name):
+            raise _malformed(f"a tunable is called {_shown(name)}")
+        if not _whole(value, -(1 << 63), (1 << 64) - 1):
+            raise _malformed(f"tunable {name} is {_shown(value)}")
+    names = [name for name, _value in tunables]
+    if names != sorted(set(names)):
+        raise _malformed("its tunables are not in order")
 
 
-def _signed_by(public_key: bytes, payload: bytes, signature: bytes) -> bool:
-    from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+def _whole(value: object, minimum: int, maximum: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and minimum <= value <= maximum
+
+
+def _shown(value: object) -> str:
+    """A value from outside, short enough for a message (an integer may be too long to be printed at all)."""
+    try:
+        return repr(value)[:80]
+    except ValueError:
+        return "a huge number"
+
+
+def _malformed(why: str) -> TokenError:
+    return TokenError(f"not a deployment token: {why}")
+
+
+def _load_public(public_key: bytes) -> Ed25519PublicKey:
+    from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
@@ -184,11 +352,7 @@ def _signed_by(public_key: bytes, payload: bytes, signature: bytes) -> bool:
         raise TokenError(f"a trusted verifier's public key cannot be read: {error}", "it must be PEM") from None
     if not isinstance(key, Ed25519PublicKey):
         raise TokenError("a trusted verifier's public key is not an Ed25519 key")
-    try:
-        key.verify(signature, _CONTEXT + payload)
-    except InvalidSignature:
-        return False
-    return True
+    return key
 
 
 def _to_base64(content: bytes) -> str:
@@ -199,7 +363,7 @@ def _from_base64(text: str) -> bytes:
     try:
         content = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
     except (binascii.Error, ValueError) as error:
-        raise TokenError(f"not a deployment token: {error}") from None
+        raise _malformed(str(error)) from None
     if _to_base64(content) != text:
-        raise TokenError("not a deployment token: not canonical base64url")
+        raise _malformed("not canonical base64url")
     return content

@@ -151,6 +151,7 @@ class VerificationReport:
         oracles: what the proving ground measured.
         verifier_version: digest of the verifier's own code and rules.
         token: deployment token; empty unless every gate passed and a signer was at hand.
+        verified_by: where the verifier ran: "the service at PATH"; empty if in the process that asked.
     """
 
     policy: str
@@ -162,6 +163,7 @@ class VerificationReport:
     oracles: tuple[OracleResult, ...] = ()
     verifier_version: str = ""
     token: str = ""
+    verified_by: str = ""
 
     @property
     def passed(self) -> bool:
@@ -185,12 +187,25 @@ class VerificationReport:
 
     @property
     def digest(self) -> str:
-        """Hex SHA-256 over everything but the token and the seconds, as canonical JSON: what a token vouches for."""
+        """Hex SHA-256 of what the gates said: what a token vouches for.
+
+        Over the canonical JSON of everything but the token, the seconds and the way by which the report came. A figure
+        counts by its value: 1 and 1.0 are one, since JSON writers differ in that.
+        """
         told = asdict(self)
-        del told["token"]
+        del told["token"], told["verified_by"]
         for gate in told["gates"]:
             del gate["seconds"]
-        return hashlib.sha256(json.dumps(told, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+        text = json.dumps(_by_value(told), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+
+def _by_value(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _by_value(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_by_value(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ def test_the_default_in_disguise_is_called_no_difference(batch: Path, capsys: py
     settings = load_settings()
     lab = open_lab(settings)
     info = policy_from_file(FIXTURES / "policies" / "aa_disguise.bpf.c")
-    disguise = LabPolicy(CandidatePolicy(info.name), open_verifier(settings, lab).compile(info))
+    disguise = LabPolicy(CandidatePolicy(info.name), open_verifier(settings).compile(info))
     workload = WorkloadCommand("./batch.sh 9 100 700", str(batch))
     outcomes: Counter[Outcome] = Counter()
     with lab.session(workload) as session:

@@ -23,6 +23,7 @@ from schedagent.core.artifact import PolicyArtifact
 from schedagent.core.errors import KernelRejected, MetricError, VmLost, WorkloadFailed
 from schedagent.core.judge import TrialRules
 from schedagent.core.policy import PolicyInfo, Tunable
+from schedagent.core.rules import GATES
 from schedagent.core.settings import Settings
 from schedagent.core.trial import DEFAULT_ARM, Hardware, Sample
 from schedagent.core.verification import GateResult, GateStatus, VerificationReport, Verified
@@ -31,7 +32,6 @@ from schedagent.nodes import RunNodes
 from schedagent.options import RunOptions
 from schedagent.progress import PlainReporter
 from schedagent.wiring import drive
-from verifier.pipeline import GATES
 
 MS = 1_000_000
 HARDWARE = Hardware("Scripted CPU", 2, 2048, "vm-tcg", "7.3.4")
@@ -159,16 +159,26 @@ for _name in (
 class Verifier:
     """Passes every policy for which the script names no gate."""
 
-    _script: Script
+    script: Script
     on_gate: Callable[[GateResult], None] = lambda _result: None
+    include_dirs: tuple = ()
+    scope: object = None
+    cgroup: str = ""
+    depth: object = None
+    static_only: bool = False
+    kept: object = None
 
     def compile(self, info) -> PolicyArtifact:
         return PolicyArtifact(info.name, info.name.encode(), "source", "btf")
 
+    def verify_all(self, submissions) -> Iterator[Verified]:
+        for candidate, info in submissions:
+            yield self.verify(candidate, info)
+
     def verify(self, candidate, info) -> Verified:
-        self._script.reach(f"verify {candidate.key}")
-        self._script.reach("verify")
-        fault = self._script.faults.get(candidate.policy, "")
+        self.script.reach(f"verify {candidate.key}")
+        self.script.reach("verify")
+        fault = self.script.faults.get(candidate.policy, "")
         closed = GATES.index(fault) if fault in GATES else len(GATES)
         gates = [GateResult(gate, GateStatus.PASSED, "fine") for gate in GATES[:closed]]
         if closed < len(GATES):

@@ -19,13 +19,15 @@ from kernel_bpf.library import POLICIES, load_library
 from schedagent import cli, wiring
 from schedagent.core.errors import VmLost
 from schedagent.core.verification import GateResult, GateStatus
-from schedagent.listing import GatePrinter
+from schedagent.verification_report import GatePrinter
 
 PROGRAM = [sys.executable, "-c", "from schedagent.cli import main; main()"]
 ROOT = Path(__file__).parents[2]
 VERBS = [
     *(["optimize"], ["resume"], ["runs"], ["runs", "list"], ["runs", "show"], ["policies"], ["policies", "list"]),
-    *(["policies", "show"], ["policies", "search"], ["verify"], ["doctor"]),
+    *(["policies", "show"], ["policies", "search"], ["verify"], ["doctor"], ["keys"]),
+    *(["keys", verb] for verb in ("list", "create", "rotate", "export", "trust", "distrust")),
+    *(["verifier"], ["verifier", "serve"]),
 ]
 HEAVY = ("langgraph", "langchain", "langchain_core", "langsmith", "sqlalchemy", "alembic", "scipy", "numpy", "pydantic")
 
@@ -58,7 +60,7 @@ def script(folders, monkeypatch):
     """A lab and a verifier that follow a script, in the place of the micro-VM."""
     script = scripted.Script(folders)
     monkeypatch.setattr(wiring, "open_lab", lambda _settings: scripted.Lab(script))
-    monkeypatch.setattr(wiring, "open_verifier", lambda _settings, _lab: scripted.Verifier(script))
+    monkeypatch.setattr(wiring, "open_verifier", lambda _settings: scripted.Verifier(script))
     monkeypatch.setattr(wiring, "load_library", lambda: scripted.LIBRARY)
     return script
 
@@ -377,14 +379,13 @@ def test_clang_line_numbers_are_no_emoji(capsys):
 
 @pytest.mark.parametrize(
     ("fault", "status"),
-    [("", 0), ("compile", cli.EXIT_NO), ("starvation", cli.EXIT_NO), ("lost while verified", cli.EXIT_FAILED)],
+    [("", 0), ("compile", cli.EXIT_NO), ("proving ground", cli.EXIT_NO), ("lost while verified", cli.EXIT_FAILED)],
 )
 def test_the_status_of_verify_says_yes_no_or_unknown(run, script, monkeypatch, fault, status):
     from schedagent import verification
 
     verifier = scripted.Verifier(replace(script, faults={"fifo": fault}))
-    monkeypatch.setattr(verification, "open_lab", lambda _settings: None)
-    monkeypatch.setattr(verification, "open_verifier", lambda *_arguments: verifier)
+    monkeypatch.setattr(verification, "open_local_verifier", lambda *_arguments, **_options: verifier)
     result = run("verify", POLICIES / "fifo.bpf.c")
     assert result.exit_code == status
     assert ("No token was issued" in result.stdout) == bool(status)
@@ -403,8 +404,8 @@ def test_a_source_that_does_not_compile(tmp_path, monkeypatch):
     done = program("verify", str(source))
     assert done.returncode == cli.EXIT_NO
     assert re.search(r"broken\.bpf\.c:5:9: error: .*nothing", done.stdout)
-    assert "gate 'compile' closed" in done.stdout
-    assert done.stdout.count("skipped") == 4
+    assert "gate 'source' closed" in done.stdout
+    assert done.stdout.count("skipped  ") == 6
 
 
 @pytest.mark.parametrize("words", [["runs", "list"], ["verify", str(POLICIES / "fifo.bpf.c"), "--set", "x"]])

@@ -66,6 +66,14 @@ def test_program_versions(monkeypatch: pytest.MonkeyPatch) -> None:
     assert gone["clang"].consequence == "policies cannot be compiled"
 
 
+def test_compiler_sandbox_is_tried(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert by_name(examine(settings))["compiler sandbox"].status == "ok"
+    monkeypatch.setattr("kernel_bpf.sandbox._bubblewrap", lambda: "/bin/false")
+    refused = by_name(examine(settings))["compiler sandbox"]
+    assert refused.status == "missing"
+    assert "user namespaces" in refused.remedy
+
+
 class Endpoint(http.server.BaseHTTPRequestHandler):
     """Answers /v1/models to those who have the key."""
 

@@ -229,3 +229,25 @@ def test_second_set_up_waits_for_the_first(settings: Settings, tmp_path: Path) -
         order.append("first")
     thread.join()
     assert order == ["first", "second"]
+
+
+@pytest.mark.parametrize("offered", [["6.18.15+deb13-amd64", "6.16.3+deb13-amd64"], []])
+def test_an_older_major_version_is_had_if_the_mirror_has_one(
+    settings: Settings, offer: Archive, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, offered
+) -> None:
+    """Two kernels for the verifier; a mirror that dropped the old ones is told of, and is no error."""
+    cached(settings, NEW)
+    monkeypatch.setattr(kernels, "_complete_releases", lambda _apt: [NEW, OLD, *offered])
+    fetched = []
+    monkeypatch.setattr(kernels, "fetch_kernel", lambda _settings, release: fetched.append(release))
+    kernels.fetch_older(settings)
+    assert fetched == offered[:1]
+    assert ("only: trixie-backports offers no older one" in caplog.text) == (not offered)
+
+
+def test_an_older_kernel_in_the_cache_needs_no_network(settings: Settings) -> None:
+    cached(settings, NEW)
+    cached(settings, "6.16.3+deb13-amd64")
+    found = kernels.fetch_older(settings)
+    assert found is not None
+    assert found.release == "6.16.3+deb13-amd64"

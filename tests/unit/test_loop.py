@@ -272,7 +272,7 @@ def test_the_second_run_starts_from_what_the_first_learned(script):
     assert plan["learned"] in (script.folder / "progress").read_text()
 
 
-@pytest.mark.parametrize("gate", ["compile", "starvation"])
+@pytest.mark.parametrize("gate", ["compile", "proving ground"])
 def test_a_candidate_whose_gate_fails(script, gate):
     faulty = replace(script, faults={"longest_first": gate})
     report = faulty.drive(faulty.create())

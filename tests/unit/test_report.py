@@ -31,7 +31,7 @@ def repository(tmp_path):
         yield opened
 
 
-def stored_run(repository, verdicts, workload=WORKLOAD):
+def stored_run(repository, verdicts, workload=WORKLOAD, verified_by=""):
     """A run whose only plan has these verdicts; None for a candidate that was not reached."""
     run_id = repository.create_run(workload, HARDWARE, settings=asdict(OPTIONS))
     repository.save_profile(run_id, build_profile(long_tail()))
@@ -39,7 +39,7 @@ def stored_run(repository, verdicts, workload=WORKLOAD):
     repository.save_plan(run_id, 0, Plan(candidates, "because", "earlier"))
     for candidate, verdict in zip(candidates, verdicts, strict=True):
         if verdict:
-            report = VerificationReport(candidate.policy, candidate.key, "d", "7.3.4", PASSED)
+            report = VerificationReport(candidate.policy, candidate.key, "d", "7.3.4", PASSED, verified_by=verified_by)
             repository.save_verification(run_id, report)
             repository.save_verdict(run_id, 0, candidate.key, verdict)
     sample = Sample(DEFAULT_ARM, 1.0, 1, 1, 0, "now", 1)
@@ -140,6 +140,15 @@ def test_the_best_is_the_best_for_the_goal(repository, goal, best):
     assert build_report(repository, run_id)["best"]["key"] == best.key
 
 
+@pytest.mark.parametrize(
+    ("outcome", "said"),
+    [(Outcome.INCONCLUSIVE, "the undecided may be decided"), (Outcome.NO_DIFFERENCE, "Next: nothing to do")],
+)
+def test_without_a_winner_the_next_step_depends_on_what_is_undecided(repository, outcome, said):
+    run_id = stored_run(repository, [replace(BETTER, outcome=outcome)])
+    assert said in "\n".join(conclusion(build_report(repository, run_id)))
+
+
 def test_what_bounded_the_run_is_said(repository):
     run_id = stored_run(repository, [BETTER])
     assert "time budget ended the run" in "\n".join(conclusion(build_report(repository, run_id, out_of_time=True)))
@@ -150,3 +159,15 @@ def test_what_bounded_the_run_is_said(repository):
 def test_text_of_the_workload_is_shown_as_it_is(repository):
     workload = replace(WORKLOAD, command="echo [bold]:100:[/bold]")
     assert "'echo [bold]:100:[/bold]'" in text_of(build_report(repository, stored_run(repository, [BETTER], workload)))
+
+
+@pytest.mark.parametrize(
+    ("verified_by", "sentence"),
+    [
+        ("", "verified and signed by this process itself, not by a separate service."),
+        ("the service at /run/v.sock", "verified and signed by the service at /run/v.sock."),
+    ],
+)
+def test_the_report_says_who_verified(repository, verified_by, sentence):
+    run_id = stored_run(repository, (BETTER,), verified_by=verified_by)
+    assert sentence in text_of(build_report(repository, run_id))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from schedagent.core import settings as module
 from schedagent.core.errors import SetupError, UsageError
-from schedagent.core.settings import load_settings, writable
+from schedagent.core.settings import activated_descriptors, load_settings, writable
 
 
 def test_defaults_follow_the_base_directory_specification() -> None:
@@ -47,6 +48,7 @@ def test_user_file_is_found_through_xdg(tmp_path: Path) -> None:
         ("SCHEDAGENT_VM_MEMORY_MIB", "-512", "from 256"),
         ("SCHEDAGENT_KERNEL", "../../etc", "uname -r"),
         ("SCHEDAGENT_KERNEL", "-o", "uname -r"),
+        ("SCHEDAGENT_VERIFIER_SOCKET", "/" + "x" * 107, "at most 107 bytes"),
         ("OPENAI_BASE_URL", "file:///etc/passwd", "http://"),
     ],
 )
@@ -88,6 +90,15 @@ def test_secret_is_shown_nowhere(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         load_settings({"HOME": "/h"}, config)
     assert "53219" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("pid", "count", "expected"),
+    [("self", "1", [3]), ("self", "2", [3, 4]), ("1", "1", []), ("self", "", []), ("", "1", []), ("self", "-1", [])],
+)
+def test_sockets_of_systemd_are_those_for_this_process(pid: str, count: str, expected: list[int]) -> None:
+    env = {"LISTEN_PID": str(os.getpid()) if pid == "self" else pid, "LISTEN_FDS": count}
+    assert list(activated_descriptors(env)) == expected
 
 
 def test_writable_makes_the_folder(tmp_path: Path) -> None:

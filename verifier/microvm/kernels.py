@@ -134,6 +134,35 @@ def fetch_kernel(settings: Settings, release: str | None = None) -> KernelImage:
         return _cached(settings.kernels_dir / release)
 
 
+def fetch_older(settings: Settings) -> KernelImage | None:
+    """Have a kernel of the oldest major version on offer beside the newest one, so that policies meet two kernels.
+
+    Returns None, with a notice, if there is none to be had: mirrors drop old kernels, and that is nobody's error.
+
+    Raises:
+        SetupError: no space, or a kernel without sched_ext.
+    """
+    newest = ensure_kernel(settings)
+    older = [image for image in find_kernels(settings) if _major(image.release) < _major(newest.release)]
+    if older:
+        return older[0]
+    try:
+        apt = PrivateApt(settings.cache_dir / "apt-kernel", [_kernel_source()])
+        apt.update()
+        releases = [release for release in _complete_releases(apt) if _major(release) < _major(newest.release)]
+    except SetupError as error:
+        log.warning("policies will be checked on %s only: %s", newest.release, error.message)
+        return None
+    if not releases:
+        log.warning("policies will be checked on %s only: %s offers no older one", newest.release, KERNEL_SUITE)
+        return None
+    return fetch_kernel(settings, releases[0])
+
+
+def _major(release: str) -> int:
+    return int(release.partition(".")[0])
+
+
 def module_closure(image: KernelImage, names: Sequence[str]) -> list[Path]:
     """Return the files of the named modules and of all they depend on, in an order in which they can be loaded.
 
@@ -225,12 +254,18 @@ def _packages_of(apt: PrivateApt, release: str) -> list[str]:
     on_offer = set(apt.names("linux-"))
     packages = _linked_packages(apt, release, on_offer)
     if not packages:
-        images = [name.removeprefix("linux-image-") for name in on_offer if name.startswith("linux-image-")]
-        releases = [name for name in images if re.fullmatch(r"[0-9][^-]*-amd64", name)]
-        complete = [name for name in releases if _linked_packages(apt, name, on_offer)]
-        have = ", ".join(sorted(complete, key=release_order, reverse=True)) or "none"
+        have = ", ".join(_complete_releases(apt)) or "none"
         raise SetupError(f"{KERNEL_SUITE} has no complete kernel {release}", f"it has: {have}")
     return packages
+
+
+def _complete_releases(apt: PrivateApt) -> list[str]:
+    """Return the kernels on offer with all that they need, newest first."""
+    on_offer = set(apt.names("linux-"))
+    images = [name.removeprefix("linux-image-") for name in on_offer if name.startswith("linux-image-")]
+    releases = [name for name in images if re.fullmatch(r"[0-9][^-]*-amd64", name)]
+    complete = [name for name in releases if _linked_packages(apt, name, on_offer)]
+    return sorted(complete, key=release_order, reverse=True)
 
 
 def _linked_packages(apt: PrivateApt, release: str, on_offer: Container[str]) -> list[str]:
@@ -352,6 +387,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry for make: have a kernel (``--fetch`` for the newest or the named one even if another is there)."""
     parser = argparse.ArgumentParser(prog="python -m verifier.microvm.kernels", description=main.__doc__)
     parser.add_argument("--fetch", action="store_true", help="download the newest, or RELEASE, if it is not there")
+    parser.add_argument("--older", action="store_true", help="also have one of an older major version, if there is one")
     parser.add_argument("release", nargs="?", default="", help="kernel release, such as 6.18.15+deb13-amd64")
     chosen = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -359,10 +395,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings = load_settings()
         wants_new = chosen.fetch or chosen.release
         image = fetch_kernel(settings, chosen.release or None) if wants_new else ensure_kernel(settings)
+        older = fetch_older(settings) if chosen.older else None
     except SchedagentError as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
-    log.info("kernel %s (%s)", image.release, image.vmlinuz)
+    for kernel in (image, older):
+        if kernel:
+            log.info("kernel %s (%s)", kernel.release, kernel.vmlinuz)
     return 0
 
 

@@ -6,6 +6,7 @@ import os
 import statistics
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from verifier.proving import work
 from verifier.proving.crew import Crew, Task
@@ -18,7 +19,7 @@ CONSERVATION = OracleInfo(
     f"many hogs as CPUs, and of the usual wait of a task that wakes on a CPU which is held for {work.HOLD_S * 1000:g} "
     "ms",
     "The hogs all start on one CPU; left there, they leave half of a two-CPU machine idle. A policy that moves them at "
-    "once leaves some hundredths, the time of the agent itself. The task that wakes takes the idle CPU within half a "
+    "once leaves some hundredths. The task that wakes takes the idle CPU within half a "
     "millisecond, on a busy host within three; without a kick it waits until the held CPU is free, or somebody else "
     "wakes the idle one. Not seen are waits of less than 10 ms, and one idle CPU out of more than three.",
 )  # fmt: skip
@@ -26,6 +27,7 @@ CONSERVATION = OracleInfo(
 ORACLES = (CONSERVATION,)
 
 LOOK_S = 0.02
+STAT = Path("/proc/stat")
 SETTLE_S = 0.08
 
 
@@ -48,22 +50,26 @@ def idle_share(ground: Ground, crew: Crew, seconds: float) -> float:
     for task in hogs:
         work.allow(task.pid, ground.cpus)
     time.sleep(SETTLE_S)
-    before_ns, began = sum(task.cpu_ns() for task in hogs), time.monotonic()
-    for _now in ground.watch(seconds - SETTLE_S, LOOK_S):
+    before_s, began = idle_s(), time.monotonic()
+    for _now in ground.watch(seconds - SETTLE_S, 5 * LOOK_S):
         pass
-    used_s = (sum(task.cpu_ns() for task in hogs) - before_ns) / 1e9
-    return max(0.0, 1 - used_s / (len(ground.cpus) * (time.monotonic() - began)))
+    return (idle_s() - before_s) / (len(ground.cpus) * (time.monotonic() - began))
+
+
+def idle_s() -> float:
+    """Time that all CPUs together were idle since boot: the fourth and fifth number of the first line in /proc/stat."""
+    fields = STAT.read_text().split(maxsplit=6)
+    return (int(fields[4]) + int(fields[5])) / os.sysconf("SC_CLK_TCK")
 
 
 def wakeup_waits(ground: Ground, crew: Crew, seconds: float) -> list[int]:
     """Wake a task again and again where its CPU is held and another one idles; return how long each waited, in ns."""
-    home, door = ground.cpus[0], os.pipe()
-    sleeper = crew.start("sleeper", work.rehoming_sleeper(home, ground.cpus, door[0]))
-    crew.start("blocker", work.blocker(home, door[1]))
+    home, door = ground.cpus[0], os.eventfd(0)
+    sleeper = crew.start("sleeper", work.rehoming_sleeper(home, ground.cpus, door))
+    crew.start("blocker", work.blocker(home, door))
     for _now in ground.watch(seconds, 5 * LOOK_S):
         pass
-    for end in door:
-        os.close(end)
+    os.close(door)
     return sleeper.record.samples_ns()
 
 

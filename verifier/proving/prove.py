@@ -11,7 +11,7 @@ from functools import partial
 
 from kernel_bpf.sched_ext import kernel_state
 from verifier.proving import conservation, crowd, lifecycle, mix, overhead, shares, work
-from verifier.proving.crew import Crew
+from verifier.proving.crew import Crew, ForkRefused
 from verifier.proving.ground import Ground, Load, attached_ground, end
 from verifier.proving.oracle import OracleInfo, OracleResult
 
@@ -58,7 +58,7 @@ class Phase:
 
 PHASES = (
     Phase("work conservation", 1.0, 0.8, conservation.ORACLES, under_load=conservation.prove),
-    Phase("mix", 4.0, 4.0, mix.ORACLES, under_load=mix.prove),
+    Phase("mix", 3.6, 3.6, mix.ORACLES, under_load=mix.prove),
     Phase("shares", 1.6, 1.6, shares.ORACLES, under_load=shares.prove),
     Phase("pinned crowd", 0.5, 0.4, crowd.ORACLES, under_load=crowd.prove),
     Phase("overhead", 2.0, 1.6, overhead.ORACLES, alone=overhead.prove),
@@ -113,10 +113,14 @@ def prove(load: Load, seconds: float, names: Sequence[str]) -> Proof:
     phases = chosen(names)
     with Crew() as metronomes:
         beats = [metronomes.start(f"metronome {cpu}", work.metronome(cpu)) for cpu in os.sched_getaffinity(0)]
-        prove_under_load(proof, load, [phase for phase in phases if phase.under_load], seconds)
-        for phase in phases:
-            if phase.alone and not proof.exit_text and kernel_state().state == "disabled":
-                run(proof, phase, partial(phase.alone, load, phase.share(seconds)))
+        try:
+            prove_under_load(proof, load, [phase for phase in phases if phase.under_load], seconds)
+            for phase in phases:
+                if phase.alone and not proof.exit_text and kernel_state().state == "disabled":
+                    run(proof, phase, partial(phase.alone, load, phase.share(seconds)))
+        except ForkRefused as error:
+            others = [result for result in proof.results if result.name != mix.FORKS.name]
+            proof.results = [*others, mix.FORKS.fail(0.0, f"a task of the proving ground could not start: {error}")]
         proof.stalled_s = max(task.record.longest_s() for task in beats)
     return proof
 

@@ -1,0 +1,136 @@
+"""The corpus: policies that are broken on purpose, and correct ones, through the gates of the verifier.
+
+    python -m tests.corpus [--static] [NAME ...]      (make test-verifier)
+
+prints one line per policy and ends with status 1 if one of them did not end as corpus.toml says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+import tomllib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from kernel_bpf.library import load_library, policy_from_file
+from schedagent.core.policy import CandidatePolicy, PolicyInfo
+from schedagent.core.rules import COMPILE, GATES, LOGIC, SOURCE
+from schedagent.core.settings import load_settings
+from schedagent.core.verification import GateStatus, Severity, VerificationReport
+from schedagent.wiring import open_local_verifier
+from verifier.pipeline import Verifier
+
+POLICIES = Path(__file__).resolve().parent / "fixtures" / "policies"
+STATIC = (SOURCE, COMPILE, LOGIC)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One policy of the corpus.
+
+    Args:
+        kind: "broken", "correct" or "bundled".
+        info: the policy.
+        rule, gate: what a broken one must be rejected for, and where at the latest.
+        oracle: which oracle must show it, if a run must; else empty.
+        about: one sentence.
+    """
+
+    kind: str
+    info: PolicyInfo
+    rule: int = 0
+    gate: str = ""
+    oracle: str = ""
+    about: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.info.name
+
+    @property
+    def static(self) -> bool:
+        """Whether the gates that need no machine must reject it."""
+        return self.kind == "broken" and self.gate in STATIC
+
+
+def load_corpus() -> list[Entry]:
+    """Return every policy: broken, correct, bundled."""
+    return [*_entries("broken"), *_entries("correct"), *(Entry("bundled", info) for info in load_library().values())]
+
+
+def _entries(kind: str) -> Iterator[Entry]:
+    folder = POLICIES / kind
+    for fields in tomllib.loads((folder / "corpus.toml").read_text())["policy"]:
+        info = policy_from_file(folder / fields["file"])
+        about = fields.get("mistake") or fields["sentence"]
+        yield Entry(kind, info, fields.get("rule", 0), fields.get("gate", ""), fields.get("oracle", ""), about)
+
+
+def corpus_verifier(*, static_only: bool = False) -> Verifier:
+    """The verifier of the cache's kernels, which believes no report of an earlier run and signs nothing."""
+    verifier = open_local_verifier(load_settings(), all_kernels=not static_only, sign=False)
+    return dataclasses.replace(verifier, static_only=static_only)
+
+
+def judge(entry: Entry, verifier: Verifier) -> VerificationReport:
+    """Take one policy through the gates."""
+    candidate = CandidatePolicy(entry.name, entry.info.configured({}))
+    return verifier.verify(candidate, entry.info).report
+
+
+def complaint(entry: Entry, report: VerificationReport) -> str:
+    """Say what did not end as it must; empty if all did.
+
+    A policy that the static gates let through by right is not complained about if only those were asked for.
+    """
+    skipped = [gate for gate in report.gates if gate.status is GateStatus.SKIPPED]
+    if entry.kind != "broken":
+        bad = report.failure or (skipped[0] if skipped and "static gates" not in skipped[0].detail else None)
+        return f"{bad.gate}: {bad.detail}" if bad else ""
+    if report.failure is None:
+        return "" if skipped and not entry.static else "no gate closed"
+    broken = {finding.rule for finding in report.failure.findings if finding.severity is Severity.ERROR}
+    if GATES.index(report.failure.gate) > GATES.index(entry.gate):
+        return f"only {report.failure.gate!r} closed: {report.failure.detail}"
+    return "" if entry.rule in broken else f"{report.failure.gate!r} closed for rule {sorted(broken) or 'none'}"
+
+
+def row(entry: Entry, report: VerificationReport) -> tuple[str, ...]:
+    """One line of the table."""
+    failure = report.failure
+    rules = sorted({finding.rule for finding in failure.findings}) if failure else []
+    seconds = sum(gate.seconds for gate in report.gates)
+    ended = f"{failure.gate}, rule {', '.join(map(str, rules)) or '-'}" if failure else "passed"
+    wanted = f"{entry.gate}, rule {entry.rule}" if entry.kind == "broken" else "passed"
+    said = complaint(entry, report)
+    return (entry.kind, entry.name, wanted, ended, f"{seconds:.1f}", f"NO: {said}" if said else "yes")
+
+
+def main(words: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.corpus", description=__doc__)
+    parser.add_argument("--static", action="store_true", help="only the gates that need no VM")
+    parser.add_argument("names", nargs="*", help="only these policies")
+    chosen = parser.parse_args(words)
+    verifier = corpus_verifier(static_only=chosen.static)
+    table = Table("kind", "policy", "must end at", "ended at", "s", "as it must")
+    bad, total = 0, 0
+    for entry in load_corpus():
+        if chosen.names and entry.name not in chosen.names:
+            continue
+        line = row(entry, judge(entry, verifier))
+        print(*line, sep=" | ", file=sys.stderr, flush=True)
+        table.add_row(*line)
+        total, bad = total + 1, bad + (line[-1] != "yes")
+    Console(width=200).print(table, markup=False)
+    print(f"{total - bad} of {total} policies ended as they must")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,79 @@
+"""Reports of policies that passed, kept so that the same policy need not be proved twice.
+
+Only passes are kept, and a kept one counts only if the token in it was signed by our own key over that very report:
+whoever can write into the cache folder can make us forget, not make us believe. What failed is looked at again.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import logging
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from schedagent.core.verification import VerificationReport
+
+log = logging.getLogger(__name__)
+
+_ROOT = Path(__file__).resolve().parents[1]
+_CODE = ("verifier/**/*.py", "kernel_bpf/*.py", "kernel_bpf/bpf/include/*.h", "schedagent/core/*.py")
+
+
+@functools.cache
+def verifier_version() -> str:
+    """Return a digest of all that a report depends on besides the policy: the verifier's code, rules and headers."""
+    digest = hashlib.sha256()
+    for path in sorted(path for pattern in _CODE for path in _ROOT.glob(pattern)):
+        digest.update(f"{path.relative_to(_ROOT)}\0".encode() + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+class KeptReports:
+    """A folder with one file per policy that passed.
+
+    Args:
+        folder: where they lie.
+        vouches: whether a token was signed by our own key over a report of this digest.
+    """
+
+    def __init__(self, folder: Path, vouches: Callable[[str, str], bool]) -> None:
+        self._folder = folder
+        self._vouches = vouches
+
+    def recall(self, key: Sequence[Any]) -> VerificationReport | None:
+        """Return the report of a policy that passed before; None if there is none that can be trusted."""
+        path = self._path(key)
+        try:
+            report = TypeAdapter(VerificationReport).validate_json(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValidationError) as error:
+            log.warning("the kept report %s cannot be read: %s", path.name, error)
+            return None
+        if not (report.passed and report.verifier_version == verifier_version()):
+            return None
+        if not self._vouches(report.token, report.digest):
+            log.warning("the kept report %s is not signed by our key: proving the policy again", path.name)
+            return None
+        return report
+
+    def keep(self, key: Sequence[Any], report: VerificationReport) -> None:
+        """Write a report beside its place and rename it; a full disk costs only the next run's time."""
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with tempfile.TemporaryDirectory(prefix=".partial-", dir=self._folder) as folder:
+                partial = Path(folder, "report")
+                partial.write_bytes(TypeAdapter(VerificationReport).dump_json(report))
+                partial.replace(self._path(key))
+        except OSError as error:
+            log.warning("cannot keep the report: %s", error)
+
+    def _path(self, key: Sequence[Any]) -> Path:
+        told = json.dumps([*key, verifier_version()], default=list)
+        return self._folder / f"{hashlib.sha256(told.encode()).hexdigest()[:32]}.json"

@@ -1,0 +1,73 @@
+"""What is handed in to be verified: a C source that is compiled here, or an object that somebody compiled elsewhere."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from kernel_bpf.compile import compile_policy
+from kernel_bpf.target import KernelTarget
+from schedagent.core.artifact import PolicyArtifact
+from schedagent.core.errors import PolicyError
+from schedagent.core.policy import PolicyInfo, Tunable
+from verifier.object_reader import read_object
+
+OBJECT_LIMIT_BYTES = 16 << 20
+
+_NAME = re.compile(r"[A-Za-z0-9_]{1,100}")
+
+
+def build(info: PolicyInfo, target: KernelTarget, include_dirs: Sequence[Path], cache_dir: Path) -> PolicyArtifact:
+    """Compile a policy for a kernel; an object is taken as it is.
+
+    Raises:
+        PolicyError: the file cannot be read or is too large.
+        CompileError: clang refused it, with clang's own lines.
+    """
+    if info.is_object:
+        return PolicyArtifact(info.name, _read_object(info.source), "", target.btf_build_id)
+    return compile_policy(info.source, info.name, target, include_dirs=include_dirs, cache_dir=cache_dir)
+
+
+def declared_tunables(artifact: PolicyArtifact) -> tuple[Tunable, ...]:
+    """Return the `const volatile` numbers of an object that nobody documented, with the range of their size.
+
+    Names that begin with two underscores are no tunables: by the convention of the scx headers the loader sets them.
+
+    Raises:
+        PolicyError: the object cannot be read.
+    """
+    return tuple(
+        Tunable(
+            name=variable.name,
+            type=f"u{8 * variable.size}",
+            unit="none",
+            minimum=-(1 << 8 * variable.size - 1),
+            maximum=(1 << 8 * variable.size) - 1,
+            default=int.from_bytes(variable.content, "little"),
+            effect="not documented",
+        )
+        for variable in read_object(artifact.object_bytes).variables.values()
+        if variable.section == ".rodata" and variable.volatile and not variable.name.startswith("__")
+        if variable.size in (1, 2, 4, 8)
+    )
+
+
+def _read_object(path: Path) -> bytes:
+    try:
+        if not path.is_file():
+            raise PolicyError(f"{path} is not a regular file")
+        with path.open("rb") as file:
+            content = file.read(OBJECT_LIMIT_BYTES + 1)
+    except OSError as error:
+        raise PolicyError(f"{path} cannot be read: {error.strerror}") from None
+    if len(content) > OBJECT_LIMIT_BYTES:
+        raise PolicyError(f"{path.name} is longer than the {OBJECT_LIMIT_BYTES} bytes that are accepted")
+    return content
+
+
+def check_name(name: str) -> None:
+    """Raise PolicyError unless a policy may be called so."""
+    if not _NAME.fullmatch(name):
+        raise PolicyError(f"{name!r} cannot be the name of a policy: letters, digits and _ only")
