@@ -12,10 +12,10 @@ PYTEST := $(BIN)/python -m pytest
 PREFIX ?= $(HOME)/.local
 C_SOURCES = find kernel_bpf tests -name '*.[ch]' -not -name vmlinux.h -print0
 
-.PHONY: help setup demo test test-unit test-vm test-verifier older-kernel docs check bench kernel install fmt lock clean
+.PHONY: help setup demo test test-unit test-vm test-verifier older-kernel docs mutation check bench kernel install fmt lock clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 
 setup: ## get all that is needed: Debian packages, virtual environment, sched_ext kernel
 	@python3 -m verifier.packages
@@ -51,6 +51,9 @@ check: setup ## types, lint, formats, import rules
 
 bench: setup ## measure (slow, never part of CI)
 	$(PYTEST) -m bench -s
+
+mutation: setup ## break correct policies in systematic ways, and see which gates notice (slow)
+	$(BIN)/python -m tests.mutation --sample 150
 
 kernel: setup ## download the newest kernel, or the one named: make kernel KERNEL=6.18.15+deb13-amd64
 	@$(BIN)/python -m verifier.microvm.kernels --fetch "$(KERNEL)"

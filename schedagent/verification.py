@@ -9,11 +9,11 @@ from pathlib import Path
 
 from kernel_bpf.library import policy_from_file
 from schedagent.core.errors import UsageError
-from schedagent.core.policy import CandidatePolicy, PolicyInfo
+from schedagent.core.policy import CandidatePolicy
 from schedagent.core.settings import Settings
 from schedagent.core.token import Scope
 from schedagent.core.verification import GateResult, VerificationReport
-from schedagent.wiring import open_local_verifier
+from schedagent.wiring import open_local_verifier, open_remote_verifier
 from verifier.client import RemoteVerifier
 from verifier.pipeline import Verifier
 from verifier.proving.prove import Depth
@@ -94,7 +94,7 @@ def choose_verifier(settings: Settings, options: VerifyOptions) -> Verifier | Re
     if settings.verifier_socket and not options.static_only:
         if depth is not Depth.STANDARD or options.fresh:
             raise UsageError("--depth and --fresh are the verifier service's to decide", "leave them out")
-        return RemoteVerifier(settings.verifier_socket, kernel=options.kernel)
+        return open_remote_verifier(settings.verifier_socket, settings, options.kernel)
     verifier = open_local_verifier(
         only, all_kernels=not (options.kernel or options.static_only), sign=not options.static_only
     )

@@ -22,6 +22,7 @@ from repo_store.store import PolicyRepository
 from schedagent.core.artifact import PolicyArtifact
 from schedagent.core.errors import RepositoryError, SchedagentError, UsageError
 from schedagent.core.settings import Settings, workload_environment, writable
+from schedagent.core.trusted import load_trusted
 from schedagent.core.verification import GateResult, Verified
 from schedagent.core.workload import WorkloadCommand
 from schedagent.options import RunOptions
@@ -79,8 +80,17 @@ def open_lab(settings: Settings, kernel: KernelImage | None = None) -> VmLab:
 def open_verifier(settings: Settings) -> Verifier | RemoteVerifier:
     """Return the verifier service whose socket the settings name, else a verifier in this process."""
     if settings.verifier_socket:
-        return RemoteVerifier(settings.verifier_socket, kernel=default_kernel(settings).release)
+        return open_remote_verifier(settings.verifier_socket, settings, default_kernel(settings).release)
     return open_local_verifier(settings)
+
+
+def open_remote_verifier(socket_path: Path, settings: Settings, kernel: str) -> RemoteVerifier:
+    """Return the verifier service at a socket.
+
+    Args:
+        kernel: release to verify for; empty for the service's default.
+    """
+    return RemoteVerifier(socket_path, kernel=kernel, trusted=load_trusted(settings.keys_dir / "trusted"))
 
 
 def open_local_verifier(settings: Settings, *, all_kernels: bool = False, sign: bool = True) -> Verifier:

@@ -10,6 +10,7 @@ import base64
 import posixpath
 import re
 import socket
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -19,7 +20,7 @@ from typing import BinaryIO
 from schedagent.core.artifact import PolicyArtifact
 from schedagent.core.errors import SetupError, TokenError, UsageError
 from schedagent.core.policy import CandidatePolicy, PolicyInfo
-from schedagent.core.token import Scope, decode
+from schedagent.core.token import Scope, check, decode, digest_inputs
 from schedagent.core.verification import GateResult, VerificationReport, Verified
 from verifier.messages import MOST_HEADERS, FaultAnswer, FinalAnswer, GateAnswer, Request, read_answer
 
@@ -41,6 +42,7 @@ class RemoteVerifier:
         on_gate: called with each gate's result as it comes.
         kernel: release to verify for; empty for the service's default.
         scope, cgroup: what tokens are to allow, see core.token.DeploymentToken.
+        trusted: public keys in PEM; if there are any, one of them must have signed what passed every gate.
     """
 
     socket_path: Path
@@ -49,12 +51,14 @@ class RemoteVerifier:
     kernel: str = ""
     scope: Scope = Scope.FULL
     cgroup: str = ""
+    trusted: tuple[bytes, ...] = ()
 
     def verify(self, candidate: CandidatePolicy, info: PolicyInfo) -> Verified:
         """Have a candidate taken through all gates.
 
         Raises:
             SetupError: the service is not there, is busy, or gave an answer that contradicts itself.
+            TokenError: it passed every gate, but no trusted key signed that.
             SchedagentError: what the service reported, by its own type.
         """
         answer = self._ask(self._request("verify", candidate, info))
@@ -62,6 +66,8 @@ class RemoteVerifier:
             raise _wrong("it holds no report")
         artifact = answer.object.artifact if answer.object else None
         _check(answer.report, candidate, artifact, self)
+        if self.trusted and answer.report.passed and artifact is not None:
+            self._check_signature(answer.report, candidate, artifact)
         return Verified(replace(answer.report, verified_by=f"the service at {self.socket_path}"), artifact)
 
     def verify_all(self, submissions: Sequence[tuple[CandidatePolicy, PolicyInfo]]) -> Iterator[Verified]:
@@ -75,6 +81,23 @@ class RemoteVerifier:
         if answer.object is None:
             raise _wrong("it holds no object")
         return answer.object.artifact
+
+    def _check_signature(
+        self, report: VerificationReport, candidate: CandidatePolicy, artifact: PolicyArtifact
+    ) -> None:
+        check(
+            report.token,
+            self.trusted,
+            artifact_digest=artifact.digest,
+            tunables=candidate.tunables,
+            inputs_digest=digest_inputs(candidate.history, candidate.classes),
+            report_digest=report.digest,
+            kernel_release=report.kernel_release,
+            btf_build_id=artifact.btf_build_id,
+            scope=self.scope,
+            cgroup=self.cgroup,
+            now=time.time(),
+        )
 
     def _request(self, action: str, candidate: CandidatePolicy, info: PolicyInfo) -> Request:
         try:

@@ -20,7 +20,7 @@ from pathlib import Path
 from schedagent.core.errors import SchedagentError, SetupError, UsageError
 from verifier.listener import Admission, peer_of
 from verifier.messages import FaultAnswer, Request, read_request
-from verifier.worker import Bench, Worker, prepare, unpack
+from verifier.worker import Bench, Worker, is_last, prepare, unpack
 
 log = logging.getLogger(__name__)
 
@@ -145,17 +145,23 @@ class VerifierService:
         return read_request(line)
 
     async def _work(self, request: Request, writer: asyncio.StreamWriter) -> None:
-        """Wait for a slot, work, and pass on what the worker answers."""
+        """Wait for a slot, work, and pass on what the worker answers; its last word when nothing of it is left."""
+        last = b""
         async with self._slot():
             with tempfile.TemporaryDirectory(prefix="schedagent-request-", ignore_cleanup_errors=True) as folder:
                 worker = Worker(self._bench, request.action, unpack(request, Path(folder, "files")))
                 try:
                     async with aclosing(worker.answers()) as answers:
                         async for line in answers:
-                            writer.write(line)
-                            await writer.drain()
+                            if is_last(line):
+                                last = line
+                            else:
+                                writer.write(line)
+                                await writer.drain()
                 finally:
                     await worker.end()
+        writer.write(last)
+        await writer.drain()
 
     @asynccontextmanager
     async def _slot(self) -> AsyncIterator[None]:

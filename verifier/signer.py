@@ -54,6 +54,8 @@ class Signer:
             if create and not os.path.lexists(key_path):
                 self._create()
             self._active()
+        except FileNotFoundError:
+            raise _no_key(key_path) from None
         except OSError as error:
             raise SetupError(
                 f"the signing key's folder {key_path.parent} cannot be used: {error.strerror}",
@@ -210,11 +212,15 @@ def _read_private(path: Path) -> bytes:
             _require_private(path, os.fstat(file.fileno()))
             return file.read(_LONGEST_KEY_FILE)
     except FileNotFoundError:
-        raise SetupError(f"there is no signing key {path}", "make one: schedagent keys create") from None
+        raise _no_key(path) from None
     except OSError as error:
         raise SetupError(
             f"the signing key {path} cannot be used: {error.strerror}", "it must be a plain file of the verifier's user"
         ) from None
+
+
+def _no_key(path: Path) -> SetupError:
+    return SetupError(f"there is no signing key {path}", "make one: schedagent keys create")
 
 
 def _require_private(path: Path, status: os.stat_result) -> None:

@@ -239,20 +239,21 @@ def _check_slices(
     """Find slices that are a tunable, or arithmetic with one, and whose documented range does not keep the bounds."""
     slices = [(where, argument) for where, argument, role in arguments if role is Role.SLICE]
     for where, expression in [*slices, *_written_slices(tree)]:
-        found = values.tunables_in(expression)
-        if len(found) != 1:
-            continue  # none, or more than intervals could tell: the compiled object is checked for its values
-        tunable, name = found[0], where.removeprefix("____")
-        known = documented.get(tunable.name)
-        if known is None:
-            message = f"tunable {tunable.name} is used as a slice unclamped, and its range is documented nowhere"
-            yield _error(24, tunable.place, message, name)
-            continue
-        for bound, value in (("minimum", known.minimum), ("maximum", known.maximum)):
-            slice_ns = values.value(expression, tunables=value)
-            if slice_ns is not None and not SLICE_MIN_NS <= slice_ns <= SLICE_MAX_NS:
-                message = f"with {tunable.name} at its {bound} of {value} the slice is {slice_ns} ns"
-                yield _error(24, tunable.place, f"{message}, accepted: {SLICE_MIN_NS} to {SLICE_MAX_NS}", name)
+        found, name = values.tunables_in(expression), where.removeprefix("____")
+        for tunable in found:
+            if tunable.name not in documented:
+                message = f"tunable {tunable.name} is used as a slice unclamped, and its range is documented nowhere"
+                yield _error(24, tunable.place, message, name)
+        if len(found) == 1 and found[0].name in documented:  # of more, the compiled object's values are checked
+            yield from _check_range(values, expression, found[0], documented[found[0].name], name)
+
+
+def _check_range(values: Values, expression: Node, tunable: Node, known: Tunable, where: str) -> Iterator[Finding]:
+    for bound, value in (("minimum", known.minimum), ("maximum", known.maximum)):
+        slice_ns = values.value(expression, tunables=value)
+        if slice_ns is not None and not SLICE_MIN_NS <= slice_ns <= SLICE_MAX_NS:
+            message = f"with {tunable.name} at its {bound} of {value} the slice is {slice_ns} ns"
+            yield _error(24, tunable.place, f"{message}, accepted: {SLICE_MIN_NS} to {SLICE_MAX_NS}", where)
 
 
 def _written_slices(tree: Tree) -> Iterator[tuple[str, Node]]:

@@ -109,6 +109,11 @@ def _write(path: Path, content: bytes) -> None:
         file.write(content)
 
 
+def is_last(line: bytes) -> bool:
+    """Whether an answer is the last of its request: any but a gate's is."""
+    return not line.startswith(b'{"gate":')
+
+
 class Worker:
     """A process that works on one submission. Use `answers` once, and `end` whatever happens."""
 
@@ -122,15 +127,15 @@ class Worker:
         """Yield the lines that it answers; raise SetupError if it dies before the last one."""
         reader, writer = await asyncio.open_connection(sock=self._ours, limit=ANSWER_LIMIT_BYTES)
         try:
-            last = b""
-            while line := await reader.readline():
-                yield (last := line)
-            if not last.endswith(b"\n") or last.startswith(b'{"gate"'):
-                await self._ended()
-                raise SetupError(
-                    f"the verifier's process for this request ended early (status {self._process.exitcode})",
-                    "nothing can be said of the policy; the service's log may say more",
-                )
+            while (line := await reader.readline()).endswith(b"\n"):
+                yield line
+                if is_last(line):
+                    return
+            await self._ended()
+            raise SetupError(
+                f"the verifier's process for this request ended early (status {self._process.exitcode})",
+                "nothing can be said of the policy; the service's log may say more",
+            )
         finally:
             writer.close()
 

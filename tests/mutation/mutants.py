@@ -99,12 +99,9 @@ def fair_order(mutants: Sequence[Mutant], seed: int) -> list[Mutant]:
     queues = {operator: _rounds(list(places.values()), draw) for operator, places in sorted(piles.items())}
     chosen: list[Mutant] = []
     while queues:
-        for operator in list(queues):
-            mutant = next(queues[operator], None)
-            if mutant is None:
-                del queues[operator]
-            else:
-                chosen.append(mutant)
+        turn = {operator: next(queue, None) for operator, queue in queues.items()}
+        chosen += [mutant for mutant in turn.values() if mutant]
+        queues = {operator: queue for operator, queue in queues.items() if turn[operator]}
     return chosen
 
 

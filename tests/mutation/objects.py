@@ -8,6 +8,8 @@ from pathlib import Path
 
 from elftools.elf.constants import SH_FLAGS
 from elftools.elf.elffile import ELFFile
+from elftools.elf.relocation import RelocationSection
+from elftools.elf.sections import SymbolTableSection
 
 from kernel_bpf.compile import compile_policy
 from kernel_bpf.target import KernelTarget
@@ -57,9 +59,14 @@ class Nursery:
 def sections(object_bytes: bytes) -> dict[str, object]:
     """What the kernel is given: each loaded section's content and what it refers to; line numbers are in others."""
     elf = ELFFile(io.BytesIO(object_bytes))
-    symbols = [symbol.name for symbol in elf.get_section_by_name(".symtab").iter_symbols()]
     content: dict[str, object] = {s.name: s.data() for s in elf.iter_sections() if s["sh_flags"] & SH_FLAGS.SHF_ALLOC}
-    for section in elf.iter_sections("SHT_REL"):
-        if section.name.removeprefix(".rel") in content:
+    symbols = [
+        symbol.name
+        for table in elf.iter_sections()
+        if isinstance(table, SymbolTableSection)
+        for symbol in table.iter_symbols()
+    ]
+    for section in elf.iter_sections():
+        if isinstance(section, RelocationSection) and section.name.removeprefix(".rel") in content:
             content[section.name] = [(r["r_offset"], symbols[r["r_info_sym"]]) for r in section.iter_relocations()]
     return content

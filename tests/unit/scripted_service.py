@@ -6,6 +6,7 @@ python scripted_service.py SOCKET KEYS [name=value of Limits]...
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import subprocess
@@ -60,9 +61,11 @@ class ScriptedBench:
             raise RuntimeError("a mistake, with a secret in it")
         elif name == "leave":
             os._exit(0)
-        elif name.startswith("slow"):
+        elif name in ("slow", "still"):
             child = subprocess.Popen(["sleep", "600"])
             passed("busy", f"{os.getpid()} {child.pid}")
+            if name == "still":
+                os.kill(os.getpid(), signal.SIGSTOP)
             time.sleep(600)
         elif name == "brief":
             time.sleep(0.3)
@@ -89,6 +92,7 @@ def main(path, keys, *options):
     chosen = {
         name: float(value) if name.endswith("_s") else int(value) for name, value in (o.split("=") for o in options)
     }
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     service = VerifierService(ScriptedBench(Path(keys)), Admission(), Limits(**{"parallel": 2} | chosen))
     listener = listen(Path(path), None)
     try:

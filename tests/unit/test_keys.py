@@ -276,6 +276,13 @@ class TestTrusted:
         trust(folder, public)
         assert load_trusted(folder, end) == (public,)
 
+    def test_others_can_read_it_whatever_the_umask_is(self, folder, public):
+        before = os.umask(0o077)
+        try:
+            assert trust(folder, public).path.stat().st_mode & 0o777 == 0o644
+        finally:
+            os.umask(before)
+
     def test_a_copy_under_another_name_ends_with_it(self, folder, public):
         named = trust(folder, public).path
         (folder / "alice.pem").write_bytes(public)

@@ -106,6 +106,13 @@ def test_writes_only_the_files_that_are_named(probe, tmp_path):
     assert ran.stopped == "more than 1 MiB of output"
 
 
+def test_what_is_shown_cannot_be_changed(probe, tmp_path):
+    shown = tmp_path / "shown"
+    shown.write_text("as it was")
+    assert run(probe, "fill", reads={"/src/out": shown}).stopped == ""
+    assert shown.read_text() == "as it was"
+
+
 @pytest.mark.parametrize(
     ("what", "limits", "stopped"),
     [

@@ -21,7 +21,7 @@ from typing import BinaryIO
 
 import pytest
 
-from schedagent.core.errors import CompileError, SetupError, UsageError
+from schedagent.core.errors import CompileError, SetupError, TokenError, UsageError
 from schedagent.core.policy import CandidatePolicy, PolicyInfo, Tunable
 from schedagent.core.token import Scope, check, decode, digest_inputs
 from schedagent.core.trusted import load_trusted
@@ -29,6 +29,7 @@ from schedagent.core.verification import GateStatus
 from verifier.client import RemoteVerifier, collect_headers
 from verifier.listener import Admission, Peer, activated, listen, peer_of
 from verifier.messages import MOST_HEADERS
+from verifier.signer import Signer
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -205,6 +206,13 @@ class TestAnswers:
         *_gates, last = service.ask(request("made", source=None, object_base64=base64.b64encode(b"\xff").decode()))
         assert base64.b64decode(last["object"]["object_base64"]) == b"\xff"
 
+    def test_nothing_is_left_when_the_last_answer_comes(self, service):
+        said_before = len(service.log)
+        *_gates, last = service.ask(request("brief"))
+        assert last["report"]
+        assert service.left_behind == []
+        assert "went away" not in service.log[said_before:]
+
     def test_files_lie_in_a_folder_of_the_request_only(self, service):
         gates = [answer["gate"] for answer in service.ask(request(headers={"a/b.h": "B", "c.h": "C"}))[:-1]]
         assert gates[0]["detail"] == "a/b.h=B; c.h=C; good.bpf.c=int x;\n"
@@ -243,6 +251,13 @@ class TestFaults:
         info = info_of(tmp_path, "liar")
         with pytest.raises(SetupError, match="its object of the token is 'abab"):
             client(service).verify(candidate_of(info), info)
+
+    def test_a_report_that_no_trusted_key_signed_is_refused_by_the_client(self, service, info, tmp_path):
+        client(service).verify(candidate_of(info), info)  # the first makes the service's key
+        ours, other = load_trusted(service.keys / "trusted"), Signer(tmp_path / "keys" / "key").public_key
+        assert client(service, trusted=(other, *ours)).verify(candidate_of(info), info).report.passed
+        with pytest.raises(TokenError, match="none of the trusted ones"):
+            client(service, trusted=(other,)).verify(candidate_of(info), info)
 
     def test_no_service(self, tmp_path, info):
         with pytest.raises(SetupError, match="No such file") as caught:
@@ -431,8 +446,8 @@ class Slow:
 
 
 @contextmanager
-def slow(service):
-    with asking(service, request("slow")) as connection, connection.makefile("rb") as stream:
+def slow(service, policy="slow"):
+    with asking(service, request(policy)) as connection, connection.makefile("rb") as stream:
         for _ in range(2):
             stream.readline()
         worker, child = map(int, json.loads(stream.readline())["gate"]["detail"].split())
@@ -450,8 +465,10 @@ def asking(service, message):
 
 
 class TestCancelling:
-    def test_a_peer_that_goes_away(self, service):
-        with slow(service) as begun:
+    @pytest.mark.parametrize("policy", ["slow", "still"])
+    def test_a_peer_that_goes_away(self, service, policy):
+        """Also if the worker itself cannot do anything any more."""
+        with slow(service, policy) as begun:
             pass
         wait_for(lambda: begun.ended)
         wait_for(lambda: service.left_behind == [])
@@ -493,7 +510,8 @@ class TestCancelling:
             wait_for(lambda: begun.ended)
             assert not service.path.exists()
             assert service.left_behind == []
-            assert service.log == ""
+            assert "Traceback" not in service.log
+            assert "Exception" not in service.log
 
     def test_killed(self):
         """Even after kill -9 no worker goes on, and the next service takes the socket over."""

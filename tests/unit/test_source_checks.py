@@ -159,6 +159,13 @@ def test_documented_range_must_keep_the_bounds(minimum, maximum, told):
         assert only(found).rule == 24
 
 
+def test_slice_of_two_tunables_is_left_to_the_compiled_object_if_both_are_documented():
+    other = Tunable("factor", "u64", "none", 1, 1000, 1, "longer turns")
+    body = TURN + "const volatile u64 factor = 1;\n" + enqueue("insert(p, 0, turn * factor);")
+    assert findings(body, tunables=[SLICE_NS, other]) == []
+    assert "tunable factor is used" in only(findings(body, tunables=[SLICE_NS])).message
+
+
 def test_constants_of_headers_are_no_tunables(tmp_path):
     (tmp_path / "enums.h").write_text("const volatile u64 turn __weak;\n")
     assert findings('#include "enums.h"\n' + enqueue("insert(p, 0, turn);"), include_dirs=[tmp_path]) == []

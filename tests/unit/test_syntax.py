@@ -60,12 +60,19 @@ def test_parts_that_are_not_there_are_empty_nodes():
     assert [child.kind for child in loop.children] == ["", "", "", "", "NullStmt"]
 
 
-def test_line_directives_do_not_hide_the_true_place():
-    tree = parse('int a;\n#line 7 "/etc/shadow"\nint b;\n')
+@pytest.mark.parametrize(
+    "directive", ['#line 7 "/etc/shadow"', "#line 7", '#line 3 "/etc/shadow"', '# 3 "/etc/shadow" 1']
+)
+def test_line_directives_do_not_hide_the_true_place(directive):
+    tree = parse(f"int a;\n{directive}\nint b;\n")
     assert [(node.place.file, node.place.line) for node in named(tree, "VarDecl")] == [("x.bpf.c", 1), ("x.bpf.c", 3)]
     assert tree.renamed is not None
-    assert tree.renamed.line == 3
-    assert parse("int a;\n").renamed is None
+    assert (tree.renamed.file, tree.renamed.line) == ("x.bpf.c", 3)
+
+
+def test_headers_are_no_renamed_places(tmp_path):
+    (tmp_path / "own.h").write_text("int a;\n")
+    assert parse('#include "vmlinux.h"\n#include "own.h"\nint b;\n', include_dirs=[tmp_path]).renamed is None
 
 
 @pytest.mark.parametrize(
@@ -117,16 +124,16 @@ def test_precompiled_types_are_left_out_and_kept(tmp_path, large_kernel, monkeyp
     assert len(list((tmp_path / "pch").iterdir())) == 2
 
 
+def test_kfuncs_that_the_source_declares_itself_do_not_clash(tmp_path, large_kernel):
+    text = '#define BPF_NO_KFUNC_PROTOTYPES\n#include "vmlinux.h"\nextern int scx_bpf_kfunc(void);\n'
+    tree = parse_large(text, large_kernel, tmp_path)
+    assert {node.place.file for node in tree.declarations} == {"x.bpf.c"}
+
+
 @pytest.mark.parametrize(
-    "text",
-    [
-        '#define BPF_NO_KFUNC_PROTOTYPES\n#include "vmlinux.h"\nextern int scx_bpf_kfunc(void);\n',
-        "struct task_struct {\n\tlong pid;\n};\n",
-        "int x;\n",
-    ],
-    ids=["own prototypes", "own types", "no kernel header"],
+    "text", ["struct task_struct {\n\tlong pid;\n};\n", "int x;\n"], ids=["own types", "no header"]
 )
-def test_sources_that_clash_with_the_precompiled_types_are_parsed_without(tmp_path, large_kernel, text):
+def test_sources_without_the_kernels_header(tmp_path, large_kernel, text):
     tree = parse_large(text, large_kernel, tmp_path)
     assert tree.declarations[-1].place.file == "x.bpf.c"
 
