@@ -14,14 +14,15 @@ from verifier.proving.ground import Ground
 from verifier.proving.oracle import OracleInfo, OracleResult
 
 CONSERVATION = OracleInfo(
-    "work conservation", 20, 0.35, "ratio",
+    "work conservation", 20, 0.25, "ratio",
     "share of time that a task which may use every CPU waits although one is idle: the worse of the idle share with as "
     f"many hogs as CPUs, and of the usual wait of a task that wakes on a CPU which is held for {work.HOLD_S * 1000:g} "
     "ms",
     "The hogs all start on one CPU; left there, they leave half of a two-CPU machine idle. A policy that moves them at "
-    "once leaves some hundredths. The task that wakes takes the idle CPU within half a "
-    "millisecond, on a busy host within three; without a kick it waits until the held CPU is free, or somebody else "
-    "wakes the idle one. Not seen are waits of less than 10 ms, and one idle CPU out of more than three.",
+    "once leaves some hundredths. The task that wakes takes the idle CPU at once; without a kick it waits until the "
+    "held CPU is free, or somebody else wakes the idle one, which was half of the time at least. Not seen are waits of "
+    "less than 7 ms, one idle CPU out of more than four, and policies that search for an idle CPU as a task wakes and "
+    "forget to only as it is put back.",
 )  # fmt: skip
 
 ORACLES = (CONSERVATION,)

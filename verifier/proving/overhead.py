@@ -113,7 +113,7 @@ class Probe:
             self.disturbed += 1
 
     def decided(self) -> bool:
-        """Whether the pairs so far tell: few do if all are good, more if most are; condemned is who fails to the last."""
+        """Whether the pairs so far tell: few do if all are good, more if most are; the last pair decides."""
         tries = len(self.pairs) + self.disturbed
         if tries >= MOST_PAIRS or len(self.pairs) < FEWEST_PAIRS:
             return tries >= MOST_PAIRS
