@@ -12,14 +12,16 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
 
-from schedagent import cli
+from schedagent import cli, wiring
 from schedagent.core.settings import load_settings
 from schedagent.core.token import key_id
 from schedagent.core.trusted import load_trusted, trust
+from schedagent.verification import VerifyOptions, choose_verifier
 from schedagent.verifier_cli import admitted, socket_path
 from schedagent.wiring import open_verifier
 from verifier.client import RemoteVerifier
@@ -181,17 +183,15 @@ def test_who_may_ask():
         admitted([], "no-such-group-here")
 
 
-def test_a_socket_in_the_settings_is_asked(tmp_path, other):
+def test_a_socket_in_the_settings_is_asked(tmp_path, other, monkeypatch):
     chosen = {"HOME": "/h", "SCHEDAGENT_VERIFIER_SOCKET": "/run/v.sock", "SCHEDAGENT_STATE": str(tmp_path)}
     settings = load_settings(chosen)
     trusted = trust(settings.keys_dir / "trusted", other.read_bytes()).pem
-
-    class Lab:
-        class kernel:
-            release = "7.3.4"
-
-    found = open_verifier(settings, Lab, (tmp_path,))
-    assert found == RemoteVerifier(Path("/run/v.sock"), (tmp_path,), found.on_gate, kernel="7.3.4", trusted=(trusted,))
+    monkeypatch.setattr(wiring, "default_kernel", lambda _settings: SimpleNamespace(release="7.3.4"))
+    found = open_verifier(settings)
+    assert found == RemoteVerifier(Path("/run/v.sock"), on_gate=found.on_gate, kernel="7.3.4", trusted=(trusted,))
+    chosen = choose_verifier(settings, VerifyOptions(kernel="6.18"))
+    assert chosen == RemoteVerifier(Path("/run/v.sock"), on_gate=chosen.on_gate, kernel="6.18", trusted=(trusted,))
 
 
 PROGRAM = """
