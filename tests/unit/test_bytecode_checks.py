@@ -491,3 +491,13 @@ def test_numbers_of_the_target_go_before_those_of_the_object(tmp_path):
     assert check_logic(image, frozenset()).findings == ()
     (finding,) = check_logic(image, frozenset(), {"SCX_KICK_PREEMPT": 8}).findings
     assert finding.rule == 10
+
+
+def test_task_that_may_use_every_cpu_may_wait_for_any(tmp_path):
+    before = "u32 nr_cpus;"
+    rest = "s32 cpu, best = 0;\nbpf_for(cpu, 0, nr_cpus) {\n\tif (!scx_bpf_dsq_nr_queued(cpu))\n\t\tbest = cpu;\n}\n"
+    insert = "scx_bpf_dsq_insert(p, best, SLICE, 0);\nscx_bpf_kick_cpu(best, IDLE);"
+    pinned = "if (p->nr_cpus_allowed < nr_cpus) {\n\tscx_bpf_dsq_insert(p, GLOBAL, SLICE, 0);\n\treturn;\n}\n"
+    assert check(tmp_path, **{**PER_CPU, "before": before, "enqueue": pinned + rest + insert}).report.findings == ()
+    untested = check(tmp_path, **{**PER_CPU, "before": before, "enqueue": rest + insert}).report
+    assert {finding.rule for finding in untested.errors} == {7, 19}
