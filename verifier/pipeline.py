@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from kernel_bpf.source import read_source
-from kernel_bpf.target import KernelTarget, features
+from kernel_bpf.target import KernelTarget, enum_values, features
 from schedagent.core.artifact import PolicyArtifact
 from schedagent.core.errors import BpfError, KernelRejected, PolicyError, UsageError, VmLost
 from schedagent.core.policy import CandidatePolicy, PolicyInfo
@@ -239,7 +239,13 @@ class _Passage:
         return Passed(size)
 
     def _logic(self) -> Passed:
-        report = check_logic(read_object(self._artifacts[0].object_bytes), features(self._verifier.target))
+        target = self._verifier.target
+        report = check_logic(
+            read_object(self._artifacts[0].object_bytes),
+            features(target),
+            enum_values(target),
+            dict(self._candidate.tunables),
+        )
         return _unless_errors(report.summary, report.findings)
 
     def _kernel_verifier(self) -> Passed:
