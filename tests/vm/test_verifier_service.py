@@ -25,6 +25,7 @@ from schedagent.core.policy import CandidatePolicy
 from schedagent.core.settings import load_settings
 from schedagent.core.token import Scope, check, decode, digest_inputs
 from schedagent.core.trusted import load_trusted
+from schedagent.wiring import open_lab
 from verifier.microvm.kernels import default_kernel
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -123,12 +124,15 @@ def program(*words: object) -> list[str]:
 
 @contextmanager
 def service(place: Path) -> Iterator[Path]:
-    """The service, as a user who is a member of the group that may ask."""
+    """The service, as a user who is a member of the group that may ask.
+
+    Its cache is its own, so its lock is too: we keep other tests' machines away for it.
+    """
     path = place / "service" / "verifier.sock"
     words = as_user(
         SERVICE_USER, str(SHARED_GROUP), program("verifier", "serve", "--socket", path, "--allow-group", "users")
     )
-    with (place / "log").open("w+") as log:
+    with open_lab(load_settings()).measuring(), (place / "log").open("w+") as log:
         process = subprocess.Popen(words, env=environment(place, "service"), stderr=log)
         try:
             deadline = time.monotonic() + 120
