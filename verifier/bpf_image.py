@@ -87,7 +87,8 @@ class Function:
 
     Args:
         name: C name.
-        section: ELF section, e.g. "struct_ops/fifo_enqueue"; ".text" for subprograms.
+        section: ELF section, e.g. "struct_ops/fifo_enqueue"; ".text" for subprograms. A leading "?" (libbpf loads it
+            only if something asks for it) is dropped.
         instructions: in order.
         parameters: names of its parameters; for entry programs made with BPF_PROG that is ("ctx",).
         is_program: whether the kernel may enter here (a global function in a program section).

@@ -31,6 +31,10 @@ _NOT_DATA = (MAPS_SECTION, LICENSE_SECTION, "version", *EXTERN_SECTIONS, *OPS_SE
 _OPS_TYPE = "sched_ext_ops"
 _FLAVOUR = re.compile(r"(.*[^_])___[^_]")
 _POINTER_BYTES = 8
+_REFERENCE_BYTES = 4
+"""What an element of a map of maps or programs takes."""
+
+_SIZED_MEMBERS = {"key": "key_size", "value": "value_size", "values": "value_size"}
 _INT_SIGNED = 1 << 24
 
 Placements = Mapping[str, list[Placed]]
@@ -176,12 +180,12 @@ def _read_map(btf: Btf, name: str, definition: Type, outer: bool = True) -> MapI
             number = btf.size(_target(btf, member.type_id, Kind.PTR, f"{name}.{member.name}").target)
         elif member.name == "values" and outer:
             inner = _read_values(btf, name, member.type_id)
-            continue
+            number = _REFERENCE_BYTES
         elif member.name in ("numa_node", "map_extra"):
             continue
         else:
             raise malformed(f"map {name!r} has a member {member.name!r} that libbpf does not know")
-        key = f"{member.name}_size" if member.name in ("key", "value") else member.name
+        key = _SIZED_MEMBERS.get(member.name, member.name)
         if numbers[key] not in (0, number):
             raise malformed(f"map {name!r} declares {key} as {numbers[key]} and as {number}")
         numbers[key] = number

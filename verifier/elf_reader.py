@@ -247,7 +247,19 @@ def _read_symbols(sections: tuple[Section, ...]) -> tuple[Symbol, ...]:
     if not 0 < table.link < len(sections) or sections[table.link].type != SectionType.STRTAB:
         raise malformed(f"the symbols' names are in section {table.link}, which is no string table")
     names = sections[table.link].content
-    return tuple(_symbol(fields, names, sections) for fields in _SYMBOL.iter_unpack(table.content))
+    symbols = tuple(_symbol(fields, names, sections) for fields in _SYMBOL.iter_unpack(table.content))
+    _check_global_names(symbols)
+    return symbols
+
+
+def _check_global_names(symbols: tuple[Symbol, ...]) -> None:
+    """Refuse two global symbols of one name: libbpf takes the first, whatever its section."""
+    seen: set[str] = set()
+    for symbol in symbols:
+        if symbol.is_global and symbol.name in seen:
+            raise malformed(f"two global symbols are called {symbol.name!r}")
+        if symbol.is_global:
+            seen.add(symbol.name)
 
 
 def _symbol(fields: tuple[int, ...], names: bytes, sections: tuple[Section, ...]) -> Symbol:

@@ -95,8 +95,6 @@ def _named(symbols: list[Symbol], elf: ElfObject) -> dict[str, Symbol]:
     found: dict[str, Symbol] = {}
     for symbol in sorted(symbols, key=lambda symbol: not symbol.is_global):
         name, section = symbol.name, elf.sections[symbol.section].name
-        if name in found and symbol.is_global:
-            raise malformed(f"two functions are called {name!r}")
         if name in found:
             name = f"{name}@{section}"
         if name in found:
@@ -120,7 +118,7 @@ def _function(
     references.check_all_used(section, symbol, {symbol.value + found.slot * SLOT_BYTES for found in instructions})
     (type_id,) = ext.functions.get(section.name, NO_RECORDS).get(symbol.value) or (0,)
     is_program = symbol.is_global and section.name != ".text"
-    return Function(name, section.name, instructions, _parameters(btf, type_id), is_program)
+    return Function(name, section.name.removeprefix("?"), instructions, _parameters(btf, type_id), is_program)
 
 
 def _parameters(btf: Btf, type_id: int) -> tuple[str, ...]:

@@ -44,9 +44,7 @@ Judge = Callable[[Mutant], Verdict]
 
 def open_judge(settings: Settings, folder: Path, *, static_only: bool) -> Judge:
     """Return the judge: all gates, or only those before the VM. Sources and objects are kept in `folder`."""
-    verifier = dataclasses.replace(
-        open_local_verifier(settings, sign=False), cache_dir=folder, static_only=static_only
-    )
+    verifier = dataclasses.replace(open_local_verifier(settings, sign=False), cache_dir=folder, static_only=static_only)
 
     def judge(mutant: Mutant) -> Verdict:
         info = mutant.write(folder)

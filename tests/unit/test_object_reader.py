@@ -82,9 +82,9 @@ def test_details_of_references(every_reference):
 def test_declarations_of_every_reference(every_reference):
     inner = MapInfo("nested.inner", 1, 4, 40, 3, 0, 0)
     assert every_reference.maps == {
-        "nested": MapInfo("nested", 13, 4, 0, 2, 1, 1, inner),
+        "nested": MapInfo("nested", 13, 4, 4, 2, 1, 1, inner),
         "flat": MapInfo("flat", 1, 4, 40, 3, 0, 0),
-        "filled": MapInfo("filled", 12, 4, 0, 1, 0, 0, MapInfo("filled.inner", 1, 4, 40, 3, 0, 0)),
+        "filled": MapInfo("filled", 12, 4, 4, 1, 0, 0, MapInfo("filled.inner", 1, 4, 40, 3, 0, 0)),
         "arena": MapInfo("arena", 33, 0, 0, 9, 0, 0),
     }
     ops, optional = every_reference.ops
@@ -178,7 +178,7 @@ def test_maps_and_variables_are_those_that_libbpf_finds(layered):
 
 
 def test_lines_of_kfunc_calls_name_the_kfunc(layered):
-    places = {"include/": BPF_INCLUDE, "./": POLICIES}
+    places = {"./include/": BPF_INCLUDE, "./": POLICIES}
     compared = 0
     for function in read_object(layered).functions.values():
         for found in function.instructions:

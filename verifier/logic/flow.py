@@ -29,6 +29,7 @@ _DISTINCT_PATHS = 10
 
 _DEEPEST_CALL = 12
 _ENTRY = -1
+_RETURNS = frozenset({"select_cpu", "init_task", "init"})
 
 
 @dataclass
@@ -129,6 +130,9 @@ class Walker(Machine):
         """Follow one path until it ends, meets one that was here before, or forks into others."""
         self.entry.paths += 1
         while True:
+            if state.index >= len(state.code.ops):
+                self.entry.unreadable = f"{state.code.name} runs on behind its last instruction"
+                return
             if state.index in state.code.joins and not self._arrive(state, state.index):
                 return
             self.entry.steps += 1
@@ -305,7 +309,7 @@ class Walker(Machine):
         if key not in self._known_events:
             self._known_events.add(key)
             self.walk.exits.append(
-                Exit(self.member, _last_line(state, op), state.regs[0], facts, state.marks, state.trail)
+                Exit(self.member, _last_line(state, op, self.member), state.regs[0], facts, state.marks, state.trail)
             )
 
     # --- calls
@@ -319,6 +323,7 @@ class Walker(Machine):
             return True
         arguments = tuple(state.regs[1 : 1 + self._arity_at(op, self._arity)])
         known = calls.canonical(name)
+        state.returned = op.line
         state.regs[0] = self._result(state, known, arguments, site)
         for register in range(1, 6):
             state.regs[register] = self._dead
@@ -385,8 +390,11 @@ class Walker(Machine):
         self.walk.events.append(event)
 
 
-def _last_line(state: State, op: Op) -> Line | None:
-    """Where a path took its last turn: the exit itself has the line of the whole function."""
+def _last_line(state: State, op: Op, entered: str) -> Line | None:
+    """Where a path computed its result or took its last turn: the exit itself has the line of the whole function."""
+    returned = state.returned if entered in _RETURNS else None
+    if returned is not None and op.line is not None and returned.line != op.line.line:
+        return returned
     return next((trail.line for trail in trails(state.trail) if trail.line), op.line)
 
 

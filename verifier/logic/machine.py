@@ -110,6 +110,8 @@ class Machine:
     def _alu(self, state: State, op: Op) -> bool:
         state.index += 1
         regs, dst = state.regs, op.dst
+        if dst == 0:
+            state.returned = op.line
         right = regs[op.src] if op.from_register else self._immediate(op)
         if op.name == "mov":
             regs[dst] = self._moved(op, right)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from verifier.bpf_image import Line
 from verifier.logic.code import ALL_STACK, REGISTERS, Code, stack_bits
 from verifier.logic.events import Marks, Trail
 from verifier.logic.facts import Facts, living, without
@@ -32,14 +33,20 @@ class Frame(NamedTuple):
 
 
 class State:
-    """One path's machine; `fork` copies it."""
+    """One path's machine; `fork` copies it.
 
-    __slots__ = ("code", "facts", "frames", "index", "loops", "marks", "origin", "regs", "stack", "trail")
+    Attributes:
+        origin: the instruction before this one.
+        returned: where r0 was last computed.
+    """
+
+    __slots__ = ("code", "facts", "frames", "index", "loops", "marks", "origin", "regs", "returned", "stack", "trail")
 
     def __init__(self, code: Code, regs: list[Term]) -> None:
         self.code = code
         self.index = 0
         self.origin = -1
+        self.returned: Line | None = None
         self.regs = regs
         self.stack: Stack = {}
         self.facts = Facts()
@@ -53,6 +60,7 @@ class State:
         other.code, other.index, other.origin, other.regs = self.code, self.index, self.origin, list(self.regs)
         other.stack, other.facts, other.frames = dict(self.stack), self.facts, self.frames
         other.marks, other.trail, other.loops = self.marks, self.trail, dict(self.loops)
+        other.returned = self.returned
         return other
 
     def read_stack(self, depth: int, offset: int, size: int, terms: Terms) -> Term | None:

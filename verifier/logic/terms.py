@@ -14,7 +14,7 @@ from verifier.logic.calls import BOOLEANS
 
 MASK64 = (1 << 64) - 1
 MASK32 = (1 << 32) - 1
-_DEEPEST = 24
+_DEEPEST = 16
 
 
 class Kind(StrEnum):
@@ -325,8 +325,11 @@ _SIGNS = {"add": "+", "sub": "-", "mul": "*", "div": "/", "mod": "%", "and": "&"
 _SIGNS |= {"rsh": ">>", "arsh": ">>", "sdiv": "/", "smod": "%"}
 
 
-def describe(term: Term) -> str:
-    """Say a term in a few characters of C, for messages."""
+def describe(term: Term, levels: int = 6) -> str:
+    """Say a term in a few characters of C, for messages; what is nested deeper than some levels is left out."""
+    if levels == 0:
+        return "..."
+    levels -= 1
     parts = term.parts
     text = "a value"
     match term.kind:
@@ -336,48 +339,48 @@ def describe(term: Term) -> str:
             text = parts[1]
         case Kind.FIELD | Kind.ADDRESS:
             field = parts[1].partition(".")[2] or parts[1]
-            text = f"{'&' if term.kind is Kind.ADDRESS else ''}{describe(parts[0])}->{field}"
+            text = f"{'&' if term.kind is Kind.ADDRESS else ''}{describe(parts[0], levels)}->{field}"
         case Kind.CALL | Kind.PURE:
-            text = f"{parts[0]}({_first_argument(term)})"
+            text = f"{parts[0]}({_first_argument(term, levels)})"
         case Kind.INDEX:
             text = "i"
         case Kind.ZEXT | Kind.SEXT:
-            text = describe(parts[0])
+            text = describe(parts[0], levels)
         case Kind.OP:
             sign = _SIGNS.get(parts[0].removesuffix("32"), parts[0])
-            text = f"({describe(parts[1])} {sign} {describe(parts[2])})"
+            text = f"({describe(parts[1], levels)} {sign} {describe(parts[2], levels)})"
         case Kind.LINEAR:
-            text = _describe_sum(parts[0], parts[1])
+            text = _describe_sum(parts[0], parts[1], levels)
         case Kind.LOAD:
-            text = _describe_load(parts[1])
+            text = _describe_load(parts[1], levels)
         case Kind.MAP | Kind.GLOBAL | Kind.FUNCTION:
             text = f"&{parts[0]}"
     return text
 
 
-def _first_argument(term: Term) -> str:
+def _first_argument(term: Term, levels: int) -> str:
     arguments = term.parts[-1]
     if not arguments or arguments[0].kind in (Kind.STACK, Kind.UNKNOWN, Kind.CALL):
         return ""
-    return describe(arguments[0]) + (", ..." if len(arguments) > 1 else "")
+    return describe(arguments[0], levels) + (", ..." if len(arguments) > 1 else "")
 
 
-def _describe_sum(constant: int, addends: Iterable[tuple[Term, int]]) -> str:
+def _describe_sum(constant: int, addends: Iterable[tuple[Term, int]], levels: int) -> str:
     text = ""
     for atom, factor in addends:
         times = abs(signed(factor))
         sign = "-" if signed(factor) < 0 else "+"
-        text += f" {sign} " + (f"{number(times)} * " if times != 1 else "") + describe(atom)
+        text += f" {sign} " + (f"{number(times)} * " if times != 1 else "") + describe(atom, levels)
     if constant:
         text += f" {'-' if signed(constant) < 0 else '+'} {number(abs(signed(constant)))}"
     return f"({text.removeprefix(' + ').strip()})"
 
 
-def _describe_load(address: Term) -> str:
+def _describe_load(address: Term, levels: int) -> str:
     base, _offset = pointer(address)
     if base.kind is Kind.GLOBAL:
         return f"a variable in {base.name}"
-    return f"what {describe(base)} points at" if base.kind in (Kind.CALL, Kind.PURE) else "a loaded value"
+    return f"what {describe(base, levels)} points at" if base.kind in (Kind.CALL, Kind.PURE) else "a loaded value"
 
 
 def number(value: int) -> str:

@@ -64,13 +64,12 @@ def idle_s() -> float:
 
 def wakeup_waits(ground: Ground, crew: Crew, seconds: float) -> list[int]:
     """Wake a task again and again where its CPU is held and another one idles; return how long each waited, in ns."""
-    home, door = ground.cpus[0], os.pipe()
-    sleeper = crew.start("sleeper", work.rehoming_sleeper(home, ground.cpus, door[0]))
-    crew.start("blocker", work.blocker(home, door[1]))
+    home, door = ground.cpus[0], os.eventfd(0)
+    sleeper = crew.start("sleeper", work.rehoming_sleeper(home, ground.cpus, door))
+    crew.start("blocker", work.blocker(home, door))
     for _now in ground.watch(seconds, 5 * LOOK_S):
         pass
-    for end in door:
-        os.close(end)
+    os.close(door)
     return sleeper.record.samples_ns()
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import NoReturn, Self
 
-REAP_LIMIT_S = 1.5
+REAP_LIMIT_S = 2.2
 """A killed task needs some CPU time to die; one that does not get it within this time is left to the kernel."""
 
 _SAMPLES_FROM = 8

@@ -143,13 +143,13 @@ def current_cpu() -> int:
 
 
 def fork_storm(record: Record) -> NoReturn:
-    """Fork and exec in turn, exit, reap; tell how long each child took from fork to reaping."""
+    """Fork, exec, exit, reap; tell how long each child took from fork to reaping."""
     program = smallest_program()
     os.dup2(os.open("/dev/null", os.O_WRONLY), 1)
     while True:
         record.begin()
         try:
-            pid = os.posix_spawn(program, [program, "--version"], {}) if program and record.events % 2 else os.fork()
+            pid = os.posix_spawn(program, [program, "--version"], {}) if program else os.fork()
         except OSError as error:
             record.errno = error.errno or 0
             time.sleep(0.01)
@@ -170,9 +170,13 @@ def smallest_program() -> str:
 
 
 def rehoming_sleeper(home: int, cpus: Sequence[int], wake: int) -> Body:
-    """Go to CPU `home`, be allowed everywhere, sleep until a byte comes; tell how long the wake-up waited for a CPU.
+    """Go to CPU `home`, be allowed everywhere, sleep until an event comes; tell how long the wake-up waited for a CPU.
 
     The wait is the growth of the run delay in the task's own schedstat.
+
+    Args:
+        wake: an eventfd. A pipe would wake the sleeper with the promise that its waker is about to sleep, and a policy
+            may then leave it where the waker is (SCX_WAKE_SYNC).
     """
 
     def run(record: Record) -> NoReturn:
@@ -181,7 +185,7 @@ def rehoming_sleeper(home: int, cpus: Sequence[int], wake: int) -> Body:
             os.sched_setaffinity(0, {home})
             os.sched_setaffinity(0, cpus)
             before = run_delay_ns(schedstat)
-            os.read(wake, 1)
+            os.eventfd_read(wake)
             record.note(run_delay_ns(schedstat) - before)
 
     return run
@@ -194,7 +198,7 @@ def blocker(home: int, wake: int) -> Body:
         while True:
             time.sleep(REST_S)
             until = time.monotonic() + HOLD_S
-            os.write(wake, b"x")
+            os.eventfd_write(wake, 1)
             while time.monotonic() < until:
                 pass
             record.events += 1
@@ -285,8 +289,8 @@ def migration_disabled(spinner: Spinner) -> Body:
 
     def run(record: Record) -> NoReturn:
         while True:
-            spinner.run()
             record.events += 1
+            spinner.run()
 
     return run
 
