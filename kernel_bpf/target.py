@@ -9,6 +9,7 @@ manifest, and a damaged one is built anew. May import: kernel_bpf.btf and scheda
 from __future__ import annotations
 
 import fcntl
+import functools
 import hashlib
 import json
 import logging
@@ -18,7 +19,7 @@ import shutil
 import struct
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,7 +98,8 @@ def features(target: KernelTarget) -> frozenset[str]:
         raise SetupError(f"cannot read the features of kernel {target.release}: {error}", "run: make setup") from None
 
 
-def enum_values(target: KernelTarget) -> dict[str, int]:
+@functools.cache
+def enum_values(target: KernelTarget) -> Mapping[str, int]:
     """Return the numbers behind sched_ext's constants in this kernel, by name: {"SCX_ENQ_HEAD": 65536, ...}.
 
     They differ from kernel to kernel, and an object need not carry those that it uses.

@@ -20,7 +20,7 @@ from rich.table import Table
 
 from kernel_bpf.library import load_library, policy_from_file
 from schedagent.core.policy import CandidatePolicy, PolicyInfo
-from schedagent.core.rules import COMPILE, GATES, LOGIC, SOURCE
+from schedagent.core.rules import COMPILE, GATES, LOGIC, RULES, SOURCE
 from schedagent.core.settings import load_settings
 from schedagent.core.verification import GateStatus, Severity, VerificationReport
 from schedagent.wiring import open_local_verifier
@@ -95,7 +95,11 @@ def complaint(entry: Entry, report: VerificationReport) -> str:
         return f"{bad.gate}: {bad.detail}" if bad else ""
     if report.failure is None:
         return "" if skipped and not entry.static else "no gate closed"
-    broken = {finding.rule for finding in report.failure.findings if finding.severity is Severity.ERROR}
+    errors = [finding for finding in report.failure.findings if finding.severity is Severity.ERROR]
+    broken = {finding.rule for finding in errors}
+    # a run shows that a task starves, not which of several rules is why: core.rules says which oracle stands for which
+    if any(finding.where in RULES[entry.rule].checks for finding in errors):
+        broken.add(entry.rule)
     if GATES.index(report.failure.gate) > GATES.index(entry.gate):
         return f"only {report.failure.gate!r} closed: {report.failure.detail}"
     return "" if entry.rule in broken else f"{report.failure.gate!r} closed for rule {sorted(broken) or 'none'}"

@@ -8,7 +8,7 @@ in `verifier.logic`. May import: verifier.logic, verifier.bpf_image and schedage
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from schedagent.core.verification import Finding, Severity
@@ -78,19 +78,25 @@ class LogicReport:
 
 
 def check_logic(
-    image: BpfImage, features: frozenset[str], enums: Mapping[str, int] = MappingProxyType({})
+    image: BpfImage,
+    features: frozenset[str],
+    enums: Mapping[str, int] = MappingProxyType({}),
+    tunables: Mapping[str, int] = MappingProxyType({}),
 ) -> LogicReport:
     """Check a compiled policy against the rules that its programs show.
 
     Args:
         image: the object, from `verifier.object_reader.read_object`.
         features: kernel_bpf.target.features of the target; empty: everything is assumed to exist.
-        enums: values of the target's enumerators ("scx_dsq_id_flags.SCX_DSQ_LOCAL"); the object's own fill the gaps.
+        enums: values of the target's enumerators, as kernel_bpf.target.enum_values gives them ("SCX_DSQ_LOCAL"; with
+            the type before a dot is fine, too); the object's own fill the gaps.
+        tunables: values that the loader will set; the others are judged by what the object holds.
     """
     known = (calls.FIXED_ENUMS, image.enums, enums)
     values = {name.rpartition(".")[2]: value for source in known for name, value in source.items()}
     if not image.ops:
         return _no_scheduler(image)
+    image = _configured(image, tunables)
     ops = image.ops[0]
     walk = _walk(image, ops, features, values)
     subject = Subject(image, ops, walk, values, features)
@@ -106,6 +112,17 @@ def check_logic(
         tuple(CallbackWalk(e.member, e.paths, e.steps, e.joined, e.exhausted) for e in walk.entries),
         *_queue_counts(subject),
     )
+
+
+def _configured(image: BpfImage, tunables: Mapping[str, int]) -> BpfImage:
+    """Return the object as the loader will have set it."""
+    variables = dict(image.variables)
+    for name, value in tunables.items():
+        known = variables.get(name)
+        if known is not None and known.section.startswith(".rodata") and known.size <= 8:
+            content = (value & ((1 << 8 * known.size) - 1)).to_bytes(known.size, "little")
+            variables[name] = replace(known, content=content)
+    return replace(image, variables=variables)
 
 
 def _no_scheduler(image: BpfImage) -> LogicReport:

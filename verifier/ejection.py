@@ -9,6 +9,9 @@ from __future__ import annotations
 from schedagent.core.rules import RULES
 from schedagent.core.verification import Finding, Severity
 
+_STALL = 29
+"""What the watchdog says is the oracle "starvation", measured by the kernel: a task did not run for too long."""
+
 _EJECTIONS = (
     ("target CPU", 6),
     ("not allowed for", 6),
@@ -29,9 +32,9 @@ _EJECTIONS = (
     ("SCX_OPS_ENQ_LAST requires ops.enqueue()", 15),
     ("ops.init_task() failed", 17),
     ("init_task failed", 17),
-    ("runnable task stall", 29),
-    ("watchdog failed to check in", 29),
-    ("failed to run for", 29),
+    ("runnable task stall", _STALL),
+    ("watchdog failed to check in", _STALL),
+    ("failed to run for", _STALL),
 )
 
 _REFUSALS = (
@@ -59,7 +62,8 @@ def rule_of_refusal(log: str) -> int:
 
 def finding(rule: int, message: str) -> tuple[Finding, ...]:
     """Return the finding for a rule found by its words; none for rule 0."""
-    return (Finding(rule, Severity.ERROR, "", "", 0, message),) if rule in RULES else ()
+    where = "starvation" if rule == _STALL else ""
+    return (Finding(rule, Severity.ERROR, where, "", 0, message),) if rule in RULES else ()
 
 
 def _find(text: str, words: tuple[tuple[str, int], ...]) -> int:

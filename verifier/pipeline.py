@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from kernel_bpf.source import read_source
-from kernel_bpf.target import KernelTarget, features
+from kernel_bpf.target import KernelTarget, enum_values, features
 from schedagent.core.artifact import PolicyArtifact
 from schedagent.core.errors import BpfError, KernelRejected, PolicyError, UsageError, VmLost
 from schedagent.core.policy import CandidatePolicy, PolicyInfo
@@ -239,7 +239,13 @@ class _Passage:
         return Passed(size)
 
     def _logic(self) -> Passed:
-        report = check_logic(read_object(self._artifacts[0].object_bytes), features(self._verifier.target))
+        target = self._verifier.target
+        report = check_logic(
+            read_object(self._artifacts[0].object_bytes),
+            features(target),
+            enum_values(target),
+            dict(self._candidate.tunables),
+        )
         return _unless_errors(report.summary, report.findings)
 
     def _kernel_verifier(self) -> Passed:
@@ -285,12 +291,10 @@ class _Passage:
 
     def _proving(self) -> Passed:
         answer = self._answer()
-        if answer.exit_text:
-            raise GateFailed(
-                f"the kernel ejected it: {answer.exit_text}",
-                ejection.finding(ejection.rule_of_exit(answer.exit_text), answer.exit_text),
-            )
         oracles = [oracle for oracle in self._oracles() if OVERHEAD not in RULES[oracle.rule].gates]
+        if answer.exit_text:
+            told = ejection.finding(ejection.rule_of_exit(answer.exit_text), answer.exit_text)
+            raise GateFailed(f"the kernel ejected it: {answer.exit_text}", (*told, *self._failed(oracles)))
         events = ", ".join(f"{name} {count}" for name, count in answer.events.items() if count) or "none"
         warnings = [finding for result in self._gates for finding in result.findings if finding.cleared_by]
         shown = {oracle.name for oracle in oracles}
@@ -306,16 +310,20 @@ class _Passage:
 
     def _judge(self, oracles: Sequence[OracleResult], more: str) -> Passed:
         """Close the gate unless every oracle holds, or the policy declared that it does not seek what one checks."""
-        bad = [oracle for oracle in oracles if not oracle.ok and oracle.name not in self._info.declares]
-        if bad:
-            findings = [Finding(oracle.rule, Severity.ERROR, oracle.name, "", 0, oracle.detail) for oracle in bad]
-            raise GateFailed("; ".join(f"{oracle.name}: {oracle.detail}" for oracle in bad), findings)
+        findings = self._failed(oracles)
+        if findings:
+            raise GateFailed("; ".join(f"{finding.where}: {finding.message}" for finding in findings), findings)
         declared = [oracle.name for oracle in oracles if not oracle.ok]
         exempt = f"; declared not to hold: {', '.join(declared)}" if declared else ""
         names = {oracle.name for oracle in oracles}
         phases = [phase.name for phase in PHASES if names & {info.name for info in phase.oracles}]
         seconds = sum(self._answer().seconds.get(name, 0.0) for name in phases)
         return Passed(f"{len(oracles) - len(declared)} oracles hold{exempt}{more}", seconds=seconds)
+
+    def _failed(self, oracles: Sequence[OracleResult]) -> list[Finding]:
+        """One error for each oracle that does not hold and was not declared away."""
+        bad = [oracle for oracle in oracles if not oracle.ok and oracle.name not in self._info.declares]
+        return [Finding(oracle.rule, Severity.ERROR, oracle.name, "", 0, oracle.detail) for oracle in bad]
 
     def _oracles(self) -> tuple[OracleResult, ...]:
         return tuple(OracleResult(**result) for result in self._proved.results) if self._proved else ()

@@ -320,13 +320,21 @@ def drop_exit(program: Program) -> Iterator[Fault]:
 
 
 def last_to_nobody(program: Program) -> Iterator[Fault]:
-    """ENQ_LAST is asked for and not handled. Not where dispatch renews the slice: the flag then changes nothing."""
+    """ENQ_LAST is asked for and not handled. Not where the last task has a slice or a place in a local queue anyway."""
     renews = any(program.calls(["task_set_slice"], program.reached_from("dispatch")))
-    if "ENQ_LAST" in program.text or re.search(r"\t\.flags = ", program.text) or renews:
+    asked = "ENQ_LAST" in program.text or re.search(r"\t\.flags = ", program.text)
+    if asked or renews or not _keeps_tasks(program):
         return
     yield from _edit_match(
         program, r"\t\.timeout_ms", "\t.flags = SCX_OPS_ENQ_LAST,\n\t.timeout_ms", "ENQ_LAST without a case for it"
     )
+
+
+def _keeps_tasks(program: Program) -> bool:
+    """Whether enqueue leaves tasks where only dispatch finds them."""
+    functions = list(program.reached_from("enqueue"))
+    queues = [program.code(call.arguments[1]) for call in program.calls(INSERTS, functions)]
+    return any(program.calls(STORES, functions)) or not all(map(_is_builtin, queues))
 
 
 def leak_reference(program: Program) -> Iterator[Fault]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from kernel_bpf.compile import compile_policy
 from kernel_bpf.target import KernelTarget
 from schedagent.core.verification import Finding, Severity
+from verifier.bpf_image import BpfImage
 from verifier.bytecode_checks import LogicReport, check_logic
 from verifier.object_reader import read_object
 
@@ -132,10 +133,14 @@ def source_of(before: str = "", ops: str = ".timeout_ms = 5000,", license: str =
     return "\n".join((start, textwrap.dedent(before), *parts.values(), struct))
 
 
+def compiled(folder: Path, **changes: str | None) -> BpfImage:
+    """Compile a changed policy and read it."""
+    path = folder / "t.bpf.c"
+    path.write_text(source_of(**changes))  # type: ignore[arg-type]
+    return read_object(compile_policy(path, "t", TARGET).object_bytes)
+
+
 def check(folder: Path, features: frozenset[str] = frozenset(), **changes: str | None) -> Checked:
     """Compile a changed policy and check it."""
-    source = source_of(**changes)  # type: ignore[arg-type]
-    path = folder / "t.bpf.c"
-    path.write_text(source)
-    artifact = compile_policy(path, "t", TARGET)
-    return Checked(source, check_logic(read_object(artifact.object_bytes), features))
+    report = check_logic(compiled(folder, **changes), features)
+    return Checked((folder / "t.bpf.c").read_text(), report)

@@ -3,10 +3,11 @@
 from dataclasses import dataclass, field
 
 import pytest
-from small_policy import check
+from small_policy import check, compiled
 
 from schedagent.core.rules import LOGIC, OVERHEAD, PROVING, RULES, SOURCE
 from schedagent.core.verification import Severity
+from verifier.bytecode_checks import check_logic
 
 ERROR, WARNING = Severity.ERROR, Severity.WARNING
 
@@ -475,3 +476,28 @@ def test_enumerators_that_the_loader_fills_in_have_their_names(tmp_path):
     before = "const volatile u64 __SCX_DSQ_LOCAL;\nconst volatile u64 __SCX_SLICE_DFL;"
     body = "scx_bpf_dsq_insert(p, __SCX_DSQ_LOCAL, __SCX_SLICE_DFL, 0);"
     assert check(tmp_path, before=before, enqueue=body).report.findings == ()
+
+
+def test_tunables_are_judged_by_what_the_loader_sets(tmp_path):
+    before = "const volatile u64 slice_ns = 5000000;"
+    image = compiled(tmp_path, before=before, enqueue="scx_bpf_dsq_insert(p, GLOBAL, slice_ns, 0);")
+    assert check_logic(image, frozenset()).findings == ()
+    (finding,) = check_logic(image, frozenset(), {}, {"slice_ns": 1_000_000_000, "unknown": 1}).findings
+    assert (finding.rule, finding.message[:36]) == (24, "the slice is 1000000000 ns (slice_ns")
+
+
+def test_numbers_of_the_target_go_before_those_of_the_object(tmp_path):
+    image = compiled(tmp_path, tick="scx_bpf_kick_cpu(0, IDLE | 8);")
+    assert check_logic(image, frozenset()).findings == ()
+    (finding,) = check_logic(image, frozenset(), {"SCX_KICK_PREEMPT": 8}).findings
+    assert finding.rule == 10
+
+
+def test_task_that_may_use_every_cpu_may_wait_for_any(tmp_path):
+    before = "u32 nr_cpus;"
+    rest = "s32 cpu, best = 0;\nbpf_for(cpu, 0, nr_cpus) {\n\tif (!scx_bpf_dsq_nr_queued(cpu))\n\t\tbest = cpu;\n}\n"
+    insert = "scx_bpf_dsq_insert(p, best, SLICE, 0);\nscx_bpf_kick_cpu(best, IDLE);"
+    pinned = "if (p->nr_cpus_allowed < nr_cpus) {\n\tscx_bpf_dsq_insert(p, GLOBAL, SLICE, 0);\n\treturn;\n}\n"
+    assert check(tmp_path, **{**PER_CPU, "before": before, "enqueue": pinned + rest + insert}).report.findings == ()
+    untested = check(tmp_path, **{**PER_CPU, "before": before, "enqueue": rest + insert}).report
+    assert {finding.rule for finding in untested.errors} == {7, 19}

@@ -13,7 +13,7 @@ import zstandard
 
 from kernel_bpf import target as targets
 from kernel_bpf.compile import find_clang
-from kernel_bpf.target import extract_elf, features, prepare_target
+from kernel_bpf.target import KernelTarget, enum_values, extract_elf, features, prepare_target
 from schedagent.core import proc
 from schedagent.core.errors import SetupError
 
@@ -112,6 +112,15 @@ def test_target_has_the_kernel_types_and_features(vmlinuz, tmp_path):
     assert "struct sched_ext_ops {" in (target.header_dir / "vmlinux.h").read_text()
     assert features(target) >= {"scx_bpf_now", "sched_ext_ops.enqueue", "SCX_OPS_SWITCH_PARTIAL", "scx_exit_info"}
     assert "unrelated" not in features(target)
+
+
+def test_enum_values_are_read_from_the_header(tmp_path):
+    target = KernelTarget("7", "ab", tmp_path / "vmlinux", tmp_path)
+    with pytest.raises(SetupError, match="make setup"):
+        enum_values(target)
+    text = "enum scx_enq_flags {\n\tSCX_ENQ_HEAD = 65536ULL,\n\tOTHER = 1,\n};\n\tSCX_KICK_IDLE = 1,\n\tSCX_LOW = -1,\n"
+    (tmp_path / "vmlinux.h").write_text(text)
+    assert enum_values(target) == {"SCX_ENQ_HEAD": 65536, "SCX_KICK_IDLE": 1, "SCX_LOW": -1}
 
 
 def test_known_image_is_not_unpacked_again(vmlinuz, tmp_path, monkeypatch):

@@ -129,8 +129,18 @@ def test_only_a_certain_loss_counts():
 
 
 def test_one_odd_pair_of_many_neither_condemns_nor_pardons():
-    assert not probe(*[0.7] * (MOST_PAIRS - 1), 1.4).judge().ok
+    slow = probe(*[0.7] * (MOST_PAIRS - 1))
+    slow.add(500.0, 650.0)
+    assert not slow.judge().ok
     assert probe(*[0.97] * (MOST_PAIRS - 1), 0.1).judge().ok
+
+
+def test_the_best_windows_may_pardon():
+    assert not probe(*[0.8] * 5).judge().ok
+    lucky = probe(*[0.8] * 5)
+    lucky.add(1100.0, 1000.0)
+    lucky.add(1110.0, 1000.0)
+    assert lucky.judge().ok
 
 
 def test_a_busy_host_condemns_nobody():

@@ -76,6 +76,12 @@ def test_a_question_that_was_answered_is_not_asked_again():
     assert sorted(describe(path.result) for path in found.exits) == ["11", "2"]
 
 
+def test_an_order_of_two_unknowns_is_remembered():
+    less = 0xAD  # if dst < src
+    rows = (*ARGUMENTS, (LOAD, 8, 1, 16, 0), (MOV, 0, 0, 0, 1), (less, 7, 8, 1, 0), (MOV, 0, 0, 0, 2))
+    assert results(*rows, (less, 7, 8, 1, 0), (ADD, 0, 0, 0, 10), (EXIT, 0, 0, 0, 0)) == ["1", "12"]
+
+
 def test_signed_test_bounds_the_value_on_both_sides():
     rows = (kfunc("scx_bpf_pick_idle_cpu"), (MOV32_REG, 6, 0, 0, 0), (MOV, 0, 0, 0, 1), (JSLT32, 6, 0, 3, 0))
     rest = ((MOV, 0, 0, 0, 2), (JSLT32, 6, 0, 1, -5), (MOV, 0, 0, 0, 3), (EXIT, 0, 0, 0, 0))

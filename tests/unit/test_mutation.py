@@ -57,8 +57,8 @@ def test_a_place_is_where_people_find_it(programs):
 def test_kfuncs_are_known_by_their_plain_name(programs):
     assert plain("scx_bpf_dsq_insert___raw") == "scx_bpf_dsq_insert"
     assert plain("__scx_bpf_dsq_insert_vtime") == "__scx_bpf_dsq_insert_vtime"
-    (move,) = programs["raw_fifo"].calls(["scx_bpf_dsq_move_to_local"])
-    assert programs["raw_fifo"].code(move.arguments[0]) == "FIFO_DSQ"
+    moves = programs["raw_fifo"].calls(["scx_bpf_dsq_move_to_local"])
+    assert {programs["raw_fifo"].code(move.arguments[0]) for move in moves} == {"FIFO_DSQ", "cpu"}
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
@@ -91,7 +91,7 @@ def test_operator_makes_this_fault(policy, operator, removed, added, programs):
 
 
 def test_a_direct_insert_of_select_cpu_is_not_dropped(programs):
-    assert [mutant.function for mutant in mutants(programs, "raw_fifo", "drop_insert")] == ["raw_fifo_enqueue"] * 2
+    assert [mutant.function for mutant in mutants(programs, "raw_fifo", "drop_insert")] == ["raw_fifo_enqueue"]
 
 
 def test_no_move_left_from_a_dropped_queue(programs):
@@ -99,6 +99,11 @@ def test_no_move_left_from_a_dropped_queue(programs):
         queue = mutant.what.removeprefix("no move from ")
         body = mutant.text[mutant.text.index("bool vtime_dispatch") :]
         assert f"dsq_move_to_local({queue})" not in body[: body.index("\n}\n")]
+
+
+def test_the_flag_for_the_last_task_is_no_fault_where_it_stays_local(target):
+    program = read_program(policy_from_file(CORPUS / "local_send.bpf.c"), target, load_settings().cache_dir)
+    assert not list(mutants_of(program, ["last_to_nobody"]))
 
 
 def test_policies_that_ignore_weights_keep_them(programs):

@@ -77,9 +77,13 @@ def static(monkeypatch):
     monkeypatch.setattr(pipeline, "check_source", lambda *_arguments, **_options: found.source)
     monkeypatch.setattr(pipeline, "read_object", lambda object_bytes: object_bytes)
     monkeypatch.setattr(pipeline, "features", lambda _target: frozenset())
-    monkeypatch.setattr(
-        pipeline, "check_logic", lambda _image, _features: SimpleNamespace(summary="9 callbacks", findings=found.logic)
-    )
+    monkeypatch.setattr(pipeline, "enum_values", lambda _target: {})
+
+    def check_logic(_image, _features, _enums, tunables):
+        found.judged = tunables
+        return SimpleNamespace(summary="9 callbacks", findings=found.logic)
+
+    monkeypatch.setattr(pipeline, "check_logic", check_logic)
     return found
 
 
@@ -321,6 +325,11 @@ def test_a_policy_that_passed_is_not_proved_twice(candidate, info, signer, kept,
     assert tokens.decode(second.token).nonce != tokens.decode(first.token).nonce
     static.logic = (LOST_TASK,)
     assert_closed(verify(ground, candidate, info, signer, kept=kept), "scheduling logic", "rule 18")
+
+
+def test_logic_is_judged_with_the_tunables_of_the_candidate(candidate, info, static):
+    verify(Ground(), candidate, info)
+    assert static.judged == {"slice_us": 700}
 
 
 def test_other_tunables_or_bytes_are_proved_anew(candidate, info, signer, kept):

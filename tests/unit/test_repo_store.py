@@ -159,7 +159,7 @@ class TestSteps:
             GateResult("load", GateStatus.PASSED, "120 instructions", 0.27),
             GateResult("stress", GateStatus.FAILED, "stall"),
         )
-        report = VerificationReport("longest_first", CANDIDATE.key, "ab" * 32, "7.3.4", gates, "sat1.a.b")
+        report = VerificationReport("longest_first", CANDIDATE.key, "ab" * 32, "7.3.4", gates, token="sat2.a.b.c")
         for _ in range(2):
             repository.save_verification(run_id, report)
             assert repository.verification(run_id, CANDIDATE.key) == report

@@ -48,7 +48,7 @@ class Facts(dict[Fact, "Range | bool"]):
         try:
             return self._roots  # type: ignore[has-type,no-any-return]
         except AttributeError:
-            self._roots = frozenset().union(*(term.roots for key in self for term in _terms_of(key)))
+            self._roots = frozenset().union(*(term.roots for key in self for term in terms_of(key)))
             return self._roots
 
     def share_roots(self, roots: frozenset[Term]) -> None:
@@ -286,7 +286,7 @@ def without(facts: Facts, remade: Term) -> Facts:
     if remade not in facts.roots:
         return facts
     return Facts(
-        (key, value) for key, value in facts.items() if not any(remade in term.roots for term in _terms_of(key))
+        (key, value) for key, value in facts.items() if not any(remade in term.roots for term in terms_of(key))
     )
 
 
@@ -298,12 +298,17 @@ def living(facts: Facts, roots: frozenset[Term]) -> Facts:
     about: set[Term] = set()
     for key, value in facts.items():
         needed = key.left.roots | key.right.roots if isinstance(key, Condition) else key[1].roots
-        if needed <= roots:
+        if needed <= roots or tells_the_mask(key):
             kept[key] = value
             about |= needed
     kept.share_roots(frozenset(about))
     return kept
 
 
-def _terms_of(key: Fact) -> tuple[Term, ...]:
+def tells_the_mask(key: Fact) -> bool:
+    """Whether a fact is about how many CPUs a task may use: it stays true however the other number was come by."""
+    return any(term.kind is Kind.FIELD and term.name == "task_struct.nr_cpus_allowed" for term in terms_of(key))
+
+
+def terms_of(key: Fact) -> tuple[Term, ...]:
     return (key.left, key.right) if isinstance(key, Condition) else (key[1],)

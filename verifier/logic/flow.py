@@ -15,7 +15,18 @@ from verifier.bpf_image import BpfImage, Function, Line
 from verifier.logic import calls, marking
 from verifier.logic.code import FRAME_POINTER, BadCode, Code, Op, prepare
 from verifier.logic.events import Comparison, Event, Exit, Marks, Site, Trail, trails
-from verifier.logic.facts import Condition, Facts, Range, assume, condition, decide, range_of
+from verifier.logic.facts import (
+    Condition,
+    Fact,
+    Facts,
+    Range,
+    assume,
+    condition,
+    decide,
+    range_of,
+    tells_the_mask,
+    terms_of,
+)
 from verifier.logic.machine import Machine
 from verifier.logic.state import Frame, State
 from verifier.logic.terms import Kind, Term, Terms, low_half
@@ -422,14 +433,12 @@ def _loop_bound(state: State) -> int | None:
     return min((top for top in tops if top < 1 << 31), default=None)
 
 
-def _eternal(key: object) -> bool:
-    terms = (key.left, key.right) if isinstance(key, Condition) else (key[1],)  # type: ignore[index]
-    return not any(term.roots for term in terms)
+def _eternal(key: Fact) -> bool:
+    return not any(term.roots for term in terms_of(key)) or tells_the_mask(key)
 
 
-def _about(key: object, roots: frozenset[Term]) -> bool:
-    terms = (key.left, key.right) if isinstance(key, Condition) else (key[1],)  # type: ignore[index]
-    return any(term.roots & roots for term in terms)
+def _about(key: Fact, roots: frozenset[Term]) -> bool:
+    return any(term.roots & roots for term in terms_of(key))
 
 
 __all__ = ["Marks", "Range", "Walk", "Walked", "Walker"]

@@ -9,7 +9,7 @@ from verifier.bpf_image import BpfImage, MapInfo, Ref, Reference, Variable
 from verifier.logic import calls, marking
 from verifier.logic.code import Op, call_arity
 from verifier.logic.events import Event, Site
-from verifier.logic.facts import Condition, Facts, Range, range_of
+from verifier.logic.facts import Condition, Fact, Facts, Range, range_of, terms_of
 from verifier.logic.state import State
 from verifier.logic.terms import MASK64, Kind, Term, linear, low_half, pointer, signed
 
@@ -359,9 +359,8 @@ def _is_first_round(iterator: Term | None) -> bool:
 def _without_fields_of(facts: Facts, base: Term) -> Facts:
     """Return the facts that do not depend on fields of a struct that was written to."""
 
-    def stale(key: object) -> bool:
-        terms = (key.left, key.right) if isinstance(key, Condition) else (key[1],)  # type: ignore[index]
-        return any(term.kind is Kind.FIELD and term.parts[0] is base for term in terms)
+    def stale(key: Fact) -> bool:
+        return any(term.kind is Kind.FIELD and term.parts[0] is base for term in terms_of(key))
 
     return Facts((key, value) for key, value in facts.items() if not stale(key))
 

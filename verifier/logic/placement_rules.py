@@ -113,10 +113,10 @@ def _tested(facts: Facts, cpu: Term, task: Term | None) -> bool:
         tested, mask = term.parts[1]
         if low_half(tested) is cpu and (task is None or not _is_foreign(mask)):
             return True
-    return _may_use_all(facts)
+    return may_use_all(facts)
 
 
-def _may_use_all(facts: Facts) -> bool:
+def may_use_all(facts: Facts) -> bool:
     """Whether the path knows that the task may use every CPU: nr_cpus_allowed against a number that is no constant."""
     for key, known in facts.items():
         if isinstance(key, Condition) and not key.left.is_const and not key.right.is_const:
@@ -177,7 +177,7 @@ def _check_local_of_dispatch(subject: Subject, insert: Insert) -> None:
             and not _is_foreign(term.parts[1][1])
         ):
             return
-    if not _may_use_all(insert.event.facts):
+    if not may_use_all(insert.event.facts):
         subject.error(
             7, insert.event, "dispatch puts a task into SCX_DSQ_LOCAL without a test that its mask has this CPU"
         )

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from verifier.logic.events import Event
 from verifier.logic.facts import Condition, Facts, Range, range_of
 from verifier.logic.marking import is_callback_task
-from verifier.logic.placement_rules import allowed
+from verifier.logic.placement_rules import allowed, may_use_all
 from verifier.logic.queues import Queue, QueueKind, is_cpu, may_be, must_be
 from verifier.logic.subject import Drain, Insert, Subject, truths
 from verifier.logic.terms import Kind, Term, describe, inside, low_half, signed
@@ -102,17 +102,18 @@ def _check_drained(subject: Subject, inserts: list[Insert], drains: list[Drain])
         if insert.queue.builtin or insert.queue.kind is QueueKind.BAD:
             continue
         found = [drain for drain in drains if may_be(insert.queue, drain.queue)]
-        problem = _why_not_drained(insert.queue, found)
+        problem = _why_not_drained(insert, found)
         if problem:
             subject.error(19, insert.event, f"tasks wait in {insert.queue}, but {problem}")
         elif found:
             _check_everywhere(subject, insert, found)
 
 
-def _why_not_drained(queue: Queue, drains: list[Drain]) -> str:
+def _why_not_drained(insert: Insert, drains: list[Drain]) -> str:
+    queue = insert.queue
     if not drains:
         return "nothing ever moves them out of it"
-    if queue.single and not any(drain.queue.single for drain in drains) and all(_of_one_cpu(d.queue) for d in drains):
+    if queue.single and all(_of_one_cpu(drain.queue) for drain in drains) and not may_use_all(insert.event.facts):
         return f"dispatch only looks at {drains[0].queue}, which is this DSQ on one CPU alone"
     if queue.family and len({drain.queue.constant for drain in drains}) == 1 and drains[0].queue.single:
         return f"only {drains[0].queue} of them is ever looked at"

@@ -98,7 +98,7 @@ class Task:
 
     Args:
         name: for people.
-        pid: of the process, which has one thread.
+        pid: of the process; what the kernel tells is that of its first thread.
         record: what it tells of itself.
     """
 

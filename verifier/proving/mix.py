@@ -66,7 +66,7 @@ FORKS = OracleInfo(
 )  # fmt: skip
 WAKEUPS = OracleInfo(
     "wake-ups", 29, STARVATION_BOUND_S, "s",
-    "latest wake-up of sleepers of 5 ms, and longest round of a byte between two tasks",
+    "latest wake-up of sleepers of 5 ms, and longest round of a byte between two threads of a process",
     "Starvation only: behind a dozen hogs an order by turns is late by half a second, and may be. Latency as such "
     "is what a trial measures, on the work it matters to.",
 )  # fmt: skip
@@ -192,13 +192,12 @@ def start(crew: Crew, cpus: Sequence[int]) -> Mix:
     hogs += [crew.start(f"hog of nice {nice}", work.niced(nice, work.hog)) for nice in (-5, 5)]
     moved = crew.start("hog in moving cgroups", work.hog)
     crew.start("real-time bursts", work.real_time(work.pinned(last, work.burster)))
-    crew.start("pong", work.pong(back[1], there[0]))
     return Mix(
         hogs=hogs,
         pinned=list(zip(pinned, (first, last), strict=True)),
         flipper=crew.start("affinity changes", work.affinity_flipper(cpus)),
         sleepers=[crew.start(f"sleeper {number}", work.sleeper) for number in range(2)],
-        ping=crew.start("ping", work.ping(there[1], back[0])),
+        ping=crew.start("ping", work.in_two_threads(work.ping(there[1], back[0]), work.pong(back[1], there[0]))),
         forks=crew.start("fork storm", work.fork_storm),
         refresher=crew.start("statistics refresh", work.real_time(work.stat_refresher)),
         yielder=crew.start("yielder", work.yielder),

@@ -32,8 +32,8 @@ stands still: on such a host (0.3 of what the CPUs can do) our fifo reached half
 """
 
 _REASON = (
-    "Rule 30: ten per cent. The host may be busy, so only what the whole interval of the paired ratios agrees on"
-    " counts, and pairs are added while they do not agree: seven below the bound are no accident, two may be."
+    "Rule 30: ten per cent. The host may be busy, so a loss counts only if the whole interval of the paired ratios and"
+    " the best of all windows show it, and pairs are added while they do not agree: seven bad ones are no accident."
 )
 IDLE_MACHINE = OracleInfo(
     "idle machine",
@@ -113,7 +113,7 @@ class Probe:
             self.disturbed += 1
 
     def decided(self) -> bool:
-        """Whether the pairs so far tell: few do if all are good, more if most are; condemned is who fails to the last."""
+        """Whether the pairs so far tell: few do if all are good, more if most are; the last pair decides."""
         tries = len(self.pairs) + self.disturbed
         if tries >= MOST_PAIRS or len(self.pairs) < FEWEST_PAIRS:
             return tries >= MOST_PAIRS
@@ -127,12 +127,13 @@ class Probe:
             return self.oracle.judge(0.0, f"nothing can be told from {undisturbed}")
         found = ratios(self.pairs)
         low, high = interval(found)
-        default, policy = (statistics.median(arm) for arm in zip(*self.pairs, strict=True))
+        default, policy = (max(arm) for arm in zip(*self.pairs, strict=True))
         detail = (
             f"{statistics.median(found):.2f} of the default scheduler's throughput ({low:.2f} to {high:.2f} in"
-            f" {undisturbed}); {policy:.0f} and {default:.0f} units a second"
+            f" {undisturbed}); at best {policy:.0f} and {default:.0f} units a second"
         )
-        return self.oracle.judge(max(0.0, 1 - high) if len(found) >= MORE_PAIRS else 0.0, detail)
+        certain = 1 - max(high, policy / default)
+        return self.oracle.judge(max(0.0, certain) if len(found) >= MORE_PAIRS else 0.0, detail)
 
     def _units(self) -> int:
         return sum(task.record.events for task in self.crew.tasks)
@@ -159,18 +160,18 @@ def prove(load: Load, seconds: float) -> list[OracleResult]:
 def measure(load: Load, probes: Sequence[Probe], window_s: float) -> bool:
     """Add a pair to each probe; return whether the policy stayed enabled.
 
-    The default scheduler is measured before and after the policy, half as long each time, so that a host that slowly
-    gets busier or quieter favours neither.
+    Each has two windows, the default scheduler one before and one after the policy, and the better one counts: a busy
+    host only ever makes things slower, and one that gets busier or quieter favours neither.
     """
     with load() as policy:
         before = [probe.throughput(window_s) for probe in probes]
         policy.attach()
-        under = [probe.throughput(2 * window_s) for probe in probes]
+        under = [max(probe.throughput(window_s), probe.throughput(window_s)) for probe in probes]
         if not policy.enabled():
             return False
     after = [probe.throughput(window_s) for probe in probes]
     for probe, first, policy_s, last in zip(probes, before, under, after, strict=True):
-        probe.add((first + last) / 2, policy_s)
+        probe.add(max(first, last), policy_s)
     return True
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import mmap
 import os
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -111,6 +112,16 @@ def pong(sender: int, receiver: int) -> Body:
             os.read(receiver, 1)
             os.write(sender, b"x")
             record.events += 1
+
+    return run
+
+
+def in_two_threads(first: Body, second: Body) -> Body:
+    """Two bodies as threads of one process, for policies that take a thread for its process; the first one tells."""
+
+    def run(record: Record) -> NoReturn:
+        threading.Thread(target=second, args=(Record(),), daemon=True).start()
+        first(record)
 
     return run
 
