@@ -12,13 +12,14 @@ from verifier.proving.crew import Crew, Task
 from verifier.proving.ground import Ground
 from verifier.proving.oracle import OracleInfo, OracleResult
 
-SIZE = 400
+SIZE = 800
 
 PINNED_CROWD = OracleInfo(
-    "pinned crowd", 23, 2.0, "ratio",
+    "pinned crowd", 23, 3.5, "ratio",
     f"how much slower two tasks take turns on the last CPU while {SIZE} tasks that may only use the first one wait",
-    "Where the crowd has a queue of its own the others do not notice it. In a shared queue every turn walks past the "
-    "whole crowd, under the queue's lock.",
+    "Where the crowd has a queue of its own the others hardly notice it: both CPUs being busy with it costs a half at "
+    "most. In a shared queue every turn walks past the whole crowd, under the queue's lock, and takes several times as "
+    "long.",
 )  # fmt: skip
 
 ORACLES = (PINNED_CROWD,)
