@@ -137,9 +137,9 @@ def endless_slice(program: Program) -> Iterator[Fault]:
 
 
 def drop_kick(program: Program) -> Iterator[Fault]:
-    """Work is left in a queue of the policy and no idle CPU is told."""
+    """Work is left in a queue of the policy and no idle CPU is told. An insert into a CPU's local queue tells it."""
     for call in program.calls(KICKS, program.reached_from("enqueue")):
-        if "IDLE" in program.code(call.arguments[1]):
+        if "IDLE" in program.code(call.arguments[1]) and "LOCAL_ON" not in program.code(call.function.body):
             yield _replace(call.node, NOTHING, "idle CPU not kicked")
 
 
