@@ -31,7 +31,8 @@ _SHORT_OF = (
     "The dozen tasks that always want a CPU share the machine with everything else, so an order by turns with slices "
     "of 50 ms lets each wait for half a second, and one that favours others until a task has waited for 1 s, as the "
     "bundled policies do, for somewhat more than that; the bound is half as "
-    "much again as the worst that any of them showed in a machine that was let run (1.6 s), and less than half of the 5 s after which the kernel itself would eject the policy"
+    "much again as the worst that any of them showed in a machine that was let run (1.6 s), and less than half of the "
+    "5 s after which the kernel itself would eject the policy"
 )
 
 STARVATION = OracleInfo(
