@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kernel_bpf.source import printable
+from schedagent.core.rules import RULES
 from schedagent.core.verification import (
     Finding,
     GateResult,
@@ -57,8 +58,15 @@ def finding_lines(finding: Finding) -> Iterator[str]:
         yield printable(f"by {step.file}:{step.line}: {step.text}")
     yield f"why: {finding.text.why}"
     yield f"mend: {finding.text.mend}"
+    if causes := other_causes(finding):
+        yield f"the same symptom comes from broken rules {', '.join(map(str, causes))}: see VERIFIER.md"
     if finding.cleared_by:
         yield f"the proving ground clears it if its oracle {finding.cleared_by!r} holds"
+
+
+def other_causes(finding: Finding) -> list[int]:
+    """Rules that the oracle which made this finding looks for, too; none for a finding of the static gates."""
+    return [rule.number for rule in RULES.values() if finding.where in rule.checks and rule.number != finding.rule]
 
 
 def show_end(report: VerificationReport, *, static_only: bool) -> None:

@@ -34,6 +34,11 @@ def verifier_version() -> str:
     return digest.hexdigest()[:16]
 
 
+def digest_subject(parts: Sequence[Any]) -> str:
+    """Return the digest of what a report depends on: `parts`, and the verifier itself."""
+    return hashlib.sha256(json.dumps([*parts, verifier_version()]).encode()).hexdigest()[:32]
+
+
 class KeptReports:
     """A folder with one file per policy that passed.
 
@@ -46,9 +51,13 @@ class KeptReports:
         self._folder = folder
         self._vouches = vouches
 
-    def recall(self, key: Sequence[Any]) -> VerificationReport | None:
-        """Return the report of a policy that passed before; None if there is none that can be trusted."""
-        path = self._path(key)
+    def recall(self, subject: str) -> VerificationReport | None:
+        """Return the report of a policy that passed before; None if there is none that can be trusted.
+
+        Args:
+            subject: see core.verification.VerificationReport; a signed report of another subject is not believed.
+        """
+        path = self._path(subject)
         try:
             report = TypeAdapter(VerificationReport).validate_json(path.read_bytes())
         except FileNotFoundError:
@@ -56,24 +65,26 @@ class KeptReports:
         except (OSError, ValidationError) as error:
             log.warning("the kept report %s cannot be read: %s", path.name, error)
             return None
-        if not (report.passed and report.verifier_version == verifier_version()):
+        if report.subject != subject:
+            log.warning("the kept report %s is about another policy: proving this one again", path.name)
+            return None
+        if not report.passed:
             return None
         if not self._vouches(report.token, report.digest):
             log.warning("the kept report %s is not signed by our key: proving the policy again", path.name)
             return None
         return report
 
-    def keep(self, key: Sequence[Any], report: VerificationReport) -> None:
+    def keep(self, report: VerificationReport) -> None:
         """Write a report beside its place and rename it; a full disk costs only the next run's time."""
         try:
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             with tempfile.TemporaryDirectory(prefix=".partial-", dir=self._folder) as folder:
                 partial = Path(folder, "report")
                 partial.write_bytes(TypeAdapter(VerificationReport).dump_json(report))
-                partial.replace(self._path(key))
+                partial.replace(self._path(report.subject))
         except OSError as error:
             log.warning("cannot keep the report: %s", error)
 
-    def _path(self, key: Sequence[Any]) -> Path:
-        told = json.dumps([*key, verifier_version()], default=list)
-        return self._folder / f"{hashlib.sha256(told.encode()).hexdigest()[:32]}.json"
+    def _path(self, subject: str) -> Path:
+        return self._folder / f"{subject}.json"

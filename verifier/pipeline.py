@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from kernel_bpf.source import read_source
 from kernel_bpf.target import KernelTarget, enum_values, features
@@ -35,7 +35,7 @@ from schedagent.core.verification import (
 )
 from verifier import ejection, submission
 from verifier.bytecode_checks import check_logic
-from verifier.kept import KeptReports, verifier_version
+from verifier.kept import KeptReports, digest_subject, verifier_version
 from verifier.lab import LabPolicy
 from verifier.microvm import jobs
 from verifier.object_reader import read_object
@@ -182,7 +182,7 @@ class _Passage:
         if report.passed and self._verifier.signer and self._artifacts:
             report = replace(report, token=self._sign(report))
             if self._verifier.kept and not kept:
-                self._verifier.kept.keep(self._key(), report)
+                self._verifier.kept.keep(report)
         return Verified(report, self._artifacts[0] if self._artifacts else None)
 
     def _pass(self, gate: str) -> None:
@@ -209,6 +209,7 @@ class _Passage:
             kernels=kept.kernels if kept else tuple(self._kernels),
             oracles=kept.oracles if kept else self._oracles(),
             verifier_version=verifier_version(),
+            subject=self._subject() if self._artifacts else "",
         )
 
     def _source(self) -> Passed:
@@ -338,18 +339,13 @@ class _Passage:
         verifier = self._verifier
         if verifier.kept is None or verifier.static_only or any(gate.status in _CLOSED for gate in self._gates):
             return None
-        return verifier.kept.recall(self._key())
+        return verifier.kept.recall(self._subject())
 
-    def _key(self) -> tuple[Any, ...]:
-        """All that a report depends on."""
-        releases = [bench.target.btf_build_id for bench in self._verifier.benches]
-        return (
-            self._artifacts[0].digest,
-            self._candidate.key,
-            releases,
-            self._verifier.depth.name,
-            self._info.declares,
-        )
+    def _subject(self) -> str:
+        """Digest of all that the report depends on."""
+        kernels = [bench.target.btf_build_id for bench in self._verifier.benches]
+        policy = [self._artifacts[0].digest, self._candidate.key, self._info.declares]
+        return digest_subject([*policy, kernels, self._verifier.depth.name])
 
     def _sign(self, report: VerificationReport) -> str:
         assert self._verifier.signer is not None

@@ -150,6 +150,7 @@ class VerificationReport:
         kernels: every kernel the object was given to, the one of kernel_release first.
         oracles: what the proving ground measured.
         verifier_version: digest of the verifier's own code and rules.
+        subject: digest of all that the report depends on: object, tunables and inputs, kernels, depth, verifier.
         token: deployment token; empty unless every gate passed and a signer was at hand.
         verified_by: where the verifier ran: "the service at PATH"; empty if in the process that asked.
     """
@@ -162,6 +163,7 @@ class VerificationReport:
     kernels: tuple[KernelResult, ...] = ()
     oracles: tuple[OracleResult, ...] = ()
     verifier_version: str = ""
+    subject: str = ""
     token: str = ""
     verified_by: str = ""
 

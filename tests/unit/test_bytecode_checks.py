@@ -66,6 +66,12 @@ struct {
     __type(value, u64);
 } records SEC(".maps");
 """
+CLAIM = """
+s32 cpu;
+scx_bpf_dsq_insert(p, SHARED, SLICE, enq_flags);
+cpu = scx_bpf_pick_idle_cpu(p->cpus_ptr, 0);
+"""
+
 PER_CPU = {
     "enqueue": "scx_bpf_dsq_insert(p, scx_bpf_task_cpu(p), SLICE, enq_flags); s32 cpu;" + KICK,
     "dispatch": "scx_bpf_dsq_move_to_local(cpu);",
@@ -314,6 +320,12 @@ CASES = (
         {"enqueue": "scx_bpf_dsq_insert(p, SHARED, SLICE, enq_flags);"},
         WARNING,
         "work conservation",
+    ),
+    Case(
+        20,
+        "cpu = scx_bpf_pick_idle_cpu(p->cpus_ptr, 0);",
+        {"enqueue": CLAIM},
+        mended={"enqueue": f"{CLAIM}\nif (cpu >= 0)\n\tscx_bpf_kick_cpu(cpu, IDLE);"},
     ),
     Case(21, "SCX_SLICE_INF, 0)", {"enqueue": "scx_bpf_dsq_insert(p, GLOBAL, SCX_SLICE_INF, 0);"}),
     Case(

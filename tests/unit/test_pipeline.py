@@ -346,11 +346,18 @@ def test_a_failure_is_looked_at_again(candidate, info, signer, kept):
     assert verify(Ground(), candidate, info, signer, kept=kept).report.passed
 
 
-@pytest.mark.parametrize("change", ["token", "figure", "key", "garbage"])
+@pytest.mark.parametrize("change", ["token", "figure", "key", "garbage", "another policy"])
 def test_a_kept_report_that_was_tampered_with_is_not_believed(candidate, info, signer, kept, tmp_path, change):
     ground = Ground(results=(oracle("starvation", 29), oracle("idle machine", 30)))
     verify(ground, candidate, info, signer, kept=kept)
     (path,) = (tmp_path / "reports").iterdir()
+    if change == "another policy":
+        info.source.write_text("int evil;\n")
+        other = verify(Ground(exit_text="runnable task stall"), candidate, info, signer).report
+        path.rename(path.with_name(f"{other.subject}.json"))
+        verify(ground, candidate, info, signer, kept=kept)
+        assert len(ground.asked) == 4, "the signed report of a good policy was believed of another one"
+        return
     report = json.loads(path.read_text())
     if change == "token":
         report["token"] = report["token"][:-4] + "AAAA"

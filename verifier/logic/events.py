@@ -51,6 +51,7 @@ class Marks(NamedTuple):
         waits: whether the task went into a DSQ that is not built in.
         kicked: whether a CPU was kicked.
         sought: whether an idle CPU was looked for.
+        claimed: whether one was asked for in a way that takes it: nobody else finds it until it has run.
         ended: whether the policy ended itself with scx_bpf_error().
         batch: sites of inserts since the dispatch buffer was last looked at or flushed.
         created: ids of single DSQs that init created.
@@ -62,6 +63,7 @@ class Marks(NamedTuple):
     waits: bool = False
     kicked: bool = False
     sought: bool = False
+    claimed: bool = False
     ended: bool = False
     batch: frozenset[Site] = frozenset()
     created: frozenset[int] = frozenset()

@@ -20,10 +20,11 @@ KICKS = frozenset({"scx_bpf_kick_cpu", "scx_bpf_kick_cid"})
 _IDENTITY_FIELDS = frozenset({"task_struct.pid", "task_struct.tgid", "task_struct.scx.tid"})
 _NODE_ADDERS = frozenset({"bpf_rbtree_add", "bpf_list_push_front", "bpf_list_push_back"})
 _RESETS_BATCH = frozenset({"scx_bpf_dispatch_nr_slots", "scx_bpf_dsq_move_to_local"})
-_SEEKS = names(
+_CLAIMS = names(
     "scx_bpf_pick_idle_cpu scx_bpf_pick_idle_cpu_node scx_bpf_test_and_clear_cpu_idle scx_bpf_select_cpu_and "
-    "scx_bpf_select_cpu_dfl scx_bpf_get_idle_cpumask scx_bpf_get_idle_smtmask"
+    "scx_bpf_select_cpu_dfl"
 )
+_SEEKS = _CLAIMS | names("scx_bpf_get_idle_cpumask scx_bpf_get_idle_smtmask")
 _QUEUES = frozenset({calls.QUEUE, calls.STACK})
 _BPF_EXIST = 2
 
@@ -126,7 +127,7 @@ def after_call(
         if name in KICKS:
             marks = marks._replace(kicked=True)
         elif name in _SEEKS:
-            marks = marks._replace(sought=True)
+            marks = marks._replace(sought=True, claimed=marks.claimed or name in _CLAIMS)
         else:
             marks = _after_storing(machine, state, name, line, arguments)
     return marks

@@ -223,7 +223,12 @@ def _check_kicks(subject: Subject) -> None:
         if marks.waits and not marks.kicked and not marks.sought and not marks.ended:
             text = "enqueue leaves the task in a DSQ on this path without looking for an idle CPU and without a kick"
             subject.warning(20, path, text, "work conservation")
-            return
+            break
+    left = [path for path in subject.exits("enqueue") if path.marks.waits or path.marks.stores]
+    claims = [path for path in left if path.marks.claimed]
+    if claims and not any(path.marks.kicked for path in claims):
+        text = "enqueue claims an idle CPU for the task it leaves waiting, and never kicks it"
+        subject.error(20, claims[0], f"{text}: until it runs for another reason nobody finds it idle")
 
 
 __all__ = ["Drain", "check", "signed", "truths"]

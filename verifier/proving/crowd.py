@@ -15,10 +15,11 @@ from verifier.proving.oracle import OracleInfo, OracleResult
 SIZE = 400
 
 PINNED_CROWD = OracleInfo(
-    "pinned crowd", 23, 2.0, "ratio",
+    "pinned crowd", 23, 2.5, "ratio",
     f"how much slower two tasks take turns on the last CPU while {SIZE} tasks that may only use the first one wait",
-    "Where the crowd has a queue of its own the others do not notice it. In a shared queue every turn walks past the "
-    "whole crowd, under the queue's lock.",
+    "Where the crowd has a queue of its own the others hardly notice it: both CPUs being busy with it costs a half at "
+    "most. In a shared queue every turn walks past the whole crowd, under the queue's lock, and takes three to nine "
+    "times as long. The margin is thin on both sides: good policies were seen at 2.0, broken ones at 3.2.",
 )  # fmt: skip
 
 ORACLES = (PINNED_CROWD,)

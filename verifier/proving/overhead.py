@@ -63,7 +63,8 @@ _SETTLE_S = _SETTLE_UNITS / _UNITS_PER_S
 _SETTLE_LIMIT_S = 0.5
 _POLL_S = 0.005
 _SHORTEST_WINDOW_S = 0.08
-_WINDOWS = 4
+_WINDOWS = 8
+_PATIENCE = 3.5
 
 
 @dataclass
@@ -140,9 +141,12 @@ class Probe:
 
 
 def prove(load: Load, seconds: float) -> list[OracleResult]:
-    """Measure each probe under the default scheduler and under the policy until it is decided."""
+    """Measure each probe under the default scheduler and under the policy until it is decided, or time is up.
+
+    A host on which nothing can be told in some three times the usual time makes no loss certain.
+    """
     rounds = calibrate()
-    window_s = max(_SHORTEST_WINDOW_S, seconds / (2 * FEWEST_PAIRS * _WINDOWS) - _SETTLE_S)
+    window_s = max(_SHORTEST_WINDOW_S, seconds / (2 * _WINDOWS) - _SETTLE_S)
     with Crew() as idle, Crew() as saturated:
         start_turns(idle, rounds)
         start_turns(saturated, rounds)
@@ -151,28 +155,36 @@ def prove(load: Load, seconds: float) -> list[OracleResult]:
         probes = [Probe(IDLE_MACHINE, idle, 1), Probe(SATURATED_MACHINE, saturated, len(os.sched_getaffinity(0)))]
         for probe in probes:
             probe.signal(signal.SIGSTOP)
-        while undecided := [probe for probe in probes if not probe.decided()]:
+        deadline = time.monotonic() + _PATIENCE * seconds
+        while (undecided := [probe for probe in probes if not probe.decided()]) and time.monotonic() < deadline:
             if not measure(load, undecided, window_s):
                 return [ejected(probe.oracle) for probe in probes]
     return [probe.judge() for probe in probes]
 
 
 def measure(load: Load, probes: Sequence[Probe], window_s: float) -> bool:
-    """Add a pair to each probe; return whether the policy stayed enabled.
+    """Add two pairs to each probe; return whether the policy stayed enabled.
 
-    Each has two windows, the default scheduler one before and one after the policy, and the better one counts: a busy
-    host only ever makes things slower, and one that gets busier or quieter favours neither.
+    One pair is what came before the policy with its first windows, the other what came after it with its last ones: a
+    host that gets busier or quieter favours neither. Of two windows the better one counts, since a busy host only ever
+    makes things slower. Loading costs as much time as all windows together, so a load gives two pairs.
     """
     with load() as policy:
-        before = [probe.throughput(window_s) for probe in probes]
+        before = best(probes, window_s)
         policy.attach()
-        under = [max(probe.throughput(window_s), probe.throughput(window_s)) for probe in probes]
+        first, last = best(probes, window_s), best(probes, window_s)
         if not policy.enabled():
             return False
-    after = [probe.throughput(window_s) for probe in probes]
-    for probe, first, policy_s, last in zip(probes, before, under, after, strict=True):
-        probe.add(max(first, last), policy_s)
+    after = best(probes, window_s)
+    for number, probe in enumerate(probes):
+        probe.add(before[number], first[number])
+        probe.add(after[number], last[number])
     return True
+
+
+def best(probes: Sequence[Probe], window_s: float) -> list[float]:
+    """The better throughput of two windows for each probe, in units a second."""
+    return [max(probe.throughput(window_s), probe.throughput(window_s)) for probe in probes]
 
 
 def ratios(pairs: Sequence[tuple[float, float]]) -> list[float]:

@@ -62,7 +62,7 @@ class Phase:
 
 PHASES = (
     Phase("work conservation", 1.0, 0.8, conservation.ORACLES, under_load=conservation.prove),
-    Phase("mix", 3.6, 3.6, mix.ORACLES, under_load=mix.prove),
+    Phase("mix", 3.8, 3.8, mix.ORACLES, under_load=mix.prove),
     Phase("shares", 1.6, 1.6, shares.ORACLES, under_load=shares.prove),
     Phase("pinned crowd", 0.7, 0.6, crowd.ORACLES, under_load=crowd.prove),
     Phase("overhead", 2.0, 1.6, overhead.ORACLES, alone=overhead.prove),
