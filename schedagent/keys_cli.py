@@ -92,7 +92,7 @@ def trust(
         from schedagent.core import trusted
         from schedagent.core.settings import writable
 
-        pem = sys.stdin.buffer.read(1 << 16) if str(file) == "-" else file.read_bytes()
+        pem = sys.stdin.buffer.read(1 << 16) if str(file) == "-" else read_key_file(file)
         writable(settings().state_dir, "SCHEDAGENT_STATE")
         settings().keys_dir.mkdir(mode=0o700, exist_ok=True)
         trusted.trust(settings().keys_dir / "trusted", pem)
@@ -186,3 +186,13 @@ def show(rows: list[dict[str, Any]], as_json: bool) -> int:
             table.add_row(row["key"], row["state"], row["until"] or "", row["path"])
         Console(emoji=False).print(table, markup=False)
     return 0
+
+
+def read_key_file(file: Path) -> bytes:
+    """Return what a file holds; raise UsageError if it cannot be read."""
+    from schedagent.core.errors import UsageError
+
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{file} cannot be read: {error.strerror}", "give the file that keys export wrote") from None
