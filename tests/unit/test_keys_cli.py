@@ -134,9 +134,13 @@ def test_the_signing_key_cannot_be_distrusted(keys):
 def test_what_is_no_public_key_is_not_trusted(keys, state, tmp_path):
     keys("create")
     (tmp_path / "text").write_text("nonsense")
-    for file in (state / "keys" / "signing.key", tmp_path / "text", tmp_path / "none", tmp_path):
+    for file in (state / "keys" / "signing.key", tmp_path / "text"):
         result = keys("trust", file)
         assert (result.exit_code, result.stdout) == (cli.EXIT_FAILED, "")
+    for file in (tmp_path / "none", tmp_path):
+        result = keys("trust", file)
+        assert (result.exit_code, result.stdout) == (cli.EXIT_USAGE, "")
+        assert "cannot be read" in result.stderr
     assert list(listed(keys).values()) == ["signs"]
 
 
