@@ -176,7 +176,7 @@ def test_an_agent_has_a_policy_verified_and_never_sees_the_key(place):
 
 def test_a_caller_that_is_killed_takes_its_machine_along(place):
     with service(place) as path:
-        command = as_user(AGENT_USER, str(SHARED_GROUP), program("verify", POLICIES / "fair.bpf.c"))
+        command = as_user(AGENT_USER, str(SHARED_GROUP), program("verify", POLICIES / "batch.bpf.c"))  # not kept yet
         variables = environment(place, "agent", SCHEDAGENT_VERIFIER_SOCKET=str(path))
         caller = subprocess.Popen(command, env=variables, stdout=subprocess.DEVNULL)
         try:
