@@ -58,9 +58,7 @@ EDGES = [
 @pytest.fixture(scope="module")
 def hashes(tmp_path_factory):
     """A function from (command line, command name) pairs to what the C side makes of them."""
-    compiler = shutil.which("clang-19") or shutil.which("cc")
-    if compiler is None:
-        pytest.skip("no C compiler")
+    compiler = shutil.which("clang-19") or "cc"
     folder = tmp_path_factory.mktemp("hash")
     (folder / "driver.c").write_text(DRIVER)
     program = folder / "driver"

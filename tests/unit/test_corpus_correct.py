@@ -9,20 +9,16 @@ from kernel_bpf.bpf_object import BpfObject
 from kernel_bpf.compile import compile_policy
 from kernel_bpf.exit_info import ExitRecord
 from kernel_bpf.library import policy_from_file
-from schedagent.core.errors import SetupError
 from schedagent.core.settings import load_settings
-from tests.mutation.__main__ import CORPUS, newest_target
+from tests.mutation.__main__ import CORPUS
 
 LISTED = tomllib.loads((CORPUS / "corpus.toml").read_text())["policy"]
 SOURCES = sorted(CORPUS.glob("*.bpf.c"))
 
 
 @pytest.fixture(scope="module")
-def target():
-    try:
-        return newest_target(load_settings())
-    except SetupError as error:
-        pytest.skip(f"nothing to compile for: {error.message}")
+def target(real_target):
+    return real_target
 
 
 def test_every_policy_is_listed_once_with_a_style_of_its_own():

@@ -5,9 +5,9 @@ import dataclasses
 import pytest
 
 from kernel_bpf.library import POLICIES, policy_from_file
-from schedagent.core.errors import CompileError, SetupError
+from schedagent.core.errors import CompileError
 from schedagent.core.settings import load_settings
-from tests.mutation.__main__ import CORPUS, all_mutants, correct_policies, judge_some, newest_target
+from tests.mutation.__main__ import CORPUS, all_mutants, correct_policies, judge_some
 from tests.mutation.judge import Verdict
 from tests.mutation.mutants import Mutant, apply, fair_order, mutants_of
 from tests.mutation.objects import Birth, Nursery
@@ -21,11 +21,8 @@ SHOWN_BY = {"drop_store": "pid_queue", "leak_reference": "pid_queue", "blind_tar
 
 
 @pytest.fixture(scope="module")
-def target():
-    try:
-        return newest_target(load_settings())
-    except SetupError as error:
-        pytest.skip(f"nothing to compile for: {error.message}")
+def target(real_target):
+    return real_target
 
 
 @pytest.fixture(scope="module")

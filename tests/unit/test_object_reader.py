@@ -12,12 +12,10 @@ from kernel_bpf.bpf_object import BpfObject
 from kernel_bpf.compile import BPF_INCLUDE, compile_policy
 from kernel_bpf.libbpf import libbpf
 from kernel_bpf.library import POLICIES
-from kernel_bpf.target import KernelTarget, prepare_target
-from schedagent.core.errors import SetupError
+from kernel_bpf.target import KernelTarget
 from schedagent.core.settings import load_settings
 from verifier.bpf_image import MapInfo, Ref
 from verifier.declarations import essential
-from verifier.microvm.kernels import default_kernel
 from verifier.object_reader import read_object
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -31,15 +29,11 @@ def every_reference():
 
 
 @pytest.fixture(scope="module")
-def layered():
+def layered(real_target):
     """The largest bundled policy, compiled for the newest kernel at hand."""
-    settings = load_settings()
-    try:
-        kernel = default_kernel(settings)
-    except SetupError as error:
-        pytest.skip(f"nothing to compile for: {error.message}")
-    target = prepare_target(kernel.vmlinuz, kernel.release, settings.cache_dir)
-    return compile_policy(POLICIES / "layered.bpf.c", "layered", target, cache_dir=settings.cache_dir).object_bytes
+    return compile_policy(
+        POLICIES / "layered.bpf.c", "layered", real_target, cache_dir=load_settings().cache_dir
+    ).object_bytes
 
 
 def references(image, function):

@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 import socket
-import stat
 import subprocess
 import sys
 import tempfile
@@ -21,13 +20,13 @@ from typing import BinaryIO
 
 import pytest
 
-from schedagent.core.errors import CompileError, SetupError, TokenError, UsageError
+from schedagent.core.errors import CompileError, SetupError, TokenError
 from schedagent.core.policy import CandidatePolicy, PolicyInfo, Tunable
 from schedagent.core.token import Scope, check, decode, digest_inputs
 from schedagent.core.trusted import load_trusted
 from schedagent.core.verification import GateStatus
-from verifier.client import RemoteVerifier, collect_headers
-from verifier.listener import Admission, Peer, activated, listen, peer_of
+from verifier.client import RemoteVerifier
+from verifier.listener import Admission, Peer, listen, peer_of
 from verifier.messages import MOST_HEADERS
 from verifier.signer import Signer
 
@@ -578,71 +577,7 @@ def connect_as_nobody(path):
     return subprocess.run(words, capture_output=True, check=True, timeout=20).stdout
 
 
-class TestListening:
-    def test_private_unless_a_group_is_named(self, tmp_path):
-        with listen(tmp_path / "deep" / "s", None):
-            mode = (tmp_path / "deep" / "s").stat().st_mode
-        assert (stat.S_ISSOCK(mode), stat.S_IMODE(mode)) == (True, 0o600)
-        with listen(tmp_path / "t", os.getegid()):
-            assert stat.S_IMODE((tmp_path / "t").stat().st_mode) == 0o660
-
-    def test_a_second_service_is_refused(self, tmp_path):
-        with listen(tmp_path / "s", None), pytest.raises(SetupError, match=r"listens on .* already"):
-            listen(tmp_path / "s", None)
-        with listen(tmp_path / "s", None):
-            pass
-
-    @pytest.mark.parametrize("kind", ["file", "folder", "link"])
-    def test_what_is_no_socket_is_left_alone(self, tmp_path, kind):
-        path = tmp_path / "s"
-        {"file": path.touch, "folder": path.mkdir, "link": lambda: path.symlink_to("t")}[kind]()
-        with pytest.raises(SetupError, match="is not a socket"):
-            listen(path, None)
-        assert os.path.lexists(path)
-
-    def test_a_path_that_is_too_long(self, tmp_path):
-        with pytest.raises(SetupError, match="too long"):
-            listen(tmp_path / ("x" * 120), None)
-
-    def test_socket_activation(self, tmp_path):
-        assert activated(range(0)) is None
-        with listen(tmp_path / "s", None) as listener:
-            taken = activated([os.dup(listener.fileno())])
-            assert taken.getsockname() == str(tmp_path / "s")
-            taken.close()
-        ours, theirs = socket.socketpair()
-        with ours, theirs, (tmp_path / "f").open("w") as file:
-            copy = os.dup(ours.fileno())
-            for wrong in ([copy], [file.fileno()], [1, 2]):
-                with pytest.raises(UsageError, match="systemd"):
-                    activated(wrong)
-
-
 class TestHeaders:
-    def test_what_is_included_is_sent_and_nothing_else(self, tmp_path):
-        source, lib = tmp_path / "p.bpf.c", tmp_path / "lib"
-        (lib / "scx").mkdir(parents=True)
-        (tmp_path / "near.h").write_text('#include "deep/nested.h"\n#include <scx/common.h>')
-        (tmp_path / "deep").mkdir()
-        (tmp_path / "deep" / "nested.h").write_text('#include "sibling.h"\n#include "../near.h"')
-        (tmp_path / "deep" / "sibling.h").write_text("S")
-        (tmp_path / "unused.h").write_text("no")
-        (lib / "scx" / "common.h").write_text('  #  include "user.h"')
-        (lib / "scx" / "user.h").write_text("U")
-        source.write_text('#include "near.h"\n#include "vmlinux.h"\n#include "/etc/passwd"\n#include "../secret.h"\n')
-        (tmp_path.parent / "secret.h").write_text("secret")
-        found = collect_headers(source, (lib,))
-        assert sorted(found) == ["deep/nested.h", "deep/sibling.h", "near.h", "scx/common.h", "scx/user.h"]
-        assert found["deep/sibling.h"] == "S"
-
-    def test_too_many(self, tmp_path):
-        for number in range(MOST_HEADERS + 1):
-            (tmp_path / f"{number}.h").touch()
-        source = tmp_path / "p.bpf.c"
-        source.write_text("".join(f'#include "{number}.h"\n' for number in range(MOST_HEADERS + 1)))
-        with pytest.raises(UsageError, match="more than 256"):
-            collect_headers(source, ())
-
     def test_they_reach_the_service(self, service, tmp_path):
         (tmp_path / "near.h").write_text("N")
         info = info_of(tmp_path, "good", '#include "near.h"\n')
