@@ -25,7 +25,8 @@ PROGRAM = [sys.executable, "-c", "from schedagent.cli import main; main()"]
 ROOT = Path(__file__).parents[2]
 VERBS = [
     *(["optimize"], ["resume"], ["runs"], ["runs", "list"], ["runs", "show"], ["policies"], ["policies", "list"]),
-    *(["policies", "show"], ["policies", "search"], ["verify"], ["doctor"], ["keys"]),
+    *(["policies", "show"], ["policies", "search"], ["verify"], ["compose"], ["doctor"]),
+    ["keys"],
     *(["keys", verb] for verb in ("list", "create", "rotate", "export", "trust", "distrust")),
     *(["verifier"], ["verifier", "serve"]),
 ]
