@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import textwrap
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kernel_bpf.compose_code import bound_name, uses_history, uses_identities
 from schedagent.core.policy import Tunable
@@ -38,6 +38,11 @@ from schedagent.core.spec import (
 
 SHORT_SLICE_US = 1000
 """Slices below this cost throughput on a saturated machine by design."""
+
+SLICES_IN_BOUND = 10
+"""How many slices fit into the starvation bound where it does not meddle with weights: at nice 5 beside nice 0 a task
+waits for three slices.
+"""
 
 _WIDTH = 118
 
@@ -86,7 +91,8 @@ class Setting:
 
 def settings(spec: PolicySpec) -> Iterator[Setting]:
     """Yield every tunable, in the order of the spec."""
-    yield _setting("starvation_ms", NUMBERS["starvation_ms"], spec.starvation_ms)
+    bound = replace(NUMBERS["starvation_ms"], maximum=spec.starvation_max_ms)
+    yield _setting("starvation_ms", bound, spec.starvation_ms)
     if spec.preempts:
         yield _setting("preempt_scan_cpus", NUMBERS["preempt_scan_cpus"], spec.preempt_scan_cpus, "u32")
     for kind in spec.classes:
@@ -208,12 +214,14 @@ def _limitations(spec: PolicySpec) -> str:
 def declares(spec: PolicySpec) -> tuple[str, ...]:
     """What the policy does not seek, see core.policy.DECLARABLE: weights, and throughput where slices are very short.
 
-    Weights hold where tasks that differ in nothing but weight share a class by virtual time, and no other class may
-    keep them waiting.
+    Weights hold where tasks that differ in nothing but weight share a class by virtual time, no other class may keep
+    them waiting, and a light one does not wait for so many slices that the starvation bound serves it.
     """
     kept = all(kind.order == VTIME for kind in spec.classes)
     kept &= len(spec.classes) == 1 or spec.dispatch != PRIORITY
     kept &= not any(True for kind in spec.classes for _ in kind.match.bounds())
+    longest_us = max(kind.number("slice_us") for kind in spec.classes)
+    kept &= spec.starvation_ms * 1000 >= SLICES_IN_BOUND * longest_us
     brief = any(kind.number("slice_us") < SHORT_SLICE_US for kind in spec.classes)
     return (*(() if kept else ("weights",)), *(("saturated machine",) if brief else ()))
 

@@ -18,7 +18,7 @@ from schedagent.core.spec import (
     PLACEMENTS,
     PRIORITY,
     SHARES,
-    STARVATION_MAX_MS_BY_PRIORITY,
+    STARVATION_MAX_MS_OF_MEASURED,
     Bounds,
     Match,
     PolicySpec,
@@ -90,9 +90,7 @@ def specs(draw: st.DrawFn) -> PolicySpec:
     """Any spec that compose must turn into a policy that passes the verifier."""
     names = draw(st.lists(NAMES, min_size=1, max_size=MAX_CLASSES, unique=True))
     dispatch = draw(st.sampled_from(DISPATCHES))
-    limited = dispatch == PRIORITY and len(names) > 1
-    highest = STARVATION_MAX_MS_BY_PRIORITY if limited else NUMBERS["starvation_ms"].maximum
-    starvation_ms = draw(st.integers(NUMBERS["starvation_ms"].minimum, highest))
+    starvation_ms = draw(st.integers(NUMBERS["starvation_ms"].minimum, STARVATION_MAX_MS_OF_MEASURED))
     last = len(names) - 1
     classes = [
         draw(task_classes(name, dispatch, starvation_ms, last=place == last)) for place, name in enumerate(names)
@@ -106,6 +104,8 @@ def specs(draw: st.DrawFn) -> PolicySpec:
         starvation_ms=starvation_ms,
         preempt_scan_cpus=draw(st.integers(1, NUMBERS["preempt_scan_cpus"].maximum)),
     )
+    if draw(st.booleans()):
+        spec = replace(spec, starvation_ms=draw(st.integers(starvation_ms, spec.starvation_max_ms)))
     return draw(preempting(spec)) if dispatch == PRIORITY else spec
 
 
@@ -113,9 +113,7 @@ def specs(draw: st.DrawFn) -> PolicySpec:
 def preempting(draw: st.DrawFn, spec: PolicySpec) -> PolicySpec:
     """The spec, where some of the classes that have one below them preempt."""
     lowest = spec.by_rank[-1]
-    classes = tuple(
-        kind if kind is lowest else replace(kind, preempts=draw(st.booleans())) for kind in spec.classes
-    )
+    classes = tuple(kind if kind is lowest else replace(kind, preempts=draw(st.booleans())) for kind in spec.classes)
     return replace(spec, classes=classes)
 
 

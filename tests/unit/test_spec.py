@@ -108,8 +108,11 @@ def test_null_is_as_good_as_nothing():
             "parallel-build, latency-sensitive, cpu-batch, serial, mixed"),
         ({"dispatch": "random"}, "dispatch = 'random': accepted are priority, shares, round_robin"),
         ({"starvation_ms": 50}, "starvation_ms = 50: below 100"),
-        ({"starvation_ms": 501}, "starvation_ms = 501: above 500, the most with dispatch = 'priority' and several "
-            "classes"),
+        ({"starvation_ms": 201}, "starvation_ms = 201: above 200, the most for several classes of which one is by "
+            "burst_us, runtime_ms or wakeups_per_s"),
+        ({"starvation_ms": 501, "classes_0_match": {"kthread": True}}, "starvation_ms = 501: above 500, the most for "
+            "several classes"),
+        ({"starvation_ms": 1001}, "starvation_ms = 1001: above 1000"),
         ({"starvation_ms": 1.5}, "starvation_ms = 1.5: not a whole number"),
         ({"starvation_ms": True}, "starvation_ms = True: not a whole number"),
         ({"preempt_scan_cpus": 65}, "preempt_scan_cpus = 65: above 64"),
@@ -135,7 +138,7 @@ def test_null_is_as_good_as_nothing():
         ({"classes_1_patience_ms": 5}, "classes[1].patience_ms = 5: only order = 'longest_first' or 'shortest_first' "
             "has it, not 'vtime'"),
         ({"classes_0_patience_ms": 0}, "classes[0].patience_ms = 0: below 1"),
-        ({"classes_0_patience_ms": 501}, "classes[0].patience_ms = 501: above starvation_ms = 500, after which any wait"
+        ({"classes_0_patience_ms": 201}, "classes[0].patience_ms = 201: above starvation_ms = 200, after which any wait"
             " ends"),
         ({"classes_0_long_us": 100}, "classes[0].long_us = 100: below 200"),
         ({"classes_1_unknown_ms": 5}, "classes[1].unknown_ms = 5: only order = 'longest_first' has it, not 'vtime'"),
