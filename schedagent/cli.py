@@ -74,6 +74,15 @@ def print_schema(wanted: bool) -> None:
         raise typer.Exit
 
 
+def print_spec_schema(wanted: bool) -> None:
+    """Print what a spec looks like, and exit."""
+    if wanted:
+        from schedagent.core.spec_reader import spec_schema
+
+        print_json(spec_schema())
+        raise typer.Exit
+
+
 @app.command()
 def optimize(
     workload: Annotated[str, typer.Option(help='The command to optimise, for example "make -j".')],
@@ -231,6 +240,31 @@ def verify(
         else:
             show_end(report, static_only=static)
         return 0 if report.passed or (static and not report.failure) else EXIT_NO if report.failure else EXIT_FAILED
+
+    guarded(command)
+
+
+@app.command()
+def compose(
+    spec: Annotated[Path, typer.Argument(help="A policy spec, SPEC.toml or SPEC.json.")],
+    output: Annotated[Path | None, typer.Option(help="Write NAME.bpf.c and NAME.toml into this folder.")] = None,
+    _schema: Annotated[
+        bool, typer.Option("--schema", is_eager=True, callback=print_spec_schema, help="Print the schema of a spec.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Turn a policy spec into BPF C and its documentation; print the source, or write both files."""
+
+    def command() -> int:
+        from schedagent.composing import compose_file, write_policy
+
+        composed = compose_file(spec)
+        files = [str(path) for path in write_policy(composed, output)] if output else []
+        if as_json:
+            print_json({"name": composed.name, "source": composed.source, "toml": composed.toml, "files": files})
+        else:
+            typer.echo("\n".join(files) if files else composed.source, nl=bool(files))
+        return 0
 
     guarded(command)
 

@@ -3,6 +3,7 @@
 SchedagentError                 message + hint: what failed with values, and what to do next
 ├── UsageError                  the user's input cannot be used           (exit status 2)
 │   ├── TunableError            a tunable that does not exist or is out of range
+│   ├── SpecError               a policy spec with mistakes, each named by its field
 │   └── MetricError             the metric expression found no number in the workload's output
 ├── SetupError                  a tool, kernel or folder is missing or unusable
 ├── PolicyError                 this policy cannot be used
@@ -41,6 +42,10 @@ class UsageError(SchedagentError):
 
 class TunableError(UsageError):
     """A tunable that does not exist, has the wrong type, or is out of range."""
+
+
+class SpecError(UsageError):
+    """A policy spec that says nothing that can be composed; one line per mistake, by the name of its field."""
 
 
 class MetricError(UsageError):

@@ -32,6 +32,11 @@ def comm_identity(comm: str) -> int:
     return fnv1a(b"comm:" + comm.encode()[:15])
 
 
+def cgroup_identity(name: str) -> int:
+    """Return the hash of a cgroup's name, the last part of its path, as `cgroup_name.bpf.h` computes it."""
+    return fnv1a(name.encode()[:63])
+
+
 def stable_arguments(cmdline: bytes) -> list[bytes]:
     """Split ``/proc/PID/cmdline`` bytes into the arguments that identify the process from run to run."""
     arguments = cmdline[:CMDLINE_LIMIT_BYTES].split(b"\0")[:-1]

@@ -419,6 +419,7 @@ def test_plain_policy_is_silent_and_summed_up(tmp_path):
     assert report.findings == ()
     assert report.summary == "5 callbacks, 6 paths, 1 DSQs or families created, all drained; nothing found"
     assert not any(walk.exhausted or walk.joined for walk in report.callbacks)
+    assert [walk.member for walk in report.callbacks][:2] == ["init", "exit"], "before any budget can be spent"
 
 
 def test_every_rule_of_the_gate_has_a_case():

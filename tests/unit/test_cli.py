@@ -25,7 +25,8 @@ PROGRAM = [sys.executable, "-c", "from schedagent.cli import main; main()"]
 ROOT = Path(__file__).parents[2]
 VERBS = [
     *(["optimize"], ["resume"], ["runs"], ["runs", "list"], ["runs", "show"], ["policies"], ["policies", "list"]),
-    *(["policies", "show"], ["policies", "search"], ["verify"], ["doctor"], ["keys"]),
+    *(["policies", "show"], ["policies", "search"], ["verify"], ["compose"], ["doctor"]),
+    ["keys"],
     *(["keys", verb] for verb in ("list", "create", "rotate", "export", "trust", "distrust")),
     *(["verifier"], ["verifier", "serve"]),
 ]
@@ -424,3 +425,54 @@ def test_a_lost_machine_ends_with_a_hint(run, script, monkeypatch):
     monkeypatch.setattr(scripted.Lab, "observe", lost)
     said = refused_after_progress(run("optimize", "--workload", "true"), "the guest said nothing", cli.EXIT_FAILED)
     assert "look at the console's end nothing that was measured is lost; go on: schedagent resume" in said
+
+
+# --- compose ---------------------------------------------------------------------------------------------------------
+
+SPEC = 'name = "said"\ngoal = "In turn."\n\n[[classes]]\nname = "everyone"\norder = "fifo"\n'
+
+
+def test_compose_prints_the_source_or_writes_both_files(run, tmp_path):
+    spec = tmp_path / "spec.toml"
+    spec.write_text(SPEC)
+    printed = run("compose", spec)
+    assert printed.exit_code == 0
+    assert printed.stdout.startswith("/* SPDX-License-Identifier: GPL-2.0-only */\n")
+    files = [str(tmp_path / "out" / name) for name in ("said.bpf.c", "said.toml")]
+    assert run("compose", spec, "--output", tmp_path / "out").stdout.splitlines() == files
+    assert Path(files[0]).read_text() == printed.stdout
+    told = json.loads(run("compose", spec, "--output", tmp_path / "out", "--json").stdout)
+    assert told == {"name": "said", "source": printed.stdout, "toml": Path(files[1]).read_text(), "files": files}
+
+
+def test_compose_reads_json_and_prints_the_schema(run, tmp_path):
+    spec = tmp_path / "spec.json"
+    spec.write_text(json.dumps({"name": "said", "goal": "In turn.", "classes": [{"name": "everyone"}]}))
+    assert run("compose", spec).exit_code == 0
+    schema = json.loads(run("compose", "--schema").stdout)
+    assert schema["required"] == ["name", "goal", "classes"]
+
+
+def test_compose_says_what_is_wrong(run, tmp_path):
+    spec = tmp_path / "spec.toml"
+    refused(run("compose", spec), "cannot be read: No such file")
+    spec.write_text("name = ")
+    refused(run("compose", spec), "is not valid TOML")
+    spec.write_bytes(b"\xff")
+    refused(run("compose", spec), "is not valid TOML")
+    spec.write_text("#" * 70_000)
+    refused(run("compose", spec), "too long: at most 65536 bytes")
+    spec.write_text(SPEC + "slice_us = 5\n")
+    said = refused(run("compose", spec), re.escape("classes[0].slice_us = 5: below 100"))
+    assert "schedagent compose --schema" in said
+    (tmp_path / "broken.json").write_text("[" * 60_000)
+    refused(run("compose", tmp_path / "broken.json"), "is not valid JSON")
+
+
+def test_compose_keeps_what_was_changed_by_hand(run, tmp_path):
+    spec = tmp_path / "spec.toml"
+    spec.write_text(SPEC)
+    (tmp_path / "said.bpf.c").write_text("mine")
+    refused(run("compose", spec, "--output", tmp_path), "is there already, and says something else")
+    assert (tmp_path / "said.bpf.c").read_text() == "mine"
+    assert not (tmp_path / "said.toml").exists()

@@ -200,8 +200,9 @@ static __always_inline u64 running_queue(struct task_struct *prev)
 	return vt ? vt->queue : NO_QUEUE;
 }
 
-/* Is it @prev's turn again, before all that wait in @queue? */
-static __always_inline bool vtime_precedes(struct task_struct *prev, u64 queue)
+/* Is @prev, due @slack_ns after its vtime, before all that wait in @queue? */
+static __always_inline bool deadline_precedes(struct task_struct *prev,
+					      u64 queue, u64 slack_ns)
 {
 	struct vtask *vt;
 	u64 key;
@@ -212,7 +213,14 @@ static __always_inline bool vtime_precedes(struct task_struct *prev, u64 queue)
 	vt = vtask_of(prev);
 	if (!vt || vt->queue != queue)
 		return false;
-	return !queue_head_key(queue, &key) || time_before(vt->vtime, key);
+	return !queue_head_key(queue, &key) ||
+	       time_before(vt->vtime + slack_ns, key);
+}
+
+/* Is it @prev's turn again, before all that wait in @queue? */
+static __always_inline bool vtime_precedes(struct task_struct *prev, u64 queue)
+{
+	return deadline_precedes(prev, queue, 0);
 }
 
 /* Of the pinned and the shared queue of @class: which is due on this CPU? */
@@ -228,19 +236,30 @@ static __always_inline u64 due_queue(u32 class, s32 cpu, u64 running)
 	return credit && *credit < 0 ? shared : pinned;
 }
 
-/* Give this CPU the task of @class that is due, or let @prev go on. */
-static __always_inline bool vtime_dispatch(u32 class, s32 cpu,
-					   struct task_struct *prev,
-					   u64 slice_ns)
+/*
+ * Give this CPU the task of @class that is due, or let @prev go on, where keys
+ * are deadlines: a vtime and a slack, which is @slack_ns for @prev.
+ */
+static __always_inline bool deadline_dispatch(u32 class, s32 cpu,
+					      struct task_struct *prev,
+					      u64 slice_ns, u64 slack_ns)
 {
 	u64 due = due_queue(class, cpu, running_queue(prev));
 
-	if (vtime_precedes(prev, due))
+	if (deadline_precedes(prev, due, slack_ns))
 		return vtime_continue(prev, slice_ns);
 	return dsq_move_to_local(due) ||
 	       dsq_move_to_local(cpu_queue(class, cpu)) ||
 	       dsq_move_to_local(shared_queue(class)) ||
 	       vtime_continue(prev, slice_ns);
+}
+
+/* The same where keys are vtimes. */
+static __always_inline bool vtime_dispatch(u32 class, s32 cpu,
+					   struct task_struct *prev,
+					   u64 slice_ns)
+{
+	return deadline_dispatch(class, cpu, prev, slice_ns, 0);
 }
 
 struct {
@@ -250,14 +269,18 @@ struct {
 	__type(value, u64);
 } rescue_time SEC(".maps");
 
-/* Take from @queue a task that this CPU may run and that waits too long. */
-static __always_inline bool rescue_from(u64 queue, s32 cpu, u64 earliest)
+/*
+ * Take from @queue a task that this CPU may run and that waits too long, looking
+ * from its head, or with DSQ_ITER_REV from its end.
+ */
+static __always_inline bool rescue_from(u64 queue, s32 cpu, u64 earliest,
+					u64 direction)
 {
 	struct task_struct *p;
 	struct vtask *vt;
 	u32 looked = 0;
 
-	bpf_for_each(scx_dsq, p, queue, DSQ_ITER_REV) {
+	bpf_for_each(scx_dsq, p, queue, direction) {
 		if (looked++ >= RESCUE_DEPTH)
 			break;
 		vt = vtask_of(p);
@@ -285,8 +308,10 @@ static __always_inline bool rescue_starved(u32 nr_classes, s32 cpu,
 	if (!next || time_before(now, *next))
 		return false;
 	bpf_for(class, 0, nr_classes) {
-		if (rescue_from(cpu_queue(class, cpu), cpu, earliest) ||
-		    rescue_from(shared_queue(class), cpu, earliest))
+		if (rescue_from(cpu_queue(class, cpu), cpu, earliest,
+				DSQ_ITER_REV) ||
+		    rescue_from(shared_queue(class), cpu, earliest,
+				DSQ_ITER_REV))
 			return true;
 	}
 	*next = now + RESCUE_PERIOD_NS;
