@@ -52,7 +52,10 @@ class UsageRecord:
 
 @dataclass(frozen=True)
 class BudgetLimits:
-    """What a run may use in all. Reaching a limit is allowed, passing it is not."""
+    """What a run may use in all.
+
+    Before a request is sent, its tokens are estimated, so the last answer may pass a limit by the error of an estimate.
+    """
 
     calls: int
     tokens: int

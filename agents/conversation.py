@@ -7,24 +7,29 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Generic, Literal, TypeVar
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar, get_args
 
 from agents.answers import Read, T, read_answer, repair_request, strict_schema
 from agents.budget import Budget, UsageRecord, total
 from agents.calling import LONGEST_RESULT, Tool, call_tool
-from agents.exchange import Endpoint, Failure, Json, Outcome, Reply, Request, Role, ToolCall
+from agents.exchange import (
+    ANSWER_TOOL,
+    Endpoint,
+    Failure,
+    Form,
+    Json,
+    Outcome,
+    Reply,
+    Request,
+    Role,
+    ToolCall,
+)
 from agents.fences import Fence
 from agents.transcript import Exchange, Journal
 from schedagent.core.errors import BudgetSpent, ModelError
 
-__all__ = ["Answer", "Asker", "Conversation"]
-
-Form = Literal["json_schema", "tool", "plain"]
-"""How the answer's schema is asked for: as response format; as a tool to be called; in words, without any tools."""
-
-FORMS: tuple[Form, ...] = ("json_schema", "tool", "plain")
-ANSWER_TOOL = "answer"
+FORMS: tuple[Form, ...] = get_args(Form)
 
 _NOW_ANSWER = "No more tools can be called. Give your final answer now."
 V = TypeVar("V")
@@ -67,7 +72,7 @@ class Asker:
     journal: Journal
     clean: Callable[[str], str]
     form: Form = "json_schema"
-    settled: bool = field(default=False)
+    settled: bool = False
 
     @property
     def fence(self) -> Fence:
@@ -75,11 +80,7 @@ class Asker:
         return Fence(self.journal.mark)
 
     def exchange(self, request: Request) -> Exchange:
-        """Recall or send a request.
-
-        Raises:
-            BudgetSpent, ReplayDiverged
-        """
+        """Recall or send a request. What fails is in the outcome; only a replay raises, ReplayDiverged."""
         recalled = self.journal.recall(request)
         if recalled:
             return recalled

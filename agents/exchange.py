@@ -19,6 +19,12 @@ from schedagent.core.errors import BudgetSpent, EndpointError, ModelError
 Json = Mapping[str, Any]
 Role = Literal["observation", "planning", "execution", "learning"]
 
+Form = Literal["json_schema", "tool", "plain"]
+"""How an answer's schema is asked for: as response format; as a tool to be called; in words, without any tools."""
+
+ANSWER_TOOL = "answer"
+"""The tool by which an answer is given in the form "tool"."""
+
 _CHARS_PER_TOKEN = 4
 """Of English and C, for the usual tokenizers; only used where an endpoint reports no usage, and before it did."""
 
@@ -48,6 +54,13 @@ class Request:
         optional = {"tools": self.tools, "response_format": self.response_format, "tool_choice": self.tool_choice}
         sent = {name: value for name, value in optional.items() if value}
         return {"model": self.model, "messages": self.messages, **sent}
+
+    @property
+    def form(self) -> Form:
+        """How the answer's schema is asked for."""
+        if self.response_format:
+            return "json_schema"
+        return "tool" if any(tool["function"]["name"] == ANSWER_TOOL for tool in self.tools) else "plain"
 
     @cached_property
     def digest(self) -> str:

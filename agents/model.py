@@ -12,13 +12,13 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from agents.answers import T
 from agents.budget import Budget, BudgetLimits
 from agents.calling import Tool
 from agents.conversation import Answer, Asker, Conversation
-from agents.exchange import Failure, Json, Outcome, Reply, Request, Role, ToolCall, Usage, estimated_tokens
+from agents.exchange import Failure, Form, Json, Outcome, Reply, Request, Role, ToolCall, Usage, estimated_tokens
 from agents.fences import Fence
 from agents.transcript import Journal, Replay, Unrecorded
 from schedagent.core.errors import SetupError
@@ -40,6 +40,9 @@ LONGEST_WAIT_S = 60.0
 LONGEST_TEXT = 64_000
 """Characters of an answer that are kept, four for each of budget.LONGEST_ANSWER tokens."""
 
+LONGEST_BODY = 8 << 20
+"""Bytes of an endpoint's answer that are read."""
+
 MOST_CALLS = 16
 """Tool calls of one answer that are kept."""
 
@@ -50,6 +53,7 @@ _FIRST_WAIT_S = 1.0
 _LONGEST_ERROR = 300
 _SHORTEST_SECRET = 8
 _NO_KEY = "none"
+_OF_THE_STREAM = ("content-encoding", "content-length", "transfer-encoding")
 _SHOWN_KEY = "[key removed]"
 _REFUSED = (400, 415, 422, 501)
 _RETRIED = (408, 409, 429)
@@ -131,13 +135,15 @@ def open_model(
         raise SetupError("no model is configured", "set OPENAI_BASE_URL, SCHEDAGENT_MODEL and OPENAI_API_KEY")
     clean = _cleaner(settings.model_api_key)
     endpoint = ChatEndpoint(settings, clean, sleep)
-    return Model(Asker(role, name, endpoint, budget or Budget.of(settings), journal or Unrecorded(), clean))
+    shared = (endpoint, budget or Budget.of(settings), journal or Unrecorded())
+    return Model(Asker(role, name, *shared, clean, form=cast("Form", settings.model_answers)))
 
 
 def replay_model(replay: Replay, role: Role) -> Model:
     """Return a model that answers what was recorded, for debugging. It needs no settings, no network and no tools."""
+    name, form = replay.asked_by(role)
     budget = Budget(BudgetLimits(0, 0, 0.0))
-    return Model(Asker(role, replay.model_for(role), None, budget, replay, _cleaner("")))
+    return Model(Asker(role, name, None, budget, replay, _cleaner(""), form))
 
 
 def _cleaner(key: str) -> Callable[[str], str]:
@@ -166,7 +172,7 @@ class ChatEndpoint:
     """Chat completions over HTTP.
 
     Args:
-        settings: address, key and time-out; the time-out is for each silence, not for the whole answer.
+        settings: address, key and time-out.
         clean: takes the key out of a text.
         sleep: waits, in seconds.
     """
@@ -249,11 +255,40 @@ class ChatEndpoint:
                 base_url=self._settings.model_base_url,
                 api_key=SecretStr(self._settings.model_api_key or _NO_KEY),
                 timeout=float(self._settings.model_timeout_s),
+                http_client=_bounded_client(self._settings.model_timeout_s),
                 max_retries=0,  # ours are recorded and bounded
                 use_responses_api=False,
                 cache=False,
             )
         return self._clients[model]
+
+
+def _bounded_client(timeout_s: float) -> Any:
+    """Return an HTTP client that ends an answer that takes too long or is too large.
+
+    The SDK's time-out is for each silence: a gateway that sends white space while it waits would hold us for ever.
+    """
+    import openai
+
+    class Bounded(openai.DefaultHttpxClient):
+        def send(self, request: Any, **options: Any) -> Any:
+            until = time.monotonic() + timeout_s
+            response = super().send(request, **{**options, "stream": True})
+            body = bytearray()
+            try:
+                for piece in response.iter_bytes():
+                    body += piece
+                    if time.monotonic() > until:
+                        raise openai.APITimeoutError(request)
+                    if len(body) > LONGEST_BODY:
+                        told = f"its answer has more than {LONGEST_BODY} bytes"
+                        raise openai.APIConnectionError(message=told, request=request)
+            finally:
+                response.close()
+            kept = [pair for pair in response.headers.multi_items() if pair[0].lower() not in _OF_THE_STREAM]
+            return type(response)(response.status_code, headers=kept, content=bytes(body), request=request)
+
+    return Bounded()
 
 
 def _options(request: Request, max_tokens: int) -> dict[str, Any]:

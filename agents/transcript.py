@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Protocol, get_args
 
 from agents.budget import UsageRecord
-from agents.exchange import Failure, Json, Outcome, Reply, Request, Role, ToolCall, Usage
+from agents.exchange import Failure, Form, Json, Outcome, Reply, Request, Role, ToolCall, Usage
 from agents.fences import new_mark
 from schedagent.core.errors import ReplayDiverged, RepositoryError
 
@@ -95,6 +95,8 @@ class Transcript:
 
     What an earlier process of the run was answered is recalled, each answer once and in its order: a request that is
     made twice in one process is sent twice.
+
+    `mark` is that of the run's fences; `earlier` is what earlier processes of the run used, for the budget of this one.
 
     Args:
         path: made if need be, with its folder.
@@ -183,9 +185,10 @@ class Replay:
         self.mark: str = header["mark"]
         self._left = deque(_final(exchanges))
 
-    def model_for(self, role: Role) -> str:
-        """Return the model that this agent asked, as far as the rest of the recording says; else empty."""
-        return next((exchange.request.model for exchange in self._left if exchange.request.role == role), "")
+    def asked_by(self, role: Role) -> tuple[str, Form]:
+        """Return which model this agent asked first in what is left of the recording, and in which form."""
+        first = next((exchange.request for exchange in self._left if exchange.request.role == role), None)
+        return (first.model, first.form) if first else ("", "plain")
 
     def recall(self, request: Request) -> Exchange:
         """Return the next exchange.
@@ -263,8 +266,9 @@ def render(header: Json, exchanges: Sequence[Exchange], longest: int = 4000) -> 
         goes_on = request.messages[: len(shown)] == shown and bool(shown)
         if goes_on:
             yield f"(after the {len(shown)} messages above)"
-        for message in request.messages[len(shown) if goes_on else 0 :]:
-            yield _shown(_told(message), longest)
+        new = request.messages[len(shown) if goes_on else 0 :]
+        repeated = ("assistant", "tool") if goes_on else ()  # they stand above as answer and results
+        yield from (_shown(_told(message), longest) for message in new if message["role"] not in repeated)
         yield _shown(_ending(exchange), longest)
         yield from (_shown(f"[result {place}] {text}", longest) for place, text in sorted(exchange.results.items()))
         shown = request.messages

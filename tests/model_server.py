@@ -47,6 +47,7 @@ class Turn:
         delay_s: wait this long before the answer.
         status: of HTTP; an error carries `message`, and `retry_after` (seconds or a date) as header.
         raw: body to send instead of a chat completion, as it is.
+        drip_s: wait this long between the bytes of the answer.
         cut: close the connection in the middle of the answer.
     """
 
@@ -59,6 +60,7 @@ class Turn:
     message: str = "scripted error"
     retry_after: float | str | None = None
     raw: str | None = None
+    drip_s: float = 0.0
     cut: bool = False
 
     def text(self) -> str:
@@ -201,6 +203,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self._send(turn.status, _error(turn.status, turn.message), retry_after=turn.retry_after)
         elif turn.raw is not None:
             self._send(200, turn.raw)
+        elif turn.drip_s:
+            self._drip(json.dumps(_completion(turn, body)).encode(), turn.drip_s)
         elif turn.cut:
             self._send(200, _completion(turn, body), cut=True)
         elif body.get("stream"):
@@ -222,6 +226,14 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if cut:
             self.wfile.flush()
             self.connection.shutdown(socket.SHUT_RDWR)
+
+    def _drip(self, data: bytes, pause_s: float) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.end_headers()
+        for number in range(len(data)):
+            time.sleep(pause_s)
+            self.wfile.write(data[number : number + 1])
 
     def _stream(self, turn: Turn, body: dict[str, Any]) -> None:
         self.send_response(200)

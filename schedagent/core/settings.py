@@ -46,6 +46,8 @@ class Settings:
         model_name: model asked for there; empty: plan without a model.
         model_api_key: secret sent there.
         model_observation, model_planning, model_execution, model_learning: model of one agent; empty: model_name.
+        model_answers: how a model is asked for the form of its answer: json_schema (a response format), tool (a tool to
+            call) or plain (in words); an endpoint that refuses one is asked for the next.
         model_timeout_s: wait at most this long for each answer.
         model_max_calls, model_max_tokens, model_max_dollars: what one run may use of models in all.
         model_prices: what models cost; one that is not named is not counted in money.
@@ -65,6 +67,7 @@ class Settings:
     model_planning: str = ""
     model_execution: str = ""
     model_learning: str = ""
+    model_answers: str = "json_schema"
     model_timeout_s: int = 120
     model_max_calls: int = 60
     model_max_tokens: int = 300_000
@@ -235,9 +238,25 @@ def _release(value: object) -> str:
 
 
 def _url(value: object) -> str:
-    if not isinstance(value, str) or not value.startswith(("http://", "https://")):
-        raise ValueError("an address that starts with http:// or https://")
+    if not isinstance(value, str) or not value.startswith(("http://", "https://")) or "@" in value:
+        raise ValueError("an address that starts with http:// or https://, without a user or password in it")
     return value.rstrip("/")
+
+
+def _key(value: object) -> str:
+    # Nothing that an error text would show escaped: a key is found there, and taken out, as it is.
+    if not isinstance(value, str) or not all("!" <= character <= "~" for character in value):
+        raise ValueError("a key of printable ASCII characters, without spaces or line ends")
+    return value
+
+
+def _one_of(*accepted: str) -> Callable[[object], str]:
+    def accept(value: object) -> str:
+        if not isinstance(value, str) or value not in accepted:
+            raise ValueError(", ".join(accepted))
+        return value
+
+    return accept
 
 
 def _dollars(value: object) -> float:
@@ -282,11 +301,12 @@ _OPTIONS: dict[
     "kernel_release": ("SCHEDAGENT_KERNEL", _release),
     "model_base_url": ("OPENAI_BASE_URL", _url),
     "model_name": ("SCHEDAGENT_MODEL", _text),
-    "model_api_key": ("OPENAI_API_KEY", _text),
+    "model_api_key": ("OPENAI_API_KEY", _key),
     "model_observation": ("SCHEDAGENT_MODEL_OBSERVATION", _text),
     "model_planning": ("SCHEDAGENT_MODEL_PLANNING", _text),
     "model_execution": ("SCHEDAGENT_MODEL_EXECUTION", _text),
     "model_learning": ("SCHEDAGENT_MODEL_LEARNING", _text),
+    "model_answers": ("SCHEDAGENT_MODEL_ANSWERS", _one_of("json_schema", "tool", "plain")),
     "model_timeout_s": ("SCHEDAGENT_MODEL_TIMEOUT_S", _whole(1, 3600)),
     "model_max_calls": ("SCHEDAGENT_MODEL_MAX_CALLS", _whole(0, 1_000_000)),
     "model_max_tokens": ("SCHEDAGENT_MODEL_MAX_TOKENS", _whole(0, 1_000_000_000)),

@@ -20,7 +20,7 @@ from pydantic import BaseModel
 from agents import model as module
 from agents.answers import read_answer, strict_schema
 from agents.calling import LONGEST_RESULT, Tool
-from agents.model import LONGEST_TEXT, MOST_CALLS, open_model
+from agents.model import LONGEST_BODY, LONGEST_TEXT, MOST_CALLS, open_model
 from schedagent.core.errors import EndpointError, ModelError, PolicyError, SetupError
 from tests.model_server import ModelServer
 
@@ -156,6 +156,13 @@ def test_answer_tool_is_repaired_as_a_tool_call():
     assert "policy: Input should be a valid string" in told[0]["content"]
 
 
+def test_form_may_be_chosen():
+    good = {"tool_calls": [{"name": "answer", "arguments": GOOD["content"]}]}
+    with ModelServer([good]) as server:
+        assert ask(server, settings=settings_for(server, model_answers="tool")).value.policy == "fifo"
+    assert "response_format" not in server.chats[0]
+
+
 def test_without_tools_the_schema_is_told_in_words():
     with ModelServer(lacking("response_format", "tools")) as server:
         assert ask(server, tools=[list_policies([])]).value.policy == "fifo"
@@ -200,6 +207,12 @@ def test_wrong_names_and_bad_arguments_are_told():
     assert calls == []
     assert answer.called == ("run_shell", "list_policies", "list_policies")
     assert answer.usage.calls == 2
+
+
+def test_text_that_is_no_unicode_can_be_told():
+    with ModelServer([LIST_POLICIES, GOOD]) as server:
+        ask(server, tools=[list_policies([], b"\xff\0 fifo".decode(errors="surrogateescape"))])
+    assert "?\0 fifo" in server.chats[1]["messages"][-1]["content"]
 
 
 def test_error_of_a_tool_is_told():
@@ -304,6 +317,17 @@ def test_silence_ends_at_the_time_out():
         with pytest.raises(EndpointError, match="did not answer within 1 s"):
             ask(server, settings=settings_for(server, model_timeout_s=1))
         assert time.monotonic() - started < 4 + 1.5
+
+
+def test_answer_that_drips_ends_at_the_time_out():
+    with ModelServer([{**GOOD, "drip_s": 0.2}] * 9) as server, pytest.raises(EndpointError, match="within 1 s"):
+        ask(server, settings=settings_for(server, model_timeout_s=1))
+
+
+def test_body_without_end_is_not_read():
+    endless = {"raw": " " * (LONGEST_BODY + 1)}
+    with ModelServer([endless] * 9) as server, pytest.raises(EndpointError, match=f"more than {LONGEST_BODY} bytes"):
+        ask(server)
 
 
 def test_endpoint_that_is_down_is_an_error_to_go_on_from():

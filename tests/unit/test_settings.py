@@ -52,6 +52,8 @@ def test_user_file_is_found_through_xdg(tmp_path: Path) -> None:
         ("SCHEDAGENT_MODEL_MAX_DOLLARS", "-1", "amount of dollars"),
         ("SCHEDAGENT_MODEL_MAX_DOLLARS", "nan", "amount of dollars"),
         ("SCHEDAGENT_MODEL_MAX_DOLLARS", "much", "amount of dollars"),
+        ("SCHEDAGENT_MODEL_ANSWERS", "yaml", "json_schema, tool, plain"),
+        ("OPENAI_BASE_URL", "http://user:secret@host", "without a user"),
         ("SCHEDAGENT_MODEL_TIMEOUT_S", "0", "from 1 to 3600"),
         ("OPENAI_BASE_URL", "file:///etc/passwd", "http://"),
     ],
@@ -122,6 +124,13 @@ def test_readme_names_every_setting_of_the_model() -> None:
         name for key, (variable, _) in module._OPTIONS.items() if key.startswith("model_") for name in (key, variable)
     }
     assert {name for name in wanted if name and f"`{name}`" not in readme} == set()
+
+
+@pytest.mark.parametrize("key", ["s3cret\n", "s3 cret", "s3crét"])
+def test_key_that_no_header_can_hold_is_refused(key: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        load_settings({"HOME": "/h", "OPENAI_API_KEY": key})
+    assert "s3" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 from asking import GOOD, LIST_POLICIES, PRICES, PROSE, QUESTION, Choice, ask, list_policies, settings_for
@@ -77,7 +82,7 @@ def test_people_can_read_it(path):
     assert text.count("[user] Which policy?") == 2, "a conversation that goes on is not repeated"
     assert '[calls list_policies] {"words": "batch"}' in text
     assert "[result 0] <<<DATA" in text
-    assert "I say \\x1b[31mfifo" in text
+    assert text.count("I say \\x1b[31mfifo") == 1
     assert "\x1b" not in text
     assert "[cut short: no answer was received]" in text
     assert len("\n".join(render(*read_transcript(path), longest=20))) < len(text)
@@ -144,6 +149,30 @@ def test_what_was_answered_is_not_paid_again(path, events, paid_again):
     assert calls == (["batch"] if events < 4 else []), "a result that was recorded is not made again"
 
 
+def test_killed_in_the_middle_of_a_call(path):
+    program = (
+        "import sys; from pathlib import Path\n"
+        "from asking import *; from agents.transcript import Transcript\n"
+        "settings = settings_for(None, model_base_url=sys.argv[2])\n"
+        "ask(None, settings=settings, tools=[list_policies([])], journal=Transcript(Path(sys.argv[1]), 'r1'))\n"
+    )
+    here = Path(__file__).parent
+    environment = {**os.environ, "PYTHONPATH": f"{here.parents[1]}:{here}"}
+    slow = [LIST_POLICIES, {**PROSE, "delay_s": 60}]
+    with (
+        ModelServer(slow) as server,
+        subprocess.Popen([sys.executable, "-c", program, str(path), server.url], env=environment) as asking,
+    ):
+        until = time.monotonic() + 30
+        while len(server.chats) < 2 and time.monotonic() < until:
+            time.sleep(0.02)
+        asking.kill()
+    assert len(server.chats) == 2
+    answer, goes_on = record(path, [GOOD])
+    assert (answer.value.policy, answer.called, len(goes_on.chats)) == ("fifo", ("list_policies",), 1)
+    assert goes_on.chats[0] == server.chats[1], "it goes on with the very question it was killed in"
+
+
 def test_whole_question_is_recalled_without_a_network(path):
     whole, _server = record(path)
     with Transcript(path, "r1") as journal:
@@ -177,6 +206,14 @@ def test_endpoint_without_schemas_is_recalled_too(path):
     whole, _server = record(path, [{"status": 400}, {"tool_calls": [{"name": "answer", "arguments": GOOD["content"]}]}])
     with ModelServer([{"status": 400}]) as server, Transcript(path, "r1") as journal:
         assert ask(server, tools=[list_policies([])], journal=journal) == whole
+    assert replay(path, tools=[list_policies([])]).value == whole.value
+
+
+def test_replay_asks_in_the_form_of_the_recording(path):
+    with ModelServer([GOOD]) as server, Transcript(path, "r1") as journal:
+        settings = settings_for(server, model_answers="plain", model_name="other")
+        whole = ask(server, settings=settings, journal=journal)
+    assert replay(path) == whole
 
 
 # --- replay ---------------------------------------------------------------------------------------------------------
