@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 T = TypeVar("T", bound="BaseModel")
 
 _FENCED_JSON = re.compile(r"```(?:json)?\s*\n(.*?)```", re.DOTALL)
-_MOST_STARTS = 32
+_THOUGHTS = re.compile(r"^\s*<think>.*?</think>", re.DOTALL)
+_MOST_STARTS = 256
 _MOST_PROBLEMS = 8
 
 # What the strict mode of chat completions does not know; pydantic checks it afterwards.
@@ -97,19 +98,27 @@ def read_answer(text: str, model: type[T]) -> Read[T]:
 
 
 def _candidates(text: str) -> Iterator[str]:
-    """Yield what may be meant as the answer: all of it, a fenced block, an object inside prose."""
-    if text.lstrip().startswith("{"):
-        yield text
-    yield from (found.strip() for found in _FENCED_JSON.findall(text))
+    """Yield what may be meant as the answer: all of it, a fenced block, an object inside prose; the last one first."""
+    said = _THOUGHTS.sub("", text)
+    if said.lstrip().startswith("{"):
+        yield said
+    yield from (found.strip() for found in reversed(_FENCED_JSON.findall(said)))
+    yield from reversed(list(_objects_in(said)))
+
+
+def _objects_in(text: str) -> Iterator[str]:
+    """Yield the outermost JSON objects of a text."""
     decoder = json.JSONDecoder()
-    starts = (match.start() for match in re.finditer(r"\{", text))
-    for _number, start in zip(range(_MOST_STARTS), starts, strict=False):
+    start = text.find("{")
+    for _attempt in range(_MOST_STARTS):
+        if start < 0:
+            return
         try:
             _value, end = decoder.raw_decode(text, start)
+            yield text[start:end]
         except (ValueError, RecursionError):
-            continue
-        yield text[start:end]
-        return
+            end = start + 1
+        start = text.find("{", end)
 
 
 def repair_request(wrong: str, model: type[BaseModel]) -> str:

@@ -70,6 +70,8 @@ def test_prose_twice_is_an_error():
         '  {"policy": "fifo"}\n',
         'Here it is:\n```json\n{"policy": "fifo"}\n```\nGood luck {you}.',
         'I think {so}, hence {"policy": "fifo"}.',
+        '<think>{"policy": "fair"}?</think>\n{"policy": "fifo"}',
+        'First {"policy": "fair"}, {"x": {"policy": "batch"}}, but rather {"policy": "fifo"} {"done": 1}',
     ],
 )
 def test_object_is_found_in_prose(text):
