@@ -4,7 +4,8 @@ SchedagentError                 message + hint: what failed with values, and wha
 ├── UsageError                  the user's input cannot be used           (exit status 2)
 │   ├── TunableError            a tunable that does not exist or is out of range
 │   ├── SpecError               a policy spec with mistakes, each named by its field
-│   └── MetricError             the metric expression found no number in the workload's output
+│   ├── MetricError             the metric expression found no number in the workload's output
+│   └── ReplayDiverged          a recorded transcript does not hold what is asked now
 ├── SetupError                  a tool, kernel or folder is missing or unusable
 ├── PolicyError                 this policy cannot be used
 │   ├── CompileError            clang refused the source
@@ -13,6 +14,9 @@ SchedagentError                 message + hint: what failed with values, and wha
 ├── WorkloadFailed              the workload failed under the default scheduler
 ├── VmLost                      the micro-VM died, hung or panicked: neither a pass nor a failure
 ├── RepositoryError             the policy repository cannot be read or written
+├── ModelError                  the model gave no usable answer: go on without it
+│   ├── EndpointError           its endpoint is down, refuses, or answers nonsense
+│   └── BudgetSpent             calls, tokens or money of the run are used up
 └── TokenError                  a deployment token is malformed, forged, expired or for something else
 """
 
@@ -50,6 +54,10 @@ class SpecError(UsageError):
 
 class MetricError(UsageError):
     """The metric expression found no number in the workload's output."""
+
+
+class ReplayDiverged(UsageError):
+    """A recorded transcript does not hold what is asked now; the message says where the two part."""
 
 
 class SetupError(SchedagentError):
@@ -97,3 +105,23 @@ class RepositoryError(SchedagentError):
 
 class TokenError(SchedagentError):
     """A deployment token is malformed, forged, expired or made for something else."""
+
+
+class ModelError(SchedagentError):
+    """The model gave no usable answer. Callers go on without it: with the offline planner, or with what they have."""
+
+
+class EndpointError(ModelError):
+    """The model's endpoint cannot be reached, refuses, or answers nonsense, after all retries.
+
+    Args:
+        status: HTTP status; None if there was no answer at all.
+    """
+
+    def __init__(self, message: str, hint: str = "", status: int | None = None) -> None:
+        super().__init__(message, hint)
+        self.status = status
+
+
+class BudgetSpent(ModelError):
+    """The run's budget for the model (calls, tokens or money) is used up: stop with what there is."""

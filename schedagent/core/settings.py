@@ -7,6 +7,7 @@ the key of the same name in ``$XDG_CONFIG_HOME/schedagent/config.toml``, else it
 from __future__ import annotations
 
 import errno
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -20,6 +21,20 @@ _FIRST_ACTIVATED = 3  # SD_LISTEN_FDS_START
 
 
 @dataclass(frozen=True)
+class ModelPrice:
+    """What a model costs, in dollars per million tokens.
+
+    Args:
+        model: its name, as the endpoint knows it.
+        input, output: price of what is sent and of what is answered.
+    """
+
+    model: str
+    input: float
+    output: float
+
+
+@dataclass(frozen=True)
 class Settings:
     """What the user may choose; everything has a default.
 
@@ -30,6 +45,12 @@ class Settings:
         model_base_url: base of an OpenAI-compatible endpoint; empty: plan without a model.
         model_name: model asked for there; empty: plan without a model.
         model_api_key: secret sent there.
+        model_observation, model_planning, model_execution, model_learning: model of one agent; empty: model_name.
+        model_answers: how a model is asked for the form of its answer: json_schema (a response format), tool (a tool to
+            call) or plain (in words); an endpoint that refuses one is asked for the next.
+        model_timeout_s: wait at most this long for each answer.
+        model_max_calls, model_max_tokens, model_max_dollars: what one run may use of models in all.
+        model_prices: what models cost; one that is not named is not counted in money.
         vm_cpus: CPUs of the micro-VM; None lets the lab choose.
         vm_memory_mib: its memory; None lets the lab choose.
         verifier_socket: unix socket of the verifier service that is to be asked; None: verify in this process.
@@ -42,6 +63,16 @@ class Settings:
     model_base_url: str = ""
     model_name: str = ""
     model_api_key: str = field(default="", repr=False)
+    model_observation: str = ""
+    model_planning: str = ""
+    model_execution: str = ""
+    model_learning: str = ""
+    model_answers: str = "json_schema"
+    model_timeout_s: int = 120
+    model_max_calls: int = 60
+    model_max_tokens: int = 300_000
+    model_max_dollars: float = 1.0
+    model_prices: tuple[ModelPrice, ...] = ()
     vm_cpus: int | None = None
     vm_memory_mib: int | None = None
     verifier_socket: Path | None = None
@@ -56,6 +87,15 @@ class Settings:
     def venv_dir(self) -> Path:
         """The private virtual environment that `make setup` fills."""
         return self.cache_dir / "venv"
+
+    def model_for(self, role: str) -> str:
+        """Return the name of the model an agent asks: its own, or the one for all.
+
+        Args:
+            role: observation, planning, execution or learning.
+        """
+        chosen: str = getattr(self, f"model_{role}")
+        return chosen or self.model_name
 
     @property
     def keys_dir(self) -> Path:
@@ -135,7 +175,7 @@ def _xdg(env: Mapping[str, str], variable: str, below_home: str) -> Path:
 def _from_environment(env: Mapping[str, str]) -> dict[str, Any]:
     chosen = {}
     for key, (variable, accept) in _OPTIONS.items():
-        text = env.get(variable, "")
+        text = env.get(variable, "") if variable else ""
         if text:
             chosen[key] = _accepted(accept, text, f"{variable}={_shown(key, text)}")
     return chosen
@@ -198,9 +238,45 @@ def _release(value: object) -> str:
 
 
 def _url(value: object) -> str:
-    if not isinstance(value, str) or not value.startswith(("http://", "https://")):
-        raise ValueError("an address that starts with http:// or https://")
+    if not isinstance(value, str) or not value.startswith(("http://", "https://")) or "@" in value:
+        raise ValueError("an address that starts with http:// or https://, without a user or password in it")
     return value.rstrip("/")
+
+
+def _key(value: object) -> str:
+    # Nothing that an error text would show escaped: a key is found there, and taken out, as it is.
+    if not isinstance(value, str) or not all("!" <= character <= "~" for character in value):
+        raise ValueError("a key of printable ASCII characters, without spaces or line ends")
+    return value
+
+
+def _one_of(*accepted: str) -> Callable[[object], str]:
+    def accept(value: object) -> str:
+        if not isinstance(value, str) or value not in accepted:
+            raise ValueError(", ".join(accepted))
+        return value
+
+    return accept
+
+
+def _dollars(value: object) -> float:
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise ValueError("an amount of dollars, 0 or more")
+    return number
+
+
+def _prices(value: object) -> tuple[ModelPrice, ...]:
+    if not isinstance(value, dict) or not all(
+        isinstance(price, dict) and set(price) == _SIDES for price in value.values()
+    ):
+        raise TypeError(
+            'one table for each model: [model_prices."NAME"] with input and output in dollars per million tokens'
+        )
+    return tuple(ModelPrice(name, _dollars(price["input"]), _dollars(price["output"])) for name, price in value.items())
 
 
 def _whole(minimum: int, maximum: int) -> Callable[[object], int]:
@@ -213,16 +289,29 @@ def _whole(minimum: int, maximum: int) -> Callable[[object], int]:
     return accept
 
 
+_SIDES = frozenset(("input", "output"))
 _LONGEST_SOCKET_PATH = 107  # unix(7): sun_path, with its NUL
 _RELEASE_CHARACTERS = frozenset("0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.+~_-")
 
-_OPTIONS: dict[str, tuple[str, Callable[[Any], Any]]] = {
+_OPTIONS: dict[
+    str, tuple[str, Callable[[Any], Any]]
+] = {  # key of the file: environment variable or "", what is accepted
     "cache_dir": ("SCHEDAGENT_CACHE", _folder),
     "state_dir": ("SCHEDAGENT_STATE", _folder),
     "kernel_release": ("SCHEDAGENT_KERNEL", _release),
     "model_base_url": ("OPENAI_BASE_URL", _url),
     "model_name": ("SCHEDAGENT_MODEL", _text),
-    "model_api_key": ("OPENAI_API_KEY", _text),
+    "model_api_key": ("OPENAI_API_KEY", _key),
+    "model_observation": ("SCHEDAGENT_MODEL_OBSERVATION", _text),
+    "model_planning": ("SCHEDAGENT_MODEL_PLANNING", _text),
+    "model_execution": ("SCHEDAGENT_MODEL_EXECUTION", _text),
+    "model_learning": ("SCHEDAGENT_MODEL_LEARNING", _text),
+    "model_answers": ("SCHEDAGENT_MODEL_ANSWERS", _one_of("json_schema", "tool", "plain")),
+    "model_timeout_s": ("SCHEDAGENT_MODEL_TIMEOUT_S", _whole(1, 3600)),
+    "model_max_calls": ("SCHEDAGENT_MODEL_MAX_CALLS", _whole(0, 1_000_000)),
+    "model_max_tokens": ("SCHEDAGENT_MODEL_MAX_TOKENS", _whole(0, 1_000_000_000)),
+    "model_max_dollars": ("SCHEDAGENT_MODEL_MAX_DOLLARS", _dollars),
+    "model_prices": ("", _prices),
     "vm_cpus": ("SCHEDAGENT_VM_CPUS", _whole(1, 256)),
     "verifier_socket": ("SCHEDAGENT_VERIFIER_SOCKET", _socket),
     "vm_memory_mib": ("SCHEDAGENT_VM_MEMORY_MIB", _whole(256, 1 << 20)),

@@ -32,7 +32,9 @@ CONFINED = {
     "pyroute2": ("kernel_bpf/*",),
     "langgraph": ("schedagent/graph.py", "schedagent/state.py", "schedagent/wiring.py"),
     "langchain_openai": ("agents/model.py",),
+    "langchain_core": ("agents/model.py",),
     "openai": ("agents/model.py",),
+    "langsmith": ("agents/model.py", "schedagent/wiring.py"),
 }
 """Outside libraries and the only files that may import them."""
 
@@ -156,6 +158,11 @@ def test_file_keeps_the_rules(path: str) -> None:
             "agents/planning.py",
             "from langchain_openai import ChatOpenAI",
             "only agents/model.py may import langchain_openai",
+        ),
+        (
+            "agents/conversation.py",
+            "def f():\n    import langchain_core.messages",
+            "only agents/model.py may import langchain_core",
         ),
         (
             "verifier/x.py",

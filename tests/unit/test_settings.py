@@ -12,7 +12,7 @@ import pytest
 
 from schedagent.core import settings as module
 from schedagent.core.errors import SetupError, UsageError
-from schedagent.core.settings import activated_descriptors, load_settings, writable
+from schedagent.core.settings import ModelPrice, activated_descriptors, load_settings, writable
 
 
 def test_defaults_follow_the_base_directory_specification() -> None:
@@ -49,6 +49,12 @@ def test_user_file_is_found_through_xdg(tmp_path: Path) -> None:
         ("SCHEDAGENT_KERNEL", "../../etc", "uname -r"),
         ("SCHEDAGENT_KERNEL", "-o", "uname -r"),
         ("SCHEDAGENT_VERIFIER_SOCKET", "/" + "x" * 107, "at most 107 bytes"),
+        ("SCHEDAGENT_MODEL_MAX_DOLLARS", "-1", "amount of dollars"),
+        ("SCHEDAGENT_MODEL_MAX_DOLLARS", "nan", "amount of dollars"),
+        ("SCHEDAGENT_MODEL_MAX_DOLLARS", "much", "amount of dollars"),
+        ("SCHEDAGENT_MODEL_ANSWERS", "yaml", "json_schema, tool, plain"),
+        ("OPENAI_BASE_URL", "http://user:secret@host", "without a user"),
+        ("SCHEDAGENT_MODEL_TIMEOUT_S", "0", "from 1 to 3600"),
         ("OPENAI_BASE_URL", "file:///etc/passwd", "http://"),
     ],
 )
@@ -67,6 +73,10 @@ def test_bad_environment_value_is_named(variable: str, value: str, accepted: str
         ("vm_cpus = 2.5\n", "vm_cpus = 2.5"),
         ("cache_dir = 1\n", "cache_dir = 1"),
         ("vm_cpus = \n", "is not TOML"),
+        ("model_max_dollars = true\n", "model_max_dollars = True"),
+        ("model_prices = 3\n", "model_prices = 3"),
+        ("[model_prices.small]\ninput = 1\n", "model_prices = {'small': {'input': 1}}"),
+        ("[model_prices.small]\ninput = 1\noutput = '?'\n", "model_prices = {'small'"),
     ],
 )
 def test_bad_file_is_named(tmp_path: Path, text: str, message: str) -> None:
@@ -90,6 +100,37 @@ def test_secret_is_shown_nowhere(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         load_settings({"HOME": "/h"}, config)
     assert "53219" not in str(caught.value)
+
+
+def test_models_of_roles_and_their_budget(tmp_path: Path) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text(
+        'model_name = "large"\nmodel_learning = "small"\nmodel_max_dollars = 2\n'
+        '[model_prices."large"]\ninput = 2.5\noutput = 10\n[model_prices."small"]\ninput = 0\noutput = 0.5\n'
+    )
+    chosen = load_settings(
+        {"HOME": "/h", "SCHEDAGENT_MODEL_PLANNING": "huge", "SCHEDAGENT_MODEL_MAX_CALLS": "7"}, config
+    )
+    roles = ("observation", "planning", "execution", "learning")
+    assert [chosen.model_for(role) for role in roles] == ["large", "huge", "large", "small"]
+    assert (chosen.model_max_calls, chosen.model_max_dollars) == (7, 2.0)
+    assert chosen.model_prices == (ModelPrice("large", 2.5, 10.0), ModelPrice("small", 0.0, 0.5))
+    assert hash(chosen)
+
+
+def test_readme_names_every_setting_of_the_model() -> None:
+    readme = (Path(module.__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    wanted = {
+        name for key, (variable, _) in module._OPTIONS.items() if key.startswith("model_") for name in (key, variable)
+    }
+    assert {name for name in wanted if name and f"`{name}`" not in readme} == set()
+
+
+@pytest.mark.parametrize("key", ["s3cret\n", "s3 cret", "s3crét"])
+def test_key_that_no_header_can_hold_is_refused(key: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        load_settings({"HOME": "/h", "OPENAI_API_KEY": key})
+    assert "s3" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
