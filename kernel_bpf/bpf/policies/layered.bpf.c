@@ -131,6 +131,13 @@ static __always_inline void refresh_class(u32 class)
 		class_vtime[class] = earliest;
 }
 
+/* The clock follows the class that is served. */
+static __always_inline void advance_class_clock(u32 class)
+{
+	if (class < NR_CLASSES && time_before(class_clock, class_vtime[class]))
+		class_clock = class_vtime[class];
+}
+
 /* Charge the task and its class for the CPU time used since the last time. */
 static __always_inline void charge(struct task_struct *p)
 {
@@ -145,8 +152,10 @@ static __always_inline void charge(struct task_struct *p)
 /*
  * The class that is due on this CPU and not in @tried; NR_CLASSES for none.
  * @running has a task on the CPU that wants to go on, so it counts as waiting.
+ * Global, not inlined: the kernel verifies it once, not for each of the ways
+ * that lead here.
  */
-static __always_inline u32 next_class(s32 cpu, u32 tried, u32 running)
+__noinline u32 next_class(s32 cpu, u32 tried, u32 running)
 {
 	u32 class, next = NR_CLASSES;
 	u64 earliest = 0;
@@ -164,6 +173,12 @@ static __always_inline u32 next_class(s32 cpu, u32 tried, u32 running)
 	return next;
 }
 
+/* Give this CPU a waiting task of @class. Global for the same reason. */
+__noinline bool serve_class(u32 class, s32 cpu)
+{
+	return vtime_dispatch(class, cpu, NULL, 0);
+}
+
 /* Serve the class that is due; if it has no task for this CPU, the next. */
 static __always_inline void dispatch_class(s32 cpu, struct task_struct *prev)
 {
@@ -177,10 +192,13 @@ static __always_inline void dispatch_class(s32 cpu, struct task_struct *prev)
 		class = next_class(cpu, tried, running);
 		if (class >= NR_CLASSES)
 			return;
-		if (vtime_dispatch(class, cpu, class == running ? prev : NULL,
-				   class_slice(class))) {
-			if (time_before(class_clock, class_vtime[class]))
-				class_clock = class_vtime[class];
+		if (class == running) {
+			vtime_dispatch(class, cpu, prev, class_slice(class));
+			advance_class_clock(class);
+			return;
+		}
+		if (serve_class(class, cpu)) {
+			advance_class_clock(class);
 			return;
 		}
 		tried |= 1U << class;
