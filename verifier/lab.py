@@ -17,7 +17,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypeVar
+from types import TracebackType
+from typing import Any, Self, TypeVar
 
 from schedagent.core.artifact import PolicyArtifact
 from schedagent.core.errors import MetricError, VmLost, WorkloadFailed
@@ -109,45 +110,14 @@ class VmLab:
             machine.call(jobs.MountHost(), ANSWER_TIMEOUT_S)
         return machine
 
-    def check_load(self, policy: LabPolicy) -> jobs.LoadAnswer:
-        """Let the kernel's verifier judge a policy in a fresh sealed machine; raise KernelRejected with its log."""
-
-        def attempt() -> jobs.LoadAnswer:
-            with self.open(hostfs=False) as machine:
-                answer = machine.call(jobs.LoadPolicy(policy.message()), LOAD_TIMEOUT_S)
-                return jobs.LoadAnswer.from_json(answer)
-
-        return twice(attempt)
-
     def prove(self, policy: LabPolicy, depth: Depth, phases: Sequence[str] = ()) -> jobs.ProveAnswer:
-        """Take a policy through the proving ground in a fresh sealed machine.
+        """Take a policy through the proving ground in a fresh sealed machine; see Cell.prove."""
+        with self.cell(policy) as cell:
+            return cell.prove(depth, phases)
 
-        What a policy fails at while a CPU of the machine stood still may be the host's doing: it is looked at twice,
-        and if the host disturbs that as well, nothing can be said.
-
-        Args:
-            phases: names in verifier.proving.prove.PHASES; empty for all.
-
-        Raises:
-            KernelRejected: it does not load or attach.
-            VmLost: the machine was lost twice, or the host did not let its CPUs run while the policy failed.
-        """
-        job = jobs.Prove(policy.message(), depth.value, list(phases))
-
-        def attempt() -> jobs.ProveAnswer:
-            with self.open(hostfs=False) as machine:
-                return jobs.ProveAnswer.from_json(machine.call(job, LOAD_TIMEOUT_S + 4 * depth.value))
-
-        with self.measuring():  # a machine that has to share its CPUs with another one looks like a slow policy
-            answer = twice(attempt)
-            if doubtful(answer) or perhaps_host_stalled(answer.exit_text):
-                answer = twice(attempt)
-        if doubtful(answer):
-            raise VmLost(
-                f"a CPU of the machine stood still for {answer.stalled_s:.1f} s while the policy failed, twice",
-                "verify it again when this host has less to do",
-            )
-        return answer
+    def cell(self, policy: LabPolicy) -> Cell:
+        """A sealed machine for one policy; it is started when it is needed."""
+        return Cell(self, policy)
 
     def observe(self, workload: WorkloadCommand) -> tuple[Sample, Observation]:
         """Run the workload under the default scheduler with process events and taskstats on.
@@ -183,6 +153,75 @@ class VmLab:
                 log.warning("another schedagent is measuring on this machine; waiting, so as not to disturb it")
                 fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+
+class Cell:
+    """A fresh sealed machine in which one policy, and no other, is loaded and proved; replaced if it is lost."""
+
+    def __init__(self, lab: VmLab, policy: LabPolicy) -> None:
+        self._lab = lab
+        self._policy = policy
+        self._machine: Machine | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the machine; idempotent."""
+        if self._machine:
+            self._machine.close()
+            self._machine = None
+
+    def load(self) -> jobs.LoadAnswer:
+        """Let the kernel's verifier judge the policy; raise KernelRejected with its log."""
+        job = jobs.LoadPolicy(self._policy.message())
+        return jobs.LoadAnswer.from_json(twice(lambda: self._call(job, LOAD_TIMEOUT_S)))
+
+    def prove(self, depth: Depth, phases: Sequence[str] = ()) -> jobs.ProveAnswer:
+        """Take the policy through the proving ground; the machine is used up then.
+
+        What a policy fails at while a CPU of the machine stood still may be the host's doing: it is looked at twice,
+        and if the host disturbs that as well, nothing can be said.
+
+        Args:
+            phases: names in verifier.proving.prove.PHASES; empty for all.
+
+        Raises:
+            KernelRejected: it does not load or attach.
+            VmLost: the machine was lost twice, or the host did not let its CPUs run while the policy failed.
+        """
+        job = jobs.Prove(self._policy.message(), depth.value, list(phases))
+
+        def attempt() -> jobs.ProveAnswer:
+            try:
+                return jobs.ProveAnswer.from_json(self._call(job, LOAD_TIMEOUT_S + 4 * depth.value))
+            finally:
+                self.close()
+
+        with self._lab.measuring():  # a machine that has to share its CPUs with another one looks like a slow policy
+            answer = twice(attempt)
+            if doubtful(answer) or perhaps_host_stalled(answer.exit_text):
+                answer = twice(attempt)
+        if doubtful(answer):
+            raise VmLost(
+                f"a CPU of the machine stood still for {answer.stalled_s:.1f} s while the policy failed, twice",
+                "verify it again when this host has less to do",
+            )
+        return answer
+
+    def _call(self, job: jobs.Message, timeout_s: float) -> Mapping[str, Any]:
+        if self._machine is None:
+            self._machine = self._lab.open(hostfs=False)
+        try:
+            return self._machine.call(job, timeout_s)
+        except VmLost:
+            self.close()
+            raise
 
 
 class TrialSession:

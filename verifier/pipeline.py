@@ -11,7 +11,8 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
@@ -48,12 +49,20 @@ log = logging.getLogger(__name__)
 STATIC_GATES = (SOURCE, COMPILE, LOGIC)
 
 
+class Cell(Protocol):
+    """Where one policy is loaded and proved; verifier.lab.Cell is the real one."""
+
+    def load(self) -> jobs.LoadAnswer: ...
+
+    def prove(self, depth: Depth) -> jobs.ProveAnswer: ...
+
+    def close(self) -> None: ...
+
+
 class ProvingGround(Protocol):
     """The part of the lab that the gates need; VmLab is the real one."""
 
-    def check_load(self, policy: LabPolicy) -> jobs.LoadAnswer: ...
-
-    def prove(self, policy: LabPolicy, depth: Depth) -> jobs.ProveAnswer: ...
+    def cell(self, policy: LabPolicy) -> Cell: ...
 
 
 @dataclass(frozen=True)
@@ -147,8 +156,10 @@ class _Passage:
         self._verifier = verifier
         self._candidate = candidate
         self._info = info
+        self._built: dict[KernelTarget, Future[PolicyArtifact]] = {}
         self._artifacts: list[PolicyArtifact] = []
         self._kernels: list[KernelResult] = []
+        self._cell: Cell | None = None
         self._proved: jobs.ProveAnswer | None = None
         self._gates: list[GateResult] = []
         self._told = 0
@@ -169,6 +180,13 @@ class _Passage:
                 self._pass(gate)
 
     def run(self) -> Verified:
+        try:
+            return self._run()
+        finally:
+            if self._cell:
+                self._cell.close()
+
+    def _run(self) -> Verified:
         self.pass_static()
         self._tell()
         kept = self._recall()
@@ -231,13 +249,18 @@ class _Passage:
         return _unless_errors(f"{len(content)} bytes; {accepted}", findings)
 
     def _compile(self) -> Passed:
-        """Compile for the kernel it is proved on; for the others that is part of their own result."""
-        self._artifacts = [self._verifier.compile(self._info)]
+        """Compile for every kernel, side by side; for the others than the first, a refusal is their own result."""
+        with ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0))) as pool:
+            self._built = {bench.target: pool.submit(self._build, bench.target) for bench in self._verifier.benches}
+        self._artifacts = [self._built[self._verifier.target].result()]
         first = self._artifacts[0]
         size = f"{len(first.object_bytes)} bytes for {self._verifier.target.release}"
         if self._info.is_object:
             return Passed(size, status=GateStatus.NOT_APPLICABLE)
         return Passed(size)
+
+    def _build(self, target: KernelTarget) -> PolicyArtifact:
+        return submission.build(self._info, target, self._verifier.include_dirs, self._verifier.cache_dir)
 
     def _logic(self) -> Passed:
         target = self._verifier.target
@@ -250,7 +273,10 @@ class _Passage:
         return _unless_errors(report.summary, report.findings)
 
     def _kernel_verifier(self) -> Passed:
-        """Give the object to every kernel; only a refusal by the first one, which the token is for, closes the gate."""
+        """Give the object to every kernel; only a refusal by the first one, which the token is for, closes the gate.
+
+        One after the other: two emulated machines at once wait for each other's CPUs, and took half as long again.
+        """
         results = [self._on_kernel(bench) for bench in self._verifier.benches]
         self._kernels = results
         others = "; ".join(f"{result.release}: {_kernel_words(result)}" for result in results[1:])
@@ -264,27 +290,28 @@ class _Passage:
         return Passed(told)
 
     def _on_kernel(self, bench: Bench) -> KernelResult:
+        """Load the policy on one kernel; the first one's machine is kept for the gates behind this one."""
         release = bench.target.release
         try:
-            artifact = self._artifact_for(bench.target)
-            answer = bench.ground.check_load(LabPolicy(self._candidate, artifact))
+            with ExitStack() as stack:
+                cell = bench.ground.cell(LabPolicy(self._candidate, self._built[bench.target].result()))
+                if bench is self._verifier.benches[0]:
+                    self._cell = cell
+                else:
+                    stack.callback(cell.close)
+                answer = cell.load()
         except VmLost as error:
             return KernelResult(release, GateStatus.SKIPPED, error.message)
         except (PolicyError, UsageError, BpfError) as error:
             return KernelResult(release, GateStatus.FAILED, str(error))
         return KernelResult(release, GateStatus.PASSED, "", answer.programs)
 
-    def _artifact_for(self, target: KernelTarget) -> PolicyArtifact:
-        if target == self._verifier.target:
-            return self._artifacts[0]
-        return submission.build(self._info, target, self._verifier.include_dirs, self._verifier.cache_dir)
-
     def _attach(self) -> Passed:
         """Attach and prove in one machine; the gates behind this one judge what it showed."""
-        policy = LabPolicy(self._candidate, self._artifacts[0])
+        assert self._cell is not None, "the gate before this one opened it"
         started = time.monotonic()
         try:
-            self._proved = self._verifier.benches[0].ground.prove(policy, self._verifier.depth)
+            self._proved = self._cell.prove(self._verifier.depth)
         except KernelRejected as error:
             raise GateFailed(str(error), ejection.finding(ejection.rule_of_exit(str(error)), error.message)) from None
         spent = time.monotonic() - started - sum(self._proved.seconds.values())

@@ -49,8 +49,12 @@ class Ground:
     exit_text: str = ""
     results: tuple = ORACLES
     asked: list = field(default_factory=list)
+    closed: int = 0
 
-    def check_load(self, policy):
+    def cell(self, policy):
+        return Cell(self, policy)
+
+    def load(self, policy):
         self.asked.append(("load", policy))
         if self.load_error:
             raise self.load_error
@@ -62,6 +66,23 @@ class Ground:
             raise self.prove_error
         events = {"SCX_EV_REENQ": 0, "SCX_EV_DISPATCH": 7}
         return jobs.ProveAnswer(self.exit_text, list(self.results), events, {"load": 0.0})
+
+
+@dataclass
+class Cell:
+    """A machine of such a ground."""
+
+    ground: Ground
+    policy: object
+
+    def load(self):
+        return self.ground.load(self.policy)
+
+    def prove(self, depth):
+        return self.ground.prove(self.policy, depth)
+
+    def close(self):
+        self.ground.closed += 1
 
 
 @pytest.fixture(autouse=True)
@@ -140,6 +161,7 @@ def test_all_gates_pass_in_order_and_a_token_is_issued(candidate, info, signer):
     assert (token.kernel_release, token.btf_build_id) == ("7.3.4", TARGET.btf_build_id)
     assert (token.report_digest, token.scope) == (report.digest, "full")
     assert [what for what, _ in ground.asked] == ["load", "prove"]
+    assert ground.closed == 1, "the machine of both gates was left running"
     assert {policy.artifact.digest for _, policy in ground.asked} == {artifact.digest}, "other bytes were proved"
     details = {result.gate: result.detail for result in report.gates}
     assert details["kernel verifier"] == "2 programs accepted, 123 instructions walked"
@@ -168,6 +190,7 @@ def test_without_a_signer_there_is_no_token(candidate, info):
 def test_what_closes_a_gate(candidate, info, signer, ground, gate, detail):
     assert_closed(verify(ground, candidate, info, signer), gate, detail)
     if gate == "kernel verifier":
+        assert ground.closed == 1
         assert [what for what, _ in ground.asked] == ["load"]
 
 
@@ -295,6 +318,7 @@ def test_other_kernels_are_told_of_but_do_not_close_the_gate(candidate, info, si
     assert [(kernel.release, kernel.status) for kernel in report.kernels] == [("7.3.4", PASSED), ("6.16.12", FAILED)]
     assert "6.16.12: failed: unknown func scx_bpf_new" in report.gates[3].detail
     assert static.compiled == [("fifo", "7.3.4"), ("fifo", "6.16.12")]
+    assert older.closed == 1
     assert [what for what, _ in older.asked] == ["load"], "it is proved on the first kernel only"
 
 

@@ -167,7 +167,9 @@ def test_every_check_of_a_rule_is_an_oracle():
 def test_no_oracle_belongs_to_two_phases():
     assert len(ORACLES) == sum(len(phase.oracles) for phase in PHASES)
     assert len({phase.name for phase in PHASES}) == len(PHASES)
-    assert all((phase.under_load is None) != (phase.alone is None) for phase in PHASES)
+    for phase in PHASES:
+        assert [bool(way) for way in (phase.under_load, phase.ending, phase.alone)].count(True) == 1
+    assert sum(bool(phase.ending) for phase in PHASES) == 1, "what ends the policy leaves none for another phase"
 
 
 def test_all_phases_take_the_seconds_of_their_depth():

@@ -1,6 +1,6 @@
 """A policy's life around its work: CPUs that come and go, loading again and again, and an end by force.
 
-Each phase loads the policy itself and leaves the machine under the default scheduler. That a task goes on is read from
+Each phase leaves the machine under the default scheduler. That a task goes on is read from
 the CPU time which the kernel charges it with. Kernel facts: handle_hotplug(), scx_tick() and scx_disable_workfn() in
 kernel/sched/ext.c, dl_server_apply_params() in kernel/sched/deadline.c.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -25,8 +26,10 @@ from verifier.proving.oracle import OracleInfo, OracleResult
 
 GO_ON_BOUND_S = 2.0
 RECOVERY_LIMIT_S = 10.0
-WATCHDOG_MS = 1000
-ROUNDS = 2
+WATCHDOG_MS = 700
+FEWEST_ROUNDS = 2
+ROUND_S = 0.35
+"""What attaching, detaching and seeing every task run takes an emulated machine, about."""
 
 CPU_HOTPLUG = OracleInfo(
     "CPU hotplug",
@@ -64,12 +67,12 @@ _POLL_S = 0.005
 _HOG_PRIORITY = 10
 
 
-def cpu_hotplug(load: Load, seconds: float) -> list[OracleResult]:
-    """Take a CPU away from busy tasks and give it back."""
+def cpu_hotplug(policy: LoadedPolicy, seconds: float) -> list[OracleResult]:
+    """Take a CPU away from busy tasks and give it back, under a policy that is attached; end the policy."""
     waits_s: list[float] = []
-    with load() as policy, Crew() as crew:
+    with Crew() as crew:
         tasks = start_tasks(crew)
-        policy.attach()
+        until_all_ran(tasks)
         refused = go_and_come(tasks, waits_s, seconds / 4)
         problem, ending = judge_hotplug_end(policy)
         policy.close()
@@ -107,33 +110,44 @@ def judge_hotplug_end(policy: LoadedPolicy) -> tuple[str, str]:
 
 
 def reload_loop(load: Load, seconds: float) -> list[OracleResult]:
-    """Attach and detach several times while tasks run and are forked; then look for what stayed behind."""
-    held = count_loaded()
+    """Attach and detach several times while tasks run and are forked; then look for what stayed behind.
+
+    Each round is a load of its own, with fresh maps: an object that is attached again finds there what it left. They
+    are loaded first, and side by side, since that is work for one CPU each.
+    """
+    held, rounds = count_loaded(), max(FEWEST_ROUNDS, int(seconds / ROUND_S))
+    with ExitStack() as stack:
+        try:
+            with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+                loading = [pool.submit(lambda: stack.enter_context(load())) for _ in range(rounds)]
+            result = swap_all([loaded.result() for loaded in loading])
+        except (BpfError, PolicyError) as error:
+            return [judge(RELOAD_LOOP, [], error.message, "it did not load or attach again")]
+    problem = leftovers(held)
+    return [RELOAD_LOOP.fail(result.measured, f"{problem}; {result.detail}") if problem and result.ok else result]
+
+
+def swap_all(policies: Sequence[LoadedPolicy]) -> OracleResult:
+    """Put one after the other in charge, beside busy tasks and a fork storm."""
     waits_s: list[float] = []
     problem = ""
     with Crew() as crew:
         storm = crew.start("fork storm", work.fork_storm)
         tasks = [*start_tasks(crew), storm]
-        deadline = time.monotonic() + seconds
-        while not problem and (len(waits_s) < 2 * ROUNDS or time.monotonic() < deadline):
-            problem = swap_once(load, tasks, waits_s)
+        for policy in policies:
+            problem = problem or swap_once(policy, tasks, waits_s)
     if storm.record.errno:
         problem = problem or f"a fork was refused: {os.strerror(storm.record.errno)}"
-    problem = problem or leftovers(held)
     detail = f"{len(waits_s) // 2} times in and out, {storm.record.events} forks; {figures(waits_s)}"
-    return [judge(RELOAD_LOOP, waits_s, problem, detail)]
+    return judge(RELOAD_LOOP, waits_s, problem, detail)
 
 
-def swap_once(load: Load, tasks: Sequence[Task], waits_s: list[float]) -> str:
+def swap_once(policy: LoadedPolicy, tasks: Sequence[Task], waits_s: list[float]) -> str:
     """Put the policy in charge and take it out again; return what went wrong, empty if nothing did."""
-    try:
-        with load() as policy:
-            policy.attach()
-            waits_s.append(until_all_ran(tasks))
-            in_charge = policy.enabled()
-            info = policy.detach()
-    except (BpfError, PolicyError) as error:
-        return error.message
+    policy.attach()
+    waits_s.append(until_all_ran(tasks))
+    in_charge = policy.enabled()
+    info = policy.detach()
     waits_s.append(until_all_ran(tasks))
     if (info and info.ejected) or not in_charge:
         return f"the policy did not stay enabled: {info or 'it records no reason'}"

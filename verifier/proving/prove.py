@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
 
-from kernel_bpf.sched_ext import kernel_state
+from kernel_bpf.sched_ext import LoadedPolicy, kernel_state
 from verifier.proving import conservation, crowd, lifecycle, mix, overhead, shares, work
 from verifier.proving.crew import Crew, ForkRefused
 from verifier.proving.ground import Ground, Load, attached_ground, end
@@ -44,7 +44,8 @@ class Phase:
         seconds: how long it runs at standard depth; other depths scale it.
         least_s: it cannot tell good from bad in less.
         oracles: those it may give results of.
-        under_load: runs on a policy that is attached for it; None if `alone` is given.
+        under_load: runs on a policy that is attached for it.
+        ending: takes over the attached policy, and ends it.
         alone: loads and attaches for itself, as often as it likes.
     """
 
@@ -53,6 +54,7 @@ class Phase:
     least_s: float
     oracles: tuple[OracleInfo, ...]
     under_load: Callable[[Ground, float], list[OracleResult]] | None = None
+    ending: Callable[[LoadedPolicy, float], list[OracleResult]] | None = None
     alone: Callable[[Load, float], list[OracleResult]] | None = None
 
     def share(self, seconds: float) -> float:
@@ -65,13 +67,13 @@ PHASES = (
     Phase("mix", 3.8, 3.8, mix.ORACLES, under_load=mix.prove),
     Phase("shares", 1.6, 1.6, shares.ORACLES, under_load=shares.prove),
     Phase("pinned crowd", 0.7, 0.6, crowd.ORACLES, under_load=crowd.prove),
+    Phase("CPU hotplug", 0.6, 0.4, (lifecycle.CPU_HOTPLUG,), ending=lifecycle.cpu_hotplug),
     Phase("overhead", 2.0, 1.6, overhead.ORACLES, alone=overhead.prove),
     Phase("reload loop", 0.7, 0.0, (lifecycle.RELOAD_LOOP,), alone=lifecycle.reload_loop),
-    Phase("CPU hotplug", 0.6, 0.4, (lifecycle.CPU_HOTPLUG,), alone=lifecycle.cpu_hotplug),
     Phase("provoked stall", 1.0, 0.0, (lifecycle.PROVOKED_STALL,), alone=lifecycle.provoked_stall),
 )
-"""In the order they are run: those under load follow each other, so that one attached policy serves them all; those
-that a broken policy may not let the machine recover from are the last."""
+"""In the order they are run: those under load follow each other, so that one attached policy serves them all (loading
+one takes an emulated machine half a second or more), and the one that ends it comes behind them."""
 
 ORACLES: Mapping[str, OracleInfo] = {info.name: info for phase in PHASES for info in phase.oracles}
 
@@ -118,7 +120,7 @@ def prove(load: Load, seconds: float, names: Sequence[str]) -> Proof:
     with Crew() as metronomes:
         beats = [metronomes.start(f"metronome {cpu}", work.metronome(cpu)) for cpu in os.sched_getaffinity(0)]
         try:
-            prove_under_load(proof, load, [phase for phase in phases if phase.under_load], seconds)
+            prove_attached(proof, load, [phase for phase in phases if not phase.alone], seconds)
             for phase in phases:
                 if phase.alone and not proof.exit_text and kernel_state().state == "disabled":
                     run(proof, phase, partial(phase.alone, load, phase.share(seconds)))
@@ -129,23 +131,32 @@ def prove(load: Load, seconds: float, names: Sequence[str]) -> Proof:
     return proof
 
 
-def prove_under_load(proof: Proof, load: Load, phases: Sequence[Phase], seconds: float) -> None:
+def prove_attached(proof: Proof, load: Load, phases: Sequence[Phase], seconds: float) -> None:
     """Attach the policy once, run these phases one after the other, and note whether it stayed."""
     if not phases:
         return
     with load() as policy:
         policy.attach()
-        ground, before = attached_ground(), kernel_state().events
+        prove_under_load(proof, phases, seconds)
         for phase in phases:
-            if phase.under_load and ground.enabled():
-                run(proof, phase, partial(phase.under_load, ground, phase.share(seconds)))
-        if not ground.enabled():  # what passed may have done so under the default scheduler
-            proof.results = [result for result in proof.results if not result.ok]
-        proof.events = {name: count - before.get(name, 0) for name, count in kernel_state().events.items()}
+            if phase.ending and policy.enabled():
+                run(proof, phase, partial(phase.ending, policy, phase.share(seconds)))
+                return
         proof.exit_text = end(policy)
     stalled = STALL.search(proof.exit_text)
     if stalled and not any(result.name == mix.STARVATION.name for result in proof.results):
         proof.results.append(mix.STARVATION.fail(float(stalled[1]), f"the kernel ejected it: {proof.exit_text}"))
+
+
+def prove_under_load(proof: Proof, phases: Sequence[Phase], seconds: float) -> None:
+    """Run these phases as long as the policy is in charge."""
+    ground, before = attached_ground(), kernel_state().events
+    for phase in phases:
+        if phase.under_load and ground.enabled():
+            run(proof, phase, partial(phase.under_load, ground, phase.share(seconds)))
+    if not ground.enabled():  # what passed may have done so under the default scheduler
+        proof.results = [result for result in proof.results if not result.ok]
+    proof.events = {name: count - before.get(name, 0) for name, count in kernel_state().events.items()}
 
 
 def run(proof: Proof, phase: Phase, judged: Callable[[], list[OracleResult]]) -> None:
