@@ -159,7 +159,7 @@ _RULES = (
          "somebody's task stands still although the machine works",
          "serve the task that waits longest after a bounded time, whatever the order says",
          (SOURCE, PROVING), ("starvation", "weights", "wake-ups", "yield", "priority changes", "real-time interference",
-                             "memory pressure", "cgroup moves")),
+                             "memory pressure", "cgroup moves", "migration disabled", "pinned kernel workers")),
     Rule(30, "the machine keeps the default scheduler's throughput within 10 % unless declared otherwise",
          "a policy that costs more than it can gain is none to keep",
          "do less in the hot callbacks, and kick fewer CPUs",
