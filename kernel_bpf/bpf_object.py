@@ -216,9 +216,15 @@ class BpfObject:
         self._links.append(call("bpf_map__attach_struct_ops", self.find_map(name), about=self.name))
 
     def detach(self) -> None:
-        """Destroy all links, the newest first; idempotent."""
+        """Undo and destroy all links, the newest first; idempotent.
+
+        A link ends with its last file, and a process that was forked since holds one: so it is told to end, too. Links
+        that cannot be told (EOPNOTSUPP: tracing programs) or have ended already answer with an error of no interest.
+        """
         while self._links:
-            call("bpf_link__destroy", self._links.pop(), about=self.name)
+            link = self._links.pop()
+            libbpf().bpf_link__detach(link)
+            call("bpf_link__destroy", link, about=self.name)
 
     def verifier_stats(self) -> dict[str, dict[str, int]]:
         """Return, for each loaded program by name, what the kernel's verifier did with it.

@@ -98,6 +98,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "bpf_program__autoattach": (c_bool, (c_void_p,)),
     "bpf_program__attach": (c_void_p, (c_void_p,)),
     "bpf_link__destroy": (c_int, (c_void_p,)),
+    "bpf_link__detach": (c_int, (c_void_p,)),
     "bpf_prog_load": (c_int, (c_uint32, c_char_p, c_char_p, c_char_p, c_size_t, POINTER(LoadOptions))),
     "bpf_prog_test_run_opts": (c_int, (c_int, POINTER(TestRunOptions))),
     "bpf_prog_get_info_by_fd": (c_int, (c_int, POINTER(ProgramInfo), POINTER(c_uint32))),

@@ -165,6 +165,7 @@ class LoadedPolicy:
         try:
             self.detach()
         finally:
+            self._attached = False  # what is closed is not asked again, even if it did not detach in time
             self._object.close()
 
     def attach(self, timeout_s: float = 10.0) -> None:

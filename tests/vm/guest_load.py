@@ -4,6 +4,8 @@ Usage: guest_load.py TROUBLE_OBJECT UNREADABLE_OBJECT VISITOR_OBJECT SILENT_OBJE
 """
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -78,6 +80,21 @@ def renamed(trouble: bytes) -> list[Any]:
         return [policy.ops_name, kernel_state().ops, policy.enabled()]
 
 
+def with_heir(trouble: bytes) -> list[Any]:
+    """A process that was forked from the loader holds the link's file, too."""
+    with LoadedPolicy.load(trouble, "trouble", {}, {}, {}) as policy:
+        policy.attach()
+        heir = os.fork()
+        if heir == 0:
+            time.sleep(600)
+            os._exit(0)
+        try:
+            return [refusal(lambda: policy.detach(timeout_s=3.0)), kernel_state().state]
+        finally:
+            os.kill(heir, signal.SIGKILL)
+            os.waitpid(heir, 0)
+
+
 def visit(foreign: bytes, tunables: dict[str, int]) -> dict[str, Any]:
     """A policy written elsewhere: in charge for a moment, then ended, by us or by the kernel."""
     hogs = [subprocess.Popen(["/bin/sh", "-c", "while :; do :; done"]) for _ in range(3)]
@@ -105,6 +122,7 @@ def main() -> None:
         "no tunable": refusal(lambda: LoadedPolicy.load(unreadable, "unreadable", {"x": 1}, {}, {})),
         "full map": refusal(lambda: LoadedPolicy.load(trouble, "trouble", {}, {n: n for n in range(17)}, {})),
         "another name": renamed(trouble),
+        "heir": with_heir(trouble),
         "visitor": visit(visitor, {}),
         "losing visitor": visit(visitor, {"lose": 1}),
         "silent": visit(silent, {}),

@@ -136,6 +136,10 @@ def test_the_kernel_verifier_log_is_handed_on(seen):
     assert "invalid mem access 'scalar'" in message
 
 
+def test_a_forked_process_cannot_keep_a_policy_attached(seen):
+    assert seen["heir"] == [["nothing was raised", ""], "disabled"]
+
+
 def test_what_does_not_fit_is_refused_before_attach(seen):
     assert seen["no tunable"][0] == "TunableError"
     assert seen["full map"][0] == "PolicyError"
