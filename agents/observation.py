@@ -1,8 +1,8 @@
 """Observation: run the workload once under the default scheduler and say what kind of work it is.
 
 `build_profile` and everything below it is pure: it turns one recorded run into tables, a classification and the
-sentences that carry the evidence. Command names never decide; only shapes and measured times do. `interpret` has a model
-put it into words, which stand beside the numbers. May import: agents.{session,schemas,summaries,claims} and
+sentences that carry the evidence. Command names never decide; only shapes and measured times do. `interpret` has a
+model put it into words, which stand beside the numbers. May import: agents.{session,schemas,summaries,claims} and
 schedagent.core. The lab is a Protocol that the composition root fills.
 """
 

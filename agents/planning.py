@@ -2,7 +2,7 @@
 
 `propose` asks the rules of agents/offline.py; `propose_with_model` asks a model for proposals, has the workshop make
 candidates of them, and tells the model once which could not be made. May import: agents.{session,schemas,summaries,
-claims} and schedagent.core.
+claims,shown} and schedagent.core.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+from agents import shown
 from agents.claims import without_claims
 from agents.schemas import Planned, Proposed, one_line
 from agents.session import ModelSession, answered, first_line
@@ -22,7 +23,6 @@ from agents.summaries import (
     meaning_text,
     profile_text,
     tried_text,
-    verdict_text,
     workload_text,
 )
 from schedagent.core.errors import PolicyError, UsageError
@@ -241,7 +241,7 @@ class _Making:
         candidate = self.workshop.make(asked, self.known.profile)
         for tried, verdict in self.known.tried:
             if tried.key == candidate.key:
-                raise UsageError(f"this run has tried it: {verdict_text(verdict)}", "propose what differs from it")
+                raise UsageError(f"this run has tried it: {shown.verdict(verdict)}", "propose what differs from it")
         if any(other.key == candidate.key for other in self.candidates):
             raise UsageError("it is the same as an earlier proposal", "propose what differs from it")
         for failed in self.known.antipatterns:

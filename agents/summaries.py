@@ -2,14 +2,15 @@
 
 The same records always give the same text, so that a resumed run asks what it asked before. Numbers are rounded to what
 the measurements can tell. Everything here is data in a prompt and goes there inside fences.
-May import: schedagent.core.
+May import: agents.shown and schedagent.core.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
+from agents import shown
+from agents.shown import short
 from schedagent.core.lesson import Antipattern, Insight, Lesson, Meaning
 from schedagent.core.policy import CandidatePolicy, PolicyInfo
 from schedagent.core.rules import RULES
@@ -18,10 +19,13 @@ from schedagent.core.verification import Finding, GateResult, Severity, Verifica
 from schedagent.core.workload import CommandStats, WorkloadCommand, WorkloadProfile
 
 COMMANDS = 6
+SPLIT = 4
+"""Command lines that are told apart from their command's other tasks."""
 LESSONS = 8
 INSIGHTS = 6
 FINDINGS = 4
 STEPS = 6
+AROUND = 3
 DETAIL = 1500
 """Characters of a gate's own words, of which clang and the kernel's verifier have many."""
 
@@ -34,7 +38,7 @@ def workload_text(workload: WorkloadCommand, hardware: Hardware) -> str:
     of_what = f"the number that {workload.metric!r} finds in its output" if workload.metric else "wall time"
     return "\n".join(
         [
-            f"command: {_cut(workload.command, _SENTENCE)}",
+            f"command: {short(workload.command, _SENTENCE)}",
             f"goal: {workload.goal.value}, {better} of {of_what}",
             f"machine: {hardware.cpus} CPUs ({hardware.lab}), {hardware.memory_mib} MiB, "
             f"kernel {hardware.kernel_release}",
@@ -47,7 +51,7 @@ def profile_text(profile: WorkloadProfile) -> str:
     lines = [
         f"kind: {profile.kind.value}",
         *(f"- {sentence}" for sentence in profile.evidence),
-        f"wall {profile.wall_s:.3g} s, CPU {profile.cpu_s:.3g} s, {100 * profile.busy_fraction:.0f} % of "
+        f"wall {_figure(profile.wall_s)} s, CPU {_figure(profile.cpu_s)} s, {100 * profile.busy_fraction:.0f} % of "
         f"{profile.cpus} CPUs busy; {_runnable(profile)}",
         _pressure(profile),
     ]
@@ -60,6 +64,8 @@ def profile_text(profile: WorkloadProfile) -> str:
     lines += [_command(stats) for stats in profile.commands[:COMMANDS]]
     if len(profile.commands) > COMMANDS:
         lines.append(f"and {len(profile.commands) - COMMANDS} more commands with less CPU time")
+    known = {stats.identity for stats in profile.commands}
+    lines += [_command(stats) for stats in profile.histories if stats.identity not in known][:SPLIT]
     return "\n".join(lines)
 
 
@@ -77,11 +83,15 @@ def _pressure(profile: WorkloadProfile) -> str:
 
 
 def _command(stats: CommandStats) -> str:
-    quantiles = "/".join(f"{ns / 1e6:.3g}" for ns in (stats.cpu_ns_p50, stats.cpu_ns_p95, stats.cpu_ns_max))
+    quantiles = "/".join(_figure(ns / 1e6) for ns in (stats.cpu_ns_p50, stats.cpu_ns_p95, stats.cpu_ns_max))
     return (
-        f"{_cut(stats.label, 40)} | {stats.count} | {stats.cpu_ns_total / 1e9:.3g} | {quantiles} | "
-        f"{stats.run_delay_ns_total / 1e9:.3g} | {stats.burst_ns_mean / 1e6:.3g} | {stats.voluntary_switches}"
+        f"{short(stats.label, 40)} | {stats.count} | {_figure(stats.cpu_ns_total / 1e9)} | {quantiles} | "
+        f"{_figure(stats.run_delay_ns_total / 1e9)} | {_figure(stats.burst_ns_mean / 1e6)} | {stats.voluntary_switches}"
     )
+
+
+def _figure(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def meaning_text(meaning: Meaning | None) -> str:
@@ -102,24 +112,21 @@ def _policy(info: PolicyInfo) -> str:
     tunables = ", ".join(f"{one.name} {one.minimum}..{one.maximum} ({one.default})" for one in info.tunables)
     targets = ", ".join(info.target_workloads) or "any work"
     inputs = f"; knows {' and '.join(info.inputs)}" if info.inputs else ""
-    return f"{info.name}{origin}: {_cut(info.description, _SENTENCE)} For {targets}{inputs}. Tunables: {tunables or '-'}"
+    return (
+        f"{info.name}{origin}: {short(info.description, _SENTENCE)} For {targets}{inputs}. Tunables: {tunables or '-'}"
+    )
 
 
 def tried_text(tried: Sequence[tuple[CandidatePolicy, Verdict]]) -> str:
     """Tell the history of this run: each candidate with its verdict, and what its planner expected."""
     lines = []
     for candidate, verdict in tried:
-        lines.append(f"{candidate.key} {candidate.way.value} {candidate.label}: {verdict_text(verdict)}")
+        lines.append(f"{candidate.key} {candidate.way.value} {candidate.label}: {shown.verdict(verdict)}")
         if candidate.expected:
             lines.append(f"  expected: {candidate.expected} Refuted by: {candidate.refuted_by or '-'}")
         if verdict.outcome is Outcome.FAILED or not verdict.pairs:
-            lines.append(f"  {_cut(verdict.reason, _SENTENCE)}")
+            lines.append(f"  {short(verdict.reason, _SENTENCE)}")
     return "\n".join(lines)
-
-
-def verdict_text(verdict: Verdict) -> str:
-    """Return a verdict in figures."""
-    return _outcome(verdict.outcome, verdict.ratio, verdict.low, verdict.high, verdict.pairs)
 
 
 def lessons_text(lessons: Sequence[Lesson]) -> str:
@@ -127,9 +134,7 @@ def lessons_text(lessons: Sequence[Lesson]) -> str:
     latest = {(lesson.policy, lesson.tunables): lesson for lesson in sorted(lessons, key=lambda one: one.at)}
     ranked = sorted(latest.values(), key=lambda one: (one.outcome is not Outcome.BETTER, one.policy, one.tunables))
     lines = [
-        f"{lesson.policy} {_values(lesson.tunables)}: "
-        f"{_outcome(lesson.outcome, lesson.ratio, lesson.low, lesson.high, lesson.pairs)}"
-        for lesson in ranked[:LESSONS]
+        f"{lesson.policy} {shown.tunables(lesson.tunables)}: {shown.verdict(lesson)}" for lesson in ranked[:LESSONS]
     ]
     return "\n".join(lines)
 
@@ -138,7 +143,7 @@ def antipatterns_text(antipatterns: Sequence[Antipattern]) -> str:
     """Tell what failed in earlier runs, one line for each policy and gate."""
     seen = {(one.policy, one.gate): one for one in sorted(antipatterns, key=lambda one: one.at)}
     lines = [
-        f"{policy} failed at {gate}: {_cut(one.reason, _SENTENCE)}" for (policy, gate), one in sorted(seen.items())
+        f"{policy} failed at {gate}: {short(one.reason, _SENTENCE)}" for (policy, gate), one in sorted(seen.items())
     ]
     return "\n".join(lines[:LESSONS])
 
@@ -146,17 +151,6 @@ def antipatterns_text(antipatterns: Sequence[Antipattern]) -> str:
 def insights_text(insights: Sequence[Insight]) -> str:
     """Tell what earlier runs concluded."""
     return "\n".join(f"- {one.text}" for one in insights[:INSIGHTS])
-
-
-def _outcome(outcome: Outcome, ratio: float, low: float, high: float, pairs: int) -> str:
-    if not math.isfinite(ratio):
-        return outcome.value
-    interval = f" [{low:.3f}, {high:.3f}]" if math.isfinite(low) and math.isfinite(high) else ""
-    return f"{outcome.value}, ratio {ratio:.3f}{interval} in {pairs} pairs"
-
-
-def _values(tunables: Iterable[tuple[str, int]]) -> str:
-    return " ".join(f"{name}={value}" for name, value in tunables)
 
 
 # --- what a mend needs ----------------------------------------------------------------------------------------------
@@ -191,19 +185,16 @@ def _finding(finding: Finding) -> list[str]:
     return [str(finding), *path, f"  rule: {rule.text}. {rule.why}.", f"  mend: {rule.mend}"]
 
 
-def numbered(source: str) -> str:
-    """Return a source with the number of each line, as findings name them."""
-    return "\n".join(f"{number:>4} {line}" for number, line in enumerate(source.splitlines(), 1))
-
-
-def sections(**named: str) -> Mapping[str, str]:
-    """Return the sections that are not empty, by their titles."""
-    return {title.replace("_", " "): text for title, text in named.items() if text}
-
-
-def _cut(text: str, limit: int) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= limit else f"{line[: limit - 4]} ..."
+def excerpts_text(report: VerificationReport, source: str) -> str:
+    """Return the lines around the findings of the gate that closed, numbered as the findings name them."""
+    if report.failure is None:
+        return ""
+    errors = [finding for finding in report.failure.findings if finding.severity is Severity.ERROR and finding.line]
+    wanted = {
+        number for finding in errors[:FINDINGS] for number in range(finding.line - AROUND, finding.line + AROUND + 1)
+    }
+    lines = source.splitlines()
+    return "\n".join(f"{number:>4} {lines[number - 1]}" for number in sorted(wanted) if 1 <= number <= len(lines))
 
 
 def _middle_cut(text: str, limit: int) -> str:

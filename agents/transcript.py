@@ -3,9 +3,10 @@
 It serves three ends. People read it (`render`). A run that was cut short finds in it what was already answered, so no
 call is paid for twice (`Transcript.recall`). And a whole run can be played again without a network (`Replay`).
 
-One line is one event: `run` (the first: run id and mark of the fences), `request`, `answer`, `error`, `tool`, `note` (what
-the agents did without an answer, or refused of one). A request without an answer behind it was cut short. The file is for its owner only (mode 0600); it holds what was sent and
-answered, never a header or a key (agents.model takes the key out of every text before it gets here).
+One line is one event: `run` (the first: run id and mark of the fences), `request`, `answer`, `error`, `tool`, `note`
+(what an agent did without an answer, or refused of one). A request without an answer behind it was cut short. The file
+is for its owner only (mode 0600); it holds what was sent and answered, never a header or a key (agents.model takes the
+key out of every text before it gets here).
 May import: schedagent.core.
 """
 

@@ -1,0 +1,90 @@
+"""The model's part in the four nodes: what each agent asks, from what is stored, and what of the answer is stored.
+
+Every answer may be missing; the node then goes on by rules. The records a question is made of are those that were there
+when it was first asked, so that a resumed run asks the same and is answered from its transcript.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from agents.learning import conclude
+from agents.mending import ModelMender
+from agents.observation import interpret
+from agents.planning import Known, propose_with_model, still_holds
+from agents.session import ModelSession
+from agents.workshop import Workshop
+from repo_store.records import RunRecord
+from repo_store.store import PolicyRepository
+from schedagent.core.lesson import Insight
+from schedagent.core.policy import CandidatePolicy, Plan, PolicyInfo
+from schedagent.core.proposal import Origin
+from schedagent.core.trial import Verdict
+from schedagent.core.workload import WorkloadProfile
+
+SIMILAR_RUNS = 3
+
+Tried = Sequence[tuple[CandidatePolicy, Verdict]]
+
+
+@dataclass(frozen=True)
+class ModelAgents:
+    """The agents of one run, as far as they ask a model.
+
+    Args:
+        library: all policies, those that are made meanwhile included.
+    """
+
+    repository: PolicyRepository
+    session: ModelSession
+    workshop: Workshop
+    library: Mapping[str, PolicyInfo]
+
+    def observe(self, run: RunRecord, profile: WorkloadProfile) -> None:
+        """Have the profile put into words, unless that was done."""
+        if self.repository.meaning(run.id) is None:
+            meaning = interpret(self.session, run.workload, run.hardware, profile)
+            if meaning:
+                self.repository.save_meaning(run.id, meaning)
+
+    def plan(
+        self, run: RunRecord, iteration: int, profile: WorkloadProfile, *, tried: Tried, limit: int
+    ) -> Plan | None:
+        """Return the plan that the model wants; None if it gives none."""
+        known = self._known(run, profile, tried, limit)
+        return propose_with_model(self.session, self.workshop, known, iteration)
+
+    def mender(self, iteration: int, profile: WorkloadProfile) -> ModelMender:
+        """Return who decides on what the model wrote and what failed."""
+        return ModelMender(self.session, self.workshop, self.repository.made_policy, profile, iteration)
+
+    def conclude(self, run: RunRecord, iteration: int, tried: Tried, measured: Collection[str]) -> None:
+        """Have insights drawn from the trials of an iteration, and keep them."""
+        meaning = self.repository.meaning(run.id)
+        found = conclude(self.session, tried, measured, meaning=meaning, run_id=run.id, iteration=iteration)
+        for insight in found:
+            self.repository.add_insight(insight)
+
+    def _known(self, run: RunRecord, profile: WorkloadProfile, tried: Tried, limit: int) -> Known:
+        workload, hardware = run.workload, run.hardware
+        store = self.repository
+        lessons = [lesson for lesson in store.lessons(workload.key, hardware.key) if lesson.run_id != run.id]
+        failures = store.antipatterns(workload.key, hardware.key)
+        insights = store.insights(workload.key, hardware.key)
+        return Known(
+            workload=workload,
+            hardware=hardware,
+            profile=profile,
+            meaning=store.meaning(run.id),
+            policies=self._offered(tried),
+            lessons=lessons,
+            antipatterns=[found for found in failures if still_holds(found, self.library)],
+            insights=insights,
+            similar=(),
+            tried=tried,
+            limit=limit,
+        )
+
+    def _offered(self, tried: Tried) -> list[PolicyInfo]:
+        raise NotImplementedError
