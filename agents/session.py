@@ -18,7 +18,7 @@ from agents.exchange import Json, Role
 from agents.fences import Fence
 from agents.prompts import prompt
 from agents.schemas import one_line
-from schedagent.core.errors import BudgetSpent, EndpointError, ModelError
+from schedagent.core.errors import BudgetSpent, EndpointError, ModelError, SetupError
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -41,6 +41,10 @@ class Notes(Protocol):
 
     def note(self, role: Role, iteration: int, text: str) -> None:
         """Keep one sentence."""
+        ...
+
+    def close(self) -> None:
+        """Nothing more is kept."""
         ...
 
 
@@ -88,13 +92,13 @@ class ModelSession:
         if self.lost:
             self.note(role, iteration, f"no model was asked: {self.lost}")
             return None
-        model = self.open_agent(role)
-        self.reporter.step(f"asking {model.name} ({role})")
         try:
+            model = self.open_agent(role)
+            self.reporter.step(f"asking {model.name} ({role})")
             answer = model.ask(
                 prompt(role), messages, schema, self.tools(role), iteration=iteration, max_turns=TURNS[role]
             )
-        except ModelError as error:
+        except (ModelError, SetupError) as error:
             if isinstance(error, EndpointError | BudgetSpent):
                 self.lost = first_line(error.message)
             self.note(role, iteration, f"no usable answer: {first_line(error.message)}")

@@ -6,21 +6,22 @@ when it was first asked, so that a resumed run asks the same and is answered fro
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from agents import shown
 from agents.learning import conclude
 from agents.mending import ModelMender
 from agents.observation import interpret
 from agents.planning import Known, propose_with_model, still_holds
 from agents.session import ModelSession
 from agents.workshop import Workshop
-from repo_store.records import RunRecord
+from repo_store.records import RunRecord, SimilarRun
 from repo_store.store import PolicyRepository
-from schedagent.core.lesson import Insight
 from schedagent.core.policy import CandidatePolicy, Plan, PolicyInfo
-from schedagent.core.proposal import Origin
-from schedagent.core.trial import Verdict
+from schedagent.core.proposal import MadePolicy
+from schedagent.core.trial import Outcome, Verdict
 from schedagent.core.workload import WorkloadProfile
 
 SIMILAR_RUNS = 3
@@ -41,6 +42,10 @@ class ModelAgents:
     workshop: Workshop
     library: Mapping[str, PolicyInfo]
 
+    def close(self) -> None:
+        """Close the transcript."""
+        self.session.notes.close()
+
     def observe(self, run: RunRecord, profile: WorkloadProfile) -> None:
         """Have the profile put into words, unless that was done."""
         if self.repository.meaning(run.id) is None:
@@ -57,7 +62,7 @@ class ModelAgents:
 
     def mender(self, iteration: int, profile: WorkloadProfile) -> ModelMender:
         """Return who decides on what the model wrote and what failed."""
-        return ModelMender(self.session, self.workshop, self.repository.made_policy, profile, iteration)
+        return ModelMender(self.session, self.workshop, self._made, profile, iteration)
 
     def conclude(self, run: RunRecord, iteration: int, tried: Tried, measured: Collection[str]) -> None:
         """Have insights drawn from the trials of an iteration, and keep them."""
@@ -66,25 +71,41 @@ class ModelAgents:
         for insight in found:
             self.repository.add_insight(insight)
 
+    def _made(self, name: str) -> MadePolicy | None:
+        return next((made for made in self.repository.made_policies() if made.name == name), None)
+
     def _known(self, run: RunRecord, profile: WorkloadProfile, tried: Tried, limit: int) -> Known:
         workload, hardware = run.workload, run.hardware
         store = self.repository
         lessons = [lesson for lesson in store.lessons(workload.key, hardware.key) if lesson.run_id != run.id]
         failures = store.antipatterns(workload.key, hardware.key)
-        insights = store.insights(workload.key, hardware.key)
         return Known(
             workload=workload,
             hardware=hardware,
             profile=profile,
             meaning=store.meaning(run.id),
-            policies=self._offered(tried),
+            policies=self._offered(run, tried),
             lessons=lessons,
             antipatterns=[found for found in failures if still_holds(found, self.library)],
-            insights=insights,
-            similar=(),
+            insights=store.insights(workload.key, hardware.key),
+            similar=[similar_line(found) for found in self._similar(run, profile)],
             tried=tried,
             limit=limit,
         )
 
-    def _offered(self, tried: Tried) -> list[PolicyInfo]:
-        raise NotImplementedError
+    def _similar(self, run: RunRecord, profile: WorkloadProfile) -> list[SimilarRun]:
+        return self.repository.similar_runs(profile, run.hardware.key, SIMILAR_RUNS, but_not=run.workload.key)
+
+    def _offered(self, run: RunRecord, tried: Tried) -> list[PolicyInfo]:
+        """Return the library without what this run has made and not tried: the question that led to it, before."""
+        made_here = {made.name for made in self.repository.made_policies() if made.run_id == run.id}
+        unknown = made_here - {candidate.policy for candidate, _verdict in tried}
+        return [info for name, info in self.library.items() if name not in unknown]
+
+
+def similar_line(found: SimilarRun) -> str:
+    """Tell what a run of another workload found: its best result, or that there was none."""
+    won = [lesson for lesson in found.lessons if lesson.outcome is Outcome.BETTER]
+    best = max(won, key=lambda lesson: abs(math.log(lesson.ratio))) if won else None
+    told = f"{best.policy} {shown.tunables(best.tunables)}: {shown.verdict(best)}" if best else "nothing won"
+    return f"{shown.short(found.workload.command, 60)} ({found.kind.value}, distance {found.distance:.1f}): {told}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
@@ -13,6 +14,7 @@ from agents.learning import best
 from repo_store.records import RunRecord
 from repo_store.store import PolicyRepository
 from schedagent.core.judge import cpu_time_ratio
+from schedagent.core.lesson import Insight
 from schedagent.core.policy import CandidatePolicy
 from schedagent.core.trial import Outcome, Verdict
 from schedagent.core.verification import VerificationReport
@@ -28,16 +30,22 @@ Report = Mapping[str, Any]
 
 
 def build_report(
-    repository: PolicyRepository, run_id: str, *, out_of_time: bool = False, complete: bool = True
+    repository: PolicyRepository,
+    run_id: str,
+    *,
+    model: Mapping[str, Any] | None = None,
+    out_of_time: bool = False,
+    complete: bool = True,
 ) -> dict[str, Any]:
     """Collect everything a run found, as JSON values.
 
     Args:
+        model: what it used of models, see model_report.model_use; None if it asked none.
         out_of_time: whether the run ended because its budget was used up.
         complete: whether the run has ended; if not, the report tells what is known so far.
     """
     run = repository.run(run_id)
-    profile = repository.profile(run_id)
+    profile, meaning = repository.profile(run_id), repository.meaning(run_id)
     iterations = [_iteration(repository, run_id, number) for number in repository.iterations(run_id)]
     verdicts: dict[str, Verdict] = {}
     for number in repository.iterations(run_id):
@@ -51,13 +59,21 @@ def build_report(
         "workload": _workload(run),
         "hardware": _hardware(run),
         "profile": _profile(profile) if profile else None,
+        "meaning": asdict(meaning) if meaning else None,
         "iterations": iterations,
         "best": next((candidate for candidate in candidates if candidate["key"] == winner), None),
         "outcome": "better" if winner else "keep the default scheduler",
+        "insights": [asdict(insight) for insight in _insights(repository, run)],
+        "model": model,
         "out_of_time": out_of_time,
         "complete": complete,
         "verified_by": sorted({found.verified_by or IN_PROCESS for found in verifications if found}),
     }
+
+
+def _insights(repository: PolicyRepository, run: RunRecord) -> list[Insight]:
+    found = repository.insights(run.workload.key, run.hardware.key)
+    return [insight for insight in found if insight.run_id == run.id]
 
 
 def _workload(run: RunRecord) -> dict[str, Any]:
@@ -180,6 +196,8 @@ def render(report: Report, console: Console) -> None:
     for number, candidate in enumerate(candidates, start=1):
         reason = candidate["verdict"]["reason"] if candidate["verdict"] else "not reached"
         _say(console, f"  {number} {_label(candidate)}\n      {reason}")
+    for insight in report.get("insights", ()):
+        _say(console, f"  Insight: {insight['text']} (from {', '.join(insight['evidence'])})")
     console.print()
     for line in conclusion(report):
         _say(console, line)
@@ -199,6 +217,8 @@ def _render_profile(report: Report, console: Console) -> None:
     )
     for sentence in profile["evidence"]:
         _say(console, f"    {sentence}")
+    if report.get("meaning"):  # a report of an earlier version has none
+        _say(console, f"    In words: {report['meaning']['meaning']} Goal: {report['meaning']['goal']}")
     for stats in profile["commands"][:TOP_COMMANDS]:
         _say(
             console,
@@ -284,12 +304,21 @@ def conclusion(report: Report) -> list[str]:
             f"Caution: the same work took {100 * (1 - winner['cpu_time_ratio']):.0f} % less CPU time. In an emulated "
             "VM a task switch costs many times what it costs on hardware, so expect less of this gain on a real host."
         )
+    lines += _model_lines(report.get("model"))
     if report["hardware"]["lab"] != "host":
         lines.append(
             f"Measured in a micro-VM ({report['hardware']['lab']}); nothing was changed on this machine."
             + _who_verified(report["verified_by"])
         )
     return lines
+
+
+def _model_lines(model: Mapping[str, Any] | None) -> list[str]:
+    """What was used of models, and what happened meanwhile."""
+    if model is None:
+        return []
+    notes = [f"  {note['role']}, iteration {note['iteration']}: {note['text']}" for note in model["notes"]]
+    return [f"Model: {model['used']}.", *notes]
 
 
 def _who_verified(verifiers: Sequence[str]) -> str:

@@ -192,6 +192,39 @@ def build_nodes(
     return RunNodes(repository, lab, open_verifier(settings), load_library(), reporter, options)
 
 
+def open_models(
+    settings: Settings, repository: PolicyRepository, library: Library, reporter: Reporter, run_id: str
+) -> ModelAgents | None:
+    """Give a run's agents their models and their transcript; None if the settings name no model.
+
+    Raises:
+        RepositoryError: the transcript cannot be used.
+    """
+    from agents.budget import Budget
+    from agents.fences import Fence
+    from agents.model import open_model
+    from agents.session import ModelSession
+    from agents.tools import Services, tools_for
+    from agents.transcript import Transcript, transcript_path
+    from agents.workshop import Workshop
+    from schedagent.model_agents import ModelAgents
+
+    if not settings.has_model:
+        return None
+    transcript = Transcript(transcript_path(settings.state_dir, run_id), run_id)
+    budget = Budget.of(settings, spent=transcript.earlier)
+    services = Services(repository, library, run_id)
+    session = ModelSession(
+        lambda role: open_model(settings, role, budget=budget, journal=transcript),
+        Fence(transcript.mark),
+        budget,
+        transcript,
+        reporter,
+        lambda role: tools_for(role, services),
+    )
+    return ModelAgents(repository, session, Workshop(library, run_id), library)
+
+
 def drive(
     settings: Settings, nodes: RunNodes, repository: PolicyRepository, run_id: str, reporter: Reporter
 ) -> dict[str, Any]:
