@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from typing import Protocol
 
 from schedagent.core.artifact import PolicyArtifact
-from schedagent.core.errors import KernelRejected, MetricError, UsageError, VmLost
+from schedagent.core.errors import KernelRejected, MetricError, PolicyError, UsageError, VmLost
 from schedagent.core.judge import TrialRules, judge_all, precise_enough
 from schedagent.core.policy import CandidatePolicy, PolicyInfo
 from schedagent.core.trial import DEFAULT_ARM, Block, Outcome, Sample, Verdict
@@ -166,28 +166,37 @@ class Execution:
             return mends[candidate.key]
         if self.mender is None or self.out_of_time() or _times_mended(candidate, mends) >= MENDS:
             return None
-        mended = self.mender.after_gate(candidate, report).mended
-        return self._kept(candidate, mended, notebook) if mended else None
+        return self._kept(candidate, self.mender.after_gate(candidate, report).mended, notebook)
 
     def _after_trial(
         self, trial: Trial, known: Sequence[CandidatePolicy], notebook: Notebook
     ) -> tuple[list[CandidatePolicy], bool]:
         """Return what takes the place of candidates that failed in their trial, and whether one is to be retried."""
-        mended, again = [], False
         if self.mender is None:
             return [], False
+        mended: list[CandidatePolicy] = []
+        again = False
         for candidate, trouble, lost in trial.troubles():
             mends = notebook.mends()
-            if candidate.key in mends:
-                mended += [mends[candidate.key]] if mends[candidate.key] not in known else []
-            elif _times_mended(candidate, mends) < MENDS:
+            mend = mends.get(candidate.key)
+            if mend is None and _times_mended(candidate, mends) < MENDS:
                 decision = self.mender.after_trial(candidate, trouble, lost=lost)
                 again = again or decision.retry
-                mended += [self._kept(candidate, decision.mended, notebook)] if decision.mended else []
+                mend = self._kept(candidate, decision.mended, notebook)
+            mended += [mend] if mend and mend not in known else []
         return mended, again
 
-    def _kept(self, failed: CandidatePolicy, mended: CandidatePolicy, notebook: Notebook) -> CandidatePolicy:
-        notebook.save_mend(failed.key, mended)
+    def _kept(
+        self, failed: CandidatePolicy, mended: CandidatePolicy | None, notebook: Notebook
+    ) -> CandidatePolicy | None:
+        """Store a mend, if there is one, and return it."""
+        if mended is None:
+            return None
+        try:
+            notebook.save_mend(failed.key, mended)
+        except PolicyError as error:  # another candidate of the plan is the same
+            self.reporter.step(f"{failed.label} is not mended: {error.message}")
+            return None
         self.reporter.step(f"{failed.label} is mended: {mended.label}")
         return mended
 
