@@ -32,9 +32,8 @@ def load_library(folder: Path = POLICIES) -> dict[str, PolicyInfo]:
     return {policy.name: policy for policy in policies}
 
 
-def find_policy(name: str, folder: Path = POLICIES) -> PolicyInfo:
-    """Return a policy of the library; raise UsageError naming those that exist."""
-    library = load_library(folder)
+def find_policy(name: str, library: Mapping[str, PolicyInfo]) -> PolicyInfo:
+    """Return a policy of a library; raise UsageError naming those that exist."""
     if name in library:
         return library[name]
     close = difflib.get_close_matches(name, library, n=1)

@@ -10,7 +10,7 @@ The conventions are those of the bundled policies, and simple enough to be told 
     Declares: weights                                       in a comment: oracles it does not mean to satisfy
 
 This is no check of the source, which is the verifier's business: what is misread here makes a policy that is described
-badly, never one that is believed. May import: kernel_bpf.{compose,library} and schedagent.core.
+badly, never one that is believed. May import: kernel_bpf.{compose,library,source} and schedagent.core.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from dataclasses import replace
 
 from kernel_bpf.compose import header_words
 from kernel_bpf.library import TUNABLE_TYPES, UNITS
+from kernel_bpf.source import printable
 from schedagent.core.errors import PolicyError
 from schedagent.core.policy import DECLARABLE, Tunable
 from schedagent.core.spec import NAME, RESERVED_NAMES
@@ -164,7 +165,7 @@ def _described(name: str, kind: str, default: int, comment: str) -> Tunable:
             f"/* What raising it does. {min(default, 1)} to {max(default * 10, 10)}. */",
         )
     minimum, maximum = (int(told[1]), int(told[2])) if told else (0, 1)
-    effect = words[: told.start()].strip() if told else words
+    effect = printable(words[: told.start()].strip() if told else words)
     unit = name.rpartition("_")[2]
     unit = unit if unit in UNITS else "none"
     return Tunable(name, kind, unit, minimum, maximum, default, effect[:_EFFECT_LENGTH] or "not said")
