@@ -43,10 +43,6 @@ class Notes(Protocol):
         """Keep one sentence."""
         ...
 
-    def close(self) -> None:
-        """Nothing more is kept."""
-        ...
-
 
 class Reporter(Protocol):
     """Tells the user how far the work is."""

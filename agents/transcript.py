@@ -244,9 +244,6 @@ class Replay:
     def note(self, role: Role, iteration: int, text: str) -> None:
         """Write nothing."""
 
-    def close(self) -> None:
-        """Nothing is open."""
-
 
 def transcript_path(state_dir: Path, run_id: str) -> Path:
     """Return where the transcript of a run is kept."""

@@ -151,12 +151,16 @@ def runs_show(run: Annotated[str, typer.Argument(help="Id of the run.")], as_jso
     """Show what a run found so far."""
 
     def command() -> int:
+        from agents.transcript import transcript_path
+        from schedagent.model_report import model_use
         from schedagent.report import build_report
         from schedagent.wiring import open_repository
 
-        with open_repository(settings()) as repository:
+        found = settings()
+        with open_repository(found) as repository:
             record = repository.run(run)
-            report = record.report or build_report(repository, run, complete=False)
+            used = model_use(transcript_path(found.state_dir, run))
+            report = record.report or build_report(repository, run, model=used, complete=False)
         show_report(report, as_json)
         if not as_json and record.report is None:
             typer.echo(f"This run is not finished (status: {record.status.value}). Go on: schedagent resume {run}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from agents import shown
 from agents.learning import conclude
@@ -16,6 +17,7 @@ from agents.mending import ModelMender
 from agents.observation import interpret
 from agents.planning import Known, propose_with_model, still_holds
 from agents.session import ModelSession
+from agents.transcript import Transcript
 from agents.workshop import Workshop
 from repo_store.records import RunRecord, SimilarRun
 from repo_store.store import PolicyRepository
@@ -23,6 +25,7 @@ from schedagent.core.policy import CandidatePolicy, Plan, PolicyInfo
 from schedagent.core.proposal import MadePolicy
 from schedagent.core.trial import Outcome, Verdict
 from schedagent.core.workload import WorkloadProfile
+from schedagent.model_report import model_use
 
 SIMILAR_RUNS = 3
 
@@ -34,17 +37,23 @@ class ModelAgents:
     """The agents of one run, as far as they ask a model.
 
     Args:
+        transcript: where the session keeps its exchanges and notes.
         library: all policies, those that are made meanwhile included.
     """
 
     repository: PolicyRepository
     session: ModelSession
+    transcript: Transcript
     workshop: Workshop
     library: Mapping[str, PolicyInfo]
 
+    def used(self) -> dict[str, Any] | None:
+        """Return what the run has used of models, and what happened meanwhile."""
+        return model_use(self.transcript.path)
+
     def close(self) -> None:
         """Close the transcript."""
-        self.session.notes.close()
+        self.transcript.close()
 
     def observe(self, run: RunRecord, profile: WorkloadProfile) -> None:
         """Have the profile put into words, unless that was done."""
@@ -68,8 +77,11 @@ class ModelAgents:
         """Have insights drawn from the trials of an iteration, and keep them."""
         meaning = self.repository.meaning(run.id)
         found = conclude(self.session, tried, measured, meaning=meaning, run_id=run.id, iteration=iteration)
+        said = {one.text for one in self.repository.insights(run.workload.key, run.hardware.key) if one.run_id == run.id}
         for insight in found:
-            self.repository.add_insight(insight)
+            if insight.text not in said:  # in an earlier iteration, or by this one before it was cut short
+                said.add(insight.text)
+                self.repository.add_insight(insight)
 
     def _made(self, name: str) -> MadePolicy | None:
         return next((made for made in self.repository.made_policies() if made.name == name), None)

@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from agents.budget import summary, total
-from agents.transcript import Exchange, read_notes, read_transcript, transcript_path
+from agents.transcript import Exchange, read_notes, read_transcript
 
 
-def model_use(state_dir: Path, run_id: str) -> dict[str, Any] | None:
-    """Return it as JSON values; None if the run has asked no model.
+def model_use(path: Path) -> dict[str, Any] | None:
+    """Return it as JSON values; None without a transcript: then the run has no model.
+
+    Args:
+        path: of the transcript.
 
     Raises:
         RepositoryError: the transcript cannot be read, or is damaged.
     """
-    path = transcript_path(state_dir, run_id)
     if not path.exists():
         return None
     _header, exchanges = read_transcript(path)

@@ -213,7 +213,10 @@ class RunNodes:
         last = iteration + 1 >= self._options.iterations
         if not (last or not candidates or self.out_of_time()):
             return {"iteration": iteration + 1}
-        report = build_report(self._repository, run_id, out_of_time=self.out_of_time())
+        models = self._models(run_id)
+        report = build_report(
+            self._repository, run_id, model=models.used() if models else None, out_of_time=self.out_of_time()
+        )
         self._repository.finish_run(run_id, RunStatus.FINISHED, report)
         return {"finished": True}
 

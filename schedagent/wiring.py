@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import functools
 import os
 import secrets
 import shlex
 import socket
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,6 +44,7 @@ from verifier.signer import Signer
 from verifier.worker import Submission
 
 if TYPE_CHECKING:
+    from schedagent.model_agents import ModelAgents
     from schedagent.nodes import RunNodes
 
 REPOSITORY = "repository.sqlite"
@@ -226,7 +228,8 @@ def build_nodes(
     from schedagent.nodes import RunNodes
 
     library = open_run_library(settings, repository, run_id)
-    return RunNodes(repository, lab, open_verifier(settings), library, reporter, options)
+    models = functools.partial(open_models, settings, repository, library, reporter)
+    return RunNodes(repository, lab, open_verifier(settings), library, reporter, options, models)
 
 
 def open_models(
@@ -259,7 +262,7 @@ def open_models(
         reporter,
         lambda role: tools_for(role, services),
     )
-    return ModelAgents(repository, session, Workshop(library, run_id), library)
+    return ModelAgents(repository, session, transcript, Workshop(library, run_id), library)
 
 
 def drive(
@@ -275,7 +278,7 @@ def drive(
     checkpoints = settings.state_dir / "checkpoints.sqlite"
     with only_one(settings, run_id):
         repository.resume_run(run_id)
-        with ending(repository, run_id), sound(checkpoints):
+        with closing(nodes), ending(repository, run_id), sound(checkpoints):
             walk(checkpoints, nodes, run_id, reporter)
     report = repository.run(run_id).report
     assert report is not None, "learning stores the report before it ends the run"

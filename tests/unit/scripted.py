@@ -6,6 +6,7 @@ Everything they are asked to do is a line in the script's log, which outlives th
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import random
 import sys
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -28,10 +30,11 @@ from schedagent.core.settings import Settings
 from schedagent.core.trial import DEFAULT_ARM, Hardware, Sample
 from schedagent.core.verification import GateResult, GateStatus, VerificationReport, Verified
 from schedagent.core.workload import Observation, TaskRecord, WorkloadCommand
+from schedagent.library import Library, worth_trying
 from schedagent.nodes import RunNodes
 from schedagent.options import RunOptions
 from schedagent.progress import PlainReporter
-from schedagent.wiring import drive
+from schedagent.wiring import drive, open_models
 
 MS = 1_000_000
 HARDWARE = Hardware("Scripted CPU", 2, 2048, "vm-tcg", "7.3.4")
@@ -58,6 +61,7 @@ class Script:
             "exit", "rejected", "ejected", "lost" or "no number".
         default_fails_at: number of the run under the default scheduler that fails; 0 for none.
         blocks_in_time: the time budget is used up once so many blocks are stored.
+        model: settings of the model; none: the run goes by rules.
     """
 
     folder: Path
@@ -66,12 +70,13 @@ class Script:
     faults: Mapping[str, str] = field(default_factory=dict)
     default_fails_at: int = 0
     blocks_in_time: int = 1_000_000
+    model: Mapping[str, Any] = field(default_factory=dict)
     workload: WorkloadCommand = WORKLOAD
     options: RunOptions = OPTIONS
 
     @property
     def settings(self) -> Settings:
-        return Settings(cache_dir=self.folder / "cache", state_dir=self.folder / "state")
+        return Settings(cache_dir=self.folder / "cache", state_dir=self.folder / "state", **self.model)
 
     @property
     def log(self) -> list[str]:
@@ -83,6 +88,9 @@ class Script:
         repository = Repository(self.settings.state_dir / "repository.sqlite")
         repository.script = self
         return repository
+
+    def verifier(self) -> Verifier:
+        return Verifier(self)
 
     def reach(self, name: str) -> int:
         """Note a call, wait there if the script says so, and return how often it was reached."""
@@ -102,14 +110,11 @@ class Script:
     def drive(self, run_id: str) -> dict:
         """Start or resume the run in this process and return its report."""
         with self.repository() as repository, (self.folder / "progress").open("a") as progress:
-            nodes = Nodes(
-                repository,
-                Lab(self),
-                Verifier(self),
-                LIBRARY,
-                PlainReporter(Console(file=progress, emoji=False)),
-                self.options,
-            )
+            folder = self.settings.state_dir / "policies"
+            library = Library(LIBRARY, repository, folder, worth_trying(repository, run_id))
+            reporter = PlainReporter(Console(file=progress, emoji=False))
+            models = functools.partial(open_models, self.settings, repository, library, reporter)
+            nodes = Nodes(repository, Lab(self), self.verifier(), library, reporter, self.options, models)
             nodes.script = self
             return drive(self.settings, nodes, repository, run_id, nodes._reporter)
 
@@ -142,8 +147,9 @@ def _held(name: str):
 
     def held_save(self, *arguments, **options):
         self.script.reach(f"before {name}")
-        save(self, *arguments, **options)
+        stored = save(self, *arguments, **options)
         self.script.reach(f"after {name}")
+        return stored
 
     return held_save
 
@@ -151,6 +157,7 @@ def _held(name: str):
 for _name in (
     *("save_profile", "save_plan", "save_verification", "add_block"),
     *("save_verdict", "add_antipattern", "finish_run"),
+    *("save_meaning", "save_mend", "add_insight", "keep_policy"),
 ):
     setattr(Repository, _name, _held(_name))
 
