@@ -62,6 +62,7 @@ class Script:
         default_fails_at: number of the run under the default scheduler that fails; 0 for none.
         blocks_in_time: the time budget is used up once so many blocks are stored.
         model: settings of the model; none: the run goes by rules.
+        bundled: the policies that come with the program.
     """
 
     folder: Path
@@ -71,6 +72,7 @@ class Script:
     default_fails_at: int = 0
     blocks_in_time: int = 1_000_000
     model: Mapping[str, Any] = field(default_factory=dict)
+    bundled: Mapping[str, PolicyInfo] = field(default_factory=lambda: LIBRARY)
     workload: WorkloadCommand = WORKLOAD
     options: RunOptions = OPTIONS
 
@@ -111,7 +113,7 @@ class Script:
         """Start or resume the run in this process and return its report."""
         with self.repository() as repository, (self.folder / "progress").open("a") as progress:
             folder = self.settings.state_dir / "policies"
-            library = Library(LIBRARY, repository, folder, worth_trying(repository, run_id))
+            library = Library(self.bundled, repository, folder, worth_trying(repository, run_id))
             reporter = PlainReporter(Console(file=progress, emoji=False))
             models = functools.partial(open_models, self.settings, repository, library, reporter)
             nodes = Nodes(repository, Lab(self), self.verifier(), library, reporter, self.options, models)
