@@ -19,6 +19,7 @@ import typer
 from schedagent import __version__
 from schedagent.core.errors import SchedagentError, UsageError
 from schedagent.keys_cli import keys_app
+from schedagent.mcp_cli import mcp
 from schedagent.verifier_cli import verifier_app
 
 EXIT_FAILED = 1
@@ -49,6 +50,7 @@ app.add_typer(runs_app, name="runs")
 app.add_typer(policies_app, name="policies")
 app.add_typer(keys_app, name="keys")
 app.add_typer(verifier_app, name="verifier")
+app.command("mcp")(mcp)
 
 Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON on stdout.")]
 
