@@ -369,7 +369,7 @@ _TOOLS = (
         ProfilePart,
         "What observing a workload under the default scheduler has shown, in tiers. Start with the summary; ask for "
         "a further part only if a decision depends on it.",
-        ROLES,
+        (OBSERVATION, PLANNING, LEARNING),
     ),
     _Entry(
         search_policies,
@@ -393,21 +393,21 @@ _TOOLS = (
         lessons,
         RunAndLimit,
         "Measured verdicts of all runs on the same workload and hardware.",
-        (OBSERVATION, PLANNING, LEARNING),
+        (LEARNING,),
     ),
     _Entry(
         antipatterns,
         RunAndLimit,
         "Candidates that failed a gate of the verifier, or a trial of the same workload, on this hardware: do not "
         "repeat them.",
-        (PLANNING, LEARNING),
+        (LEARNING,),
     ),
-    _Entry(list_runs, Latest, "The latest optimisation runs with their outcome.", (LEARNING,)),
+    _Entry(list_runs, Latest, "The latest optimisation runs with their outcome.", ()),
     _Entry(
         show_run,
         RunPart,
         "One run: plans, candidates with their keys, verdicts; or the reasons, or the measured samples.",
-        (PLANNING, LEARNING),
+        (LEARNING,),
     ),
     _Entry(
         verification_report,
@@ -419,13 +419,13 @@ _TOOLS = (
         describe_spec,
         NoArguments,
         "The JSON schema of a policy spec: classes of tasks, the order in each, placement, slices, dispatch.",
-        (PLANNING,),
+        (),
     ),
     _Entry(
         compose_policy,
         SpecOnly,
         "Turn a policy spec into BPF C and its manifest; nothing is kept. A mistake is told by the name of its field.",
-        (PLANNING, EXECUTION),
+        (),
     ),
     _Entry(
         system_state,
@@ -484,6 +484,8 @@ def all_tools(services: Services) -> tuple[Tool, ...]:
 
 def tools_for(role: str, services: Services) -> tuple[Tool, ...]:
     """Return the tools of one of our agents; all of them only read.
+
+    Every description is paid for with every request, so an agent has those that tell more than its question does.
 
     Args:
         role: one of ROLES.
