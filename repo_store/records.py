@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from schedagent.core.lesson import Lesson
 from schedagent.core.trial import Hardware
-from schedagent.core.workload import WorkloadCommand
+from schedagent.core.workload import WorkloadClass, WorkloadCommand
 
 
 class RunStatus(StrEnum):
@@ -59,3 +60,22 @@ class PolicyMatch:
     name: str
     description: str
     score: float
+
+
+@dataclass(frozen=True)
+class SimilarRun:
+    """A run of another workload that looked alike.
+
+    Args:
+        run_id: the run.
+        workload: what it ran.
+        kind: what its profile was classified as.
+        distance: between the profiles, see repo_store.similar; smaller is nearer.
+        lessons: what was measured on that workload in this run, in the order of its plans.
+    """
+
+    run_id: str
+    workload: WorkloadCommand
+    kind: WorkloadClass
+    distance: float
+    lessons: tuple[Lesson, ...]

@@ -11,7 +11,7 @@ import difflib
 import os
 import pwd
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -44,7 +44,7 @@ class Approvals:
     Args:
         repository: with the run in it.
         run_id: of the run.
-        library: returns the policies, those that the run made included.
+        library: the policies, those that the run made included.
         stages: before which steps it asks.
     """
 
@@ -52,7 +52,7 @@ class Approvals:
         self,
         repository: PolicyRepository,
         run_id: str,
-        library: Callable[[], Mapping[str, PolicyInfo]],
+        library: Mapping[str, PolicyInfo],
         stages: tuple[Stage, ...],
     ) -> None:
         self._repository = repository
@@ -103,13 +103,12 @@ class Approvals:
         plan = self._repository.plan(self._run_id, iteration)
         if plan is None or not plan.candidates:
             return None
-        library = self._library()
         return {
             "run": self._run_id,
             "workload": self._repository.run(self._run_id).workload.command,
             "reason": plan.reason,
             "learned": plan.learned,
-            "candidates": [_candidate(candidate, library) for candidate in plan.candidates],
+            "candidates": [self._candidate(candidate) for candidate in plan.candidates],
             "allows": _PLAN_ALLOWS,
         }
 
@@ -121,7 +120,7 @@ class Approvals:
         return {
             "run": self._run_id,
             "workload": self._repository.run(self._run_id).workload.command,
-            "candidate": _candidate(candidate, self._library()),
+            "candidate": self._candidate(candidate),
             "verdict": {"outcome": verdict.outcome.value, "reason": verdict.reason, "pairs": verdict.pairs},
             "measured": {
                 "ratio": verdict.ratio,
@@ -131,6 +130,32 @@ class Approvals:
             },
             "verification": _verification(report),
             "allows": allowed(report.token),
+        }
+
+    def _candidate(self, candidate: CandidatePolicy) -> Shown:
+        info = self._library.get(candidate.policy)
+        if info is None:
+            raise UsageError(f"policy {candidate.policy} is not in the library any more", "start a new run")
+        defaults = {tunable.name: tunable.default for tunable in info.tunables}
+        specs = {made.name: made.spec for made in self._repository.made_policies()}
+        return {
+            "key": candidate.key,
+            "policy": candidate.policy,
+            "way": candidate.way.value,
+            "origin": info.origin.value,
+            "parent": info.parent,
+            "description": info.description,
+            "declares": list(info.declares),
+            "reason": candidate.reason,
+            "expected": candidate.expected,
+            "refuted_by": candidate.refuted_by,
+            "tunables": {
+                name: {"value": value, "default": defaults.get(name, value)} for name, value in candidate.tunables
+            },
+            "inputs": {"history": len(candidate.history), "classes": len(candidate.classes)},
+            "source_digest": info.source_digest,
+            "spec": specs.get(candidate.policy),
+            "diff": _diff(info, self._library.get(info.parent)),
         }
 
 
@@ -154,8 +179,7 @@ def winner(repository: PolicyRepository, run_id: str) -> tuple[CandidatePolicy, 
     verdicts: dict[str, Verdict] = {}
     candidates: dict[str, CandidatePolicy] = {}
     for number in repository.iterations(run_id):
-        plan = repository.plan(run_id, number)
-        candidates |= {candidate.key: candidate for candidate in (plan.candidates if plan else ())}
+        candidates |= {candidate.key: candidate for candidate in repository.candidates(run_id, number)}
         verdicts |= repository.verdicts(run_id, number)
     key = best(verdicts, lower_is_better=repository.run(run_id).workload.goal.lower_is_better)
     report = repository.verification(run_id, key) if key else None
@@ -243,32 +267,12 @@ def allowed(token_text: str) -> Shown:
     }
 
 
-def _candidate(candidate: CandidatePolicy, library: Mapping[str, PolicyInfo]) -> Shown:
-    info = library.get(candidate.policy)
-    if info is None:
-        raise UsageError(f"policy {candidate.policy} is not in the library any more", "start a new run")
-    defaults = {tunable.name: tunable.default for tunable in info.tunables}
-    return {
-        "key": candidate.key,
-        "policy": candidate.policy,
-        "way": candidate.way.value,
-        "origin": info.origin.value,
-        "parent": info.parent,
-        "reason": candidate.reason,
-        "expected": candidate.expected,
-        "refuted_by": candidate.refuted_by,
-        "tunables": {
-            name: {"value": value, "default": defaults.get(name, value)} for name, value in candidate.tunables
-        },
-        "inputs": {"history": len(candidate.history), "classes": len(candidate.classes)},
-        "source_digest": info.source_digest,
-        "diff": _diff(info, library.get(info.parent)),
-    }
-
-
 def _diff(info: PolicyInfo, parent: PolicyInfo | None) -> str:
-    """Return what a made policy changes in its parent; all of its source if it has none; nothing if it is bundled."""
-    if info.origin is Origin.BUNDLED:
+    """Return what a patch changes in its parent, or all that was generated.
+
+    A bundled policy changes nothing, and a composed one says the same in its spec.
+    """
+    if info.origin in (Origin.BUNDLED, Origin.COMPOSED):
         return ""
     before = parent.source.read_text(encoding="utf-8").splitlines(keepends=True) if parent else []
     after = info.source.read_text(encoding="utf-8").splitlines(keepends=True)

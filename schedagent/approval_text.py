@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -50,18 +51,23 @@ def _candidate(number: str, candidate: Mapping[str, Any]) -> Iterator[str]:
     made = "" if candidate["origin"] == "bundled" else f", a policy that was {candidate['origin']}{parent}"
     yield f"  {number}{candidate['policy']} ({candidate['way']}{made})"
     for heading, text in (
+        ("What it does", candidate["description"]),
         ("Why", candidate["reason"]),
         ("Expected", candidate["expected"]),
         ("Refuted by", candidate["refuted_by"]),
     ):
         if text:
             yield f"      {heading}: {text}"
+    if candidate["declares"]:
+        yield f"      Does not mean to satisfy: {', '.join(candidate['declares'])}"
     for name, tunable in candidate["tunables"].items():
         changed = "" if tunable["value"] == tunable["default"] else f" (default {tunable['default']})"
         yield f"      {name} = {tunable['value']}{changed}"
     for name, count in candidate["inputs"].items():
         if count:
             yield f"      {name}: {count} measured entries"
+    if candidate["spec"]:
+        yield from (f"      {line}" for line in json.dumps(candidate["spec"], indent=2).splitlines())
     yield from (f"      {line}" for line in candidate["diff"].splitlines())
 
 

@@ -187,13 +187,13 @@ def runs_show(
 
 @policies_app.command("list")
 def policies_list(as_json: Json = False) -> None:
-    """List the policies of the library."""
+    """List the policies of the library: the bundled ones, and those that runs have made."""
 
     def command() -> int:
-        from kernel_bpf.library import load_library
         from schedagent.listing import show_policies
+        from schedagent.wiring import whole_library
 
-        show_policies(list(load_library().values()), as_json)
+        show_policies(list(whole_library(settings()).values()), as_json)
         return 0
 
     guarded(command)
@@ -206,8 +206,9 @@ def policies_show(name: Annotated[str, typer.Argument(help="Name of the policy."
     def command() -> int:
         from kernel_bpf.library import find_policy
         from schedagent.listing import show_policy
+        from schedagent.wiring import whole_library
 
-        show_policy(find_policy(name), as_json)
+        show_policy(find_policy(name, whole_library(settings())), as_json)
         return 0
 
     guarded(command)
@@ -233,7 +234,10 @@ def policies_search(
 
 @app.command()
 def verify(
-    file: Annotated[Path, typer.Argument(help="Policy: a source FILE.bpf.c, or a compiled FILE.bpf.o.")],
+    file: Annotated[
+        Path,
+        typer.Argument(help="Policy: a source FILE.bpf.c, a compiled FILE.bpf.o, or the NAME of one in the library."),
+    ],
     include: Annotated[list[Path] | None, typer.Option(help="Folder with headers of the source.")] = None,
     tunables: Annotated[list[str] | None, typer.Option("--set", help="tunable=value; may be repeated.")] = None,
     kernel: Annotated[str, typer.Option(help="Only this kernel of the cache, instead of all of them.")] = "",

@@ -43,10 +43,15 @@ def show_policies(policies: Sequence[PolicyInfo], as_json: bool) -> None:
         _print_json([_policy(policy) for policy in policies])
         return
     rows = [
-        {"policy": policy.name, "for": ", ".join(policy.target_workloads), "description": policy.description}
+        {
+            "policy": policy.name,
+            "origin": policy.origin.value,
+            "for": ", ".join(policy.target_workloads),
+            "description": policy.description,
+        }
         for policy in policies
     ]
-    _print_table(("policy", "for", "description"), rows)
+    _print_table(("policy", "origin", "for", "description"), rows)
 
 
 def show_policy(policy: PolicyInfo, as_json: bool) -> None:
@@ -56,6 +61,7 @@ def show_policy(policy: PolicyInfo, as_json: bool) -> None:
         return
     _say(f"{policy.name}: {policy.description}\n")
     for heading, text in (
+        ("Origin", f"{policy.origin.value} from {policy.parent}" if policy.parent else policy.origin.value),
         ("Meant for", ", ".join(policy.target_workloads)),
         ("How it decides", policy.algorithm),
         ("When it loses", policy.limitations),

@@ -95,8 +95,9 @@ class RunNodes:
         """Whether the budget is used up."""
         return time.monotonic() > self._deadline
 
+    @property
     def library(self) -> Mapping[str, PolicyInfo]:
-        """Return the policies that candidates are made of."""
+        """The policies that candidates are made of."""
         return self._library
 
     def observation(self, state: RunState) -> dict[str, Any]:

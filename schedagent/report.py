@@ -133,7 +133,7 @@ def _iteration(repository: PolicyRepository, run_id: str, number: int) -> dict[s
         "candidates": [
             _candidate(candidate, verdicts.get(candidate.key), repository.verification(run_id, candidate.key))
             | {"cpu_time_ratio": _finite(cpu_time_ratio(blocks, candidate.key))}
-            for candidate in plan.candidates
+            for candidate in repository.candidates(run_id, number)
         ],
         "runs_measured": sum(len(block.samples) for block in blocks),
     }
@@ -146,7 +146,10 @@ def _candidate(
         "key": candidate.key,
         "policy": candidate.policy,
         "tunables": dict(candidate.tunables),
+        "way": candidate.way.value,
         "reason": candidate.reason,
+        "expected": candidate.expected,
+        "refuted_by": candidate.refuted_by,
         "gates": [
             {"gate": gate.gate, "status": gate.status.value, "detail": gate.detail, "seconds": gate.seconds}
             for gate in (verification.gates if verification else ())

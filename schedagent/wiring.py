@@ -24,10 +24,12 @@ from repo_store.store import PolicyRepository
 from schedagent.core.approval import Decision
 from schedagent.core.artifact import PolicyArtifact
 from schedagent.core.errors import RepositoryError, SchedagentError, UsageError
+from schedagent.core.policy import PolicyInfo
 from schedagent.core.settings import Settings, workload_environment, writable
 from schedagent.core.trusted import load_trusted
 from schedagent.core.verification import GateResult, Verified
 from schedagent.core.workload import WorkloadCommand
+from schedagent.library import Library, worth_trying
 from schedagent.options import RunOptions
 from schedagent.progress import Reporter
 from schedagent.state import RunState
@@ -47,16 +49,41 @@ if TYPE_CHECKING:
     from schedagent.approval import Approvals
     from schedagent.nodes import RunNodes
 
+REPOSITORY = "repository.sqlite"
+MADE_POLICIES = "policies"
+"""In the state folder."""
+
 MEMORY_MIB_PER_CPU = 1024
 LEAST_MEMORY_MIB = 2048
 MOST_CPUS = 16
 
 
 def open_repository(settings: Settings) -> PolicyRepository:
-    """Open the policy repository in the state folder, with the library mirrored for searching."""
-    repository = PolicyRepository(writable(settings.state_dir, "SCHEDAGENT_STATE") / "repository.sqlite")
-    repository.sync_policies(load_library().values())
+    """Open the policy repository in the state folder, with what a new run may plan with mirrored for searching."""
+    repository = PolicyRepository(writable(settings.state_dir, "SCHEDAGENT_STATE") / REPOSITORY)
+    try:
+        repository.sync_policies(open_run_library(settings, repository).values())
+    except BaseException:
+        repository.close()
+        raise
     return repository
+
+
+def open_run_library(settings: Settings, repository: PolicyRepository, run_id: str = "") -> Library:
+    """Open the library of a run: the bundled policies, those that have won somewhere, and its own.
+
+    Args:
+        run_id: the run; empty for one that has not begun.
+    """
+    return Library(load_library(), repository, settings.state_dir / MADE_POLICIES, worth_trying(repository, run_id))
+
+
+def whole_library(settings: Settings) -> dict[str, PolicyInfo]:
+    """Return all policies, bundled and made; looking does not create a repository."""
+    if not (settings.state_dir / REPOSITORY).is_file():
+        return dict(load_library())
+    with PolicyRepository(settings.state_dir / REPOSITORY) as repository:
+        return dict(Library(load_library(), repository, settings.state_dir / MADE_POLICIES))
 
 
 def open_lab(settings: Settings, kernel: KernelImage | None = None) -> VmLab:
@@ -220,16 +247,26 @@ def nodes_of(settings: Settings, repository: PolicyRepository, run_id: str, repo
             f"run {run_id} was measured on other hardware ({run.hardware}) than this ({lab.hardware})",
             "its samples and new ones cannot be compared: start a new run",
         )
-    return build_nodes(settings, repository, lab, RunOptions.from_json(run.settings), reporter)
+    return build_nodes(settings, repository, lab, RunOptions.from_json(run.settings), reporter, run_id)
 
 
 def build_nodes(
-    settings: Settings, repository: PolicyRepository, lab: VmLab, options: RunOptions, reporter: Reporter
+    settings: Settings,
+    repository: PolicyRepository,
+    lab: VmLab,
+    options: RunOptions,
+    reporter: Reporter,
+    run_id: str = "",
 ) -> RunNodes:
-    """Give the four nodes their collaborators."""
+    """Give the four nodes their collaborators.
+
+    Args:
+        run_id: the run that goes on; empty for a new one.
+    """
     from schedagent.nodes import RunNodes
 
-    return RunNodes(repository, lab, open_verifier(settings), load_library(), reporter, options)
+    library = open_run_library(settings, repository, run_id)
+    return RunNodes(repository, lab, open_verifier(settings), library, reporter, options)
 
 
 def approvals_of(repository: PolicyRepository, run_id: str, nodes: RunNodes) -> Approvals:

@@ -64,6 +64,8 @@ class PolicyInfo:
         source: path of the C source, or of a compiled object.
         declares: names of oracles (core.rules.Rule.checks) that this policy does not mean to satisfy, such as
             "weights" for a policy that ignores them by design; only those of DECLARABLE.
+        classes: (program, class number) for the input "classes": labels of a profile's tables, or
+            core.spec.PROGRAM_KINDS, which are measured; programs that are not named stay out of the map.
         documented: whether a .toml says all this; else its object may know of tunables that `tunables` does not list.
         origin: whether it came with the program, or how it was made.
         parent: the policy that was patched to make it; empty for all others.
@@ -78,6 +80,7 @@ class PolicyInfo:
     inputs: tuple[str, ...]
     source: Path
     declares: tuple[str, ...] = ()
+    classes: tuple[tuple[str, int], ...] = ()
     documented: bool = True
     origin: Origin = Origin.BUNDLED
     parent: str = ""

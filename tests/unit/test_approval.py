@@ -25,7 +25,7 @@ from schedagent.core import token
 from schedagent.core.approval import Decision, Request, Stage
 from schedagent.core.errors import UsageError
 from schedagent.core.policy import CandidatePolicy, Plan
-from schedagent.core.proposal import Origin, Way
+from schedagent.core.proposal import MadePolicy, Origin, Way
 
 ME = pwd.getpwuid(os.getuid()).pw_name
 YES = Decision(True, "ada", "2026-11-22T10:00:00.000+00:00")
@@ -172,33 +172,55 @@ def test_a_plan_without_candidates_asks_nothing(asking, monkeypatch):
 
 
 def test_what_a_made_policy_changes_is_shown(asking, tmp_path):
-    parent, child, new = (tmp_path / f"{name}.bpf.c" for name in ("old", "changed", "new"))
-    parent.write_text("one\ntwo\n")
-    child.write_text("one\nthree\n")
-    new.write_text("four\n")
+    sources = {name: tmp_path / f"{name}.bpf.c" for name in ("old", "changed", "new", "said")}
+    for source, text in zip(sources.values(), ("one\ntwo\n", "one\nthree\n", "four\n", "six\n"), strict=True):
+        source.write_text(text, encoding="utf-8")
+    old = replace(LIBRARY["plain"], name="old", source=sources["old"])
     library = {
-        "old": replace(LIBRARY["plain"], name="old", source=parent),
-        "changed": replace(LIBRARY["plain"], name="changed", source=child, origin=Origin.PATCHED, parent="old"),
-        "new": replace(LIBRARY["plain"], name="new", source=new, origin=Origin.GENERATED),
+        "old": old,
+        "changed": replace(old, name="changed", source=sources["changed"], origin=Origin.PATCHED, parent="old"),
+        "new": replace(old, name="new", source=sources["new"], origin=Origin.GENERATED),
+        "said": replace(old, name="said", source=sources["said"], origin=Origin.COMPOSED),
     }
+    made = (
+        CandidatePolicy("changed", reason="r", way=Way.PATCH, expected="a tenth less", refuted_by="no change"),
+        CandidatePolicy("new", way=Way.GENERATE),
+        CandidatePolicy("said", way=Way.COMPOSE),
+    )
+    spec = {"name": "said", "goal": "in turn"}
     run_id = asking.create()
     with asking.repository() as repository:
-        made = (
-            CandidatePolicy("changed", reason="r", way=Way.PATCH, expected="a tenth less", refuted_by="no change"),
-            CandidatePolicy("new", way=Way.GENERATE),
-        )
+        repository.keep_policy(MadePolicy("said", Way.COMPOSE, "", "six\n", "", spec, run_id, "now"))
         repository.save_plan(run_id, 0, Plan(made, "because"))
-        request = Approvals(repository, run_id, lambda: library, (Stage.PLAN,)).request(Stage.PLAN, 0)
-        patched, generated = request.shown["candidates"]
+        request = Approvals(repository, run_id, library, (Stage.PLAN,)).request(Stage.PLAN, 0)
+        patched, generated, composed = request.shown["candidates"]
         assert "-two\n+three\n" in patched["diff"]
         assert "old.bpf.c" in patched["diff"]
-        assert patched["parent"] == "old"
+        assert (patched["parent"], patched["expected"]) == ("old", "a tenth less")
         assert "+four\n" in generated["diff"]
-        child.write_text("one\nfive\n")
-        again = Approvals(repository, run_id, lambda: library, (Stage.PLAN,)).request(Stage.PLAN, 0)
+        assert (composed["spec"], composed["diff"]) == (spec, "")
+        sources["said"].write_text("seven")
+        again = Approvals(repository, run_id, library, (Stage.PLAN,)).request(Stage.PLAN, 0)
         assert again.digest != request.digest
         with pytest.raises(UsageError, match="is not in the library any more"):
-            Approvals(repository, run_id, dict, (Stage.PLAN,)).request(Stage.PLAN, 0)
+            Approvals(repository, run_id, {}, (Stage.PLAN,)).request(Stage.PLAN, 0)
+
+
+def test_what_is_shown_of_made_policies_in_words(capsys):
+    candidate = {
+        **{"policy": "changed", "way": "patch", "origin": "patched", "parent": "old", "declares": ["weights"]},
+        **{"description": "d", "reason": "r", "expected": "less", "refuted_by": "more", "spec": {"goal": "g"}},
+        **{"tunables": {"slice_us": {"value": 1, "default": 2}}, "inputs": {"history": 3}, "diff": "-a\n+b\n"},
+    }
+    plan = {"run": "x", "workload": "make", "reason": "b", "learned": "l", "allows": "all", "candidates": [candidate]}
+    show_waiting({"stage": "plan", "iteration": 1, "digest": "0" * 64, **plan})
+    said = capsys.readouterr().out
+    for words in (
+        *("changed (patch, a policy that was patched of old)", "What it does: d", "Why: r", "Expected: less"),
+        *("Refuted by: more", "Does not mean to satisfy: weights", "slice_us = 1 (default 2)", '"goal": "g"'),
+        *("history: 3 measured entries", "-a", "+b", "Learned earlier: l", "0" * 64),
+    ):
+        assert words in said
 
 
 def test_what_is_shown_cannot_steer_a_terminal(asking, capsys):
@@ -461,7 +483,7 @@ def test_a_repository_of_before_there_were_approvals(asking):
     path = asking.settings.state_dir / "repository.sqlite"
     with sqlite3.connect(path) as connection:
         connection.execute("DROP TABLE approvals")
-        connection.execute("UPDATE alembic_version SET version_num = '0001'")
+        connection.execute("UPDATE alembic_version SET version_num = '0002'")
     connection.close()
     with PolicyRepository(path) as repository:
         assert repository.approvals(run_id) == []

@@ -316,7 +316,7 @@ def test_json_is_all_there_is_on_stdout(run, script):
     assert json.loads(run("runs", "show", report["run"], "--json").stdout) == report
     assert "echo :100:" in run("runs", "show", report["run"]).stdout
     assert run("runs", "list").exit_code == 0
-    for words in (["policies", "list"], ["policies", "show", "fifo"], ["policies", "search", "slice"]):
+    for words in (["policies", "list"], ["policies", "show", "plain"], ["policies", "search", "slice"]):
         json.loads(run(*words, "--json").stdout)
 
 
