@@ -331,13 +331,13 @@ class PolicyRepository:
 
     def lessons(self, workload_key: str, hardware_key: str) -> list[Lesson]:
         """Return all verdicts of all runs on this workload and hardware, newest first."""
-        query = (
-            select(RunRow, CandidateRow, VerdictRow)
-            .join(CandidateRow, CandidateRow.run_id == RunRow.id)
-            .join(VerdictRow, _same_candidate())
-            .where(RunRow.workload_key == workload_key, RunRow.hardware_key == hardware_key)
-            .order_by(VerdictRow.at.desc(), RunRow.id.desc(), VerdictRow.iteration.desc(), CandidateRow.position)
-        )
+        here = (RunRow.workload_key == workload_key) & (RunRow.hardware_key == hardware_key)
+        with self._reading() as session:
+            return [rows.lesson(*found) for found in session.execute(_verdicts_where(here))]
+
+    def results_of(self, policy: str, limit: int = 20) -> list[Lesson]:
+        """Return the latest verdicts on a policy, whatever the workload and hardware, newest first."""
+        query = _verdicts_where(CandidateRow.policy == policy).limit(limit)
         with self._reading() as session:
             return [rows.lesson(*found) for found in session.execute(query)]
 
@@ -508,6 +508,17 @@ def _changed(what: str) -> RepositoryError:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def _verdicts_where(condition: Any) -> Any:
+    """Select run, candidate and verdict of every verdict that fits, newest first."""
+    return (
+        select(RunRow, CandidateRow, VerdictRow)
+        .join(CandidateRow, CandidateRow.run_id == RunRow.id)
+        .join(VerdictRow, _same_candidate())
+        .where(condition)
+        .order_by(VerdictRow.at.desc(), RunRow.id.desc(), VerdictRow.iteration.desc(), CandidateRow.position)
+    )
 
 
 def _same_candidate() -> Any:

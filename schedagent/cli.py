@@ -166,14 +166,18 @@ def runs_show(
     """Show what a run found so far."""
 
     def command() -> int:
+        from agents.transcript import transcript_path
+        from schedagent.model_report import model_use
         from schedagent.report import build_report
         from schedagent.wiring import open_repository
 
+        found = settings()
         if transcript:
-            return show_transcript(settings(), run, as_json)
-        with open_repository(settings()) as repository:
+            return show_transcript(found, run, as_json)
+        with open_repository(found) as repository:
             record = repository.run(run)
-            report = record.report or build_report(repository, run, complete=False)
+            used = model_use(transcript_path(found.state_dir, run))
+            report = record.report or build_report(repository, run, model=used, complete=False)
         show_report(report, as_json)
         if not as_json and report.get("waiting"):
             show_waiting(report["waiting"])

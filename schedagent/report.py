@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
@@ -15,6 +16,7 @@ from repo_store.store import PolicyRepository
 from schedagent import approval
 from schedagent.approval_text import token_allows
 from schedagent.core.judge import cpu_time_ratio
+from schedagent.core.lesson import Insight
 from schedagent.core.policy import CandidatePolicy
 from schedagent.core.trial import Outcome, Verdict
 from schedagent.core.verification import VerificationReport
@@ -30,16 +32,22 @@ Report = Mapping[str, Any]
 
 
 def build_report(
-    repository: PolicyRepository, run_id: str, *, out_of_time: bool = False, complete: bool = True
+    repository: PolicyRepository,
+    run_id: str,
+    *,
+    model: Mapping[str, Any] | None = None,
+    out_of_time: bool = False,
+    complete: bool = True,
 ) -> dict[str, Any]:
     """Collect everything a run found, as JSON values.
 
     Args:
+        model: what it used of models, see model_report.model_use; None if it asked none.
         out_of_time: whether the run ended because its budget was used up.
         complete: whether the run has ended; if not, the report tells what is known so far.
     """
     run = repository.run(run_id)
-    profile = repository.profile(run_id)
+    profile, meaning = repository.profile(run_id), repository.meaning(run_id)
     iterations = [_iteration(repository, run_id, number) for number in repository.iterations(run_id)]
     verdicts: dict[str, Verdict] = {}
     for number in repository.iterations(run_id):
@@ -54,9 +62,12 @@ def build_report(
         "workload": _workload(run),
         "hardware": _hardware(run),
         "profile": _profile(profile) if profile else None,
+        "meaning": asdict(meaning) if meaning else None,
         "iterations": iterations,
         "best": next((candidate for candidate in candidates if candidate["key"] == winner), None),
         "outcome": "better" if winner else "keep the default scheduler",
+        "insights": [asdict(insight) for insight in _insights(repository, run)],
+        "model": model,
         "out_of_time": out_of_time,
         "complete": complete,
         "verified_by": sorted({found.verified_by or IN_PROCESS for found in verifications if found}),
@@ -64,6 +75,11 @@ def build_report(
         "waiting": approval.to_json(asked) if asked and not complete else None,
         "deployment": approval.deployment(repository, run_id) if complete else None,
     }
+
+
+def _insights(repository: PolicyRepository, run: RunRecord) -> list[Insight]:
+    found = repository.insights(run.workload.key, run.hardware.key)
+    return [insight for insight in found if insight.run_id == run.id]
 
 
 def _workload(run: RunRecord) -> dict[str, Any]:
@@ -126,13 +142,13 @@ def _iteration(repository: PolicyRepository, run_id: str, number: int) -> dict[s
     plan = repository.plan(run_id, number)
     assert plan is not None, "iterations() lists stored plans"
     verdicts = repository.verdicts(run_id, number)
-    blocks = repository.blocks(run_id, number)
+    blocks, mended = repository.blocks(run_id, number), repository.mended(run_id, number)
     return {
         "reason": plan.reason,
         "learned": plan.learned,
         "candidates": [
             _candidate(candidate, verdicts.get(candidate.key), repository.verification(run_id, candidate.key))
-            | {"cpu_time_ratio": _finite(cpu_time_ratio(blocks, candidate.key))}
+            | {"cpu_time_ratio": _finite(cpu_time_ratio(blocks, candidate.key)), "mends": mended.get(candidate.key, "")}
             for candidate in repository.candidates(run_id, number)
         ],
         "runs_measured": sum(len(block.samples) for block in blocks),
@@ -189,6 +205,8 @@ def render(report: Report, console: Console) -> None:
     for number, candidate in enumerate(candidates, start=1):
         reason = candidate["verdict"]["reason"] if candidate["verdict"] else "not reached"
         _say(console, f"  {number} {_label(candidate)}\n      {reason}")
+    for insight in report.get("insights", ()):
+        _say(console, f"  Insight: {insight['text']} (from {', '.join(insight['evidence'])})")
     console.print()
     for line in conclusion(report):
         _say(console, line)
@@ -208,6 +226,8 @@ def _render_profile(report: Report, console: Console) -> None:
     )
     for sentence in profile["evidence"]:
         _say(console, f"    {sentence}")
+    if report.get("meaning"):  # a report of an earlier version has none
+        _say(console, f"    In words: {report['meaning']['meaning']} Goal: {report['meaning']['goal']}")
     for stats in profile["commands"][:TOP_COMMANDS]:
         _say(
             console,
@@ -296,6 +316,7 @@ def conclusion(report: Report) -> list[str]:
             f"Caution: the same work took {100 * (1 - winner['cpu_time_ratio']):.0f} % less CPU time. In an emulated "
             "VM a task switch costs many times what it costs on hardware, so expect less of this gain on a real host."
         )
+    lines += _model_lines(report.get("model"))
     if report["hardware"]["lab"] != "host":
         lines.append(
             f"Measured in a micro-VM ({report['hardware']['lab']}); nothing was changed on this machine."
@@ -326,6 +347,14 @@ def _decided(report: Report) -> list[str]:
     elif report["complete"] and lines and report["approvals"][-1]["stage"] == "deploy":
         lines.append("No token was handed out.")
     return lines
+
+
+def _model_lines(model: Mapping[str, Any] | None) -> list[str]:
+    """What was used of models, and what happened meanwhile."""
+    if model is None:
+        return []
+    notes = [f"  {note['role']}, iteration {note['iteration']}: {note['text']}" for note in model["notes"]]
+    return [f"Model: {model['used']}.", *notes]
 
 
 def _who_verified(verifiers: Sequence[str]) -> str:

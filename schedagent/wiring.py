@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import functools
 import os
 import secrets
 import shlex
 import socket
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,6 +48,7 @@ from verifier.worker import Submission
 
 if TYPE_CHECKING:
     from schedagent.approval import Approvals
+    from schedagent.model_agents import ModelAgents
     from schedagent.nodes import RunNodes
 
 REPOSITORY = "repository.sqlite"
@@ -266,7 +268,41 @@ def build_nodes(
     from schedagent.nodes import RunNodes
 
     library = open_run_library(settings, repository, run_id)
-    return RunNodes(repository, lab, open_verifier(settings), library, reporter, options)
+    models = functools.partial(open_models, settings, repository, library, reporter)
+    return RunNodes(repository, lab, open_verifier(settings), library, reporter, options, models)
+
+
+def open_models(
+    settings: Settings, repository: PolicyRepository, library: Library, reporter: Reporter, run_id: str
+) -> ModelAgents | None:
+    """Give a run's agents their models and their transcript; None if the settings name no model.
+
+    Raises:
+        RepositoryError: the transcript cannot be used.
+    """
+    from agents.budget import Budget
+    from agents.fences import Fence
+    from agents.model import open_model
+    from agents.session import ModelSession
+    from agents.tools import Services, tools_for
+    from agents.transcript import Transcript
+    from agents.workshop import Workshop
+    from schedagent.model_agents import ModelAgents
+
+    if not settings.has_model:
+        return None
+    transcript = Transcript(transcript_path(settings.state_dir, run_id), run_id)
+    budget = Budget.of(settings, spent=transcript.earlier)
+    services = Services(repository, library, run_id)
+    session = ModelSession(
+        lambda role: open_model(settings, role, budget=budget, journal=transcript),
+        Fence(transcript.mark),
+        budget,
+        transcript,
+        reporter,
+        lambda role: tools_for(role, services),
+    )
+    return ModelAgents(repository, session, transcript, Workshop(library, run_id), library)
 
 
 def approvals_of(repository: PolicyRepository, run_id: str, nodes: RunNodes) -> Approvals:
@@ -289,15 +325,17 @@ def drive(
         RepositoryError: the repository or the checkpoint file cannot be used.
         KeyboardInterrupt: the user stopped it; the argument says how to go on.
     """
+    from schedagent.model_report import model_use
     from schedagent.report import build_report
 
     checkpoints = settings.state_dir / "checkpoints.sqlite"
     with only_one(settings, run_id):
         repository.resume_run(run_id)
-        with ending(repository, run_id), sound(checkpoints):
+        with closing(nodes), ending(repository, run_id), sound(checkpoints):
             walk(checkpoints, nodes, approvals_of(repository, run_id, nodes), run_id, reporter)
     report = repository.run(run_id).report
-    return dict(report) if report else build_report(repository, run_id, complete=False)
+    used = model_use(transcript_path(settings.state_dir, run_id))
+    return dict(report) if report else build_report(repository, run_id, model=used, complete=False)
 
 
 def walk(checkpoints: Path, nodes: RunNodes, approvals: Approvals, run_id: str, reporter: Reporter) -> None:

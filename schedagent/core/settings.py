@@ -16,6 +16,9 @@ from typing import Any
 
 from schedagent.core.errors import SetupError, UsageError
 
+AGENTS = ("observation", "planning", "execution", "learning")
+"""Who may ask a model."""
+
 _PROGRAM = "schedagent"
 _FIRST_ACTIVATED = 3  # SD_LISTEN_FDS_START
 
@@ -96,6 +99,11 @@ class Settings:
         """
         chosen: str = getattr(self, f"model_{role}")
         return chosen or self.model_name
+
+    @property
+    def has_model(self) -> bool:
+        """Whether an endpoint is named, and a model for some agent."""
+        return bool(self.model_base_url) and any(map(self.model_for, AGENTS))
 
     @property
     def keys_dir(self) -> Path:

@@ -6,6 +6,7 @@ Everything they are asked to do is a line in the script's log, which outlives th
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import random
 import sys
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -30,10 +32,11 @@ from schedagent.core.token import digest_inputs
 from schedagent.core.trial import DEFAULT_ARM, Hardware, Sample
 from schedagent.core.verification import GateResult, GateStatus, VerificationReport, Verified
 from schedagent.core.workload import Observation, TaskRecord, WorkloadCommand
+from schedagent.library import Library, worth_trying
 from schedagent.nodes import RunNodes
 from schedagent.options import RunOptions
 from schedagent.progress import PlainReporter
-from schedagent.wiring import approvals_of, drive
+from schedagent.wiring import approvals_of, drive, open_models
 from verifier.signer import Signer
 
 MS = 1_000_000
@@ -62,6 +65,7 @@ class Script:
         default_fails_at: number of the run under the default scheduler that fails; 0 for none.
         blocks_in_time: the time budget is used up once so many blocks are stored.
         signs: whether the verifier signs tokens, with a key of its own.
+        model: settings of the model; none: the run goes by rules.
     """
 
     folder: Path
@@ -71,12 +75,13 @@ class Script:
     default_fails_at: int = 0
     blocks_in_time: int = 1_000_000
     signs: bool = False
+    model: Mapping[str, Any] = field(default_factory=dict)
     workload: WorkloadCommand = WORKLOAD
     options: RunOptions = OPTIONS
 
     @property
     def settings(self) -> Settings:
-        return Settings(cache_dir=self.folder / "cache", state_dir=self.folder / "state")
+        return Settings(cache_dir=self.folder / "cache", state_dir=self.folder / "state", **self.model)
 
     @property
     def log(self) -> list[str]:
@@ -88,6 +93,9 @@ class Script:
         repository = Repository(self.settings.state_dir / "repository.sqlite")
         repository.script = self
         return repository
+
+    def verifier(self) -> Verifier:
+        return Verifier(self)
 
     def reach(self, name: str) -> int:
         """Note a call, wait there if the script says so, and return how often it was reached."""
@@ -111,14 +119,11 @@ class Script:
             answers: each is given to what the run waits for then, before it goes on.
         """
         with self.repository() as repository, (self.folder / "progress").open("a") as progress:
-            nodes = Nodes(
-                repository,
-                Lab(self),
-                Verifier(self),
-                LIBRARY,
-                PlainReporter(Console(file=progress, emoji=False)),
-                self.options,
-            )
+            folder = self.settings.state_dir / "policies"
+            library = Library(LIBRARY, repository, folder, worth_trying(repository, run_id))
+            reporter = PlainReporter(Console(file=progress, emoji=False))
+            models = functools.partial(open_models, self.settings, repository, library, reporter)
+            nodes = Nodes(repository, Lab(self), self.verifier(), library, reporter, self.options, models)
             nodes.script = self
             for answer in answers:
                 approvals_of(repository, run_id, nodes).decide(answer)
@@ -154,8 +159,9 @@ def _held(name: str):
 
     def held_save(self, *arguments, **options):
         self.script.reach(f"before {name}")
-        save(self, *arguments, **options)
+        stored = save(self, *arguments, **options)
         self.script.reach(f"after {name}")
+        return stored
 
     return held_save
 
@@ -163,6 +169,7 @@ def _held(name: str):
 for _name in (
     *("save_profile", "save_plan", "save_verification", "add_block"),
     *("save_verdict", "add_antipattern", "ask_approval", "decide_approval", "finish_run"),
+    *("save_meaning", "save_mend", "add_insight", "keep_policy"),
 ):
     setattr(Repository, _name, _held(_name))
 
