@@ -14,7 +14,7 @@ from repo_store.records import RunRecord
 from schedagent.core.lesson import Antipattern, Insight, Lesson
 from schedagent.core.policy import CandidatePolicy, Plan, PolicyInfo
 from schedagent.core.trial import DEFAULT_ARM, Block, Verdict
-from schedagent.core.verification import GateStatus, KernelResult, OracleResult, VerificationReport
+from schedagent.core.verification import GateStatus, KernelResult, OracleResult, Severity, VerificationReport
 from schedagent.core.workload import CommandStats, WorkloadProfile
 
 TOP_COMMANDS = 5
@@ -233,7 +233,7 @@ def block_lines(blocks: Sequence[Block]) -> Iterator[str]:
 
 def report_summary(report: VerificationReport) -> str:
     """How a verification ended, gate by gate."""
-    errors = sum(1 for finding in report.findings if not finding.cleared_by)
+    errors = sum(finding.severity is Severity.ERROR for finding in report.findings)
     closed = f"gate {report.failure.gate!r} closed" if report.failure else ""
     ended = "passed every gate" if report.passed else closed or "not every gate ran"
     return lines(

@@ -5,113 +5,37 @@
 
 A tool takes checked arguments and returns a text that a model can act upon; what it raises as SchedagentError is told
 to the model. Arguments come from a model: they are bounded in size, and where a thing is named no path is accepted.
-To add a tool: an arguments model, a function and an entry here. May import: agents.calling, agents.shown, kernel_bpf,
-repo_store.records and schedagent.core.
+To add a tool: an arguments model, a function and an entry here. May import: agents.calling, agents.services,
+agents.shown, kernel_bpf and schedagent.core.
 """
 
 from __future__ import annotations
 
-import difflib
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from agents import shown
 from agents.calling import Tool
+from agents.services import Bench, Services
 from kernel_bpf.compose import compose
-from kernel_bpf.source import read_source
-from kernel_bpf.system import SystemState, read_system
-from repo_store.records import PolicyMatch, RunRecord
+from kernel_bpf.source import SOURCE_LIMIT_BYTES, read_source
 from schedagent.core.errors import UsageError
-from schedagent.core.lesson import Antipattern, Lesson
-from schedagent.core.policy import Plan, PolicyInfo
+from schedagent.core.proposal import Proposal, Way
 from schedagent.core.spec_reader import read_spec, spec_schema
-from schedagent.core.trial import Block, Verdict
-from schedagent.core.verification import VerificationReport
-from schedagent.core.workload import WorkloadProfile
+
+__all__ = ["ROLES", "Services", "all_tools", "tools_for"]
 
 OBSERVATION, PLANNING, EXECUTION, LEARNING = "observation", "planning", "execution", "learning"
 ROLES = (OBSERVATION, PLANNING, EXECUTION, LEARNING)
 
 MOST_ROWS = 40
 """Rows of a table that one call returns."""
-
-
-class Records(Protocol):
-    """The part of repo_store.store.PolicyRepository that tools read."""
-
-    def run(self, run_id: str) -> RunRecord: ...
-
-    def list_runs(self, limit: int = 50) -> Sequence[RunRecord]: ...
-
-    def profile(self, run_id: str) -> WorkloadProfile | None: ...
-
-    def iterations(self, run_id: str) -> Sequence[int]: ...
-
-    def plan(self, run_id: str, iteration: int) -> Plan | None: ...
-
-    def verdicts(self, run_id: str, iteration: int) -> Mapping[str, Verdict]: ...
-
-    def verification(self, run_id: str, candidate_key: str) -> VerificationReport | None: ...
-
-    def blocks(self, run_id: str, iteration: int) -> Sequence[Block]: ...
-
-    def lessons(self, workload_key: str, hardware_key: str) -> Sequence[Lesson]: ...
-
-    def results_of(self, policy: str, limit: int = 20) -> Sequence[Lesson]: ...
-
-    def antipatterns(self, workload_key: str, hardware_key: str) -> Sequence[Antipattern]: ...
-
-    def search_policies(self, text: str, limit: int = 10) -> Sequence[PolicyMatch]: ...
-
-
-@dataclass(frozen=True)
-class Services:
-    """What tools work with.
-
-    Args:
-        records: the repository.
-        library: every policy there is, by name.
-        run_id: the run that is meant where a call names none; empty: the newest.
-        reports: verifications that belong to no run, by candidate key.
-        system: looks at the machine.
-    """
-
-    records: Records
-    library: Mapping[str, PolicyInfo]
-    run_id: str = ""
-    reports: Mapping[str, VerificationReport] = field(default_factory=dict)
-    system: Callable[[], SystemState] = read_system
-
-    def run(self, run_id: str) -> RunRecord:
-        """Return the run that a call means; raise UsageError if there is none."""
-        wanted = run_id or self.run_id
-        if wanted:
-            return self.records.run(wanted)
-        newest = next(iter(self.records.list_runs(1)), None)
-        if newest is None:
-            raise UsageError("no run is stored yet", "the user starts one: schedagent optimize --workload COMMAND")
-        return newest
-
-    def profile(self, run: RunRecord) -> WorkloadProfile:
-        """Return what observing the run's workload has shown; raise UsageError if it was not observed yet."""
-        found = self.records.profile(run.id)
-        if found is None:
-            raise UsageError(f"the workload of run {run.id} was not observed yet", "name another run, or wait")
-        return found
-
-    def policy(self, name: str) -> PolicyInfo:
-        """Return a policy of the library; raise UsageError naming those that exist."""
-        if name in self.library:
-            return self.library[name]
-        close = difflib.get_close_matches(name, self.library, n=1)
-        meant = f"did you mean {close[0]}? " if close else ""
-        raise UsageError(f"there is no policy {name!r}", f"{meant}there are: {', '.join(self.library) or 'none'}")
 
 
 class Arguments(BaseModel):
@@ -324,6 +248,93 @@ def describe_spec(_services: Services, _asked: NoArguments) -> str:
     return json.dumps(spec_schema(), separators=(",", ":"))
 
 
+class Wish(Arguments):
+    way: Literal["compose", "patch", "generate"] = Field(
+        description="compose: from spec; patch: by diff, of the policy of that name; generate: from source"
+    )
+    policy: PolicyName
+    spec: dict[str, Any] | None = Field(None, description="compose: the policy spec, see describe_spec")
+    diff: Annotated[str, Field(max_length=SOURCE_LIMIT_BYTES, description="patch: unified diff against its source")] = (
+        ""
+    )
+    source: Annotated[
+        str, Field(max_length=SOURCE_LIMIT_BYTES, description="generate: BPF C of one sched_ext policy")
+    ] = ""
+    description: Annotated[str, Field(max_length=300, description="one sentence: what the new policy does")] = ""
+
+
+def make_policy(services: Services, asked: Wish) -> str:
+    """A new policy in the library; nothing has looked at it yet but its reader."""
+    wish = Proposal(
+        way=Way(asked.way),
+        policy=asked.policy,
+        spec=asked.spec,
+        diff=asked.diff,
+        source=asked.source,
+        description=asked.description,
+    )
+    made = _bench(services).make(wish, "")
+    return f"policy {made.policy} is in the library now, unverified; with its defaults it is candidate {made.key}"
+
+
+class Settled(Arguments):
+    policy: PolicyName
+    tunables: Annotated[
+        dict[Annotated[str, Field(max_length=64)], int],
+        Field(max_length=64, description="changes to the defaults; ranges: show_policy"),
+    ] = {}
+
+    @property
+    def proposal(self) -> Proposal:
+        return Proposal(way=Way.CONFIGURE, policy=self.policy, tunables=self.tunables)
+
+
+class PolicyOnly(Arguments):
+    policy: PolicyName
+
+
+def compile_policy(services: Services, asked: PolicyOnly) -> str:
+    """A policy as the kernel would get it, or the compiler's words."""
+    made = _bench(services).compile(services.policy(asked.policy))
+    said = f"the compiler said:\n{made.log}" if made.log.strip() else "without a warning"
+    return f"{made.name} compiles to {len(made.object_bytes)} bytes, digest {made.digest}, {said}"
+
+
+class Gates(Settled):
+    gates: Literal["static", "all"] = Field(
+        "static",
+        description="static: source, compile and scheduling logic, in seconds; all: also the kernel's verifier and the "
+        "proving ground in a micro-VM, in minutes",
+    )
+    run: RunId = Field("", description="id of the run whose profile fills the policy's inputs; empty: none are filled")
+
+
+def verify_policy(services: Services, asked: Gates) -> str:
+    """How a candidate fares at the gates."""
+    bench = _bench(services)
+    candidate = bench.make(asked.proposal, asked.run)
+    report = bench.verify(candidate, static=asked.gates == "static")
+    found = list(shown.finding_lines(report))
+    more = f"more: verification_report with candidate {candidate.key}; no token is handed out here"
+    return shown.lines(shown.report_summary(report), found[:MOST_ROWS], more)
+
+
+class TrialOf(Settled):
+    run: RunId = Field("", description="id of the run whose workload is measured; empty: the newest run's")
+    minutes: Annotated[int, Field(ge=1, le=60, description="begin no new block of runs after this long")] = 10
+
+
+def measure_policy(services: Services, asked: TrialOf) -> str:
+    """A candidate against the default scheduler, on a workload that the user has run before."""
+    new = _bench(services).measure(asked.proposal, services.run(asked.run).id, 60.0 * asked.minutes)
+    return show_run(services, RunPart(run=new))
+
+
+def _bench(services: Services) -> Bench:
+    assert services.bench is not None, "acting tools are offered with a bench only"
+    return services.bench
+
+
 def system_state(services: Services, _asked: NoArguments) -> str:
     """The machine."""
     return shown.system_summary(services.system())
@@ -343,11 +354,13 @@ class _Entry:
     call: Callable[[Services, Any], str]
     arguments: type[Arguments]
     description: str
-    roles: tuple[str, ...]
+    roles: tuple[str, ...] = ()
     read_only: bool = True
+    slow: bool = False
 
     def bound(self, services: Services) -> Tool:
-        return Tool(self.call.__name__, self.description, self.arguments, partial(self.call, services), self.read_only)
+        answer = partial(self.call, services)
+        return Tool(self.call.__name__, self.description, self.arguments, answer, self.read_only, self.slow)
 
 
 _TOOLS = (
@@ -423,9 +436,50 @@ _TOOLS = (
 )
 
 
+_BENCH = (
+    _Entry(
+        make_policy,
+        Wish,
+        "Add a new policy to the library: composed from a spec, patched from a stored one, or written freely. It is "
+        "kept, not verified; whatever does not fit is told, so that it can be mended.",
+        read_only=False,
+        slow=True,
+    ),
+    _Entry(
+        compile_policy,
+        PolicyOnly,
+        "Compile a policy of the library for the lab's kernel; errors are the compiler's own lines.",
+        slow=True,
+    ),
+    _Entry(
+        verify_policy,
+        Gates,
+        "Take a policy with its tunables through the verifier's gates, the static ones or all. A policy that breaks a "
+        "rule is told which, where, on which path and how that is mended.",
+        read_only=False,
+        slow=True,
+    ),
+)
+"""What needs a bench."""
+
+_MEASURING = (
+    _Entry(
+        measure_policy,
+        TrialOf,
+        "Measure a policy against the default scheduler on the workload of an earlier run, in the micro-VM, after all "
+        "gates: interleaved runs and a statistical verdict. Takes minutes, and is kept as a run of its own.",
+        read_only=False,
+        slow=True,
+    ),
+)
+"""What needs a bench that may run workloads."""
+
+
 def all_tools(services: Services) -> tuple[Tool, ...]:
-    """Return every tool."""
-    return tuple(entry.bound(services) for entry in _TOOLS)
+    """Return every tool that these services allow."""
+    bench = services.bench
+    entries = _TOOLS + (_BENCH if bench else ()) + (_MEASURING if bench and bench.measures else ())
+    return tuple(entry.bound(services) for entry in entries)
 
 
 def tools_for(role: str, services: Services) -> tuple[Tool, ...]:
@@ -434,4 +488,4 @@ def tools_for(role: str, services: Services) -> tuple[Tool, ...]:
     Args:
         role: one of ROLES.
     """
-    return tuple(entry.bound(services) for entry in _TOOLS if role in entry.roles and entry.read_only)
+    return tuple(entry.bound(services) for entry in _TOOLS if role in entry.roles)

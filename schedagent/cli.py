@@ -21,6 +21,7 @@ from schedagent.approval_cli import approve, follow, reject
 from schedagent.approval_text import commands, show_waiting
 from schedagent.core.errors import SchedagentError, UsageError
 from schedagent.keys_cli import keys_app
+from schedagent.mcp_cli import mcp
 from schedagent.verifier_cli import verifier_app
 
 EXIT_FAILED = 1
@@ -54,6 +55,7 @@ app.add_typer(keys_app, name="keys")
 app.add_typer(verifier_app, name="verifier")
 app.command()(approve)
 app.command()(reject)
+app.command("mcp")(mcp)
 
 Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON on stdout.")]
 

@@ -77,7 +77,8 @@ class ModelAgents:
         """Have insights drawn from the trials of an iteration, and keep them."""
         meaning = self.repository.meaning(run.id)
         found = conclude(self.session, tried, measured, meaning=meaning, run_id=run.id, iteration=iteration)
-        said = {one.text for one in self.repository.insights(run.workload.key, run.hardware.key) if one.run_id == run.id}
+        kept = self.repository.insights(run.workload.key, run.hardware.key)
+        said = {insight.text for insight in kept if insight.run_id == run.id}
         for insight in found:
             if insight.text not in said:  # in an earlier iteration, or by this one before it was cut short
                 said.add(insight.text)

@@ -66,6 +66,7 @@ class Script:
         blocks_in_time: the time budget is used up once so many blocks are stored.
         signs: whether the verifier signs tokens, with a key of its own.
         model: settings of the model; none: the run goes by rules.
+        bundled: the policies that come with the program.
     """
 
     folder: Path
@@ -76,6 +77,7 @@ class Script:
     blocks_in_time: int = 1_000_000
     signs: bool = False
     model: Mapping[str, Any] = field(default_factory=dict)
+    bundled: Mapping[str, PolicyInfo] = field(default_factory=lambda: LIBRARY)
     workload: WorkloadCommand = WORKLOAD
     options: RunOptions = OPTIONS
 
@@ -120,7 +122,7 @@ class Script:
         """
         with self.repository() as repository, (self.folder / "progress").open("a") as progress:
             folder = self.settings.state_dir / "policies"
-            library = Library(LIBRARY, repository, folder, worth_trying(repository, run_id))
+            library = Library(self.bundled, repository, folder, worth_trying(repository, run_id))
             reporter = PlainReporter(Console(file=progress, emoji=False))
             models = functools.partial(open_models, self.settings, repository, library, reporter)
             nodes = Nodes(repository, Lab(self), self.verifier(), library, reporter, self.options, models)

@@ -6,61 +6,13 @@ import json
 from dataclasses import replace
 
 import pytest
-from asking import KEY
+from minds import COMPOSED, DESCRIBED, ONE_PLAN, SPEC, Mind, by_policy, on, plan, role_of
 from scripted import HARDWARE, WORKLOAD, Script
 from thinking import proposed
 
-from agents.transcript import read_notes, transcript_path
+from agents.transcript import transcript_path
 from repo_store.records import RunStatus
-from schedagent.options import RunOptions
 from tests.model_server import ModelServer
-
-DESCRIBED = {"meaning": "A batch whose longest task decides.", "goal": "Start the longest task first."}
-SPEC = {
-    "name": "tail_first",
-    "goal": "The longest task of a batch first.",
-    "classes": [{"name": "all", "order": "longest_first", "slice_us": 10000}],
-}
-COMPOSED = proposed("tail_first", "compose", spec=SPEC, description="The longest first.")
-ONE_PLAN = RunOptions(iterations=1, budget_s=600, candidates=2, rules=replace(Script.options.rules))
-
-
-def role_of(body) -> str:
-    """Which agent asks."""
-    return body["messages"][0]["content"].split()[3].lower()
-
-
-def keys_in(body) -> list[str]:
-    """The candidates' keys in a question of Learning."""
-    lines = body["messages"][-1]["content"].splitlines()
-    return [line.split()[0] for line in lines if len(line.split()) > 2 and len(line.split()[0]) == 16]
-
-
-class Mind:
-    """A model that answers by role: `plans` and `decisions` in turn, insights on what was measured."""
-
-    def __init__(self, plans, decisions=(), described=DESCRIBED) -> None:
-        self.plans = iter(plans)
-        self.decisions = iter(decisions)
-        self.described = described
-        self.asked: list[str] = []
-
-    def __call__(self, body):
-        role = role_of(body)
-        self.asked.append(role)
-        match role:
-            case "observation":
-                return {"content": self.described}
-            case "planning":
-                return next(self.plans)
-            case "execution":
-                return next(self.decisions)
-        evidence = keys_in(body)[:1]
-        return {"content": {"insights": [{"text": "The order decides.", "evidence": evidence}] if evidence else []}}
-
-
-def plan(*proposals, reason="One long task decides."):
-    return {"content": {"reason": reason, "proposals": list(proposals)}}
 
 
 @pytest.fixture(autouse=True)
@@ -72,21 +24,6 @@ def _direct(monkeypatch: pytest.MonkeyPatch) -> None:
 def script(tmp_path) -> Script:
     (tmp_path / "state").mkdir()
     return Script(tmp_path, options=ONE_PLAN, ratios={"tail_first": 0.8, "longest_first": 0.9})
-
-
-def on(script: Script, server: ModelServer | None, **changed) -> Script:
-    """Return the script with a model."""
-    url = server.url if server else "http://127.0.0.1:9/v1"
-    told = {"model_base_url": url, "model_name": "small", "model_api_key": KEY, "model_timeout_s": 10}
-    return replace(script, model=told | changed)
-
-
-def notes(script: Script, run_id: str) -> list[str]:
-    return [note.text for note in read_notes(transcript_path(script.settings.state_dir, run_id))]
-
-
-def by_policy(report, iteration=0):
-    return {found["policy"]: found for found in report["iterations"][iteration]["candidates"]}
 
 
 def test_a_composed_policy_wins(script):
