@@ -42,6 +42,7 @@ def learn(
     *,
     workload_key: str,
     hardware_key: str,
+    rejected: str = "",
 ) -> Lessons:
     """Draw the lessons of one iteration.
 
@@ -50,6 +51,7 @@ def learn(
         reports: verification reports by candidate key; a candidate without one was not reached.
         measured: verdicts by candidate key from the blocks.
         workload_key, hardware_key: what the lessons hold for.
+        rejected: who rejected the whole plan before it was carried out, and why; empty if nobody did.
     """
     verdicts: dict[str, Verdict] = {}
     antipatterns: list[Antipattern] = []
@@ -61,7 +63,7 @@ def learn(
             verdict = failed([f"gate {gate.gate!r} closed: {gate.detail}"])
             antipatterns.append(_antipattern(candidate, info, "", hardware_key, gate.gate, gate.detail))
         elif not report or not report.passed:
-            verdict = replace(verdict, reason=_why_unmeasured(report))
+            verdict = replace(verdict, reason=f"not tried: {rejected}" if rejected else _why_unmeasured(report))
         elif verdict.outcome is Outcome.FAILED:
             antipatterns.append(_antipattern(candidate, info, workload_key, hardware_key, "trial", verdict.reason))
         verdicts[candidate.key] = verdict

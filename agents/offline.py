@@ -272,9 +272,9 @@ class _Memory:
         latest: dict[Configuration, _Result] = {}
         for lesson in sorted(lessons, key=lambda lesson: lesson.at):
             if _still_valid(library, lesson):
-                latest[lesson.policy, lesson.tunables] = _from_lesson(lesson)
+                _remember(latest, _from_lesson(lesson))
         for candidate, verdict in tried:
-            latest[candidate.policy, candidate.tunables] = _from_trial(candidate, verdict)
+            _remember(latest, _from_trial(candidate, verdict))
         self._antipatterns = [pattern for pattern in antipatterns if pattern.policy in library]
         self.failed = {pattern.policy for pattern in self._antipatterns}
         self.failed |= {result.policy for result in latest.values() if result.outcome is Outcome.FAILED}
@@ -327,6 +327,12 @@ class _Memory:
     @staticmethod
     def _idle(result: _Result) -> bool:
         return result.outcome in (Outcome.WORSE, Outcome.NO_DIFFERENCE)
+
+
+def _remember(latest: dict[Configuration, _Result], result: _Result) -> None:
+    """Let the later result count, unless it is none: a candidate that was not reached, or that a person rejected."""
+    if result.compared or result.outcome is Outcome.FAILED:
+        latest[result.policy, result.tunables] = result
 
 
 def _still_valid(library: Mapping[str, PolicyInfo], lesson: Lesson) -> bool:

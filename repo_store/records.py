@@ -13,9 +13,10 @@ from schedagent.core.workload import WorkloadClass, WorkloadCommand
 
 
 class RunStatus(StrEnum):
-    """Where a run stands. A run that was killed stays RUNNING until someone resumes it."""
+    """Where a run stands. A run that was killed stays RUNNING until someone resumes it; WAITING is for an approval."""
 
     RUNNING = "running"
+    WAITING = "waiting"
     FINISHED = "finished"
     FAILED = "failed"
     INTERRUPTED = "interrupted"

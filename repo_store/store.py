@@ -18,7 +18,7 @@ from typing import Any, Self
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from repo_store import rows, search
+from repo_store import approvals, rows, search
 from repo_store.codec import from_json, to_json
 from repo_store.engine import for_writing, mapped_errors, open_engine, place_of
 from repo_store.records import PolicyMatch, RunRecord, RunStatus, SimilarRun
@@ -38,6 +38,7 @@ from repo_store.tables import (
     VerdictRow,
     VerificationRow,
 )
+from schedagent.core.approval import Decision, Request
 from schedagent.core.errors import NameTaken, PolicyError, RepositoryError, UsageError
 from schedagent.core.lesson import Antipattern, Insight, Lesson, Meaning
 from schedagent.core.policy import CandidatePolicy, Plan, PolicyInfo
@@ -303,6 +304,28 @@ class PolicyRepository:
         )
         with self._reading() as session:
             return {row.candidate_key: rows.verdict(row) for row in session.scalars(query)}
+
+    # What a person has to approve
+
+    def ask_approval(self, run_id: str, request: Request) -> None:
+        """Store what a run shows and waits for, and that it waits."""
+        with self._writing() as session:
+            approvals.ask(session, run_id, request, _now())
+            _run_row(session, run_id).status = RunStatus.WAITING.value
+
+    def decide_approval(self, run_id: str, digest: str, decision: Decision) -> None:
+        """Store what was decided on what has this digest.
+
+        Raises:
+            UsageError: it was decided before, or does not wait.
+        """
+        with self._writing() as session:
+            approvals.decide(session, run_id, digest, decision)
+
+    def approvals(self, run_id: str) -> Sequence[tuple[Request, Decision | None]]:
+        """Return all that a run has asked for, oldest first, with what was decided; None for what still waits."""
+        with self._reading() as session:
+            return approvals.every(session, run_id)
 
     # What was learned
 

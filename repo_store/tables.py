@@ -8,7 +8,7 @@ from __future__ import annotations
 from sqlalchemy import BigInteger, ForeignKey, ForeignKeyConstraint, Index, Text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-SCHEMA = "0002"
+SCHEMA = "0003"
 """Revision these tables need: the newest in migrations/versions."""
 
 
@@ -160,6 +160,23 @@ class AntipatternRow(Base):
     tunables: Mapped[str]
     reason: Mapped[str]
     at: Mapped[str]
+
+
+class ApprovalRow(Base):
+    """What a run has shown to a person, and what was decided. JSON: shown. Undecided: `decided_at` is empty."""
+
+    __tablename__ = "approvals"
+
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"), primary_key=True)
+    digest: Mapped[str] = mapped_column(primary_key=True)
+    stage: Mapped[str]
+    iteration: Mapped[int]
+    shown: Mapped[str]
+    asked_at: Mapped[str]
+    approved: Mapped[int]
+    decided_by: Mapped[str]
+    decided_at: Mapped[str]
+    because: Mapped[str]
 
 
 class InsightRow(Base):

@@ -17,6 +17,8 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from schedagent import __version__
+from schedagent.approval_cli import approve, follow, reject
+from schedagent.approval_text import commands, show_waiting
 from schedagent.core.errors import SchedagentError, UsageError
 from schedagent.keys_cli import keys_app
 from schedagent.mcp_cli import mcp
@@ -25,6 +27,7 @@ from schedagent.verifier_cli import verifier_app
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_NO = 3
+EXIT_WAITING = 4
 EXIT_INTERRUPTED = 130
 
 LONGEST_S = 7 * 24 * 3600.0
@@ -33,7 +36,7 @@ LONGEST_S = 7 * 24 * 3600.0
 EPILOG = (
     "Exit status: 0 something better was found (or the command did its work), 1 it failed, 2 bad usage, "
     "3 the answer is no: nothing better than the default scheduler, or the policy was rejected, "
-    "130 stopped by Ctrl-C."
+    "4 the run waits for an approval, 130 stopped by Ctrl-C."
 )
 
 app = typer.Typer(
@@ -50,6 +53,8 @@ app.add_typer(runs_app, name="runs")
 app.add_typer(policies_app, name="policies")
 app.add_typer(keys_app, name="keys")
 app.add_typer(verifier_app, name="verifier")
+app.command()(approve)
+app.command()(reject)
 app.command("mcp")(mcp)
 
 Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON on stdout.")]
@@ -100,19 +105,23 @@ def optimize(
     timeout: Annotated[
         float, typer.Option(min=1.0, max=LONGEST_S, help="Longest time one run may take, in seconds.")
     ] = 900.0,
+    approve: Annotated[
+        str, typer.Option(help="Wait for your approval of each plan, of the deploy token, plan,deploy or none.")
+    ] = "none",
     as_json: Json = False,
 ) -> None:
     """Observe a workload, try policies on it in the micro-VM, and say whether one is better than the default."""
 
     def command() -> int:
         from schedagent.core.judge import TrialRules
-        from schedagent.options import RunOptions
+        from schedagent.options import RunOptions, read_approve
         from schedagent.progress import reporter
         from schedagent.wiring import start_run
 
+        stages = read_approve(approve)
         job = read_workload(workload, directory, goal, prepare, metric, timeout)
-        chosen = RunOptions(iterations, budget_minutes * 60, candidates, TrialRules())
-        return show_report(start_run(settings(), job, chosen, reporter()), as_json)
+        chosen = RunOptions(iterations, budget_minutes * 60, candidates, TrialRules(), stages)
+        return follow(lambda: start_run(settings(), job, chosen, reporter()), as_json)
 
     guarded(command)
 
@@ -128,7 +137,7 @@ def resume(
         from schedagent.progress import reporter
         from schedagent.wiring import resume_run
 
-        return show_report(resume_run(settings(), run, reporter()), as_json)
+        return follow(lambda: resume_run(settings(), run, reporter()), as_json)
 
     guarded(command)
 
@@ -149,7 +158,13 @@ def runs_list(as_json: Json = False) -> None:
 
 
 @runs_app.command("show")
-def runs_show(run: Annotated[str, typer.Argument(help="Id of the run.")], as_json: Json = False) -> None:
+def runs_show(
+    run: Annotated[str, typer.Argument(help="Id of the run.")],
+    transcript: Annotated[
+        bool, typer.Option("--transcript", help="Show what was asked of models instead, and what they answered.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """Show what a run found so far."""
 
     def command() -> int:
@@ -159,12 +174,17 @@ def runs_show(run: Annotated[str, typer.Argument(help="Id of the run.")], as_jso
         from schedagent.wiring import open_repository
 
         found = settings()
+        if transcript:
+            return show_transcript(found, run, as_json)
         with open_repository(found) as repository:
             record = repository.run(run)
             used = model_use(transcript_path(found.state_dir, run))
             report = record.report or build_report(repository, run, model=used, complete=False)
         show_report(report, as_json)
-        if not as_json and record.report is None:
+        if not as_json and report.get("waiting"):
+            show_waiting(report["waiting"])
+            typer.echo(commands(run, report["waiting"]["digest"]))
+        elif not as_json and record.report is None:
             typer.echo(f"This run is not finished (status: {record.status.value}). Go on: schedagent resume {run}")
         return 0
 
@@ -320,6 +340,15 @@ def read_workload(command: str, directory: Path, goal: str, prepare: str, metric
     from schedagent.intake import read_workload as read
 
     return read(command, directory, goal, prepare, metric, timeout_s)
+
+
+def show_transcript(found: Any, run: str, as_json: bool) -> int:
+    """Print a run's exchanges with models."""
+    from schedagent.listing import show_exchanges
+    from schedagent.wiring import read_run_transcript
+
+    show_exchanges(*read_run_transcript(found, run), as_json)
+    return 0
 
 
 def show_report(report: Any, as_json: bool) -> int:

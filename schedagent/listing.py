@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from agents.transcript import Exchange, render
 from repo_store.records import PolicyMatch, RunRecord
 from schedagent.core.policy import PolicyInfo
 
@@ -89,6 +90,28 @@ def show_matches(matches: Sequence[PolicyMatch], as_json: bool) -> None:
         _say("no policy matches; see all: schedagent policies list")
     else:
         _print_table(("policy", "description"), [{"policy": m.name, "description": m.description} for m in matches])
+
+
+def show_exchanges(header: Mapping[str, Any], exchanges: Sequence[Exchange], as_json: bool) -> None:
+    """Show what a run asked models, and what they answered."""
+    if as_json:
+        _print_json({**header, "exchanges": [_exchange(exchange) for exchange in exchanges]})
+    else:
+        for block in render(header, exchanges):
+            _say(block)
+
+
+def _exchange(exchange: Exchange) -> dict[str, Any]:
+    request = exchange.request
+    return {
+        "number": exchange.number,
+        "role": request.role,
+        "iteration": request.iteration,
+        "body": request.body,
+        "outcome": dataclasses.asdict(exchange.outcome) if exchange.outcome else None,
+        "used": dataclasses.asdict(exchange.record) if exchange.record else None,
+        "results": [text for _place, text in sorted(exchange.results.items())],
+    }
 
 
 def _policy(policy: PolicyInfo) -> dict[str, Any]:

@@ -18,6 +18,8 @@ from agents.observation import observe
 from agents.planning import propose
 from repo_store.records import RunRecord, RunStatus
 from repo_store.store import PolicyRepository
+from schedagent.approval import rejection
+from schedagent.core.approval import Stage
 from schedagent.core.judge import judge_all
 from schedagent.core.lesson import Antipattern, Lesson
 from schedagent.core.policy import CandidatePolicy, Plan, PolicyInfo
@@ -115,6 +117,11 @@ class RunNodes:
         """Whether the budget is used up."""
         return time.monotonic() > self._deadline
 
+    @property
+    def library(self) -> Mapping[str, PolicyInfo]:
+        """The policies that candidates are made of."""
+        return self._library
+
     def observation(self, state: RunState) -> dict[str, Any]:
         """Observe the workload once, unless that was done."""
         run_id = state["run_id"]
@@ -197,6 +204,7 @@ class RunNodes:
         run_id, iteration = state["run_id"], state["iteration"]
         run = self._repository.run(run_id)
         candidates = self._repository.candidates(run_id, iteration)
+        rejected = rejection(self._repository, run_id, Stage.PLAN, iteration)
         lessons = learn(
             candidates,
             self._library,
@@ -204,6 +212,7 @@ class RunNodes:
             self._measured(run_id, iteration, candidates),
             workload_key=run.workload.key,
             hardware_key=run.hardware.key,
+            rejected=rejected.told if rejected else "",
         )
         for key, verdict in lessons.verdicts.items():
             self._repository.save_verdict(run_id, iteration, key, verdict)
@@ -213,12 +222,15 @@ class RunNodes:
         last = iteration + 1 >= self._options.iterations
         if not (last or not candidates or self.out_of_time()):
             return {"iteration": iteration + 1}
-        models = self._models(run_id)
-        report = build_report(
-            self._repository, run_id, model=models.used() if models else None, out_of_time=self.out_of_time()
-        )
-        self._repository.finish_run(run_id, RunStatus.FINISHED, report)
-        return {"finished": True}
+        return {"finished": True, "out_of_time": self.out_of_time()}
+
+    def ending(self, state: RunState) -> dict[str, Any]:
+        """Store the report."""
+        models = self._models(state["run_id"])
+        used = models.used() if models else None
+        report = build_report(self._repository, state["run_id"], model=used, out_of_time=state["out_of_time"])
+        self._repository.finish_run(state["run_id"], RunStatus.FINISHED, report)
+        return {}
 
     def _conclude(self, run: RunRecord, iteration: int, tried: Tried) -> None:
         """Have the model, if there is one, say what the trials teach."""

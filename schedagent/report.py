@@ -13,6 +13,8 @@ from rich.table import Table
 from agents.learning import best
 from repo_store.records import RunRecord
 from repo_store.store import PolicyRepository
+from schedagent import approval
+from schedagent.approval_text import token_allows
 from schedagent.core.judge import cpu_time_ratio
 from schedagent.core.lesson import Insight
 from schedagent.core.policy import CandidatePolicy
@@ -53,6 +55,7 @@ def build_report(
     candidates = [candidate for iteration in iterations for candidate in iteration["candidates"]]
     winner = best(verdicts, lower_is_better=run.workload.goal.lower_is_better)
     verifications = [repository.verification(run_id, candidate["key"]) for candidate in candidates]
+    asked = approval.waiting(repository, run_id)
     return {
         "run": run_id,
         "started_at": run.started_at,
@@ -68,6 +71,9 @@ def build_report(
         "out_of_time": out_of_time,
         "complete": complete,
         "verified_by": sorted({found.verified_by or IN_PROCESS for found in verifications if found}),
+        "approvals": approval.history(repository, run_id),
+        "waiting": approval.to_json(asked) if asked and not complete else None,
+        "deployment": approval.deployment(repository, run_id) if complete else None,
     }
 
 
@@ -297,9 +303,12 @@ def conclusion(report: Report) -> list[str]:
         lines.append("Next: run the same command again; it starts from this result and measures the winner anew.")
     elif not report["complete"]:
         lines.append("No verdict yet: the run is not finished.")
+    elif report["iterations"] and all(_rejected(report, number) for number in range(1, len(report["iterations"]) + 1)):
+        lines.append("Verdict: nothing was tried, because no plan was approved. Keep the default scheduler.")
     else:
         lines.append("Verdict: nothing better was found. Keep the default scheduler.")
         lines.append(_next_without_winner(report))
+    lines += _decided(report)
     if report["out_of_time"]:
         lines.append("The time budget ended the run; what was not decided by then is called inconclusive.")
     if winner and report["hardware"]["lab"] == "vm-tcg" and (winner["cpu_time_ratio"] or 1) < SAVED_CPU_TIME:
@@ -313,6 +322,30 @@ def conclusion(report: Report) -> list[str]:
             f"Measured in a micro-VM ({report['hardware']['lab']}); nothing was changed on this machine."
             + _who_verified(report["verified_by"])
         )
+    return lines
+
+
+def _rejected(report: Report, iteration: int) -> bool:
+    """Whether the plan of this iteration, counted from 1, was rejected in the end."""
+    made = [
+        found for found in report.get("approvals", ()) if (found["stage"], found["iteration"]) == ("plan", iteration)
+    ]
+    return bool(made) and not made[-1]["approved"]
+
+
+def _decided(report: Report) -> list[str]:
+    """Who approved or rejected what, and what the run hands out."""
+    lines = []
+    for made in report.get("approvals", ()):
+        what = f"Plan {made['iteration']}" if made["stage"] == "plan" else "The deployment"
+        verb = "approved" if made["approved"] else "rejected"
+        lines.append(f"{what} was {verb} by {made['by']}" + (f": {made['because']}" if made["because"] else "."))
+    handed_out = report.get("deployment")
+    if handed_out:
+        where = f"schedagent runs show {report['run']} --json"
+        lines.append(f"A token for it ({where}: deployment) allows {token_allows(handed_out['allows'])}.")
+    elif report["complete"] and lines and report["approvals"][-1]["stage"] == "deploy":
+        lines.append("No token was handed out.")
     return lines
 
 

@@ -16,10 +16,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from agents.exchange import Json
+from agents.transcript import Exchange, read_transcript, transcript_path
 from kernel_bpf.library import load_library
 from kernel_bpf.target import prepare_target
 from repo_store.records import RunStatus
 from repo_store.store import PolicyRepository
+from schedagent.core.approval import Decision
 from schedagent.core.artifact import PolicyArtifact
 from schedagent.core.errors import RepositoryError, SchedagentError, UsageError
 from schedagent.core.policy import PolicyInfo
@@ -44,6 +47,7 @@ from verifier.signer import Signer
 from verifier.worker import Submission
 
 if TYPE_CHECKING:
+    from schedagent.approval import Approvals
     from schedagent.model_agents import ModelAgents
     from schedagent.nodes import RunNodes
 
@@ -201,15 +205,51 @@ def resume_run(settings: Settings, run_id: str, reporter: Reporter) -> dict[str,
         UsageError: there is no such run, it is finished, or it was measured on other hardware than this.
     """
     with open_repository(settings) as repository:
-        run = repository.run(run_id)
-        lab = open_lab(settings)
-        if lab.hardware.key != run.hardware.key:
-            raise UsageError(
-                f"run {run_id} was measured on other hardware ({run.hardware}) than this ({lab.hardware})",
-                "its samples and new ones cannot be compared: start a new run",
-            )
-        nodes = build_nodes(settings, repository, lab, RunOptions.from_json(run.settings), reporter, run_id)
+        nodes = nodes_of(settings, repository, run_id, reporter)
         return drive(settings, nodes, repository, run_id, reporter)
+
+
+def decide_run(settings: Settings, run_id: str, decision: Decision, digest: str, reporter: Reporter) -> dict[str, Any]:
+    """Store what a person decided on what a run waits for, go on with the run, and return the report.
+
+    Args:
+        digest: of what was shown, or how it begins; empty for whatever waits.
+
+    Raises:
+        UsageError: it waits for nothing, for something else, or another process works on it; or as `resume_run`.
+    """
+    with open_repository(settings) as repository:
+        nodes = nodes_of(settings, repository, run_id, reporter)
+        with only_one(settings, run_id):
+            approvals_of(repository, run_id, nodes).decide(decision, digest)
+        return drive(settings, nodes, repository, run_id, reporter)
+
+
+def read_run_transcript(settings: Settings, run_id: str) -> tuple[Json, tuple[Exchange, ...]]:
+    """Return what a run has asked models: the head of its transcript, and the exchanges.
+
+    Raises:
+        UsageError: there is no such run, or it asked no model.
+        RepositoryError: the transcript is damaged.
+    """
+    with open_repository(settings) as repository:
+        repository.run(run_id)
+    path = transcript_path(settings.state_dir, run_id)
+    if not path.exists():
+        raise UsageError(f"run {run_id} has asked no model: there is no {path}")
+    return read_transcript(path)
+
+
+def nodes_of(settings: Settings, repository: PolicyRepository, run_id: str, reporter: Reporter) -> RunNodes:
+    """Build the nodes of a run that was begun before; raise UsageError if it was begun on other hardware."""
+    run = repository.run(run_id)
+    lab = open_lab(settings)
+    if lab.hardware.key != run.hardware.key:
+        raise UsageError(
+            f"run {run_id} was measured on other hardware ({run.hardware}) than this ({lab.hardware})",
+            "its samples and new ones cannot be compared: start a new run",
+        )
+    return build_nodes(settings, repository, lab, RunOptions.from_json(run.settings), reporter, run_id)
 
 
 def build_nodes(
@@ -245,7 +285,7 @@ def open_models(
     from agents.model import open_model
     from agents.session import ModelSession
     from agents.tools import Services, tools_for
-    from agents.transcript import Transcript, transcript_path
+    from agents.transcript import Transcript
     from agents.workshop import Workshop
     from schedagent.model_agents import ModelAgents
 
@@ -265,28 +305,44 @@ def open_models(
     return ModelAgents(repository, session, transcript, Workshop(library, run_id), library)
 
 
+def approvals_of(repository: PolicyRepository, run_id: str, nodes: RunNodes) -> Approvals:
+    """Return the questions of a run."""
+    from schedagent.approval import Approvals
+
+    stages = RunOptions.from_json(repository.run(run_id).settings).approve
+    return Approvals(repository, run_id, nodes.library, stages)
+
+
 def drive(
     settings: Settings, nodes: RunNodes, repository: PolicyRepository, run_id: str, reporter: Reporter
 ) -> dict[str, Any]:
     """Take a run through the graph, from its last checkpoint if it has one, and return the report.
+
+    If the run has to wait for an approval, the report says for what, under "waiting".
 
     Raises:
         UsageError: the run is finished, or another process works on it.
         RepositoryError: the repository or the checkpoint file cannot be used.
         KeyboardInterrupt: the user stopped it; the argument says how to go on.
     """
+    from schedagent.model_report import model_use
+    from schedagent.report import build_report
+
     checkpoints = settings.state_dir / "checkpoints.sqlite"
     with only_one(settings, run_id):
         repository.resume_run(run_id)
         with closing(nodes), ending(repository, run_id), sound(checkpoints):
-            walk(checkpoints, nodes, run_id, reporter)
+            walk(checkpoints, nodes, approvals_of(repository, run_id, nodes), run_id, reporter)
     report = repository.run(run_id).report
-    assert report is not None, "learning stores the report before it ends the run"
-    return dict(report)
+    used = model_use(transcript_path(settings.state_dir, run_id))
+    return dict(report) if report else build_report(repository, run_id, model=used, complete=False)
 
 
-def walk(checkpoints: Path, nodes: RunNodes, run_id: str, reporter: Reporter) -> None:
-    """Run the graph to its end; a checkpoint follows each node, and the last one is not needed any more."""
+def walk(checkpoints: Path, nodes: RunNodes, approvals: Approvals, run_id: str, reporter: Reporter) -> None:
+    """Run the graph to its end, or to where it waits for an approval.
+
+    A checkpoint follows each node; at the end the last one is not needed any more.
+    """
     from langgraph.checkpoint.sqlite import SqliteSaver  # 0.7 s that only two commands need
     from langsmith import tracing_context
 
@@ -294,12 +350,15 @@ def walk(checkpoints: Path, nodes: RunNodes, run_id: str, reporter: Reporter) ->
 
     config: Any = {"configurable": {"thread_id": run_id}}
     with SqliteSaver.from_conn_string(str(checkpoints)) as saver, tracing_context(enabled=False), reporter.live():
-        graph = build_graph(nodes, saver)
+        graph = build_graph(nodes, approvals, saver)
         begun = bool(graph.get_state(config).values)
         reporter.stage(f"run {run_id}" + (" goes on" if begun else ""))
-        state = None if begun else RunState(run_id=run_id, iteration=0, finished=False)
-        graph.invoke(state, config, durability="sync")
-        saver.delete_thread(run_id)
+        first = RunState(run_id=run_id, iteration=0, rejected=False, finished=False, out_of_time=False)
+        ended = graph.invoke(None if begun else first, config, durability="sync")
+        if "__interrupt__" in ended:
+            reporter.stage("waiting for an approval")
+        else:
+            saver.delete_thread(run_id)
 
 
 @contextmanager

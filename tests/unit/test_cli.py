@@ -25,7 +25,7 @@ PROGRAM = [sys.executable, "-c", "from schedagent.cli import main; main()"]
 ROOT = Path(__file__).parents[2]
 VERBS = [
     *(["optimize"], ["resume"], ["runs"], ["runs", "list"], ["runs", "show"], ["policies"], ["policies", "list"]),
-    *(["policies", "show"], ["policies", "search"], ["verify"], ["compose"], ["doctor"]),
+    *(["policies", "show"], ["policies", "search"], ["verify"], ["compose"], ["doctor"], ["approve"], ["reject"]),
     ["keys"],
     *(["keys", verb] for verb in ("list", "create", "rotate", "export", "trust", "distrust")),
     *(["verifier"], ["verifier", "serve"]),
@@ -107,7 +107,7 @@ def test_every_verb_has_help(run, verb):
 def test_version_and_exit_statuses(run):
     assert re.fullmatch(r"schedagent \d+\.\d+.*\n", run("--version").stdout)
     told = run("--help").stdout
-    for status in (cli.EXIT_FAILED, cli.EXIT_USAGE, cli.EXIT_NO, cli.EXIT_INTERRUPTED):
+    for status in (cli.EXIT_FAILED, cli.EXIT_USAGE, cli.EXIT_NO, cli.EXIT_WAITING, cli.EXIT_INTERRUPTED):
         assert re.search(rf"\b{status}\b", told), f"--help does not document exit status {status}"
 
 
