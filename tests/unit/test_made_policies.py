@@ -16,6 +16,7 @@ import repo_store.engine
 from agents.observation import build_profile
 from agents.workshop import Workshop
 from kernel_bpf.library import load_library
+from repo_store.similar import distance
 from repo_store.store import PolicyRepository
 from repo_store.tables import SCHEMA
 from schedagent import cli, wiring
@@ -118,7 +119,7 @@ def test_the_library_has_bundled_and_made_policies(repository, state):
 def test_the_repository_is_the_truth_and_files_are_not(repository, state):
     info = library(repository, state).keep(MADE)
     outside = state.state_dir / "outside"
-    outside.write_text("secret")
+    outside.write_text("int x;\n")
     info.source.unlink()
     info.source.symlink_to(outside)
     info.source.with_name("mine.toml").write_text("changed")
@@ -126,8 +127,8 @@ def test_the_repository_is_the_truth_and_files_are_not(repository, state):
     info.source.with_name("stray.toml").write_text(MANIFEST.replace("mine", "stray"))
     opened = library(repository, state)
     assert "stray" not in opened
-    assert (info.source.read_text(), outside.read_text()) == ("int x;\n", "secret")
-    assert not info.source.is_symlink()
+    assert info.source.read_text() == "int x;\n"
+    assert not info.source.is_symlink(), "even if it says the same now"
     assert info.source.with_name("mine.toml").read_text() == MANIFEST
 
 
@@ -337,6 +338,12 @@ def test_similar_runs_are_of_other_workloads_nearest_first(repository):
     assert (lesson.policy, lesson.outcome, lesson.ratio, lesson.run_id) == ("fair", Outcome.BETTER, 0.8, "near")
     assert [one.run_id for one in repository.similar_runs(PROFILE, HARDWARE.key, 1)] == ["own"]
     assert repository.similar_runs(PROFILE, "nowhere") == []
+
+
+def test_another_kind_of_work_is_far_away():
+    other = dataclasses.replace(PROFILE, kind=WorkloadClass.LATENCY_SENSITIVE)
+    assert distance(PROFILE, PROFILE) == 0
+    assert distance(PROFILE, other) == distance(other, PROFILE) == 2
 
 
 def test_a_profile_with_nothing_in_it_can_be_compared(repository):
