@@ -27,6 +27,7 @@ READING = {
     "show_policy": ({"policy": "batch", "part": "source", "most_lines": 5}, "batch.bpf.c, lines 1 to 5"),
     "policy_history": ({"policy": "longest_first"}, "better, candidate / default 0.8"),
     "lessons": ({}, "- longest_first "),
+    "similar_runs": ({}, "runs of other workloads"),
     "antipatterns": ({}, "failed at scheduling logic on any workload"),
     "list_runs": ({}, "'./batch.sh' in /tmp: better"),
     "show_run": ({}, "plan 1: "),
