@@ -77,7 +77,7 @@ def workload_profile(services: Services, asked: ProfilePart) -> str:
             return _rows(f"identities of run {run.id}", shown.history_lines(profile.histories), len(profile.histories))
         case "pressure":
             return shown.pressure(profile)
-    return shown.profile_summary(run, profile)
+    return shown.lines(shown.profile_summary(run, profile), shown.meaning_lines(services.records.meaning(run.id)))
 
 
 class Search(Arguments):
@@ -150,7 +150,19 @@ def lessons(services: Services, asked: RunAndLimit) -> str:
     run = services.run(asked.run)
     found = list(services.records.lessons(run.workload.key, run.hardware.key))
     about = f"verdicts on the workload and hardware of run {run.id}, newest first"
-    return _rows(about, map(shown.lesson_line, found), len(found), asked.limit)
+    told = list(services.records.insights(run.workload.key, run.hardware.key))
+    concluded = _rows("what runs concluded from them, in words", map(shown.insight_line, told), len(told), asked.limit)
+    return shown.lines(_rows(about, map(shown.lesson_line, found), len(found), asked.limit), concluded)
+
+
+def similar_runs(services: Services, asked: RunAndLimit) -> str:
+    """What was measured on other workloads that looked alike."""
+    run = services.run(asked.run)
+    found = services.records.similar_runs(
+        services.profile(run), run.hardware.key, asked.limit, but_not=run.workload.key
+    )
+    told = [line for similar in found for line in shown.similar_lines(similar)]
+    return _rows(f"runs of other workloads, the one most like run {run.id} first", told, len(told), len(told))
 
 
 def antipatterns(services: Services, asked: RunAndLimit) -> str:
@@ -327,7 +339,7 @@ class TrialOf(Settled):
 def measure_policy(services: Services, asked: TrialOf) -> str:
     """A candidate against the default scheduler, on a workload that the user has run before."""
     new = _bench(services).measure(asked.proposal, services.run(asked.run).id, 60.0 * asked.minutes)
-    return show_run(services, RunPart(run=new))
+    return show_run(services, RunPart(run=new, part="summary"))
 
 
 def _bench(services: Services) -> Bench:
@@ -392,7 +404,13 @@ _TOOLS = (
     _Entry(
         lessons,
         RunAndLimit,
-        "Measured verdicts of all runs on the same workload and hardware.",
+        "Measured verdicts of all runs on the same workload and hardware, and what was concluded from them.",
+        (LEARNING,),
+    ),
+    _Entry(
+        similar_runs,
+        RunAndLimit,
+        "Runs of other workloads on this hardware whose measured profiles are nearest, with their verdicts.",
         (LEARNING,),
     ),
     _Entry(
