@@ -21,7 +21,7 @@ from typing import Any
 
 from rich.console import Console
 
-from kernel_bpf.library import find_policy
+from kernel_bpf.library import load_library
 from schedagent.core.settings import load_settings
 from schedagent.report import render
 from tests.model_server import ModelServer
@@ -65,6 +65,7 @@ COMPOSED = {
     "refuted_by": "An interval of the ratio that holds one.",
 }
 
+SOURCE = load_library()[PARENT].source.read_text()
 LOSES_TASKS = """\tif (!p->mm)
 \t\treturn;
 """
@@ -85,7 +86,7 @@ def diff(old: str, new: str) -> str:
 
 def patched(text: str) -> str:
     """Return the source of the parent with these lines before its insert."""
-    return find_policy(PARENT).source.read_text().replace(BEFORE, text + BEFORE)
+    return SOURCE.replace(BEFORE, text + BEFORE)
 
 
 def patch() -> dict[str, Any]:
@@ -94,7 +95,7 @@ def patch() -> dict[str, Any]:
         "way": "patch",
         "policy": PARENT,
         "spec": None,
-        "diff": diff(find_policy(PARENT).source.read_text(), patched(LOSES_TASKS)),
+        "diff": diff(SOURCE, patched(LOSES_TASKS)),
         "description": "As local_steal, but kernel threads do not wait in the queues of compilers.",
         "reason": "Compilers keep their warm caches, and kernel threads do not delay them.",
         "expected": "Less time lost to migrations.",
