@@ -13,7 +13,7 @@ from typing import Protocol
 
 from agents.claims import without_claims
 from agents.schemas import Decided, DecidedOnSource, DecidedOnSpec
-from agents.session import ModelSession, answered, first_line
+from agents.session import ModelSession, answered, in_short
 from agents.summaries import excerpts_text, rejection_text
 from schedagent.core.errors import PolicyError, UsageError
 from schedagent.core.policy import CandidatePolicy
@@ -106,7 +106,7 @@ class ModelMender:
                     raise UsageError("it changes nothing: this is the policy that failed")
                 return Decision(mended)
             except (PolicyError, UsageError) as error:
-                told = f"the mend of {candidate.policy} cannot be made: {first_line(error.message)}"
+                told = f"the mend of {candidate.policy} cannot be made: {in_short(error.message)}"
                 self.session.note("execution", self.iteration, told)
                 messages += [answered(decided), *self.session.question(_AGAIN, {"what is wrong": str(error)})]
         return NOTHING

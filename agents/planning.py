@@ -14,7 +14,7 @@ from typing import Protocol
 from agents import shown
 from agents.claims import without_claims
 from agents.schemas import Planned, Proposed, one_line
-from agents.session import ModelSession, answered, first_line
+from agents.session import ModelSession, answered, in_short
 from agents.summaries import (
     antipatterns_text,
     insights_text,
@@ -233,7 +233,7 @@ class _Making:
             except (PolicyError, UsageError) as error:
                 what = f"proposal {number} ({proposed.way.value} {one_line(proposed.policy)})"
                 self.wrong.append(f"{what}: {error}")
-                self.session.note("planning", self.iteration, f"{what} cannot be made: {first_line(error.message)}")
+                self.session.note("planning", self.iteration, f"{what} cannot be made: {in_short(error.message)}")
 
     def _make(self, proposed: Proposed) -> CandidatePolicy:
         asked = proposed.proposal()

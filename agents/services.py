@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from kernel_bpf.system import SystemState, read_system
-from repo_store.records import PolicyMatch, RunRecord
+from repo_store.records import PolicyMatch, RunRecord, SimilarRun
 from schedagent.core.artifact import PolicyArtifact
 from schedagent.core.errors import UsageError
-from schedagent.core.lesson import Antipattern, Lesson
+from schedagent.core.lesson import Antipattern, Insight, Lesson, Meaning
 from schedagent.core.policy import CandidatePolicy, Plan, PolicyInfo
 from schedagent.core.proposal import Proposal
 from schedagent.core.trial import Block, Verdict
@@ -47,17 +47,23 @@ class Records(Protocol):
 
     def antipatterns(self, workload_key: str, hardware_key: str) -> Sequence[Antipattern]: ...
 
+    def insights(self, workload_key: str, hardware_key: str) -> Sequence[Insight]: ...
+
+    def meaning(self, run_id: str) -> Meaning | None: ...
+
+    def similar_runs(
+        self, profile: WorkloadProfile, hardware_key: str, limit: int = 3, *, but_not: str = ""
+    ) -> Sequence[SimilarRun]: ...
+
     def search_policies(self, text: str, limit: int = 10) -> Sequence[PolicyMatch]: ...
 
 
 class Bench(Protocol):
-    """What the acting tools work with. It tells how far it is by its own means.
+    """What the acting tools work with. It tells how far it is by its own means."""
 
-    Args:
-        measures: whether workloads may be run (in the micro-VM).
-    """
-
-    measures: bool
+    @property
+    def measures(self) -> bool:
+        """Whether workloads may be run (in the micro-VM)."""
 
     def make(self, proposal: Proposal, run_id: str) -> CandidatePolicy:
         """Make a candidate; a new policy is kept in the library. `run_id`: whose profile fills its inputs, or ""."""

@@ -2,7 +2,7 @@
 
 An agent asks and gets a checked answer, or None. None means: go on without a model. Why is noted beside the run, so
 that the report tells it. An endpoint that is lost, or a budget that is spent, is not asked again in this process.
-May import: agents.{model,budget,calling,fences,exchange,prompts,schemas}, schedagent.core.
+May import: agents.{model,budget,calling,fences,exchange,prompts,schemas,shown}, schedagent.core.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from agents.exchange import Json, Role
 from agents.fences import Fence
 from agents.prompts import prompt
 from agents.schemas import one_line
+from agents.shown import short
 from schedagent.core.errors import BudgetSpent, EndpointError, ModelError, SetupError
 
 if TYPE_CHECKING:
@@ -96,8 +97,8 @@ class ModelSession:
             )
         except (ModelError, SetupError) as error:
             if isinstance(error, EndpointError | BudgetSpent):
-                self.lost = first_line(error.message)
-            self.note(role, iteration, f"no usable answer: {first_line(error.message)}")
+                self.lost = in_short(error.message)
+            self.note(role, iteration, f"no usable answer: {in_short(error.message)}")
             return None
         return answer.value
 
@@ -113,6 +114,6 @@ def answered(value: BaseModel) -> Json:
     return {"role": "assistant", "content": value.model_dump_json()}
 
 
-def first_line(text: str) -> str:
-    """Return the first line of a message, as one printable line."""
-    return one_line(text.partition("\n")[0])
+def in_short(text: str) -> str:
+    """Return a message as one printable line that is fit for a note."""
+    return short(one_line(text), 240)

@@ -10,8 +10,8 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from kernel_bpf.system import CpuPlace, SystemState
-from repo_store.records import RunRecord
-from schedagent.core.lesson import Antipattern, Insight, Lesson
+from repo_store.records import RunRecord, SimilarRun
+from schedagent.core.lesson import Antipattern, Insight, Lesson, Meaning
 from schedagent.core.policy import CandidatePolicy, Plan, PolicyInfo
 from schedagent.core.trial import DEFAULT_ARM, Block, Verdict
 from schedagent.core.verification import GateStatus, KernelResult, OracleResult, Severity, VerificationReport
@@ -187,6 +187,20 @@ def antipattern_line(found: Antipattern) -> str:
 def insight_line(found: Insight) -> str:
     """One conclusion, with what it rests on."""
     return f"- {short(found.text, 400)} (evidence: candidates {', '.join(found.evidence)}; run {found.run_id})"
+
+
+def meaning_lines(found: Meaning | None) -> Iterator[str]:
+    """What was said of a workload in words, which is no measurement."""
+    if found:
+        yield f"in words of the Observation agent: {short(found.meaning)}"
+        yield f"what a scheduler should do for it: {short(found.goal)}"
+
+
+def similar_lines(found: SimilarRun) -> Iterator[str]:
+    """Another workload that looked alike, and what was measured on it."""
+    where = f"{short(found.workload.command, 120)!r} ({found.kind.value})"
+    yield f"run {found.run_id}: {where}, distance {found.distance:.2f}"
+    yield from map(lesson_line, found.lessons)
 
 
 # Runs

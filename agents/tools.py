@@ -77,7 +77,7 @@ def workload_profile(services: Services, asked: ProfilePart) -> str:
             return _rows(f"identities of run {run.id}", shown.history_lines(profile.histories), len(profile.histories))
         case "pressure":
             return shown.pressure(profile)
-    return shown.profile_summary(run, profile)
+    return shown.lines(shown.profile_summary(run, profile), shown.meaning_lines(services.records.meaning(run.id)))
 
 
 class Search(Arguments):
@@ -100,7 +100,7 @@ class PolicyPart(Arguments):
         "summary",
         description="summary: what it is for, how it decides, its tunables; source: its BPF C; manifest: its TOML",
     )
-    first_line: Annotated[int, Field(ge=1, le=100_000, description="of source or manifest")] = 1
+    in_short: Annotated[int, Field(ge=1, le=100_000, description="of source or manifest")] = 1
     most_lines: Annotated[int, Field(ge=1, le=1000)] = 300
 
 
@@ -113,9 +113,9 @@ def show_policy(services: Services, asked: PolicyPart) -> str:
         raise UsageError(f"policy {policy.name} came as a compiled object: there is no source")
     path = policy.source if asked.part == "source" else policy.source.with_name(f"{policy.name}.toml")
     text = read_source(path).decode().splitlines()
-    start = asked.first_line - 1
+    start = asked.in_short - 1
     chosen = text[start : start + asked.most_lines]
-    head = f"{path.name}, lines {asked.first_line} to {start + len(chosen)} of {len(text)}:"
+    head = f"{path.name}, lines {asked.in_short} to {start + len(chosen)} of {len(text)}:"
     return "\n".join([head, *chosen])
 
 
@@ -150,7 +150,19 @@ def lessons(services: Services, asked: RunAndLimit) -> str:
     run = services.run(asked.run)
     found = list(services.records.lessons(run.workload.key, run.hardware.key))
     about = f"verdicts on the workload and hardware of run {run.id}, newest first"
-    return _rows(about, map(shown.lesson_line, found), len(found), asked.limit)
+    told = list(services.records.insights(run.workload.key, run.hardware.key))
+    concluded = _rows("what runs concluded from them, in words", map(shown.insight_line, told), len(told), asked.limit)
+    return shown.lines(_rows(about, map(shown.lesson_line, found), len(found), asked.limit), concluded)
+
+
+def similar_runs(services: Services, asked: RunAndLimit) -> str:
+    """What was measured on other workloads that looked alike."""
+    run = services.run(asked.run)
+    found = services.records.similar_runs(
+        services.profile(run), run.hardware.key, asked.limit, but_not=run.workload.key
+    )
+    told = [line for similar in found for line in shown.similar_lines(similar)]
+    return _rows(f"runs of other workloads, the one most like run {run.id} first", told, len(told), len(told))
 
 
 def antipatterns(services: Services, asked: RunAndLimit) -> str:
@@ -327,7 +339,7 @@ class TrialOf(Settled):
 def measure_policy(services: Services, asked: TrialOf) -> str:
     """A candidate against the default scheduler, on a workload that the user has run before."""
     new = _bench(services).measure(asked.proposal, services.run(asked.run).id, 60.0 * asked.minutes)
-    return show_run(services, RunPart(run=new))
+    return show_run(services, RunPart(run=new, part="summary"))
 
 
 def _bench(services: Services) -> Bench:
@@ -369,7 +381,7 @@ _TOOLS = (
         ProfilePart,
         "What observing a workload under the default scheduler has shown, in tiers. Start with the summary; ask for "
         "a further part only if a decision depends on it.",
-        ROLES,
+        (OBSERVATION, PLANNING, LEARNING),
     ),
     _Entry(
         search_policies,
@@ -392,22 +404,28 @@ _TOOLS = (
     _Entry(
         lessons,
         RunAndLimit,
-        "Measured verdicts of all runs on the same workload and hardware.",
-        (OBSERVATION, PLANNING, LEARNING),
+        "Measured verdicts of all runs on the same workload and hardware, and what was concluded from them.",
+        (LEARNING,),
+    ),
+    _Entry(
+        similar_runs,
+        RunAndLimit,
+        "Runs of other workloads on this hardware whose measured profiles are nearest, with their verdicts.",
+        (LEARNING,),
     ),
     _Entry(
         antipatterns,
         RunAndLimit,
         "Candidates that failed a gate of the verifier, or a trial of the same workload, on this hardware: do not "
         "repeat them.",
-        (PLANNING, LEARNING),
+        (LEARNING,),
     ),
-    _Entry(list_runs, Latest, "The latest optimisation runs with their outcome.", (LEARNING,)),
+    _Entry(list_runs, Latest, "The latest optimisation runs with their outcome.", ()),
     _Entry(
         show_run,
         RunPart,
         "One run: plans, candidates with their keys, verdicts; or the reasons, or the measured samples.",
-        (PLANNING, LEARNING),
+        (LEARNING,),
     ),
     _Entry(
         verification_report,
@@ -419,13 +437,13 @@ _TOOLS = (
         describe_spec,
         NoArguments,
         "The JSON schema of a policy spec: classes of tasks, the order in each, placement, slices, dispatch.",
-        (PLANNING,),
+        (),
     ),
     _Entry(
         compose_policy,
         SpecOnly,
         "Turn a policy spec into BPF C and its manifest; nothing is kept. A mistake is told by the name of its field.",
-        (PLANNING, EXECUTION),
+        (),
     ),
     _Entry(
         system_state,
@@ -484,6 +502,8 @@ def all_tools(services: Services) -> tuple[Tool, ...]:
 
 def tools_for(role: str, services: Services) -> tuple[Tool, ...]:
     """Return the tools of one of our agents; all of them only read.
+
+    Every description is paid for with every request, so an agent has those that tell more than its question does.
 
     Args:
         role: one of ROLES.

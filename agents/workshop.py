@@ -143,7 +143,6 @@ class Workshop:
 
     def _generate(self, proposal: Proposal, profile: WorkloadProfile) -> PolicyInfo:
         source = _text(proposal.source)
-        policy_text.check_name(proposal.policy)
         about = PolicyInfo(
             name=proposal.policy,
             description=sentence(proposal.description) or "Written for one workload.",

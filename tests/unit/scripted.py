@@ -99,6 +99,9 @@ class Script:
     def verifier(self) -> Verifier:
         return Verifier(self)
 
+    def lab(self) -> Lab:
+        return Lab(self)
+
     def reach(self, name: str) -> int:
         """Note a call, wait there if the script says so, and return how often it was reached."""
         with (self.folder / "log").open("a") as file:
@@ -125,7 +128,7 @@ class Script:
             library = Library(self.bundled, repository, folder, worth_trying(repository, run_id))
             reporter = PlainReporter(Console(file=progress, emoji=False))
             models = functools.partial(open_models, self.settings, repository, library, reporter)
-            nodes = Nodes(repository, Lab(self), self.verifier(), library, reporter, self.options, models)
+            nodes = Nodes(repository, self.lab(), self.verifier(), library, reporter, self.options, models)
             nodes.script = self
             for answer in answers:
                 approvals_of(repository, run_id, nodes).decide(answer)

@@ -19,11 +19,14 @@ from tests.model_server import ModelServer
 
 LIBRARY = load_library()
 SOURCE = LIBRARY["longest_first"].source.read_text()
-MINE = SOURCE.replace("longest_first", "mine")
-MEND = """--- a/mine.bpf.c
+RANGE = "/* Time a task runs before the order is looked at. 500 to 100000. */"
+MINE = SOURCE.replace("longest_first", "mine").replace(
+    "/* Time a task of default weight runs before the order is looked at. */", RANGE
+)
+MEND = f"""--- a/mine.bpf.c
 +++ b/mine.bpf.c
 @@ -29,2 +29,2 @@
- /* Time a task of default weight runs before the order is looked at. */
+ {RANGE}
 -const volatile u64 slice_us = 10000;
 +const volatile u64 slice_us = 5000;
 """
@@ -49,7 +52,7 @@ def spent_until_verified(script: Script, report) -> tuple[int, int]:
 
 
 def looks(name, part="source"):
-    return {"tool_calls": [{"name": "show_policy", "arguments": {"name": name, "part": part}}]}
+    return {"tool_calls": [{"name": "show_policy", "arguments": {"policy": name, "part": part}}]}
 
 
 def test_a_composed_policy(script):

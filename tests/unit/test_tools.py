@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 
 import pytest
 from scripted import HARDWARE, LIBRARY, WORKLOAD, Script
@@ -12,7 +14,9 @@ from agents.exchange import ToolCall
 from agents.tools import ROLES, Services, all_tools, tools_for
 from kernel_bpf.library import load_library
 from kernel_bpf.system import read_system
+from repo_store.records import RunStatus
 from repo_store.store import PolicyRepository
+from schedagent.core.lesson import Insight, Meaning
 
 WHOLE_LIBRARY = {**LIBRARY, **load_library()}
 
@@ -29,8 +33,8 @@ def filled(tmp_path_factory):
 
 
 @pytest.fixture
-def records(filled):
-    with PolicyRepository(filled[0]) as repository:
+def records(filled, tmp_path):
+    with PolicyRepository(shutil.copy(filled[0], tmp_path)) as repository:
         repository.sync_policies(WHOLE_LIBRARY.values())
         yield repository
 
@@ -55,6 +59,15 @@ class TestWorkload:
         assert "kind: batch-long-tail" in told
         assert "- spin: 10 tasks, 3.20 s CPU in all" in told
         assert len(told) < 2500  # some 600 tokens
+
+    def test_words_stand_behind_the_numbers(self, services, records, filled):
+        assert "in words" not in ask(services, "workload_profile")
+        records.save_meaning(filled[1], Meaning("A batch with one long task.", "Start the long one first."))
+        told = ask(services, "workload_profile").splitlines()
+        assert told[-2:] == [
+            "in words of the Observation agent: A batch with one long task.",
+            "what a scheduler should do for it: Start the long one first.",
+        ]
 
     def test_identities_carry_the_hashes_that_policies_look_up(self, services, records, filled):
         profile = records.profile(filled[1])
@@ -143,6 +156,21 @@ class TestLearned:
         told = ask(services, "lessons", run=filled[1])
         assert "- longest_first " in told
         assert "better" in told
+
+    def test_insights_stand_behind_the_verdicts(self, records, services, filled):
+        key = first_candidate(records, filled[1]).key
+        records.add_insight(Insight("Long tasks first helps.", (key,), filled[1], "2026-01-01T00:00:00"))
+        told = ask(services, "lessons")
+        assert f"- Long tasks first helps. (evidence: candidates {key}; run {filled[1]})" in told
+
+    def test_similar_runs(self, records, services, filled):
+        assert ask(services, "similar_runs").endswith("none")
+        other = records.create_run(replace(WORKLOAD, command="./other.sh"), HARDWARE, run_id="other")
+        records.save_profile(other, records.profile(filled[1]))
+        told = ask(Services(records, WHOLE_LIBRARY, run_id=other), "similar_runs")
+        records.finish_run(other, RunStatus.FAILED)
+        assert f"run {filled[1]}: './batch.sh' (batch-long-tail), distance 0.00" in told
+        assert "- longest_first " in told
 
     def test_antipatterns(self, services):
         told = ask(services, "antipatterns")
