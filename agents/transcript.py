@@ -207,6 +207,16 @@ class Replay:
         self.path = path
         self.mark: str = header["mark"]
         self._left = deque(_final(exchanges))
+        self.count = len(self._left)
+
+    @property
+    def left(self) -> int:
+        """How many of its `count` exchanges were not replayed yet."""
+        return len(self._left)
+
+    def expects(self, role: Role, iteration: int) -> bool:
+        """Whether the next exchange is of this agent, in this iteration."""
+        return bool(self._left) and (self._left[0].request.role, self._left[0].request.iteration) == (role, iteration)
 
     def asked_by(self, role: Role) -> tuple[str, Form]:
         """Return which model this agent asked first in what is left of the recording, and in which form."""
@@ -243,6 +253,9 @@ class Replay:
 
     def note(self, role: Role, iteration: int, text: str) -> None:
         """Write nothing."""
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 def transcript_path(state_dir: Path, run_id: str) -> Path:

@@ -191,6 +191,22 @@ def runs_show(
     guarded(command)
 
 
+@runs_app.command("replay")
+def runs_replay(run: Annotated[str, typer.Argument(help="Id of the run.")], as_json: Json = False) -> None:
+    """Run the agents of a recorded run again, on what models answered and machines measured then; for debugging."""
+
+    def command() -> int:
+        from schedagent.listing import show_replay
+        from schedagent.progress import reporter
+        from schedagent.wiring import replay_run
+
+        found = replay_run(settings(), run, reporter())
+        show_replay(found, as_json)
+        return 0 if found["same"] else EXIT_NO
+
+    guarded(command)
+
+
 @policies_app.command("list")
 def policies_list(as_json: Json = False) -> None:
     """List the policies of the library: the bundled ones, and those that runs have made."""

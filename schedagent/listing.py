@@ -101,6 +101,17 @@ def show_exchanges(header: Mapping[str, Any], exchanges: Sequence[Exchange], as_
             _say(block)
 
 
+def show_replay(found: Mapping[str, Any], as_json: bool) -> None:
+    """Show what a replay found."""
+    if as_json:
+        _print_json(found)
+        return
+    for difference in found["differences"]:
+        _say(difference)
+    verdict = "as it was recorded" if found["same"] else f"otherwise in {len(found['differences'])} points"
+    _say(f"Replayed {found['requests']} requests of run {found['run']}: it went {verdict}.")
+
+
 def _exchange(exchange: Exchange) -> dict[str, Any]:
     request = exchange.request
     return {

@@ -17,7 +17,7 @@ from agents.mending import ModelMender
 from agents.observation import interpret
 from agents.planning import Known, propose_with_model, still_holds
 from agents.session import ModelSession
-from agents.transcript import Transcript
+from agents.transcript import Replay, Transcript
 from agents.workshop import Workshop
 from repo_store.records import RunRecord, SimilarRun
 from repo_store.store import PolicyRepository
@@ -43,7 +43,7 @@ class ModelAgents:
 
     repository: PolicyRepository
     session: ModelSession
-    transcript: Transcript
+    transcript: Transcript | Replay
     workshop: Workshop
     library: Mapping[str, PolicyInfo]
 

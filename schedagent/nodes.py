@@ -9,12 +9,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from agents import offline
 from agents.execution import Execution, Verifier
+from agents.execution import Lab as MeasuringLab
 from agents.learning import learn
-from agents.observation import observe
+from agents.observation import ObservingLab, observe
 from agents.planning import propose
 from repo_store.records import RunRecord, RunStatus
 from repo_store.store import PolicyRepository
@@ -31,7 +32,10 @@ from schedagent.options import RunOptions
 from schedagent.progress import Reporter
 from schedagent.report import build_report
 from schedagent.state import RunState
-from verifier.lab import VmLab
+
+
+class Lab(ObservingLab, MeasuringLab, Protocol):
+    """Where the workload is observed and candidates are measured."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,7 @@ class RunNodes:
     def __init__(
         self,
         repository: PolicyRepository,
-        lab: VmLab,
+        lab: Lab,
         verifier: Verifier,
         library: Mapping[str, PolicyInfo],
         reporter: Reporter,

@@ -14,13 +14,15 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from agents.exchange import Json
-from agents.transcript import Exchange, read_transcript, transcript_path
+from agents.transcript import Exchange, Replay, read_transcript, transcript_path
 from kernel_bpf.library import load_library
 from kernel_bpf.target import prepare_target
 from repo_store.records import RunStatus
+from repo_store.rewind import rewind
 from repo_store.store import PolicyRepository
 from schedagent.core.approval import Decision
 from schedagent.core.artifact import PolicyArtifact
@@ -48,6 +50,7 @@ from verifier.worker import Submission
 
 if TYPE_CHECKING:
     from schedagent.approval import Approvals
+    from schedagent.graph import Approvals as Questions
     from schedagent.model_agents import ModelAgents
     from schedagent.nodes import RunNodes
 
@@ -234,10 +237,38 @@ def read_run_transcript(settings: Settings, run_id: str) -> tuple[Json, tuple[Ex
     """
     with open_repository(settings) as repository:
         repository.run(run_id)
+    return read_transcript(existing_transcript(settings, run_id))
+
+
+def replay_run(settings: Settings, run_id: str, reporter: Reporter) -> dict[str, Any]:
+    """Run the agents of a recorded run once more on what was recorded, and return what became different.
+
+    Raises:
+        UsageError: there is no such run, or it asked no model.
+        ReplayDiverged: something is asked that was not asked then.
+    """
+    from schedagent import replaying
+
+    with open_repository(settings) as repository, TemporaryDirectory(prefix="schedagent-replay-") as name:
+        folder = Path(name)
+        recording = replaying.Recording(repository, run_id)
+        replay = Replay(existing_transcript(settings, run_id))
+        rewind(Path(repository.place), folder / REPOSITORY, run_id)
+        with PolicyRepository(folder / REPOSITORY) as copy:
+            library = Library(load_library(), copy, folder / MADE_POLICIES, worth_trying(copy, run_id))
+            nodes = replaying.replay_nodes(recording, replay, copy, library, reporter)
+            approvals = replaying.RecordedApprovals(recording.decisions)
+            with closing(nodes), replaying.up_to_the_end(recording, replay):
+                walk(folder / "checkpoints.sqlite", nodes, approvals, run_id, reporter)
+            return replaying.told(recording, replay, copy)
+
+
+def existing_transcript(settings: Settings, run_id: str) -> Path:
+    """Return the transcript of a run; raise UsageError if it has none."""
     path = transcript_path(settings.state_dir, run_id)
     if not path.exists():
         raise UsageError(f"run {run_id} has asked no model: there is no {path}")
-    return read_transcript(path)
+    return path
 
 
 def nodes_of(settings: Settings, repository: PolicyRepository, run_id: str, reporter: Reporter) -> RunNodes:
@@ -338,7 +369,7 @@ def drive(
     return dict(report) if report else build_report(repository, run_id, model=used, complete=False)
 
 
-def walk(checkpoints: Path, nodes: RunNodes, approvals: Approvals, run_id: str, reporter: Reporter) -> None:
+def walk(checkpoints: Path, nodes: RunNodes, approvals: Questions, run_id: str, reporter: Reporter) -> None:
     """Run the graph to its end, or to where it waits for an approval.
 
     A checkpoint follows each node; at the end the last one is not needed any more.

@@ -24,7 +24,16 @@ from schedagent.verification_report import GatePrinter
 PROGRAM = [sys.executable, "-c", "from schedagent.cli import main; main()"]
 ROOT = Path(__file__).parents[2]
 VERBS = [
-    *(["optimize"], ["resume"], ["runs"], ["runs", "list"], ["runs", "show"], ["policies"], ["policies", "list"]),
+    *(
+        ["optimize"],
+        ["resume"],
+        ["runs"],
+        ["runs", "list"],
+        ["runs", "show"],
+        ["runs", "replay"],
+        ["policies"],
+        ["policies", "list"],
+    ),
     *(["policies", "show"], ["policies", "search"], ["verify"], ["compose"], ["doctor"], ["approve"], ["reject"]),
     ["keys"],
     *(["keys", verb] for verb in ("list", "create", "rotate", "export", "trust", "distrust")),
