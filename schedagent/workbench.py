@@ -115,13 +115,12 @@ class Workbench:
         nodes = RunNodes(self.repository, lab, verifier, self.library, ToldReporter(self.tell), options)
         with only_one(self.settings, new), ending(self.repository, new):
             self._take_profile(run_id, new)
-            state = RunState(run_id=new, iteration=0, rejected=False, finished=False, out_of_time=False)
+            state = RunState(run_id=new, iteration=0, finished=False)
             nodes.observation(state)
             candidate = self.make(replace(proposal, reason=proposal.reason or "Asked for over MCP."), new)
             self.repository.save_plan(new, 0, Plan((candidate,), "one candidate, asked for over MCP"))
             nodes.execution(state)
-            ended = nodes.learning(state)
-            nodes.ending({**state, "out_of_time": bool(ended.get("out_of_time"))})
+            nodes.learning(state)
         return new
 
     def _take_profile(self, run_id: str, new: str) -> None:
