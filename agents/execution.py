@@ -1,7 +1,8 @@
 """The Execution agent: takes candidates through the verifier, then measures them against the default scheduler.
 
-Every finished step is in the repository before the next begins (a verification, a block of runs), so a run that was
-cut short continues behind the last of them.
+A candidate that a model wrote and that fails may be mended, a few times; a mend is verified and measured as any other.
+Every finished step is in the repository before the next begins (a verification, a mend, a block of runs), so a run that
+was cut short continues behind the last of them.
 """
 
 from __future__ import annotations
@@ -16,15 +17,18 @@ from datetime import UTC, datetime
 from typing import Protocol
 
 from schedagent.core.artifact import PolicyArtifact
-from schedagent.core.errors import KernelRejected, MetricError, UsageError, VmLost
+from schedagent.core.errors import KernelRejected, MetricError, PolicyError, UsageError, VmLost
 from schedagent.core.judge import TrialRules, judge_all, precise_enough
 from schedagent.core.policy import CandidatePolicy, PolicyInfo
-from schedagent.core.trial import DEFAULT_ARM, Block, Outcome, Sample
+from schedagent.core.trial import DEFAULT_ARM, Block, Outcome, Sample, Verdict
 from schedagent.core.verification import VerificationReport, Verified
 from schedagent.core.workload import WorkloadCommand
 from verifier.lab import LabPolicy
 
 log = logging.getLogger(__name__)
+
+MENDS = 2
+"""Times a candidate may be mended, or tried again, in one iteration."""
 
 
 class Runs(Protocol):
@@ -60,6 +64,30 @@ class Notebook(Protocol):
 
     def add_block(self, block: Block) -> None: ...
 
+    def mends(self) -> Mapping[str, CandidatePolicy]:
+        """By key of the candidate that failed."""
+        ...
+
+    def save_mend(self, failed_key: str, mended: CandidatePolicy) -> None: ...
+
+
+class Decision(Protocol):
+    """See agents.mending.Decision."""
+
+    @property
+    def mended(self) -> CandidatePolicy | None: ...
+
+    @property
+    def retry(self) -> bool: ...
+
+
+class Mender(Protocol):
+    """See agents.mending.ModelMender."""
+
+    def after_gate(self, candidate: CandidatePolicy, report: VerificationReport) -> Decision: ...
+
+    def after_trial(self, candidate: CandidatePolicy, trouble: str, *, lost: bool) -> Decision: ...
+
 
 class Reporter(Protocol):
     """Tells the user how far the work is."""
@@ -75,6 +103,7 @@ class Execution:
 
     Args:
         out_of_time: whether the run's budget is used up; asked before each verification and each block.
+        mender: decides on candidates that a model wrote and that failed; None without a model.
     """
 
     verifier: Verifier
@@ -83,6 +112,7 @@ class Execution:
     reporter: Reporter
     out_of_time: Callable[[], bool]
     rules: TrialRules
+    mender: Mender | None = None
 
     def execute(
         self,
@@ -103,11 +133,72 @@ class Execution:
             WorkloadFailed: the workload fails under the default scheduler.
             UsageError: a policy changed since this run verified it.
             VmLost: a machine was lost twice while the default scheduler ran.
+            RepositoryError: a finished step cannot be stored.
         """
-        self._verify(candidates, notebook)
-        policies = [policy for candidate in candidates if (policy := self._ready(candidate, notebook))]
-        if policies and not self.out_of_time():
-            Trial(self, workload, policies, notebook, seed, comparisons).run()
+        known = self._pass_gates(candidates, notebook)
+        for _attempt in range(MENDS + 1):
+            policies = [policy for candidate in known if (policy := self._ready(candidate, notebook))]
+            if not policies or self.out_of_time():
+                return
+            trial = Trial(self, workload, policies, notebook, seed, comparisons)
+            trial.run()
+            mended, again = self._after_trial(trial, known, notebook)
+            if not (mended or again) or self.out_of_time():
+                return
+            known += self._pass_gates(mended, notebook)
+
+    def _pass_gates(self, candidates: Sequence[CandidatePolicy], notebook: Notebook) -> list[CandidatePolicy]:
+        """Verify candidates; what a gate rejects may be mended, and is verified then. Return them with their mends."""
+        known, waiting = list(candidates), list(candidates)
+        while waiting:
+            self._verify(waiting, notebook)
+            waiting = [mend for candidate in waiting if (mend := self._mend(candidate, notebook))]
+            known += waiting
+        return known
+
+    def _mend(self, candidate: CandidatePolicy, notebook: Notebook) -> CandidatePolicy | None:
+        """Return what takes the place of a candidate that a gate rejected, or was found to before."""
+        report = notebook.verification(candidate.key)
+        if report is None or report.failure is None:
+            return None
+        mends = notebook.mends()
+        if candidate.key in mends:
+            return mends[candidate.key]
+        if self.mender is None or self.out_of_time() or _times_mended(candidate, mends) >= MENDS:
+            return None
+        return self._kept(candidate, self.mender.after_gate(candidate, report).mended, notebook)
+
+    def _after_trial(
+        self, trial: Trial, known: Sequence[CandidatePolicy], notebook: Notebook
+    ) -> tuple[list[CandidatePolicy], bool]:
+        """Return what takes the place of candidates that failed in their trial, and whether one is to be retried."""
+        if self.mender is None:
+            return [], False
+        mended: list[CandidatePolicy] = []
+        again = False
+        for candidate, trouble, lost in trial.troubles():
+            mends = notebook.mends()
+            mend = mends.get(candidate.key)
+            if mend is None and _times_mended(candidate, mends) < MENDS:
+                decision = self.mender.after_trial(candidate, trouble, lost=lost)
+                again = again or decision.retry
+                mend = self._kept(candidate, decision.mended, notebook)
+            mended += [mend] if mend and mend not in known else []
+        return mended, again
+
+    def _kept(
+        self, failed: CandidatePolicy, mended: CandidatePolicy | None, notebook: Notebook
+    ) -> CandidatePolicy | None:
+        """Store a mend, if there is one, and return it."""
+        if mended is None:
+            return None
+        try:
+            notebook.save_mend(failed.key, mended)
+        except PolicyError as error:  # another candidate of the plan is the same
+            self.reporter.step(f"{failed.label} is not mended: {error.message}")
+            return None
+        self.reporter.step(f"{failed.label} is mended: {mended.label}")
+        return mended
 
     def _verify(self, candidates: Sequence[CandidatePolicy], notebook: Notebook) -> None:
         """Take those that were not verified yet through the gates, as long as there is time."""
@@ -131,6 +222,15 @@ class Execution:
                 "what was measured before and after cannot be compared: start a new run",
             )
         return LabPolicy(candidate, artifact)
+
+
+def _times_mended(candidate: CandidatePolicy, mends: Mapping[str, CandidatePolicy]) -> int:
+    """Return how many mends lie between a planned candidate and this one."""
+    failed_keys = {mended.key: key for key, mended in mends.items()}
+    count, key = 0, candidate.key
+    while key in failed_keys and count <= MENDS:
+        count, key = count + 1, failed_keys[key]
+    return count
 
 
 class Trial:
@@ -170,17 +270,31 @@ class Trial:
                 self._notebook.add_block(block)
                 self._blocks.append(block)
 
+    def troubles(self) -> Iterator[tuple[CandidatePolicy, str, bool]]:
+        """Yield the candidates that failed, or lost their machine: with what was seen, and whether it was lost."""
+        verdicts = self._verdicts()
+        for key, policy in self._policies.items():
+            if key in self._lost:
+                yield policy.candidate, "the VM was lost twice", True
+            elif verdicts[key].outcome is Outcome.FAILED:
+                yield policy.candidate, verdicts[key].reason, False
+
+    def _verdicts(self) -> Mapping[str, Verdict]:
+        return judge_all(
+            self._blocks,
+            list(self._policies),
+            self._workload.goal,
+            self._agent.rules,
+            comparisons=self._comparisons,
+        )
+
     def _open_arms(self) -> list[str]:
         """Candidates that neither failed nor are decided nor lost their machine."""
-        rules = self._agent.rules
-        verdicts = judge_all(
-            self._blocks, list(self._policies), self._workload.goal, rules, comparisons=self._comparisons
-        )
         return [
             arm
-            for arm, verdict in verdicts.items()
+            for arm, verdict in self._verdicts().items()
             if arm not in self._lost
-            and not (verdict.outcome is Outcome.FAILED or precise_enough(verdict, rules.minimum_effect))
+            and not (verdict.outcome is Outcome.FAILED or precise_enough(verdict, self._agent.rules.minimum_effect))
         ]
 
     def _run_block(self, runs: Runs, number: int, arms: Sequence[str]) -> list[Sample]:

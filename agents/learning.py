@@ -1,13 +1,21 @@
-"""The Learning agent: turns what was measured into verdicts, lessons and antipatterns, and decides whether to go on."""
+"""The Learning agent: turns what was measured into verdicts, lessons and antipatterns, and decides whether to go on.
+
+`learn` and `best` are rules. `conclude` has a model put into words what the trials teach; a verdict, a promotion or an
+antipattern never follows from its words. May import: agents.{session,schemas,summaries,claims} and schedagent.core.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
+from agents.claims import without_claims
+from agents.schemas import Reflected
+from agents.session import ModelSession
+from agents.summaries import meaning_text, tried_text
 from schedagent.core.judge import failed
-from schedagent.core.lesson import Antipattern
+from schedagent.core.lesson import Antipattern, Insight, Meaning
 from schedagent.core.policy import CandidatePolicy, PolicyInfo
 from schedagent.core.trial import Outcome, Verdict
 from schedagent.core.verification import GateStatus, VerificationReport
@@ -34,6 +42,7 @@ def learn(
     *,
     workload_key: str,
     hardware_key: str,
+    rejected: str = "",
 ) -> Lessons:
     """Draw the lessons of one iteration.
 
@@ -42,6 +51,7 @@ def learn(
         reports: verification reports by candidate key; a candidate without one was not reached.
         measured: verdicts by candidate key from the blocks.
         workload_key, hardware_key: what the lessons hold for.
+        rejected: who rejected the whole plan before it was carried out, and why; empty if nobody did.
     """
     verdicts: dict[str, Verdict] = {}
     antipatterns: list[Antipattern] = []
@@ -53,7 +63,7 @@ def learn(
             verdict = failed([f"gate {gate.gate!r} closed: {gate.detail}"])
             antipatterns.append(_antipattern(candidate, info, "", hardware_key, gate.gate, gate.detail))
         elif not report or not report.passed:
-            verdict = replace(verdict, reason=_why_unmeasured(report))
+            verdict = replace(verdict, reason=f"not tried: {rejected}" if rejected else _why_unmeasured(report))
         elif verdict.outcome is Outcome.FAILED:
             antipatterns.append(_antipattern(candidate, info, workload_key, hardware_key, "trial", verdict.reason))
         verdicts[candidate.key] = verdict
@@ -83,6 +93,38 @@ def _antipattern(
         now,
         info.source_digest,
     )
+
+
+def conclude(
+    session: ModelSession,
+    tried: Sequence[tuple[CandidatePolicy, Verdict]],
+    measured: Collection[str],
+    *,
+    meaning: Meaning | None,
+    run_id: str,
+    iteration: int,
+) -> tuple[Insight, ...]:
+    """Have a model draw insights from the trials of one iteration; none without trials, or without an answer.
+
+    Args:
+        tried: the candidates of the iteration, with their verdicts.
+        measured: keys of those that ran: the only evidence there is.
+        meaning: what observation made of the workload.
+        iteration: from 0.
+    """
+    if not measured:
+        return ()
+    sections = {"workload in words": meaning_text(meaning), "trials": tried_text(tried)}
+    answer = session.ask("learning", iteration, session.question("What do these trials teach?", sections), Reflected)
+    now = datetime.now(UTC).isoformat()
+    found = []
+    for insight in answer.insights if answer else ():
+        if set(insight.evidence) <= set(measured):
+            text = without_claims(insight.text, sections["trials"])
+            found.append(Insight(text, tuple(dict.fromkeys(insight.evidence)), run_id, now))
+        else:
+            session.note("learning", iteration, "an insight was refused: its evidence was not measured")
+    return tuple(found)
 
 
 def best(verdicts: Mapping[str, Verdict], *, lower_is_better: bool) -> str | None:

@@ -1,8 +1,9 @@
 """Observation: run the workload once under the default scheduler and say what kind of work it is.
 
 `build_profile` and everything below it is pure: it turns one recorded run into tables, a classification and the
-sentences that carry the evidence. Command names never decide; only shapes and measured times do.
-May import: schedagent.core. The lab is a Protocol that the composition root fills.
+sentences that carry the evidence. Command names never decide; only shapes and measured times do. `interpret` has a
+model put it into words, which stand beside the numbers. May import: agents.{session,schemas,summaries,claims} and
+schedagent.core. The lab is a Protocol that the composition root fills.
 """
 
 from __future__ import annotations
@@ -13,9 +14,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from agents.claims import without_claims
+from agents.schemas import Described
+from agents.session import ModelSession
+from agents.summaries import profile_text, workload_text
 from schedagent.core.errors import SetupError
 from schedagent.core.identity import cmdline_identity, comm_identity, stable_arguments
-from schedagent.core.trial import Sample
+from schedagent.core.lesson import Meaning
+from schedagent.core.trial import Hardware, Sample
 from schedagent.core.workload import (
     CommandStats,
     Observation,
@@ -54,6 +60,18 @@ def observe(lab: ObservingLab, workload: WorkloadCommand) -> tuple[Sample, Workl
     """
     sample, observation = lab.observe(workload)
     return sample, build_profile(observation)
+
+
+def interpret(
+    session: ModelSession, workload: WorkloadCommand, hardware: Hardware, profile: WorkloadProfile
+) -> Meaning | None:
+    """Have a model say in words what the profile means; None if it gives no answer. Its words hold no new numbers."""
+    sections = {"workload": workload_text(workload, hardware), "profile": profile_text(profile)}
+    answer = session.ask("observation", 0, session.question("What do these figures mean?", sections), Described)
+    if answer is None:
+        return None
+    shown = "\n".join(sections.values())
+    return Meaning(without_claims(answer.meaning, shown), without_claims(answer.goal, shown))
 
 
 def build_profile(observation: Observation) -> WorkloadProfile:

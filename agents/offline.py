@@ -3,21 +3,22 @@
 It works in two ways, cheapest first: *configure* (the policies meant for this kind of work, their tunables and input
 maps derived from the measured profile) and *search* (double or halve one tunable of the best candidate so far).
 Earlier results on the same workload and hardware decide what comes first and what is left out. Expected run times and
-classes are measured ones; nothing is read off a command's name. May import: schedagent.core.
+classes are measured ones; nothing is read off a command's name. May import: agents.inputs and schedagent.core.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
+from agents.inputs import fill, round_two_digits, wake_burst_ns
 from schedagent.core.errors import TunableError
 from schedagent.core.lesson import Antipattern, Lesson
 from schedagent.core.policy import CandidatePolicy, Plan, PolicyInfo, Tunable
 from schedagent.core.trial import Outcome, Verdict
-from schedagent.core.workload import CommandStats, WorkloadClass, WorkloadProfile
+from schedagent.core.workload import WorkloadClass, WorkloadProfile
 
 Tried = tuple[CandidatePolicy, Verdict]
 Configuration = tuple[str, tuple[tuple[str, int], ...]]
@@ -25,10 +26,6 @@ Configuration = tuple[str, tuple[tuple[str, int], ...]]
 
 _TAIL_RATIO = 0.95
 _UNIT_NS = {"ns": 1, "us": 1_000, "ms": 1_000_000}
-_RESOLUTION_NS = 1_000_000
-_CLASS_SHORT_BURSTS = 1
-_CLASS_WORKERS = 2
-_CLASS_BACKGROUND = 3
 _STEPS = (2.0, 0.5, 4.0, 0.25)
 
 
@@ -133,8 +130,6 @@ class _Configurator:
 
     def __init__(self, profile: WorkloadProfile) -> None:
         self._profile = profile
-        self._history = expected_times(profile)
-        self._classes = burst_classes(profile)
 
     def fresh(self, info: PolicyInfo) -> CandidatePolicy:
         """Return the policy with tunables derived from the profile."""
@@ -164,47 +159,7 @@ class _Configurator:
                 yield self._fill(info, info.configured(values | {tunable.name: value}), why)
 
     def _fill(self, info: PolicyInfo, tunables: tuple[tuple[str, int], ...], reason: str) -> CandidatePolicy:
-        return CandidatePolicy(
-            policy=info.name,
-            tunables=tunables,
-            history=self._history if "history" in info.inputs else (),
-            classes=self._classes if "classes" in info.inputs else (),
-            reason=reason,
-        )
-
-
-def expected_times(profile: WorkloadProfile) -> tuple[tuple[int, int], ...]:
-    """Return (identity, expected CPU time in ns) of everything measured, by identity.
-
-    The median and a tenth more, because a policy takes a task that outlives its expectation for one that it does not
-    know; at least what taskstats can resolve; in two significant digits, because what they hide is noise.
-    """
-    return tuple(
-        sorted(
-            (row.identity, max(_RESOLUTION_NS, round_two_digits(row.cpu_ns_p50 * 11 // 10)))
-            for row in profile.histories
-        )
-    )
-
-
-def burst_classes(profile: WorkloadProfile) -> tuple[tuple[int, int], ...]:
-    """Return (identity, class): what runs a tenth as long per wake-up as the heaviest command is short-burst work.
-
-    The rest are workers; background, if there is latency-sensitive work beside them.
-    """
-    heaviest_ns = wake_burst_ns(profile.commands[0]) if profile.commands else 0
-    rest = _CLASS_BACKGROUND if profile.kind is WorkloadClass.LATENCY_SENSITIVE else _CLASS_WORKERS
-    return tuple(
-        sorted(
-            (row.identity, _CLASS_SHORT_BURSTS if wake_burst_ns(row) * 10 <= heaviest_ns else rest)
-            for row in profile.commands
-        )
-    )
-
-
-def wake_burst_ns(row: CommandStats) -> int:
-    """Return the mean CPU time between two sleeps; preemption does not end a burst."""
-    return row.cpu_ns_total // (row.voluntary_switches + row.count)
+        return replace(fill(info, tunables, self._profile), reason=reason)
 
 
 def derive(tunable: Tunable, info: PolicyInfo, profile: WorkloadProfile) -> tuple[int, str] | None:
@@ -256,12 +211,6 @@ _DERIVATIONS: Mapping[str, Callable[[Tunable, PolicyInfo, WorkloadProfile], Want
     "background_us": _background,
 }
 """By the names that the library's policies share; a policy without such a tunable keeps its defaults."""
-
-
-def round_two_digits(value: int) -> int:
-    """Round a whole number to two significant digits."""
-    scale = 10 ** max(0, len(str(abs(value))) - 2)
-    return int(round(value / scale) * scale)
 
 
 def clamp(tunable: Tunable, value: int) -> int:
@@ -323,9 +272,9 @@ class _Memory:
         latest: dict[Configuration, _Result] = {}
         for lesson in sorted(lessons, key=lambda lesson: lesson.at):
             if _still_valid(library, lesson):
-                latest[lesson.policy, lesson.tunables] = _from_lesson(lesson)
+                _remember(latest, _from_lesson(lesson))
         for candidate, verdict in tried:
-            latest[candidate.policy, candidate.tunables] = _from_trial(candidate, verdict)
+            _remember(latest, _from_trial(candidate, verdict))
         self._antipatterns = [pattern for pattern in antipatterns if pattern.policy in library]
         self.failed = {pattern.policy for pattern in self._antipatterns}
         self.failed |= {result.policy for result in latest.values() if result.outcome is Outcome.FAILED}
@@ -378,6 +327,12 @@ class _Memory:
     @staticmethod
     def _idle(result: _Result) -> bool:
         return result.outcome in (Outcome.WORSE, Outcome.NO_DIFFERENCE)
+
+
+def _remember(latest: dict[Configuration, _Result], result: _Result) -> None:
+    """Let the later result count, unless it is none: a candidate that was not reached, or that a person rejected."""
+    if result.compared or result.outcome is Outcome.FAILED:
+        latest[result.policy, result.tunables] = result
 
 
 def _still_valid(library: Mapping[str, PolicyInfo], lesson: Lesson) -> bool:

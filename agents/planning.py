@@ -1,17 +1,34 @@
-"""Planning: ask the repository what is known, let a planner decide, and accept only candidates that can exist.
+"""Planning: ask the repository what is known, let rules or a model decide, and accept only candidates that can exist.
 
-The planner is a Protocol: the rules of agents/offline.py, or a model behind the same signature. Whatever it is, its
-answer is checked against the library here. May import: schedagent.core.
+`propose` asks the rules of agents/offline.py; `propose_with_model` asks a model for proposals, has the workshop make
+candidates of them, and tells the model once which could not be made. May import: agents.{session,schemas,summaries,
+claims,shown} and schedagent.core.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from schedagent.core.errors import PolicyError
-from schedagent.core.lesson import Antipattern, Lesson
+from agents import shown
+from agents.claims import without_claims
+from agents.schemas import Planned, Proposed, one_line
+from agents.session import ModelSession, answered, in_short
+from agents.summaries import (
+    antipatterns_text,
+    insights_text,
+    lessons_text,
+    library_text,
+    meaning_text,
+    profile_text,
+    tried_text,
+    workload_text,
+)
+from schedagent.core.errors import PolicyError, UsageError
+from schedagent.core.lesson import Antipattern, Insight, Lesson, Meaning
 from schedagent.core.policy import CandidatePolicy, Plan, PolicyInfo
+from schedagent.core.proposal import Proposal
 from schedagent.core.trial import Hardware, Verdict
 from schedagent.core.workload import WorkloadCommand, WorkloadProfile
 
@@ -64,7 +81,7 @@ def propose(
         profile,
         library,
         store.lessons(workload.key, hardware.key),
-        [pattern for pattern in store.antipatterns(workload.key, hardware.key) if _still_holds(pattern, library)],
+        [pattern for pattern in store.antipatterns(workload.key, hardware.key) if still_holds(pattern, library)],
         iteration=iteration,
         tried=tried,
         limit=limit,
@@ -75,7 +92,7 @@ def propose(
     return plan
 
 
-def _still_holds(pattern: Antipattern, library: Mapping[str, PolicyInfo]) -> bool:
+def still_holds(pattern: Antipattern, library: Mapping[str, PolicyInfo]) -> bool:
     """Whether the policy that failed is still the one in the library; a mended one deserves another try."""
     info = library.get(pattern.policy)
     return info is None or not pattern.source_digest or pattern.source_digest == info.source_digest
@@ -94,3 +111,144 @@ def check_candidate(candidate: CandidatePolicy, library: Mapping[str, PolicyInfo
                 f"the planner filled the input {name!r}, which {info.name} does not have",
                 f"its inputs: {', '.join(info.inputs) or 'none'}",
             )
+
+
+# --- with a model ---------------------------------------------------------------------------------------------------
+
+
+class Workshop(Protocol):
+    """Makes candidates; see agents.workshop.Workshop."""
+
+    def make(self, proposal: Proposal, profile: WorkloadProfile) -> CandidatePolicy: ...
+
+
+@dataclass(frozen=True)
+class Known:
+    """All that planning starts from.
+
+    Args:
+        workload, hardware, profile, meaning: what is to be scheduled, where, and what observing it has shown.
+        policies: what the library offers.
+        lessons, antipatterns, insights: of earlier runs on the same workload and hardware.
+        similar: of earlier runs on other workloads, a line each.
+        tried: candidates of this run with their verdicts.
+        limit: candidates at most.
+    """
+
+    workload: WorkloadCommand
+    hardware: Hardware
+    profile: WorkloadProfile
+    meaning: Meaning | None
+    policies: Sequence[PolicyInfo]
+    lessons: Sequence[Lesson] = ()
+    antipatterns: Sequence[Antipattern] = ()
+    insights: Sequence[Insight] = ()
+    similar: Sequence[str] = ()
+    tried: Sequence[tuple[CandidatePolicy, Verdict]] = ()
+    limit: int = 3
+
+    def sections(self) -> dict[str, str]:
+        """Return it as the parts of a question, by their titles."""
+        return {
+            "workload": workload_text(self.workload, self.hardware),
+            "profile": profile_text(self.profile),
+            "what a model made of it": meaning_text(self.meaning),
+            "history of this run": tried_text(self.tried),
+            "exact match: verdicts on this workload": lessons_text(self.lessons),
+            "what failed on this machine": antipatterns_text(self.antipatterns),
+            "insights of earlier runs": insights_text(self.insights),
+            "similar workloads": "\n".join(self.similar),
+            "library": library_text(self.policies),
+        }
+
+
+def propose_with_model(session: ModelSession, workshop: Workshop, known: Known, iteration: int) -> Plan | None:
+    """Return the next plan of a run as a model wants it; None if it gives none that can be made, which is noted.
+
+    Args:
+        iteration: from 0.
+
+    Raises:
+        RepositoryError: a policy that was made cannot be kept.
+    """
+    sections = known.sections()
+    task = f"Propose candidates for this workload: {known.limit} at most."
+    messages = session.question(task, sections)
+    planned = session.ask("planning", iteration, messages, Planned)
+    if planned is None:
+        return None
+    made = _Making(session, workshop, known, iteration, "\n".join(sections.values()))
+    made.take(planned.proposals)
+    if made.wrong and len(made.candidates) < known.limit:
+        messages += [answered(planned), *session.question(_CORRECT, {"what is wrong": "\n".join(made.wrong)})]
+        again = session.ask("planning", iteration, messages, Planned)
+        made.take(again.proposals if again else ())
+    if planned.proposals and not made.candidates:
+        session.note("planning", iteration, "none of its proposals could be made")
+        return None
+    return Plan(tuple(made.candidates), made.plain(planned.reason), _told(known))
+
+
+_CORRECT = (
+    "Some proposals cannot be made. The others are kept. Answer in the same form, with replacements for these only; "
+    "with none, if there is none."
+)
+
+
+def _told(known: Known) -> str:
+    """Say what earlier results were in the question; empty if there were none."""
+    found = {
+        "verdicts": known.lessons,
+        "failures": known.antipatterns,
+        "insights": known.insights,
+        "similar runs": known.similar,
+    }
+    told = ", ".join(f"{name} {len(records)}" for name, records in found.items() if records)
+    return f"the model was told of earlier runs ({told})" if told else ""
+
+
+@dataclass
+class _Making:
+    """Makes candidates of proposals, and collects what is wrong with the others.
+
+    Args:
+        shown: all that the model was shown; other numbers are taken out of its reasons.
+    """
+
+    session: ModelSession
+    workshop: Workshop
+    known: Known
+    iteration: int
+    shown: str
+    candidates: list[CandidatePolicy] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+
+    def plain(self, text: str) -> str:
+        """Return a model's words without numbers that nobody measured."""
+        return without_claims(text, self.shown)
+
+    def take(self, proposals: Sequence[Proposed]) -> None:
+        """Make what can be made, up to the limit."""
+        for number, proposed in enumerate(proposals, 1):
+            if len(self.candidates) == self.known.limit:
+                return
+            try:
+                self.candidates.append(self._make(proposed))
+            except (PolicyError, UsageError) as error:
+                what = f"proposal {number} ({proposed.way.value} {one_line(proposed.policy)})"
+                self.wrong.append(f"{what}: {error}")
+                self.session.note("planning", self.iteration, f"{what} cannot be made: {in_short(error.message)}")
+
+    def _make(self, proposed: Proposed) -> CandidatePolicy:
+        asked = proposed.proposal()
+        asked = replace(asked, description=self.plain(asked.description), reason=self.plain(asked.reason))
+        candidate = self.workshop.make(asked, self.known.profile)
+        for tried, verdict in self.known.tried:
+            if tried.key == candidate.key:
+                raise UsageError(f"this run has tried it: {shown.verdict(verdict)}", "propose what differs from it")
+        if any(other.key == candidate.key for other in self.candidates):
+            raise UsageError("it is the same as an earlier proposal", "propose what differs from it")
+        for failed in self.known.antipatterns:
+            if failed.candidate_key == candidate.key:
+                raise UsageError(f"it failed at {failed.gate} in an earlier run: {failed.reason}", "change it")
+        return candidate

@@ -3,9 +3,10 @@
 It serves three ends. People read it (`render`). A run that was cut short finds in it what was already answered, so no
 call is paid for twice (`Transcript.recall`). And a whole run can be played again without a network (`Replay`).
 
-One line is one event: `run` (the first: run id and mark of the fences), `request`, `answer`, `error`, `tool`. A request
-without an answer behind it was cut short. The file is for its owner only (mode 0600); it holds what was sent and
-answered, never a header or a key (agents.model takes the key out of every text before it gets here).
+One line is one event: `run` (the first: run id and mark of the fences), `request`, `answer`, `error`, `tool`, `note`
+(what an agent did without an answer, or refused of one). A request without an answer behind it was cut short. The file
+is for its owner only (mode 0600); it holds what was sent and answered, never a header or a key (agents.model takes the
+key out of every text before it gets here).
 May import: schedagent.core.
 """
 
@@ -15,6 +16,7 @@ import json
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -46,6 +48,19 @@ class Exchange:
     outcome: Outcome | None = None
     record: UsageRecord | None = None
     results: Mapping[int, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Note:
+    """One sentence on what an agent did without an answer, or refused of one.
+
+    Args:
+        iteration: of the run, from 0.
+    """
+
+    role: Role
+    iteration: int
+    text: str
 
 
 class Journal(Protocol):
@@ -119,6 +134,7 @@ class Transcript:
         self.mark: str = header["mark"] if header else new_mark()
         self.earlier = tuple(exchange.record for exchange in exchanges if exchange.record)
         self._count = len(exchanges)
+        self._notes = set(read_notes(path)) if header else set()
         self._known: dict[tuple[str, int, str], deque[Exchange]] = {}
         for exchange in exchanges:
             if isinstance(exchange.outcome, Reply):
@@ -146,6 +162,13 @@ class Transcript:
     def tool_result(self, number: int, place: int, name: str, result: str) -> None:
         """Write down what a tool answered."""
         self._write("tool", number=number, place=place, name=name, result=result)
+
+    def note(self, role: Role, iteration: int, text: str) -> None:
+        """Write down what happened besides the exchanges; a step that is repeated says nothing twice."""
+        note = Note(role, iteration, text)
+        if note not in self._notes:
+            self._notes.add(note)
+            self._write("note", **asdict(note))
 
     def close(self) -> None:
         """Close the file."""
@@ -184,6 +207,16 @@ class Replay:
         self.path = path
         self.mark: str = header["mark"]
         self._left = deque(_final(exchanges))
+        self.count = len(self._left)
+
+    @property
+    def left(self) -> int:
+        """How many of its `count` exchanges were not replayed yet."""
+        return len(self._left)
+
+    def expects(self, role: Role, iteration: int) -> bool:
+        """Whether the next exchange is of this agent, in this iteration."""
+        return bool(self._left) and (self._left[0].request.role, self._left[0].request.iteration) == (role, iteration)
 
     def asked_by(self, role: Role) -> tuple[str, Form]:
         """Return which model this agent asked first in what is left of the recording, and in which form."""
@@ -218,6 +251,12 @@ class Replay:
     def tool_result(self, number: int, place: int, name: str, result: str) -> None:
         """Write nothing."""
 
+    def note(self, role: Role, iteration: int, text: str) -> None:
+        """Write nothing."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
 
 def transcript_path(state_dir: Path, run_id: str) -> Path:
     """Return where the transcript of a run is kept."""
@@ -230,26 +269,53 @@ def read_transcript(path: Path) -> tuple[Json, tuple[Exchange, ...]]:
     Raises:
         RepositoryError: it cannot be read, or is damaged.
     """
-    try:
-        lines = path.read_bytes().split(b"\n")[:-1]
-    except OSError as error:
-        raise RepositoryError(f"transcript {path} cannot be read: {error.strerror}") from None
     exchanges: dict[int, Exchange] = {}
     header: Json = {}
-    for number, line in enumerate(lines, 1):
-        try:
-            event = json.loads(line)
+    for number, event in _events(path):
+        with _damage_told(path, number):
             if number == 1:
                 header = {"run": str(event["run"]), "mark": str(event["mark"]), "at": str(event["at"])}
                 if event["version"] != VERSION:
                     raise ValueError(f"version {event['version']}")
             else:
                 _READERS[event["event"]](exchanges, event)
-        except _READ as error:
-            raise RepositoryError(f"transcript {path}, line {number} is damaged: {error}") from None
     if not header:
         raise RepositoryError(f"transcript {path} is empty")
     return header, tuple(exchanges.values())
+
+
+def read_notes(path: Path) -> tuple[Note, ...]:
+    """Return what was noted besides the exchanges, in its order.
+
+    Raises:
+        RepositoryError: it cannot be read, or is damaged.
+    """
+    found = []
+    for number, event in _events(path):
+        with _damage_told(path, number):
+            if event["event"] == "note":
+                found.append(Note(event["role"], int(event["iteration"]), str(event["text"])))
+    return tuple(found)
+
+
+def _events(path: Path) -> Iterator[tuple[int, Any]]:
+    """Yield each whole line with its number, from 1."""
+    try:
+        lines = path.read_bytes().split(b"\n")[:-1]
+    except OSError as error:
+        raise RepositoryError(f"transcript {path} cannot be read: {error.strerror}") from None
+    for number, line in enumerate(lines, 1):
+        with _damage_told(path, number):
+            event = json.loads(line)
+        yield number, event
+
+
+@contextmanager
+def _damage_told(path: Path, number: int) -> Iterator[None]:
+    try:
+        yield
+    except _READ as error:
+        raise RepositoryError(f"transcript {path}, line {number} is damaged: {error}") from None
 
 
 def render(header: Json, exchanges: Sequence[Exchange], longest: int = 4000) -> Iterator[str]:
@@ -392,4 +458,5 @@ _READERS: Mapping[str, Callable[[_Exchanges, Json], None]] = {
     "answer": _read_answer,
     "error": _read_error,
     "tool": _read_tool,
+    "note": lambda _exchanges, _event: None,
 }

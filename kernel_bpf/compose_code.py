@@ -59,9 +59,9 @@ def bound_name(kind: TaskClass, measure: str, side: str) -> str:
 # --- what a spec needs
 
 
-def uses_identities(spec: PolicySpec) -> bool:
+def uses_programs(spec: PolicySpec) -> bool:
     """Whether the loader fills `task_class`."""
-    return any(kind.match.identities for kind in spec.classes)
+    return any(kind.match.programs for kind in spec.classes)
 
 
 def uses_history(spec: PolicySpec) -> bool:
@@ -110,7 +110,7 @@ def includes(spec: PolicySpec) -> str:
         "burst": _uses_bursts(spec),
         "cgroup_name": _uses_cgroups(spec),
         "history": uses_history(spec),
-        "known_class": uses_identities(spec),
+        "known_class": uses_programs(spec),
         "placement": _uses_placement(spec),
         "preempt": spec.preempts,
         "rounds": _has_rounds(spec),
@@ -172,7 +172,7 @@ def _matches(kind: TaskClass) -> str:
 def _tests(kind: TaskClass) -> Iterator[str]:
     """What a task of this class is not."""
     match = kind.match
-    if match.identities:
+    if match.programs:
         yield f"known_class(p) != {number(kind)}"
     if match.cgroup:
         yield f"cgroup_name_hash(p) != {cgroup_identity(match.cgroup):#x}ULL"
@@ -441,7 +441,7 @@ def _init_task(spec: PolicySpec) -> str:
         "burst_init": _uses_bursts(spec),
         "wakeups_init": _uses_wakeups(spec),
         "cgroup_name_init": _uses_cgroups(spec),
-        "identity_init": uses_identities(spec) or uses_history(spec),
+        "identity_init": uses_programs(spec) or uses_history(spec),
     }
     body = [f"{name}(p);" for name, used in calls.items() if used]
     parameters = [_TASK, "struct scx_init_task_args *args"]

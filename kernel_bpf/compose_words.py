@@ -1,18 +1,19 @@
 """What a composed policy says about itself: its header comment, its tunables, its .toml.
 
 Everything follows from the spec: the goal is the spec's, the algorithm and the limits are those of its primitives.
-May import: kernel_bpf.compose_code and schedagent.core.
+May import: kernel_bpf.{compose_code,manifest} and schedagent.core.
 """
 
 from __future__ import annotations
 
 import json
-import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
-from kernel_bpf.compose_code import bound_name, uses_history, uses_identities
-from schedagent.core.policy import Tunable
+from kernel_bpf.compose_code import bound_name, uses_history, uses_programs
+from kernel_bpf.manifest import write_manifest
+from schedagent.core.policy import PolicyInfo, Tunable
 from schedagent.core.spec import (
     ANY_IDLE,
     DEADLINE,
@@ -43,8 +44,6 @@ SLICES_IN_BOUND = 10
 """How many slices fit into the starvation bound where it does not meddle with weights: at nice 5 beside nice 0 a task
 waits for three slices.
 """
-
-_WIDTH = 118
 
 _ORDERS = {
     FIFO: "first come, first served",
@@ -183,7 +182,7 @@ def _sentences(spec: PolicySpec) -> Iterator[str]:
 
 def _members(kind: TaskClass) -> str:
     match = kind.match
-    words = ["that the loader's map names"] if match.identities else []
+    words = ["that the loader's map names"] if match.programs else []
     words += [f"of the cgroup {json.dumps(match.cgroup, ensure_ascii=False)}"] if match.cgroup else []
     if match.kthread is not None:
         words.append(f"that are {'' if match.kthread else 'no '}kernel threads")
@@ -231,38 +230,23 @@ def declares(spec: PolicySpec) -> tuple[str, ...]:
 
 def documentation(spec: PolicySpec) -> str:
     """The .toml that stands beside the source."""
-    inputs = [*(["history"] if uses_history(spec) else []), *(["classes"] if uses_identities(spec) else [])]
-    lines = [
-        f"name = {_text(spec.name)}",
-        f"description = {_text(_goal(spec))}",
-        f"target_workloads = {_words(spec.target_workloads)}",
-        f"algorithm = {_long_text(_algorithm(spec))}",
-        f"limitations = {_long_text(_limitations(spec))}",
-        f"inputs = {_words(inputs)}",
-    ]
-    lines += [f"declares = {_words(declares(spec))}"] if declares(spec) else []
-    return "\n".join([*lines, *(_entry(setting.tunable) for setting in settings(spec))]) + "\n"
-
-
-def _entry(tunable: Tunable) -> str:
-    return (
-        f"\n[[tunables]]\nname = {_text(tunable.name)}\ntype = {_text(tunable.type)}\nunit = {_text(tunable.unit)}\n"
-        f"min = {tunable.minimum}\nmax = {tunable.maximum}\ndefault = {tunable.default}\n"
-        f"effect = {_text(tunable.effect)}"
+    inputs = [*(["history"] if uses_history(spec) else []), *(["classes"] if uses_programs(spec) else [])]
+    return write_manifest(
+        PolicyInfo(
+            name=spec.name,
+            description=_goal(spec),
+            target_workloads=spec.target_workloads,
+            algorithm=_algorithm(spec),
+            limitations=_limitations(spec),
+            tunables=tuple(setting.tunable for setting in settings(spec)),
+            inputs=tuple(inputs),
+            source=Path(f"{spec.name}.bpf.c"),
+            declares=declares(spec),
+            classes=class_numbers(spec),
+        )
     )
 
 
-def _text(text: str) -> str:
-    """A basic string of TOML, whose escapes are those of JSON."""
-    return json.dumps(text, ensure_ascii=False)
-
-
-def _long_text(text: str) -> str:
-    wrapped = "\n".join(textwrap.wrap(text, _WIDTH, break_on_hyphens=False, break_long_words=False))
-    escaped = wrapped.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"""\n{escaped}"""'
-
-
-def _words(words: object) -> str:
-    assert isinstance(words, (list, tuple))
-    return "[" + ", ".join(_text(word) for word in words) + "]"
+def class_numbers(spec: PolicySpec) -> tuple[tuple[str, int], ...]:
+    """What the loader fills in for the programs that a spec names: the place of their class."""
+    return tuple((program, place) for place, kind in enumerate(spec.classes) for program in kind.match.programs)

@@ -1,4 +1,7 @@
-"""The policy library: what each `<name>.toml` beside its `<name>.bpf.c` says. May import: schedagent.core."""
+"""The policy library: what each `<name>.toml` beside its `<name>.bpf.c` says. May import: schedagent.core.
+
+Writing one is the business of kernel_bpf.manifest.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,8 @@ POLICIES = Path(__file__).resolve().parent / "bpf" / "policies"
 TUNABLE_TYPES = ("u32", "u64", "s32", "s64", "bool")
 UNITS = ("ns", "us", "ms", "percent", "tasks", "ratio", "none")
 INPUTS = ("history", "classes")
+CLASS_NUMBERS = range(1 << 32)
+"""What the map task_class may hold."""
 
 _SUFFIXES = (".bpf.c", ".c", ".bpf.o", ".o")
 _Value = TypeVar("_Value")
@@ -27,9 +32,8 @@ def load_library(folder: Path = POLICIES) -> dict[str, PolicyInfo]:
     return {policy.name: policy for policy in policies}
 
 
-def find_policy(name: str, folder: Path = POLICIES) -> PolicyInfo:
-    """Return a policy of the library; raise UsageError naming those that exist."""
-    library = load_library(folder)
+def find_policy(name: str, library: Mapping[str, PolicyInfo]) -> PolicyInfo:
+    """Return a policy of a library; raise UsageError naming those that exist."""
     if name in library:
         return library[name]
     close = difflib.get_close_matches(name, library, n=1)
@@ -60,9 +64,29 @@ def policy_from_file(source: Path) -> PolicyInfo:
 def _read(path: Path, source: Path) -> PolicyInfo:
     """Read one policy's documentation; raise PolicyError telling file and field of the first mistake."""
     try:
-        table = _Table(tomllib.loads(path.read_text(encoding="utf-8")), path.name)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        policy = read_manifest(path.read_text(encoding="utf-8"), path.name, source)
+    except UnicodeDecodeError as error:
         raise PolicyError(f"{path.name} is not valid TOML: {error}") from None
+    if path.stem != policy.name:
+        raise PolicyError(f"{path.name}: name is {policy.name!r}", f"call it {path.stem!r} like its file")
+    if not source.is_file():
+        raise PolicyError(f"{path.name} documents {source.name}, which is not there")
+    return policy
+
+
+def read_manifest(text: str, where: str, source: Path) -> PolicyInfo:
+    """Return what a manifest says of the policy whose source is at `source`, which is not looked at.
+
+    Args:
+        where: name of the manifest, for messages.
+
+    Raises:
+        PolicyError: telling the field of the first mistake.
+    """
+    try:
+        table = _Table(tomllib.loads(text), where)
+    except tomllib.TOMLDecodeError as error:
+        raise PolicyError(f"{where} is not valid TOML: {error}") from None
     policy = PolicyInfo(
         name=table.take("name", str),
         description=table.take("description", str),
@@ -71,17 +95,16 @@ def _read(path: Path, source: Path) -> PolicyInfo:
         limitations=table.take("limitations", str),
         inputs=table.take_words("inputs", INPUTS, default=()),
         declares=table.take_words("declares", DECLARABLE, default=()),
+        classes=table.take_numbers("classes", CLASS_NUMBERS),
         tunables=tuple(map(_read_tunable, table.take_tables("tunables"))),
         source=source,
     )
     table.finish()
-    if path.stem != policy.name:
-        raise PolicyError(f"{path.name}: name is {policy.name!r}", f"call it {path.stem!r} like its file")
-    if not source.is_file():
-        raise PolicyError(f"{path.name} documents {source.name}, which is not there")
+    if policy.classes and "classes" not in policy.inputs:
+        raise PolicyError(f"{where}: classes are given, but the policy has no such input", 'inputs = ["classes"]')
     names = [tunable.name for tunable in policy.tunables]
     if len(set(names)) != len(names):
-        raise PolicyError(f"{path.name}: a tunable is documented twice: {', '.join(names)}")
+        raise PolicyError(f"{where}: a tunable is documented twice: {', '.join(names)}")
     return policy
 
 
@@ -140,6 +163,16 @@ class _Table:
         if default is not None and key not in self._values:
             return default
         return tuple(self._accept(key, word, accepted) for word in self.take(key, list))
+
+    def take_numbers(self, key: str, accepted: range) -> tuple[tuple[str, int], ...]:
+        """Return a table of words with a number each; empty if the key is missing."""
+        numbers = self._values.pop(key, {})
+        if not isinstance(numbers, dict):
+            raise PolicyError(f"{self.where}: {key} must be a table: word = number")
+        for word, number in numbers.items():
+            if type(number) is not int or number not in accepted:
+                raise PolicyError(f"{self.where}: {key} has {word!r} = {number!r}, not a class number")
+        return tuple(numbers.items())
 
     def take_tables(self, key: str) -> list[_Table]:
         """Return an array of tables; empty if the key is missing."""

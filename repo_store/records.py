@@ -7,14 +7,16 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from schedagent.core.lesson import Lesson
 from schedagent.core.trial import Hardware
-from schedagent.core.workload import WorkloadCommand
+from schedagent.core.workload import WorkloadClass, WorkloadCommand
 
 
 class RunStatus(StrEnum):
-    """Where a run stands. A run that was killed stays RUNNING until someone resumes it."""
+    """Where a run stands. A run that was killed stays RUNNING until someone resumes it; WAITING is for an approval."""
 
     RUNNING = "running"
+    WAITING = "waiting"
     FINISHED = "finished"
     FAILED = "failed"
     INTERRUPTED = "interrupted"
@@ -58,3 +60,22 @@ class PolicyMatch:
     name: str
     description: str
     score: float
+
+
+@dataclass(frozen=True)
+class SimilarRun:
+    """A run of another workload that looked alike.
+
+    Args:
+        run_id: the run.
+        workload: what it ran.
+        kind: what its profile was classified as.
+        distance: between the profiles, see repo_store.similar; smaller is nearer.
+        lessons: what was measured on that workload in this run, in the order of its plans.
+    """
+
+    run_id: str
+    workload: WorkloadCommand
+    kind: WorkloadClass
+    distance: float
+    lessons: tuple[Lesson, ...]

@@ -15,20 +15,24 @@ from repo_store.tables import (
     AntipatternRow,
     Base,
     CandidateRow,
+    InsightRow,
+    MadePolicyRow,
     PolicyRow,
     RunRow,
     SampleRow,
     VerdictRow,
     VerificationRow,
 )
-from schedagent.core.lesson import Antipattern, Lesson
+from schedagent.core.lesson import Antipattern, Insight, Lesson
 from schedagent.core.policy import CandidatePolicy, Plan, PolicyInfo
+from schedagent.core.proposal import MadePolicy, Way
 from schedagent.core.trial import Block, Hardware, Outcome, Sample, Verdict
 from schedagent.core.verification import VerificationReport
 from schedagent.core.workload import WorkloadCommand
 
 Pairs = tuple[tuple[str, int], ...]
 Numbers = tuple[tuple[int, int], ...]
+Words = tuple[str, ...]
 Values = dict[str, Any]
 
 
@@ -43,20 +47,27 @@ def columns(row: Base) -> Values:
 
 
 def candidate_rows(run_id: str, iteration: int, plan: Plan) -> list[CandidateRow]:
-    return [
-        CandidateRow(
-            run_id=run_id,
-            iteration=iteration,
-            key=candidate.key,
-            position=position,
-            policy=candidate.policy,
-            tunables=to_json(Pairs, candidate.tunables),
-            history=to_json(Numbers, candidate.history),
-            classes=to_json(Numbers, candidate.classes),
-            reason=candidate.reason,
-        )
-        for position, candidate in enumerate(plan.candidates)
-    ]
+    return [candidate_row(run_id, iteration, position, candidate) for position, candidate in enumerate(plan.candidates)]
+
+
+def candidate_row(
+    run_id: str, iteration: int, position: int, candidate: CandidatePolicy, mends: str = ""
+) -> CandidateRow:
+    return CandidateRow(
+        run_id=run_id,
+        iteration=iteration,
+        key=candidate.key,
+        position=position,
+        policy=candidate.policy,
+        tunables=to_json(Pairs, candidate.tunables),
+        history=to_json(Numbers, candidate.history),
+        classes=to_json(Numbers, candidate.classes),
+        reason=candidate.reason,
+        way=candidate.way.value,
+        expected=candidate.expected,
+        refuted_by=candidate.refuted_by,
+        mends=mends,
+    )
 
 
 def sample_rows(run_id: str, iteration: int, block: Block, argv: Sequence[str]) -> list[SampleRow]:
@@ -109,6 +120,33 @@ def policy_row(policy: PolicyInfo) -> PolicyRow:
     )
 
 
+def made_policy_row(made: MadePolicy) -> MadePolicyRow:
+    spec = None if made.spec is None else to_json(Values, dict(made.spec))
+    return MadePolicyRow(
+        name=made.name,
+        way=made.way.value,
+        parent=made.parent,
+        source=made.source,
+        manifest=made.manifest,
+        spec=spec,
+        run_id=made.run_id,
+        created_at=made.created_at,
+    )
+
+
+def made_policy(row: MadePolicyRow) -> MadePolicy:
+    spec = None if row.spec is None else from_json(Values, row.spec)
+    return MadePolicy(**columns(row) | {"way": Way(row.way), "spec": spec})
+
+
+def insight_row(insight: Insight) -> InsightRow:
+    return InsightRow(**asdict(insight) | {"evidence": to_json(Words, insight.evidence)})
+
+
+def insight(row: InsightRow) -> Insight:
+    return Insight(**columns(row) | {"evidence": from_json(Words, row.evidence)})
+
+
 def _null_for_nan(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
@@ -138,6 +176,9 @@ def candidate(row: CandidateRow) -> CandidatePolicy:
         history=from_json(Numbers, row.history),
         classes=from_json(Numbers, row.classes),
         reason=row.reason,
+        way=Way(row.way),
+        expected=row.expected,
+        refuted_by=row.refuted_by,
     )
 
 

@@ -18,14 +18,18 @@ from typing import Any, Self
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from repo_store import rows, search
+from repo_store import approvals, rows, search
 from repo_store.codec import from_json, to_json
 from repo_store.engine import for_writing, mapped_errors, open_engine, place_of
-from repo_store.records import PolicyMatch, RunRecord, RunStatus
+from repo_store.records import PolicyMatch, RunRecord, RunStatus, SimilarRun
+from repo_store.similar import distance
 from repo_store.tables import (
     AntipatternRow,
     Base,
     CandidateRow,
+    InsightRow,
+    MadePolicyRow,
+    MeaningRow,
     PlanRow,
     PolicyRow,
     ProfileRow,
@@ -34,12 +38,17 @@ from repo_store.tables import (
     VerdictRow,
     VerificationRow,
 )
-from schedagent.core.errors import RepositoryError, UsageError
-from schedagent.core.lesson import Antipattern, Lesson
-from schedagent.core.policy import Plan, PolicyInfo
+from schedagent.core.approval import Decision, Request
+from schedagent.core.errors import NameTaken, PolicyError, RepositoryError, UsageError
+from schedagent.core.lesson import Antipattern, Insight, Lesson, Meaning
+from schedagent.core.policy import CandidatePolicy, Plan, PolicyInfo
+from schedagent.core.proposal import MadePolicy
 from schedagent.core.trial import Block, Hardware, Outcome, Verdict
 from schedagent.core.verification import VerificationReport
 from schedagent.core.workload import WorkloadCommand, WorkloadProfile
+
+_COMPARED_RUNS = 200
+"""Profiles that are looked at for similar ones: reading one of a large build takes milliseconds."""
 
 
 class PolicyRepository:
@@ -174,6 +183,18 @@ class PolicyRepository:
             row = session.get(ProfileRow, run_id)
             return None if row is None else from_json(WorkloadProfile, row.profile)
 
+    def save_meaning(self, run_id: str, meaning: Meaning) -> None:
+        """Store what was said of the profile in words."""
+        row = MeaningRow(run_id=run_id, meaning=meaning.meaning, goal=meaning.goal)
+        with self._writing() as session:
+            _save_once(session, row, f"the meaning of the profile of run {run_id}")
+
+    def meaning(self, run_id: str) -> Meaning | None:
+        """Return what was said of the profile in words; None if nothing was."""
+        with self._reading() as session:
+            row = session.get(MeaningRow, run_id)
+            return None if row is None else Meaning(row.meaning, row.goal)
+
     def save_plan(self, run_id: str, iteration: int, plan: Plan) -> None:
         """Store the candidates of one iteration, and why they were chosen."""
         new = rows.candidate_rows(run_id, iteration, plan)
@@ -183,7 +204,7 @@ class PolicyRepository:
             if _save_once(session, head, what):
                 session.add_all(new)
             else:
-                _require_same(_candidate_rows(session, run_id, iteration), new, what)
+                _require_same(_planned_rows(session, run_id, iteration), new, what)
 
     def plan(self, run_id: str, iteration: int) -> Plan | None:
         """Return the plan of one iteration; None if it was not stored yet."""
@@ -191,8 +212,37 @@ class PolicyRepository:
             head = session.get(PlanRow, (run_id, iteration))
             if head is None:
                 return None
-            candidates = tuple(rows.candidate(row) for row in _candidate_rows(session, run_id, iteration))
+            candidates = tuple(rows.candidate(row) for row in _planned_rows(session, run_id, iteration))
             return Plan(candidates=candidates, reason=head.reason, learned=head.learned)
+
+    def save_mend(self, run_id: str, iteration: int, failed_key: str, candidate: CandidatePolicy) -> None:
+        """Store a candidate that mends another one of the same iteration, which may be a mend itself.
+
+        Raises:
+            UsageError: that iteration has no candidate `failed_key`.
+            PolicyError: the mend is a candidate of the iteration already, so it mends nothing.
+        """
+        with self._writing() as session:
+            stored = {row.key: row for row in _candidate_rows(session, run_id, iteration)}
+            if failed_key not in stored:
+                raise UsageError(f"run {run_id}, iteration {iteration} has no candidate {failed_key!r}")
+            there = stored.get(candidate.key)
+            if there is None:
+                session.add(rows.candidate_row(run_id, iteration, len(stored), candidate, failed_key))
+            elif there.mends != failed_key:
+                raise PolicyError(
+                    f"{candidate.label} is a candidate of this iteration already", "change it, or give up"
+                )
+
+    def candidates(self, run_id: str, iteration: int) -> list[CandidatePolicy]:
+        """Return all candidates of one iteration: the plan's, then the mends, in the order they were stored."""
+        with self._reading() as session:
+            return [rows.candidate(row) for row in _candidate_rows(session, run_id, iteration)]
+
+    def mended(self, run_id: str, iteration: int) -> dict[str, str]:
+        """Return, by the key of each mend of one iteration, the key of the candidate that it mends."""
+        with self._reading() as session:
+            return {row.key: row.mends for row in _candidate_rows(session, run_id, iteration) if row.mends}
 
     def iterations(self, run_id: str) -> list[int]:
         """Return the iterations that have a plan, in order."""
@@ -255,17 +305,39 @@ class PolicyRepository:
         with self._reading() as session:
             return {row.candidate_key: rows.verdict(row) for row in session.scalars(query)}
 
+    # What a person has to approve
+
+    def ask_approval(self, run_id: str, request: Request) -> None:
+        """Store what a run shows and waits for, and that it waits."""
+        with self._writing() as session:
+            approvals.ask(session, run_id, request, _now())
+            _run_row(session, run_id).status = RunStatus.WAITING.value
+
+    def decide_approval(self, run_id: str, digest: str, decision: Decision) -> None:
+        """Store what was decided on what has this digest.
+
+        Raises:
+            UsageError: it was decided before, or does not wait.
+        """
+        with self._writing() as session:
+            approvals.decide(session, run_id, digest, decision)
+
+    def approvals(self, run_id: str) -> Sequence[tuple[Request, Decision | None]]:
+        """Return all that a run has asked for, oldest first, with what was decided; None for what still waits."""
+        with self._reading() as session:
+            return approvals.every(session, run_id)
+
     # What was learned
 
     def lessons(self, workload_key: str, hardware_key: str) -> list[Lesson]:
         """Return all verdicts of all runs on this workload and hardware, newest first."""
-        query = (
-            select(RunRow, CandidateRow, VerdictRow)
-            .join(CandidateRow, CandidateRow.run_id == RunRow.id)
-            .join(VerdictRow, _same_candidate())
-            .where(RunRow.workload_key == workload_key, RunRow.hardware_key == hardware_key)
-            .order_by(VerdictRow.at.desc(), RunRow.id.desc(), VerdictRow.iteration.desc(), CandidateRow.position)
-        )
+        here = (RunRow.workload_key == workload_key) & (RunRow.hardware_key == hardware_key)
+        with self._reading() as session:
+            return [rows.lesson(*found) for found in session.execute(_verdicts_where(here))]
+
+    def results_of(self, policy: str, limit: int = 20) -> list[Lesson]:
+        """Return the latest verdicts on a policy, whatever the workload and hardware, newest first."""
+        query = _verdicts_where(CandidateRow.policy == policy).limit(limit)
         with self._reading() as session:
             return [rows.lesson(*found) for found in session.execute(query)]
 
@@ -285,6 +357,103 @@ class PolicyRepository:
         )
         with self._reading() as session:
             return [rows.antipattern(row) for row in session.scalars(query)]
+
+    def add_insight(self, insight: Insight) -> None:
+        """Store what a run concluded from trials; the same words of the same run are stored once.
+
+        Raises:
+            UsageError: there is no such run, no evidence, or a key that no trial has a verdict on.
+        """
+        row = rows.insight_row(insight)
+        with self._writing() as session:
+            _run_row(session, insight.run_id)
+            judged = select(VerdictRow.candidate_key).where(VerdictRow.candidate_key.in_(insight.evidence))
+            unknown = sorted(set(insight.evidence) - set(session.scalars(judged)))
+            if unknown or not insight.evidence:
+                what = f"candidates that nobody measured: {', '.join(unknown)[:200]}" if unknown else "no trial at all"
+                raise UsageError(f"the insight rests on {what}", "name keys of candidates that have a verdict")
+            _save_once(session, row, "this insight", except_for=("created_at",))
+
+    def insights(self, workload_key: str, hardware_key: str) -> list[Insight]:
+        """Return what runs of this workload on this hardware concluded, newest first."""
+        query = (
+            select(InsightRow)
+            .join(RunRow, RunRow.id == InsightRow.run_id)
+            .where(RunRow.workload_key == workload_key, RunRow.hardware_key == hardware_key)
+            .order_by(InsightRow.created_at.desc(), InsightRow.text)
+        )
+        with self._reading() as session:
+            return [rows.insight(row) for row in session.scalars(query)]
+
+    def similar_runs(
+        self, profile: WorkloadProfile, hardware_key: str, limit: int = 3, *, but_not: str = ""
+    ) -> list[SimilarRun]:
+        """Return runs of other workloads on this hardware whose measured profiles are nearest, with their verdicts.
+
+        Of each workload, the latest run that reached a verdict counts.
+
+        Args:
+            but_not: key of the workload whose own runs are left out (its results are `lessons`).
+        """
+        query = (
+            select(RunRow, ProfileRow)
+            .join(ProfileRow, ProfileRow.run_id == RunRow.id)
+            .where(RunRow.hardware_key == hardware_key, RunRow.workload_key != but_not)
+            .where(RunRow.id.in_(select(VerdictRow.run_id)))
+            .order_by(RunRow.started_at.desc(), RunRow.id.desc())
+            .limit(_COMPARED_RUNS)
+        )
+        with self._reading() as session:
+            latest: dict[str, tuple[RunRow, WorkloadProfile]] = {}
+            for run, stored in session.execute(query):
+                if run.workload_key not in latest:
+                    latest[run.workload_key] = run, from_json(WorkloadProfile, stored.profile)
+            near = sorted(latest.values(), key=lambda found: distance(profile, found[1]))[:limit]
+            return [_similar(session, run, found, distance(profile, found)) for run, found in near]
+
+    # Policies that were made
+
+    def keep_policy(self, made: MadePolicy) -> MadePolicy:
+        """Store a policy and return what is stored: the same content under this name may be there from another run.
+
+        Raises:
+            NameTaken: a policy of other content has this name; what was stored once is never changed.
+        """
+        row = rows.made_policy_row(made)
+        with self._writing() as session:
+            there = session.get(MadePolicyRow, made.name)
+            if there is None:
+                session.add(row)
+                return made
+            stored = rows.made_policy(there)
+        if stored.digest != made.digest:
+            raise NameTaken(f"another policy is called {made.name}", "give it another name")
+        return stored
+
+    def made_policies(self) -> list[MadePolicy]:
+        """Return every policy that was ever made, by name."""
+        with self._reading() as session:
+            return [
+                rows.made_policy(row) for row in session.scalars(select(MadePolicyRow).order_by(MadePolicyRow.name))
+            ]
+
+    def policies_of(self, run_id: str) -> set[str]:
+        """Return the names of the policies that a run has candidates of, or made."""
+        planned = select(CandidateRow.policy).where(CandidateRow.run_id == run_id)
+        made = select(MadePolicyRow.name).where(MadePolicyRow.run_id == run_id)
+        with self._reading() as session:
+            return {*session.scalars(planned), *session.scalars(made)}
+
+    def winners(self) -> set[str]:
+        """Return the names of the policies that were better than the default in some trial."""
+        query = (
+            select(CandidateRow.policy)
+            .join(VerdictRow, _same_candidate())
+            .where(VerdictRow.outcome == Outcome.BETTER.value)
+            .distinct()
+        )
+        with self._reading() as session:
+            return set(session.scalars(query))
 
     # The library, for searching
 
@@ -341,6 +510,17 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
+def _verdicts_where(condition: Any) -> Any:
+    """Select run, candidate and verdict of every verdict that fits, newest first."""
+    return (
+        select(RunRow, CandidateRow, VerdictRow)
+        .join(CandidateRow, CandidateRow.run_id == RunRow.id)
+        .join(VerdictRow, _same_candidate())
+        .where(condition)
+        .order_by(VerdictRow.at.desc(), RunRow.id.desc(), VerdictRow.iteration.desc(), CandidateRow.position)
+    )
+
+
 def _same_candidate() -> Any:
     return (
         (CandidateRow.run_id == VerdictRow.run_id)
@@ -359,6 +539,21 @@ def _run_row(session: Session, run_id: str) -> RunRow:
 def _candidate_rows(session: Session, run_id: str, iteration: int) -> list[CandidateRow]:
     query = select(CandidateRow).where(CandidateRow.run_id == run_id, CandidateRow.iteration == iteration)
     return list(session.scalars(query.order_by(CandidateRow.position)))
+
+
+def _planned_rows(session: Session, run_id: str, iteration: int) -> list[CandidateRow]:
+    return [row for row in _candidate_rows(session, run_id, iteration) if not row.mends]
+
+
+def _similar(session: Session, run: RunRow, profile: WorkloadProfile, apart: float) -> SimilarRun:
+    query = (
+        select(CandidateRow, VerdictRow)
+        .join(VerdictRow, _same_candidate())
+        .where(VerdictRow.run_id == run.id)
+        .order_by(VerdictRow.iteration, CandidateRow.position)
+    )
+    lessons = tuple(rows.lesson(run, candidate, verdict) for candidate, verdict in session.execute(query))
+    return SimilarRun(run.id, from_json(WorkloadCommand, run.workload), profile.kind, apart, lessons)
 
 
 def _sample_rows(session: Session, run_id: str, iteration: int, block: int | None = None) -> list[SampleRow]:

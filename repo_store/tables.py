@@ -8,7 +8,7 @@ from __future__ import annotations
 from sqlalchemy import BigInteger, ForeignKey, ForeignKeyConstraint, Index, Text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-SCHEMA = "0001"
+SCHEMA = "0003"
 """Revision these tables need: the newest in migrations/versions."""
 
 
@@ -46,6 +46,16 @@ class ProfileRow(Base):
     profile: Mapped[str]
 
 
+class MeaningRow(Base):
+    """What a model said of the profile; no figure is ever read from it."""
+
+    __tablename__ = "meanings"
+
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"), primary_key=True)
+    meaning: Mapped[str]
+    goal: Mapped[str]
+
+
 class PlanRow(Base):
     """Why the candidates of one iteration were chosen."""
 
@@ -58,7 +68,7 @@ class PlanRow(Base):
 
 
 class CandidateRow(Base):
-    """A candidate of a plan. JSON: tunables, history, classes."""
+    """A candidate of a plan, or one that mends another of the same iteration. JSON: tunables, history, classes."""
 
     __tablename__ = "candidates"
     __table_args__ = (ForeignKeyConstraint(["run_id", "iteration"], ["plans.run_id", "plans.iteration"]),)
@@ -72,6 +82,10 @@ class CandidateRow(Base):
     history: Mapped[str]
     classes: Mapped[str]
     reason: Mapped[str]
+    way: Mapped[str]
+    expected: Mapped[str]
+    refuted_by: Mapped[str]
+    mends: Mapped[str]
 
 
 class VerificationRow(Base):
@@ -146,6 +160,49 @@ class AntipatternRow(Base):
     tunables: Mapped[str]
     reason: Mapped[str]
     at: Mapped[str]
+
+
+class ApprovalRow(Base):
+    """What a run has shown to a person, and what was decided. JSON: shown. Undecided: `decided_at` is empty."""
+
+    __tablename__ = "approvals"
+
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"), primary_key=True)
+    digest: Mapped[str] = mapped_column(primary_key=True)
+    stage: Mapped[str]
+    iteration: Mapped[int]
+    shown: Mapped[str]
+    asked_at: Mapped[str]
+    approved: Mapped[int]
+    decided_by: Mapped[str]
+    decided_at: Mapped[str]
+    because: Mapped[str]
+
+
+class InsightRow(Base):
+    """What was concluded from trials, in words. JSON: evidence."""
+
+    __tablename__ = "insights"
+
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"), primary_key=True)
+    text: Mapped[str] = mapped_column(primary_key=True)
+    evidence: Mapped[str]
+    created_at: Mapped[str]
+
+
+class MadePolicyRow(Base):
+    """A policy that did not come with the program. JSON: spec. The run may be empty: nobody has to be running."""
+
+    __tablename__ = "made_policies"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    way: Mapped[str]
+    parent: Mapped[str]
+    source: Mapped[str]
+    manifest: Mapped[str]
+    spec: Mapped[str | None]
+    run_id: Mapped[str]
+    created_at: Mapped[str]
 
 
 class PolicyRow(Base):

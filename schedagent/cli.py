@@ -17,13 +17,17 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from schedagent import __version__
+from schedagent.approval_cli import approve, follow, reject
+from schedagent.approval_text import commands, show_waiting
 from schedagent.core.errors import SchedagentError, UsageError
 from schedagent.keys_cli import keys_app
+from schedagent.mcp_cli import mcp
 from schedagent.verifier_cli import verifier_app
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_NO = 3
+EXIT_WAITING = 4
 EXIT_INTERRUPTED = 130
 
 LONGEST_S = 7 * 24 * 3600.0
@@ -32,7 +36,7 @@ LONGEST_S = 7 * 24 * 3600.0
 EPILOG = (
     "Exit status: 0 something better was found (or the command did its work), 1 it failed, 2 bad usage, "
     "3 the answer is no: nothing better than the default scheduler, or the policy was rejected, "
-    "130 stopped by Ctrl-C."
+    "4 the run waits for an approval, 130 stopped by Ctrl-C."
 )
 
 app = typer.Typer(
@@ -49,6 +53,9 @@ app.add_typer(runs_app, name="runs")
 app.add_typer(policies_app, name="policies")
 app.add_typer(keys_app, name="keys")
 app.add_typer(verifier_app, name="verifier")
+app.command()(approve)
+app.command()(reject)
+app.command("mcp")(mcp)
 
 Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON on stdout.")]
 
@@ -98,19 +105,23 @@ def optimize(
     timeout: Annotated[
         float, typer.Option(min=1.0, max=LONGEST_S, help="Longest time one run may take, in seconds.")
     ] = 900.0,
+    approve: Annotated[
+        str, typer.Option(help="Wait for your approval of each plan, of the deploy token, plan,deploy or none.")
+    ] = "none",
     as_json: Json = False,
 ) -> None:
     """Observe a workload, try policies on it in the micro-VM, and say whether one is better than the default."""
 
     def command() -> int:
         from schedagent.core.judge import TrialRules
-        from schedagent.options import RunOptions
+        from schedagent.options import RunOptions, read_approve
         from schedagent.progress import reporter
         from schedagent.wiring import start_run
 
+        stages = read_approve(approve)
         job = read_workload(workload, directory, goal, prepare, metric, timeout)
-        chosen = RunOptions(iterations, budget_minutes * 60, candidates, TrialRules())
-        return show_report(start_run(settings(), job, chosen, reporter()), as_json)
+        chosen = RunOptions(iterations, budget_minutes * 60, candidates, TrialRules(), stages)
+        return follow(lambda: start_run(settings(), job, chosen, reporter()), as_json)
 
     guarded(command)
 
@@ -126,7 +137,7 @@ def resume(
         from schedagent.progress import reporter
         from schedagent.wiring import resume_run
 
-        return show_report(resume_run(settings(), run, reporter()), as_json)
+        return follow(lambda: resume_run(settings(), run, reporter()), as_json)
 
     guarded(command)
 
@@ -147,33 +158,64 @@ def runs_list(as_json: Json = False) -> None:
 
 
 @runs_app.command("show")
-def runs_show(run: Annotated[str, typer.Argument(help="Id of the run.")], as_json: Json = False) -> None:
+def runs_show(
+    run: Annotated[str, typer.Argument(help="Id of the run.")],
+    transcript: Annotated[
+        bool, typer.Option("--transcript", help="Show what was asked of models instead, and what they answered.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """Show what a run found so far."""
 
     def command() -> int:
+        from agents.transcript import transcript_path
+        from schedagent.model_report import model_use
         from schedagent.report import build_report
         from schedagent.wiring import open_repository
 
-        with open_repository(settings()) as repository:
+        found = settings()
+        if transcript:
+            return show_transcript(found, run, as_json)
+        with open_repository(found) as repository:
             record = repository.run(run)
-            report = record.report or build_report(repository, run, complete=False)
+            used = model_use(transcript_path(found.state_dir, run))
+            report = record.report or build_report(repository, run, model=used, complete=False)
         show_report(report, as_json)
-        if not as_json and record.report is None:
+        if not as_json and report.get("waiting"):
+            show_waiting(report["waiting"])
+            typer.echo(commands(run, report["waiting"]["digest"]))
+        elif not as_json and record.report is None:
             typer.echo(f"This run is not finished (status: {record.status.value}). Go on: schedagent resume {run}")
         return 0
 
     guarded(command)
 
 
-@policies_app.command("list")
-def policies_list(as_json: Json = False) -> None:
-    """List the policies of the library."""
+@runs_app.command("replay")
+def runs_replay(run: Annotated[str, typer.Argument(help="Id of the run.")], as_json: Json = False) -> None:
+    """Run the agents of a recorded run again, on what models answered and machines measured then; for debugging."""
 
     def command() -> int:
-        from kernel_bpf.library import load_library
-        from schedagent.listing import show_policies
+        from schedagent.listing import show_replay
+        from schedagent.progress import reporter
+        from schedagent.wiring import replay_run
 
-        show_policies(list(load_library().values()), as_json)
+        found = replay_run(settings(), run, reporter())
+        show_replay(found, as_json)
+        return 0 if found["same"] else EXIT_NO
+
+    guarded(command)
+
+
+@policies_app.command("list")
+def policies_list(as_json: Json = False) -> None:
+    """List the policies of the library: the bundled ones, and those that runs have made."""
+
+    def command() -> int:
+        from schedagent.listing import show_policies
+        from schedagent.wiring import whole_library
+
+        show_policies(list(whole_library(settings()).values()), as_json)
         return 0
 
     guarded(command)
@@ -186,8 +228,9 @@ def policies_show(name: Annotated[str, typer.Argument(help="Name of the policy."
     def command() -> int:
         from kernel_bpf.library import find_policy
         from schedagent.listing import show_policy
+        from schedagent.wiring import whole_library
 
-        show_policy(find_policy(name), as_json)
+        show_policy(find_policy(name, whole_library(settings())), as_json)
         return 0
 
     guarded(command)
@@ -213,7 +256,10 @@ def policies_search(
 
 @app.command()
 def verify(
-    file: Annotated[Path, typer.Argument(help="Policy: a source FILE.bpf.c, or a compiled FILE.bpf.o.")],
+    file: Annotated[
+        Path,
+        typer.Argument(help="Policy: a source FILE.bpf.c, a compiled FILE.bpf.o, or the NAME of one in the library."),
+    ],
     include: Annotated[list[Path] | None, typer.Option(help="Folder with headers of the source.")] = None,
     tunables: Annotated[list[str] | None, typer.Option("--set", help="tunable=value; may be repeated.")] = None,
     kernel: Annotated[str, typer.Option(help="Only this kernel of the cache, instead of all of them.")] = "",
@@ -310,6 +356,15 @@ def read_workload(command: str, directory: Path, goal: str, prepare: str, metric
     from schedagent.intake import read_workload as read
 
     return read(command, directory, goal, prepare, metric, timeout_s)
+
+
+def show_transcript(found: Any, run: str, as_json: bool) -> int:
+    """Print a run's exchanges with models."""
+    from schedagent.listing import show_exchanges
+    from schedagent.wiring import read_run_transcript
+
+    show_exchanges(*read_run_transcript(found, run), as_json)
+    return 0
 
 
 def show_report(report: Any, as_json: bool) -> int:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from agents.transcript import Exchange, render
 from repo_store.records import PolicyMatch, RunRecord
 from schedagent.core.policy import PolicyInfo
 
@@ -42,10 +43,15 @@ def show_policies(policies: Sequence[PolicyInfo], as_json: bool) -> None:
         _print_json([_policy(policy) for policy in policies])
         return
     rows = [
-        {"policy": policy.name, "for": ", ".join(policy.target_workloads), "description": policy.description}
+        {
+            "policy": policy.name,
+            "origin": policy.origin.value,
+            "for": ", ".join(policy.target_workloads),
+            "description": policy.description,
+        }
         for policy in policies
     ]
-    _print_table(("policy", "for", "description"), rows)
+    _print_table(("policy", "origin", "for", "description"), rows)
 
 
 def show_policy(policy: PolicyInfo, as_json: bool) -> None:
@@ -55,6 +61,7 @@ def show_policy(policy: PolicyInfo, as_json: bool) -> None:
         return
     _say(f"{policy.name}: {policy.description}\n")
     for heading, text in (
+        ("Origin", f"{policy.origin.value} from {policy.parent}" if policy.parent else policy.origin.value),
         ("Meant for", ", ".join(policy.target_workloads)),
         ("How it decides", policy.algorithm),
         ("When it loses", policy.limitations),
@@ -83,6 +90,39 @@ def show_matches(matches: Sequence[PolicyMatch], as_json: bool) -> None:
         _say("no policy matches; see all: schedagent policies list")
     else:
         _print_table(("policy", "description"), [{"policy": m.name, "description": m.description} for m in matches])
+
+
+def show_exchanges(header: Mapping[str, Any], exchanges: Sequence[Exchange], as_json: bool) -> None:
+    """Show what a run asked models, and what they answered."""
+    if as_json:
+        _print_json({**header, "exchanges": [_exchange(exchange) for exchange in exchanges]})
+    else:
+        for block in render(header, exchanges):
+            _say(block)
+
+
+def show_replay(found: Mapping[str, Any], as_json: bool) -> None:
+    """Show what a replay found."""
+    if as_json:
+        _print_json(found)
+        return
+    for difference in found["differences"]:
+        _say(difference)
+    verdict = "as it was recorded" if found["same"] else f"otherwise in {len(found['differences'])} points"
+    _say(f"Replayed {found['requests']} requests of run {found['run']}: it went {verdict}.")
+
+
+def _exchange(exchange: Exchange) -> dict[str, Any]:
+    request = exchange.request
+    return {
+        "number": exchange.number,
+        "role": request.role,
+        "iteration": request.iteration,
+        "body": request.body,
+        "outcome": dataclasses.asdict(exchange.outcome) if exchange.outcome else None,
+        "used": dataclasses.asdict(exchange.record) if exchange.record else None,
+        "results": [text for _place, text in sorted(exchange.results.items())],
+    }
 
 
 def _policy(policy: PolicyInfo) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
@@ -12,7 +13,10 @@ from rich.table import Table
 from agents.learning import best
 from repo_store.records import RunRecord
 from repo_store.store import PolicyRepository
+from schedagent import approval
+from schedagent.approval_text import token_allows
 from schedagent.core.judge import cpu_time_ratio
+from schedagent.core.lesson import Insight
 from schedagent.core.policy import CandidatePolicy
 from schedagent.core.trial import Outcome, Verdict
 from schedagent.core.verification import VerificationReport
@@ -28,16 +32,22 @@ Report = Mapping[str, Any]
 
 
 def build_report(
-    repository: PolicyRepository, run_id: str, *, out_of_time: bool = False, complete: bool = True
+    repository: PolicyRepository,
+    run_id: str,
+    *,
+    model: Mapping[str, Any] | None = None,
+    out_of_time: bool = False,
+    complete: bool = True,
 ) -> dict[str, Any]:
     """Collect everything a run found, as JSON values.
 
     Args:
+        model: what it used of models, see model_report.model_use; None if it asked none.
         out_of_time: whether the run ended because its budget was used up.
         complete: whether the run has ended; if not, the report tells what is known so far.
     """
     run = repository.run(run_id)
-    profile = repository.profile(run_id)
+    profile, meaning = repository.profile(run_id), repository.meaning(run_id)
     iterations = [_iteration(repository, run_id, number) for number in repository.iterations(run_id)]
     verdicts: dict[str, Verdict] = {}
     for number in repository.iterations(run_id):
@@ -45,19 +55,31 @@ def build_report(
     candidates = [candidate for iteration in iterations for candidate in iteration["candidates"]]
     winner = best(verdicts, lower_is_better=run.workload.goal.lower_is_better)
     verifications = [repository.verification(run_id, candidate["key"]) for candidate in candidates]
+    asked = approval.waiting(repository, run_id)
     return {
         "run": run_id,
         "started_at": run.started_at,
         "workload": _workload(run),
         "hardware": _hardware(run),
         "profile": _profile(profile) if profile else None,
+        "meaning": asdict(meaning) if meaning else None,
         "iterations": iterations,
         "best": next((candidate for candidate in candidates if candidate["key"] == winner), None),
         "outcome": "better" if winner else "keep the default scheduler",
+        "insights": [asdict(insight) for insight in _insights(repository, run)],
+        "model": model,
         "out_of_time": out_of_time,
         "complete": complete,
         "verified_by": sorted({found.verified_by or IN_PROCESS for found in verifications if found}),
+        "approvals": approval.history(repository, run_id),
+        "waiting": approval.to_json(asked) if asked and not complete else None,
+        "deployment": approval.deployment(repository, run_id) if complete else None,
     }
+
+
+def _insights(repository: PolicyRepository, run: RunRecord) -> list[Insight]:
+    found = repository.insights(run.workload.key, run.hardware.key)
+    return [insight for insight in found if insight.run_id == run.id]
 
 
 def _workload(run: RunRecord) -> dict[str, Any]:
@@ -120,14 +142,14 @@ def _iteration(repository: PolicyRepository, run_id: str, number: int) -> dict[s
     plan = repository.plan(run_id, number)
     assert plan is not None, "iterations() lists stored plans"
     verdicts = repository.verdicts(run_id, number)
-    blocks = repository.blocks(run_id, number)
+    blocks, mended = repository.blocks(run_id, number), repository.mended(run_id, number)
     return {
         "reason": plan.reason,
         "learned": plan.learned,
         "candidates": [
             _candidate(candidate, verdicts.get(candidate.key), repository.verification(run_id, candidate.key))
-            | {"cpu_time_ratio": _finite(cpu_time_ratio(blocks, candidate.key))}
-            for candidate in plan.candidates
+            | {"cpu_time_ratio": _finite(cpu_time_ratio(blocks, candidate.key)), "mends": mended.get(candidate.key, "")}
+            for candidate in repository.candidates(run_id, number)
         ],
         "runs_measured": sum(len(block.samples) for block in blocks),
     }
@@ -140,7 +162,10 @@ def _candidate(
         "key": candidate.key,
         "policy": candidate.policy,
         "tunables": dict(candidate.tunables),
+        "way": candidate.way.value,
         "reason": candidate.reason,
+        "expected": candidate.expected,
+        "refuted_by": candidate.refuted_by,
         "gates": [
             {"gate": gate.gate, "status": gate.status.value, "detail": gate.detail, "seconds": gate.seconds}
             for gate in (verification.gates if verification else ())
@@ -180,6 +205,8 @@ def render(report: Report, console: Console) -> None:
     for number, candidate in enumerate(candidates, start=1):
         reason = candidate["verdict"]["reason"] if candidate["verdict"] else "not reached"
         _say(console, f"  {number} {_label(candidate)}\n      {reason}")
+    for insight in report.get("insights", ()):
+        _say(console, f"  Insight: {insight['text']} (from {', '.join(insight['evidence'])})")
     console.print()
     for line in conclusion(report):
         _say(console, line)
@@ -199,6 +226,8 @@ def _render_profile(report: Report, console: Console) -> None:
     )
     for sentence in profile["evidence"]:
         _say(console, f"    {sentence}")
+    if report.get("meaning"):  # a report of an earlier version has none
+        _say(console, f"    In words: {report['meaning']['meaning']} Goal: {report['meaning']['goal']}")
     for stats in profile["commands"][:TOP_COMMANDS]:
         _say(
             console,
@@ -274,9 +303,12 @@ def conclusion(report: Report) -> list[str]:
         lines.append("Next: run the same command again; it starts from this result and measures the winner anew.")
     elif not report["complete"]:
         lines.append("No verdict yet: the run is not finished.")
+    elif report["iterations"] and all(_rejected(report, number) for number in range(1, len(report["iterations"]) + 1)):
+        lines.append("Verdict: nothing was tried, because no plan was approved. Keep the default scheduler.")
     else:
         lines.append("Verdict: nothing better was found. Keep the default scheduler.")
         lines.append(_next_without_winner(report))
+    lines += _decided(report)
     if report["out_of_time"]:
         lines.append("The time budget ended the run; what was not decided by then is called inconclusive.")
     if winner and report["hardware"]["lab"] == "vm-tcg" and (winner["cpu_time_ratio"] or 1) < SAVED_CPU_TIME:
@@ -284,12 +316,45 @@ def conclusion(report: Report) -> list[str]:
             f"Caution: the same work took {100 * (1 - winner['cpu_time_ratio']):.0f} % less CPU time. In an emulated "
             "VM a task switch costs many times what it costs on hardware, so expect less of this gain on a real host."
         )
+    lines += _model_lines(report.get("model"))
     if report["hardware"]["lab"] != "host":
         lines.append(
             f"Measured in a micro-VM ({report['hardware']['lab']}); nothing was changed on this machine."
             + _who_verified(report["verified_by"])
         )
     return lines
+
+
+def _rejected(report: Report, iteration: int) -> bool:
+    """Whether the plan of this iteration, counted from 1, was rejected in the end."""
+    made = [
+        found for found in report.get("approvals", ()) if (found["stage"], found["iteration"]) == ("plan", iteration)
+    ]
+    return bool(made) and not made[-1]["approved"]
+
+
+def _decided(report: Report) -> list[str]:
+    """Who approved or rejected what, and what the run hands out."""
+    lines = []
+    for made in report.get("approvals", ()):
+        what = f"Plan {made['iteration']}" if made["stage"] == "plan" else "The deployment"
+        verb = "approved" if made["approved"] else "rejected"
+        lines.append(f"{what} was {verb} by {made['by']}" + (f": {made['because']}" if made["because"] else "."))
+    handed_out = report.get("deployment")
+    if handed_out:
+        where = f"schedagent runs show {report['run']} --json"
+        lines.append(f"A token for it ({where}: deployment) allows {token_allows(handed_out['allows'])}.")
+    elif report["complete"] and lines and report["approvals"][-1]["stage"] == "deploy":
+        lines.append("No token was handed out.")
+    return lines
+
+
+def _model_lines(model: Mapping[str, Any] | None) -> list[str]:
+    """What was used of models, and what happened meanwhile."""
+    if model is None:
+        return []
+    notes = [f"  {note['role']}, iteration {note['iteration']}: {note['text']}" for note in model["notes"]]
+    return [f"Model: {model['used']}.", *notes]
 
 
 def _who_verified(verifiers: Sequence[str]) -> str:

@@ -11,9 +11,13 @@ class RunState(TypedDict):
     Args:
         run_id: key of everything the run has stored.
         iteration: which plan, from 0.
+        rejected: whether a person rejected the plan of this iteration, or, at the end, the deployment.
         finished: whether learning decided to end.
+        out_of_time: whether it ended because the budget was used up.
     """
 
     run_id: str
     iteration: int
+    rejected: bool
     finished: bool
+    out_of_time: bool

@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kernel_bpf.library import policy_from_file
+from kernel_bpf.library import find_policy, policy_from_file
 from schedagent.core.errors import UsageError
-from schedagent.core.policy import CandidatePolicy
+from schedagent.core.policy import CandidatePolicy, PolicyInfo
 from schedagent.core.settings import Settings
 from schedagent.core.token import Scope
 from schedagent.core.verification import GateResult, VerificationReport
-from schedagent.wiring import open_local_verifier, open_remote_verifier
+from schedagent.wiring import open_local_verifier, open_remote_verifier, whole_library
 from verifier.client import RemoteVerifier
 from verifier.pipeline import Verifier
 from verifier.proving.prove import Depth
@@ -51,13 +51,14 @@ def verify_file(
     """Take a policy through every gate.
 
     Args:
+        file: a file, or the name of a policy of the library.
         on_gate: called with each gate's result as it comes.
 
     Raises:
         UsageError: the file, a folder, a tunable, the scope or the depth cannot be used.
         SetupError: there is no such kernel, or a tool is missing.
     """
-    info = policy_from_file(file)
+    info = find(settings, file)
     for folder in options.include_dirs:
         if not folder.is_dir():
             raise UsageError(f"--include {folder} is not a directory")
@@ -81,6 +82,14 @@ def verify_file(
     if options.html:
         write_html(report, options.html)
     return report
+
+
+def find(settings: Settings, file: Path) -> PolicyInfo:
+    """Return a policy by its file; what is no file but could be a name is looked up in the library."""
+    name = str(file)
+    if not file.exists() and name.isidentifier():
+        return find_policy(name, whole_library(settings))
+    return policy_from_file(file)
 
 
 def choose_verifier(settings: Settings, options: VerifyOptions) -> Verifier | RemoteVerifier:

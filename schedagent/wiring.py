@@ -4,27 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import functools
 import os
 import secrets
 import shlex
 import socket
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from agents.exchange import Json
+from agents.transcript import Exchange, Replay, read_transcript, transcript_path
 from kernel_bpf.library import load_library
 from kernel_bpf.target import prepare_target
 from repo_store.records import RunStatus
+from repo_store.rewind import rewind
 from repo_store.store import PolicyRepository
+from schedagent.core.approval import Decision
 from schedagent.core.artifact import PolicyArtifact
 from schedagent.core.errors import RepositoryError, SchedagentError, UsageError
+from schedagent.core.policy import PolicyInfo
 from schedagent.core.settings import Settings, workload_environment, writable
 from schedagent.core.trusted import load_trusted
 from schedagent.core.verification import GateResult, Verified
 from schedagent.core.workload import WorkloadCommand
+from schedagent.library import Library, worth_trying
 from schedagent.options import RunOptions
 from schedagent.progress import Reporter
 from schedagent.state import RunState
@@ -41,7 +49,14 @@ from verifier.signer import Signer
 from verifier.worker import Submission
 
 if TYPE_CHECKING:
+    from schedagent.approval import Approvals
+    from schedagent.graph import Approvals as Questions
+    from schedagent.model_agents import ModelAgents
     from schedagent.nodes import RunNodes
+
+REPOSITORY = "repository.sqlite"
+MADE_POLICIES = "policies"
+"""In the state folder."""
 
 MEMORY_MIB_PER_CPU = 1024
 LEAST_MEMORY_MIB = 2048
@@ -49,10 +64,31 @@ MOST_CPUS = 16
 
 
 def open_repository(settings: Settings) -> PolicyRepository:
-    """Open the policy repository in the state folder, with the library mirrored for searching."""
-    repository = PolicyRepository(writable(settings.state_dir, "SCHEDAGENT_STATE") / "repository.sqlite")
-    repository.sync_policies(load_library().values())
+    """Open the policy repository in the state folder, with what a new run may plan with mirrored for searching."""
+    repository = PolicyRepository(writable(settings.state_dir, "SCHEDAGENT_STATE") / REPOSITORY)
+    try:
+        repository.sync_policies(open_run_library(settings, repository).values())
+    except BaseException:
+        repository.close()
+        raise
     return repository
+
+
+def open_run_library(settings: Settings, repository: PolicyRepository, run_id: str = "") -> Library:
+    """Open the library of a run: the bundled policies, those that have won somewhere, and its own.
+
+    Args:
+        run_id: the run; empty for one that has not begun.
+    """
+    return Library(load_library(), repository, settings.state_dir / MADE_POLICIES, worth_trying(repository, run_id))
+
+
+def whole_library(settings: Settings) -> dict[str, PolicyInfo]:
+    """Return all policies, bundled and made; looking does not create a repository."""
+    if not (settings.state_dir / REPOSITORY).is_file():
+        return dict(load_library())
+    with PolicyRepository(settings.state_dir / REPOSITORY) as repository:
+        return dict(Library(load_library(), repository, settings.state_dir / MADE_POLICIES))
 
 
 def open_lab(settings: Settings, kernel: KernelImage | None = None) -> VmLab:
@@ -172,24 +208,140 @@ def resume_run(settings: Settings, run_id: str, reporter: Reporter) -> dict[str,
         UsageError: there is no such run, it is finished, or it was measured on other hardware than this.
     """
     with open_repository(settings) as repository:
-        run = repository.run(run_id)
-        lab = open_lab(settings)
-        if lab.hardware.key != run.hardware.key:
-            raise UsageError(
-                f"run {run_id} was measured on other hardware ({run.hardware}) than this ({lab.hardware})",
-                "its samples and new ones cannot be compared: start a new run",
-            )
-        nodes = build_nodes(settings, repository, lab, RunOptions.from_json(run.settings), reporter)
+        nodes = nodes_of(settings, repository, run_id, reporter)
         return drive(settings, nodes, repository, run_id, reporter)
 
 
+def decide_run(settings: Settings, run_id: str, decision: Decision, digest: str, reporter: Reporter) -> dict[str, Any]:
+    """Store what a person decided on what a run waits for, go on with the run, and return the report.
+
+    Args:
+        digest: of what was shown, or how it begins; empty for whatever waits.
+
+    Raises:
+        UsageError: it waits for nothing, for something else, or another process works on it; or as `resume_run`.
+    """
+    with open_repository(settings) as repository:
+        nodes = nodes_of(settings, repository, run_id, reporter)
+        with only_one(settings, run_id):
+            approvals_of(repository, run_id, nodes).decide(decision, digest)
+        return drive(settings, nodes, repository, run_id, reporter)
+
+
+def read_run_transcript(settings: Settings, run_id: str) -> tuple[Json, tuple[Exchange, ...]]:
+    """Return what a run has asked models: the head of its transcript, and the exchanges.
+
+    Raises:
+        UsageError: there is no such run, or it asked no model.
+        RepositoryError: the transcript is damaged.
+    """
+    with open_repository(settings) as repository:
+        repository.run(run_id)
+    return read_transcript(existing_transcript(settings, run_id))
+
+
+def replay_run(settings: Settings, run_id: str, reporter: Reporter) -> dict[str, Any]:
+    """Run the agents of a recorded run once more on what was recorded, and return what became different.
+
+    Raises:
+        UsageError: there is no such run, or it asked no model.
+        ReplayDiverged: something is asked that was not asked then.
+    """
+    from schedagent import replaying
+
+    with open_repository(settings) as repository, TemporaryDirectory(prefix="schedagent-replay-") as name:
+        folder = Path(name)
+        recording = replaying.Recording(repository, run_id)
+        replay = Replay(existing_transcript(settings, run_id))
+        rewind(Path(repository.place), folder / REPOSITORY, run_id)
+        with PolicyRepository(folder / REPOSITORY) as copy:
+            library = Library(load_library(), copy, folder / MADE_POLICIES, worth_trying(copy, run_id))
+            nodes = replaying.replay_nodes(recording, replay, copy, library, reporter)
+            approvals = replaying.RecordedApprovals(recording.decisions)
+            with closing(nodes), replaying.up_to_the_end(recording, replay):
+                walk(folder / "checkpoints.sqlite", nodes, approvals, run_id, reporter)
+            return replaying.told(recording, replay, copy)
+
+
+def existing_transcript(settings: Settings, run_id: str) -> Path:
+    """Return the transcript of a run; raise UsageError if it has none."""
+    path = transcript_path(settings.state_dir, run_id)
+    if not path.exists():
+        raise UsageError(f"run {run_id} has asked no model: there is no {path}")
+    return path
+
+
+def nodes_of(settings: Settings, repository: PolicyRepository, run_id: str, reporter: Reporter) -> RunNodes:
+    """Build the nodes of a run that was begun before; raise UsageError if it was begun on other hardware."""
+    run = repository.run(run_id)
+    lab = open_lab(settings)
+    if lab.hardware.key != run.hardware.key:
+        raise UsageError(
+            f"run {run_id} was measured on other hardware ({run.hardware}) than this ({lab.hardware})",
+            "its samples and new ones cannot be compared: start a new run",
+        )
+    return build_nodes(settings, repository, lab, RunOptions.from_json(run.settings), reporter, run_id)
+
+
 def build_nodes(
-    settings: Settings, repository: PolicyRepository, lab: VmLab, options: RunOptions, reporter: Reporter
+    settings: Settings,
+    repository: PolicyRepository,
+    lab: VmLab,
+    options: RunOptions,
+    reporter: Reporter,
+    run_id: str = "",
 ) -> RunNodes:
-    """Give the four nodes their collaborators."""
+    """Give the four nodes their collaborators.
+
+    Args:
+        run_id: the run that goes on; empty for a new one.
+    """
     from schedagent.nodes import RunNodes
 
-    return RunNodes(repository, lab, open_verifier(settings), load_library(), reporter, options)
+    library = open_run_library(settings, repository, run_id)
+    models = functools.partial(open_models, settings, repository, library, reporter)
+    return RunNodes(repository, lab, open_verifier(settings), library, reporter, options, models)
+
+
+def open_models(
+    settings: Settings, repository: PolicyRepository, library: Library, reporter: Reporter, run_id: str
+) -> ModelAgents | None:
+    """Give a run's agents their models and their transcript; None if the settings name no model.
+
+    Raises:
+        RepositoryError: the transcript cannot be used.
+    """
+    from agents.budget import Budget
+    from agents.fences import Fence
+    from agents.model import open_model
+    from agents.session import ModelSession
+    from agents.tools import Services, tools_for
+    from agents.transcript import Transcript
+    from agents.workshop import Workshop
+    from schedagent.model_agents import ModelAgents
+
+    if not settings.has_model:
+        return None
+    transcript = Transcript(transcript_path(settings.state_dir, run_id), run_id)
+    budget = Budget.of(settings, spent=transcript.earlier)
+    services = Services(repository, library, run_id)
+    session = ModelSession(
+        lambda role: open_model(settings, role, budget=budget, journal=transcript),
+        Fence(transcript.mark),
+        budget,
+        transcript,
+        reporter,
+        lambda role: tools_for(role, services),
+    )
+    return ModelAgents(repository, session, transcript, Workshop(library, run_id), library)
+
+
+def approvals_of(repository: PolicyRepository, run_id: str, nodes: RunNodes) -> Approvals:
+    """Return the questions of a run."""
+    from schedagent.approval import Approvals
+
+    stages = RunOptions.from_json(repository.run(run_id).settings).approve
+    return Approvals(repository, run_id, nodes.library, stages)
 
 
 def drive(
@@ -197,23 +349,31 @@ def drive(
 ) -> dict[str, Any]:
     """Take a run through the graph, from its last checkpoint if it has one, and return the report.
 
+    If the run has to wait for an approval, the report says for what, under "waiting".
+
     Raises:
         UsageError: the run is finished, or another process works on it.
         RepositoryError: the repository or the checkpoint file cannot be used.
         KeyboardInterrupt: the user stopped it; the argument says how to go on.
     """
+    from schedagent.model_report import model_use
+    from schedagent.report import build_report
+
     checkpoints = settings.state_dir / "checkpoints.sqlite"
     with only_one(settings, run_id):
         repository.resume_run(run_id)
-        with ending(repository, run_id), sound(checkpoints):
-            walk(checkpoints, nodes, run_id, reporter)
+        with closing(nodes), ending(repository, run_id), sound(checkpoints):
+            walk(checkpoints, nodes, approvals_of(repository, run_id, nodes), run_id, reporter)
     report = repository.run(run_id).report
-    assert report is not None, "learning stores the report before it ends the run"
-    return dict(report)
+    used = model_use(transcript_path(settings.state_dir, run_id))
+    return dict(report) if report else build_report(repository, run_id, model=used, complete=False)
 
 
-def walk(checkpoints: Path, nodes: RunNodes, run_id: str, reporter: Reporter) -> None:
-    """Run the graph to its end; a checkpoint follows each node, and the last one is not needed any more."""
+def walk(checkpoints: Path, nodes: RunNodes, approvals: Questions, run_id: str, reporter: Reporter) -> None:
+    """Run the graph to its end, or to where it waits for an approval.
+
+    A checkpoint follows each node; at the end the last one is not needed any more.
+    """
     from langgraph.checkpoint.sqlite import SqliteSaver  # 0.7 s that only two commands need
     from langsmith import tracing_context
 
@@ -221,12 +381,15 @@ def walk(checkpoints: Path, nodes: RunNodes, run_id: str, reporter: Reporter) ->
 
     config: Any = {"configurable": {"thread_id": run_id}}
     with SqliteSaver.from_conn_string(str(checkpoints)) as saver, tracing_context(enabled=False), reporter.live():
-        graph = build_graph(nodes, saver)
+        graph = build_graph(nodes, approvals, saver)
         begun = bool(graph.get_state(config).values)
         reporter.stage(f"run {run_id}" + (" goes on" if begun else ""))
-        state = None if begun else RunState(run_id=run_id, iteration=0, finished=False)
-        graph.invoke(state, config, durability="sync")
-        saver.delete_thread(run_id)
+        first = RunState(run_id=run_id, iteration=0, rejected=False, finished=False, out_of_time=False)
+        ended = graph.invoke(None if begun else first, config, durability="sync")
+        if "__interrupt__" in ended:
+            reporter.stage("waiting for an approval")
+        else:
+            saver.delete_thread(run_id)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from schedagent.core.spec import (
     ORDERS,
     PLACEMENTS,
     PRIORITY,
+    PROGRAM_KINDS,
     SHARES,
     STARVATION_MAX_MS_OF_MEASURED,
     Bounds,
@@ -31,6 +32,7 @@ GOALS = st.text(st.characters(codec="utf-8", categories=("L", "N", "P", "S", "Zs
     lambda text: text.strip() and text.isprintable() and "*/" not in text and "/*" not in text
 )
 CGROUPS = st.text(st.characters(codec="ascii", categories=("L", "N", "P"), exclude_characters="/"), max_size=40)
+PROGRAMS = st.one_of(st.sampled_from(sorted(PROGRAM_KINDS)), GOALS.map(lambda text: text[:80]).filter(str.strip))
 
 
 @st.composite
@@ -44,17 +46,17 @@ def bounds(draw: st.DrawFn, measure: str) -> Bounds:
 
 
 @st.composite
-def matches(draw: st.DrawFn) -> Match:
+def matches(draw: st.DrawFn, programs: tuple[str, ...]) -> Match:
     """What tasks a class takes; never everything."""
     given_measures = draw(st.lists(st.sampled_from(sorted(MEASURES)), unique=True, max_size=3))
     match = Match(
-        identities=draw(st.booleans()),
+        programs=programs,
         cgroup=draw(st.one_of(st.just(""), CGROUPS)),
         pinned=draw(st.sampled_from((None, None, True, False))),
         kthread=draw(st.sampled_from((None, None, True, False))),
         **{measure: draw(bounds(measure)) for measure in given_measures},
     )
-    return Match(identities=True) if match.is_empty else match
+    return Match(kthread=True) if match.is_empty else match
 
 
 def numbers(name: str, most: int | None = None) -> st.SearchStrategy[int | None]:
@@ -64,7 +66,9 @@ def numbers(name: str, most: int | None = None) -> st.SearchStrategy[int | None]
 
 
 @st.composite
-def task_classes(draw: st.DrawFn, name: str, dispatch: str, starvation_ms: int, *, last: bool) -> TaskClass:
+def task_classes(
+    draw: st.DrawFn, name: str, dispatch: str, starvation_ms: int, programs: tuple[str, ...], *, last: bool
+) -> TaskClass:
     """One class."""
     order = draw(st.sampled_from(ORDERS))
     fields = {field: draw(numbers(field)) for field in ORDER_NUMBERS[order] if field != "patience_ms"}
@@ -76,7 +80,7 @@ def task_classes(draw: st.DrawFn, name: str, dispatch: str, starvation_ms: int, 
         fields["share"] = draw(numbers("share"))
     return TaskClass(
         name=name,
-        match=Match() if last else draw(matches()),
+        match=Match() if last else draw(matches(programs)),
         order=order,
         placement=draw(st.sampled_from(PLACEMENTS)),
         slice_by_weight=order not in BY_VTIME and draw(st.booleans()),
@@ -92,8 +96,10 @@ def specs(draw: st.DrawFn) -> PolicySpec:
     dispatch = draw(st.sampled_from(DISPATCHES))
     starvation_ms = draw(st.integers(NUMBERS["starvation_ms"].minimum, STARVATION_MAX_MS_OF_MEASURED))
     last = len(names) - 1
+    programs = draw(st.lists(PROGRAMS, max_size=4, unique=True))
     classes = [
-        draw(task_classes(name, dispatch, starvation_ms, last=place == last)) for place, name in enumerate(names)
+        draw(task_classes(name, dispatch, starvation_ms, tuple(programs[place::3]), last=place == last))
+        for place, name in enumerate(names)
     ]
     spec = PolicySpec(
         name="drawn_" + draw(st.from_regex(r"[a-z0-9]{1,8}", fullmatch=True)),

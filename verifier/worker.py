@@ -14,11 +14,12 @@ import signal
 import socket
 import tempfile
 import threading
+import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from schedagent.core.artifact import PolicyArtifact
 from schedagent.core.errors import SchedagentError, SetupError
@@ -114,12 +115,28 @@ def is_last(line: bytes) -> bool:
     return not line.startswith(b'{"gate":')
 
 
-class Worker:
-    """A process that works on one submission. Use `answers` once, and `end` whatever happens."""
+class Child:
+    """A process that works and answers in lines. Use `answers` once, and `end` whatever happens.
 
-    def __init__(self, bench: Bench, action: str, submission: Submission) -> None:
+    Args:
+        work: called there with `send`, which takes one line, and with `arguments`; it must be picklable, as they must.
+        folder: where its temporary files go; whoever made the folder removes it.
+        is_last: whether a line is the last one.
+        grace_s: how long it may take to end by itself (it gets a KeyboardInterrupt) before it is killed.
+    """
+
+    def __init__(
+        self,
+        work: Callable[..., None],
+        arguments: tuple[Any, ...],
+        folder: Path,
+        is_last: Callable[[bytes], bool],
+        grace_s: float = 0.0,
+    ) -> None:
+        self._is_last = is_last
+        self._grace_s = grace_s
         self._ours, theirs = socket.socketpair()
-        self._process = _CONTEXT.Process(target=_work, args=(bench, action, submission, theirs))
+        self._process = _CONTEXT.Process(target=_live, args=(work, arguments, str(folder), grace_s, theirs))
         with theirs:
             self._process.start()
 
@@ -129,7 +146,7 @@ class Worker:
         try:
             while (line := await reader.readline()).endswith(b"\n"):
                 yield line
-                if is_last(line):
+                if self._is_last(line):
                     return
             await self._ended()
             raise SetupError(
@@ -141,7 +158,9 @@ class Worker:
 
     async def end(self) -> None:
         """Kill it with all that it started; QEMU ends with the process that started it."""
-        self._ours.close()
+        self._ours.close()  # it takes that as the word to end
+        if self._grace_s:
+            await asyncio.to_thread(self._process.join, self._grace_s)
         pid = self._process.pid
         if pid is not None and self._process.is_alive():
             self._process.kill()
@@ -154,35 +173,56 @@ class Worker:
         await asyncio.to_thread(self._process.join, _LAST_WAIT_S)
 
 
-def _work(bench: Bench, action: str, submission: Submission, connection: socket.socket) -> None:
-    """The worker's whole life."""
-    os.setsid()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the service's to act on
+def _live(
+    work: Callable[..., None], arguments: tuple[Any, ...], folder: str, grace_s: float, connection: socket.socket
+) -> None:
+    """The child's whole life."""
+    os.setsid()  # so that Ctrl-C reaches its parent only, whose matter it is
+    signal.signal(signal.SIGINT, signal.default_int_handler if grace_s else signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    tempfile.tempdir = str(submission.include_dir.parent)  # the service removes it, however we end
-    threading.Thread(target=_end_with, args=(connection,), daemon=True).start()
+    tempfile.tempdir = folder
+    threading.Thread(target=_end_with, args=(connection, grace_s), daemon=True).start()
     lock = threading.Lock()
 
-    def send(message: Message) -> None:
+    def send(line: bytes) -> None:
         with lock:
-            connection.sendall(message.line())
+            connection.sendall(line)
+
+    work(send, *arguments)
+
+
+class Worker(Child):
+    """A process that works on one submission."""
+
+    def __init__(self, bench: Bench, action: str, submission: Submission) -> None:
+        super().__init__(_work, (bench, action, submission), submission.include_dir.parent, is_last)
+
+
+def _work(send: Callable[[bytes], None], bench: Bench, action: str, submission: Submission) -> None:
+    """Do what a request asks for."""
+
+    def tell(message: Message) -> None:
+        send(message.line())
 
     try:
         if action == "compile":
-            send(FinalAnswer(report=None, object=Object.of(bench.compile(submission))))
+            tell(FinalAnswer(report=None, object=Object.of(bench.compile(submission))))
             return
-        verified = bench.verify(submission, lambda result: send(GateAnswer(gate=result)))
+        verified = bench.verify(submission, lambda result: tell(GateAnswer(gate=result)))
         artifact = verified.artifact
-        send(FinalAnswer(report=verified.report, object=None if artifact is None else Object.of(artifact)))
+        tell(FinalAnswer(report=verified.report, object=None if artifact is None else Object.of(artifact)))
     except SchedagentError as error:
-        send(FaultAnswer.of(error))
+        tell(FaultAnswer.of(error))
     except Exception as error:
         log.exception("a request failed")
-        send(FaultAnswer.of(SetupError(f"the verifier failed: {type(error).__name__}", "the service's log says more")))
+        tell(FaultAnswer.of(SetupError(f"the verifier failed: {type(error).__name__}", "the service's log says more")))
 
 
-def _end_with(connection: socket.socket) -> None:
-    """End with the service: nothing is ever sent this way, so what comes is the end."""
+def _end_with(connection: socket.socket, grace_s: float) -> None:
+    """End with the parent: nothing is ever sent this way, so what comes is the end."""
     with suppress(OSError):
         connection.recv(1)
+    if grace_s:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(grace_s)
     os.killpg(0, signal.SIGKILL)

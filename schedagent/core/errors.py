@@ -9,6 +9,7 @@ SchedagentError                 message + hint: what failed with values, and wha
 ├── SetupError                  a tool, kernel or folder is missing or unusable
 ├── PolicyError                 this policy cannot be used
 │   ├── CompileError            clang refused the source
+│   ├── NameTaken               another policy has this name
 │   └── KernelRejected          the kernel refused to load or to attach it
 ├── BpfError                    a libbpf call failed (errno and libbpf's own log)
 ├── WorkloadFailed              the workload failed under the default scheduler
@@ -70,6 +71,10 @@ class PolicyError(SchedagentError):
 
 class CompileError(PolicyError):
     """clang refused the source; the message carries clang's own lines (file:line:column: error: ...)."""
+
+
+class NameTaken(PolicyError):
+    """Another policy, of other content, has this name."""
 
 
 class KernelRejected(PolicyError):

@@ -1,4 +1,7 @@
-"""What earlier runs taught: measured verdicts worth repeating or avoiding, and candidates that never got that far."""
+"""What earlier runs taught: measured verdicts worth repeating or avoiding, and candidates that never got that far.
+
+Words of a model stand beside the numbers, in types of their own, and never take their place.
+"""
 
 from __future__ import annotations
 
@@ -56,3 +59,33 @@ class Antipattern:
     reason: str
     at: str
     source_digest: str = ""
+
+
+@dataclass(frozen=True)
+class Insight:
+    """What was concluded from trials, in words.
+
+    Args:
+        text: one or two sentences.
+        evidence: keys of the candidates whose trials it rests on; at least one.
+        run_id: the run that drew it.
+        created_at: ISO 8601 UTC time.
+    """
+
+    text: str
+    evidence: tuple[str, ...]
+    run_id: str
+    created_at: str
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What the numbers of a profile mean, in words: kept beside them, never read as a measurement.
+
+    Args:
+        meaning: what the workload does, a few sentences.
+        goal: what a scheduler should do for it, one sentence.
+    """
+
+    meaning: str
+    goal: str

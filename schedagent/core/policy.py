@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from schedagent.core.errors import TunableError
+from schedagent.core.proposal import Origin, Way
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,11 @@ class PolicyInfo:
         source: path of the C source, or of a compiled object.
         declares: names of oracles (core.rules.Rule.checks) that this policy does not mean to satisfy, such as
             "weights" for a policy that ignores them by design; only those of DECLARABLE.
+        classes: (program, class number) for the input "classes": labels of a profile's tables, or
+            core.spec.PROGRAM_KINDS, which are measured; programs that are not named stay out of the map.
         documented: whether a .toml says all this; else its object may know of tunables that `tunables` does not list.
+        origin: whether it came with the program, or how it was made.
+        parent: the policy that was patched to make it; empty for all others.
     """
 
     name: str
@@ -75,7 +80,10 @@ class PolicyInfo:
     inputs: tuple[str, ...]
     source: Path
     declares: tuple[str, ...] = ()
+    classes: tuple[tuple[str, int], ...] = ()
     documented: bool = True
+    origin: Origin = Origin.BUNDLED
+    parent: str = ""
 
     @property
     def is_object(self) -> bool:
@@ -113,6 +121,9 @@ class CandidatePolicy:
         history: (identity, expected CPU time in ns), measured by observation; empty if the policy has no such input.
         classes: (identity, class number); empty if the policy has no such input.
         reason: one sentence: why this candidate.
+        way: how it came about.
+        expected: one sentence: the effect its planner expects; empty if it said none.
+        refuted_by: one sentence: what measurement would refute that; empty if it said none.
     """
 
     policy: str
@@ -120,10 +131,13 @@ class CandidatePolicy:
     history: tuple[tuple[int, int], ...] = ()
     classes: tuple[tuple[int, int], ...] = ()
     reason: str = ""
+    way: Way = Way.CONFIGURE
+    expected: str = ""
+    refuted_by: str = ""
 
     @property
     def key(self) -> str:
-        """A stable id over what decides its behaviour (not over the reason)."""
+        """A stable id over what decides its behaviour (not over what its planner said of it)."""
         parts = [self.policy, self.tunables, self.history, self.classes]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 

@@ -16,6 +16,9 @@ from typing import Any
 
 from schedagent.core.errors import SetupError, UsageError
 
+AGENTS = ("observation", "planning", "execution", "learning")
+"""Who may ask a model."""
+
 _PROGRAM = "schedagent"
 _FIRST_ACTIVATED = 3  # SD_LISTEN_FDS_START
 
@@ -54,6 +57,7 @@ class Settings:
         vm_cpus: CPUs of the micro-VM; None lets the lab choose.
         vm_memory_mib: its memory; None lets the lab choose.
         verifier_socket: unix socket of the verifier service that is to be asked; None: verify in this process.
+        mcp_token: what clients of `schedagent mcp --http` must send; empty: the one of the state folder.
         config_path: the file these were read from, whether it exists or not.
     """
 
@@ -76,6 +80,7 @@ class Settings:
     vm_cpus: int | None = None
     vm_memory_mib: int | None = None
     verifier_socket: Path | None = None
+    mcp_token: str = field(default="", repr=False)
     config_path: Path | None = None
 
     @property
@@ -96,6 +101,11 @@ class Settings:
         """
         chosen: str = getattr(self, f"model_{role}")
         return chosen or self.model_name
+
+    @property
+    def has_model(self) -> bool:
+        """Whether an endpoint is named, and a model for some agent."""
+        return bool(self.model_base_url) and any(map(self.model_for, AGENTS))
 
     @property
     def keys_dir(self) -> Path:
@@ -210,7 +220,7 @@ def _accepted(accept: Callable[[Any], Any], value: object, where: str) -> Any:
 
 
 def _shown(key: str, value: object) -> str:
-    return "..." if key == "model_api_key" else repr(value)
+    return "..." if key in _SECRETS else repr(value)
 
 
 def _text(value: object) -> str:
@@ -248,6 +258,12 @@ def _key(value: object) -> str:
     if not isinstance(value, str) or not all("!" <= character <= "~" for character in value):
         raise ValueError("a key of printable ASCII characters, without spaces or line ends")
     return value
+
+
+def _token(value: object) -> str:
+    if len(_key(value)) < _LEAST_TOKEN:
+        raise ValueError(f"a token of at least {_LEAST_TOKEN} printable ASCII characters, without spaces")
+    return _key(value)
 
 
 def _one_of(*accepted: str) -> Callable[[object], str]:
@@ -289,7 +305,9 @@ def _whole(minimum: int, maximum: int) -> Callable[[object], int]:
     return accept
 
 
+_SECRETS = frozenset(("model_api_key", "mcp_token"))
 _SIDES = frozenset(("input", "output"))
+_LEAST_TOKEN = 32
 _LONGEST_SOCKET_PATH = 107  # unix(7): sun_path, with its NUL
 _RELEASE_CHARACTERS = frozenset("0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.+~_-")
 
@@ -314,5 +332,6 @@ _OPTIONS: dict[
     "model_prices": ("", _prices),
     "vm_cpus": ("SCHEDAGENT_VM_CPUS", _whole(1, 256)),
     "verifier_socket": ("SCHEDAGENT_VERIFIER_SOCKET", _socket),
+    "mcp_token": ("SCHEDAGENT_MCP_TOKEN", _token),
     "vm_memory_mib": ("SCHEDAGENT_VM_MEMORY_MIB", _whole(256, 1 << 20)),
 }

@@ -116,6 +116,16 @@ MEASURES: Mapping[str, Number] = {
 }
 """What a match may bound."""
 
+PROGRAM_KINDS: Mapping[str, str] = {
+    "short_bursts": "programs that run, each time they wake, at most a tenth as long as the heaviest one",
+    "workers": "all other programs, unless the workload is latency-sensitive",
+    "background": "all other programs, if the workload is latency-sensitive",
+}
+"""What a profile says of every program, whatever its name."""
+
+MOST_PROGRAMS = 32
+LONGEST_PROGRAM = 80
+
 MEASURED = ("burst_us", "runtime_ms", "wakeups_per_s")
 """Those that change while a task runs, so that it changes its class."""
 
@@ -142,14 +152,15 @@ class Match:
     """Which tasks belong to a class: those that satisfy every condition given.
 
     Args:
-        identities: the loader's map `task_class` says the number of this class for the task's command line or name.
+        programs: labels of the profile's tables (a command name, or a command line as it is told there), or
+            PROGRAM_KINDS, which are measured; for these the loader's map `task_class` says the number of this class.
         cgroup: name (last part of the path) of the task's own cgroup; empty: any.
         pinned: whether the task may use one CPU only.
         kthread: whether it is a kernel thread.
         nice, burst_us, runtime_ms, wakeups_per_s: see MEASURES.
     """
 
-    identities: bool = False
+    programs: tuple[str, ...] = ()
     cgroup: str = ""
     pinned: bool | None = None
     kthread: bool | None = None
@@ -292,6 +303,7 @@ def problems(spec: PolicySpec) -> Iterator[str]:
         yield f"classes: {len(spec.classes)} of them, accepted are 1 to {MAX_CLASSES}"
         return
     yield from _double_names(spec)
+    yield from _double_programs(spec)
     for position, kind in enumerate(spec.classes):
         yield from _class_problems(f"classes[{position}]", kind, spec, last=position == len(spec.classes) - 1)
 
@@ -312,6 +324,17 @@ def _double_names(spec: PolicySpec) -> Iterator[str]:
         first = seen.setdefault(kind.name, position)
         if first != position:
             yield f"classes[{position}].name = {kind.name!r}: classes[{first}] has this name already"
+
+
+def _double_programs(spec: PolicySpec) -> Iterator[str]:
+    """A program is in one class only: the loader's map has one number for it."""
+    seen: dict[str, str] = {}
+    for position, kind in enumerate(spec.classes):
+        for place, program in enumerate(kind.match.programs):
+            where = f"classes[{position}].match.programs[{place}]"
+            first = seen.setdefault(program, where)
+            if first != where:
+                yield f"{where} = {program!r}: {first} says the same"
 
 
 def _class_problems(where: str, kind: TaskClass, spec: PolicySpec, *, last: bool) -> Iterator[str]:
@@ -353,6 +376,11 @@ def _preemption_problems(where: str, kind: TaskClass, spec: PolicySpec) -> Itera
 
 
 def _match_problems(where: str, match: Match) -> Iterator[str]:
+    if len(match.programs) > MOST_PROGRAMS:
+        yield f"{where}.programs: {len(match.programs)} of them, accepted are at most {MOST_PROGRAMS}"
+    for place, program in enumerate(match.programs):
+        if not program.strip() or len(program) > LONGEST_PROGRAM or not program.isprintable():
+            yield f"{where}.programs[{place}] = {program[:100]!r}: not 1 to {LONGEST_PROGRAM} printable characters"
     if match.cgroup and ("/" in match.cgroup or not match.cgroup.isprintable() or len(match.cgroup.encode()) > 63):
         yield f"{where}.cgroup = {match.cgroup!r}: not the last part of a path, of at most 63 bytes"
     for name, bounds in match.bounds():

@@ -14,12 +14,15 @@ from typing import Any
 from schedagent.core.errors import SpecError
 from schedagent.core.spec import (
     DISPATCHES,
+    LONGEST_PROGRAM,
     MAX_CLASSES,
     MEASURES,
+    MOST_PROGRAMS,
     NAME,
     NUMBERS,
     ORDERS,
     PLACEMENTS,
+    PROGRAM_KINDS,
     Bounds,
     Match,
     Number,
@@ -65,16 +68,16 @@ class _Reader:
             "dispatch": self._take(table, "dispatch", str),
             "starvation_ms": self._take(table, "starvation_ms", int),
             "preempt_scan_cpus": self._take(table, "preempt_scan_cpus", int),
-            "target_workloads": self._words(table.get("target_workloads")),
+            "target_workloads": self._words("target_workloads", table.get("target_workloads")),
             "classes": self._classes(table.get("classes")),
         }
         return None if self.problems else PolicySpec(**_given(read))
 
-    def _words(self, value: object) -> object:
+    def _words(self, where: str, value: object) -> object:
         if value is None:
             return _MISSING
         if not isinstance(value, list) or not value or not all(type(word) is str for word in value):
-            self.problems.append(f"target_workloads = {value!r}: not a list of words")
+            self.problems.append(f"{where} = {value!r}: not a list of words"[:200])
             return _MISSING
         return tuple(value)
 
@@ -106,7 +109,8 @@ class _Reader:
         if table is None:
             return Match()
         read: dict[str, Any] = {"cgroup": self._take(table, "cgroup", str, f"{where}.")}
-        for name in ("identities", "pinned", "kthread"):
+        read["programs"] = self._words(f"{where}.programs", table.get("programs"))
+        for name in ("pinned", "kthread"):
             read[name] = self._take(table, name, bool, f"{where}.")
         for name in MEASURES:
             if table.get(name) is not None:
@@ -173,8 +177,10 @@ def _plain(part: TaskClass | Match | Bounds) -> dict[str, Any]:
     table: dict[str, Any] = {}
     for entry in fields(part):
         value = getattr(part, entry.name)
-        if value is None or (value is False and entry.name == "identities") or value == "" or value == Match():
+        if value is None or value in ("", ()) or value == Match():
             continue
+        if isinstance(value, tuple):
+            value = list(value)
         table[entry.name] = _plain(value) if isinstance(value, (Match, Bounds)) else value
     return table
 
@@ -216,7 +222,15 @@ def _class_schema() -> dict[str, Any]:
 
 def _match_schema() -> dict[str, Any]:
     properties: dict[str, Any] = {
-        "identities": _flag("tasks that the loader's map of identities puts in this class"),
+        "programs": {
+            "type": "array",
+            "items": {"type": "string", "minLength": 1, "maxLength": LONGEST_PROGRAM},
+            "minItems": 1,
+            "maxItems": MOST_PROGRAMS,
+            "description": "tasks of these programs: labels of the profile's tables, or what is measured of every "
+            + "program: "
+            + "; ".join(f"{name}: {about}" for name, about in PROGRAM_KINDS.items()),
+        },
         "cgroup": {"type": "string", "maxLength": 63, "description": "name of the task's own cgroup"},
         "pinned": _flag("whether the task may use one CPU only"),
         "kthread": _flag("whether it is a kernel thread"),

@@ -34,6 +34,11 @@ CONFINED = {
     "langchain_openai": ("agents/model.py",),
     "langchain_core": ("agents/model.py",),
     "openai": ("agents/model.py",),
+    "mcp": ("schedagent/mcp_server.py",),
+    "mcp_types": ("schedagent/mcp_server.py",),
+    "uvicorn": ("schedagent/mcp_server.py",),
+    "starlette": ("schedagent/mcp_server.py",),
+    "anyio": ("schedagent/mcp_server.py", "schedagent/errand.py"),
     "langsmith": ("agents/model.py", "schedagent/wiring.py"),
 }
 """Outside libraries and the only files that may import them."""
@@ -152,6 +157,8 @@ def test_file_keeps_the_rules(path: str) -> None:
         ("agents/planning.py", "from agents import learning", "agents never import each other: agents.learning"),
         ("agents/planning.py", "from .execution import f", "agents never import each other: agents.execution.f"),
         ("agents/tools.py", "import sqlalchemy.orm", "only repo_store/* may import sqlalchemy"),
+        ("agents/tools.py", "from mcp.server import Server", "only schedagent/mcp_server.py may import mcp"),
+        ("schedagent/mcp_cli.py", "def f():\n    import uvicorn", "only schedagent/mcp_server.py may import uvicorn"),
         ("verifier/x.py", "from ctypes import CDLL", "only kernel_bpf/* may import ctypes"),
         ("verifier/x.py", "def f():\n    import pyroute2", "only kernel_bpf/* may import pyroute2"),
         (

@@ -6,6 +6,7 @@ Everything they are asked to do is a line in the script's log, which outlives th
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import random
 import sys
@@ -14,24 +15,29 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from repo_store.store import PolicyRepository
 from schedagent.cli import guarded, show_report
+from schedagent.core.approval import Decision
 from schedagent.core.artifact import PolicyArtifact
 from schedagent.core.errors import KernelRejected, MetricError, VmLost, WorkloadFailed
 from schedagent.core.judge import TrialRules
 from schedagent.core.policy import PolicyInfo, Tunable
 from schedagent.core.rules import GATES
 from schedagent.core.settings import Settings
+from schedagent.core.token import digest_inputs
 from schedagent.core.trial import DEFAULT_ARM, Hardware, Sample
 from schedagent.core.verification import GateResult, GateStatus, VerificationReport, Verified
 from schedagent.core.workload import Observation, TaskRecord, WorkloadCommand
+from schedagent.library import Library, worth_trying
 from schedagent.nodes import RunNodes
 from schedagent.options import RunOptions
 from schedagent.progress import PlainReporter
-from schedagent.wiring import drive
+from schedagent.wiring import approvals_of, drive, open_models
+from verifier.signer import Signer
 
 MS = 1_000_000
 HARDWARE = Hardware("Scripted CPU", 2, 2048, "vm-tcg", "7.3.4")
@@ -58,6 +64,9 @@ class Script:
             "exit", "rejected", "ejected", "lost" or "no number".
         default_fails_at: number of the run under the default scheduler that fails; 0 for none.
         blocks_in_time: the time budget is used up once so many blocks are stored.
+        signs: whether the verifier signs tokens, with a key of its own.
+        model: settings of the model; none: the run goes by rules.
+        bundled: the policies that come with the program.
     """
 
     folder: Path
@@ -66,12 +75,15 @@ class Script:
     faults: Mapping[str, str] = field(default_factory=dict)
     default_fails_at: int = 0
     blocks_in_time: int = 1_000_000
+    signs: bool = False
+    model: Mapping[str, Any] = field(default_factory=dict)
+    bundled: Mapping[str, PolicyInfo] = field(default_factory=lambda: LIBRARY)
     workload: WorkloadCommand = WORKLOAD
     options: RunOptions = OPTIONS
 
     @property
     def settings(self) -> Settings:
-        return Settings(cache_dir=self.folder / "cache", state_dir=self.folder / "state")
+        return Settings(cache_dir=self.folder / "cache", state_dir=self.folder / "state", **self.model)
 
     @property
     def log(self) -> list[str]:
@@ -83,6 +95,12 @@ class Script:
         repository = Repository(self.settings.state_dir / "repository.sqlite")
         repository.script = self
         return repository
+
+    def verifier(self) -> Verifier:
+        return Verifier(self)
+
+    def lab(self) -> Lab:
+        return Lab(self)
 
     def reach(self, name: str) -> int:
         """Note a call, wait there if the script says so, and return how often it was reached."""
@@ -99,27 +117,31 @@ class Script:
             stored = dataclasses.asdict(self.options)
             return repository.create_run(self.workload, HARDWARE, settings=stored, seed=7)
 
-    def drive(self, run_id: str) -> dict:
-        """Start or resume the run in this process and return its report."""
-        with self.repository() as repository, (self.folder / "progress").open("a") as progress:
-            nodes = Nodes(
-                repository,
-                Lab(self),
-                Verifier(self),
-                LIBRARY,
-                PlainReporter(Console(file=progress, emoji=False)),
-                self.options,
-            )
-            nodes.script = self
-            return drive(self.settings, nodes, repository, run_id, nodes._reporter)
+    def drive(self, run_id: str, *answers: Decision) -> dict:
+        """Start or resume the run in this process and return its report.
 
-    def in_child(self, run_id: str) -> None:
+        Args:
+            answers: each is given to what the run waits for then, before it goes on.
+        """
+        with self.repository() as repository, (self.folder / "progress").open("a") as progress:
+            folder = self.settings.state_dir / "policies"
+            library = Library(self.bundled, repository, folder, worth_trying(repository, run_id))
+            reporter = PlainReporter(Console(file=progress, emoji=False))
+            models = functools.partial(open_models, self.settings, repository, library, reporter)
+            nodes = Nodes(repository, self.lab(), self.verifier(), library, reporter, self.options, models)
+            nodes.script = self
+            for answer in answers:
+                approvals_of(repository, run_id, nodes).decide(answer)
+                report = drive(self.settings, nodes, repository, run_id, nodes._reporter)
+            return report if answers else drive(self.settings, nodes, repository, run_id, nodes._reporter)
+
+    def in_child(self, run_id: str, *answers: Decision) -> None:
         """Do the same as the command line does, in a process of its own; its output goes to the file `output`."""
         output = os.open(self.folder / "output", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(output, 1)
         os.dup2(output, 2)
         sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", 1)
-        guarded(lambda: show_report(self.drive(run_id), as_json=False))
+        guarded(lambda: show_report(self.drive(run_id, *answers), as_json=False))
 
 
 class Nodes(RunNodes):
@@ -142,15 +164,17 @@ def _held(name: str):
 
     def held_save(self, *arguments, **options):
         self.script.reach(f"before {name}")
-        save(self, *arguments, **options)
+        stored = save(self, *arguments, **options)
         self.script.reach(f"after {name}")
+        return stored
 
     return held_save
 
 
 for _name in (
     *("save_profile", "save_plan", "save_verification", "add_block"),
-    *("save_verdict", "add_antipattern", "finish_run"),
+    *("save_verdict", "add_antipattern", "ask_approval", "decide_approval", "finish_run"),
+    *("save_meaning", "save_mend", "add_insight", "keep_policy"),
 ):
     setattr(Repository, _name, _held(_name))
 
@@ -188,7 +212,21 @@ class Verifier:
         for result in gates:
             self.on_gate(result)
         artifact = self.compile(info)
-        return Verified(VerificationReport(info.name, candidate.key, artifact.digest, "7.3.4", tuple(gates)), artifact)
+        report = VerificationReport(info.name, candidate.key, artifact.digest, "7.3.4", tuple(gates))
+        return Verified(self._signed(report, candidate) if self.script.signs else report, artifact)
+
+    def _signed(self, report: VerificationReport, candidate) -> VerificationReport:
+        if not report.passed:
+            return report
+        token = Signer(self.script.settings.keys_dir / "signing.key").issue(
+            artifact_digest=report.artifact_digest,
+            tunables=candidate.tunables,
+            inputs_digest=digest_inputs(candidate.history, candidate.classes),
+            report_digest=report.digest,
+            kernel_release=report.kernel_release,
+            btf_build_id="ab" * 20,
+        )
+        return dataclasses.replace(report, token=token)
 
 
 class Lab:

@@ -24,8 +24,17 @@ from schedagent.verification_report import GatePrinter
 PROGRAM = [sys.executable, "-c", "from schedagent.cli import main; main()"]
 ROOT = Path(__file__).parents[2]
 VERBS = [
-    *(["optimize"], ["resume"], ["runs"], ["runs", "list"], ["runs", "show"], ["policies"], ["policies", "list"]),
-    *(["policies", "show"], ["policies", "search"], ["verify"], ["compose"], ["doctor"]),
+    *(
+        ["optimize"],
+        ["resume"],
+        ["runs"],
+        ["runs", "list"],
+        ["runs", "show"],
+        ["runs", "replay"],
+        ["policies"],
+        ["policies", "list"],
+    ),
+    *(["policies", "show"], ["policies", "search"], ["verify"], ["compose"], ["doctor"], ["approve"], ["reject"]),
     ["keys"],
     *(["keys", verb] for verb in ("list", "create", "rotate", "export", "trust", "distrust")),
     *(["verifier"], ["verifier", "serve"]),
@@ -107,7 +116,7 @@ def test_every_verb_has_help(run, verb):
 def test_version_and_exit_statuses(run):
     assert re.fullmatch(r"schedagent \d+\.\d+.*\n", run("--version").stdout)
     told = run("--help").stdout
-    for status in (cli.EXIT_FAILED, cli.EXIT_USAGE, cli.EXIT_NO, cli.EXIT_INTERRUPTED):
+    for status in (cli.EXIT_FAILED, cli.EXIT_USAGE, cli.EXIT_NO, cli.EXIT_WAITING, cli.EXIT_INTERRUPTED):
         assert re.search(rf"\b{status}\b", told), f"--help does not document exit status {status}"
 
 
@@ -316,7 +325,7 @@ def test_json_is_all_there_is_on_stdout(run, script):
     assert json.loads(run("runs", "show", report["run"], "--json").stdout) == report
     assert "echo :100:" in run("runs", "show", report["run"]).stdout
     assert run("runs", "list").exit_code == 0
-    for words in (["policies", "list"], ["policies", "show", "fifo"], ["policies", "search", "slice"]):
+    for words in (["policies", "list"], ["policies", "show", "plain"], ["policies", "search", "slice"]):
         json.loads(run(*words, "--json").stdout)
 
 

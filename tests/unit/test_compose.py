@@ -100,7 +100,7 @@ def test_what_a_policy_does_not_seek_it_declares(changes, declared):
 
 
 def test_weights_hold_across_classes_only_by_shares_and_by_what_tasks_are():
-    known = TaskClass("known", Match(identities=True))
+    known = TaskClass("known", Match(programs=("make",)))
     two = replace(PLAIN, classes=(known, TaskClass("everyone")))
     assert "declares" not in compose(replace(two, dispatch="shares")).toml
     assert 'declares = ["weights"]' in compose(replace(two, dispatch="priority")).toml

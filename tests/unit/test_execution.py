@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 
@@ -9,9 +10,9 @@ import pytest
 import scripted
 from scripted import LIBRARY, WORKLOAD, Script
 
-from agents.execution import Execution, Trial
+from agents.execution import MENDS, Execution, Trial
 from schedagent.core.artifact import PolicyArtifact
-from schedagent.core.errors import KernelRejected
+from schedagent.core.errors import KernelRejected, PolicyError
 from schedagent.core.judge import TrialRules, judge_all
 from schedagent.core.policy import CandidatePolicy
 from schedagent.core.trial import DEFAULT_ARM, Outcome, Sample
@@ -27,6 +28,14 @@ class Notebook:
 
     reports: dict = field(default_factory=dict)
     kept: list = field(default_factory=list)
+    mended: dict = field(default_factory=dict)
+
+    def mends(self):
+        return dict(self.mended)
+
+    def save_mend(self, failed_key, mended):
+        assert failed_key not in self.mended
+        self.mended[failed_key] = mended
 
     def verification(self, key):
         return self.reports.get(key)
@@ -54,9 +63,18 @@ def script(tmp_path):
     return Script(tmp_path)
 
 
-def execute(script, notebook=None, *, candidates=CANDIDATES, seed=1, rules=scripted.RULES, out_of_time=lambda: False):
+def execute(
+    script,
+    notebook=None,
+    *,
+    candidates=CANDIDATES,
+    seed=1,
+    rules=scripted.RULES,
+    out_of_time=lambda: False,
+    mender=None,
+):
     notebook = notebook or Notebook()
-    agent = Execution(scripted.Verifier(script), scripted.Lab(script), LIBRARY, Silent(), out_of_time, rules)
+    agent = Execution(scripted.Verifier(script), scripted.Lab(script), LIBRARY, Silent(), out_of_time, rules, mender)
     agent.execute(WORKLOAD, candidates, notebook, seed=seed, comparisons=len(candidates))
     return notebook
 
@@ -206,3 +224,95 @@ def test_the_default_runs_beside_a_candidate_so_that_both_arms_pay_for_the_attac
     Trial(agent, WORKLOAD, [policy], notebook, seed=1, comparisons=1).run()
     assert beside[:2] == [CANDIDATES[0].key, None]
     assert all(block.sample(DEFAULT_ARM) for block in kept)
+
+
+# --- mends ----------------------------------------------------------------------------------------------------------
+
+
+PLAIN, TURNS, LONGEST = (BY_NAME[name] for name in ("plain", "turns", "longest_first"))
+
+
+@dataclass
+class Mender:
+    """Decides as told, by policy; remembers what it was asked."""
+
+    mends: dict = field(default_factory=dict)
+    retries: set = field(default_factory=set)
+    asked: list = field(default_factory=list)
+
+    def after_gate(self, candidate, report):
+        self.asked.append(("gate", candidate, report.failure.gate))
+        return SimpleNamespace(mended=self.mends.get(candidate.label), retry=False)
+
+    def after_trial(self, candidate, trouble, *, lost):
+        self.asked.append(("trial", candidate, trouble))
+        return SimpleNamespace(mended=self.mends.get(candidate.label), retry=candidate.policy in self.retries)
+
+
+def test_a_rejected_candidate_is_mended_verified_and_run(script):
+    mender = Mender({PLAIN.label: TURNS})
+    notebook = execute(replace(script, faults={"plain": "attach"}), candidates=[PLAIN, LONGEST], mender=mender)
+    assert mender.asked == [("gate", PLAIN, "attach")]
+    assert notebook.mended == {PLAIN.key: TURNS}
+    assert notebook.reports[TURNS.key].passed
+    assert runs_of(notebook, "plain") == 0
+    assert runs_of(notebook, "turns") > 0
+    assert runs_of(notebook, "longest_first") == 7
+
+
+def test_a_mend_may_be_mended_but_not_for_ever(script):
+    faulty = replace(script, faults={"plain": "attach"})
+    chain = [replace(PLAIN, tunables=(("slice_us", 1000 + number),)) for number in range(5)]
+    mender = Mender({before.label: after for before, after in itertools.pairwise(chain)})
+    notebook = execute(faulty, candidates=chain[:1], mender=mender)
+    assert len(mender.asked) == MENDS
+    assert list(notebook.reports) == [candidate.key for candidate in chain[: MENDS + 1]]
+
+
+def test_a_mend_that_is_stored_is_not_asked_for_again(script):
+    faulty = replace(script, faults={"plain": "attach"})
+    notebook = execute(faulty, candidates=[PLAIN], mender=Mender({PLAIN.label: TURNS}))
+    del notebook.reports[TURNS.key]
+    notebook.kept.clear()
+    mender = Mender()
+    execute(faulty, notebook, candidates=[PLAIN], mender=mender)
+    assert mender.asked == []
+    assert notebook.reports[TURNS.key].passed
+    assert runs_of(notebook, "turns") > 0
+
+
+def test_what_fails_in_its_trial_is_mended_and_goes_through_the_gates(script):
+    mender = Mender({PLAIN.label: TURNS})
+    notebook = execute(replace(script, faults={"plain": "ejected"}), candidates=[PLAIN, LONGEST], mender=mender)
+    [(when, candidate, trouble)] = mender.asked
+    assert (when, candidate) == ("trial", PLAIN)
+    assert "runnable task stall" in trouble
+    assert notebook.reports[TURNS.key].passed
+    assert runs_of(notebook, "plain") == 1
+    assert runs_of(notebook, "turns") > 0
+
+
+def test_what_was_lost_is_retried_as_often_as_it_may_be_mended(script):
+    lossy = replace(script, faults={"plain": "lost"})
+    mender = Mender(retries={"plain"})
+    execute(lossy, candidates=[PLAIN], mender=mender)
+    assert [asked[0] for asked in mender.asked] == ["trial"] * (MENDS + 1)
+    assert script.log.count("session") == MENDS + 1
+
+
+def test_a_mend_that_is_in_the_plan_already_is_none(script):
+    class Strict(Notebook):
+        def save_mend(self, failed_key, mended):
+            raise PolicyError("it is a candidate of this iteration already")
+
+    faulty = replace(script, faults={"plain": "attach"})
+    notebook = execute(faulty, Strict(), candidates=[PLAIN, TURNS], mender=Mender({PLAIN.label: TURNS}))
+    assert set(notebook.reports) == {PLAIN.key, TURNS.key}
+    assert runs_of(notebook, "turns") > 0
+
+
+def test_without_time_nothing_is_mended(script):
+    mender = Mender({PLAIN.label: TURNS})
+    faulty = replace(script, faults={"plain": "attach"})
+    execute(faulty, candidates=[PLAIN], mender=mender, out_of_time=lambda: "verify" in script.log)
+    assert mender.asked == []

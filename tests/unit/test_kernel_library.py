@@ -88,9 +88,9 @@ def test_documentation_without_source(folder):
 
 def test_unknown_policy_suggests_a_close_one(folder):
     with pytest.raises(UsageError) as caught:
-        find_policy("smaple", folder)
+        find_policy("smaple", load_library(folder))
     assert "did you mean sample? there are: sample" in str(caught.value)
-    assert find_policy("sample", folder).name == "sample"
+    assert find_policy("sample", load_library(folder)).name == "sample"
 
 
 def test_file_with_and_without_documentation(folder):

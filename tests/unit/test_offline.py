@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import kernel_bpf
-from agents import offline
+from agents import inputs, offline
 from agents.offline import plan
 from agents.planning import propose
 from schedagent.core.errors import PolicyError, TunableError
@@ -50,7 +50,10 @@ LIBRARY = {
         info(
             "interactive", ["latency-sensitive"], [SLICE, STARVATION, tunable("background_us", "us", 200, 50_000, 3000)]
         ),
-        info("layered", ["latency-sensitive", "batch-long-tail"], [SLICE], ["classes"]),
+        dataclasses.replace(
+            info("layered", ["latency-sensitive", "batch-long-tail"], [SLICE], ["classes"]),
+            classes=(("short_bursts", 1), ("workers", 2), ("background", 3)),
+        ),
     )
 }
 
@@ -136,7 +139,7 @@ def test_longest_first_gets_measured_times_of_everything_with_a_margin():
 
 def test_what_taskstats_could_not_resolve_counts_as_a_millisecond():
     rows = (row("spin", 100), row("true", 0))
-    assert dict(offline.expected_times(profile(WorkloadClass.CPU_BATCH, rows)))[comm_identity("true")] == MS
+    assert dict(inputs.expected_times(profile(WorkloadClass.CPU_BATCH, rows)))[comm_identity("true")] == MS
 
 
 def test_a_small_change_of_the_measured_times_keeps_the_candidate():
@@ -177,7 +180,7 @@ def test_a_winner_of_an_earlier_run_comes_first_and_the_plan_says_so():
     won = lesson("layered", Outcome.BETTER, 0.8, {"slice_us": 20_000})
     chosen = first(TAIL, [won])
     assert (chosen.candidates[0].policy, chosen.candidates[0].tunables) == ("layered", won.tunables)
-    assert chosen.candidates[0].classes == offline.burst_classes(TAIL)
+    assert chosen.candidates[0].classes == inputs.program_classes(LIBRARY["layered"].classes, TAIL)
     assert policies(chosen)[1:] == ["layered", "longest_first"], "a neighbour of the winner, then what is unknown"
     assert "starts from layered better, ratio 0.80 [0.78, 0.82] in an earlier run" in chosen.learned
 

@@ -153,8 +153,18 @@ def test_null_is_as_good_as_nothing():
             " none"),
         ({"classes_0_match": "all"}, "classes[0].match: not a table but 'all'"),
         ({"classes_0_match_comm": "make"}, "classes[0].match.comm: no such field; there are burst_us, cgroup, "
-            "identities, kthread, nice, pinned, runtime_ms, wakeups_per_s"),
-        ({"classes_0_match_identities": "make"}, "classes[0].match.identities = 'make': not true or false"),
+            "kthread, nice, pinned, programs, runtime_ms, wakeups_per_s"),
+        ({"classes_0_match_programs": "make"}, "classes[0].match.programs = 'make': not a list of words"),
+        ({"classes_0_match_programs": []}, "classes[0].match.programs = []: not a list of words"),
+        ({"classes_0_match_programs": ["cc1", 5]}, "classes[0].match.programs = ['cc1', 5]: not a list of words"),
+        ({"classes_0_match_programs": ["cc1", "x" * 81]}, f"classes[0].match.programs[1] = '{'x' * 81}': not 1 to 80 "
+            "printable characters"),
+        ({"classes_0_match_programs": ["a\nb"]}, "classes[0].match.programs[0] = 'a\\nb': not 1 to 80 printable "
+            "characters"),
+        ({"classes_0_match_programs": ["cc1", "cc1"]}, "classes[0].match.programs[1] = 'cc1': "
+            "classes[0].match.programs[0] says the same"),
+        ({"classes_0_match_programs": [f"p{n}" for n in range(33)]}, "classes[0].match.programs: 33 of them, accepted "
+            "are at most 32"),
         ({"classes_0_match_pinned": 1}, "classes[0].match.pinned = 1: not true or false"),
         ({"classes_0_match_kthread": "no"}, "classes[0].match.kthread = 'no': not true or false"),
         ({"classes_0_match_cgroup": "a/b"}, "classes[0].match.cgroup = 'a/b': not the last part of a path, of at most "

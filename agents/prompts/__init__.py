@@ -1,0 +1,10 @@
+"""What each agent is told of its task: one Markdown file for each, of the agent's name. May import: nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def prompt(role: str) -> str:
+    """Return the prompt of an agent: observation, planning, execution or learning."""
+    return (Path(__file__).parent / f"{role}.md").read_text(encoding="utf-8").strip()

@@ -1,0 +1,149 @@
+"""What each of the four agents may answer: one pydantic model for each question.
+
+These are the untrusted edge: what comes back is a model's. Texts become one short line of printable characters here,
+so that nothing in them can steer a terminal or flood a report. Whether a proposal can be made, and whether evidence was
+measured, is decided behind this edge. May import: schedagent.core.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, Field, WithJsonSchema
+
+from schedagent.core.proposal import Proposal, Way
+from schedagent.core.spec_reader import spec_schema
+
+LONGEST_LINE = 600
+"""Characters of a sentence that are kept."""
+
+MOST_PROPOSALS = 8
+MOST_INSIGHTS = 4
+
+
+def one_line(text: str) -> str:
+    """Return a text as one line of printable characters, cut to what is kept."""
+    printable = "".join(letter if letter.isprintable() else " " for letter in text)
+    line = " ".join(printable.split())
+    return line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE - 4]} ..."
+
+
+def _optional_as_null(schema: Any) -> Any:
+    """Return a JSON schema in which what may be left out may be null: strict endpoints demand every field."""
+    if isinstance(schema, list):
+        return [_optional_as_null(part) for part in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    told = {key: _optional_as_null(value) for key, value in schema.items()}
+    if "properties" in told:
+        required = schema.get("required", ())
+        told["properties"] = {
+            name: part if name in required else _or_null(part) for name, part in told["properties"].items()
+        }
+    return told
+
+
+def _or_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return a schema that also accepts null, in the fewest words."""
+    if "enum" in schema:
+        return {**schema, "enum": [*schema["enum"], None]}
+    if schema.get("type") in ("integer", "boolean", "string"):
+        return {**schema, "type": [schema["type"], "null"]}
+    return {"anyOf": [schema, {"type": "null"}]}
+
+
+Line = Annotated[str, AfterValidator(one_line)]
+"""A sentence or two."""
+
+SpecTable = Annotated[
+    dict[str, Any] | None, WithJsonSchema({"anyOf": [_optional_as_null(spec_schema()), {"type": "null"}]})
+]
+"""A policy spec as core.spec_reader reads it, which also says what is wrong with it."""
+
+
+class Described(BaseModel):
+    """Observation: what the numbers mean."""
+
+    meaning: Line = Field(description="what kind of work this is and where scheduling costs it time, in words")
+    goal: Line = Field(description="what a scheduler should do for it, one sentence")
+
+
+class TunableValue(BaseModel):
+    """One tunable."""
+
+    name: str
+    value: int
+
+
+class Proposed(BaseModel):
+    """One candidate."""
+
+    way: Way
+    policy: str = Field(description="configure, patch: name in the library; compose, generate: name of the new policy")
+    tunables: list[TunableValue] = Field(default_factory=list, description="only those that differ from the default")
+    spec: SpecTable = Field(default=None, description="compose: the spec; else null")
+    diff: str = Field(default="", description="patch: unified diff against the stored source; else empty")
+    source: str = Field(default="", description="generate: all of the BPF C; else empty")
+    description: Line = Field(default="", description="new policies: what it does")
+    reason: Line = Field(description="which evidence speaks for it")
+    expected: Line = Field(description="the effect you expect, and on what")
+    refuted_by: Line = Field(description="which measurement would show that you are wrong")
+
+    def proposal(self) -> Proposal:
+        """Return what is asked for, as the workshop takes it."""
+        return Proposal(
+            way=self.way,
+            policy=self.policy,
+            tunables={tunable.name: tunable.value for tunable in self.tunables},
+            spec=self.spec,
+            diff=self.diff,
+            source=self.source,
+            description=self.description,
+            reason=self.reason,
+            expected=self.expected,
+            refuted_by=self.refuted_by,
+        )
+
+
+class Planned(BaseModel):
+    """Planning: what to try next."""
+
+    reason: Line = Field(description="why these candidates, or why none can help")
+    proposals: list[Proposed] = Field(max_length=MOST_PROPOSALS, description="most promising first; none if none helps")
+
+
+class Decided(BaseModel):
+    """Execution: what to do about a policy that a gate rejected, or that failed in its trial or was lost there."""
+
+    decision: Literal["mend", "retry", "proceed", "abandon"] = Field(
+        description="mend: try it changed; retry: once more as it is, if its machine was lost; proceed: what was found "
+        "stands; abandon: it is not worth another try"
+    )
+    reason: Line = Field(description="what was wrong, and what the mend changes; or why there is none")
+
+
+class DecidedOnSpec(Decided):
+    """The same for a composed policy."""
+
+    spec: SpecTable = Field(default=None, description="mend: the whole spec as it should be; else null")
+
+
+class DecidedOnSource(Decided):
+    """The same for a policy in C: a diff is enough for a small change."""
+
+    diff: str = Field(default="", description="mend: unified diff against the source shown; else empty")
+    source: str = Field(default="", description="mend: the whole new source instead of a diff; else empty")
+
+
+class Concluded(BaseModel):
+    """One insight."""
+
+    text: Line = Field(description="one or two sentences, without numbers")
+    evidence: list[str] = Field(min_length=1, max_length=16, description="keys of the candidates whose trials show it")
+
+
+class Reflected(BaseModel):
+    """Learning: what the trials of this iteration teach."""
+
+    insights: list[Concluded] = Field(max_length=MOST_INSIGHTS, description="none if the trials show nothing new")

@@ -1,0 +1,112 @@
+"""Measuring over MCP: a run of its own, on a workload that was run before, with a scripted lab."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import scripted
+from scripted import Script
+
+from agents.calling import try_tool
+from agents.exchange import ToolCall
+from agents.tools import all_tools
+from repo_store.records import RunStatus
+from schedagent import workbench
+from schedagent.core.errors import UsageError
+from schedagent.core.proposal import Proposal, Way
+from schedagent.core.trial import Outcome
+from schedagent.workbench import open_services
+
+LONGEST = Proposal(way=Way.CONFIGURE, policy="longest_first", tunables={"slice_us": 7000})
+
+
+@pytest.fixture
+def script(tmp_path, monkeypatch) -> Script:
+    (tmp_path / "state").mkdir()
+    made = Script(tmp_path, faults={"fifo": "attach"}, options=scripted.OPTIONS)
+    monkeypatch.setattr(workbench, "open_lab", lambda _settings: scripted.Lab(made))
+    monkeypatch.setattr(workbench, "open_verifier", lambda _settings: scripted.Verifier(made))
+    return made
+
+
+@pytest.fixture
+def earlier(script) -> str:
+    """A finished run."""
+    run_id = script.create()
+    script.drive(run_id)
+    return run_id
+
+
+@pytest.fixture
+def told() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def services(script, earlier, told):
+    with open_services(script.settings, {}, measures=True, tell=told.append) as now:
+        yield now()
+
+
+def test_it_is_a_run_with_samples_verdict_and_report(services, script, earlier, told):
+    observed = script.log.count("observe")
+    new = services.bench.measure(LONGEST, earlier, 600)
+    records = services.records
+    assert records.run(new).status is RunStatus.FINISHED
+    assert records.run(new).workload == records.run(earlier).workload
+    assert records.profile(new) == records.profile(earlier)
+    assert script.log.count("observe") == observed
+    [candidate] = records.plan(new, 0).candidates
+    assert dict(candidate.tunables)["slice_us"] == 7000
+    assert candidate.history, "its input is filled from the profile"
+    assert records.verdicts(new, 0)[candidate.key].outcome is Outcome.BETTER
+    assert len(records.blocks(new, 0)) > 6
+    assert told[0].startswith(f"run {new}: ")
+    assert any(line.startswith("measuring: 1 done") for line in told)
+
+
+def test_the_tool_tells_the_verdict(services, earlier):
+    arguments = json.dumps({"policy": "longest_first", "run": earlier, "minutes": 1})
+    answer = try_tool(all_tools(services), ToolCall("", "measure_policy", arguments))
+    assert not answer.failed
+    assert "longest_first" in answer.text
+    assert "better, candidate / default 0." in answer.text
+
+
+def test_a_policy_that_fails_a_gate_is_not_measured(services, earlier):
+    new = services.bench.measure(Proposal(way=Way.CONFIGURE, policy="fifo"), earlier, 600)
+    [candidate] = services.records.plan(new, 0).candidates
+    assert services.records.verdicts(new, 0)[candidate.key].outcome is Outcome.FAILED
+    assert services.records.blocks(new, 0) == []
+
+
+def test_it_is_refused_unless_the_server_may(script, earlier):
+    with open_services(script.settings, {}, measures=False) as now:
+        services = now()
+        assert "measure_policy" not in {tool.name for tool in all_tools(services)}
+        with pytest.raises(UsageError, match="may not run workloads"):
+            services.bench.measure(LONGEST, earlier, 600)
+        assert len(services.records.list_runs()) == 1
+
+
+def test_a_stop_leaves_a_run_that_can_be_resumed(services, script, earlier, monkeypatch):
+    def stop(_lab, _workload):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(scripted.Lab, "session", stop)
+    with pytest.raises(KeyboardInterrupt):
+        services.bench.measure(LONGEST, earlier, 600)
+    newest = services.records.list_runs(1)[0]
+    assert newest.status is RunStatus.INTERRUPTED
+    assert services.records.plan(newest.id, 0).candidates
+
+
+def test_a_verification_keeps_its_report_without_the_token(script, earlier):
+    reports = {}
+    with open_services(script.settings, reports, measures=False) as now:
+        bench = now().bench
+        candidate = bench.make(LONGEST, earlier)
+        assert bench.verify(candidate, static=False).passed
+        assert reports[candidate.key].token == ""
+        assert candidate.history != bench.make(LONGEST, "").history == ()
