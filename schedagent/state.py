@@ -21,3 +21,8 @@ class RunState(TypedDict):
     rejected: bool
     finished: bool
     out_of_time: bool
+
+
+def first_state(run_id: str) -> RunState:
+    """Return the state of a run that has not begun."""
+    return RunState(run_id=run_id, iteration=0, rejected=False, finished=False, out_of_time=False)

@@ -35,7 +35,7 @@ from schedagent.core.workload import WorkloadCommand
 from schedagent.library import Library, worth_trying
 from schedagent.options import RunOptions
 from schedagent.progress import Reporter
-from schedagent.state import RunState
+from schedagent.state import first_state
 from verifier.client import RemoteVerifier
 from verifier.kept import KeptReports
 from verifier.lab import VmLab
@@ -384,8 +384,7 @@ def walk(checkpoints: Path, nodes: RunNodes, approvals: Questions, run_id: str, 
         graph = build_graph(nodes, approvals, saver)
         begun = bool(graph.get_state(config).values)
         reporter.stage(f"run {run_id}" + (" goes on" if begun else ""))
-        first = RunState(run_id=run_id, iteration=0, rejected=False, finished=False, out_of_time=False)
-        ended = graph.invoke(None if begun else first, config, durability="sync")
+        ended = graph.invoke(None if begun else first_state(run_id), config, durability="sync")
         if "__interrupt__" in ended:
             reporter.stage("waiting for an approval")
         else:

@@ -11,6 +11,7 @@ from agents.services import Services
 from agents.workshop import Workshop
 from kernel_bpf.library import load_library
 from repo_store.store import PolicyRepository
+from schedagent.core.approval import Stage
 from schedagent.core.artifact import PolicyArtifact
 from schedagent.core.errors import UsageError
 from schedagent.core.judge import TrialRules
@@ -23,7 +24,7 @@ from schedagent.core.workload import WorkloadClass, WorkloadProfile
 from schedagent.library import Library
 from schedagent.nodes import RunNodes
 from schedagent.options import RunOptions
-from schedagent.state import RunState
+from schedagent.state import first_state
 from schedagent.verification import VerifyOptions, choose_verifier
 from schedagent.wiring import MADE_POLICIES, ending, only_one, open_lab, open_repository, open_verifier
 
@@ -106,7 +107,8 @@ class Workbench:
             raise UsageError("this server may not run workloads", "the user starts it with --allow-trials")
         workload = self.repository.run(run_id).workload
         lab = open_lab(self.settings)
-        options = RunOptions(iterations=1, budget_s=budget_s, candidates=1, rules=TrialRules())
+        approve = (Stage.DEPLOY,)  # nobody can, over MCP: the report holds no token
+        options = RunOptions(iterations=1, budget_s=budget_s, candidates=1, rules=TrialRules(), approve=approve)
         new = self.repository.create_run(
             workload, lab.hardware, settings=asdict(options), seed=secrets.randbelow(1 << 31)
         )
@@ -115,12 +117,14 @@ class Workbench:
         nodes = RunNodes(self.repository, lab, verifier, self.library, ToldReporter(self.tell), options)
         with only_one(self.settings, new), ending(self.repository, new):
             self._take_profile(run_id, new)
-            state = RunState(run_id=new, iteration=0, finished=False)
+            state = first_state(new)
             nodes.observation(state)
             candidate = self.make(replace(proposal, reason=proposal.reason or "Asked for over MCP."), new)
             self.repository.save_plan(new, 0, Plan((candidate,), "one candidate, asked for over MCP"))
             nodes.execution(state)
             nodes.learning(state)
+            state["out_of_time"] = nodes.out_of_time()
+            nodes.ending(state)
         return new
 
     def _take_profile(self, run_id: str, new: str) -> None:

@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 import scripted
+from minds import COMPOSED, Mind, on, plan, role_of
 from scripted import LIBRARY, OPTIONS, Script
+from thinking import proposed
 
 from repo_store.records import RunStatus
 from repo_store.store import PolicyRepository
@@ -26,6 +28,7 @@ from schedagent.core.approval import Decision, Request, Stage
 from schedagent.core.errors import UsageError
 from schedagent.core.policy import CandidatePolicy, Plan
 from schedagent.core.proposal import MadePolicy, Origin, Way
+from tests.model_server import ModelServer
 
 ME = pwd.getpwuid(os.getuid()).pw_name
 YES = Decision(True, "ada", "2026-11-22T10:00:00.000+00:00")
@@ -135,6 +138,22 @@ def test_a_rejected_plan_is_not_carried_out_and_its_reason_reaches_the_next(aski
     assert tried["candidates"][0]["verdict"]["pairs"] >= 6
     assert verified(asking) == len(tried["candidates"])
     assert policies(first) == [found["policy"] for found in rejected["candidates"]]
+
+
+def test_a_model_is_told_why_its_plan_was_rejected(asking, monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    mind = Mind([plan(COMPOSED), plan(proposed("plain"))])
+    with ModelServer(mind) as server:
+        thinking = on(asking, server)
+        run_id = thinking.create()
+        first = thinking.drive(run_id)["waiting"]
+        thinking.drive(run_id, NO)
+        asked = [body for body in server.chats if role_of(body) == "planning"][1]["messages"][1]["content"]
+    [composed] = first["candidates"]
+    assert composed["spec"]["name"] == "tail_first"
+    assert (composed["way"], composed["expected"]) == ("compose", "the long task ends earlier")
+    assert "not tried: rejected by ada: the slice is too long" in asked.partition("history of this run>>>")[2]
+    assert mind.asked == ["observation", "planning", "planning"], "a call was paid for trials that never were"
 
 
 def test_rejections_are_bounded_by_the_iterations(asking):

@@ -24,7 +24,7 @@ LONGEST = Proposal(way=Way.CONFIGURE, policy="longest_first", tunables={"slice_u
 @pytest.fixture
 def script(tmp_path, monkeypatch) -> Script:
     (tmp_path / "state").mkdir()
-    made = Script(tmp_path, faults={"fifo": "attach"}, options=scripted.OPTIONS)
+    made = Script(tmp_path, faults={"fifo": "attach"}, options=scripted.OPTIONS, signs=True)
     monkeypatch.setattr(workbench, "open_lab", lambda _settings: scripted.Lab(made))
     monkeypatch.setattr(workbench, "open_verifier", lambda _settings: scripted.Verifier(made))
     return made
@@ -58,6 +58,8 @@ def test_it_is_a_run_with_samples_verdict_and_report(services, script, earlier, 
     assert records.profile(new) == records.profile(earlier)
     assert script.log.count("observe") == observed
     [candidate] = records.plan(new, 0).candidates
+    assert records.verification(new, candidate.key).token
+    assert records.run(new).report["deployment"] is None, "a token was handed out without approval"
     assert dict(candidate.tunables)["slice_us"] == 7000
     assert candidate.history, "its input is filled from the profile"
     assert records.verdicts(new, 0)[candidate.key].outcome is Outcome.BETTER
