@@ -21,6 +21,7 @@ from typing import Any
 
 from rich.console import Console
 
+from agents.transcript import transcript_path
 from kernel_bpf.library import load_library
 from schedagent.core.settings import load_settings
 from schedagent.report import render
@@ -167,9 +168,9 @@ def main() -> int:
     report = json.loads(done.stdout)
     console = Console(emoji=False)
     render(report, console)
-    for line in story(report):
+    kept = transcript_path(folder / "state" / "schedagent", report["run"])
+    for line in [*story(report), f"What was asked and answered: {kept}"]:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-    console.print(f"What was asked and answered: {folder}/state/schedagent/runs/{report['run']}.transcript.jsonl")
     return done.returncode
 
 
