@@ -21,6 +21,7 @@ from typing import Any
 
 from rich.console import Console
 
+from agents.transcript import transcript_path
 from kernel_bpf.library import load_library
 from schedagent.core.settings import load_settings
 from schedagent.report import render
@@ -66,11 +67,15 @@ COMPOSED = {
 }
 
 SOURCE = load_library()[PARENT].source.read_text()
-LOSES_TASKS = """\tif (!p->mm)
+LOSES_TASKS = """\
+\tif (is_pinned(p))
 \t\treturn;
 """
-AT_ONCE = """\tif (!p->mm) {
-\t\tdsq_insert(p, DSQ_LOCAL, slice_ns(), enq_flags);
+SHORT_TURNS = """\
+\tif (is_pinned(p)) {
+\t\tdsq_insert_vtime(p, queue, clamp_slice(slice_ns() / 2), key,
+\t\t\t\t enq_flags);
+\t\twake_idle_cpu(p);
 \t\treturn;
 \t}
 """
@@ -90,14 +95,14 @@ def patched(text: str) -> str:
 
 
 def patch() -> dict[str, Any]:
-    """Return the careless proposal: kernel threads are left out of the queues, and so are lost."""
+    """Return the careless proposal: tasks that are bound to a CPU are forgotten, and so are lost."""
     return COMPOSED | {
         "way": "patch",
         "policy": PARENT,
         "spec": None,
         "diff": diff(SOURCE, patched(LOSES_TASKS)),
-        "description": "As local_steal, but kernel threads do not wait in the queues of compilers.",
-        "reason": "Compilers keep their warm caches, and kernel threads do not delay them.",
+        "description": "As local_steal, with shorter turns for tasks that are bound to one CPU.",
+        "reason": "Compilers keep their warm caches, and what is bound to their CPU delays them less.",
         "expected": "Less time lost to migrations.",
         "refuted_by": "No shorter makespan than with tail_first.",
     }
@@ -127,8 +132,8 @@ class Demonstrator:
     def execution(self, body: dict[str, Any]) -> dict[str, Any]:
         if "rule 18" not in body["messages"][-1]["content"]:
             return {"content": {"decision": "abandon", "reason": "I see no mend for this.", "diff": "", "source": ""}}
-        mend = diff(patched(LOSES_TASKS), patched(AT_ONCE))
-        reason = "The early return lost kernel threads: they are inserted into the local queue now."
+        mend = diff(patched(LOSES_TASKS), patched(SHORT_TURNS))
+        reason = "The early return lost tasks that are bound to a CPU: they are queued with a shorter slice now."
         return {"content": {"decision": "mend", "reason": reason, "diff": mend, "source": ""}}
 
     def learning(self, body: dict[str, Any]) -> dict[str, Any]:
@@ -163,9 +168,9 @@ def main() -> int:
     report = json.loads(done.stdout)
     console = Console(emoji=False)
     render(report, console)
-    for line in story(report):
+    kept = transcript_path(folder / "state" / "schedagent", report["run"])
+    for line in [*story(report), f"What was asked and answered: {kept}"]:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-    console.print(f"What was asked and answered: {folder}/state/schedagent/runs/{report['run']}.transcript.jsonl")
     return done.returncode
 
 
