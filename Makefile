@@ -12,7 +12,7 @@ PYTEST := $(BIN)/python -m pytest
 PREFIX ?= $(HOME)/.local
 C_SOURCES = find kernel_bpf tests -name '*.[ch]' -not -name vmlinux.h -print0
 
-.PHONY: help setup demo test test-unit test-vm test-verifier older-kernel docs mutation check bench kernel install fmt lock clean
+.PHONY: help setup demo demo-llm test test-unit test-vm test-verifier older-kernel docs mutation check bench kernel install fmt lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -26,6 +26,9 @@ setup: ## get all that is needed: Debian packages, virtual environment, sched_ex
 demo: setup ## optimise the build of a small bundled C project, from observation to verdict
 	$(BIN)/schedagent optimize --workload "make -j" --dir tests/fixtures/cproject --prepare "make clean" --iterations 1 --budget-minutes 10 \
 	  || [ $$? -eq 3 ] # an honest "nothing better" is a good end, too
+
+demo-llm: setup ## the same with a scripted model: it composes, patches, is rejected once, mends, and learns
+	$(BIN)/python -m tests.demo_llm || [ $$? -eq 3 ]
 
 test: setup older-kernel ## run all tests, those in the micro-VM included
 	$(PYTEST) -m "not bench"

@@ -70,7 +70,7 @@ class ModelMender:
         sections = {**_texts(policy), "what was found": rejection_text(report)}
         if policy.spec is None:
             sections["lines around the findings"] = excerpts_text(report, policy.source)
-        task = f"A gate rejected {candidate.policy}. Mend or abandon?"
+        task = f"A gate rejected {candidate.policy} (candidate {candidate.key}). Mend or abandon?"
         decision = self._decide(candidate, policy, task, sections)
         return Decision(decision.mended)  # what a gate rejects is never tried as it is
 
@@ -86,7 +86,8 @@ class ModelMender:
             return NOTHING
         happened = "was lost in its trial with its machine" if lost else "failed in its trial"
         sections = {**_texts(policy), "what was found": trouble}
-        decision = self._decide(candidate, policy, f"{candidate.policy} {happened}. What now?", sections)
+        task = f"{candidate.policy} (candidate {candidate.key}) {happened}. What now?"
+        decision = self._decide(candidate, policy, task, sections)
         return decision if lost else Decision(decision.mended)
 
     def _decide(

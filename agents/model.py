@@ -256,6 +256,7 @@ class ChatEndpoint:
                 api_key=SecretStr(self._settings.model_api_key or _NO_KEY),
                 timeout=float(self._settings.model_timeout_s),
                 http_client=_bounded_client(self._settings.model_timeout_s),
+                http_socket_options=(),  # of the client it would build itself, about which it warns behind a proxy
                 max_retries=0,  # ours are recorded and bounded
                 use_responses_api=False,
                 cache=False,

@@ -196,11 +196,15 @@ _CORRECT = (
 
 
 def _told(known: Known) -> str:
-    """Say what earlier results contributed; empty if there were none."""
-    counts = {"verdicts": known.lessons, "failures": known.antipatterns, "insights": known.insights}
-    parts = [f"{len(found)} {name}" for name, found in counts.items() if found]
-    parts += [f"{len(known.similar)} similar runs"] if known.similar else []
-    return f"the model was told of earlier {', '.join(parts)}" if parts else ""
+    """Say what earlier results were in the question; empty if there were none."""
+    found = {
+        "verdicts": known.lessons,
+        "failures": known.antipatterns,
+        "insights": known.insights,
+        "similar runs": known.similar,
+    }
+    told = ", ".join(f"{name} {len(records)}" for name, records in found.items() if records)
+    return f"the model was told of earlier runs ({told})" if told else ""
 
 
 @dataclass

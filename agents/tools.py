@@ -100,7 +100,7 @@ class PolicyPart(Arguments):
         "summary",
         description="summary: what it is for, how it decides, its tunables; source: its BPF C; manifest: its TOML",
     )
-    in_short: Annotated[int, Field(ge=1, le=100_000, description="of source or manifest")] = 1
+    first_line: Annotated[int, Field(ge=1, le=100_000, description="of source or manifest")] = 1
     most_lines: Annotated[int, Field(ge=1, le=1000)] = 300
 
 
@@ -113,9 +113,9 @@ def show_policy(services: Services, asked: PolicyPart) -> str:
         raise UsageError(f"policy {policy.name} came as a compiled object: there is no source")
     path = policy.source if asked.part == "source" else policy.source.with_name(f"{policy.name}.toml")
     text = read_source(path).decode().splitlines()
-    start = asked.in_short - 1
+    start = asked.first_line - 1
     chosen = text[start : start + asked.most_lines]
-    head = f"{path.name}, lines {asked.in_short} to {start + len(chosen)} of {len(text)}:"
+    head = f"{path.name}, lines {asked.first_line} to {start + len(chosen)} of {len(text)}:"
     return "\n".join([head, *chosen])
 
 

@@ -29,9 +29,9 @@ def role_of(body) -> str:
 
 
 def keys_in(body) -> list[str]:
-    """The candidates' keys in a question of Learning."""
-    lines = [line.split() for line in body["messages"][1]["content"].splitlines()]
-    return [words[0] for words in lines if len(words) > 2 and len(words[0]) == 16]
+    """The keys of the candidates that were measured, in a question of Learning."""
+    lines = [line for line in body["messages"][1]["content"].splitlines() if " pairs" in line]
+    return [line.split()[0] for line in lines]
 
 
 def plan(*proposals, reason="One long task decides.", **turn):

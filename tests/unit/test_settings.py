@@ -12,7 +12,7 @@ import pytest
 
 from schedagent.core import settings as module
 from schedagent.core.errors import SetupError, UsageError
-from schedagent.core.settings import ModelPrice, activated_descriptors, load_settings, writable
+from schedagent.core.settings import ModelPrice, Settings, activated_descriptors, load_settings, writable
 
 
 def test_defaults_follow_the_base_directory_specification() -> None:
@@ -176,3 +176,17 @@ def test_import_is_light() -> None:
     root = Path(module.__file__).parents[2]
     done = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, cwd=root, check=True)
     assert done.stdout.split() == ["False", "False"]
+
+
+@pytest.mark.parametrize(
+    ("named", "has_model"),
+    [
+        ({}, False),
+        ({"model_name": "small"}, False),
+        ({"model_base_url": "http://127.0.0.1:1/v1"}, False),
+        ({"model_base_url": "http://127.0.0.1:1/v1", "model_name": "small"}, True),
+        ({"model_base_url": "http://127.0.0.1:1/v1", "model_learning": "small"}, True),
+    ],
+)
+def test_a_model_needs_an_address_and_a_name(named, has_model):
+    assert Settings(Path("/c"), Path("/s"), **named).has_model is has_model

@@ -15,7 +15,7 @@ from asking import GOOD, LIST_POLICIES, PRICES, PROSE, QUESTION, Choice, ask, li
 
 from agents.budget import Budget, BudgetLimits
 from agents.model import open_model, replay_model
-from agents.transcript import Replay, Transcript, read_transcript, render, transcript_path
+from agents.transcript import Note, Replay, Transcript, read_notes, read_transcript, render, transcript_path
 from schedagent.core.errors import BudgetSpent, EndpointError, ReplayDiverged, RepositoryError
 from tests.model_server import ModelServer
 
@@ -267,3 +267,17 @@ def test_request_that_was_cut_short_is_left_out_of_a_replay(path):
     with Transcript(path, "r1") as journal:
         journal.begin(read_transcript(path)[1][0].request)
     assert replay(path) == whole
+
+
+def test_notes_are_kept_once_beside_the_exchanges(tmp_path):
+    path = transcript_path(tmp_path, "run")
+    for _process in range(2):
+        with Transcript(path, "run") as journal:
+            journal.note("planning", 0, "planned by rules")
+            journal.note("planning", 1, "planned by rules")
+    assert read_notes(path) == (Note("planning", 0, "planned by rules"), Note("planning", 1, "planned by rules"))
+    assert read_transcript(path)[1] == ()
+    with path.open("a") as file:
+        file.write('{"event": "note"}\n')
+    with pytest.raises(RepositoryError, match="line 4 is damaged"):
+        read_notes(path)
