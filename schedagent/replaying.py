@@ -13,9 +13,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from agents.budget import Budget, BudgetLimits
+from agents.exchange import Json, Role
 from agents.fences import Fence
 from agents.model import replay_model
-from agents.session import ModelSession
+from agents.session import ModelSession, T
 from agents.tools import Services, tools_for
 from agents.transcript import Replay
 from agents.workshop import Workshop
@@ -223,6 +224,16 @@ class ReplayNodes(RunNodes):
         return verified and measured and not self.replay.expects("execution", number)
 
 
+class ReplaySession(ModelSession):
+    """An endpoint that was lost is asked again where a later process of the run did so."""
+
+    def ask(self, role: Role, iteration: int, messages: Sequence[Json], schema: type[T]) -> T | None:
+        """Answer as the recording does; see ModelSession.ask."""
+        if isinstance(self.notes, Replay) and self.notes.expects(role, iteration):
+            self.lost = ""
+        return super().ask(role, iteration, messages, schema)
+
+
 def replay_nodes(
     recording: Recording, replay: Replay, repository: PolicyRepository, library: Library, reporter: Reporter
 ) -> ReplayNodes:
@@ -237,7 +248,7 @@ def replay_nodes(
     services = Services(repository, library, run_id)
 
     def open_models(_run_id: str) -> ModelAgents:
-        session = ModelSession(
+        session = ReplaySession(
             lambda role: replay_model(replay, role),
             Fence(replay.mark),
             Budget(BudgetLimits(0, 0, 0.0)),

@@ -7,15 +7,19 @@ from __future__ import annotations
 import json
 import sqlite3
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from minds import COMPOSED, ONE_PLAN, SPEC, Mind, decided, on, plan
 from scripted import Script
+from test_approval import killed_where_held
 from test_cli import folders, refused, run, script  # noqa: F401 - fixtures
 from thinking import proposed
 
 from agents.transcript import transcript_path
 from repo_store.records import RunStatus
+from repo_store.rewind import rewind
+from repo_store.store import PolicyRepository
 from schedagent import cli
 from schedagent.approval import waiting
 from schedagent.core.approval import Decision, Stage
@@ -110,11 +114,56 @@ def test_a_run_whose_endpoint_died(run, base):
     assert (found["same"], found["requests"]) == (True, 2)
 
 
+def test_an_endpoint_that_came_back_for_a_later_process(run, base):
+    script = replace(base, options=replace(ONE_PLAN, approve=(Stage.PLAN,)))
+    mind = Mind([])
+    with ModelServer(lambda body: mind(body) if mind.asked else {"status": 401, "message": "gone"}) as server:
+        thinking = on(script, server)
+        run_id = thinking.create()
+        thinking.drive(run_id)
+        mind.asked.append("it is back")
+        thinking.drive(run_id, YES)
+    assert mind.asked == ["it is back", "learning"]
+    found = replayed(run, run_id)
+    assert (found["same"], found["requests"]) == (True, 2)
+
+
 def test_a_run_that_waits_is_replayed_so_far(run, base):
     run_id = recorded(replace(base, options=replace(ONE_PLAN, approve=(Stage.PLAN,))), Mind([plan(COMPOSED)]))
     assert replayed(run, run_id)["requests"] == 2
     with base.repository() as repository:
         assert waiting(repository, run_id)
+
+
+def test_a_run_that_was_killed_is_replayed_so_far(run, base):
+    with ModelServer(Mind([plan(COMPOSED)])) as server:
+        held = replace(on(base, server), hold="after save_meaning 1")
+        run_id = held.create()
+        killed_where_held(held, run_id)
+    found = replayed(run, run_id)
+    assert (found["same"], found["requests"]) == (True, 1)
+
+
+def test_a_rewound_repository_holds_what_was_known_when_the_run_began(base, tmp_path):
+    first = recorded(base, Mind([plan(COMPOSED, proposed())]))
+    faulty = replace(base, faults={"plain": "attach"})
+    second = recorded(faulty, Mind([plan(proposed("tail_first"), proposed("plain"))]))
+    third = recorded(base, Mind([plan(proposed("other", "compose", spec=SPEC | {"name": "other"}))]))
+    with base.repository() as repository:
+        whole = [len(repository.blocks(one, 0)) for one in (first, second, third)]
+        place = Path(repository.place)
+        key = (repository.run(first).workload.key, repository.run(first).hardware.key)
+    rewind(place, tmp_path / "copy.sqlite", second)
+    with PolicyRepository(tmp_path / "copy.sqlite") as copy:
+        assert copy.profile(second) is not None
+        assert (copy.meaning(second), copy.iterations(second), copy.run(second).report) == (None, [], None)
+        assert {lesson.run_id for lesson in copy.lessons(*key)} == {first}
+        assert {insight.run_id for insight in copy.insights(*key)} == {first}
+        assert copy.antipatterns(*key) == []
+        assert [made.name for made in copy.made_policies()] == ["tail_first"]
+        assert len(copy.blocks(first, 0)) == whole[0]
+    with base.repository() as repository:
+        assert [len(repository.blocks(one, 0)) for one in (first, second, third)] == whole
 
 
 def test_later_runs_and_what_they_taught_change_nothing(run, base):
