@@ -17,7 +17,8 @@ from kernel_bpf.library import policy_from_file
 from schedagent.core.errors import CompileError
 from schedagent.core.settings import load_settings
 from schedagent.core.spec import PolicySpec
-from tests.corpus import Entry, complaint, corpus_verifier, judge
+from schedagent.wiring import open_local_verifier
+from tests.corpus import Entry, complaint, judge
 from tests.mutation.__main__ import newest_target
 from tests.specs import drawn
 
@@ -65,7 +66,7 @@ def test_every_drawn_spec_compiles(tmp_path: Path, say: Say) -> None:
 
 
 def test_a_sample_passes_every_gate(tmp_path: Path, say: Say) -> None:
-    verifier, failed = corpus_verifier(), []
+    verifier, failed = open_local_verifier(load_settings(), sign=False), []
     sample = drawn(COMPILED)[:: COMPILED // PROVED][:PROVED]
     for spec in sample:
         entry = Entry("correct", policy_from_file(written(spec, tmp_path)))

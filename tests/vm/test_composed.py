@@ -1,0 +1,29 @@
+"""Composed policies through every gate: a spec can say nothing that the verifier refuses.
+
+The bench tests/bench/test_compose.py takes forty drawn specs through the gates; here are two of several classes.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from kernel_bpf.compose import compose
+from kernel_bpf.library import policy_from_file
+from schedagent.core.settings import load_settings
+from schedagent.wiring import open_local_verifier
+from tests.corpus import Entry, complaint, judge
+from tests.specs import drawn
+
+pytestmark = [pytest.mark.vm, pytest.mark.timeout(600)]
+
+SPECS = [spec for spec in drawn(20) if len(spec.classes) > 1][:2]
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: f"{len(spec.classes)}-classes-{spec.dispatch}")
+def test_a_drawn_spec_passes_every_gate(spec, tmp_path):
+    composed = compose(spec)
+    source = tmp_path / f"{spec.name}.bpf.c"
+    source.write_text(composed.source)
+    source.with_name(f"{spec.name}.toml").write_text(composed.toml)
+    entry = Entry("correct", policy_from_file(source))
+    assert complaint(entry, judge(entry, open_local_verifier(load_settings(), sign=False))) == ""
