@@ -30,8 +30,8 @@ demo: setup ## optimise the build of a small bundled C project, from observation
 demo-llm: setup ## the same with a scripted model: it composes, patches, is rejected once, mends, and learns
 	$(BIN)/python -m tests.demo_llm || [ $$? -eq 3 ]
 
-test: setup older-kernel ## run all tests, those in the micro-VM included
-	$(PYTEST) -m "not bench"
+test: setup older-kernel test-unit ## run all tests, those in the micro-VM included
+	$(PYTEST) -m "not bench" tests/vm tests/e2e
 
 test-verifier: setup older-kernel ## take the corpus of broken and correct policies through every gate; prints a table
 	$(BIN)/python -m tests.corpus
@@ -39,8 +39,8 @@ test-verifier: setup older-kernel ## take the corpus of broken and correct polic
 older-kernel: setup # policies are checked on it, too; a mirror that has none is no error
 	@$(BIN)/python -m verifier.microvm.kernels --older
 
-test-unit: setup ## run the fast tests only
-	$(PYTEST) tests/unit tests/architecture
+test-unit: setup ## run the tests that need no micro-VM, side by side: most of their time they wait
+	$(PYTEST) -n auto --dist loadfile tests/unit tests/architecture
 
 test-vm: setup ## run only the tests that need the micro-VM
 	$(PYTEST) -m "vm or e2e"
