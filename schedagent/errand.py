@@ -11,9 +11,10 @@ import logging
 import tempfile
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
+import anyio
 from pydantic import TypeAdapter
 
 from agents.calling import Answer, try_tool
@@ -66,7 +67,7 @@ class Result:
 async def carry_out(errand: Errand, tell: Callable[[str], Awaitable[None]]) -> Result:
     """Call a slow tool in another process, and pass on what it tells on its way.
 
-    The caller shields nothing: cancelling this ends the process, and `Child.end` is what has to be shielded.
+    Cancelling this ends the process.
 
     Raises:
         SetupError: the process died.
@@ -85,9 +86,7 @@ async def carry_out(errand: Errand, tell: Callable[[str], Awaitable[None]]) -> R
 
 
 async def _end(child: Child) -> None:
-    """End a child, whoever stops waiting for it meanwhile."""
-    import anyio
-
+    """End a child, whoever stops waiting for it meanwhile: it goes by itself, but one that hangs has to be killed."""
     with anyio.CancelScope(shield=True):
         await child.end()
 
@@ -116,6 +115,5 @@ def _work(send: Callable[[bytes], None], errand: Errand) -> None:
     except Exception as error:
         log.exception("%s failed", errand.tool)
         answer = Answer(f"error: {errand.tool} failed: {type(error).__name__}; the server's log says more", failed=True)
-    without_tokens = {key: replace(report, token="") for key, report in reports.items()}
-    told = {"text": answer.text, "failed": answer.failed, "reports": _REPORTS.dump_python(without_tokens, mode="json")}
+    told = {"text": answer.text, "failed": answer.failed, "reports": _REPORTS.dump_python(reports, mode="json")}
     send(json.dumps(told).encode() + b"\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import scripted
@@ -18,6 +19,15 @@ from schedagent.core.proposal import Proposal, Way
 from schedagent.core.trial import Outcome
 from schedagent.workbench import open_services
 
+
+class Signing(scripted.Verifier):
+    """Hands out a token with every report."""
+
+    def verify(self, candidate, info):
+        verified = super().verify(candidate, info)
+        return replace(verified, report=replace(verified.report, token="sat2.a.b.c"))
+
+
 LONGEST = Proposal(way=Way.CONFIGURE, policy="longest_first", tunables={"slice_us": 7000})
 
 
@@ -26,7 +36,7 @@ def script(tmp_path, monkeypatch) -> Script:
     (tmp_path / "state").mkdir()
     made = Script(tmp_path, faults={"fifo": "attach"}, options=scripted.OPTIONS, signs=True)
     monkeypatch.setattr(workbench, "open_lab", lambda _settings: scripted.Lab(made))
-    monkeypatch.setattr(workbench, "open_verifier", lambda _settings: scripted.Verifier(made))
+    monkeypatch.setattr(workbench, "open_verifier", lambda _settings: Signing(made))
     return made
 
 

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
-from mcp_servers import over_stdio, text_of
+from tests.unit.mcp_servers import over_stdio, text_of
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(300)]
 
 
 def machines(state: Path) -> list[int]:
-    """The QEMU processes that a server of this state folder started."""
+    """The machines that a server of this state folder started; QEMU also runs for a moment to tell its version."""
     mark, found = f"SCHEDAGENT_STATE={state}".encode(), []
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            named = (folder / "comm").read_text().startswith("qemu")
-            if named and mark in (folder / "environ").read_bytes().split(b"\0"):
+            words = (folder / "cmdline").read_bytes().split(b"\0")
+            if (
+                b"qemu" in words[0]
+                and b"-nodefaults" in words
+                and mark in (folder / "environ").read_bytes().split(b"\0")
+            ):
                 found.append(int(folder.name))
     return found
 
@@ -41,7 +43,7 @@ def test_cancel_ends_the_machine(tmp_path):
         async with over_stdio(state) as client:
             asked = {"policy": "fifo", "gates": "all"}
             call = asyncio.ensure_future(client.call_tool("verify_policy", asked, progress_callback=progress))
-            await asyncio.wait_for(until(lambda: machines(state)), 120)
+            await asyncio.wait_for(until(lambda: len(told) >= 3 and machines(state)), 120)
             call.cancel()
             with suppress(asyncio.CancelledError):
                 await call
@@ -49,5 +51,5 @@ def test_cancel_ends_the_machine(tmp_path):
             assert "runs, newest first" in text_of(await client.call_tool("list_runs", {}))
 
     asyncio.run(asyncio.wait_for(body(), 240))
-    assert told[:3] == ["gate 1 of 7, source: passed", "gate 2 of 7, compile: passed", told[2]]
+    assert told[0] == "gate 1 of 7, source: passed"
     assert len(told) < 7, "it went on"
