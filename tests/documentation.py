@@ -25,7 +25,7 @@ def rules_table() -> str:
         checks = ", ".join(rule.gates) + (f" ({', '.join(rule.checks)})" if rule.checks else "")
         tests = [f"`broken-{entry.name}`" for entry in broken if entry.rule == rule.number]
         rows.append((str(rule.number), rule.text, checks, ", ".join(tests) or "-"))
-    return table(("Rule", "What must hold", "Gates (oracles)", "Tests in tests/unit/test_static_gates.py and tests/vm/test_gates.py"), rows)
+    return table(("Rule", "What must hold", "Gates (oracles)", "Tests (test_static_gates.py, test_gates.py)"), rows)
 
 
 def oracles_table() -> str:
