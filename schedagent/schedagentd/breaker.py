@@ -73,11 +73,11 @@ def judge_reading(first: Reading, before: Reading, now: Reading, bounds: Bounds)
         return End.BLIND, "/sys/kernel/sched_ext cannot be read: nothing can be confirmed any more"
     if now.exit is not None:
         return _of_exit(now.exit)
-    if not now.enabled and now.state.state == "enabled":
+    if not now.enabled and now.state.enable_seq != first.state.enable_seq:
         return End.FOREIGN, f"{now.state.ops!r} is in charge instead"
-    if not now.enabled:
+    if not now.enabled and now.state.state == "disabled":
         return End.EXITED, f"state is {now.state.state!r}; the policy does not tell why"
-    return _of_counters(first, before, now, bounds)
+    return _of_counters(first, before, now, bounds) if now.enabled else None  # ending: it will say why
 
 
 def _of_exit(info: ExitInfo) -> Trip:

@@ -146,8 +146,7 @@ class Driver:
                 pins.discard(deployment.number)
         for number in sorted(pins):
             self._remove_pins(number)
-        partial = any(deployment.stage is not Stage.FULL for deployment in unfinished)
-        if self.active is None and (pins or partial):
+        if self.active is None and (pins or unfinished):
             self.kernel.move_out()
         for deployment in unfinished:
             if self.active is None or deployment.number != self.active.deployment.number:
@@ -290,8 +289,9 @@ class Driver:
     # Small things
 
     def _reading(self, loaded: Loaded) -> Reading:
-        exit_info, enabled = loaded.exit_info(), loaded.enabled()
-        return Reading(self.clock.boot(), self.clock.monotonic(), self.kernel.state(), enabled, exit_info)
+        """Look at what is in charge; its last words last, or an end between two looks would have none."""
+        state, enabled = self.kernel.state(), loaded.enabled()
+        return Reading(self.clock.boot(), self.clock.monotonic(), state, enabled, loaded.exit_info())
 
     def _measure(self, cgroup: str) -> Measuring:
         """Begin to look at a scope, if anything is to be compared; the first sample is only a beginning."""

@@ -25,6 +25,11 @@ from schedagent.core import errors
 from schedagent.core.errors import BpfError, KernelRejected
 from schedagent.schedagentd.tasks import Sample
 
+CONTROLS = ("reset", "set", "end_policy", "take_over", "truth", "changes")
+"""What tests call; everything else is a call of the daemon's."""
+
+CHANGES = ("load", "adopt", "pin", "unpin", "detach", "leave", "remove_pins", "move_in", "move_out")
+
 RELEASE, BUILD_ID = "7.3.4+deb13-amd64", "cd" * 20
 
 
@@ -49,6 +54,13 @@ class World:
         self.kill_at = -1
         self.calls = []
         self._totals = {}
+
+    def reset(self):
+        self.__init__()
+
+    def changes(self):
+        """How many calls changed something."""
+        return len(self.calls)
 
     def set(self, **values):
         for name, value in values.items():
@@ -283,6 +295,10 @@ class RemoteWorld:
         self._connection.connect(str(path))
         self._stream = self._connection.makefile("rwb")
 
+    def close(self):
+        self._stream.close()
+        self._connection.close()
+
     def __getattr__(self, name):
         def call(*values, **named):
             self._stream.write(json.dumps([name, values[1:] if values else [], named]).encode() + b"\n")
@@ -301,30 +317,31 @@ class _Served(socketserver.StreamRequestHandler):
     def handle(self):
         ucred = self.connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
         pid = struct.unpack("=iII", ucred)[0]
-        owner, world = f"{pid}", self.server.world
-        for line in self.rfile:
-            name, values, named = json.loads(line)
-            with self.server.lock:
-                controls = name in ("set", "end_policy", "take_over", "truth", "pid_calls")
-                if not controls:
-                    world.calls.append(name)
-                    self._maybe_kill(world, pid, before=True)
-                try:
-                    method = getattr(world, name)
-                    answer = {"result": method(**named) if controls else method(owner, *values)}
-                except errors.SchedagentError as error:
-                    answer = {"error": type(error).__name__, "message": error.message}
-                if not controls:
-                    self._maybe_kill(world, pid, before=False)
-            try:
-                self.wfile.write(json.dumps(answer).encode() + b"\n")
-            except OSError:
-                break
+        try:
+            for line in self.rfile:
+                self.wfile.write(json.dumps(self._answer(pid, *json.loads(line))).encode() + b"\n")
+        except OSError:
+            pass  # it was killed
         with self.server.lock:
-            world.gone(owner)
+            self.server.world.gone(f"{pid}")
+
+    def _answer(self, pid, name, values, named):
+        world = self.server.world
+        with self.server.lock:
+            if name in CHANGES:
+                world.calls.append(name)
+                self._maybe_kill(world, pid, before=True)
+            try:
+                method = getattr(world, name)
+                answer = {"result": method(**named) if name in CONTROLS else method(f"{pid}", *values)}
+            except errors.SchedagentError as error:
+                answer = {"error": type(error).__name__, "message": error.message}
+            if name in CHANGES:
+                self._maybe_kill(world, pid, before=False)
+            return answer
 
     def _maybe_kill(self, world, pid, before):
-        """kill_at counts half calls: 2n kills before the n-th call is done, 2n + 1 after it."""
+        """kill_at counts the halves of calls that change something: 2n is before the n-th, 2n + 1 after it."""
         if world.kill_at >= 0 and world.kill_at == 2 * (len(world.calls) - 1) + (not before):
             world.kill_at = -1
             os.kill(pid, signal.SIGKILL)
