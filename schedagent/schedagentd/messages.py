@@ -24,8 +24,8 @@ LONGEST_QUESTION = 4096
 """Bytes of a request that changes nothing, and of one from somebody who may change nothing."""
 LONGEST_REQUEST = 4 << 20
 LARGEST_OBJECT = 2 << 20
-MOST_ENTRIES = 1 << 16
-LONGEST_HISTORY = 1000
+MOST_ENTRIES = 1 << 14
+LONGEST_HISTORY = 100
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")

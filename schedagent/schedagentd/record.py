@@ -24,7 +24,7 @@ from schedagent.schedagentd.deployment import Deployment, End, Event, Phase
 
 FILE = "record.sqlite"
 KEPT_EVENTS = 10_000
-KEPT_DEPLOYMENTS = 1_000
+KEPT_DEPLOYMENTS = 200
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS deployments (

@@ -169,10 +169,10 @@ class Rollout(Driver):
         self._advance()
 
     def stop(self) -> None:
-        """End what runs, because this process ends; what is pinned stays in charge."""
+        """End what runs, because this process ends; what is pinned stays in charge, if that is still wanted."""
         if self.pending:
             self._drop_pending(End.STOPPED, "")
-        if self.active and self.active.deployment.pinned:
+        if self.active and self.active.deployment.pinned and self.config.rollback == NOT_ON_EXIT:
             self._try_save(self.active.deployment, "left", "pinned; the next schedagentd takes it over")
             self.active.loaded.leave()
             self.active = None

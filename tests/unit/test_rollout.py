@@ -475,6 +475,14 @@ class TestRestart:
         assert staying.running is None
         assert staying.world.truth()["pin"] is None
 
+    def test_unless_that_is_not_wanted_any_more(self, staying):
+        staying.proven()
+        staying.kill()
+        staying.config = Config(probation_s=PROBATION, baseline_samples=0)
+        staying.start()
+        staying.stop()
+        assert (staying.running, staying.world.truth()["pin"]) == (None, None)
+
     def test_what_is_on_probation_does_not(self, staying):
         staying.deploy()
         staying.kill()
