@@ -82,16 +82,21 @@ def settle(daemon, true):
     until(settled)
 
 
-def life(daemon, requests):
-    """A whole life: a canary, proven, promoted; another instead, ended by the breaker; back, and to the default."""
+def life(daemon, requests, accepted):
+    """A whole life: a canary, proven, promoted; another instead, ended by the breaker; back, and to the default.
+
+    Args:
+        accepted: gets the numbers of deployments as they are accepted.
+    """
     ask = daemon.client.ask
     first = ask("deploy", **requests[0], cgroup=CANARY)["deployment"]
+    accepted.append(first)
     settle(daemon, lambda told: told["proven"])
     ask("promote", deployment=first, stage="wider", cgroup=WIDER)
     settle(daemon, lambda told: told["proven"])
     ask("promote", deployment=first, stage="full")
     settle(daemon, lambda told: told["proven"])
-    ask("deploy", **requests[1], cgroup=CANARY)
+    accepted.append(ask("deploy", **requests[1], cgroup=CANARY)["deployment"])
     daemon.tell_kernel("end_policy")
     settle(daemon, lambda told: told["policy"] == "first")
     ask("rollback", to_default=True)
@@ -99,7 +104,7 @@ def life(daemon, requests):
         raise Gone
 
 
-def check_after_death(daemon):
+def check_after_death(daemon, accepted=()):
     """What must hold of the kernel at once, and of kernel and record once the next daemon is there."""
     until(lambda: not daemon.alive)
     until(lambda: not daemon.state["enabled"] or daemon.state["pin"] == daemon.state["number"], 2)
@@ -114,7 +119,9 @@ def check_after_death(daemon):
         assert truth["moved"] == []
     elif not asked["enabled"] or asked["number"] != running:
         raise AssertionError("a new daemon starts nothing by itself")
-    for one in daemon.client.ask("history", limit=100)["history"]:
+    known = daemon.client.ask("history", limit=100)["history"]
+    assert set(accepted) <= {one["deployment"] for one in known}
+    for one in known:
         assert (one["phase"] == "ended") == (one["deployment"] != running)
     return told
 
@@ -130,27 +137,36 @@ def check_tokens(daemon, requests):
 
 
 class TestKilledAtEachStep:
+    """kill -9 at each step of a life (deploy, promote twice, trip, restore, roll back):"""
+
     @pytest.mark.parametrize("rollback", ["auto", "not_on_exit"])
     @pytest.mark.parametrize("kernel_calls", [True, False], ids=["around kernel calls", "around record writes"])
-    def test_default_or_proven(self, tmp_path, kernel, world, rollback, kernel_calls):
+    def test_before_and_after_each_kernel_change_and_before_each_record_write(
+        self, tmp_path, kernel, world, rollback, kernel_calls
+    ):
+        """default, or what was proven and pinned; the next daemon's record agrees with the kernel, tells of every
+        deployment that was accepted, and no used token is accepted again (`auto` and `not_on_exit`)"""
         for step in count():
             world.reset()
             daemon = Daemon(tmp_path / f"d{step}", kernel, rollback=rollback)
             daemon.start(die_at=-1 if kernel_calls else step)
             if kernel_calls:
                 world.set(kill_at=step)
-            requests = request_of("first"), request_of("second")
+            requests, accepted = (request_of("first"), request_of("second")), []
             with suppress(SchedagentError, Gone):
-                life(daemon, requests)
+                life(daemon, requests, accepted)
                 break  # it came to its end: there is no such step any more
-            check_after_death(daemon)
+            check_after_death(daemon, accepted)
             check_tokens(daemon, requests)
             assert daemon.end(signal.SIGTERM) == 0
         assert step >= 20
 
 
 class TestKilled:
+    """kill:"""
+
     def test_twice_in_a_row(self, staying):
+        """what is proven goes on, and is taken over each time"""
         staying.start()
         number = proven(staying)
         for _time in range(2):
@@ -162,7 +178,7 @@ class TestKilled:
         assert not staying.state["enabled"]
 
     def test_together_with_the_agent(self, daemon):
-        """The agent's death is a lease that nobody renews."""
+        """default; a dead agent alone is a lease that nobody renews"""
         daemon.start()
         daemon.deploy()
         daemon.end()
@@ -170,7 +186,7 @@ class TestKilled:
         assert check_after_death(daemon)["active"] is None
 
     def test_terminated_in_the_middle(self, daemon, world):
-        """What was asked for is done, then everything is taken back."""
+        """the deployment is finished, then taken back: default"""
         daemon.start()
         reader, writer = os.pipe()
         child = os.fork()
@@ -188,6 +204,7 @@ class TestKilled:
         check_after_death(daemon)
 
     def test_terminated_while_something_proven_runs(self, staying):
+        """it stays in charge (`not_on_exit`) and is taken over"""
         staying.start()
         number = proven(staying)
         assert staying.end(signal.SIGTERM) == 0
@@ -197,13 +214,14 @@ class TestKilled:
 
 
 class TestHurt:
-    """Faults while a policy runs: within 2 s the kernel is back."""
+    """while a policy runs:"""
 
     def back(self, daemon, limit_s=2.0):
         until(lambda: not daemon.state["enabled"], limit_s)
         until(lambda: status(daemon)["active"] is None, limit_s)
 
     def test_stall(self, daemon, world):
+        """default within 2 s; cause and dump are kept"""
         daemon.start()
         daemon.deploy()
         world.end_policy(1026)
@@ -213,6 +231,7 @@ class TestHurt:
         assert kept["dump"] == "CPU states"
 
     def test_error(self, daemon, world):
+        """default within 2 s; the same object is not loaded again"""
         daemon.start()
         daemon.deploy()
         world.end_policy(1024)
@@ -221,6 +240,7 @@ class TestHurt:
             daemon.deploy()
 
     def test_unreadable_sysfs(self, daemon, world):
+        """taken away within 2 s, since nothing can be confirmed"""
         daemon.start()
         daemon.deploy()
         world.set(available=False)
@@ -229,12 +249,14 @@ class TestHurt:
         assert not daemon.state["enabled"]
 
     def test_lapsing_lease(self, daemon):
+        """default within 2 s"""
         daemon.start()
         daemon.deploy(lease_s=1)
         time.sleep(1)
         self.back(daemon)
 
     def test_expiring_token(self, daemon):
+        """default within 2 s: no lease outlives the token"""
         daemon.start()
         order = request_of(life_s=2)
         daemon.client.ask("deploy", **order, cgroup=CANARY, lease_s=600)
@@ -243,7 +265,7 @@ class TestHurt:
 
     @pytest.mark.parametrize("fault", ["full", "read-only"])
     def test_disk(self, tmp_path, kernel, world, fault, monkeypatch):
-        """The record cannot be written any more: nothing new is loaded, and what runs is still taken away."""
+        """full or read-only: new deployments are refused; what trips is taken away, and stored when that is possible"""
         daemon = Daemon(tmp_path / "d", kernel)
         broken = tmp_path / "broken"
         change = Record._change
@@ -274,7 +296,7 @@ class TestHurt:
             daemon.end()
 
     def test_clock_jump(self, daemon, monkeypatch):
-        """A daemon whose time of day is wrong by a year: what runs goes on, expired tokens do not come back."""
+        """tokens are refused while the clock is behind the latest that was seen; leases do not use it"""
         daemon.start()
         daemon.deploy()
         daemon.end()
@@ -287,6 +309,7 @@ class TestHurt:
         assert not daemon.state["enabled"]
 
     def test_corrupt_record(self, staying):
+        """default; the file is kept aside, and no earlier token is accepted"""
         staying.start()
         proven(staying)
         staying.end()
@@ -302,6 +325,7 @@ class TestHurt:
         assert kept.read_bytes() == bytes(content)
 
     def test_second_daemon(self, daemon, kernel):
+        """it refuses to start; the first goes on"""
         daemon.start()
         number = daemon.deploy()["deployment"]
         second = Daemon(daemon.folder, kernel)
