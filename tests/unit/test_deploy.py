@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import configparser
+import dataclasses
 import re
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
 
-from schedagent.schedagentd.config import Config
+from schedagent.schedagentd.config import Config, load_config
 
 UNITS = Path(__file__).parents[2] / "deploy" / "systemd"
 SERVICE, SOCKET = UNITS / "schedagent-verifier.service", UNITS / "schedagent-verifier.socket"
@@ -54,6 +56,15 @@ def test_schedagentd_has_few_rights():
     assert unit(DAEMON_SOCKET)["Socket"]["ListenStream"] == str(Config().socket)
     assert service["StateDirectory"] == Config().state_dir.name
     assert f"d {Config().keys_dir} " in re.sub(" +", " ", (UNITS / "schedagentd.tmpfiles").read_text())
+
+
+def test_the_example_configuration_shows_every_default(tmp_path):
+    example = (UNITS / "schedagentd.toml").read_text()
+    path = tmp_path / "all.toml"
+    path.write_text(re.sub(r"(?m)^#(?=\w+ = )", "", example))
+    assert load_config(path) == Config()
+    assert set(tomllib.loads(path.read_text())) == {field.name for field in dataclasses.fields(Config)}
+    assert tomllib.loads(example) == {}
 
 
 @with_systemd
