@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import ctypes
 import errno
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -23,6 +25,7 @@ PROGRAM_STRUCT_OPS = 27
 PROGRAM_SYSCALL = 31
 _LOG_LINES = 40
 _INSTRUCTION_BYTES = 8
+_LINK_FILE = "link"
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class BpfObject:
         self._pointer = pointer
         self._bytes = object_bytes  # libbpf may still read from it
         self._links: list[int] = []
+        self._pinned_sections: list[Path] = []
         self._tunables: dict[str, Variable] | None = None
 
     @classmethod
@@ -204,6 +208,54 @@ class BpfObject:
             yield Program(pointer, text(name), text(section), library.bpf_program__type(pointer))
             pointer = library.bpf_object__next_program(self._pointer, pointer)
 
+    def pin(self, folder: Path, sections: Iterable[str] = ()) -> None:
+        """Let all links, and some data sections, outlive this process: each as a file in a folder of a BPF file system.
+
+        Cut short, the folder holds some of them: `unpin` then, or remove the folder.
+
+        Raises:
+            BpfError: the folder is not on a BPF file system, or holds something already.
+        """
+        for number, link in enumerate(self._links):
+            call("bpf_link__pin", link, str(folder / f"{_LINK_FILE}{number}").encode(), about=self.name)
+        for section in sections:
+            place = folder / _section_file(section)
+            call("bpf_map__pin", self.find_map(section), str(place).encode(), about=section)
+            self._pinned_sections.append(place)
+
+    def unpin(self) -> None:
+        """Let links and sections end with this process again; idempotent."""
+        for link in self._links:
+            path = libbpf().bpf_link__pin_path(link)
+            if path and os.path.lexists(path):
+                call("bpf_link__unpin", link, about=self.name)
+        while self._pinned_sections:
+            self._pinned_sections.pop().unlink(missing_ok=True)
+
+    def adopt(self, folder: Path, sections: Iterable[str] = ()) -> None:
+        """Take over what `pin` of another process left; the object is opened and not loaded.
+
+        Raises:
+            BpfError: something is missing there.
+        """
+        for section in sections:
+            place = folder / _section_file(section)
+            descriptor = call("bpf_obj_get", str(place).encode(), about=str(place))
+            try:
+                call("bpf_map__reuse_fd", self.find_map(section), descriptor, about=section)
+            finally:
+                os.close(descriptor)
+            self._pinned_sections.append(place)
+        count = sum(path.name.startswith(_LINK_FILE) for path in folder.iterdir())
+        for number in range(count):
+            place = folder / f"{_LINK_FILE}{number}"
+            self._links.append(call("bpf_link__open", str(place).encode(), about=str(place)))
+
+    def leave(self) -> None:
+        """Close all links without unpinning them: those that are pinned stay in force."""
+        self._pinned_sections.clear()
+        self._destroy_links()
+
     def attach_programs(self) -> None:
         """Attach every program that attaches by itself (tracing, not struct_ops and syscall)."""
         for program in self.programs():
@@ -216,15 +268,19 @@ class BpfObject:
         self._links.append(call("bpf_map__attach_struct_ops", self.find_map(name), about=self.name))
 
     def detach(self) -> None:
-        """Undo and destroy all links, the newest first; idempotent.
+        """Unpin, undo and destroy all links, the newest first; idempotent.
 
         A link ends with its last file, and a process that was forked since holds one: so it is told to end, too. Links
         that cannot be told (EOPNOTSUPP: tracing programs) or have ended already answer with an error of no interest.
         """
-        while self._links:
-            link = self._links.pop()
+        self.unpin()
+        for link in reversed(self._links):
             libbpf().bpf_link__detach(link)
-            call("bpf_link__destroy", link, about=self.name)
+        self._destroy_links()
+
+    def _destroy_links(self) -> None:
+        while self._links:
+            call("bpf_link__destroy", self._links.pop(), about=self.name)
 
     def verifier_stats(self) -> dict[str, dict[str, int]]:
         """Return, for each loaded program by name, what the kernel's verifier did with it.
@@ -259,6 +315,11 @@ class BpfObject:
         if pointer is None:
             raise BpfError(f"{self.name} has no section or struct_ops {name}")
         return call("bpf_map__initial_value", pointer, ctypes.byref(ctypes.c_size_t()), about=name)
+
+
+def _section_file(section: str) -> str:
+    """What a data section is called where it is pinned: no name in a BPF file system holds a dot."""
+    return f"section{section.replace('.', '_')}"
 
 
 def last_lines(log: str, lines: int = _LOG_LINES) -> str:

@@ -108,6 +108,11 @@ class ExitRecord:
     variable: Variable
     dump_section: str = ""
 
+    @property
+    def sections(self) -> tuple[str, ...]:
+        """The data sections that hold it."""
+        return (self.section, self.dump_section) if self.dump_section else (self.section,)
+
     @classmethod
     def find(cls, policy: BpfObject) -> Self | None:
         """Return the record of an opened object, None if it keeps none."""

@@ -25,6 +25,7 @@ HISTORY_MAP = "task_history"
 CLASSES_MAP = "task_class"
 OPS_STRUCT = "sched_ext_ops"
 CONSTANT_PREFIX = "SCX_"
+PARTIAL_FLAG = "SCX_OPS_SWITCH_PARTIAL"
 
 _POLL_S = 0.01
 
@@ -114,6 +115,7 @@ class LoadedPolicy:
         history: Mapping[int, int],
         classes: Mapping[int, int],
         watchdog_ms: int = 0,
+        partial: bool = False,
     ) -> Self:
         """Give a compiled policy to the kernel's verifier and fill its maps.
 
@@ -123,12 +125,14 @@ class LoadedPolicy:
             history: identity -> expected CPU time in ns, for the map `task_history`.
             classes: identity -> class number, for the map `task_class`.
             watchdog_ms: upper limit of the policy's own timeout_ms; 0 for none.
+            partial: let it schedule only tasks of policy SCHED_EXT, whatever its source says; else as that says.
 
         Raises:
             SetupError: this kernel has no sched_ext, or this process may not load BPF.
             TunableError: a tunable that does not exist or does not fit.
             PolicyError: not one sched_ext policy, or a map it does not have.
             KernelRejected: the kernel's verifier refused; carries the end of its log.
+            BpfError: partial was asked for, and this kernel's BTF cannot be read.
         """
         if not kernel_state().available:
             raise SetupError(
@@ -142,6 +146,8 @@ class LoadedPolicy:
                 record.make_room(policy)
             if watchdog_ms:
                 _limit_watchdog(policy, ops, watchdog_ms)
+            if partial:
+                _switch_partially(policy, ops)
             policy.set_tunables(_kernel_values(policy) | dict(tunables))
             policy.load()
             for map_name, entries in ((HISTORY_MAP, history), (CLASSES_MAP, classes)):
@@ -151,6 +157,31 @@ class LoadedPolicy:
             policy.close()
             raise
         return cls(policy, ops, ops_name, record)
+
+    @classmethod
+    def adopt(cls, object_bytes: bytes, name: str, folder: Path, enable_seq: int) -> Self:
+        """Take over a policy that another process pinned.
+
+        Args:
+            object_bytes: what that process loaded.
+            folder: where it was pinned.
+            enable_seq: what `enable_seq` was there; tells it from a later policy of the same name.
+
+        Raises:
+            PolicyError: the object is none.
+            BpfError: something of it is not there.
+        """
+        policy = BpfObject.open(object_bytes, name)
+        try:
+            ops, record = _find_ops(policy), ExitRecord.find(policy)
+            ops_name = policy.read_ops(ops, "name").split(b"\0", 1)[0].decode(errors="replace")
+            policy.adopt(folder, record.sections if record else ())
+        except BaseException:
+            policy.close()
+            raise
+        adopted = cls(policy, ops, ops_name, record)
+        adopted._enable_seq, adopted._attached = enable_seq, True
+        return adopted
 
     def __enter__(self) -> Self:
         return self
@@ -193,6 +224,39 @@ class LoadedPolicy:
             if self.exit_info() or state.state == "disabled" or time.monotonic() > deadline:
                 raise self._rejected(f"state is {state.state!r} and root/ops {state.ops!r} after attach")
             time.sleep(_POLL_S)
+
+    @property
+    def enable_seq(self) -> int:
+        """Number of this very enabling since boot; -1 before `attach`."""
+        return self._enable_seq
+
+    def pin(self, folder: Path) -> None:
+        """Let the attached policy outlive this process, which `adopt` of the next one takes over.
+
+        Args:
+            folder: a new one on a BPF file system, such as /sys/fs/bpf/schedagent/7.
+
+        Raises:
+            BpfError: it cannot be pinned there; nothing is.
+        """
+        try:
+            folder.mkdir(mode=0o700, parents=True)
+            self._object.pin(folder, self._record.sections if self._record else ())
+        except OSError as error:
+            raise BpfError(f"{self.name} cannot be pinned in {folder}: {error.strerror}", error.errno or 0) from None
+        except BpfError:
+            self._object.unpin()
+            raise
+
+    def unpin(self) -> None:
+        """Let the policy end with this process; idempotent."""
+        self._object.unpin()
+
+    def leave(self) -> None:
+        """Free what this process holds; a policy that is pinned stays in charge."""
+        self._attached = False
+        self._object.leave()
+        self._object.close()
 
     def enabled(self) -> bool:
         """Whether this very policy schedules tasks now, by sysfs and by its own exit info.
@@ -269,6 +333,15 @@ def _limit_watchdog(policy: BpfObject, ops: Variable, limit_ms: int) -> None:
     timeout_ms = int.from_bytes(policy.read_ops(ops, "timeout_ms"), "little")
     if not 0 < timeout_ms <= limit_ms:
         policy.write_ops(ops, "timeout_ms", limit_ms)
+
+
+def _switch_partially(policy: BpfObject, ops: Variable) -> None:
+    """Set SCX_OPS_SWITCH_PARTIAL, by the number that this kernel gives it."""
+    known = kernel_constants(PARTIAL_FLAG)
+    if PARTIAL_FLAG not in known:
+        raise SetupError(f"this kernel's BTF does not know {PARTIAL_FLAG}", "deploy with full scope")
+    flags = int.from_bytes(policy.read_ops(ops, "flags"), "little")
+    policy.write_ops(ops, "flags", flags | known[PARTIAL_FLAG])
 
 
 def _kernel_values(policy: BpfObject) -> dict[str, int]:

@@ -20,6 +20,7 @@ from schedagent import __version__
 from schedagent.approval_cli import approve, follow, reject
 from schedagent.approval_text import commands, show_waiting
 from schedagent.core.errors import SchedagentError, UsageError
+from schedagent.daemon_cli import register
 from schedagent.keys_cli import keys_app
 from schedagent.mcp_cli import mcp
 from schedagent.verifier_cli import verifier_app
@@ -56,6 +57,7 @@ app.add_typer(verifier_app, name="verifier")
 app.command()(approve)
 app.command()(reject)
 app.command("mcp")(mcp)
+register(app)
 
 Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON on stdout.")]
 
@@ -268,6 +270,9 @@ def verify(
     static: Annotated[bool, typer.Option("--static", help="Only the gates that need no VM; no token.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Prove it again, even if it passed before.")] = False,
     html: Annotated[Path | None, typer.Option(help="Also write the report to this HTML file.")] = None,
+    object_file: Annotated[
+        Path | None, typer.Option("--object", help="Write the compiled object to this file if it passed, to deploy it.")
+    ] = None,
     _schema: Annotated[
         bool, typer.Option("--json-schema", is_eager=True, callback=print_schema, help="Print the schema of --json.")
     ] = False,
@@ -279,7 +284,9 @@ def verify(
         from schedagent.verification import VerifyOptions, verify_file
         from schedagent.verification_report import GatePrinter, show_end, to_json
 
-        chosen = VerifyOptions(tuple(include or ()), tuple(tunables or ()), kernel, scope, depth, static, fresh, html)
+        chosen = VerifyOptions(
+            tuple(include or ()), tuple(tunables or ()), kernel, scope, depth, static, fresh, html, object_file
+        )
         report = verify_file(settings(), file, chosen, GatePrinter(quiet=as_json))
         if as_json:
             print_json(to_json(report))

@@ -33,6 +33,7 @@ class VerifyOptions:
         static_only: stop before the first gate that needs a VM.
         fresh: do not use a kept report.
         html: file to write the report to.
+        object_file: file to write the compiled object to, if it passed every gate.
     """
 
     include_dirs: tuple[Path, ...] = ()
@@ -43,6 +44,7 @@ class VerifyOptions:
     static_only: bool = False
     fresh: bool = False
     html: Path | None = None
+    object_file: Path | None = None
 
 
 def verify_file(
@@ -62,8 +64,9 @@ def verify_file(
     for folder in options.include_dirs:
         if not folder.is_dir():
             raise UsageError(f"--include {folder} is not a directory")
-    if options.html and not options.html.absolute().parent.is_dir():
-        raise UsageError(f"--html {options.html}: its folder is not there")
+    for option, path in (("--html", options.html), ("--object", options.object_file)):
+        if path and not path.absolute().parent.is_dir():
+            raise UsageError(f"{option} {path}: its folder is not there")
     scope, cgroup = read_scope(options.scope)
     values = read_assignments(options.assignments)
     if info.documented:
@@ -78,10 +81,12 @@ def verify_file(
     if values and not info.documented:
         info = dataclasses.replace(info, tunables=declared_tunables(verifier.compile(info)))
     candidate = CandidatePolicy(info.name, info.configured(values))
-    report = verifier.verify(candidate, info).report
+    verified = verifier.verify(candidate, info)
     if options.html:
-        write_html(report, options.html)
-    return report
+        write_html(verified.report, options.html)
+    if options.object_file and verified.report.passed and verified.artifact:
+        write_object(verified.artifact.object_bytes, options.object_file)
+    return verified.report
 
 
 def find(settings: Settings, file: Path) -> PolicyInfo:
@@ -140,6 +145,14 @@ def read_scope(text: str) -> tuple[Scope, str]:
     if scope not in ("full", "partial") or (colon and (scope == "full" or not cgroup.startswith("/"))):
         raise UsageError(f"--scope {text!r} is no scope", "use full, partial or partial:/a/cgroup")
     return Scope(scope), cgroup
+
+
+def write_object(content: bytes, path: Path) -> None:
+    """Write the object that the token is for; raise UsageError if the file cannot be written."""
+    try:
+        path.write_bytes(content)
+    except OSError as error:
+        raise UsageError(f"--object {path} cannot be written: {error.strerror}") from None
 
 
 def write_html(report: VerificationReport, path: Path) -> None:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from schedagent.core.listener import Admission
     from schedagent.core.settings import Settings
-    from verifier.listener import Admission
 
 verifier_app = typer.Typer(help="The verifier as a service.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -32,9 +32,9 @@ def serve(
 
     def command() -> int:
         from schedagent.cli import settings
+        from schedagent.core.listener import activated, group_id, listen
         from schedagent.core.settings import activated_descriptors
         from schedagent.wiring import serve_verifier
-        from verifier.listener import activated, group_id, listen
 
         logging.getLogger("verifier").setLevel(logging.INFO)
         found = settings()
@@ -71,7 +71,7 @@ def admitted(users: list[str], group: str) -> Admission:
     import pwd
 
     from schedagent.core.errors import UsageError
-    from verifier.listener import Admission, group_id
+    from schedagent.core.listener import Admission, group_id
 
     try:
         ids = frozenset(pwd.getpwnam(name).pw_uid for name in users)

@@ -27,6 +27,7 @@ from repo_store.store import PolicyRepository
 from schedagent.core.approval import Decision
 from schedagent.core.artifact import PolicyArtifact
 from schedagent.core.errors import RepositoryError, SchedagentError, UsageError
+from schedagent.core.listener import Admission
 from schedagent.core.policy import PolicyInfo
 from schedagent.core.settings import Settings, workload_environment, writable
 from schedagent.core.trusted import load_trusted
@@ -39,7 +40,6 @@ from schedagent.state import first_state
 from verifier.client import RemoteVerifier
 from verifier.kept import KeptReports
 from verifier.lab import VmLab
-from verifier.listener import Admission
 from verifier.microvm.image import SnapshotStore
 from verifier.microvm.kernels import KernelImage, default_kernel, find_kernels
 from verifier.microvm.kvm import kvm_usable

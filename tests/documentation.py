@@ -1,4 +1,4 @@
-"""Writes the parts of VERIFIER.md that are generated: the tables of rules, oracles and kernels' words.
+"""Writes what is generated of the pages: the tables of rules and oracles, and the fault matrix of schedagentd.
 
 python -m tests.documentation          (make docs)
 python -m tests.documentation --check  says whether it is up to date
@@ -6,6 +6,7 @@ python -m tests.documentation --check  says whether it is up to date
 
 from __future__ import annotations
 
+import ast
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,7 +15,8 @@ from schedagent.core.rules import RULES
 from tests.corpus import load_corpus
 from verifier.proving.prove import ORACLES
 
-PAGE = Path(__file__).resolve().parents[1] / "VERIFIER.md"
+ROOT = Path(__file__).resolve().parents[1]
+FAULTS = ROOT / "tests" / "unit" / "test_schedagentd_faults.py"
 
 
 def rules_table() -> str:
@@ -36,7 +38,22 @@ def oracles_table() -> str:
     return table(("Oracle", "Rule", "Bound", "Why"), rows)
 
 
-SECTIONS = {"rules": rules_table, "oracles": oracles_table}
+def faults_table() -> str:
+    """One line per test of the fault matrix: its name, and its docstring, which says what holds afterwards."""
+    rows = []
+    for group in ast.parse(FAULTS.read_text()).body:
+        if isinstance(group, ast.ClassDef) and group.name.startswith("Test"):
+            for test in group.body:
+                if isinstance(test, ast.FunctionDef) and test.name.startswith("test_"):
+                    fault = test.name.removeprefix("test_").replace("_", " ")
+                    rows.append((f"{ast.get_docstring(group) or ''} {fault}", ast.get_docstring(test) or ""))
+    return table(("Fault", "Afterwards"), rows)
+
+
+PAGES = {
+    ROOT / "VERIFIER.md": {"rules": rules_table, "oracles": oracles_table},
+    ROOT / "SECURITY.md": {"faults": faults_table},
+}
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -45,24 +62,25 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(' '.join(cell.split()).replace('|', '¦') for cell in line)} |" for line in lines)
 
 
-def generated(page: str) -> str:
-    """Return the page with every generated section made anew."""
-    for name, make in SECTIONS.items():
+def generated(path: Path) -> str:
+    """Return the text of a page with every generated section made anew."""
+    page = path.read_text()
+    for name, make in PAGES[path].items():
         begin, end = f"<!-- generated: {name} -->\n", f"<!-- end: {name} -->"
         before, found, rest = page.partition(begin)
         _old, closed, after = rest.partition(end)
         if not (found and closed):
-            raise SystemExit(f"{PAGE.name} has no section between {begin.strip()} and {end}")
+            raise SystemExit(f"{path.name} has no section between {begin.strip()} and {end}")
         page = f"{before}{begin}{make()}\n{end}{after}"
     return page
 
 
 def main(words: Sequence[str]) -> int:
-    page = PAGE.read_text()
-    fresh = generated(page)
+    stale = [path for path in PAGES if generated(path) != path.read_text()]
     if "--check" in words:
-        return int(fresh != page)
-    PAGE.write_text(fresh)
+        return int(bool(stale))
+    for path in stale:
+        path.write_text(generated(path))
     return 0
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from schedagent.core.errors import SchedagentError, SetupError, UsageError
-from verifier.listener import Admission, peer_of
+from schedagent.core.listener import Admission, peer_of
 from verifier.messages import FaultAnswer, Request, read_request
 from verifier.worker import Bench, Worker, is_last, prepare, unpack
 

@@ -15,6 +15,8 @@ SchedagentError                 message + hint: what failed with values, and wha
 ├── WorkloadFailed              the workload failed under the default scheduler
 ├── VmLost                      the micro-VM died, hung or panicked: neither a pass nor a failure
 ├── RepositoryError             the policy repository cannot be read or written
+├── RecordError                 schedagentd's record of deployments cannot be read or written
+├── Refused                     schedagentd refuses what it was asked, and says why
 ├── ModelError                  the model gave no usable answer: go on without it
 │   ├── EndpointError           its endpoint is down, refuses, or answers nonsense
 │   └── BudgetSpent             calls, tokens or money of the run are used up
@@ -106,6 +108,14 @@ class VmLost(SchedagentError):
 
 class RepositoryError(SchedagentError):
     """The policy repository cannot be read or written."""
+
+
+class RecordError(SchedagentError):
+    """schedagentd's record of deployments cannot be read or written."""
+
+
+class Refused(SchedagentError):
+    """schedagentd refuses what it was asked: the machine, its state or the asker does not allow it."""
 
 
 class TokenError(SchedagentError):

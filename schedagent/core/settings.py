@@ -139,6 +139,15 @@ def activated_descriptors(env: Mapping[str, str] | None = None) -> range:
     return range(_FIRST_ACTIVATED, _FIRST_ACTIVATED + int(count)) if ours else range(0)
 
 
+def service_watch(env: Mapping[str, str] | None = None) -> tuple[str, float]:
+    """Return where systemd wants to hear from this service, and how often at the latest in seconds (sd_notify(3),
+    sd_watchdog_enabled(3)); an empty text and 0 without it."""
+    env = os.environ if env is None else env
+    told, pid = env.get("WATCHDOG_USEC", ""), env.get("WATCHDOG_PID", str(os.getpid()))
+    meant = told.isascii() and told.isdigit() and pid == str(os.getpid())
+    return env.get("NOTIFY_SOCKET", ""), int(told) * 1e-6 if meant else 0.0
+
+
 def workload_environment(env: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return the environment that a user's workload sees: this process's, without our own settings and secrets."""
     env = os.environ if env is None else env

@@ -19,6 +19,7 @@ LAYERS = {
     "repo_store": ("repo_store", "schedagent.core"),
     "verifier": ("verifier", "kernel_bpf", "schedagent.core"),
     "agents": ("agents", "verifier", "repo_store", "kernel_bpf", "schedagent.core"),
+    "schedagent.schedagentd": ("schedagent.schedagentd", "kernel_bpf", "schedagent.core"),
     "schedagent": OURS,
 }
 """Which of our packages a package may import; the longest matching key decides."""
@@ -150,6 +151,11 @@ def test_file_keeps_the_rules(path: str) -> None:
         ("schedagent/core/x.py", "import verifier.pipeline", "schedagent.core may not import verifier.pipeline"),
         ("schedagent/core/x.py", "from schedagent import graph", "schedagent.core may not import schedagent.graph"),
         ("kernel_bpf/x.py", "from repo_store.store import Store", "kernel_bpf may not import repo_store.store.Store"),
+        (
+            "schedagent/schedagentd/x.py",
+            "import verifier.pipeline",
+            "schedagent.schedagentd may not import verifier.pipeline",
+        ),
         ("repo_store/x.py", "def f():\n    import kernel_bpf", "repo_store may not import kernel_bpf"),
         ("verifier/x.py", "from schedagent.wiring import build", "verifier may not import schedagent.wiring.build"),
         ("verifier/microvm/x.py", "from ...agents import tools", "verifier may not import agents.tools"),

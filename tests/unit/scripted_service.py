@@ -18,9 +18,9 @@ from pathlib import Path
 
 from schedagent.core.artifact import PolicyArtifact
 from schedagent.core.errors import CompileError
+from schedagent.core.listener import Admission, listen
 from schedagent.core.token import digest_inputs
 from schedagent.core.verification import GateResult, GateStatus, VerificationReport, Verified
-from verifier.listener import Admission, listen
 from verifier.service import Limits, VerifierService
 from verifier.signer import Signer
 

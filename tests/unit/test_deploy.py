@@ -1,18 +1,23 @@
-"""The systemd units of the verifier service: accepted by systemd's own checkers, and closed where they can be."""
+"""The systemd units of the verifier service and of schedagentd: systemd accepts them, and little is left open."""
 
 from __future__ import annotations
 
 import configparser
+import dataclasses
 import re
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
 
+from schedagent.schedagentd.config import Config, load_config
+
 UNITS = Path(__file__).parents[2] / "deploy" / "systemd"
 SERVICE, SOCKET = UNITS / "schedagent-verifier.service", UNITS / "schedagent-verifier.socket"
 SYSUSERS = UNITS / "schedagent-verifier.sysusers"
+DAEMON, DAEMON_SOCKET = UNITS / "schedagentd.service", UNITS / "schedagentd.socket"
 WORST_EXPOSURE = 2.5
 
 with_systemd = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
@@ -41,33 +46,63 @@ def test_only_the_group_may_ask():
     assert "g schedagent " in re.sub(" +", " ", SYSUSERS.read_text())
 
 
+def test_schedagentd_has_few_rights():
+    """tests/vm/test_schedagentd_in_vm.py runs it with these capabilities; SCHED_EXT is no real-time policy."""
+    service = unit(DAEMON)["Service"]
+    assert service["CapabilityBoundingSet"] == "CAP_BPF CAP_PERFMON CAP_SYS_NICE CAP_SYS_PTRACE"
+    assert (service["RestrictAddressFamilies"], service["PrivateNetwork"]) == ("AF_UNIX", "yes")
+    assert "RestrictRealtime" not in service, "systemd's filter refuses every policy but three, SCHED_EXT too"
+    assert (service["Type"], service["WatchdogSec"], service["Restart"]) == ("notify", "60", "on-failure")
+    assert unit(DAEMON_SOCKET)["Socket"]["ListenStream"] == str(Config().socket)
+    assert service["StateDirectory"] == Config().state_dir.name
+    assert f"d {Config().keys_dir} " in re.sub(" +", " ", (UNITS / "schedagentd.tmpfiles").read_text())
+
+
+def test_the_example_configuration_shows_every_default(tmp_path):
+    example = (UNITS / "schedagentd.toml").read_text()
+    path = tmp_path / "all.toml"
+    path.write_text(re.sub(r"(?m)^#(?=\w+ = )", "", example))
+    assert load_config(path) == Config()
+    assert set(tomllib.loads(path.read_text())) == {field.name for field in dataclasses.fields(Config)}
+    assert tomllib.loads(example) == {}
+
+
 @with_systemd
-def test_systemd_accepts_them(tmp_path):
+@pytest.mark.parametrize("name", ["schedagent-verifier", "schedagentd"])
+def test_systemd_accepts_them(tmp_path, name):
     program = tmp_path / "schedagent"
-    program.write_text("#!/bin/sh\n")
-    program.chmod(0o755)
-    for path in (SERVICE, SOCKET):
+    units = [UNITS / f"{name}.service", UNITS / f"{name}.socket"]
+    for path in (program, tmp_path / "schedagentd"):
+        path.write_text("#!/bin/sh\n")
+        path.chmod(0o755)
+    for path in units:
         (tmp_path / path.name).write_text(path.read_text().replace("/usr/local/bin/schedagent", str(program)))
-    words = ["systemd-analyze", "verify", "--man=no", *(str(tmp_path / path.name) for path in (SERVICE, SOCKET))]
+    words = ["systemd-analyze", "verify", "--man=no", *(str(tmp_path / path.name) for path in units)]
     checked = subprocess.run(words, capture_output=True, text=True, timeout=30, check=False)
-    ours = [line for line in checked.stderr.splitlines() if "schedagent-verifier" in line]
+    ours = [line for line in checked.stderr.splitlines() if name in line]
     assert ours == []
 
 
 @with_systemd
-def test_little_is_left_open():
-    words = ["systemd-analyze", "security", "--offline=yes", "--no-pager", str(SERVICE)]
+@pytest.mark.parametrize("path", [SERVICE, DAEMON], ids=lambda path: path.stem)
+def test_little_is_left_open(path):
+    words = ["systemd-analyze", "security", "--offline=yes", "--no-pager", str(path)]
     checked = subprocess.run(words, capture_output=True, text=True, timeout=30, check=False)
     if "unrecognized option" in checked.stderr:
         pytest.skip("this systemd-analyze cannot look at files (older than 250)")
-    exposure = re.search(r"Overall exposure level for schedagent-verifier\.service: ([0-9.]+)", checked.stdout)
+    exposure = re.search(r"Overall exposure level for \S+: ([0-9.]+)", checked.stdout)
     assert float(exposure.group(1)) <= WORST_EXPOSURE, checked.stdout
 
 
 @pytest.mark.skipif(shutil.which("systemd-sysusers") is None, reason="systemd-sysusers is not installed")
 def test_the_user_can_be_made():
+    groups = UNITS / "schedagentd.sysusers"
     made = subprocess.run(
-        ["systemd-sysusers", "--dry-run", str(SYSUSERS)], capture_output=True, text=True, timeout=30, check=False
+        ["systemd-sysusers", "--dry-run", str(SYSUSERS), str(groups)],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
     )
     assert made.returncode == 0, made.stderr
     assert "schedagent-verifier" in made.stdout + made.stderr

@@ -9,7 +9,7 @@ import stat
 import pytest
 
 from schedagent.core.errors import SetupError, UsageError
-from verifier.listener import activated, listen
+from schedagent.core.listener import activated, listen
 
 
 class TestListening:

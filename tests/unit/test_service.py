@@ -21,12 +21,12 @@ from typing import BinaryIO
 import pytest
 
 from schedagent.core.errors import CompileError, SetupError, TokenError
+from schedagent.core.listener import Admission, Peer, listen, peer_of
 from schedagent.core.policy import CandidatePolicy, PolicyInfo, Tunable
 from schedagent.core.token import Scope, check, decode, digest_inputs
 from schedagent.core.trusted import load_trusted
 from schedagent.core.verification import GateStatus
 from verifier.client import RemoteVerifier
-from verifier.listener import Admission, Peer, listen, peer_of
 from verifier.messages import MOST_HEADERS
 from verifier.signer import Signer
 

@@ -1,4 +1,4 @@
-"""The service's end of its socket: where it listens, and who may talk to it. May import: schedagent.core."""
+"""The end of a unix socket that a service holds (the verifier, schedagentd): where it listens, who may talk to it."""
 
 from __future__ import annotations
 
@@ -135,4 +135,4 @@ def _clear(path: Path) -> None:
             raise SetupError(f"{path} cannot be looked at: {error.strerror or error}") from None
         path.unlink(missing_ok=True)
         return
-    raise SetupError(f"a verifier service listens on {path} already", "stop it first, or choose another one: --socket")
+    raise SetupError(f"another service listens on {path} already", "stop it first, or choose another one: --socket")

@@ -1,0 +1,163 @@
+"""What the administrator may choose: /etc/schedagent/schedagentd.toml.
+
+May import: schedagent.core and its neighbours breaker and deployment.
+"""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from schedagent.core.errors import UsageError
+from schedagent.schedagentd.breaker import LEAST_SAMPLES, Bounds
+from schedagent.schedagentd.deployment import Stage
+
+CONFIG = Path("/etc/schedagent/schedagentd.toml")
+AUTO, NOT_ON_EXIT = "auto", "not_on_exit"
+
+
+@dataclass(frozen=True)
+class Config:
+    """The choices; everything has a default.
+
+    Args:
+        state_dir: folder of the record.
+        socket: where to listen, unless systemd hands a socket over.
+        keys_dir: public keys of the verifiers whose tokens count.
+        group: whose members may ask for what changes nothing.
+        users: names of those who, besides root, may deploy and roll back.
+        rollback: auto ends what runs with this process; not_on_exit lets what proved itself survive it.
+        direct_full: allow a deployment that begins with the full stage.
+        probation_s: how long a stage lasts before what runs counts as proven, by stage.
+        longest_lease_s: no lease is longer.
+        sample_s: how often tasks are looked at while something is deployed.
+        baseline_samples: how many intervals are measured before a stage begins; 0 for none, nothing is compared then.
+        watchdog_ms: no policy may let a task wait longer: the kernel ejects it.
+        bounds: when the circuit breaker trips.
+    """
+
+    state_dir: Path = Path("/var/lib/schedagentd")
+    socket: Path = Path("/run/schedagent/schedagentd.sock")
+    keys_dir: Path = Path("/etc/schedagent/trusted")
+    group: str = "schedagent"
+    users: tuple[str, ...] = ()
+    rollback: str = AUTO
+    direct_full: bool = False
+    probation_s: Mapping[Stage, float] = field(
+        default_factory=lambda: {Stage.CANARY: 300.0, Stage.WIDER: 600.0, Stage.FULL: 1800.0}
+    )
+    longest_lease_s: float = 3600.0
+    sample_s: float = 5.0
+    baseline_samples: int = LEAST_SAMPLES
+    watchdog_ms: int = 10_000
+    bounds: Bounds = field(default_factory=Bounds)
+
+
+def load_config(path: Path = CONFIG) -> Config:
+    """Read the file, which need not be there.
+
+    Raises:
+        UsageError: an unknown key, a value that is not accepted, or a file that cannot be read.
+    """
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return Config()
+    except (OSError, ValueError) as error:
+        raise UsageError(f"the configuration {path} cannot be read: {error}") from None
+    return Config(**_checked(table, _ACCEPTED, str(path)))
+
+
+def _checked(table: object, accepted: Mapping[str, Callable[[Any], Any]], where: str) -> dict[str, Any]:
+    if not isinstance(table, dict):
+        raise UsageError(f"{where} is not a table")
+    chosen = {}
+    for key, value in table.items():
+        if key not in accepted:
+            raise UsageError(f"unknown key {key!r} in {where}", f"accepted: {', '.join(sorted(accepted))}")
+        try:
+            chosen[key] = accepted[key](value)
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"{key} = {value!r} in {where} is not accepted", f"accepted: {error}") from None
+    return chosen
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or not value:
+        raise TypeError("a text")
+    return value
+
+
+def _names(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(name, str) and name for name in value):
+        raise TypeError("a list of user names")
+    return tuple(value)
+
+
+def _path(value: object) -> Path:
+    if not isinstance(value, str) or not value.startswith("/"):
+        raise TypeError("an absolute path")
+    return Path(value)
+
+
+def _flag(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError("true or false")
+    return value
+
+
+def _rollback(value: object) -> str:
+    if value not in (AUTO, NOT_ON_EXIT):
+        raise ValueError(f"{AUTO}, {NOT_ON_EXIT}")
+    return str(value)
+
+
+def _number(minimum: float, maximum: float) -> Callable[[object], float]:
+    def accept(value: object) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise TypeError(f"a number from {minimum:g} to {maximum:g}")
+        if not minimum <= value <= maximum:
+            raise ValueError(f"a number from {minimum:g} to {maximum:g}")
+        return float(value)
+
+    return accept
+
+
+def _whole(minimum: int, maximum: int) -> Callable[[object], int]:
+    def accept(value: object) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= maximum:
+            raise ValueError(f"a whole number from {minimum} to {maximum}")
+        return value
+
+    return accept
+
+
+def _probation(value: object) -> dict[Stage, float]:
+    stages = {str(stage): _number(0, 30 * 86400) for stage in Stage}
+    chosen = _checked(value, stages, "probation_s")
+    return {**Config().probation_s, **{Stage(name): seconds for name, seconds in chosen.items()}}
+
+
+def _bounds(value: object) -> Bounds:
+    return Bounds(**_checked(value, {one.name: _number(0, 1e6) for one in fields(Bounds)}, "bounds"))
+
+
+_ACCEPTED: dict[str, Callable[[Any], Any]] = {
+    "state_dir": _path,
+    "socket": _path,
+    "keys_dir": _path,
+    "group": _text,
+    "users": _names,
+    "rollback": _rollback,
+    "direct_full": _flag,
+    "probation_s": _probation,
+    "longest_lease_s": _number(10, 7 * 86400),
+    "sample_s": _number(0.1, 60),
+    "baseline_samples": _whole(0, 50),
+    "watchdog_ms": _whole(1000, 30_000),
+    "bounds": _bounds,
+}

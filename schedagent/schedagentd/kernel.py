@@ -1,0 +1,244 @@
+"""The kernel as the roll-out sees it: a small protocol, and the real one behind it.
+
+May import: kernel_bpf.sched_ext, kernel_bpf.running, schedagent.core, its neighbours deployment and tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from kernel_bpf.exit_info import ExitInfo
+from kernel_bpf.running import core_scheduled_process, running_build_id, running_release
+from kernel_bpf.sched_ext import KernelState, LoadedPolicy, kernel_state
+from schedagent.core.errors import BpfError, SchedagentError
+from schedagent.schedagentd import tasks
+from schedagent.schedagentd.deployment import Order
+from schedagent.schedagentd.tasks import Sample, Watch
+
+PINS = Path("/sys/fs/bpf/schedagent")
+"""One folder for each pinned deployment, by its number."""
+
+
+class Loaded(Protocol):
+    """A policy that is attached."""
+
+    @property
+    def enable_seq(self) -> int:
+        """Number of this enabling since boot."""
+
+    def enabled(self) -> bool:
+        """Whether this very policy is in charge."""
+
+    def exit_info(self) -> ExitInfo | None:
+        """Why it ended; None while it has not, or if it does not tell."""
+
+    def pin(self) -> None:
+        """Let it outlive this process; raise BpfError if that cannot be had."""
+
+    def unpin(self) -> None:
+        """Let it end with this process."""
+
+    def detach(self) -> ExitInfo | None:
+        """Take it away, confirmed by sysfs; raise BpfError if that cannot be confirmed."""
+
+    def leave(self) -> None:
+        """Let go of it, because this process ends; what is pinned stays in charge."""
+
+
+class Watching(Protocol):
+    """Looks at the tasks of a scope."""
+
+    def sample(self) -> Sample:
+        """Count up to now."""
+
+
+class Kernel(Protocol):
+    """What the roll-out needs of a machine."""
+
+    def identity(self) -> tuple[str, str]:
+        """Release and build id of the kernel."""
+
+    def state(self) -> KernelState:
+        """What sysfs says of sched_ext."""
+
+    def core_scheduled(self) -> int | None:
+        """A process that is core-scheduled, None if there is none."""
+
+    def schedulers(self) -> tuple[str, ...]:
+        """Programs that load sched_ext policies and run now, in words."""
+
+    def load(self, number: int, order: Order, content: bytes, partial: bool) -> Loaded:
+        """Load and attach, confirmed by sysfs; raise SchedagentError if that failed: nothing is loaded then."""
+
+    def adopt(self, number: int, order: Order, content: bytes, enable_seq: int) -> Loaded:
+        """Take over what an earlier process pinned; raise SchedagentError if it is not there."""
+
+    def pinned(self) -> tuple[int, ...]:
+        """Numbers of the deployments of which something is pinned."""
+
+    def remove_pins(self, number: int) -> None:
+        """Unpin what an earlier process pinned; without another holder that ends it. Raise BpfError if it cannot."""
+
+    def move_in(self, cgroup: str) -> int:
+        """Move a cgroup's tasks to SCHED_EXT."""
+
+    def move_out(self) -> int:
+        """Move all tasks back."""
+
+    def has_cgroup(self, cgroup: str) -> bool:
+        """Whether there is this cgroup."""
+
+    def watch(self, cgroup: str, starvation_s: float) -> Watching:
+        """Begin to look at a scope."""
+
+
+@dataclass(frozen=True)
+class PinnablePolicy:
+    """A loaded policy that knows where it would be pinned."""
+
+    policy: LoadedPolicy
+    folder: Path
+    detach_s: float
+
+    @property
+    def enable_seq(self) -> int:
+        return self.policy.enable_seq
+
+    def enabled(self) -> bool:
+        return self.policy.enabled()
+
+    def exit_info(self) -> ExitInfo | None:
+        return self.policy.exit_info()
+
+    def pin(self) -> None:
+        self.policy.pin(self.folder)
+
+    def unpin(self) -> None:
+        self.policy.unpin()
+        _remove(self.folder)
+
+    def detach(self) -> ExitInfo | None:
+        try:
+            return self.policy.detach(self.detach_s)
+        finally:
+            self.policy.leave()
+            _remove(self.folder)
+
+    def leave(self) -> None:
+        self.policy.leave()
+
+
+@dataclass(frozen=True)
+class HostKernel:
+    """The kernel of this machine.
+
+    Args:
+        watchdog_ms: no policy may let a task wait longer than this.
+        detach_s: how long to wait for sysfs to confirm that a policy is gone.
+    """
+
+    watchdog_ms: int
+    pins: Path = PINS
+    detach_s: float = 2.0
+
+    def identity(self) -> tuple[str, str]:
+        return running_release(), running_build_id()
+
+    def state(self) -> KernelState:
+        return kernel_state()
+
+    def core_scheduled(self) -> int | None:
+        return core_scheduled_process()
+
+    def schedulers(self) -> tuple[str, ...]:
+        return tuple(_schedulers())
+
+    def load(self, number: int, order: Order, content: bytes, partial: bool) -> Loaded:
+        policy = LoadedPolicy.load(
+            content,
+            order.policy,
+            dict(order.tunables),
+            dict(order.history),
+            dict(order.classes),
+            self.watchdog_ms,
+            partial,
+        )
+        try:
+            policy.attach()
+            if kernel_state().switch_all == partial:
+                raise BpfError(
+                    f"{order.policy} took {'all tasks' if partial else 'only some tasks'}, against its stage"
+                )
+        except BaseException:
+            policy.close()
+            raise
+        return PinnablePolicy(policy, self._folder(number), self.detach_s)
+
+    def adopt(self, number: int, order: Order, content: bytes, enable_seq: int) -> Loaded:
+        policy = LoadedPolicy.adopt(content, order.policy, self._folder(number), enable_seq)
+        return PinnablePolicy(policy, self._folder(number), self.detach_s)
+
+    def pinned(self) -> tuple[int, ...]:
+        if not self.pins.is_dir():
+            return ()
+        return tuple(sorted(int(path.name) for path in self.pins.iterdir() if path.name.isdecimal()))
+
+    def remove_pins(self, number: int) -> None:
+        _remove(self._folder(number))
+
+    def move_in(self, cgroup: str) -> int:
+        return tasks.move_in(cgroup, tasks.cgroup_root())
+
+    def move_out(self) -> int:
+        return tasks.move_out()
+
+    def has_cgroup(self, cgroup: str) -> bool:
+        return (tasks.cgroup_root() / cgroup.lstrip("/") / "cgroup.procs").exists()
+
+    def watch(self, cgroup: str, starvation_s: float) -> Watching:
+        return Watch(cgroup, starvation_s, tasks.cgroup_root())
+
+    def _folder(self, number: int) -> Path:
+        return self.pins / str(number)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder of pins and the files in it."""
+    try:
+        for file in folder.iterdir():
+            file.unlink(missing_ok=True)
+        folder.rmdir()
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise BpfError(f"the pins in {folder} cannot be removed: {error.strerror}", error.errno or 0) from None
+
+
+def _schedulers() -> Iterator[str]:
+    """Name processes whose command begins with scx_, as those of the scx project do, and the unit they belong to."""
+    for process in tasks.processes():
+        try:
+            name = Path("/proc", str(process), "comm").read_text().strip()
+            unit = Path("/proc", str(process), "cgroup").read_text().rpartition("/")[2].strip()
+        except OSError:
+            continue
+        if name.startswith("scx_"):
+            yield f"{name} (process {process}{f' of {unit}' if unit.endswith('.service') else ''})"
+
+
+def stop_hint(schedulers: tuple[str, ...]) -> str:
+    """What to do about another scheduler, given who may have loaded it."""
+    units = [part.rstrip(")") for told in schedulers for part in told.split() if part.rstrip(")").endswith(".service")]
+    if units:
+        return f"systemctl disable --now {' '.join(sorted(set(units)))}"
+    if schedulers:
+        return f"stop {', '.join(schedulers)}"
+    return "stop whoever loaded it (scx.service and scx_loader.service are the usual ones)"
+
+
+def told(error: SchedagentError) -> str:
+    """An error's message in one line."""
+    return " ".join(error.message.split())

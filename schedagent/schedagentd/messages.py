@@ -1,0 +1,290 @@
+"""What may be asked for over the socket: one JSON object on one line, of exactly these fields and types.
+
+An untrusted edge: nothing unknown is taken, nothing is converted. By hand, because pydantic would cost more memory than
+all the rest of schedagentd. May import: schedagent.core and its neighbour deployment.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from schedagent.core.errors import UsageError
+from schedagent.schedagentd.deployment import Order, Stage
+
+VERSION = 1
+LONGEST_QUESTION = 4096
+"""Bytes of a request that changes nothing, and of one from somebody who may change nothing."""
+LONGEST_REQUEST = 4 << 20
+LARGEST_OBJECT = 2 << 20
+MOST_ENTRIES = 1 << 14
+LONGEST_HISTORY = 100
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_CGROUP = re.compile(r"(/(?!\.{1,2}(/|\Z))[ -.0-~]{1,255}){0,16}")
+_TOKEN = re.compile(r"[A-Za-z0-9_.-]{1,65536}")
+_U64 = (1 << 64) - 1
+
+
+@dataclass(frozen=True)
+class Status:
+    """What is in charge."""
+
+
+@dataclass(frozen=True)
+class Policies:
+    """What is loaded, by sysfs, and which objects the circuit breaker keeps away."""
+
+
+@dataclass(frozen=True)
+class History:
+    """The newest deployments.
+
+    Args:
+        limit: how many.
+        dumps: with the kernel's dumps.
+    """
+
+    limit: int = 20
+    dumps: bool = False
+
+
+@dataclass(frozen=True)
+class Events:
+    """What happened after event number `after` (-1: from now on) and, if `follow`, what will."""
+
+    after: int = -1
+    follow: bool = True
+
+
+@dataclass(frozen=True)
+class Deploy:
+    """Load a policy.
+
+    Args:
+        order, content: what, with its token; the object.
+        stage, cgroup: how much of the machine, to begin with.
+        lease_s: how long without a renewal.
+        again: although the circuit breaker ended it before.
+    """
+
+    order: Order
+    content: bytes
+    stage: Stage
+    cgroup: str
+    lease_s: float
+    again: bool
+
+
+@dataclass(frozen=True)
+class Renew:
+    """Prolong a lease; token and report_digest, if there is a newer token for the same."""
+
+    deployment: int
+    lease_s: float
+    token: str
+    report_digest: str
+
+
+@dataclass(frozen=True)
+class Promote:
+    """Give a proven policy more of the machine."""
+
+    deployment: int
+    stage: Stage
+    cgroup: str
+
+
+@dataclass(frozen=True)
+class Rollback:
+    """End what runs and what waits, or the one that is named."""
+
+    deployment: int
+    to_default: bool
+
+
+Request = Status | Policies | History | Events | Deploy | Renew | Promote | Rollback
+CHANGES = (Deploy, Renew, Promote, Rollback)
+"""Requests that only configured users may make."""
+
+Check = Callable[[Any], Any]
+_Fields = Mapping[str, tuple[Check, Any]]
+
+
+def read_request(line: bytes) -> Request:
+    """Read a request; raise UsageError that says what is wrong with it, without repeating its content."""
+    told = _json(line)
+    verb = told.pop("verb", None)
+    version = told.pop("version", None)
+    if type(version) is not int or version != VERSION:
+        raise UsageError(f"version must be {VERSION}", "client and schedagentd must be of one version")
+    if not isinstance(verb, str) or verb not in _VERBS:
+        raise UsageError("verb is unknown", f"accepted: {', '.join(_VERBS)}")
+    fields, build = _VERBS[verb]
+    return build(**_take(told, fields))
+
+
+def _json(line: bytes) -> dict[str, Any]:
+    try:
+        told = json.loads(line, parse_constant=_refuse, object_pairs_hook=_once)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"not a JSON object: {str(error)[:200]}") from None
+    if not isinstance(told, dict):
+        raise UsageError("not a JSON object")
+    return told
+
+
+def _refuse(constant: str) -> object:
+    raise ValueError(f"{constant} is no JSON")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    told = dict(pairs)
+    if len(told) != len(pairs):
+        raise ValueError("a key is there twice")
+    return told
+
+
+_REQUIRED = object()
+
+
+def _take(told: dict[str, Any], fields: _Fields) -> dict[str, Any]:
+    """Check each field by its rule; what is missing has its default, what is left over is refused."""
+    chosen = {}
+    for name, (check, default) in fields.items():
+        value = told.pop(name, default)
+        if value is _REQUIRED:
+            raise UsageError(f"{name} is missing")
+        if value is default and value is not _REQUIRED:
+            chosen[name] = default
+            continue
+        try:
+            chosen[name] = check(value)
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"{name} is not accepted", f"accepted: {error}") from None
+    if told:
+        raise UsageError(f"{len(told)} fields are unknown", f"accepted: {', '.join(fields) or 'none'}")
+    return chosen
+
+
+def _whole(minimum: int, maximum: int) -> Check:
+    def check(value: Any) -> int:
+        if type(value) is not int or not minimum <= value <= maximum:
+            raise ValueError(f"a whole number from {minimum} to {maximum}")
+        return value
+
+    return check
+
+
+def _seconds(value: Any) -> float:
+    if type(value) not in (int, float) or not math.isfinite(value) or not 1 <= value <= 7 * 86400:
+        raise ValueError("seconds, from 1 to 604800")
+    return float(value)
+
+
+def _flag(value: Any) -> bool:
+    if type(value) is not bool:
+        raise ValueError("true or false")
+    return value
+
+
+def _matching(pattern: re.Pattern[str], what: str) -> Check:
+    def check(value: Any) -> str:
+        if type(value) is not str or not pattern.fullmatch(value):
+            raise ValueError(what)
+        return value
+
+    return check
+
+
+def _stage(value: Any) -> Stage:
+    if type(value) is not str or value not in list(Stage):
+        raise ValueError(", ".join(Stage))
+    return Stage(value)
+
+
+def _content(value: Any) -> bytes:
+    if type(value) is not str or len(value) > LARGEST_OBJECT * 4 // 3 + 4:
+        raise ValueError(f"base64 of at most {LARGEST_OBJECT} bytes")
+    try:
+        return base64.b64decode(value, validate=True)
+    except (binascii.Error, ValueError):
+        raise ValueError(f"base64 of at most {LARGEST_OBJECT} bytes") from None
+
+
+def _tunables(value: Any) -> tuple[tuple[str, int], ...]:
+    accepted = ValueError("at most 256 names of C with whole numbers of 64 bits")
+    if type(value) is not dict or len(value) > 256:
+        raise accepted
+    for name, number in value.items():
+        if not _NAME.fullmatch(name) or type(number) is not int or not -(1 << 63) <= number <= _U64:
+            raise accepted
+    return tuple(sorted(value.items()))
+
+
+def _entries(value: Any) -> tuple[tuple[int, int], ...]:
+    accepted = ValueError(f"at most {MOST_ENTRIES} pairs of unsigned 64-bit numbers")
+    if type(value) is not list or len(value) > MOST_ENTRIES:
+        raise accepted
+    pairs = [tuple(pair) if type(pair) is list and len(pair) == 2 else () for pair in value]
+    if not all(pair and all(type(number) is int and 0 <= number <= _U64 for number in pair) for pair in pairs):
+        raise accepted
+    return tuple(pairs)
+
+
+def _deploy(**told: Any) -> Deploy:
+    content = told.pop("object_base64")
+    names = ("policy", "tunables", "history", "classes", "report_digest", "token")
+    order = Order(digest=hashlib.sha256(content).hexdigest(), **{name: told.pop(name) for name in names})
+    return Deploy(order, content, **told)
+
+
+_cgroup = _matching(_CGROUP, "a path below the root of cgroups, such as /build.slice")
+_digest = _matching(_DIGEST, "a SHA-256 in lower-case hex")
+_token = _matching(_TOKEN, "a deployment token")
+_number = _whole(1, 1 << 53)
+
+_VERBS: dict[str, tuple[_Fields, Callable[..., Request]]] = {
+    "status": ({}, Status),
+    "policies": ({}, Policies),
+    "history": ({"limit": (_whole(1, LONGEST_HISTORY), 20), "dumps": (_flag, False)}, History),
+    "events": ({"after": (_whole(-1, 1 << 53), -1), "follow": (_flag, True)}, Events),
+    "deploy": (
+        {
+            "policy": (_matching(_NAME, "a name of C"), _REQUIRED),
+            "object_base64": (_content, _REQUIRED),
+            "tunables": (_tunables, _REQUIRED),
+            "history": (_entries, ()),
+            "classes": (_entries, ()),
+            "report_digest": (_digest, _REQUIRED),
+            "token": (_token, _REQUIRED),
+            "stage": (_stage, Stage.CANARY),
+            "cgroup": (_cgroup, ""),
+            "lease_s": (_seconds, 600.0),
+            "again": (_flag, False),
+        },
+        _deploy,
+    ),
+    "renew": (
+        {
+            "deployment": (_number, _REQUIRED),
+            "lease_s": (_seconds, 600.0),
+            "token": (_token, ""),
+            "report_digest": (_digest, ""),
+        },
+        Renew,
+    ),
+    "promote": (
+        {"deployment": (_number, _REQUIRED), "stage": (_stage, _REQUIRED), "cgroup": (_cgroup, "")},
+        Promote,
+    ),
+    "rollback": ({"deployment": (_number, 0), "to_default": (_flag, False)}, Rollback),
+}

@@ -1,0 +1,325 @@
+"""The record of deployments: one SQLite file, written before and after whatever is done to the kernel.
+
+Each change is one durable transaction together with the event that tells it. A file that is damaged is moved aside and
+kept; since it knew which tokens were used, no token that was valid before that moment is accepted afterwards.
+May import: schedagent.core, its neighbour deployment, and the standard library.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Self
+
+from schedagent.core.errors import RecordError, SetupError
+from schedagent.core.token import DeploymentToken
+from schedagent.schedagentd.deployment import Deployment, End, Event, Phase
+
+FILE = "record.sqlite"
+KEPT_EVENTS = 10_000
+KEPT_DEPLOYMENTS = 200
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS deployments (
+    number INTEGER PRIMARY KEY AUTOINCREMENT, phase TEXT NOT NULL, digest TEXT NOT NULL, body TEXT NOT NULL
+) STRICT;
+CREATE TABLE IF NOT EXISTS objects (digest TEXT PRIMARY KEY, content BLOB NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS events (
+    number INTEGER PRIMARY KEY AUTOINCREMENT, at REAL NOT NULL, kind TEXT NOT NULL, deployment INTEGER NOT NULL,
+    detail TEXT NOT NULL
+) STRICT;
+CREATE TABLE IF NOT EXISTS nonces (nonce TEXT PRIMARY KEY, expires_at INTEGER NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS tripped (digest TEXT PRIMARY KEY, cause TEXT NOT NULL, at REAL NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS moments (name TEXT PRIMARY KEY, unix_s REAL NOT NULL) STRICT;
+"""
+_LAST_SEEN = "last seen"
+_TOKENS_FROM = "tokens from"
+
+
+class Record:
+    """The open record; use `open`."""
+
+    def __init__(self, database: sqlite3.Connection, lock: int, moved_aside: Path | None = None) -> None:
+        self._database = database
+        self._lock = lock
+        self.moved_aside = moved_aside
+        """Where the damaged file is that was found instead of a record; None if all was well."""
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """Open the record in a folder, which this process then has for itself.
+
+        Raises:
+            SetupError: another schedagentd has it.
+            RecordError: it cannot be opened or made.
+        """
+        lock = _locked(folder)
+        path, moved = folder / FILE, None
+        try:
+            try:
+                database = _connect(path)
+            except sqlite3.DatabaseError as error:
+                if not _is_damage(error):
+                    raise
+                moved = _move_aside(path)
+                database = _connect(path)
+                now = time.time()
+                _set_moment(database, _TOKENS_FROM, now)
+                _set_moment(database, _LAST_SEEN, now)
+        except (sqlite3.Error, OSError) as error:
+            os.close(lock)
+            raise _unusable(error) from None
+        return cls(database, lock, moved)
+
+    def close(self) -> None:
+        """Close it and let another process have it; idempotent."""
+        self._database.close()
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def begin(
+        self, deployment: Deployment, content: bytes, token: DeploymentToken | None, kind: str, detail: str
+    ) -> Deployment:
+        """Store a new deployment and its object, and mark its token as used; return it with its number.
+
+        Args:
+            deployment: its number is not used yet.
+            token: None if it was used before (what runs again was deployed with it).
+            kind, detail: of the event that tells it.
+        """
+        with self._change() as database:
+            cursor = database.execute(
+                "INSERT INTO deployments (phase, digest, body) VALUES (?, ?, '{}')",
+                (deployment.phase, deployment.order.digest),
+            )
+            numbered = replace(deployment, number=int(cursor.lastrowid or 0))
+            database.execute("INSERT OR IGNORE INTO objects VALUES (?, ?)", (deployment.order.digest, content))
+            if token is not None:
+                self._use(token)
+            self._store(numbered, kind, detail)
+        return numbered
+
+    def save(
+        self, deployment: Deployment, kind: str = "", detail: str = "", token: DeploymentToken | None = None
+    ) -> Deployment:
+        """Store what a deployment is now, the event that tells it (none without a kind), and a newly used token."""
+        with self._change():
+            if token is not None:
+                self._use(token)
+            self._store(deployment, kind, detail)
+            if deployment.phase is Phase.ENDED:
+                self._prune()
+        return deployment
+
+    def note(self, kind: str, detail: str, deployment: int = 0) -> None:
+        """Store an event."""
+        with self._change():
+            self._event(kind, deployment, detail)
+
+    def get(self, number: int) -> Deployment | None:
+        """Return a deployment, None if there is none of that number."""
+        return next(self._deployments("WHERE number = ?", number), None)
+
+    def content(self, digest: str) -> bytes | None:
+        """Return an object's bytes; None if they are not kept any more."""
+        found = self._ask("SELECT content FROM objects WHERE digest = ?", digest)
+        return bytes(found[0][0]) if found else None
+
+    def unfinished(self) -> tuple[Deployment, ...]:
+        """Return the deployments that have not ended, oldest first."""
+        return tuple(self._deployments("WHERE phase != ? ORDER BY number", Phase.ENDED))
+
+    def history(self, limit: int) -> tuple[Deployment, ...]:
+        """Return the newest deployments, newest first."""
+        return tuple(self._deployments("ORDER BY number DESC LIMIT ?", limit))
+
+    def events(self, after: int, limit: int) -> tuple[Event, ...]:
+        """Return the events behind number `after`, oldest first."""
+        rows = self._ask("SELECT * FROM events WHERE number > ? ORDER BY number LIMIT ?", after, limit)
+        return tuple(Event(*row) for row in rows)
+
+    @property
+    def last_event(self) -> int:
+        """Number of the newest event; 0 if there is none."""
+        return int(self._ask("SELECT coalesce(max(number), 0) FROM events")[0][0])
+
+    def trip_of(self, digest: str) -> tuple[End, float] | None:
+        """Return why and when (Unix time) the circuit breaker last ended this object; None if it never did."""
+        found = self._ask("SELECT cause, at FROM tripped WHERE digest = ?", digest)
+        return (End(found[0][0]), found[0][1]) if found else None
+
+    def trips(self) -> tuple[tuple[str, End, float], ...]:
+        """Return digest, cause and Unix time of every trip that still counts."""
+        return tuple((row[0], End(row[1]), row[2]) for row in self._ask("SELECT * FROM tripped ORDER BY at DESC"))
+
+    @property
+    def used_nonces(self) -> frozenset[str]:
+        """Nonces of used tokens that have not long expired."""
+        return frozenset(row[0] for row in self._ask("SELECT nonce FROM nonces"))
+
+    @property
+    def last_seen(self) -> float:
+        """The latest Unix time at which a token was accepted, 0 if none was."""
+        return self._moment(_LAST_SEEN)
+
+    @property
+    def tokens_from(self) -> float:
+        """Unix time before which no token may have begun to be valid, because the record of used ones was lost then."""
+        return self._moment(_TOKENS_FROM)
+
+    def _use(self, token: DeploymentToken) -> None:
+        now = max(time.time(), self.last_seen)
+        self._database.execute("INSERT INTO nonces VALUES (?, ?)", (token.nonce, token.expires_at))
+        _set_moment(self._database, _LAST_SEEN, now)
+        self._database.execute("DELETE FROM nonces WHERE expires_at < ?", (now,))
+
+    def _store(self, deployment: Deployment, kind: str, detail: str) -> None:
+        self._database.execute(
+            "UPDATE deployments SET phase = ?, body = ? WHERE number = ?",
+            (deployment.phase, json.dumps(deployment.to_json()), deployment.number),
+        )
+        if deployment.phase is Phase.ENDED and deployment.end is not None and deployment.end.is_trip:
+            row = (deployment.order.digest, deployment.end, deployment.ended_at)
+            self._database.execute("INSERT OR REPLACE INTO tripped VALUES (?, ?, ?)", row)
+        if kind:
+            self._event(kind, deployment.number, detail)
+
+    def _event(self, kind: str, deployment: int, detail: str) -> None:
+        self._database.execute(
+            "INSERT INTO events (at, kind, deployment, detail) VALUES (?, ?, ?, ?)",
+            (time.time(), kind, deployment, detail),
+        )
+
+    def _prune(self) -> None:
+        """Keep the file small: old events and deployments, and objects that nothing running or restorable needs."""
+        database = self._database
+        database.execute("DELETE FROM events WHERE number <= (SELECT max(number) FROM events) - ?", (KEPT_EVENTS,))
+        database.execute(
+            "DELETE FROM deployments WHERE phase = ? AND number <= (SELECT max(number) FROM deployments) - ?",
+            (Phase.ENDED, KEPT_DEPLOYMENTS),
+        )
+        wanted = {deployment.order.digest for deployment in self.unfinished()}
+        for deployment in self.unfinished():
+            before = self.get(deployment.previous)
+            if before is not None:
+                wanted.add(before.order.digest)
+        last = next(self._deployments("ORDER BY number DESC LIMIT 1"), None)
+        if last is not None and (before := self.get(last.previous)) is not None:
+            wanted.add(before.order.digest)  # the rollback that follows its end needs it
+        kept = [row[0] for row in self._ask("SELECT digest FROM objects")]
+        database.executemany("DELETE FROM objects WHERE digest = ?", [(one,) for one in kept if one not in wanted])
+
+    def _deployments(self, condition: str, *values: object) -> Iterator[Deployment]:
+        for (body,) in self._ask(f"SELECT body FROM deployments {condition}", *values):
+            try:
+                yield Deployment.from_json(json.loads(body))
+            except (ValueError, TypeError, KeyError) as error:
+                raise RecordError(f"the record holds a deployment that cannot be read: {error}", _MEND) from None
+
+    def _moment(self, name: str) -> float:
+        found = self._ask("SELECT unix_s FROM moments WHERE name = ?", name)
+        return float(found[0][0]) if found else 0.0
+
+    def _ask(self, statement: str, *values: object) -> list[Any]:
+        try:
+            return self._database.execute(statement, values).fetchall()
+        except sqlite3.Error as error:
+            raise _unusable(error) from None
+
+    @contextmanager
+    def _change(self) -> Iterator[sqlite3.Connection]:
+        """All or nothing, and on the disk when it returns."""
+        try:
+            self._database.execute("BEGIN IMMEDIATE")
+            yield self._database
+            self._database.execute("COMMIT")
+        except sqlite3.Error as error:
+            self._roll_back()
+            raise _unusable(error) from None
+        except BaseException:
+            self._roll_back()
+            raise
+
+    def _roll_back(self) -> None:
+        with suppress(sqlite3.Error):  # SQLite has rolled back already, or will when it opens the file again
+            if self._database.in_transaction:
+                self._database.execute("ROLLBACK")
+
+
+_MEND = "restart schedagentd: it moves a damaged record aside and ends what it cannot account for"
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    """Open the file, prove that it is sound, and make what is missing."""
+    database = sqlite3.connect(path, isolation_level=None, timeout=2.0)
+    try:
+        for pragma in (
+            "locking_mode = EXCLUSIVE",
+            "journal_mode = DELETE",
+            "synchronous = EXTRA",
+            "trusted_schema = OFF",
+        ):
+            database.execute(f"PRAGMA {pragma}")
+        if [row[0] for row in database.execute("PRAGMA quick_check(1)")] != ["ok"]:
+            raise sqlite3.DatabaseError("database disk image is malformed")
+        database.executescript(_SCHEMA)
+        for (body,) in database.execute("SELECT body FROM deployments WHERE phase != ?", (Phase.ENDED,)):
+            try:
+                Deployment.from_json(json.loads(body))
+            except (ValueError, TypeError, KeyError) as error:
+                raise sqlite3.DatabaseError(f"malformed deployment: {error}") from None
+    except BaseException:
+        database.close()
+        raise
+    return database
+
+
+def _is_damage(error: sqlite3.DatabaseError) -> bool:
+    """Whether the file is no sound record, and not just out of reach (permissions, disk)."""
+    name = getattr(error, "sqlite_errorname", "")
+    return name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")) or "malformed" in str(error)
+
+
+def _move_aside(path: Path) -> Path:
+    """Keep a damaged file under another name, for whoever wants to look at it."""
+    place = path.with_name(f"{path.name}.damaged-{int(time.time())}")
+    path.rename(place)
+    journal = path.with_name(f"{path.name}-journal")
+    if journal.exists():
+        journal.rename(place.with_name(f"{place.name}-journal"))
+    return place
+
+
+def _set_moment(database: sqlite3.Connection, name: str, unix_s: float) -> None:
+    database.execute("INSERT OR REPLACE INTO moments VALUES (?, ?)", (name, unix_s))
+
+
+def _locked(folder: Path) -> int:
+    """Take the folder for this process; the kernel gives it back however the process ends."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise RecordError(f"the folder of the record {folder} cannot be used: {error.strerror}") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise SetupError(
+            f"another schedagentd works with {folder}", "there can be one only: systemctl status schedagentd"
+        ) from None
+    return lock
+
+
+def _unusable(error: sqlite3.Error | OSError) -> RecordError:
+    name = getattr(error, "sqlite_errorname", type(error).__name__)
+    hint = "free some space" if name == "SQLITE_FULL" else "look at the disk, its space and the permissions"
+    return RecordError(f"the record of deployments cannot be used: {error} ({name})", hint)

@@ -1,0 +1,370 @@
+"""The socket: who is there, what they ask, and one thread that answers, ticks the roll-out and tells systemd.
+
+One thread, because everything that changes the kernel must happen one after the other anyway; a request that is being
+loaded makes the others wait for a second or so. A mistake in here ends the process, and with it what is not pinned: the
+kernel's own safety net is better than one of ours.
+May import: schedagent.core and its neighbours.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import selectors
+import signal
+import socket
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from schedagent.core.errors import Refused, SchedagentError, UsageError
+from schedagent.core.listener import Peer, peer_of
+from schedagent.schedagentd.messages import (
+    CHANGES,
+    LONGEST_QUESTION,
+    LONGEST_REQUEST,
+    Deploy,
+    Events,
+    History,
+    Policies,
+    Promote,
+    Renew,
+    Request,
+    Rollback,
+    Status,
+    read_request,
+)
+from schedagent.schedagentd.rollout import Rollout
+from schedagent.schedagentd.systemd import Notifier
+
+log = logging.getLogger(__name__)
+
+TICK_S = 1.0
+IDLE_S = 10.0
+REQUEST_S = 10.0
+ANSWER_S = 10.0
+CONNECTIONS = 64
+CONNECTIONS_EACH = 16
+BURST, PER_S = 30.0, 10.0
+"""Requests that one user may make at once, and in the long run."""
+COST_OF_CHANGE = 3.0
+UNREAD_BYTES = 256 << 10
+EVENTS_AT_ONCE = 500
+_PIECE = 64 << 10
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Who may do what, besides root.
+
+    Args:
+        groups: whose members may ask for what changes nothing.
+        users: who may ask for everything.
+    """
+
+    groups: frozenset[int] = frozenset()
+    users: frozenset[int] = frozenset()
+
+    def may_look(self, peer: Peer) -> bool:
+        """Whether this peer may ask for what changes nothing."""
+        return self.may_change(peer) or bool(peer.groups & self.groups)
+
+    def may_change(self, peer: Peer) -> bool:
+        """Whether this peer may ask for everything."""
+        return peer.uid == 0 or peer.uid in self.users
+
+
+class Rates:
+    """How much each user may still ask for: a bucket that fills with time."""
+
+    def __init__(self) -> None:
+        self._buckets: dict[int, tuple[float, float]] = {}
+
+    def take(self, uid: int, cost: float, now: float) -> bool:
+        """Take `cost` out of a user's bucket, if that much is in it."""
+        level, then = self._buckets.get(uid, (BURST, now))
+        level = min(BURST, level + (now - then) * PER_S)
+        enough = level >= cost
+        self._buckets[uid] = (level - cost if enough else level, now)
+        if len(self._buckets) > 4 * CONNECTIONS:
+            full_s = BURST / PER_S
+            self._buckets = {one: told for one, told in self._buckets.items() if now - told[1] < full_s}
+        return enough
+
+
+@dataclass
+class Connection:
+    """One peer.
+
+    Args:
+        limit: longest request, in bytes.
+        deadline: when (monotonic) it must have asked, or read its answer; None for one that reads events.
+        after: number of the last event it was told; None for one that does not read events.
+        closing: close it when everything is written.
+    """
+
+    socket: socket.socket
+    peer: Peer
+    limit: int
+    deadline: float | None
+    received: bytearray = field(default_factory=bytearray)
+    unsent: bytearray = field(default_factory=bytearray)
+    after: int | None = None
+    closing: bool = False
+
+
+class Server:
+    """Answers until it is told to stop."""
+
+    def __init__(self, listener: socket.socket, rollout: Rollout, gate: Gate, notifier: Notifier) -> None:
+        self._listener, self._rollout, self._gate, self._notifier = listener, rollout, gate, notifier
+        self._selector = selectors.DefaultSelector()
+        self._connections: dict[int, Connection] = {}
+        self._rates = Rates()
+        self._stopping = False
+        self._next_tick = 0.0
+
+    def run(self) -> None:
+        """Serve until SIGTERM or SIGINT; the roll-out is stopped then, by the caller."""
+        woken, waker = socket.socketpair()
+        for end in (woken, waker):
+            end.setblocking(False)
+        signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._stop)
+        self._listener.setblocking(False)
+        self._selector.register(self._listener, selectors.EVENT_READ)
+        self._selector.register(woken, selectors.EVENT_READ)
+        self._notifier.tell(f"READY=1\nSTATUS={self._rollout.in_charge}")
+        while not self._stopping:
+            self._turn(woken)
+        self._notifier.tell("STOPPING=1")
+        for connection in list(self._connections.values()):
+            self._close(connection)
+        self._selector.close()
+
+    def _stop(self, *_: object) -> None:
+        self._stopping = True
+
+    def _turn(self, woken: socket.socket) -> None:
+        """Wait for something to do, and do it."""
+        for key, events in self._selector.select(self._patience()):
+            if key.fileobj is self._listener:
+                self._accept()
+            elif key.fileobj is woken:
+                with suppress(BlockingIOError):
+                    woken.recv(4096)
+            elif (connection := self._connections.get(key.fd)) is not None:
+                self._serve(connection, events)
+        now = time.monotonic()
+        if self._rollout.busy and now >= self._next_tick:
+            self._next_tick = now + TICK_S
+            self._rollout.tick()
+        for connection in list(self._connections.values()):
+            if connection.deadline is not None and now >= connection.deadline:
+                if not connection.closing:
+                    self._answer(connection, _fault(UsageError(f"nothing was asked within {REQUEST_S:g} s")))
+                self._close(connection)
+        self._tell_events()
+        self._notifier.tell(f"WATCHDOG=1\nSTATUS={self._rollout.in_charge}")
+
+    def _patience(self) -> float:
+        """How long to wait for something to do, in seconds."""
+        waits = [IDLE_S]
+        if self._notifier.watchdog_s:
+            waits.append(self._notifier.watchdog_s / 3)
+        now = time.monotonic()
+        if self._rollout.busy:
+            waits.append(self._next_tick - now)
+        waits += [one.deadline - now for one in self._connections.values() if one.deadline is not None]
+        return max(0.0, min(waits))
+
+    # Connections
+
+    def _accept(self) -> None:
+        try:
+            accepted, _address = self._listener.accept()
+        except OSError as error:  # the peer is gone again, or no descriptor is left
+            log.warning("nobody could be let in: %s", error)
+            return
+        accepted.setblocking(False)
+        peer = peer_of(accepted)
+        change = self._gate.may_change(peer)
+        limit = LONGEST_REQUEST if change else LONGEST_QUESTION
+        connection = Connection(accepted, peer, limit, time.monotonic() + REQUEST_S)
+        refusal = self._refusal(peer)
+        self._connections[accepted.fileno()] = connection
+        self._selector.register(accepted, selectors.EVENT_READ)
+        if refusal is not None:
+            self._answer(connection, _fault(refusal))
+
+    def _refusal(self, peer: Peer) -> SchedagentError | None:
+        """Why not to listen to a peer at all; None if there is no reason."""
+        if not self._gate.may_look(peer):
+            return Refused(
+                f"{peer} may not ask schedagentd", "be of its group, or be named under users in its configuration"
+            )
+        same = sum(1 for one in self._connections.values() if one.peer.uid == peer.uid)
+        if len(self._connections) >= CONNECTIONS or same >= CONNECTIONS_EACH:
+            return Refused("schedagentd has too many connections already", "close some, or try later")
+        if not self._rates.take(peer.uid, 1.0, time.monotonic()):
+            return Refused(f"more than {PER_S:g} requests a second from user id {peer.uid}", "ask less often")
+        return None
+
+    def _serve(self, connection: Connection, events: int) -> None:
+        """Read what is there, answer what is complete, send what is waiting."""
+        if events & selectors.EVENT_READ:
+            try:
+                piece = connection.socket.recv(_PIECE)
+            except BlockingIOError:
+                return
+            except OSError:
+                piece = b""
+            if not piece:
+                self._close(connection)
+                return
+            if not connection.closing and connection.after is None:
+                connection.received += piece
+                self._read(connection)
+        if events & selectors.EVENT_WRITE:
+            self._flush(connection)
+
+    def _read(self, connection: Connection) -> None:
+        end = connection.received.find(b"\n")
+        if end < 0 and len(connection.received) < connection.limit:
+            return
+        if end < 0 or end >= connection.limit:
+            self._answer(connection, _fault(UsageError(f"the request is longer than {connection.limit} bytes")))
+            return
+        line = bytes(connection.received[:end])
+        connection.received = bytearray()
+        try:
+            request = read_request(line)
+            del line
+            self._require_leave(connection.peer, request)
+            if isinstance(request, Events):
+                self._begin_stream(connection, request)
+                return
+            answer = {"ok": self._do(connection.peer, request)}
+        except SchedagentError as error:
+            log.info("refused %s: %s", connection.peer, error.message)
+            answer = _fault(error)
+        self._answer(connection, answer)
+
+    def _require_leave(self, peer: Peer, request: Request) -> None:
+        if not isinstance(request, CHANGES):
+            return
+        verb = type(request).__name__.lower()
+        if not self._gate.may_change(peer):
+            raise Refused(f"{peer} may not {verb}", "ask root, or be named under users in schedagentd's configuration")
+        if not self._rates.take(peer.uid, COST_OF_CHANGE, time.monotonic()):
+            raise Refused(f"too many changes at once from user id {peer.uid}", "ask less often")
+        log.info("%s from %s", verb, peer)
+
+    def _answer(self, connection: Connection, answer: dict[str, Any]) -> None:
+        """Send the one answer, then close."""
+        connection.closing = True
+        connection.received = bytearray()
+        connection.deadline = time.monotonic() + ANSWER_S
+        self._send(connection, [answer])
+
+    def _send(self, connection: Connection, messages: Iterable[dict[str, Any]]) -> None:
+        for message in messages:
+            connection.unsent += json.dumps(message).encode() + b"\n"
+        self._flush(connection)
+
+    def _flush(self, connection: Connection) -> None:
+        try:
+            while connection.unsent:
+                sent = connection.socket.send(connection.unsent[:_PIECE])
+                del connection.unsent[:sent]
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._close(connection)
+            return
+        if connection.closing and not connection.unsent:
+            self._close(connection)
+            return
+        wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if connection.unsent else 0)
+        self._selector.modify(connection.socket, wanted)
+
+    def _close(self, connection: Connection) -> None:
+        if self._connections.pop(connection.socket.fileno(), None) is not None:
+            self._selector.unregister(connection.socket)
+            connection.socket.close()
+
+    # Events
+
+    def _begin_stream(self, connection: Connection, request: Events) -> None:
+        record = self._rollout.record
+        connection.after = record.last_event if request.after < 0 else request.after
+        if not request.follow:
+            self._send(connection, _told(record.events(connection.after, EVENTS_AT_ONCE)))
+            self._answer(connection, {"ok": {}})
+            return
+        connection.deadline = None
+        self._send(connection, [{"ok": {"after": connection.after}}])
+
+    def _tell_events(self) -> None:
+        """Send what happened to those who listen; whoever does not read is let go."""
+        for connection in [one for one in self._connections.values() if one.after is not None and not one.closing]:
+            try:
+                events = self._rollout.record.events(connection.after or 0, EVENTS_AT_ONCE)
+            except SchedagentError as error:
+                self._answer(connection, _fault(error))
+                continue
+            if len(connection.unsent) > UNREAD_BYTES:
+                self._close(connection)
+            elif events:
+                connection.after = events[-1].number
+                self._send(connection, _told(events))
+
+    # Verbs
+
+    def _do(self, peer: Peer, request: Request) -> dict[str, Any]:  # noqa: PLR0911 - one return for each verb
+        rollout = self._rollout
+        boot = rollout.clock.boot()
+        match request:
+            case Status():
+                return rollout.status()
+            case Policies():
+                return self._policies()
+            case History():
+                found = rollout.record.history(request.limit)
+                return {"history": [one.summary(boot) | ({"dump": one.dump} if request.dumps else {}) for one in found]}
+            case Deploy():
+                deployment = rollout.deploy(
+                    peer.uid,
+                    request.order,
+                    request.content,
+                    request.stage,
+                    request.cgroup,
+                    request.lease_s,
+                    request.again,
+                )
+                return deployment.summary(boot)
+            case Renew():
+                renewed = rollout.renew(request.deployment, request.lease_s, request.token, request.report_digest)
+                return renewed.summary(boot)
+            case Promote():
+                return rollout.promote(request.deployment, request.stage, request.cgroup).summary(boot)
+            case Rollback():
+                return {"in_charge": rollout.rollback(request.deployment, request.to_default)}
+        raise AssertionError("every request has its verb")
+
+    def _policies(self) -> dict[str, Any]:
+        active, state = self._rollout.active, self._rollout.kernel.state()
+        loaded = [{"ops": state.ops, "ours": active is not None, "switch_all": state.switch_all}] if state.ops else []
+        trips = [{"digest": digest, "cause": cause, "at": at} for digest, cause, at in self._rollout.record.trips()]
+        return {"loaded": loaded, "tripped": trips}
+
+
+def _told(events: Iterable[Any]) -> list[dict[str, Any]]:
+    return [{"event": asdict(event)} for event in events]
+
+
+def _fault(error: SchedagentError) -> dict[str, Any]:
+    return {"error": {"kind": type(error).__name__, "message": error.message[-4000:], "hint": error.hint}}

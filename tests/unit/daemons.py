@@ -1,0 +1,167 @@
+"""schedagentd as a process over a scripted kernel in another process: what tests kill, ask and start again."""
+
+from __future__ import annotations
+
+import base64
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+
+from deploying import CANARY, PUBLIC, content_of, order_of
+from scripted_kernel import RemoteWorld, ScriptedKernel
+
+from schedagent.core import trusted
+from schedagent.core.errors import SetupError
+from schedagent.daemon_client import DaemonClient
+from schedagent.schedagentd import record as records
+from schedagent.schedagentd import server
+from schedagent.schedagentd.__main__ import serve
+from schedagent.schedagentd.config import Config
+from schedagent.schedagentd.deployment import Stage
+from schedagent.schedagentd.driver import Clock
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+
+
+@contextmanager
+def scripted_kernel(folder):
+    """Start a scripted kernel of its own process and return the way to it."""
+    path = folder / "kernel.sock"
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{HERE}"}
+    process = subprocess.Popen([sys.executable, str(HERE / "scripted_kernel.py"), str(path)], env=environment)
+    try:
+        until(path.exists)
+        yield path
+    finally:
+        process.kill()
+        process.wait()
+
+
+def until(true, limit_s=20.0):
+    """Wait until something is so."""
+    end = time.monotonic() + limit_s
+    while not true():
+        assert time.monotonic() < end, "it never came to be"
+        time.sleep(0.005)
+
+
+class Daemon:
+    """One schedagentd and its folder; it is forked, so that it starts at once, and really killed.
+
+    Args:
+        kernel: socket of a scripted kernel.
+        die_at: kill itself with SIGKILL at this one of its BEGIN and COMMIT statements; -1 for never.
+        break_at: from this one of its BEGIN statements on the disk is full.
+    """
+
+    def __init__(self, folder, kernel, **config):
+        folder.mkdir(exist_ok=True)
+        trusted.trust(folder / "keys", PUBLIC)
+        probation = dict.fromkeys(Stage, 0.0)
+        chosen = {"probation_s": probation, "baseline_samples": 0, "sample_s": 0.05} | config
+        self.config = replace(
+            Config(), state_dir=folder / "state", socket=folder / "d.sock", keys_dir=folder / "keys", **chosen
+        )
+        self.kernel, self.folder, self.pid = kernel, folder, 0
+        self.client = DaemonClient(self.config.socket)
+
+    def start(self, die_at=-1, wait=True, burst=1e9):
+        self.pid = os.fork()
+        if self.pid == 0:
+            self._be(die_at, burst)
+        if wait:
+            until(lambda: self.answers or not self.alive)
+        return self
+
+    def _be(self, die_at, burst):
+        status = 70
+        try:
+            log = os.open(self.folder / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            os.dup2(log, 2)
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            server.TICK_S, server.BURST = 0.02, burst
+            if die_at >= 0:
+                _die_at(die_at)
+            serve(self.config, ScriptedKernel(RemoteWorld(self.kernel), Clock()))
+            status = 0
+        except SetupError as error:
+            os.write(2, str(error).encode())
+            status = 1
+        finally:
+            os._exit(status)
+
+    @property
+    def alive(self):
+        """Whether it runs; reaps it if it does not."""
+        if self.pid and os.waitpid(self.pid, os.WNOHANG)[0]:
+            self.pid = 0
+        return bool(self.pid)
+
+    @property
+    def answers(self):
+        with suppress(SetupError):
+            return bool(self.client.ask("status"))
+        return False
+
+    def end(self, number=signal.SIGKILL):
+        """Send it a signal and wait for its end; return the exit status."""
+        if not self.pid:
+            return None
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, number)
+        _pid, status = os.waitpid(self.pid, 0)
+        self.pid = 0
+        return os.waitstatus_to_exitcode(status)
+
+    def deploy(self, name="good", stage="canary", cgroup=CANARY, **fields):
+        return self.client.ask("deploy", **request_of(name), **{"stage": stage, "cgroup": cgroup} | fields)
+
+    @property
+    def state(self):
+        """What the kernel itself runs."""
+        return self.tell_kernel("truth")
+
+    def tell_kernel(self, control, **values):
+        """Call one of the scripted kernel's controls."""
+        with closing(RemoteWorld(self.kernel)) as world:
+            return getattr(world, control)(**values)
+
+
+def request_of(name="good", **order):
+    """The fields of a deploy request."""
+    made = order_of(name, **order)
+    return {
+        "policy": made.policy,
+        "object_base64": base64.b64encode(content_of(name)).decode(),
+        "tunables": dict(made.tunables),
+        "history": [list(pair) for pair in made.history],
+        "report_digest": made.report_digest,
+        "token": made.token,
+    }
+
+
+def _die_at(number):
+    """Let this process die at a statement: BEGIN is before anything was written, COMMIT before it lasts."""
+    connect, seen = records._connect, [0]
+
+    def connected(path):
+        database = connect(path)
+
+        def look(statement):
+            if statement.startswith(("BEGIN", "COMMIT")):
+                if seen[0] == number:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                seen[0] += 1
+
+        database.set_trace_callback(look)
+        return database
+
+    records._connect = connected
+    assert sqlite3.sqlite_version
