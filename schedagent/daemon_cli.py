@@ -195,13 +195,14 @@ def _read_report(report: Path) -> dict[str, Any]:
 
 
 def show(told: Any, as_json: bool, render: Any) -> int:
-    """Print an answer."""
+    """Print an answer; names of processes in it are anybody's, and must not steer the terminal."""
+    from kernel_bpf.source import printable
     from schedagent.cli import print_json
 
     if as_json:
         print_json(told)
     else:
-        typer.echo(render(told))
+        typer.echo(printable(render(told)))
     return 0
 
 
