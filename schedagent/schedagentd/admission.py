@@ -57,8 +57,8 @@ def check_token(
     Args:
         token: the order's own, or a newer one for the same.
         identity: release and build id of the running kernel.
-        cgroup: of a partial scope; empty for the tasks of a process tree, which only a token for any tasks allows: a tree
-            may leave every cgroup, and no token names one.
+        cgroup: of a partial scope; empty for the tasks of a process tree, which only a token for any tasks allows:
+            they may leave every cgroup, and no token names a tree.
         tokens_from: no token that was valid earlier is accepted, see record.Record.tokens_from.
 
     Raises:

@@ -17,8 +17,9 @@ from deploying import CANARY, PUBLIC, content_of, order_of
 from scripted_kernel import RemoteWorld, ScriptedKernel
 
 from schedagent.core import trusted
-from schedagent.core.errors import SetupError
+from schedagent.core.errors import SchedagentError, SetupError
 from schedagent.daemon_client import DaemonClient
+from schedagent.keeping import Keeper
 from schedagent.schedagentd import record as records
 from schedagent.schedagentd import server
 from schedagent.schedagentd.__main__ import serve
@@ -132,6 +133,39 @@ class Daemon:
         """Call one of the scripted kernel's controls."""
         with closing(RemoteWorld(self.kernel)) as world:
             return getattr(world, control)(**values)
+
+
+class Agent:
+    """A process of its own that keeps a deployment, as `schedagent deploy --keep` does."""
+
+    def __init__(self, daemon, number=0, lease_s=1.0, request=None, **keeping):
+        """Keep what is deployed already, or deploy (and wait for the answer) in the process itself."""
+        self.status = None
+        self.pid = os.fork()
+        if self.pid == 0:
+            status = 70
+            try:
+                signal.signal(signal.SIGINT, signal.SIG_DFL)
+                os.dup2(os.open(daemon.folder / "agent", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), 2)
+                if request:
+                    number = daemon.client.ask("deploy", lease_s=lease_s, **request)["deployment"]
+                told = Keeper(daemon.client, number, lease_s, lambda line: os.write(2, f"{line}\n".encode()), **keeping)
+                status = 3 if told.run()["tripped"] else 0
+            except SchedagentError as error:
+                os.write(2, f"{error}\n".encode())
+            finally:
+                os._exit(status)
+
+    def wait(self):
+        """Its exit status."""
+        if self.status is None:
+            self.status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return self.status
+
+    def kill(self, number=signal.SIGKILL):
+        if self.status is None:
+            os.kill(self.pid, number)
+        return self.wait()
 
 
 def request_of(name="good", **order):
