@@ -160,7 +160,7 @@ class Driver:
                 pins.discard(deployment.number)
         for number in sorted(pins):
             self._remove_pins(number)
-        if self.active is None and (pins or unfinished):
+        if self.active is None and (pins or unfinished or self.record.moved_aside):
             self.kernel.move_out()
         self._note_foreign()
         for deployment in unfinished:

@@ -171,8 +171,8 @@ class World:
         self.policy["pin"] = None
         self.policy["owners"].remove(owner)
         self._sweep()
-        if self.refuses_detach:
-            raise BpfError(self.refuses_detach)
+        if self.refuses_detach or not self.available:
+            raise BpfError(self.refuses_detach or "it cannot be seen whether it detached")
         return told or asdict(ExitInfo(64, "unregistered", 0, "", ""))
 
     def leave(self, owner, seq):
@@ -257,10 +257,12 @@ class ScriptedKernel:
         self.world, self._clock, self._owner = world, clock, owner
 
     def call(self, name, *values):
-        result = getattr(self.world, name)(self._owner, *values)
-        if isinstance(self.world, World) and name in self.world.hooks:
-            self.world.hooks.pop(name)()
-        return result
+        hooks = self.world.hooks if isinstance(self.world, World) else {}
+        hooks.pop(f"before {name}", bool)()
+        try:
+            return getattr(self.world, name)(self._owner, *values)
+        finally:
+            hooks.pop(name, bool)()
 
     def identity(self):
         return tuple(self.call("identity"))
