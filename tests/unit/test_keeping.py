@@ -178,12 +178,15 @@ class _Prometheus(BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def url():
+    """Of a server whose thread is gone before another test forks."""
     with HTTPServer(("127.0.0.1", 0), _Prometheus) as server:
-        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
+        thread.join()
 
 
 class TestQuery:
