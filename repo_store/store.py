@@ -101,7 +101,7 @@ class PolicyRepository(Database):
             seed: of every random choice in it.
             run_id: id to use, so that a repeated step finds its run; empty for a new one.
         """
-        run_id = run_id or f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+        run_id = run_id or new_run_id()
         row = RunRow(
             id=run_id,
             workload=to_json(WorkloadCommand, workload),
@@ -468,6 +468,11 @@ class PolicyRepository(Database):
         """Return the policies whose description, or the workloads they were better on, match `text`, best first."""
         with self._reading() as session:
             return search.search(session, text, limit)
+
+
+def new_run_id() -> str:
+    """Return an id for a new run; ids sort by time."""
+    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
 
 
 def _save_once(session: Session, row: Base, what: str, *, except_for: Sequence[str] = ()) -> bool:

@@ -1,8 +1,8 @@
 """Settings: the only reader of the environment and of the TOML configuration file.
 
 Each setting is one field of `Settings`. Its value is taken from the environment variable named in `_OPTIONS`, else from
-the key of the same name in the file that ``SCHEDAGENT_CONFIG`` names (``$XDG_CONFIG_HOME/schedagent/config.toml`` without
-it), else it is the default.
+the key of the same name in the file that ``SCHEDAGENT_CONFIG`` names (without it,
+``$XDG_CONFIG_HOME/schedagent/config.toml``), else it is the default.
 """
 
 from __future__ import annotations

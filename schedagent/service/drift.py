@@ -9,7 +9,8 @@ mean of the last intervals must be above the baseline's by a margin, surely, and
 margin of the mix is our own. Less waiting than usual is no drift: there is nothing to mend.
 
 Simulated over 2000 looks without a change, at a standard deviation of half the mean: no false alarm at neighbouring
-intervals that are independent or correlated by 0.5 (tests/unit/test_drift.py repeats it, and that a tripled wait is seen within 36 busy intervals).
+intervals that are independent or correlated by 0.5. A tripled wait is seen within 36 busy intervals
+(tests/unit/test_drift.py repeats both).
 """
 
 from __future__ import annotations

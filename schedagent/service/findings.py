@@ -74,7 +74,7 @@ class Findings:
         slot, first = latest_slot(self.settings, now), self.repository.service.first_look()
         if slot is None or first is None or slot < first:
             return
-        when = self.settings.every and f"every {self.settings.every}" or f"at {self.settings.at}"
+        when = f"every {self.settings.every}" if self.settings.every else f"at {self.settings.at}"
         for one in self.settings.workloads:
             lasts_s = slot + slot_s(self.settings) - now.timestamp()
             yield self._optimise(

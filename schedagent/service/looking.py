@@ -1,7 +1,7 @@
 """Looking at cgroups and at the machine: how long tasks wait for a CPU, and which commands use it.
 
-Everything comes from /proc and cgroupfs, as an ordinary user may read them. It costs a read of two small files for each
-thread at each look (the first 4096 threads of each subject), about 25 us a thread: tests/bench/test_service.py measures.
+Everything comes from /proc and cgroupfs, as an ordinary user may read them. A look reads two or three small files for
+each thread (the first 4096 of each subject); tests/bench/test_service.py measures what that costs.
 """
 
 from __future__ import annotations
