@@ -103,8 +103,8 @@ class ServiceRecords(Database):
     def recommend(self, found: Recommendation) -> Recommendation:
         """Store a finding once, under its id, and return what is stored.
 
-        The same finding again tells its figures anew and lives longer. One that was withdrawn, had expired, or had
-        failed and has got more time since (a newer token), is open again; one that was applied stays so.
+        The same finding again tells its figures anew and lives longer. One that was withdrawn is open again, and so is
+        a deployment that failed and has got a newer token since; what was applied, or failed otherwise, stays so.
         """
         with self._writing() as session:
             row = session.get(RecommendationRow, found.id)
@@ -114,7 +114,8 @@ class ServiceRecords(Database):
             stored = _recommendation(row)
             if stored.standing is Standing.APPLIED:
                 return stored
-            again = stored.standing is not Standing.FAILED or found.expires_at > stored.expires_at
+            newer = found.kind is Kind.DEPLOY and found.expires_at > stored.expires_at
+            again = stored.standing is not Standing.FAILED or newer
             standing, note = (Standing.OPEN, "") if again else (stored.standing, stored.note)
             merged = replace(found, since=stored.since, standing=standing, note=note)
             session.merge(_recommendation_row(merged))

@@ -90,7 +90,7 @@ def apply(
         found = settings()
         with open_repository(found) as repository:
             one = appliable(repository.service.recommendation(recommendation))
-            request = repository.service.ask(_asked(one, cgroup))
+            request = repository.service.ask(_asked(one, cgroup, queue))
             if queue:
                 return _queued(found, request, as_json)
             return _apply_now(found, repository, one, request, as_json)
@@ -137,18 +137,19 @@ def moment(unix_s: float) -> str:
 _NOTHING_YET = "nothing is known yet: the agent service (schedagent daemon) needs an hour or more of busy intervals"
 
 
-def _asked(one: Recommendation, cgroup: str) -> ApplyRequest:
-    import getpass
+def _asked(one: Recommendation, cgroup: str, queue: bool) -> ApplyRequest:
     import time
 
+    from schedagent.approval import user
     from schedagent.core.errors import UsageError
-    from schedagent.core.recommendation import ApplyRequest, Kind
+    from schedagent.core.recommendation import ApplyRequest, Kind, Progress
 
     if cgroup and one.kind is not Kind.DEPLOY:
         raise UsageError("--cgroup is for recommendations to deploy")
     if not (cgroup or one.cgroup) and one.kind is Kind.DEPLOY:
         raise UsageError(f"recommendation {one.id} names no cgroup", "say where its tasks run: --cgroup /build.slice")
-    return ApplyRequest(0, one.id, cgroup, getpass.getuser(), time.time())
+    progress = Progress.QUEUED if queue else Progress.RUNNING
+    return ApplyRequest(0, one.id, cgroup, user(), time.time(), progress=progress)
 
 
 def _queued(settings: Any, request: ApplyRequest, as_json: bool) -> int:

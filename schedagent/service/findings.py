@@ -15,6 +15,7 @@ from schedagent.core import token
 from schedagent.core.recommendation import Baseline, Kind, Recommendation, Standing, recommendation_id
 from schedagent.core.service_settings import ServiceSettings, WatchedWorkload
 from schedagent.core.workload import Goal, WorkloadCommand
+from schedagent.schedagentd.breaker import DELAY
 from schedagent.service.drift import Drift, distance, shares
 from schedagent.service.limits import DAY_S, latest_slot, slot_s
 
@@ -59,7 +60,7 @@ class Findings:
 
     def of_waiting(self, baseline: Baseline, now: float) -> Iterator[Recommendation]:
         """Yield what to optimise because a subject usually waits much, unless that was done lately."""
-        usual = baseline.measures["run_queue_delay_s"]
+        usual = baseline.measures[DELAY]
         why = f"{_place(baseline)} usually waits {usual.mean * 1e3:.2g} ms for each turn on a CPU."
         evidence = {"subject": baseline.subject, "baseline_since": baseline.since, "delay_s": asdict(usual)}
         lately = now - self.settings.recommend_days * DAY_S

@@ -16,14 +16,16 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
 from repo_store.store import PolicyRepository
-from schedagent.core.errors import SchedagentError, SetupError, UsageError
+from schedagent.core.errors import RepositoryError, SchedagentError, SetupError, UsageError
 from schedagent.core.recommendation import ApplyRequest, Kind, Look, Progress, Recommendation, Standing
-from schedagent.core.settings import Settings, writable
+from schedagent.core.service_settings import Mode
+from schedagent.core.settings import Settings, service_watch, writable
 from schedagent.schedagentd.systemd import Notifier
 from schedagent.service.acting import work
 from schedagent.service.drift import RECENT, InARow, busy, drifts, make_baseline, mix_of, waits_much
@@ -38,6 +40,9 @@ log = logging.getLogger(__name__)
 TICK_S = 1.0
 RUNS_EVERY_S = 600.0
 """How often finished runs are looked at for something to deploy: runs begun elsewhere end, too."""
+BEGIN_EVERY_S = 2.0
+JUST_ASKED_S = 10.0
+"""A request that runs, but was not begun, is left to the process that has just made it for itself."""
 GRACE_S = 5.0
 """How long a process that carries something out may take to end by itself; ending a machine takes under a second."""
 
@@ -106,23 +111,25 @@ class Service:
 
     def tick(self) -> None:
         """Do what is due."""
-        if self._is_due("look", self._service.look_every_s):
-            self.look()
-        if self._is_due("keep", self._keeper.poll_s):
-            self._keeper.tick()
-        if self._is_due("runs", RUNS_EVERY_S):
-            self.look_at_runs()
-        if self._task is None or self._task.done():
-            self._begin_next()
+        for what, every_s, do in (
+            ("look", self._service.look_every_s, self.look),
+            ("keep", self._keeper.poll_s, self._keeper.tick),
+            ("runs", RUNS_EVERY_S, self.look_at_runs),
+            ("begin", BEGIN_EVERY_S, self.begin_next),
+        ):
+            if self._is_due(what, every_s):
+                try:
+                    do()
+                except RepositoryError as error:  # a full disk: what is kept goes on being kept
+                    log.error("%s", error)
 
     # Looking
 
     def look(self) -> None:
         """Measure the interval since the last look, judge it, and recommend what follows."""
         looks, now = self._looker.look(), self._now()
-        working = self._task is not None and not self._task.done()
-        if working or self._disturbed:  # it would measure its own work
-            self._disturbed = working
+        if self._disturbed:  # it would measure its own work
+            self._disturbed = self._works
             return
         self._records.add_looks(looks, keep_since=now - self._service.keep_days * DAY_S)
         for look in looks:
@@ -170,20 +177,34 @@ class Service:
 
     # Doing
 
-    def _begin_next(self) -> None:
-        """Begin what was cut short, else what was asked for, else what the service may do by itself."""
-        for request in self._records.requests(Progress.RUNNING, Progress.QUEUED):
-            if self._is_free(request):
+    @property
+    def _works(self) -> bool:
+        """Whether something is being carried out."""
+        return self._task is not None and not self._task.done()
+
+    def begin_next(self) -> None:
+        """Begin what was cut short, else what was asked for, else what the service may do by itself; one at a time."""
+        if self._works:
+            return
+        requests = self._records.requests(Progress.RUNNING, Progress.QUEUED, Progress.KEEPING)
+        for request in requests:
+            if request.progress is not Progress.KEEPING and self._is_free(request):
+                self._disturbed = True
                 self._task = asyncio.create_task(self._carry_out(request))
                 return
-        self._ask_by_itself()
+        if self._service.mode is not Mode.MONITOR:
+            self._ask_by_itself(requests)
 
-    def _ask_by_itself(self) -> None:
-        """Queue one recommendation that may be carried out without anybody asking."""
-        busy_with = {one.recommendation_id for one in self._records.requests(Progress.KEEPING)}
-        now = self._now()
+    def _ask_by_itself(self, requests: Sequence[ApplyRequest]) -> None:
+        """Queue one recommendation that may be carried out without anybody asking.
+
+        Args:
+            requests: what is not through yet. Nothing is deployed in the place of what is being kept.
+        """
+        now, asked = self._now(), {request.recommendation_id for request in requests}
+        keeping = any(request.progress is Progress.KEEPING for request in requests)
         for one in reversed(self._records.recommendations()):
-            if one.at(now) is not Standing.OPEN or one.id in busy_with:
+            if one.at(now) is not Standing.OPEN or one.id in asked or (keeping and one.kind is Kind.DEPLOY):
                 continue
             begun = self._records.begun_by_service(one.kind, now - DAY_S)
             if may_begin(self._service, one, self._local(), begun=begun, kernel_release=platform.release()):
@@ -191,7 +212,9 @@ class Service:
                 return
 
     def _is_free(self, request: ApplyRequest) -> bool:
-        """Whether no other process carries this request out, or works on its run."""
+        """Whether no other process carries this request out, is about to, or works on its run."""
+        if request.progress is Progress.RUNNING and not request.started_at:
+            return not 0 <= self._now() - request.asked_at < JUST_ASKED_S
         try:
             with only_one(self._settings, f"request-{request.number}"):
                 pass
@@ -219,8 +242,6 @@ class Service:
 
     def _failed(self, request: ApplyRequest, error: SchedagentError) -> None:
         """Note that the process died: it is not tried again, it would die again."""
-        from dataclasses import replace
-
         log.error("request %d: %s", request.number, error.message)
         now = self._records.request(request.number)
         if now.progress in (Progress.RUNNING, Progress.QUEUED):
@@ -289,7 +310,6 @@ def serve(settings: Settings, stop_on: Callable[[asyncio.Event], Any]) -> None:
         UsageError: another one runs.
         RepositoryError: the repository cannot be used.
     """
-    from schedagent.core.settings import service_watch
     from schedagent.daemon_client import DaemonClient
     from schedagent.service.looking import Looker
     from schedagent.wiring import open_repository
