@@ -370,6 +370,19 @@ def test_it_tells_systemd_and_ends_cleanly(tmp_path):
                 pass
 
 
+def test_the_real_program_carries_out_what_is_queued_in_a_process_of_its_own(tmp_path):
+    """As far as a unit test can see: its lab's kernel is not there, which the request then says."""
+    (tmp_path / "state").mkdir()
+    with PolicyRepository(tmp_path / "state" / REPOSITORY) as repository:
+        one = repository.service.recommend(optimise(now=time.time()))
+        number = repository.service.ask(ApplyRequest(0, one.id, "", "ada", time.time())).number
+        with running(tmp_path, SCHEDAGENT_KERNEL="9.9.9-none") as process:
+            until(lambda: repository.service.request(number).progress is Progress.FAILED, 60)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(30) == 0
+        assert "9.9.9-none" in repository.service.request(number).note
+
+
 CHANGING = """
 import json, sys, threading
 log = open({log!r}, "a", buffering=1)
