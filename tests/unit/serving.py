@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import asdict, dataclass
 
-from deploying import KEY, content_of, order_of
+from deploying import content_of, order_of
 from scripted_kernel import RELEASE
 
 from repo_store.records import RunStatus
@@ -87,7 +88,8 @@ def optimise(workload=WORKLOAD, key="drift", *, now, lasts_s=DAY_S, cgroup="", *
 
 @dataclass
 class ScriptedLab:
-    """Finds at once what it is told to; a file `fail` in the state folder makes it fail, `hang` makes it wait.
+    """Finds at once nothing better. Files in the state folder change that: `fail` makes it fail, `hang` makes it wait,
+    `deaf` on top of it makes it ignore that it is to stop, `differ` makes it compile something else.
 
     Args:
         settings: of the program.
@@ -114,11 +116,15 @@ class ScriptedLab:
 
     def _work(self, workload, run_id, reporter):
         reporter.stage("measuring")
+        self._log(f"by {os.getpid()}")
         while self._told("hang"):
-            time.sleep(0.02)
+            try:
+                time.sleep(0.02)
+            except KeyboardInterrupt:
+                if not self._told("deaf"):
+                    raise
         if self._told("fail"):
             raise SetupError("the lab is broken")
-        assert KEY
         if self.repository.run(run_id).status is not RunStatus.FINISHED:
             self.repository.finish_run(run_id, RunStatus.FINISHED, {"best": None, "waiting": None, "run": run_id})
         return dict(self.repository.run(run_id).report)
@@ -139,6 +145,4 @@ def scripted_work(send, settings, number):
 
 def dying_work(_send, _settings, _number):
     """A process that dies without a word."""
-    import os
-
     os._exit(7)

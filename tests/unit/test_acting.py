@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import replace
 
@@ -108,7 +109,7 @@ def test_optimising_runs_the_loop_once_under_an_id_that_was_stored_before(hands,
     stored = repository.service.recommendation(one.id)
     assert (stored.standing, stored.note) == (Standing.APPLIED, request.note)
     assert repository.service.baseline("/a") is None, "what was looked into is still called unusual"
-    assert lab_log(settings) == [f"start {report['run']}"]
+    assert lab_log(settings) == [f"start {report['run']}", f"by {os.getpid()}"]
 
 
 @pytest.mark.parametrize("status", [RunStatus.INTERRUPTED, RunStatus.FINISHED])
@@ -121,7 +122,7 @@ def test_what_was_cut_short_goes_on_and_what_was_through_is_not_repeated(hands, 
     hands.carry_out(number, reporter)
     after = repository.service.request(number)
     assert (after.progress, after.run_id, after.started_at) == (Progress.DONE, "r1", 5.0)
-    assert lab_log(settings) == ([] if status is RunStatus.FINISHED else ["resume r1"])
+    assert lab_log(settings) == ([] if status is RunStatus.FINISHED else ["resume r1", f"by {os.getpid()}"])
 
 
 def test_a_failure_is_stored_and_raised(hands, repository, settings, reporter):

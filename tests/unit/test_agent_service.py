@@ -272,7 +272,21 @@ def test_what_was_stopped_goes_on_with_the_next_service(settings, repository):
     hang.unlink()
     again = Bench(settings, repository)
     again.run(lambda: again.records.request(number).progress is Progress.DONE)
-    assert log.read_text().split() == ["start", request.run_id, "resume", request.run_id]
+    lines = log.read_text().splitlines()
+    assert [line for line in lines if line[:2] != "by"] == [f"start {request.run_id}", f"resume {request.run_id}"]
+
+
+def test_what_does_not_stop_is_killed_before_the_service_ends(settings, repository, monkeypatch):
+    monkeypatch.setattr(loop, "GRACE_S", 0.5)
+    for name in ("hang", "deaf"):
+        (settings.state_dir / name).touch()
+    log = settings.state_dir / "lab.log"
+    bench = Bench(settings, repository)
+    bench.ask(optimise(now=NOON))
+    bench.run(lambda: log.exists() and "by" in log.read_text())
+    worker = int(log.read_text().split("by ")[1])
+    with pytest.raises(ProcessLookupError):
+        os.kill(worker, 0)
 
 
 def test_a_failure_is_noted_and_the_service_goes_on(settings, repository):
