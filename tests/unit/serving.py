@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from deploying import content_of, order_of
 from scripted_kernel import RELEASE
@@ -114,6 +114,11 @@ class ScriptedLab:
         content = b"other bytes" if self._told("differ") else content_of(policy)
         return PolicyArtifact(policy, content, "source", "btf")
 
+    def verify(self, repository, run_id, candidate, kernel):
+        self._log(f"verify {candidate.policy} of {run_id} for {kernel}")
+        report = replace(repository.verification(run_id, candidate.key), token="")
+        return report if self._told("unsigned") else replace(report, token=order_of(candidate.policy).token)
+
     def _work(self, workload, run_id, reporter):
         reporter.stage("measuring")
         self._log(f"by {os.getpid()}")
@@ -146,3 +151,10 @@ def scripted_work(send, settings, number):
 def dying_work(_send, _settings, _number):
     """A process that dies without a word."""
     os._exit(7)
+
+
+def undecided_work(send, settings, _number):
+    """A process that comes to no end that it could store."""
+    with (settings.state_dir / "tries").open("a") as file:
+        file.write("x")
+    send(b'{"ended":"the disk is full"}\n')

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 from daemons import until
-from serving import BUILD, DAY_S, WORKLOAD, dying_work, look, optimise, scripted_work, win
+from serving import BUILD, DAY_S, WORKLOAD, dying_work, look, optimise, scripted_work, undecided_work, win
 
 from repo_store.records import RunStatus
 from repo_store.store import PolicyRepository
@@ -79,6 +79,7 @@ class Bench:
         self.clock = Clock()
         self.seen = Seen(self.clock)
         self.records = repository.service
+        self.step_s = 0.1
         settings = replace(settings, daemon=replace(settings.daemon, **changes))
         keeper = Keeper(self.records, DaemonClient(settings.daemon.socket), settings.daemon, self.clock)
         notifier = Notifier("", 0)
@@ -99,7 +100,7 @@ class Bench:
             while not until_true() and not working.done():
                 assert time.monotonic() < end, "it never came to be"
                 await asyncio.sleep(0.02)
-                self.clock.now += 0.1
+                self.clock.now += self.step_s
             stop.set()
             await working
 
@@ -302,6 +303,31 @@ def test_a_process_that_dies_is_not_started_again(settings, repository):
     number = bench.ask(optimise(now=NOON))
     bench.run(lambda: bench.records.request(number).progress is Progress.FAILED)
     assert "ended early" in bench.records.request(number).note
+
+
+def test_what_came_to_no_end_is_not_tried_again_at_once(settings, repository):
+    """As with a full disk: not even that it failed can be stored."""
+    bench = Bench(settings, repository, undecided_work)
+    bench.step_s = 1.0
+    number = bench.ask(optimise(now=NOON))
+    tries = settings.state_dir / "tries"
+    bench.run(lambda: bench.clock.now > NOON + 30)
+    assert tries.read_text() == "x"
+    bench.run(lambda: tries.read_text() == "xx")
+    assert bench.clock.now >= NOON + 60
+    assert bench.records.request(number).progress is Progress.QUEUED
+
+
+def test_a_newer_token_is_fetched_for_what_is_kept(settings, repository):
+    bench = Bench(settings, repository, undecided_work)
+    bench.step_s = 1.0
+    number = bench.ask(optimise(now=NOON), progress=Progress.KEEPING)
+    tries = settings.state_dir / "tries"
+    bench.run(lambda: bench.clock.now > NOON + 10)
+    assert not tries.exists()
+    bench.service._keeper.tick = lambda: bench.service._keeper.wants_token.add(number)
+    bench.run(tries.exists)
+    assert bench.records.request(number).progress is Progress.KEEPING
 
 
 def test_its_own_work_is_not_measured(settings, repository):
