@@ -459,13 +459,13 @@ def sysctls():
 
 
 def policies():
-    """Scheduling policy, nice value and CPUs of each process, by its id and start."""
-    found = {}
+    """Scheduling policy and nice value of each process, by its id and start; without those of other tests."""
+    found, tests = {}, os.getsid(0)
     for pid in (int(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal()):
         try:
             begin = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-            scheduled = os.sched_getscheduler(pid), os.getpriority(os.PRIO_PROCESS, pid)
-            found[pid, begin] = (*scheduled, sorted(os.sched_getaffinity(pid)))
+            if os.getsid(pid) != tests:
+                found[pid, begin] = os.sched_getscheduler(pid), os.getpriority(os.PRIO_PROCESS, pid)
         except OSError:
             continue
     return found
