@@ -167,9 +167,10 @@ class Service:
 
     def look_at_runs(self) -> None:
         """Recommend what finished runs found better."""
-        found = list(self._findings.of_runs(self._now()))
+        now = self._now()
+        found = list(self._findings.of_runs(now))
         self._recommend(found)
-        for outdated in self._findings.outdated(found):
+        for outdated in self._findings.outdated(found, now):
             self._records.set_standing(outdated, Standing.WITHDRAWN, "a newer run of this workload has ended")
 
     def _recommend(self, found: Sequence[Recommendation] | Iterator[Recommendation]) -> None:
