@@ -186,14 +186,15 @@ def judge_spreads(baseline: Mapping[str, Spread], now: Mapping[str, Spread], jud
     for measure in judged:
         nothing = Spread(0, 0.0, 0.0)
         before, after = baseline.get(measure.name, nothing), now.get(measure.name, nothing)
-        if _surely_worse(after, before, measure):
+        if surely_worse(after, before, measure):
             unit = measure.unit
             return measure.end, f"{after.mean:.4g}{unit} on average, {before.mean:.4g}{unit} before it"
     return None
 
 
-def _surely_worse(now: Spread, before: Spread, measure: Measure) -> bool:
-    """Whether the mean is beyond the bound (Welch's t, the bound being as uncertain as the baseline's mean)."""
+def surely_worse(now: Spread, before: Spread, measure: Measure) -> bool:
+    """Whether the mean is beyond the bound (Welch's t, the bound being as uncertain as the baseline's mean), with 99 %
+    confidence; never with fewer than LEAST_SAMPLES on either side."""
     if min(now.count, before.count) < LEAST_SAMPLES:
         return False
     # What is better higher may become as many times smaller as what is better lower may become greater.

@@ -194,6 +194,11 @@ class Watch:
         waited_s, ran_s = self._delay_ns * _NS, self._ran_ns * _NS
         return Sample(now, self._stalled_s(), waited_s, self._turns, ran_s, tuple(starved))
 
+    @property
+    def ran_ns(self) -> dict[int, int]:
+        """CPU time of each task at the last sample, by thread id."""
+        return {thread: seen[0] for thread, seen in self._seen.items()}
+
     def _stalled_s(self) -> float | None:
         """PSI's total of the scope; None where the kernel has none."""
         try:
