@@ -127,6 +127,22 @@ def test_purging_leaves_nothing(place, few):
     assert not list(place.destdir.rglob("*schedagent*"))
 
 
+def test_what_cannot_be_removed_is_said(place, few, monkeypatch, capsys):
+    """A disk that is mounted there, for one; silence would look like success."""
+
+    def busy(path):
+        raise OSError(16, "Device or resource busy", str(path))
+
+    install(place, bytecode=False)
+    words = ["--prefix", "/usr", "--destdir", str(place.destdir)]
+    monkeypatch.setattr(shutil, "rmtree", busy)
+    assert installation.main([*words, "purge"]) == 1
+    assert "Device or resource busy" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert installation.main([*words, "purge"]) == 0, "what was begun can be finished"
+    assert not list(place.destdir.rglob("*schedagent*"))
+
+
 def test_folders_of_others_stay(place, few):
     theirs = place.destdir / "usr/lib/systemd/system"
     theirs.mkdir(parents=True)
