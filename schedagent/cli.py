@@ -24,6 +24,7 @@ from schedagent.daemon_cli import register
 from schedagent.keys_cli import keys_app
 from schedagent.mcp_cli import mcp
 from schedagent.metrics_cli import metrics_app
+from schedagent.service_cli import register as register_service
 from schedagent.verifier_cli import verifier_app
 
 EXIT_FAILED = 1
@@ -60,6 +61,7 @@ app.command()(approve)
 app.command()(reject)
 app.command("mcp")(mcp)
 register(app)
+register_service(app)
 
 Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON on stdout.")]
 
