@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from kernel_bpf.sched_ext import KernelState
-from schedagent.core.errors import BpfError, Refused, SchedagentError
+from schedagent.core.errors import BpfError, RecordError, Refused, SchedagentError
 from schedagent.core.token import read_signed
 from schedagent.schedagentd.admission import check_machine
 from schedagent.schedagentd.breaker import METRIC, TIMES_IN_A_ROW, judge_reading, judge_spreads, measures
@@ -223,6 +223,7 @@ class Rollout(Driver):
             "rollback": self.config.rollback,
             "unsaved": sorted(self._unsaved),
             "foreign": self._foreign(state),
+            "totals": self._totals(),
             "kernel": {
                 "release": release,
                 "build_id": build_id,
@@ -242,6 +243,14 @@ class Rollout(Driver):
             return None
         found = self.kernel.schedulers()
         return {"schedulers": [str(one) for one in found], "hint": stop_hint(found)}
+
+    def _totals(self) -> dict[str, Any] | None:
+        """What was ever counted; None while the record cannot be read, which must not hide the rest."""
+        try:
+            return self.record.totals()
+        except RecordError as error:
+            log.error("%s", error)
+            return None
 
     # Looking
 
