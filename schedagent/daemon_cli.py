@@ -22,6 +22,8 @@ Socket = Annotated[Path | None, typer.Option(help="Socket of schedagentd, if it 
 Number = Annotated[int, typer.Argument(help="Number of the deployment (see: schedagent status).", min=1)]
 
 LARGEST_OBJECT = 2 << 20
+SHORTEST_KEPT_S = 10.0
+"""Three renewals in a shorter one would be more than schedagentd takes of one user."""
 KEEP_HELP = "Stay and renew the lease until it ends; Ctrl-C rolls it back. Exit status 3: the circuit breaker ended it."
 
 
@@ -39,13 +41,17 @@ def deploy(
         tuple[str, str], typer.Option(metavar="URL QUERY", help="With --keep: a Prometheus server and an expression.")
     ] = ("", ""),
     metric_better: Annotated[str, typer.Option(help="Which way the metric is better: higher or lower.")] = "",
-    metric_every: Annotated[float, typer.Option(min=0.1, help="Seconds between two measurements.")] = 5.0,
+    metric_every: Annotated[float, typer.Option(min=1, help="Seconds between two measurements.")] = 5.0,
     socket: Socket = None,
     as_json: Json = False,
 ) -> None:
     """Run a verified policy on this machine: first for the tasks of one cgroup or process tree."""
 
+    from schedagent.core.errors import UsageError
+
     def command() -> int:
+        if keep and lease < SHORTEST_KEPT_S:
+            raise UsageError(f"a lease of {lease:g} s cannot be kept", f"--lease {SHORTEST_KEPT_S:g} or more")
         metric = _metric(metric_command, metric_query, metric_better, keep, lease)
         asked = deployment_fields(file, report) | {"cgroup": cgroup, "stage": stage, "lease_s": lease}
         for name, value in (("again", again), ("pid", pid), ("better", metric_better)):

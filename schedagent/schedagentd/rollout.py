@@ -115,13 +115,14 @@ class Rollout(Driver):
         until, order = deployment.token_until, deployment.order
         if metric and deployment.better is None:
             raise Refused(f"{deployment.label} has no metric", "say which way it is better when it is deployed")
-        read_signed(order.token, self._public_keys())  # whose key is not trusted any more gets no further lease
         if token:
             order = replace(order, token=token, report_digest=report_digest)
             stage = deployment.next_stage or deployment.stage
             cgroup = deployment.next_cgroup if deployment.next_stage else deployment.cgroup
             used = self._check_token(order, token, stage, cgroup, self.record.used_nonces)
             until = boot + used.expires_at - self.clock.unix()
+        else:
+            read_signed(order.token, self._public_keys())  # whose key is not trusted any more gets no further lease
         lease_s = min(lease_s, self.config.longest_lease_s)
         renewed = replace(
             deployment, order=order, lease_s=lease_s, lease_until=min(boot + lease_s, until), token_until=until
