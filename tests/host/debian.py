@@ -141,7 +141,16 @@ def empty_disk(path: Path, size_mib: int) -> Path:
 
 def tar_disk(path: Path, folder: Path) -> Path:
     """Make a disk that is a tar archive of a folder, everything owned by root."""
-    words = ["tar", "--create", f"--file={path}", f"--directory={folder}", "--owner=0", "--group=0", "--numeric-owner", "."]
+    words = [
+        "tar",
+        "--create",
+        f"--file={path}",
+        f"--directory={folder}",
+        "--owner=0",
+        "--group=0",
+        "--numeric-owner",
+        ".",
+    ]
     _done([shutil.which("tar") or "tar", *words[1:]])
     path.chmod(0o644)
     return path

@@ -20,7 +20,6 @@ SHOWN_LINES = 14
 """Of a command's output, in the transcript."""
 
 
-
 @dataclass(frozen=True)
 class RunCommand(jobs.Message):
     """For tests/host/guest_agent.py."""
@@ -58,7 +57,10 @@ class Guest:
         output = answer["output"].rstrip()
         failed = status is not None and answer["status"] != status
         if failed or not quiet:
-            self._tell(f"# {command}")
+            first, *more = command.splitlines()
+            self._tell(f"# {first}")
+            for line in more:
+                self._tell(f"> {line}")
             lines = output.splitlines()
             for line in lines if failed else lines[:SHOWN_LINES]:
                 self._tell(f"  {line}")
@@ -74,7 +76,9 @@ class Guest:
 
     def until(self, command: str, limit_s: float, *, every_s: float = 0.2) -> float:
         """Wait, in the guest, until a command ends with status 0; return how many seconds of its time that took."""
-        loop = f"begun=$(date +%s%N); until {command}; do sleep {every_s}; done; echo; echo $(( $(date +%s%N) - begun ))"
+        loop = (
+            f"begun=$(date +%s%N); until {command}; do sleep {every_s}; done; echo; echo $(( $(date +%s%N) - begun ))"
+        )
         output = self.run(f"exec 2>/dev/null; {loop}", timeout_s=limit_s, quiet=True, status=None)
         words = output.split()
         if not words or not words[-1].isdigit():
@@ -104,7 +108,9 @@ def _entries(kernel: KernelImage) -> Sequence[Entry]:
     kept = [entry for entry in image.agent_entries() if entry.path != "/init"]
     python = next(entry for entry in image.agent_entries() if entry.path == "/init").content.split(b"\n", 1)[0]
     init = python + b'\nimport sys\nsys.path.insert(0, "/agent")\nfrom guest_init import main\nmain()\n'
-    ours = [Entry(f"/agent/{name}", 0o100644, (HERE / name).read_bytes()) for name in ("guest_init.py", "guest_agent.py")]
+    ours = [
+        Entry(f"/agent/{name}", 0o100644, (HERE / name).read_bytes()) for name in ("guest_init.py", "guest_agent.py")
+    ]
     modules = [
         Entry(f"/modules/{number:02}-{path.name.partition('.')[0]}.ko", 0o100644, read_module(path))
         for number, path in enumerate(module_closure(kernel, MODULES))

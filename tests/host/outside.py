@@ -7,12 +7,14 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
+import packaging
 from cryptography.hazmat.primitives.asymmetric import ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
@@ -22,6 +24,7 @@ from schedagent.core.token import DeploymentToken, Scope, digest_inputs, encode,
 
 ROOT = Path(__file__).resolve().parents[2]
 VERIFIED = "fifo"
+INSIDE = Path(__file__).parent / "inside"
 TROUBLE = ROOT / "tests/fixtures/policies/trouble.bpf.c"
 VERIFY_LIMIT_S = 300.0
 INSTALL_LIMIT_S = 300.0
@@ -77,7 +80,20 @@ def _token(content: bytes, public: bytes, target: KernelTarget, fault: int) -> D
 
 
 def installed_tree(folder: Path) -> None:
-    """`make install` into a folder."""
-    argv = ["make", "-C", str(ROOT), "install", "PREFIX=/usr", f"DESTDIR={folder}"]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=INSTALL_LIMIT_S)
+    """What `make install PREFIX=/usr DESTDIR=folder` does."""
+    argv = [sys.executable, "-m", "deploy.setup.installation", "install", "--prefix", "/usr", "--destdir", str(folder)]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=INSTALL_LIMIT_S)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+
+
+def carried(folder: Path, target: KernelTarget, orders: Mapping[str, int]) -> None:
+    """Fill a folder with all that is carried into the guest beside the installation: policies and keys, the programs of
+    tests/host/inside, and of the checkout what `make uninstall` needs."""
+    shutil.copytree(INSIDE, folder)
+    verified_policy(folder, target.release, tokens=2)
+    unverified_policy(folder, target, orders)
+    checkout = folder / "checkout"
+    for name in ("deploy", "schedagent"):
+        shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(Path(packaging.__file__).parent, checkout / "packaging")
+    shutil.copy(ROOT / "pyproject.toml", checkout)

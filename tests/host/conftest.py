@@ -1,0 +1,73 @@
+"""The guest that all steps of the walk share."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import debian
+import outside
+import pytest
+from guest import Guest, boot
+
+from kernel_bpf.target import prepare_target
+from schedagent.core.settings import load_settings
+from verifier.microvm.kernels import default_kernel
+
+FAULTY = {
+    "harmless": 0,
+    "harmless-2": 0,
+    "harmless-3": 0,
+    "harmless-4": 0,
+    "harmless-5": 0,
+    "erroring": 2,
+    "stalling": 3,
+}
+FAULTY |= {"stalling-again": 3}
+"""Orders of the policy that does wrong on request, by the fault that each asks for."""
+
+
+@pytest.fixture(scope="session")
+def tell():
+    """Print a line of the transcript, with the seconds since the beginning."""
+    begun = time.monotonic()
+
+    def line(text: str) -> None:
+        sys.stderr.write(f"{time.monotonic() - begun:6.1f} {text}\n")
+
+    return line
+
+
+@pytest.fixture(autouse=True)
+def _heading(request, tell):
+    tell(f"== {request.node.function.__doc__ or request.node.name}")
+
+
+@pytest.fixture(scope="session")
+def guest(tmp_path_factory, tell) -> Iterator[Guest]:
+    """A Debian that has booted; schedagent is not installed yet."""
+    settings = load_settings()
+    kernel = default_kernel(settings)
+    folder: Path = tmp_path_factory.mktemp("host")
+    folder.chmod(0o755)
+    tell(f"== Outside: Debian {debian.release()}, kernel {kernel.release}")
+    base = debian.base_image(settings)
+    tell("- make install DESTDIR=...")
+    outside.installed_tree(folder / "installed")
+    tell(f"- schedagent verify {outside.VERIFIED} --json --object {outside.VERIFIED}.bpf.o")
+    carried = folder / "carried"
+    outside.carried(carried, prepare_target(kernel.vmlinuz, kernel.release, settings.cache_dir), FAULTY)
+    disks = [
+        base,
+        debian.tar_disk(folder / "installed.tar", folder / "installed"),
+        debian.tar_disk(folder / "carried.tar", carried),
+        debian.empty_disk(folder / "small.ext4", 16),
+    ]
+    tell("- boot")
+    with boot(kernel, disks, folder) as machine:
+        guest = Guest(machine, tell)
+        guest.run("systemctl is-system-running --wait")
+        guest.run("mkdir /run/host-test/carried; tar -xf /dev/vdc -C /run/host-test/carried; ls /run/host-test/carried")
+        yield guest
