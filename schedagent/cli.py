@@ -44,7 +44,6 @@ app = typer.Typer(
     help="Find, prove and run a better CPU scheduling policy for the work this machine really does.",
     epilog=EPILOG,
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )

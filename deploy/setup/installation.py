@@ -9,6 +9,7 @@ is there is never overwritten, and goes only with `purge`, like everything that 
 from __future__ import annotations
 
 import argparse
+import gzip
 import logging
 import os
 import shutil
@@ -17,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from deploy.setup import environment, host
+from deploy.setup import completions, environment, host, manuals
 from deploy.setup.environment import ROOT
 from schedagent.core.errors import SchedagentError, SetupError
 
@@ -92,6 +93,11 @@ def entries(place: Place) -> list[Entry]:
     found += [
         Entry(below / "share/doc/schedagent" / source.name, source.read_bytes()) for source in sorted(ROOT.glob("*.md"))
     ]
+    found += [
+        Entry(below / "share/man" / f"man{name[-1]}" / f"{name}.gz", gzip.compress(text.encode(), mtime=0))
+        for name, text in manuals.pages().items()
+    ]
+    found += [Entry(path, completions.script(shell).encode()) for shell, path in completions.files(below).items()]
     for name in ("prometheus", "grafana"):
         folder = ROOT / "deploy" / name
         found += [
