@@ -143,13 +143,14 @@ def judge_samples(baseline: Mapping[str, Spread], samples: Sequence[Sample], bou
     ):
         before = baseline.get(name, Spread(0, 0.0, 0.0))
         bound = before.mean + max(before.mean * bounds.worse_ratio, floor)
-        if _surely_above(now[name], before, bound):
+        if surely_above(now[name], before, bound):
             return end, f"{now[name].mean:.4g}{unit} on average, {before.mean:.4g}{unit} before it"
     return None
 
 
-def _surely_above(now: Spread, before: Spread, bound: float) -> bool:
-    """Whether the mean is above the bound (Welch's t, the bound being as uncertain as the baseline's mean)."""
+def surely_above(now: Spread, before: Spread, bound: float) -> bool:
+    """Whether the mean is above the bound with 99 % confidence (Welch's t, the bound being as uncertain as the
+    baseline's mean); never with fewer than LEAST_SAMPLES on either side."""
     if min(now.count, before.count) < LEAST_SAMPLES:
         return False
     error = math.sqrt(now.deviation**2 / now.count + before.deviation**2 / before.count)

@@ -128,6 +128,11 @@ class Watch:
         self._seen = seen
         return Sample(now, self._stalled_s(), self._delay_ns * _NS, self._turns, tuple(starved))
 
+    @property
+    def ran_ns(self) -> dict[int, int]:
+        """CPU time of each task at the last sample, by thread id."""
+        return {thread: seen[0] for thread, seen in self._seen.items()}
+
     def _stalled_s(self) -> float:
         """PSI's total of the scope; 0 where the kernel has none."""
         path = self._root / self._cgroup.lstrip("/") / "cpu.pressure" if self._cgroup else PROC / "pressure/cpu"
