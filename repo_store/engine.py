@@ -8,16 +8,18 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import quote
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.orm import Session
-from sqlalchemy.pool import ConnectionPoolEntry
+from sqlalchemy.pool import ConnectionPoolEntry, NullPool
 
 from repo_store.tables import SCHEMA
 from schedagent.core.errors import RepositoryError
 
 BUSY_TIMEOUT_MS = 10_000
+_READER_PATIENCE_S = 2.0
 _PRAGMAS = (
     f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}",  # first: the next ones may have to wait too
     "PRAGMA journal_mode = WAL",
@@ -75,6 +77,65 @@ class Database:
     def _writing(self) -> Iterator[Session]:
         with mapped_errors(self.place), Session(for_writing(self._engine)) as session, session.begin():
             yield session
+
+
+@contextmanager
+def read_only(path: Path) -> Iterator[Connection]:
+    """Open an existing SQLite file to look at it: one moment of it, and not a byte of its folder is changed if it may
+    not be.
+
+    Raises:
+        RepositoryError: it cannot be read, its schema is not the present one, or it was written to in a way that may
+            have been seen half.
+    """
+    place, before = str(path), _stamp(path)
+    still = [False]
+
+    def connect() -> sqlite3.Connection:
+        connection, still[0] = _connect_reading(path)
+        return connection
+
+    with mapped_errors(place):
+        engine = create_engine("sqlite://", creator=connect, poolclass=NullPool)
+        event.listen(engine, "begin", _begin)
+        with engine.connect() as connection:
+            revision = _revision(connection, place)
+            if revision != SCHEMA:
+                raise RepositoryError(
+                    f"the repository {place} has schema {revision or 'none'}, this schedagent reads {SCHEMA}",
+                    "the next run brings it up to date",
+                )
+            yield connection
+    if still[0] and _stamp(path) != before:
+        raise RepositoryError(f"the repository {place} was written to while it was read", "read it again")
+
+
+def _connect_reading(path: Path) -> tuple[sqlite3.Connection, bool]:
+    """Open for reading; True: as a file that nobody writes, which it must have been in the end.
+
+    In a folder that this process may not write, SQLite cannot make the shared memory through which readers and writers
+    agree (https://sqlite.org/wal.html#readonly). It is there as long as a writer is; without one the file is at rest.
+    """
+    uri = f"file:{quote(str(path))}?mode=ro"
+    connection = sqlite3.connect(uri, uri=True, timeout=_READER_PATIENCE_S, isolation_level=None)
+    try:
+        connection.execute("SELECT 1 FROM sqlite_master").fetchone()
+        return connection, False
+    except sqlite3.OperationalError as error:
+        connection.close()
+        refused = error.sqlite_errorname.startswith(("SQLITE_CANTOPEN", "SQLITE_READONLY"))
+        if not refused or _stamp(path)[-1]:
+            raise
+    return sqlite3.connect(f"{uri}&immutable=1", uri=True, isolation_level=None), True
+
+
+def _stamp(path: Path) -> tuple[int, int, bool]:
+    """What changes when somebody writes."""
+    try:
+        told = path.stat()
+    except OSError as error:
+        raise RepositoryError(f"the repository {path} cannot be read: {error.strerror}") from None
+    return told.st_mtime_ns, told.st_size, path.with_name(f"{path.name}-wal").exists()
 
 
 def for_writing(engine: Engine) -> Engine:

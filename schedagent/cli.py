@@ -23,6 +23,7 @@ from schedagent.core.errors import SchedagentError, UsageError
 from schedagent.daemon_cli import register
 from schedagent.keys_cli import keys_app
 from schedagent.mcp_cli import mcp
+from schedagent.metrics_cli import metrics_app
 from schedagent.service_cli import register as register_service
 from schedagent.verifier_cli import verifier_app
 
@@ -54,6 +55,7 @@ app.add_typer(runs_app, name="runs")
 app.add_typer(policies_app, name="policies")
 app.add_typer(keys_app, name="keys")
 app.add_typer(verifier_app, name="verifier")
+app.add_typer(metrics_app, name="metrics")
 app.command()(approve)
 app.command()(reject)
 app.command("mcp")(mcp)

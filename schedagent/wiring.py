@@ -29,7 +29,7 @@ from schedagent.core.artifact import PolicyArtifact
 from schedagent.core.errors import RepositoryError, SchedagentError, UsageError
 from schedagent.core.listener import Admission
 from schedagent.core.policy import PolicyInfo
-from schedagent.core.settings import Settings, workload_environment, writable
+from schedagent.core.settings import REPOSITORY, Settings, workload_environment, writable
 from schedagent.core.trusted import load_trusted
 from schedagent.core.verification import GateResult, Verified
 from schedagent.core.workload import WorkloadCommand
@@ -54,7 +54,6 @@ if TYPE_CHECKING:
     from schedagent.model_agents import ModelAgents
     from schedagent.nodes import RunNodes
 
-REPOSITORY = "repository.sqlite"
 MADE_POLICIES = "policies"
 """In the state folder."""
 

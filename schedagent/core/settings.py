@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 AGENTS = ("observation", "planning", "execution", "learning")
 """Who may ask a model."""
 
+REPOSITORY = "repository.sqlite"
+"""In the state folder."""
+
 _PROGRAM = "schedagent"
 _CONFIG = "SCHEDAGENT_CONFIG"
 _FIRST_ACTIVATED = 3  # SD_LISTEN_FDS_START
@@ -119,6 +122,11 @@ class Settings:
     def has_model(self) -> bool:
         """Whether an endpoint is named, and a model for some agent."""
         return bool(self.model_base_url) and any(map(self.model_for, AGENTS))
+
+    @property
+    def repository_path(self) -> Path:
+        """The policy repository."""
+        return self.state_dir / REPOSITORY
 
     @property
     def keys_dir(self) -> Path:

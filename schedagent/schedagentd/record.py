@@ -38,9 +38,15 @@ CREATE TABLE IF NOT EXISTS events (
 CREATE TABLE IF NOT EXISTS nonces (nonce TEXT PRIMARY KEY, expires_at INTEGER NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS tripped (digest TEXT PRIMARY KEY, cause TEXT NOT NULL, at REAL NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS moments (name TEXT PRIMARY KEY, unix_s REAL NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS totals (
+    what TEXT NOT NULL, stage TEXT NOT NULL, name TEXT NOT NULL, count INTEGER NOT NULL,
+    PRIMARY KEY (what, stage, name)
+) STRICT;
 """
 _LAST_SEEN = "last seen"
 _TOKENS_FROM = "tokens from"
+_ENDED, _EVENT = "ended", "event"
+"""What is counted in the table totals."""
 
 
 class Record:
@@ -160,6 +166,17 @@ class Record:
         """Return digest, cause and Unix time of every trip that still counts."""
         return tuple((row[0], End(row[1]), row[2]) for row in self._ask("SELECT * FROM tripped ORDER BY at DESC"))
 
+    def totals(self) -> dict[str, Any]:
+        """Return how many deployments ever ended, by stage and end, and how many events there were, by kind.
+
+        Counted when they happen, not when asked: the tables themselves are pruned.
+        """
+        rows = self._ask("SELECT what, stage, name, count FROM totals ORDER BY what, stage, name")
+        return {
+            "ended": [{"stage": row[1], "end": row[2], "count": row[3]} for row in rows if row[0] == _ENDED],
+            "events": {row[2]: row[3] for row in rows if row[0] == _EVENT},
+        }
+
     @property
     def used_nonces(self) -> frozenset[str]:
         """Nonces of used tokens that have not long expired."""
@@ -182,6 +199,9 @@ class Record:
         self._database.execute("DELETE FROM nonces WHERE expires_at < ?", (now,))
 
     def _store(self, deployment: Deployment, kind: str, detail: str) -> None:
+        ended = deployment.phase is Phase.ENDED and deployment.end is not None
+        if ended and not self._ask("SELECT 1 FROM deployments WHERE number = ? AND phase = 'ended'", deployment.number):
+            self._count(_ENDED, deployment.stage, str(deployment.end))
         self._database.execute(
             "UPDATE deployments SET phase = ?, body = ? WHERE number = ?",
             (deployment.phase, json.dumps(deployment.to_json()), deployment.number),
@@ -196,6 +216,12 @@ class Record:
         self._database.execute(
             "INSERT INTO events (at, kind, deployment, detail) VALUES (?, ?, ?, ?)",
             (time.time(), kind, deployment, detail),
+        )
+        self._count(_EVENT, "", kind)
+
+    def _count(self, what: str, stage: str, name: str) -> None:
+        self._database.execute(
+            "INSERT INTO totals VALUES (?, ?, ?, 1) ON CONFLICT DO UPDATE SET count = count + 1", (what, stage, name)
         )
 
     def _prune(self) -> None:

@@ -192,6 +192,7 @@ class Rollout(Driver):
             "waiting": self.pending.deployment.summary(boot) if self.pending else None,
             "rollback": self.config.rollback,
             "unsaved": sorted(self._unsaved),
+            "totals": self._totals(),
             "kernel": {
                 "release": release,
                 "build_id": build_id,
@@ -204,6 +205,14 @@ class Rollout(Driver):
                 "events": state.events,
             },
         }
+
+    def _totals(self) -> dict[str, Any] | None:
+        """What was ever counted; None while the record cannot be read, which must not hide the rest."""
+        try:
+            return self.record.totals()
+        except RecordError as error:
+            log.error("%s", error)
+            return None
 
     # Looking
 

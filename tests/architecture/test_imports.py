@@ -40,6 +40,7 @@ CONFINED = {
     "uvicorn": ("schedagent/mcp_server.py",),
     "starlette": ("schedagent/mcp_server.py",),
     "anyio": ("schedagent/mcp_server.py", "schedagent/errand.py"),
+    "prometheus_client": ("schedagent/metrics/*.py", "schedagent/metrics_cli.py"),
     "langsmith": ("agents/model.py", "schedagent/wiring.py"),
 }
 """Outside libraries and the only files that may import them."""

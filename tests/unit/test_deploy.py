@@ -1,4 +1,4 @@
-"""The systemd units of the verifier service and of schedagentd: systemd accepts them, and little is left open."""
+"""The systemd units of verifier, schedagentd and exporter: systemd accepts them, and little is left open."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from pathlib import Path
 
 import pytest
 
+from schedagent.metrics.server import ADDRESS
 from schedagent.schedagentd.config import Config, load_config
 
 UNITS = Path(__file__).parents[2] / "deploy" / "systemd"
 SERVICE, SOCKET = UNITS / "schedagent-verifier.service", UNITS / "schedagent-verifier.socket"
 SYSUSERS = UNITS / "schedagent-verifier.sysusers"
 DAEMON, DAEMON_SOCKET = UNITS / "schedagentd.service", UNITS / "schedagentd.socket"
+METRICS, METRICS_SOCKET = UNITS / "schedagent-metrics.service", UNITS / "schedagent-metrics.socket"
 WORST_EXPOSURE = 2.5
 
 with_systemd = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
@@ -28,6 +30,11 @@ def unit(path):
     parser.optionxform = str
     parser.read_string(path.read_text())
     return parser
+
+
+def unit_text(path):
+    """The lines of a unit that may have one key twice."""
+    return [line for line in path.read_text().splitlines() if line and not line.startswith("#")]
 
 
 def test_the_key_is_out_of_everybody_s_reach():
@@ -58,6 +65,15 @@ def test_schedagentd_has_few_rights():
     assert f"d {Config().keys_dir} " in re.sub(" +", " ", (UNITS / "schedagentd.tmpfiles").read_text())
 
 
+def test_the_exporter_may_only_look():
+    """tests/unit/test_metrics_server.py runs it without a network, and as somebody who may not write."""
+    service, told = unit_text(METRICS), unit(METRICS_SOCKET)["Socket"]
+    for line in ("RestrictAddressFamilies=AF_UNIX", "PrivateNetwork=yes", "ProtectSystem=strict", "User=schedagent"):
+        assert line in service
+    assert not [line for line in service if line.startswith(("StateDirectory", "ReadWritePaths"))]
+    assert (told["ListenStream"], told["IPAddressDeny"], told["IPAddressAllow"]) == (ADDRESS, "any", "localhost")
+
+
 def test_the_example_configuration_shows_every_default(tmp_path):
     example = (UNITS / "schedagentd.toml").read_text()
     path = tmp_path / "all.toml"
@@ -68,7 +84,7 @@ def test_the_example_configuration_shows_every_default(tmp_path):
 
 
 @with_systemd
-@pytest.mark.parametrize("name", ["schedagent-verifier", "schedagentd"])
+@pytest.mark.parametrize("name", ["schedagent-verifier", "schedagentd", "schedagent-metrics"])
 def test_systemd_accepts_them(tmp_path, name):
     units = [UNITS / f"{name}.service", UNITS / f"{name}.socket"]
     for path in (tmp_path / "schedagent", tmp_path / "schedagentd"):
@@ -84,7 +100,7 @@ def test_systemd_accepts_them(tmp_path, name):
 
 
 @with_systemd
-@pytest.mark.parametrize("path", [SERVICE, DAEMON], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [SERVICE, DAEMON, METRICS], ids=lambda path: path.stem)
 def test_little_is_left_open(path):
     words = ["systemd-analyze", "security", "--offline=yes", "--no-pager", str(path)]
     checked = subprocess.run(words, capture_output=True, text=True, timeout=30, check=False)
