@@ -11,6 +11,7 @@ from pathlib import Path
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.orm import Session
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from repo_store.tables import SCHEMA
@@ -52,6 +53,28 @@ def open_engine(url_or_path: str | Path) -> Engine:
             engine.dispose()
             raise
     return engine
+
+
+class Database:
+    """An open database: sessions that read, and sessions that write in one transaction.
+
+    Args:
+        engine: as `open_engine` gives it.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.place = place_of(engine.url)
+
+    @contextmanager
+    def _reading(self) -> Iterator[Session]:
+        with mapped_errors(self.place), Session(self._engine) as session:
+            yield session
+
+    @contextmanager
+    def _writing(self) -> Iterator[Session]:
+        with mapped_errors(self.place), Session(for_writing(self._engine)) as session, session.begin():
+            yield session
 
 
 def for_writing(engine: Engine) -> Engine:

@@ -23,6 +23,7 @@ from schedagent.core.errors import SchedagentError, UsageError
 from schedagent.daemon_cli import register
 from schedagent.keys_cli import keys_app
 from schedagent.mcp_cli import mcp
+from schedagent.service_cli import register as register_service
 from schedagent.verifier_cli import verifier_app
 
 EXIT_FAILED = 1
@@ -57,6 +58,7 @@ app.command()(approve)
 app.command()(reject)
 app.command("mcp")(mcp)
 register(app)
+register_service(app)
 
 Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON on stdout.")]
 

@@ -190,13 +190,19 @@ def open_bench(settings: Settings, kernel: KernelImage) -> Bench:
     return Bench(open_lab(settings, kernel), target)
 
 
-def start_run(settings: Settings, workload: WorkloadCommand, options: RunOptions, reporter: Reporter) -> dict[str, Any]:
-    """Run the whole loop for a new workload and return the report."""
+def start_run(
+    settings: Settings, workload: WorkloadCommand, options: RunOptions, reporter: Reporter, run_id: str = ""
+) -> dict[str, Any]:
+    """Run the whole loop for a new workload and return the report.
+
+    Args:
+        run_id: the run's id, for who has to know it beforehand; empty for any.
+    """
     with open_repository(settings) as repository:
         lab = open_lab(settings)
         nodes = build_nodes(settings, repository, lab, options, reporter)
         run_id = repository.create_run(
-            workload, lab.hardware, settings=asdict(options), seed=secrets.randbelow(1 << 31)
+            workload, lab.hardware, settings=asdict(options), seed=secrets.randbelow(1 << 31), run_id=run_id
         )
         return drive(settings, nodes, repository, run_id, reporter)
 

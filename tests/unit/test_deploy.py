@@ -61,7 +61,7 @@ def test_schedagentd_has_few_rights():
 def test_the_example_configuration_shows_every_default(tmp_path):
     example = (UNITS / "schedagentd.toml").read_text()
     path = tmp_path / "all.toml"
-    path.write_text(re.sub(r"(?m)^#(?=\w+ = )", "", example))
+    path.write_text(re.sub(r"(?m)^#(?=\w+ = |\[)", "", example))
     assert load_config(path) == Config()
     assert set(tomllib.loads(path.read_text())) == {field.name for field in dataclasses.fields(Config)}
     assert tomllib.loads(example) == {}
@@ -84,7 +84,7 @@ def test_systemd_accepts_them(tmp_path, name):
 
 
 @with_systemd
-@pytest.mark.parametrize("path", [SERVICE, DAEMON], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [SERVICE, DAEMON, UNITS / "schedagent.service"], ids=lambda path: path.stem)
 def test_little_is_left_open(path):
     words = ["systemd-analyze", "security", "--offline=yes", "--no-pager", str(path)]
     checked = subprocess.run(words, capture_output=True, text=True, timeout=30, check=False)
@@ -106,3 +106,27 @@ def test_the_user_can_be_made():
     )
     assert made.returncode == 0, made.stderr
     assert "schedagent-verifier" in made.stdout + made.stderr
+
+
+def test_the_agent_service_is_an_ordinary_user():
+    service = unit(UNITS / "schedagent.service")["Service"]
+    assert (service["User"], service["CapabilityBoundingSet"], service["NoNewPrivileges"]) == ("schedagent", "", "yes")
+    assert f"u {service['User']} " in re.sub(" +", " ", (UNITS / "schedagent.sysusers").read_text())
+    assert (service["Type"], service["StateDirectoryMode"], service["LimitCORE"]) == ("notify", "0700", "0")
+    assert service["ProtectHome"] == "read-only", "workloads may lie there; the lab reads them"
+    assert "ProtectProc" not in service, "it looks at what all tasks wait for"
+    told = dict(one.split("=") for one in service["Environment"].split())
+    assert told["SCHEDAGENT_STATE"] == f"/var/lib/{service['StateDirectory']}"
+    assert told["SCHEDAGENT_CACHE"] == f"/var/cache/{service['CacheDirectory']}"
+    assert told["SCHEDAGENT_CONFIG"] == "/etc/schedagent/schedagent.toml"
+
+
+@with_systemd
+def test_systemd_accepts_the_agent_service(tmp_path):
+    program, path = tmp_path / "schedagent", tmp_path / "schedagent.service"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    path.write_text((UNITS / path.name).read_text().replace("/usr/bin/schedagent", str(program)))
+    words = ["systemd-analyze", "verify", "--man=no", str(path)]
+    checked = subprocess.run(words, capture_output=True, text=True, timeout=30, check=False)
+    assert [line for line in checked.stderr.splitlines() if "schedagent.service" in line] == []

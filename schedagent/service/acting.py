@@ -1,0 +1,210 @@
+"""Carrying a recommendation out: the lab through the wiring, as `optimize` does; this machine through schedagentd.
+
+A request is stored as running before anything is done, with the id of its run: whoever finds it later, its process
+gone, carries it out again, and the run goes on behind its last finished step.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from repo_store.records import RunStatus
+from repo_store.store import PolicyRepository, new_run_id
+from schedagent.approval import deployment, winner
+from schedagent.core import token
+from schedagent.core.artifact import PolicyArtifact
+from schedagent.core.errors import PolicyError, SchedagentError, UsageError
+from schedagent.core.judge import TrialRules
+from schedagent.core.recommendation import ApplyRequest, Kind, Progress, Recommendation, Standing
+from schedagent.core.service_settings import ServiceSettings
+from schedagent.core.settings import Settings
+from schedagent.core.workload import WorkloadCommand
+from schedagent.daemon_client import DaemonClient
+from schedagent.options import RunOptions
+from schedagent.progress import Reporter
+from schedagent.wiring import (
+    only_one,
+    open_repository,
+    open_run_library,
+    open_verifier,
+    resume_run,
+    start_run,
+)
+from schedagent.workbench import ToldReporter
+
+Report = dict[str, Any]
+
+
+class Lab(Protocol):
+    """What a request needs of the lab."""
+
+    def start(self, workload: WorkloadCommand, options: RunOptions, run_id: str, reporter: Reporter) -> Report: ...
+
+    def resume(self, run_id: str, reporter: Reporter) -> Report: ...
+
+    def compile(self, repository: PolicyRepository, run_id: str, policy: str, kernel: str) -> PolicyArtifact: ...
+
+
+@dataclass(frozen=True)
+class WiredLab:
+    """The lab of the settings, as `schedagent optimize` has it."""
+
+    settings: Settings
+
+    def start(self, workload: WorkloadCommand, options: RunOptions, run_id: str, reporter: Reporter) -> Report:
+        """Begin a run under this id, and take it to its end."""
+        return start_run(self.settings, workload, options, reporter, run_id)
+
+    def resume(self, run_id: str, reporter: Reporter) -> Report:
+        """Take a run that was cut short to its end."""
+        return resume_run(self.settings, run_id, reporter)
+
+    def compile(self, repository: PolicyRepository, run_id: str, policy: str, kernel: str) -> PolicyArtifact:
+        """Compile a policy of a run's library for a kernel."""
+        info = open_run_library(self.settings, repository, run_id)[policy]
+        return open_verifier(replace(self.settings, kernel_release=kernel)).compile(info)
+
+
+@dataclass(frozen=True)
+class Hands:
+    """Carries requests out.
+
+    Args:
+        settings: of this program.
+        repository: with the requests.
+        lab: where policies are tried and compiled.
+        now: Unix time.
+    """
+
+    settings: Settings
+    repository: PolicyRepository
+    lab: Lab
+    now: Callable[[], float]
+
+    def carry_out(self, number: int, reporter: Reporter) -> Report:
+        """Carry a request out, and return the report of its run, or what schedagentd told of its deployment.
+
+        Raises:
+            UsageError: another process works on it.
+            SchedagentError: it failed, which is stored.
+            KeyboardInterrupt: it was stopped; it can be carried out again, and goes on.
+        """
+        records = self.repository.service
+        with only_one(self.settings, f"request-{number}"):
+            request = records.request(number)
+            one = records.recommendation(request.recommendation_id)
+            run_id = request.run_id or (new_run_id() if one.kind is Kind.OPTIMISE else "")
+            started_at = request.started_at or self.now()
+            request = replace(request, progress=Progress.RUNNING, started_at=started_at, run_id=run_id)
+            records.save_request(request)
+            try:
+                return self._optimise(request, one, reporter) if run_id else self._deploy(request, one)
+            except SchedagentError as error:
+                failed = replace(request, progress=Progress.FAILED, ended_at=self.now(), note=error.message)
+                records.save_request(failed, Standing.FAILED)
+                raise
+
+    def _optimise(self, request: ApplyRequest, one: Recommendation, reporter: Reporter) -> Report:
+        report = self._run(request.run_id, one.workload, reporter)
+        best = report["best"]
+        found = f"{best['policy']} is better" if best else "nothing better was found"
+        done = replace(request, progress=Progress.DONE, ended_at=self.now(), note=f"run {request.run_id}: {found}")
+        self.repository.service.save_request(done, Standing.APPLIED)
+        if subject := one.evidence.get("subject"):
+            self.repository.service.forget_baseline(str(subject))  # what was unusual was looked into: it is usual now
+        return report
+
+    def _run(self, run_id: str, workload: WorkloadCommand, reporter: Reporter) -> Report:
+        """Run the loop under this id, or go on with it."""
+        try:
+            run = self.repository.run(run_id)
+        except UsageError:
+            return self.lab.start(workload, run_options(self.settings.daemon), run_id, reporter)
+        if run.status is RunStatus.FINISHED:
+            return dict(run.report or {})
+        return self.lab.resume(run_id, reporter)
+
+    def _deploy(self, request: ApplyRequest, one: Recommendation) -> Report:
+        client = DaemonClient(self.settings.daemon.socket)
+        cgroup = request.cgroup or one.cgroup
+        if not cgroup:
+            raise UsageError(
+                f"recommendation {one.id} names no cgroup", f"say which: schedagent apply {one.id} --cgroup /A"
+            )
+        fields = self._order(one)
+        told = _running_already(client, fields.pop("digest"), fields["tunables"]) or client.ask(
+            "deploy", **fields, stage="canary", cgroup=cgroup, lease_s=self.settings.daemon.lease_s
+        )
+        number = told["deployment"]
+        note = f"deployment {number}"
+        kept = replace(request, progress=Progress.KEEPING, cgroup=cgroup, deployment=number, note=note)
+        self.repository.service.save_request(kept, Standing.APPLIED)
+        return told
+
+    def _order(self, one: Recommendation) -> dict[str, Any]:
+        """Put together what schedagentd wants of a run's winner: its object is compiled again, to the same bytes."""
+        run_id = str(one.evidence["run"])
+        handed, found = deployment(self.repository, run_id), winner(self.repository, run_id)
+        if handed is None or found is None or found[0].policy != one.policy:
+            raise UsageError(f"run {run_id} hands out no token for {one.policy} any more", "optimise it again")
+        candidate, said = found[0], token.decode(handed["token"])
+        artifact = self.lab.compile(self.repository, run_id, candidate.policy, said.kernel_release)
+        if artifact.digest != said.artifact_digest:
+            raise PolicyError(
+                f"compiling {candidate.policy} gives another object ({artifact.digest[:12]}) than was verified "
+                f"({said.artifact_digest[:12]})",
+                "compiler or kernel types have changed: optimise it again",
+            )
+        return {
+            "digest": artifact.digest,
+            "policy": candidate.policy,
+            "object_base64": base64.b64encode(artifact.object_bytes).decode(),
+            "tunables": dict(said.tunables),
+            "history": [list(pair) for pair in candidate.history],
+            "classes": [list(pair) for pair in candidate.classes],
+            "report_digest": said.report_digest,
+            "token": handed["token"],
+        }
+
+
+def run_options(settings: ServiceSettings) -> RunOptions:
+    """Return what bounds the service's runs."""
+    return RunOptions(settings.iterations, settings.budget_minutes * 60, settings.candidates, TrialRules())
+
+
+def _running_already(client: DaemonClient, digest: str, tunables: dict[str, int]) -> Report | None:
+    """Return the deployment of this very thing that runs or waits: it was asked for before the service died."""
+    told = client.ask("status")
+    alive = [told[name] for name in ("active", "waiting") if told[name]]
+    return next((one for one in alive if (one["digest"], one["tunables"]) == (digest, tunables)), None)
+
+
+def work(send: Callable[[bytes], None], settings: Settings, number: int) -> None:
+    """Carry a request out in a process of its own (verifier.worker.Child); what it tells comes as JSON lines."""
+    with open_repository(settings) as repository:
+        carry(send, settings, repository, WiredLab(settings), number)
+
+
+def carry(
+    send: Callable[[bytes], None], settings: Settings, repository: PolicyRepository, lab: Lab, number: int
+) -> None:
+    """Carry a request out and tell how it goes: the rest of `work`, whatever the lab."""
+
+    def tell(text: str) -> None:
+        send(json.dumps({"step": text}).encode() + b"\n")
+
+    try:
+        Hands(settings, repository, lab, time.time).carry_out(number, ToldReporter(tell))
+        told = {"ended": "done"}
+    except SchedagentError as error:
+        told = {"ended": str(error)}
+    except KeyboardInterrupt:
+        told = {"ended": "stopped; it goes on when the service does"}
+    with suppress(OSError):  # the service died, which is why this ends
+        send(json.dumps(told).encode() + b"\n")
