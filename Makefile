@@ -14,7 +14,7 @@ LINK_DIR ?= $(HOME)/.local/bin
 INSTALLATION = $(BIN)/python -m deploy.setup.installation --prefix "$(PREFIX)" --destdir "$(DESTDIR)"
 C_SOURCES = find kernel_bpf tests -name '*.[ch]' -not -name vmlinux.h -print0
 
-.PHONY: help venv setup demo demo-llm test test-unit test-vm test-host test-verifier older-kernel docs mutation check bench kernel link install uninstall purge fmt lock clean
+.PHONY: help venv setup demo demo-llm test test-unit test-vm test-host test-verifier older-kernel docs mutation check bench kernel link install uninstall purge deb fmt lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -81,6 +81,9 @@ uninstall: venv ## remove what install put there; state and configuration stay
 
 purge: venv ## remove state and configuration, too
 	@$(INSTALLATION) purge
+
+deb: venv ## make a Debian package of what install installs: dist/schedagent_VERSION_ARCHITECTURE.deb
+	@$(BIN)/python -m deploy.setup.package dist
 
 docs: setup ## write the generated tables of VERIFIER.md anew
 	$(BIN)/python -m tests.documentation

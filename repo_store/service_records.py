@@ -239,7 +239,7 @@ def _recommendation_row(one: Recommendation) -> RecommendationRow:
 
 
 def _recommendation(row: RecommendationRow) -> Recommendation:
-    typed: Mapping[str, Any] = {
+    typed: dict[str, Any] = {
         "kind": Kind(row.kind),
         "standing": Standing(row.standing),
         "evidence": from_json(_Values, row.evidence),

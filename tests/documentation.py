@@ -13,6 +13,8 @@ from pathlib import Path
 
 from schedagent.core.rules import RULES
 from tests.corpus import load_corpus
+from tests.fault_matrix import FAULTS as FAULT_CELLS
+from tests.fault_matrix import OUTCOMES, REAL, STEPS
 from verifier.proving.prove import ORACLES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,9 +52,20 @@ def faults_table() -> str:
     return table(("Fault", "Afterwards"), rows)
 
 
+def fault_matrix_table() -> str:
+    """One line per fault: what is in charge after it came at each step. Each cell is a test (test_fault_matrix.py)."""
+    rows = []
+    for fault, (how, note, outcomes) in FAULT_CELLS.items():
+        told = f"{fault} ({note})" if note else fault
+        rows.append((told, *outcomes, "real processes" if how == REAL else "scripted kernel and clock"))
+    steps = "\n".join(f"- *{step}*: {what}" for step, what in STEPS.items())
+    words = "\n".join(f"- **{word}**: {what}" for word, what in OUTCOMES.items())
+    return f"{steps}\n\n{table(('Fault', *STEPS, 'Tried on'), rows)}\n\n{words}"
+
+
 PAGES = {
     ROOT / "VERIFIER.md": {"rules": rules_table, "oracles": oracles_table},
-    ROOT / "SECURITY.md": {"faults": faults_table},
+    ROOT / "SECURITY.md": {"fault matrix": fault_matrix_table, "faults": faults_table},
 }
 
 

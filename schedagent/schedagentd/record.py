@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from schedagent.core.errors import RecordError, SetupError
-from schedagent.core.token import DeploymentToken
+from schedagent.core.token import CLOCK_SKEW_S, DeploymentToken
 from schedagent.schedagentd.deployment import Deployment, End, Event, Phase
 
 FILE = "record.sqlite"
@@ -77,7 +77,7 @@ class Record:
                 moved = _move_aside(path)
                 database = _connect(path)
                 now = time.time()
-                _set_moment(database, _TOKENS_FROM, now)
+                _set_moment(database, _TOKENS_FROM, now + CLOCK_SKEW_S)  # a token may be used that early
                 _set_moment(database, _LAST_SEEN, now)
         except (sqlite3.Error, OSError) as error:
             os.close(lock)
@@ -196,7 +196,8 @@ class Record:
         now = max(time.time(), self.last_seen)
         self._database.execute("INSERT INTO nonces VALUES (?, ?)", (token.nonce, token.expires_at))
         _set_moment(self._database, _LAST_SEEN, now)
-        self._database.execute("DELETE FROM nonces WHERE expires_at < ?", (now,))
+        # A clock may be set back by the skew that is tolerated, and must not revive one.
+        self._database.execute("DELETE FROM nonces WHERE expires_at < ?", (now - CLOCK_SKEW_S,))
 
     def _store(self, deployment: Deployment, kind: str, detail: str) -> None:
         ended = deployment.phase is Phase.ENDED and deployment.end is not None

@@ -26,10 +26,12 @@ from schedagent.schedagentd.breaker import (
     PRESSURE,
     TIMES_IN_A_ROW,
     Bounds,
+    Measure,
+    measures,
     spread,
-    surely_above,
+    surely_worse,
 )
-from schedagent.schedagentd.deployment import Spread
+from schedagent.schedagentd.deployment import End, Spread
 
 MIX = "command_mix"
 MIX_FLOOR = 0.25
@@ -38,8 +40,8 @@ BUSY_SHARE = 0.01
 """An interval counts if its tasks used at least this part of one CPU: an idle cgroup says nothing about waiting."""
 RECENT = LEAST_SAMPLES
 
-_BOUNDS = Bounds()
-_FLOORS = {DELAY: _BOUNDS.delay_floor_s, PRESSURE: _BOUNDS.pressure_floor, MIX: MIX_FLOOR}
+_WAITING = tuple(one for one in measures(Bounds(), None) if one.name in (DELAY, PRESSURE))
+_ALL = (*_WAITING, Measure(MIX, End.METRIC, Bounds().worse_ratio, MIX_FLOOR))  # nothing is ended for it
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,8 @@ def busy(looks: Iterable[Look]) -> list[Look]:
 def make_baseline(looks: Sequence[Look]) -> Baseline:
     """Return what is usual by these busy intervals of one subject, oldest first; there must be one at least."""
     mix = mix_of(looks)
-    measures = {name: _measured(spread(values)) for name, values in _values(looks, mix).items()}
-    return Baseline(looks[0].subject, looks[0].at, looks[-1].at, measures, mix)
+    found = {name: _measured(spread(values)) for name, values in _values(looks, mix).items()}
+    return Baseline(looks[0].subject, looks[0].at, looks[-1].at, found, mix)
 
 
 def mix_of(looks: Iterable[Look]) -> dict[str, float]:
@@ -94,27 +96,26 @@ def distance(one: Mapping[str, float], other: Mapping[str, float]) -> float:
     return sum(abs(one.get(name, 0.0) - other.get(name, 0.0)) for name in {*one, *other}) / 2
 
 
-def drifts(baseline: Baseline, looks: Sequence[Look], measures: Iterable[str] = tuple(_FLOORS)) -> list[Drift]:
+def drifts(baseline: Baseline, looks: Sequence[Look], judged: Iterable[Measure] = _ALL) -> list[Drift]:
     """Return which measures of these busy intervals are surely above what is usual, by the margin."""
     now = {name: spread(values) for name, values in _values(looks, baseline.mix).items()}
     found = []
-    for name in measures:
-        before = _spread(baseline.measures[name])
-        bound = before.mean + max(before.mean * _BOUNDS.worse_ratio, _FLOORS[name])
-        if surely_above(now[name], before, bound):
-            found.append(Drift(name, _measured(now[name]), _measured(before)))
+    for measure in judged:
+        before, after = _spread(baseline.measures[measure.name]), now[measure.name]
+        if surely_worse(after, before, measure):
+            found.append(Drift(measure.name, _measured(after), _measured(before)))
     return found
 
 
 def worse(baseline: Baseline, looks: Sequence[Look]) -> list[Drift]:
     """Return what is surely worse in these busy intervals: waiting, not the mix."""
-    return drifts(baseline, looks, (DELAY, PRESSURE))
+    return drifts(baseline, looks, _WAITING)
 
 
 def waits_much(baseline: Baseline, bound_s: float) -> bool:
     """Whether the usual wait for a turn is surely above a bound in seconds."""
     usual = _spread(baseline.measures[DELAY])
-    return surely_above(usual, Spread(usual.count, bound_s, 0.0), bound_s)
+    return surely_worse(usual, Spread(usual.count, bound_s, 0.0), Measure(DELAY, End.RUN_QUEUE_DELAY, 0.0, 0.0))
 
 
 class InARow:

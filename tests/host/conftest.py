@@ -12,20 +12,14 @@ import outside
 import pytest
 from guest import Guest, boot
 
+from deploy.setup import package
 from kernel_bpf.target import prepare_target
 from schedagent.core.settings import load_settings
 from verifier.microvm.kernels import default_kernel
 
-FAULTY = {
-    "harmless": 0,
-    "harmless-2": 0,
-    "harmless-3": 0,
-    "harmless-4": 0,
-    "harmless-5": 0,
-    "erroring": 2,
-    "stalling": 3,
-}
-FAULTY |= {"stalling-again": 3}
+CARRIED_MIB = 1024
+HARMLESS = ("harmless", "harmless-2", "harmless-3", "harmless-4", "harmless-5")
+FAULTY = dict.fromkeys(HARMLESS, 0) | {"erroring": 2, "stalling": 3, "stalling-again": 3}
 """Orders of the policy that does wrong on request, by the fault that each asks for."""
 
 
@@ -54,20 +48,19 @@ def guest(tmp_path_factory, tell) -> Iterator[Guest]:
     folder.chmod(0o755)
     tell(f"== Outside: Debian {debian.release()}, kernel {kernel.release}")
     base = debian.base_image(settings)
-    tell("- make install DESTDIR=...")
-    outside.installed_tree(folder / "installed")
-    tell(f"- schedagent verify {outside.VERIFIED} --json --object {outside.VERIFIED}.bpf.o")
     carried = folder / "carried"
-    outside.carried(carried, prepare_target(kernel.vmlinuz, kernel.release, settings.cache_dir), FAULTY)
+    tell("- make deb")
+    package.build(carried, compressed=False)  # an emulated machine unpacks slowly
+    tell(f"- schedagent verify {outside.VERIFIED} --json --object {outside.VERIFIED}.bpf.o")
+    outside.policies_and_programs(carried, prepare_target(kernel.vmlinuz, kernel.release, settings.cache_dir), FAULTY)
     disks = [
         base,
-        debian.tar_disk(folder / "installed.tar", folder / "installed"),
-        debian.tar_disk(folder / "carried.tar", carried),
-        debian.empty_disk(folder / "small.ext4", 16),
+        debian.disk(folder / "carried.ext4", CARRIED_MIB, carried),
+        debian.disk(folder / "small.ext4", 16),
     ]
     tell("- boot")
     with boot(kernel, disks, folder) as machine:
         guest = Guest(machine, tell)
         guest.run("systemctl is-system-running --wait")
-        guest.run("mkdir /run/host-test/carried; tar -xf /dev/vdc -C /run/host-test/carried; ls /run/host-test/carried")
+        guest.run("mount -o ro /dev/vdb /mnt; ls /mnt")
         yield guest

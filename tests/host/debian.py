@@ -1,4 +1,4 @@
-"""The disk of the host test: a Debian with systemd and Prometheus, made once by mmdebstrap and kept in the cache folder.
+"""The disk of the host test: a Debian with systemd and Prometheus, made once by mmdebstrap and kept in the cache.
 
 It is of the release whose Python is the one of our virtual environment, because that is what `make install` copies. The
 mirror is that of this machine's apt. Delete <cache>/host-test to have it made of newer packages.
@@ -11,7 +11,6 @@ import hashlib
 import inspect
 import logging
 import os
-import shutil
 import sys
 import tempfile
 from contextlib import contextmanager
@@ -41,17 +40,17 @@ SETTLE = r"""
 set -e
 cd "$1"
 chroot . systemctl disable --quiet prometheus.service prometheus-node-exporter.service \
-  apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service 2>/dev/null || true
+  apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service 2> /dev/null \
+  || true
 rm -rf usr/share/doc/* usr/share/man/* usr/share/locale/* usr/bin/promtool
 echo host-test > etc/hostname
 printf '127.0.0.1 localhost host-test\n' > etc/hosts
-passwd --root "$1" --delete root > /dev/null
 """
 """Nothing runs by itself that would disturb; what nobody reads here goes."""
 
 
 def release() -> str:
-    """Return the Debian release whose Python runs our virtual environment's libraries; raise SetupError if none does."""
+    """Return the Debian release whose Python fits our virtual environment; raise SetupError if none does."""
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     if version not in RELEASES:
         known = ", ".join(RELEASES)
@@ -103,12 +102,7 @@ def _build(settings: Settings, image: Path) -> None:
         argv = ["mmdebstrap", "--mode=root", "--variant=minbase", f"--include={','.join(PACKAGES)}"]
         argv += [f"--customize-hook={hook}", "--quiet"]
         _done([*argv, *_pinned(), release(), root, sources])
-        partial = folder / "image"
-        with partial.open("wb") as file:
-            file.truncate(SIZE_MIB << 20)
-        _done(["mkfs.ext4", "-q", "-F", "-d", root, "-L", "host-test", partial])
-        partial.chmod(0o644)  # QEMU may run as nobody
-        partial.rename(image)
+        disk(folder / "image", SIZE_MIB, root).rename(image)
 
 
 def _pinned() -> list[str]:
@@ -130,27 +124,10 @@ def _done(argv: list[str | Path]) -> None:
         raise apt_failure(str(argv[0]), done.returncode, done.stderr, [str(word) for word in argv])
 
 
-def empty_disk(path: Path, size_mib: int) -> Path:
-    """Make a small disk with an empty ext4 file system."""
+def disk(path: Path, size_mib: int, folder: Path | None = None) -> Path:
+    """Make a disk with an ext4 file system, which holds what a folder does, or nothing."""
     with path.open("wb") as file:
         file.truncate(size_mib << 20)
-    _done(["mkfs.ext4", "-q", "-F", "-m", "0", path])
-    path.chmod(0o644)
-    return path
-
-
-def tar_disk(path: Path, folder: Path) -> Path:
-    """Make a disk that is a tar archive of a folder, everything owned by root."""
-    words = [
-        "tar",
-        "--create",
-        f"--file={path}",
-        f"--directory={folder}",
-        "--owner=0",
-        "--group=0",
-        "--numeric-owner",
-        ".",
-    ]
-    _done([shutil.which("tar") or "tar", *words[1:]])
-    path.chmod(0o644)
+    _done(["mkfs.ext4", "-q", "-F", "-m", "0", *(["-d", folder] if folder else []), path])
+    path.chmod(0o644)  # QEMU may run as nobody
     return path

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,9 +75,7 @@ class Guest:
 
     def until(self, command: str, limit_s: float, *, every_s: float = 0.2) -> float:
         """Wait, in the guest, until a command ends with status 0; return how many seconds of its time that took."""
-        loop = (
-            f"begun=$(date +%s%N); until {command}; do sleep {every_s}; done; echo; echo $(( $(date +%s%N) - begun ))"
-        )
+        loop = f"begun=$(date +%s%N); until {command}; do sleep {every_s}; done; echo $(( $(date +%s%N) - begun ))"
         output = self.run(f"exec 2>/dev/null; {loop}", timeout_s=limit_s, quiet=True, status=None)
         words = output.split()
         if not words or not words[-1].isdigit():
@@ -117,8 +114,3 @@ def _entries(kernel: KernelImage) -> Sequence[Entry]:
     ]
     entries = [*kept, *ours, Entry("/init", 0o100755, init), Entry("/modules", 0o40755), *modules]
     return with_directories([*entries, *byte_code(entries)])
-
-
-def seconds_since(begun: float) -> float:
-    """Return the time since a moment of time.monotonic()."""
-    return time.monotonic() - begun

@@ -1,6 +1,6 @@
 """Runs shell commands in the guest of the host test, one at a time, and answers with exit status and output.
 
-The same JSON lines over virtio-serial as verifier/microvm/jobs.py, but on Debian's own Python, so it imports nothing of ours.
+The same JSON lines over virtio-serial as verifier/microvm/jobs.py, but on Debian's own Python, without ours.
 It is a real-time task, as the micro-VM's agent: a policy that starves everything else is still reported.
 """
 

@@ -1,6 +1,6 @@
 """PID 1 of the host test's initramfs: mounts the Debian root, leaves it an agent in /run, and becomes its systemd.
 
-The agent and its unit lie in /run, which is memory, so that the disk is what Debian's packages made of it and nothing else.
+The agent and its unit lie in /run, which is memory, so that the disk is what Debian's packages made of it, no more.
 Imports only the standard library and kernel_bpf.linux.
 """
 

@@ -14,7 +14,8 @@ from outside import VERIFIED
 
 pytestmark = [pytest.mark.host, pytest.mark.timeout(900)]
 
-CARRIED = "/run/host-test/carried"
+CARRIED = "/mnt"
+INSTALL = f"dpkg --force-unsafe-io --install {CARRIED}/schedagent_*.deb"
 PYTHON = "/usr/lib/schedagent/venv/bin/python3 -I"
 CANARY, WIDER, OUTSIDE = "/work.slice/builder.service", "/work.slice", "/system.slice/clerk.service"
 NORMAL, SCHED_EXT = "0", "7"
@@ -31,14 +32,10 @@ bounds = { worse_ratio = 4, delay_floor_s = 0.2, pressure_floor = 0.9, starvatio
 """Stages as short as a test needs them; bounds wide enough for an emulated machine, where everything waits."""
 
 WORKER = "while :; do sleep 0.1; for i in $(seq 2000); do :; done; done"
-PLACES = (
-    "/usr/lib/schedagent/",
-    "/usr/share/doc/schedagent/",
-    "/usr/share/schedagent/",
-    "/etc/schedagent/",
-    "/var/lib/schedagent",
-)
-"""Folders that are schedagent's alone."""
+PLACES = tuple(
+    f"{folder}/schedagent" for folder in ("/usr/lib", "/usr/share/doc", "/usr/share", "/etc", "/var/lib", "/var/cache")
+) + ("/var/lib/dpkg/", "/var/log/dpkg.log")
+"""Folders that are schedagent's alone, and dpkg's own notes."""
 
 MONITOR_S = 20
 DETECTED_S = 2.0
@@ -81,6 +78,10 @@ class Host:
         """Wait until schedagentd says that something is so."""
         self.guest.ask(f'{PYTHON} {CARRIED}/until.py "{expression}" {limit_s}', timeout_s=limit_s + 30)
 
+    def ask_prometheus(self, expression: str, limit_s: float = 40) -> str:
+        """Return what Prometheus answers as soon as it is not empty."""
+        return self.guest.run(f"python3 -I {CARRIED}/prometheus.py '{expression}' {limit_s}", timeout_s=limit_s + 30)
+
     def kernel(self) -> tuple[str, int]:
         """State and enable_seq, from sysfs."""
         state, number = self.guest.ask("cd /sys/kernel/sched_ext; cat state enable_seq").split()
@@ -100,9 +101,8 @@ class Host:
 
     def ended(self, number: int) -> dict:
         """How a deployment ended; the record and the kernel agree on it."""
-        told = next(
-            one for one in json.loads(self.guest.ask("schedagent history --json")) if one["deployment"] == number
-        )
+        history = json.loads(self.guest.ask("schedagent history --json"))
+        told = next(one for one in history if one["deployment"] == number)
         assert told["phase"] == "ended", told
         assert self.kernel()[0] == "disabled"
         return told
@@ -123,9 +123,10 @@ def running(host: Host, report: str, words: str = "", name: str = "trouble") -> 
 def test_installing_it_and_watching_only_changes_nothing(guest, host):
     """Install it, start it, let it watch: nothing else changes on this host"""
     earlier, before = snapshot(guest), snapshot(guest)
-    guest.run("tar -xf /dev/vdb -C / --no-overwrite-dir", timeout_s=180)
-    guest.run("systemd-sysusers; systemd-tmpfiles --create; systemctl daemon-reload")
-    guest.run("systemctl enable --now $(cd /usr/lib/systemd/system; ls schedagent*.socket schedagentd.service)")
+    guest.run(INSTALL, timeout_s=300)
+    guest.run("printf '[daemon]\nlook_every_s = 2\n' > /etc/schedagent/schedagent.toml")
+    units = "ls schedagent*.socket schedagentd.service schedagent.service"
+    guest.run(f"systemctl enable --now $(cd /usr/lib/systemd/system; {units})")
     guest.run("systemctl --no-legend list-units 'schedagent*'")
     host.schedagent("--version")
     host.schedagent("status")
@@ -142,6 +143,13 @@ UNSTEADY = {
     "/proc/sys/kernel/ns_last_pid", "/proc/sys/kernel/random/uuid", "/proc/sys/kernel/random/entropy_avail",
 }  # fmt: skip
 """Files below /proc/sys that count what happens."""
+
+INSTALLED = re.compile(
+    r"/usr/s?bin/schedagent|/usr/lib/(systemd/system|sysusers\.d|tmpfiles\.d)/schedagent|"
+    r"/etc/systemd/system/[a-z-]+\.target\.wants/schedagent|"
+    r"/usr/share/(man/man\d|bash-completion/completions|fish/vendor_completions\.d|zsh/vendor-completions)/_?schedagent"
+)
+"""Files of schedagent's in folders of everybody."""
 
 OURS = ("schedagent", "host-test-agent")
 
@@ -166,10 +174,7 @@ def foreign_files(before: dict, after: dict) -> set[str]:
     names = set(before["files"]) | set(after["files"])
     changed = {name for name in names if before["files"].get(name) != after["files"].get(name)}
     accounts = {f"/etc/{name}{end}" for name in ("passwd", "group", "shadow", "gshadow") for end in ("", "-")}
-    ours = re.compile(
-        r"/(usr/(s?bin|lib/(systemd/system|sysusers.d|tmpfiles.d))|etc/systemd/system/.*\.wants)/schedagent"
-    )
-    return {name for name in changed - accounts if not name.startswith(PLACES) and not ours.match(name)}
+    return {name for name in changed - accounts if not name.startswith(PLACES) and not INSTALLED.match(name)}
 
 
 def test_the_units_are_sound_and_confined(guest):
@@ -212,13 +217,25 @@ def test_promoting_it(guest, host):
     host.schedagent("status")
 
 
+def test_prometheus_scrapes_it(guest, host):
+    """Debian's Prometheus scrapes it, with the configuration and the rules that were installed"""
+    guest.run("cp /usr/share/schedagent/prometheus/*.yml /etc/prometheus/")
+    guest.run("sed -i 's/_interval: 15s/_interval: 2s/' /etc/prometheus/prometheus.yml; systemctl start prometheus")
+    assert host.ask_prometheus('up{job="schedagent"} == 1', 60)
+    assert host.ask_prometheus('schedagent_sched_ext_state{state="enabled"} == 1')
+    assert host.ask_prometheus("schedagent_deployment_in_charge == 1")
+    assert host.ask_prometheus('schedagent_trips_total{cause="stall"} == 0')
+    assert host.ask_prometheus("schedagent_up").count(" 1") >= 3
+    host.schedagent("metrics show | grep -v '^#' | head -20")
+    assert guest.run("systemctl show -P NRestarts schedagent-metrics") == "0"
+
+
 def test_an_upgrade_of_the_daemon(guest, host):
-    """Install it anew and restart the daemon: the policy stays in charge all along"""
+    """Upgrade the package, which restarts the daemon: the policy stays in charge all along"""
     before = host.kernel()
     first = host.main_pid()
     guest.run("systemd-run --quiet --unit=sampler python3 -I " + f"{CARRIED}/sample_kernel.py /run/host-test/stop")
-    guest.run("tar -xf /dev/vdb -C / --no-overwrite-dir --exclude=./etc && systemctl daemon-reload", timeout_s=180)
-    guest.run("systemctl restart schedagentd")
+    guest.run(INSTALL, timeout_s=300)
     host.until("active and active['deployment'] == 1")
     guest.run("touch /run/host-test/stop; until [ -e /run/host-test/stop.seen ]; do sleep 0.1; done")
     assert json.loads(guest.run("cat /run/host-test/stop.seen")) == [list(before)]
@@ -231,15 +248,10 @@ def test_the_daemon_is_killed_while_a_proven_policy_runs(guest, host):
     before, first = host.kernel(), host.main_pid()
     guest.run("systemctl kill --signal=KILL schedagentd")
     assert host.kernel() == before
-    took_s = guest.until(
-        f"[ $(systemctl show -P MainPID schedagentd) -gt 0 -a $(systemctl show -P MainPID schedagentd) -ne {first} ]",
-        30,
-    )
+    guest.until(f'[ "$(systemctl show -P ActiveState schedagentd)" = active ] && ! [ -d /proc/{first} ]', 30)
     host.until("active and active['deployment'] == 1")
     assert host.kernel() == before
-    guest.run(
-        f"echo another after {took_s:.1f} s; schedagent watch --after 0 | head -0; systemctl show -P NRestarts schedagentd"
-    )
+    assert guest.run("systemctl show -P NRestarts schedagentd") == "1"
 
 
 def test_a_second_daemon(guest, host):
@@ -270,7 +282,7 @@ def test_the_daemon_is_killed_while_a_policy_is_on_probation(guest, host):
     number = running(host, "harmless")
     guest.run("systemctl kill --signal=KILL schedagentd")
     assert guest.until("grep -q disabled /sys/kernel/sched_ext/state", 20) < DETECTED_S
-    host.until(f"newest['phase'] == 'ended'")
+    host.until("newest['phase'] == 'ended'")
     assert host.ended(number)["end"] == "schedagentd died"
     assert host.policies(CANARY) == NORMAL
 
@@ -291,6 +303,8 @@ def test_a_stall_trips_the_circuit_breaker(guest, host):
     assert (told["end"], host.kernel()[0]) == ("stall", "disabled")
     assert "CPU states" in told["dump"]
     host.schedagent("history --limit 1")
+    assert host.ask_prometheus('ALERTS{alertname="SchedagentPolicyStalled", alertstate="firing"}')
+    guest.run("systemctl stop prometheus")
     assert "circuit breaker" in host.deploy("trouble", "stalling-again", status=1)
 
 
@@ -306,9 +320,9 @@ def test_a_policy_that_errs(guest, host):
 def test_a_full_disk_and_a_broken_one(guest, host):
     """A full disk, then one that the kernel makes read-only: no new deployment, but the end of old ones"""
     guest.run(
-        "systemctl stop schedagentd.socket schedagentd; mkdir /mnt/small; mount /dev/vdd /mnt/small;"
+        "systemctl stop schedagentd.socket schedagentd; mkdir /mnt/small; mount /dev/vdc /mnt/small;"
         " cp -a /var/lib/schedagentd/. /mnt/small; umount /mnt/small; rmdir /mnt/small;"
-        " mount -o errors=remount-ro /dev/vdd /var/lib/schedagentd; systemctl start schedagentd.socket schedagentd"
+        " mount -o errors=remount-ro /dev/vdc /var/lib/schedagentd; systemctl start schedagentd.socket schedagentd"
     )
     number = running(host, "harmless-3", "--again --lease 300")
     guest.run(f"cd {STATE}; i=0; while head -c 1M /dev/zero > fill$i; do i=$((i+1)); done", status=None)
@@ -324,7 +338,7 @@ def test_a_full_disk_and_a_broken_one(guest, host):
     assert host.ended(number)["end"] == "rolled back"
 
     number = running(host, "harmless-4", "--again --lease 300")
-    guest.run(f"echo broken > /sys/fs/ext4/vdd/trigger_fs_error; touch {STATE}/x", status=1)
+    guest.run(f"echo broken > /sys/fs/ext4/vdc/trigger_fs_error; touch {STATE}/x", status=1)
     host.schedagent(f"rollback {number}")
     assert host.kernel()[0] == "disabled"
     assert host.status()["unsaved"] == [number]
@@ -349,15 +363,10 @@ def test_the_clock_jumps(guest, host):
 def test_uninstalling_it(guest, host):
     """Uninstall it: no file, unit, process, socket or pin is left; configuration and state go when they are purged"""
     guest.run("systemctl stop builder baker clerk")
-    words = "/usr/bin/python3 -m deploy.setup.installation --prefix /usr"
-    guest.run(f"cd {CARRIED}/checkout && {words} purge", timeout_s=120)
-    assert guest.run("find / -xdev -path /proc -prune -o -iname '*schedagent*' -print") == ""
+    guest.run("dpkg --purge schedagent", timeout_s=120)
+    assert guest.run("find / -xdev -path /var/lib/dpkg -prune -o -iname '*schedagent*' -print") == ""
     assert guest.run("find /run /sys/fs/bpf -iname '*schedagent*' -not -path '/run/host-test/*'") == ""
-    assert (
-        guest.run(
-            "systemctl --no-legend --all list-units 'schedagent*'; systemctl list-unit-files --no-legend 'schedagent*'"
-        )
-        == ""
-    )
+    assert guest.run("systemctl list-units --all --no-legend 'schedagent*'") == ""
+    assert guest.run("systemctl list-unit-files --no-legend 'schedagent*'", status=None) == ""
     assert guest.ask("cat /sys/kernel/sched_ext/state") == "disabled"
     guest.run("getent passwd | grep schedagent; getent group schedagent; systemctl is-system-running", status=None)

@@ -150,11 +150,13 @@ def test_what_may_begin_by_itself():
     deploy = replace(one, kind=Kind.DEPLOY, policy="good", evidence={"kernel": "7.3"})
 
     def may(found, begun=0, release="7.3", when=NOON, **settings):
-        return may_begin(ServiceSettings(**settings), found, when, begun=begun, kernel_release=release)
+        chosen = ServiceSettings(**{"workloads": (WatchedWorkload(WORKLOAD),)} | settings)
+        return may_begin(chosen, found, when, begun=begun, kernel_release=release)
 
     assert [may(one, mode=mode) for mode in Mode] == [False, True, True]
     assert [may(deploy, mode=mode) for mode in Mode] == [False, False, True]
     assert not may(one, mode=Mode.ACT, quiet="11:00-13:00")
+    assert not may(one, mode=Mode.ACT, workloads=()), "a workload that nobody named"
     assert not may(one, mode=Mode.ACT, begun=2)
     assert not may(deploy, mode=Mode.ACT, begun=1)
     assert not may(deploy, mode=Mode.ACT, release="7.4")

@@ -13,7 +13,7 @@ depends_on = None
 
 def upgrade() -> None:
     """Add the tables."""
-    delay = sa.Column("delay_s", sa.Double(), nullable=True)
+    delay: sa.Column[float] = sa.Column("delay_s", sa.Double(), nullable=True)
     op.create_table(
         "looks",
         _text("subject", key=True),

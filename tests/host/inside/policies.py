@@ -10,4 +10,4 @@ for folder, _folders, _files in os.walk(f"/sys/fs/cgroup{sys.argv[1]}"):
     for thread in Path(folder, "cgroup.threads").read_text().split():
         with suppress(OSError):
             found.add(os.sched_getscheduler(int(thread)))
-print(*sorted(found))
+sys.stdout.write(" ".join(map(str, sorted(found))) + "\n")

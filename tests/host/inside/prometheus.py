@@ -1,4 +1,4 @@
-"""prometheus.py EXPRESSION SECONDS: ask Prometheus until an expression has a result; write it as lines of labels and value."""
+"""prometheus.py EXPRESSION SECONDS: ask Prometheus until an expression has a result; print that, a line each."""
 
 import json
 import sys

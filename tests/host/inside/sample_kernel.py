@@ -1,4 +1,4 @@
-"""sample_kernel.py FILE: until FILE is there, look at sched_ext every 5 ms; then write to it what was seen, each once."""
+"""sample_kernel.py FILE: look at sched_ext every 5 ms until FILE is there; then write what was seen to FILE.seen."""
 
 import json
 import sys
@@ -12,4 +12,4 @@ while not stop.exists():
     if looked not in seen:
         seen.append(looked)
     time.sleep(0.005)
-stop.with_suffix(".seen").write_text(json.dumps(seen))
+stop.with_name(f"{stop.name}.seen").write_text(json.dumps(seen))

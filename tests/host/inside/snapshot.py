@@ -1,8 +1,9 @@
-"""Print, as JSON, what an installation might have changed: sched_ext, sysctls, processes and how they are scheduled, files."""
+"""Print what an installation might have changed, as JSON: sched_ext, sysctls, processes and their scheduling, files."""
 
 import json
 import os
 import stat
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -40,9 +41,9 @@ def files():
     """Every file of the disk: kind and mode, size, and when its content changed."""
     found = {}
     for base, folders, names in os.walk("/"):
-        folders[:] = [name for name in folders if os.path.join(base, name) not in RUNTIME]
+        folders[:] = [name for name in folders if str(Path(base, name)) not in RUNTIME]
         for name in names:
-            path = os.path.join(base, name)
+            path = str(Path(base, name))
             with suppress(OSError):
                 status = os.lstat(path)
                 found[path] = [stat.filemode(status.st_mode), status.st_size, status.st_mtime_ns]
@@ -51,16 +52,13 @@ def files():
 
 def main():
     processes = {folder.name: process(folder) for folder in Path("/proc").iterdir() if folder.name.isdecimal()}
-    print(
-        json.dumps(
-            {
-                "kernel": {str(folder): below(folder) for folder in KERNEL},
-                "sysctls": below(Path("/proc/sys")),
-                "processes": {pid: told for pid, told in processes.items() if told},
-                "files": files(),
-            }
-        )
-    )
+    seen = {
+        "kernel": {str(folder): below(folder) for folder in KERNEL},
+        "sysctls": below(Path("/proc/sys")),
+        "processes": {pid: told for pid, told in processes.items() if told},
+        "files": files(),
+    }
+    json.dump(seen, sys.stdout)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
-"""until.py EXPRESSION SECONDS: ask schedagentd for its status until a Python expression over it holds; print how long that
-took. Names: active, waiting, in_charge, kernel, newest (of the history)."""
+"""until.py EXPRESSION SECONDS: ask schedagentd for its status until a Python expression over it holds.
+
+Names: active, waiting, in_charge, kernel, unsaved ... (of the status), newest (of the history)."""
 
 import sys
 import time
@@ -15,7 +16,6 @@ while time.monotonic() - begun < limit_s:
         told = DaemonClient().ask("status")
         [told["newest"]] = DaemonClient().ask("history", limit=1)["history"] or [None]
         if eval(expression, {}, told):
-            print(f"{time.monotonic() - begun:.1f}")
             raise SystemExit(0)
     except SchedagentError as error:
         told = {"error": str(error)}
