@@ -16,6 +16,7 @@ import sys
 import tomllib
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -80,6 +81,9 @@ def build(folder: Path, final: Path, python: Path, *, bytecode: bool) -> None:
         module, _, function = entry.partition(":")
         script = programs / name
         script.write_text(_SCRIPT.format(python=final / "bin" / interpreter.name, module=module, function=function))
+    stamp = Path(sys.prefix) / "packages.stamp"
+    if stamp.is_file():
+        shutil.copy2(stamp, folder)  # tells doctor that these are the locked versions
     if bytecode:
         compile_all(folder, final)
     _set_modes(folder)
@@ -129,8 +133,8 @@ def compile_all(folder: Path, final: Path) -> None:
     )
 
 
-def _project() -> dict[str, dict[str, str] | list[str]]:
-    project: dict[str, dict[str, str] | list[str]] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+def _project() -> dict[str, Any]:
+    project: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     return project
 
 

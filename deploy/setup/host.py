@@ -8,7 +8,6 @@ import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Protocol
 
 from schedagent.core import proc
 from schedagent.core.errors import SetupError
@@ -16,39 +15,40 @@ from schedagent.core.errors import SetupError
 log = logging.getLogger(__name__)
 
 PINS = Path("/sys/fs/bpf/schedagent")
-SERVICES = ("schedagentd.service", "schedagent-verifier.service", "schedagent.service", "schedagent-metrics.service")
-SOCKETS = ("schedagentd.socket", "schedagent-verifier.socket", "schedagent-metrics.socket")
+"""What keeps policies loaded without schedagentd."""
 
 
-class _HasPath(Protocol):
-    @property
-    def path(self) -> Path: ...
+def after_install(files: Iterable[Path]) -> None:
+    """Make users and folders, tell systemd of the units, and restart what is running already.
 
-
-def after_install(entries: Iterable[_HasPath]) -> None:
-    """Make users and folders, tell systemd of the units, and restart what is running already."""
+    Args:
+        files: what was installed.
+    """
     if not _managed():
         return
-    for program, folder in (("systemd-sysusers", "sysusers.d"), ("systemd-tmpfiles", "tmpfiles.d")):
-        files = [str(entry.path) for entry in entries if entry.path.parent.name == folder]
-        _do([program, *(["--create"] if folder == "tmpfiles.d" else []), *files])
+    wanted = sorted(files)
+    for program, folder in ((["systemd-sysusers"], "sysusers.d"), (["systemd-tmpfiles", "--create"], "tmpfiles.d")):
+        if named := [str(path) for path in wanted if path.parent.name == folder]:
+            _do([*program, *named])
     _do(["systemctl", "daemon-reload"])
-    _do(["systemctl", "try-restart", *_known(SERVICES)])
-    log.info("to begin: systemctl enable --now %s", " ".join(_known(SOCKETS)))
+    if services := [unit for unit in _units(wanted) if unit.endswith(".service")]:
+        _do(["systemctl", "try-restart", *services])
+    startable = [path.name for path in wanted if path.name in _units(wanted) and "[Install]" in path.read_text()]
+    log.info("to begin: systemctl enable --now %s", " ".join(startable))
 
 
-def before_uninstall() -> None:
-    """Stop and disable what runs; what a policy of ours has pinned ends, and with it the policy."""
-    if _managed() and (known := _known((*SOCKETS, *SERVICES))):
-        _do(["systemctl", "disable", "--now", *known])
-    shutil.rmtree(PINS, ignore_errors=True)
+def before_uninstall(files: Iterable[Path]) -> None:
+    """Stop and disable what runs; what is pinned goes, and with it the last policy of ours."""
+    if _managed() and (units := _units(files)):
+        _do(["systemctl", "disable", "--now", *units])
+    if PINS.exists():
+        shutil.rmtree(PINS)
 
 
 def after_uninstall() -> None:
     """Let systemd forget the units."""
     if _managed():
         _do(["systemctl", "daemon-reload"])
-        _do(["systemctl", "reset-failed"])
 
 
 def _managed() -> bool:
@@ -56,9 +56,8 @@ def _managed() -> bool:
     return os.geteuid() == 0 and Path("/run/systemd/system").is_dir()
 
 
-def _known(units: Iterable[str]) -> list[str]:
-    """Those of the units that systemd finds."""
-    return [unit for unit in units if proc.run(["systemctl", "cat", unit], timeout_s=30).returncode == 0]
+def _units(files: Iterable[Path]) -> list[str]:
+    return sorted(path.name for path in files if path.parent.name == "system" and path.parent.parent.name == "systemd")
 
 
 def _do(command: list[str]) -> None:

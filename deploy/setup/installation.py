@@ -164,7 +164,8 @@ def uninstall(place: Place) -> None:
     manifest = _read_manifest(place)
     if not manifest:
         raise SetupError(f"there is no {place.here(place.manifest)}", "name the PREFIX and DESTDIR of make install")
-    shutil.rmtree(place.here(place.venv), ignore_errors=True)
+    if place.here(place.venv).exists():
+        shutil.rmtree(place.here(place.venv))
     for path in (*_files(manifest), place.manifest):
         place.here(path).unlink(missing_ok=True)
     for folder in sorted(_folders(manifest), reverse=True):
@@ -173,11 +174,17 @@ def uninstall(place: Place) -> None:
 
 def purge(place: Place) -> None:
     """Remove state and configuration, too."""
-    for path in STATE:
-        shutil.rmtree(place.here(path), ignore_errors=True)
-    for path in {path.parent for path in STATE}:
-        if place.destdir:
-            _remove_empty(place.here(path))
+    for path in map(place.here, STATE):
+        if path.exists():
+            shutil.rmtree(path)
+    if place.destdir:
+        for folder in ("/etc", "/var/lib", "/var/cache", "/var"):
+            _remove_empty(place.here(Path(folder)))
+
+
+def installed(place: Place) -> set[Path]:
+    """Return the files that were installed, as the target sees them; none if nothing is."""
+    return _files(_read_manifest(place))
 
 
 class _Made:
@@ -257,22 +264,23 @@ def _place(arguments: argparse.Namespace) -> Place:
 def _run(arguments: argparse.Namespace) -> None:
     place = _place(arguments)
     try:
-        match arguments.action:
-            case "install":
-                install(place, bytecode=not arguments.no_bytecode)
-                if place.destdir is None:
-                    host.after_install(entries(place))
-            case "uninstall" | "purge":
-                if place.destdir is None:
-                    host.before_uninstall()
-                if arguments.action == "uninstall" or place.here(place.manifest).exists():
-                    uninstall(place)
-                if arguments.action == "purge":
-                    purge(place)
-                if place.destdir is None:
-                    host.after_uninstall()
+        if arguments.action == "install":
+            install(place, bytecode=not arguments.no_bytecode)
+            if place.destdir is None:
+                host.after_install(installed(place))
+            return
+        if place.destdir is None:
+            host.before_uninstall(installed(place))
+        if arguments.action == "uninstall" or installed(place):
+            uninstall(place)
+        if arguments.action == "purge":
+            purge(place)
+        if place.destdir is None:
+            host.after_uninstall()
     except PermissionError as error:
         raise SetupError(f"{error.filename} cannot be written", "run it with sudo, or name a DESTDIR") from None
+    except OSError as error:
+        raise SetupError(f"{error.filename}: {error.strerror}", "mend that and run it again: it goes on") from None
 
 
 def main(words: Sequence[str] | None = None) -> int:

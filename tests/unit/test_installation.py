@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.setup import environment, installation
+from deploy.setup import environment, host, installation
 from deploy.setup.environment import MINOR, ROOT
 from deploy.setup.installation import Place, entries, install, purge, uninstall
 from schedagent.core.errors import SetupError
@@ -127,6 +128,22 @@ def test_purging_leaves_nothing(place, few):
     assert not list(place.destdir.rglob("*schedagent*"))
 
 
+def test_what_cannot_be_removed_is_said(place, few, monkeypatch, capsys):
+    """A disk that is mounted there, for one; silence would look like success."""
+
+    def busy(path):
+        raise OSError(16, "Device or resource busy", str(path))
+
+    install(place, bytecode=False)
+    words = ["--prefix", "/usr", "--destdir", str(place.destdir)]
+    monkeypatch.setattr(shutil, "rmtree", busy)
+    assert installation.main([*words, "purge"]) == 1
+    assert "Device or resource busy" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert installation.main([*words, "purge"]) == 0, "what was begun can be finished"
+    assert not list(place.destdir.rglob("*schedagent*"))
+
+
 def test_folders_of_others_stay(place, few):
     theirs = place.destdir / "usr/lib/systemd/system"
     theirs.mkdir(parents=True)
@@ -178,3 +195,44 @@ def test_all_libraries_are_known_by_their_requirements():
     assert {"langgraph", "pydantic_core", "SQLAlchemy", "sniffio"} <= {library.name for library in found}
     with pytest.raises(SetupError, match="no-such-library"):
         environment.run_time_libraries(["no-such-library"])
+
+
+@pytest.fixture
+def systemd(monkeypatch):
+    """A systemd that is asked, and does nothing; tests/host has a real one."""
+    asked = []
+
+    def run(command, timeout_s):
+        asked.append(command)
+        return subprocess.CompletedProcess(command, 1 if "fails.service" in command else 0, b"", b"no such unit")
+
+    monkeypatch.setattr(host.proc, "run", run)
+    monkeypatch.setattr(host, "_managed", lambda: True)
+    return asked
+
+
+def test_systemd_makes_users_and_starts_nothing_that_did_not_run(tmp_path, systemd, caplog):
+    caplog.set_level(logging.INFO)
+    names = ("systemd/system/b.service", "systemd/system/b.socket", "sysusers.d/b.conf", "tmpfiles.d/b.conf")
+    files = [tmp_path / name for name in names]
+    for path in files:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("[Install]\n" if path.suffix == ".socket" else "")
+    host.after_install(files)
+    assert systemd == [
+        ["systemd-sysusers", str(files[2])],
+        ["systemd-tmpfiles", "--create", str(files[3])],
+        ["systemctl", "daemon-reload"],
+        ["systemctl", "try-restart", "b.service"],
+    ]
+    assert caplog.messages == ["to begin: systemctl enable --now b.socket"]
+
+
+def test_uninstalling_stops_what_the_manifest_names_and_drops_pins(tmp_path, systemd, monkeypatch):
+    monkeypatch.setattr(host, "PINS", tmp_path / "pins")
+    (tmp_path / "pins/1").mkdir(parents=True)
+    host.before_uninstall([Path("/usr/lib/systemd/system/b.service"), Path("/usr/bin/schedagent")])
+    assert systemd == [["systemctl", "disable", "--now", "b.service"]]
+    assert not (tmp_path / "pins").exists()
+    with pytest.raises(SetupError, match="no such unit"):
+        host.before_uninstall([Path("/usr/lib/systemd/system/fails.service")])
