@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from schedagent.core.errors import BpfError, Refused, SchedagentError
+from schedagent.core.errors import BpfError, RecordError, Refused, SchedagentError
 from schedagent.core.token import read_signed
 from schedagent.schedagentd.admission import check_machine
 from schedagent.schedagentd.breaker import METRIC, TIMES_IN_A_ROW, judge_reading, judge_spreads, measures

@@ -5,18 +5,21 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import debian
 import outside
 import pytest
-from guest import Guest, boot
+from guest import CommandFailed, Guest, boot
 
 from deploy.setup import package
 from kernel_bpf.target import prepare_target
+from schedagent.core.errors import VmLost
 from schedagent.core.settings import load_settings
 from verifier.microvm.kernels import default_kernel
 
+LOGS = "journalctl --no-pager -o short-monotonic -n 60 -u 'schedagent*'"
 CARRIED_MIB = 1024
 HARMLESS = ("harmless", "harmless-2", "harmless-3", "harmless-4", "harmless-5")
 FAULTY = dict.fromkeys(HARMLESS, 0) | {"erroring": 2, "stalling": 3, "stalling-again": 3}
@@ -32,6 +35,16 @@ def tell():
         sys.stderr.write(f"{time.monotonic() - begun:6.1f} {text}\n")
 
     return line
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item):
+    """Let a failed step tell what our units logged."""
+    report = yield
+    if report.when == "call" and report.failed and "guest" in item.funcargs:
+        with suppress(CommandFailed, VmLost):
+            item.funcargs["guest"].run(LOGS, status=None, whole=True)
+    return report
 
 
 @pytest.fixture(autouse=True)

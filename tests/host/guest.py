@@ -41,12 +41,15 @@ class Guest:
     def __init__(self, machine: Machine, tell: Callable[[str], None]) -> None:
         self._machine, self._tell = machine, tell
 
-    def run(self, command: str, *, timeout_s: float = 60.0, status: int | None = 0, quiet: bool = False) -> str:
+    def run(
+        self, command: str, *, timeout_s: float = 60.0, status: int | None = 0, quiet: bool = False, whole: bool = False
+    ) -> str:
         """Run a shell command and return what it printed.
 
         Args:
             status: exit status that it must have; None for any.
             quiet: leave it out of the transcript.
+            whole: tell all of its output.
 
         Raises:
             CommandFailed: it ended otherwise.
@@ -61,10 +64,11 @@ class Guest:
             for line in more:
                 self._tell(f"> {line}")
             lines = output.splitlines()
-            for line in lines if failed else lines[:SHOWN_LINES]:
+            shown = lines if failed or whole else lines[:SHOWN_LINES]
+            for line in shown:
                 self._tell(f"  {line}")
-            if not failed and len(lines) > SHOWN_LINES:
-                self._tell(f"  ... {len(lines) - SHOWN_LINES} lines more")
+            if len(lines) > len(shown):
+                self._tell(f"  ... {len(lines) - len(shown)} lines more")
         if failed:
             raise CommandFailed(f"status {answer['status']} of: {command}\n{output}")
         return output

@@ -23,18 +23,17 @@ TRUSTED = "/etc/schedagent/trusted"
 STATE = "/var/lib/schedagentd"
 CONFIG = """
 rollback = "not_on_exit"
-sample_s = 0.5
+sample_s = 1
 baseline_samples = 12
-probation_s = { canary = 8, wider = 6, full = 6 }
+probation_s = { canary = 15, wider = 6, full = 6 }
 longest_lease_s = 3600
 bounds = { worse_ratio = 4, delay_floor_s = 0.2, pressure_floor = 0.9, starvation_s = 30 }
 """
 """Stages as short as a test needs them; bounds wide enough for an emulated machine, where everything waits."""
 
-WORKER = "while :; do sleep 0.1; for i in $(seq 2000); do :; done; done"
-PLACES = tuple(
-    f"{folder}/schedagent" for folder in ("/usr/lib", "/usr/share/doc", "/usr/share", "/etc", "/var/lib", "/var/cache")
-) + ("/var/lib/dpkg/", "/var/log/dpkg.log")
+WORKER = "while :; do sleep 0.1; for i in $(seq 500); do :; done; done"
+FOLDERS = ("/usr/lib", "/usr/share", "/usr/share/doc", "/etc", "/var/lib", "/var/cache")
+PLACES = (*(f"{folder}/schedagent" for folder in FOLDERS), "/var/lib/dpkg/", "/var/log/dpkg.log")
 """Folders that are schedagent's alone, and dpkg's own notes."""
 
 MONITOR_S = 20

@@ -1,4 +1,4 @@
-"""sample_kernel.py FILE: look at sched_ext every 5 ms until FILE is there; then write what was seen to FILE.seen."""
+"""sample_kernel.py FILE: look at sched_ext every 20 ms until FILE is there; then write what was seen to FILE.seen."""
 
 import json
 import sys
@@ -11,5 +11,5 @@ while not stop.exists():
     looked = [(SYSFS / "state").read_text().strip(), int((SYSFS / "enable_seq").read_text())]
     if looked not in seen:
         seen.append(looked)
-    time.sleep(0.005)
+    time.sleep(0.02)
 stop.with_name(f"{stop.name}.seen").write_text(json.dumps(seen))
