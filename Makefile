@@ -14,7 +14,7 @@ LINK_DIR ?= $(HOME)/.local/bin
 INSTALLATION = $(BIN)/python -m deploy.setup.installation --prefix "$(PREFIX)" --destdir "$(DESTDIR)"
 C_SOURCES = find kernel_bpf tests -name '*.[ch]' -not -name vmlinux.h -print0
 
-.PHONY: help venv setup demo demo-llm test test-unit test-vm test-verifier older-kernel promtool docs mutation fuzz-socket check bench kernel link install uninstall purge deb fmt lock clean
+.PHONY: help venv setup demo demo-llm test test-unit test-vm test-host test-verifier older-kernel promtool docs mutation fuzz-socket check bench kernel link install uninstall purge deb fmt lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -51,6 +51,9 @@ test-unit: setup promtool ## run the tests that need no micro-VM, side by side: 
 
 test-vm: setup ## run only the tests that need the micro-VM
 	$(PYTEST) -m "vm or e2e"
+
+test-host: setup ## install it on a Debian in QEMU and walk the whole life of a policy there; prints a transcript
+	$(PYTEST) -x --capture=no -q -m host tests/host
 
 check: setup promtool ## types, lint, formats, import rules, Prometheus rules and Grafana dashboards
 	$(BIN)/mypy
