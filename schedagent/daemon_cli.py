@@ -270,6 +270,9 @@ def render_status(told: dict[str, Any]) -> str:
     """What `status` prints."""
     lines = [f"in charge: {told['in_charge']}"]
     lines += [render_deployment(told[one]) for one in ("active", "waiting") if told[one]]
+    if told["foreign"]:
+        named = ", ".join(told["foreign"]["schedulers"]) or "no process known to load one"
+        lines.append(f"another sched_ext scheduler is loaded ({named}); to deploy: {told['foreign']['hint']}")
     for name, spread in told["measured"].items():
         lines.append(f"  measured {name}: {spread['mean']:.4g} (mean of {spread['count']})")
     kernel = told["kernel"]

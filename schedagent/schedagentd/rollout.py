@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+from kernel_bpf.sched_ext import KernelState
 from schedagent.core.errors import BpfError, RecordError, Refused, SchedagentError
 from schedagent.core.token import read_signed
 from schedagent.schedagentd.admission import check_machine
@@ -222,6 +223,7 @@ class Rollout(Driver):
             "rollback": self.config.rollback,
             "unsaved": sorted(self._unsaved),
             "totals": self._totals(),
+            "foreign": self._foreign(state),
             "kernel": {
                 "release": release,
                 "build_id": build_id,
@@ -242,6 +244,13 @@ class Rollout(Driver):
         except RecordError as error:
             log.error("%s", error)
             return None
+
+    def _foreign(self, state: KernelState) -> dict[str, Any] | None:
+        """Who may have loaded what runs, if it is not ours, and how to be rid of it."""
+        if self.active is not None or not state.available or state.state == "disabled":
+            return None
+        found = self.kernel.schedulers()
+        return {"schedulers": [str(one) for one in found], "hint": stop_hint(found)}
 
     # Looking
 
