@@ -9,19 +9,23 @@ $(error the cache folder is unknown, see above; python3 must be there, 3.11 or l
 endif
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
-PREFIX ?= $(HOME)/.local
+PREFIX ?= /usr/local
+LINK_DIR ?= $(HOME)/.local/bin
+INSTALLATION = $(BIN)/python -m deploy.setup.installation --prefix "$(PREFIX)" --destdir "$(DESTDIR)"
 C_SOURCES = find kernel_bpf tests -name '*.[ch]' -not -name vmlinux.h -print0
 
-.PHONY: help setup demo demo-llm test test-unit test-vm test-verifier older-kernel promtool docs mutation fuzz-socket check bench kernel install fmt lock clean
+.PHONY: help venv setup demo demo-llm test test-unit test-vm test-host test-verifier older-kernel promtool docs mutation fuzz-socket check bench kernel link install uninstall purge deb fmt lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 
-setup: ## get all that is needed: Debian packages, virtual environment, sched_ext kernel
+venv: # Debian packages and virtual environment
 	@python3 -m verifier.packages
 	@deploy/setup/venv.sh "$(VENV)"
+
+setup: venv ## get all that is needed: Debian packages, virtual environment, sched_ext kernel
 	@$(BIN)/python -m verifier.microvm.kernels
-	@echo "schedagent: $(BIN)/schedagent (make install links it into $(PREFIX)/bin)"
+	@echo "schedagent: $(BIN)/schedagent (make link puts a link to it into $(LINK_DIR))"
 
 demo: setup ## optimise the build of a small bundled C project, from observation to verdict
 	$(BIN)/schedagent optimize --workload "make -j" --dir tests/fixtures/cproject --prepare "make clean" --iterations 1 --budget-minutes 10 \
@@ -48,6 +52,9 @@ test-unit: setup promtool ## run the tests that need no micro-VM, side by side: 
 test-vm: setup ## run only the tests that need the micro-VM
 	$(PYTEST) -m "vm or e2e"
 
+test-host: setup ## install it on a Debian in QEMU and walk the whole life of a policy there; prints a transcript
+	$(PYTEST) -x --capture=no -q -m host tests/host
+
 check: setup promtool ## types, lint, formats, import rules, Prometheus rules and Grafana dashboards
 	$(BIN)/mypy
 	$(BIN)/ruff check --quiet
@@ -67,10 +74,22 @@ fuzz-socket: setup ## send 100,000 random and mutated messages to schedagentd, f
 kernel: setup ## download the newest kernel, or the one named: make kernel KERNEL=6.18.15+deb13-amd64
 	@$(BIN)/python -m verifier.microvm.kernels --fetch "$(KERNEL)"
 
-install: setup ## link schedagent into ~/.local/bin (PREFIX=... for elsewhere)
-	@install -d "$(PREFIX)/bin"
-	@ln -sfn "$(BIN)/schedagent" "$(PREFIX)/bin/schedagent"
-	@echo "linked $(PREFIX)/bin/schedagent"
+link: setup ## link schedagent into ~/.local/bin (LINK_DIR=... for elsewhere), for this user and this checkout
+	@install -d "$(LINK_DIR)"
+	@ln -sfn "$(BIN)/schedagent" "$(LINK_DIR)/schedagent"
+	@echo "linked $(LINK_DIR)/schedagent"
+
+install: venv ## install everything, units included (PREFIX=/usr/local DESTDIR= PYTHON=/usr/bin/python3.X)
+	@$(INSTALLATION) --python "$(PYTHON)" install
+
+uninstall: venv ## remove what install put there; state and configuration stay
+	@$(INSTALLATION) uninstall
+
+purge: venv ## remove state and configuration, too
+	@$(INSTALLATION) purge
+
+deb: venv ## make a Debian package of what install installs: dist/schedagent_VERSION_ARCHITECTURE.deb
+	@$(BIN)/python -m deploy.setup.package dist
 
 docs: setup ## write the generated tables and dashboards anew
 	$(BIN)/python -m tests.documentation

@@ -156,8 +156,8 @@ def _disk(settings: Settings) -> Finding:
 
 def _virtual_environment(settings: Settings) -> Finding:
     version = ".".join(str(part) for part in sys.version_info[:3])
-    if Path(sys.prefix).resolve() == settings.venv_dir.resolve():
-        return Finding("Python", "ok", f"{version} in {settings.venv_dir}")
+    if Path(sys.prefix).resolve() == settings.venv_dir.resolve() or (Path(sys.prefix) / "packages.stamp").is_file():
+        return Finding("Python", "ok", f"{version} in {sys.prefix}")
     if (settings.venv_dir / "packages.stamp").is_file():
         return Finding("Python", "info", f"{version} in {sys.prefix}; set-up's own is {settings.venv_dir}")
     consequence = "the versions in use are not the locked ones"

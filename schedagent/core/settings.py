@@ -178,6 +178,11 @@ def workload_environment(env: Mapping[str, str] | None = None) -> dict[str, str]
     return {name: value for name, value in env.items() if name not in ours}
 
 
+def variables() -> dict[str, str]:
+    """Return the environment variable of each setting that has one, by the setting's key."""
+    return {key: variable for key, (variable, _accept) in _OPTIONS.items() if variable}
+
+
 def writable(directory: Path, variable: str = "SCHEDAGENT_CACHE") -> Path:
     """Create `directory` if need be, prove that a file can be written there, and return it.
 

@@ -333,7 +333,7 @@ class Server:
 
     def _do(self, peer: Peer, request: Request) -> dict[str, Any]:  # noqa: PLR0911 - one return for each verb
         rollout = self._rollout
-        boot = rollout.clock.boot()
+        boot = rollout.clock.boot  # asked afterwards: what is new began a moment ago, not in a moment
         match request:
             case Status():
                 return rollout.status()
@@ -341,7 +341,8 @@ class Server:
                 return self._policies()
             case History():
                 found = rollout.record.history(request.limit)
-                return {"history": [one.summary(boot) | ({"dump": one.dump} if request.dumps else {}) for one in found]}
+                now = boot()
+                return {"history": [one.summary(now) | ({"dump": one.dump} if request.dumps else {}) for one in found]}
             case Deploy():
                 deployment = rollout.deploy(
                     peer.uid,
@@ -354,14 +355,14 @@ class Server:
                     request.pid,
                     request.better,
                 )
-                return deployment.summary(boot)
+                return deployment.summary(boot())
             case Renew():
                 renewed = rollout.renew(
                     request.deployment, request.lease_s, request.token, request.report_digest, request.metric
                 )
-                return renewed.summary(boot)
+                return renewed.summary(boot())
             case Promote():
-                return rollout.promote(request.deployment, request.stage, request.cgroup).summary(boot)
+                return rollout.promote(request.deployment, request.stage, request.cgroup).summary(boot())
             case Rollback():
                 return {"in_charge": rollout.rollback(request.deployment, request.to_default)}
         raise AssertionError("every request has its verb")

@@ -6,17 +6,17 @@ gone, carries it out again, and the run goes on behind its last finished step.
 
 from __future__ import annotations
 
-import base64
 import json
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 from repo_store.records import RunStatus
 from repo_store.store import PolicyRepository, new_run_id
-from schedagent.approval import deployment, winner
+from schedagent.approval import winner
 from schedagent.core import token
 from schedagent.core.approval import Stage
 from schedagent.core.artifact import PolicyArtifact
@@ -29,6 +29,7 @@ from schedagent.core.settings import Settings
 from schedagent.core.verification import VerificationReport
 from schedagent.core.workload import WorkloadCommand
 from schedagent.daemon_client import DaemonClient
+from schedagent.handover import handover
 from schedagent.options import RunOptions
 from schedagent.progress import Reporter
 from schedagent.wiring import (
@@ -155,7 +156,8 @@ class Hands:
             raise UsageError(
                 f"recommendation {one.id} names no cgroup", f"say which: schedagent apply {one.id} --cgroup /A"
             )
-        fields = self._order(one)
+        run_id = str(one.evidence["run"])
+        fields = handover(self.repository, run_id, partial(self.lab.compile, self.repository, run_id), one.policy)
         told = _running_already(client, fields.pop("digest"), fields["tunables"]) or client.ask(
             "deploy", **fields, stage="canary", cgroup=cgroup, lease_s=self.settings.daemon.lease_s
         )
@@ -184,31 +186,6 @@ class Hands:
             token=report.token,
             report_digest=said.report_digest,
         )
-
-    def _order(self, one: Recommendation) -> dict[str, Any]:
-        """Put together what schedagentd wants of a run's winner: its object is compiled again, to the same bytes."""
-        run_id = str(one.evidence["run"])
-        handed, found = deployment(self.repository, run_id), winner(self.repository, run_id)
-        if handed is None or found is None or found[0].policy != one.policy:
-            raise UsageError(f"run {run_id} hands out no token for {one.policy} any more", "optimise it again")
-        candidate, said = found[0], token.decode(handed["token"])
-        artifact = self.lab.compile(self.repository, run_id, candidate.policy, said.kernel_release)
-        if artifact.digest != said.artifact_digest:
-            raise PolicyError(
-                f"compiling {candidate.policy} gives another object ({artifact.digest[:12]}) than was verified "
-                f"({said.artifact_digest[:12]})",
-                "compiler or kernel types have changed: optimise it again",
-            )
-        return {
-            "digest": artifact.digest,
-            "policy": candidate.policy,
-            "object_base64": base64.b64encode(artifact.object_bytes).decode(),
-            "tunables": dict(said.tunables),
-            "history": [list(pair) for pair in candidate.history],
-            "classes": [list(pair) for pair in candidate.classes],
-            "report_digest": said.report_digest,
-            "token": handed["token"],
-        }
 
 
 def run_options(settings: ServiceSettings) -> RunOptions:

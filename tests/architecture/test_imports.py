@@ -25,6 +25,7 @@ LAYERS = {
         *(
             "schedagent.wiring",
             "schedagent.approval",
+            "schedagent.handover",
             "schedagent.options",
             "schedagent.progress",
             "schedagent.workbench",

@@ -60,8 +60,8 @@ def test_scrapes_and_idle(tmp_path):
         idle = (cpu_s(process.pid) - before) / IDLE_S
         rss_kib = int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{process.pid}/status").read_text()).group(1))
         print(
-            f"\nexporter: {rss_kib / 1024:.0f} MiB, {idle:.4%} of a CPU idle, {started_s:.2f} s of CPU to begin, "
-            f"then {each_s * 1e3:.0f} ms of CPU, {waited / SCRAPES * 1e3:.0f} ms and {sizes[-1]} bytes a scrape"
+            f"\nexporter: {rss_kib / 1024:.0f} MiB, {idle:.4%} of a CPU idle, {started_s:.2f} s of CPU to the first"
+            f"; {each_s * 1e3:.0f} ms of CPU, {waited / SCRAPES * 1e3:.0f} ms and {sizes[-1]} bytes for each"
         )
         assert rss_kib < MOST_RSS_KIB
         assert idle < MOST_IDLE_CPU

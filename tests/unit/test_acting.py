@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from dataclasses import replace
@@ -10,9 +11,11 @@ import pytest
 from daemons import Daemon, scripted_kernel, until
 from deploying import CANARY, WIDER, order_of
 from serving import HARDWARE, WORKLOAD, ScriptedLab, look, optimise, win
+from typer.testing import CliRunner
 
 from repo_store.records import RunStatus
 from repo_store.store import PolicyRepository
+from schedagent.cli import app
 from schedagent.core.approval import Stage
 from schedagent.core.errors import PolicyError, SchedagentError, SetupError, UsageError
 from schedagent.core.recommendation import ApplyRequest, Progress, Standing
@@ -198,6 +201,19 @@ def test_a_run_that_hands_out_no_token_any_more(hands, repository, settings, rep
     one = replace(deployable(repository, settings), policy="another")
     with pytest.raises(UsageError, match="hands out no token for another"):
         hands.carry_out(asked(repository, one), reporter)
+
+
+def test_the_winner_of_a_run_is_deployed_by_the_run(repository, settings, daemon, monkeypatch):
+    run_id = win(repository)
+    monkeypatch.setenv("SCHEDAGENT_STATE", str(settings.state_dir))
+    monkeypatch.setattr("schedagent.service.acting.WiredLab", lambda _found: ScriptedLab(settings, repository))
+    words = ["deploy", run_id, "--cgroup", CANARY, "--json", "--socket", str(daemon.config.socket)]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["policy"] == "good"
+    assert daemon.client.ask("history")["history"][0]["cgroup"] == CANARY
+    unknown = CliRunner().invoke(app, ["deploy", "no-such-run", "--cgroup", CANARY])
+    assert (unknown.exit_code, "schedagent runs list" in unknown.output) == (2, True), unknown.output
 
 
 # --- keep

@@ -144,3 +144,9 @@ def test_rendering():
     found = {"schedulers": ["scx_lavd, process 7"], "hint": "stop scx_lavd, process 7"}
     assert "scheduler is loaded (scx_lavd, process 7); to deploy: stop" in render_status(told | {"foreign": found})
     assert Stage.FULL
+
+
+def test_an_object_needs_its_report(files):
+    object_file, _report = files()
+    result = CliRunner().invoke(app, ["deploy", object_file, "--cgroup", CANARY])
+    assert (result.exit_code, "add --report REPORT.json" in result.output) == (2, True), result.output

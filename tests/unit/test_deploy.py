@@ -86,13 +86,13 @@ def test_the_example_configuration_shows_every_default(tmp_path):
 @with_systemd
 @pytest.mark.parametrize("name", ["schedagent-verifier", "schedagentd", "schedagent-metrics"])
 def test_systemd_accepts_them(tmp_path, name):
-    program = tmp_path / "schedagent"
     units = [UNITS / f"{name}.service", UNITS / f"{name}.socket"]
-    for path in (program, tmp_path / "schedagentd"):
+    for path in (tmp_path / "schedagent", tmp_path / "schedagentd"):
         path.write_text("#!/bin/sh\n")
         path.chmod(0o755)
     for path in units:
-        (tmp_path / path.name).write_text(re.sub(r"/usr/(local/)?s?bin/schedagent", str(program), path.read_text()))
+        text = re.sub("=/usr/s?bin/schedagent", f"={tmp_path}/schedagent", path.read_text())
+        (tmp_path / path.name).write_text(text)
     words = ["systemd-analyze", "verify", "--man=no", *(str(tmp_path / path.name) for path in units)]
     checked = subprocess.run(words, capture_output=True, text=True, timeout=30, check=False)
     ours = [line for line in checked.stderr.splitlines() if name in line]

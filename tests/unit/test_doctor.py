@@ -45,6 +45,16 @@ def test_folder_that_cannot_be_written(tmp_path: Path) -> None:
     assert "SCHEDAGENT_CACHE" in finding.remedy
 
 
+def test_an_installed_python_has_the_locked_versions_if_set_up_s_stamp_is_there(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.prefix", str(tmp_path))
+    assert doctor._virtual_environment(settings).status == "warning"
+    (tmp_path / "packages.stamp").write_text("")
+    found = doctor._virtual_environment(settings)
+    assert (found.status, str(tmp_path) in found.detail) == ("ok", True)
+
+
 def programs_saying(monkeypatch: pytest.MonkeyPatch, text: str) -> dict[str, Finding]:
     def run(argv: list[str], timeout_s: float) -> object:
         if not text:

@@ -7,16 +7,20 @@ import time
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ed25519
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from deploying import CANARY, KEY, WIDER, content_of, order_of
 from hosting import PROBATION, UID, Host
 from scripted_kernel import ScriptedKernel
 
 from schedagent.core.errors import KernelRejected, RecordError, Refused, SetupError, TokenError
-from schedagent.core.token import Scope
+from schedagent.core.token import Scope, key_id
 from schedagent.schedagentd.breaker import Bounds
 from schedagent.schedagentd.config import Config
 from schedagent.schedagentd.deployment import Better, End, Phase, Stage, Tree
 from schedagent.schedagentd.record import FILE, Record
+
+OTHER = ed25519.Ed25519PrivateKey.from_private_bytes(bytes(32))
+OTHER_PUBLIC = OTHER.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 
 
 @pytest.fixture
@@ -336,6 +340,15 @@ class TestRefusals:
             host.rollout.renew(number, 600.0)
         host.wait(30)
         assert host.running is None
+
+    def test_but_with_a_newer_token_of_a_trusted_one(self, host):
+        number = host.deploy(lease_s=30.0).number
+        newer = order_of(now=host.clock.unix(), key=OTHER, key_id=key_id(OTHER_PUBLIC))
+        host.rollout._public_keys = lambda: [OTHER_PUBLIC]
+        host.rollout.renew(number, 600.0, newer.token, newer.report_digest)
+        host.rollout.renew(number, 600.0)
+        host.wait(31)
+        assert host.running == number
 
     def test_nor_is_what_waits_loaded(self, host):
         host.rollout.config = Config(probation_s=PROBATION, baseline_samples=12)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pwd
 import random
@@ -151,7 +152,9 @@ class TestVerbs:
         events = daemon.client.events()
         start = daemon.client.ask("status")
         assert (start["in_charge"], start["active"]) == ("the default scheduler", None)
-        number = daemon.deploy("walk", lease_s=100)["deployment"]
+        begun = daemon.deploy("walk", lease_s=100)
+        assert math.copysign(1, begun["since_s"]) == 1, "it began, if a rounded moment ago"
+        number = begun["deployment"]
         until(lambda: daemon.client.ask("status")["active"]["proven"])
         told = daemon.client.ask("status")
         assert told["in_charge"].startswith(f"deployment {number} (walk ")

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Manual pages, in the man(7) macros, made of the commands themselves and of the documented default configurations.
+
+One page for each command that stands behind `schedagent`, groups of commands on one page, and one for each
+configuration file. The pages of deploy/man are written by hand. click-man knows click's commands only, and typer has
+its own.
+"""
+
+from __future__ import annotations
+
+import datetime
+import inspect
+import os
+import re
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from deploy.setup.environment import ROOT
+from schedagent import __version__, cli
+from schedagent.core.settings import Settings, variables
+
+PROGRAM = "schedagent"
+BY_HAND = ROOT / "deploy" / "man"
+CONFIGURATIONS = ROOT / "deploy" / "systemd"
+_FILES = {
+    "~/.config/schedagent/config.toml": "Settings, as TOML; the keys stand above.",
+    "~/.local/state/schedagent": "What was measured, the policies that runs made, and the keys.",
+    "~/.cache/schedagent": "Kernels, snapshots of virtual machines, compiled policies; safe to delete.",
+    "/run/schedagent/schedagentd.sock": "Where schedagentd(8) listens.",
+}
+
+
+def pages() -> dict[str, str]:
+    """Return the text of every page by its file name, such as schedagent-verify.1."""
+    root: Any = typer.main.get_command(cli.app)
+    context = root.context_class(root, info_name=PROGRAM)
+    found = {f"{PROGRAM}.1": _page(PROGRAM, root, context, [*_commands_of(root), *_surroundings()])}
+    for name, command in root.commands.items():
+        below = command.context_class(command, info_name=name, parent=context)
+        found[f"{PROGRAM}-{name}.1"] = _page(f"{PROGRAM}-{name}", command, below, list(_below(command, below)))
+    for path in sorted(CONFIGURATIONS.glob("*.toml")):
+        found[f"{path.name}.5"] = configuration_page(path.name, path.read_text())
+    for path in sorted(BY_HAND.iterdir()):
+        found[path.name] = path.read_text().replace("@DATE@", _date()).replace("@VERSION@", __version__)
+    return found
+
+
+def configuration_page(name: str, text: str) -> str:
+    """Return the page of a configuration file whose comments say what each key below them is.
+
+    Args:
+        name: of the file in /etc/schedagent.
+        text: its default content, paragraphs of comments and of keys, which may be commented out.
+    """
+    program = name.removesuffix(".toml")
+    lines = [
+        _heading(name, 5, "File Formats"),
+        ".SH NAME",
+        f"{escaped(name)} \\- configuration of {escaped(program)}",
+        ".SH SYNOPSIS",
+        f".I {escaped(f'/etc/schedagent/{name}')}",
+        ".SH DESCRIPTION",
+        "A TOML file; what is not in it has its default, which is shown here.",
+    ]
+    for paragraph in text.split("\n\n"):
+        told = [line.lstrip("# ") for line in paragraph.splitlines() if re.match("# ", line)]
+        keys = [line.lstrip("#") for line in paragraph.splitlines() if re.match(r"#?[\w\[]", line)]
+        if "SPDX-License-Identifier" in paragraph or not keys:
+            continue
+        lines += [".TP", *"\n.TQ\n".join(f".B {escaped(key)}" for key in keys).splitlines(), _filled(" ".join(told))]
+    return "\n".join([*lines, ".SH SEE ALSO", f".BR {PROGRAM} (1),", ".BR schedagentd (8)"]) + "\n"
+
+
+def escaped(text: str) -> str:
+    """Return text such that roff prints it as it is: nothing steers, and a minus can be copied."""
+    lines = text.replace("\\", "\\e").replace("-", "\\-").replace('"', "\\(dq").splitlines()
+    return "\n".join(f"\\&{line}" if line[:1] in (".", "'") else line for line in lines)
+
+
+def _filled(text: str) -> str:
+    """Return words in lines of bearable length, none of which steers."""
+    return escaped("\n".join(textwrap.wrap(text, 76, break_long_words=False, break_on_hyphens=False)))
+
+
+def _heading(title: str, section: int, manual: str) -> str:
+    return f'.TH {escaped(title.upper())} {section} {_date()} "{PROGRAM} {__version__}" "{manual}"'
+
+
+def _page(title: str, command: Any, context: Any, rest: list[str]) -> str:
+    words = inspect.cleandoc(command.help or "")
+    see = [".BR schedagent (1),", ".BR schedagentd (8)"] if title != PROGRAM else [".BR schedagentd (8)"]
+    lines = [
+        _heading(title, 1, "User Commands"),
+        ".SH NAME",
+        f"{escaped(title)} \\-",
+        _filled(_short(words)),
+        ".SH SYNOPSIS",
+        *_synopsis(command, context),
+        ".SH DESCRIPTION",
+        *_paragraphs(words),
+        *_parameters(command, context, ".SH"),
+        *rest,
+        ".SH EXIT STATUS",
+        *(f".TP\n.B {status}\n{_filled(meaning)}" for status, meaning in _statuses()),
+        ".SH SEE ALSO",
+        *see,
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _short(words: str) -> str:
+    return words.partition("\n\n")[0].rstrip(".")
+
+
+def _paragraphs(words: str) -> list[str]:
+    return "\n.PP\n".join(map(_filled, words.split("\n\n"))).splitlines()
+
+
+def _synopsis(command: Any, context: Any) -> list[str]:
+    pieces = " ".join(command.collect_usage_pieces(context)).replace("{", "").replace("}", "")
+    return [f".B {escaped(context.command_path)}", escaped(pieces)]
+
+
+def _parameters(command: Any, context: Any, heading: str = "") -> Iterator[str]:
+    """Arguments and options, each with the words of --help."""
+    for kind, title in (("argument", "ARGUMENTS"), ("option", "OPTIONS")):
+        told = [
+            record
+            for parameter in command.get_params(context)
+            if parameter.param_type_name == kind and (record := parameter.get_help_record(context))
+        ]
+        if told and heading:
+            yield f"{heading} {title}"
+        for name, words in told:
+            yield f".TP\n.B {escaped(name)}\n{_filled(words)}"
+
+
+def _commands_of(group: Any) -> list[str]:
+    rows = sorted((name, _short(inspect.cleandoc(command.help or ""))) for name, command in group.commands.items())
+    return [".SH COMMANDS", *(f".TP\n.BR {escaped(f'{PROGRAM}-{name}')} (1)\n{_filled(words)}" for name, words in rows)]
+
+
+def _below(command: Any, context: Any) -> Iterator[str]:
+    """The commands of a group, with all that can be said to each."""
+    children = getattr(command, "commands", {})
+    if children:
+        yield ".SH COMMANDS"
+    for name, child in children.items():
+        below = child.context_class(child, info_name=name, parent=context)
+        yield f".SS {escaped(name)}"
+        yield from _synopsis(child, below)
+        yield ".PP"
+        yield from _paragraphs(inspect.cleandoc(child.help or ""))
+        yield from _parameters(child, below)
+
+
+def _surroundings() -> Iterator[str]:
+    described = _settings()
+    yield ".SH ENVIRONMENT"
+    for key, variable in variables().items():
+        words = described[key][:1].upper() + described[key][1:]
+        yield f".TP\n.B {escaped(variable)}\n{_filled(f'{words} Key of the file: {key}.')}"
+    yield ".SH FILES"
+    for path, words in _FILES.items():
+        yield f".TP\n.I {escaped(path)}\n{_filled(words)}"
+
+
+def _settings() -> dict[str, str]:
+    """What each setting is, as the documentation of the class says it."""
+    listed = inspect.cleandoc(Settings.__doc__ or "").partition("Args:\n")[2]
+    found = {}
+    for names, words in re.findall(r"^    (\w[\w, ]*): ((?:.*\n?)(?:     +.*\n?)*)", listed, re.MULTILINE):
+        found.update({name: " ".join(words.split()) for name in names.split(", ")})
+    return found
+
+
+def _statuses() -> list[tuple[str, str]]:
+    return re.findall(r"\b(\d+) ([a-z].*?)(?:, (?=\d)|\.$)", cli.EPILOG)
+
+
+def _date() -> str:
+    """The day the commands were last changed, or what a reproducible build says."""
+    seconds = float(os.environ.get("SOURCE_DATE_EPOCH") or Path(cli.__file__).stat().st_mtime)
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).date().isoformat()
