@@ -78,12 +78,12 @@ def _totals(totals: Mapping[str, Any]) -> Readings:
 
 def _deployment(told: Mapping[str, Any]) -> Readings:
     """What is in charge now; families of something that is not there have no series."""
-    active, kernel = told["active"], told["kernel"]
+    active = told["active"]
     readings: Readings = {
         catalog.IN_CHARGE: {_ONE: float(active is not None)},
         catalog.WAITING: {_ONE: float(told["waiting"] is not None)},
         catalog.UNSAVED: {_ONE: len(told["unsaved"])},
-        catalog.FOREIGN: {_ONE: float(bool(kernel["ops"]) and active is None)},
+        catalog.FOREIGN: {_ONE: float(told["foreign"] is not None)},
     }
     if active is None:
         return readings

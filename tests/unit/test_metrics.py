@@ -418,6 +418,7 @@ class TestRepository:
         assert (reader.read(), reader.open_runs()) == (RepositoryTotals(), frozenset())
         assert not (tmp_path / "none.sqlite").exists()
 
+    @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
     def test_nothing_is_written_whoever_looks(self, tmp_path):
         """The owner of a folder that is read-only to it, as in the unit; and while another process writes."""
         looker = pwd.getpwnam("daemon")
