@@ -324,7 +324,8 @@ def test_a_policy_that_errs(guest, host):
 def test_a_full_disk_and_a_broken_one(guest, host):
     """A full disk, then one that the kernel makes read-only: no new deployment, but the end of old ones"""
     guest.run(
-        "systemctl stop schedagentd.socket schedagentd; mkdir /run/host-test/small; mount /dev/vdc /run/host-test/small;"
+        "systemctl stop schedagentd.socket schedagentd; mkdir /run/host-test/small;"
+        " mount /dev/vdc /run/host-test/small;"
         " cp -a /var/lib/schedagentd/. /run/host-test/small; umount /run/host-test/small; rmdir /run/host-test/small;"
         " mount -o errors=remount-ro /dev/vdc /var/lib/schedagentd; systemctl start schedagentd.socket schedagentd"
     )
