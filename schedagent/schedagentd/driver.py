@@ -347,7 +347,8 @@ class Driver:
             self._unsaved.pop(deployment.number, None)
             return True
         except RecordError as error:
-            log.error("%s %s, but: %s", deployment.label, kind, error)
+            said = deployment.number in self._unsaved  # a full disk must not be filled further, by the log
+            log.log(logging.DEBUG if said else logging.ERROR, "%s %s, but: %s", deployment.label, kind, error)
             if owed and deployment.phase is Phase.ENDED:
                 self._unsaved[deployment.number] = deployment
             return False

@@ -674,7 +674,7 @@ class TestRestart:
 
 
 class TestRecord:
-    def test_a_full_disk_refuses_and_never_keeps_a_bad_policy(self, host):
+    def test_a_full_disk_refuses_and_never_keeps_a_bad_policy(self, host, caplog):
         number = host.deploy().number
         host.record._database.execute("PRAGMA query_only = ON")
         with pytest.raises(RecordError):
@@ -683,6 +683,9 @@ class TestRecord:
         host.world.end_policy()
         host.wait(1)
         assert (host.running, host.get(number).phase) == (None, Phase.RUNNING)
+        said = len(caplog.messages)
+        host.wait(20)
+        assert len(caplog.messages) == said, "the log does not fill the disk further"
         host.record._database.execute("PRAGMA query_only = OFF")
         host.wait(1)
         assert (host.get(number).end, host.rollout.busy) == (End.STALL, False)
