@@ -6,6 +6,7 @@ import base64
 import os
 import pwd
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -39,11 +40,17 @@ def scripted_kernel(folder):
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{HERE}"}
     process = subprocess.Popen([sys.executable, str(HERE / "scripted_kernel.py"), str(path)], env=environment)
     try:
-        until(path.exists)
+        until(lambda: listens(path))
         yield path
     finally:
         process.kill()
         process.wait()
+
+
+def listens(path):
+    """Whether somebody takes connections there: a socket is bound a moment before it listens."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        return connection.connect_ex(str(path)) == 0
 
 
 def until(true, limit_s=20.0):
