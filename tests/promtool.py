@@ -12,7 +12,8 @@ import tempfile
 from pathlib import Path
 
 from schedagent.core import proc
-from schedagent.core.errors import SchedagentError, SetupError
+from schedagent.core.errors import SetupError
+from schedagent.core.making import exit_status
 from schedagent.core.settings import Settings, load_settings, writable
 from verifier.apt import PrivateApt, distribution_codename, distribution_sources, read_sources
 
@@ -52,13 +53,7 @@ def fetch(settings: Settings) -> Path:
 
 def main() -> int:
     """Entry for make."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        fetch(load_settings())
-    except SchedagentError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
-    return 0
+    return exit_status(lambda: fetch(load_settings()))
 
 
 if __name__ == "__main__":

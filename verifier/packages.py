@@ -17,7 +17,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from schedagent.core import proc
-from schedagent.core.errors import SchedagentError, SetupError
+from schedagent.core.errors import SetupError
+from schedagent.core.making import exit_status
 from schedagent.core.settings import Settings, load_settings, writable
 from verifier.apt import (
     PrivateApt,
@@ -138,22 +139,21 @@ def _installed_versions(packages: Sequence[str]) -> dict[str, str]:
 
 def main() -> int:
     """Entry for make: install what is missing."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    return exit_status(_install_missing)
+
+
+def _install_missing() -> None:
     own_python = (Requirement("python3-venv"),) if Path(sys.executable).is_relative_to("/usr/bin") else ()
-    try:
-        settings = load_settings()
-        writable(settings.cache_dir)  # all of set-up goes there: better said now than half-way
-        wanted = missing_packages((*REQUIRED, *own_python))
-        if wanted:
-            log.info("installing Debian packages: %s", " ".join(entry.package for entry in wanted))
-            install(settings, wanted)
-            still = missing_packages(wanted)
-            if still:
-                raise SetupError(f"apt ended well, but these are still missing: {' '.join(e.package for e in still)}")
-    except SchedagentError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
-    return 0
+    settings = load_settings()
+    writable(settings.cache_dir)  # all of set-up goes there: better said now than half-way
+    wanted = missing_packages((*REQUIRED, *own_python))
+    if not wanted:
+        return
+    log.info("installing Debian packages: %s", " ".join(entry.package for entry in wanted))
+    install(settings, wanted)
+    still = missing_packages(wanted)
+    if still:
+        raise SetupError(f"apt ended well, but these are still missing: {' '.join(e.package for e in still)}")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ from pathlib import Path
 
 from deploy.setup import completions, environment, host, manuals
 from deploy.setup.environment import ROOT
-from schedagent.core.errors import SchedagentError, SetupError
+from schedagent.core.errors import SetupError
+from schedagent.core.making import exit_status
 
 log = logging.getLogger(__name__)
 
@@ -285,19 +286,14 @@ def _run(arguments: argparse.Namespace) -> None:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Entry for make; returns the exit status."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = argparse.ArgumentParser(prog="installation", description=__doc__)
     parser.add_argument("action", choices=("install", "uninstall", "purge"))
     parser.add_argument("--destdir", default="", help="folder that stands for the root of the target")
     parser.add_argument("--prefix", default="/usr/local", help="where everything but configuration goes")
     parser.add_argument("--python", default="", help="the target's interpreter")
     parser.add_argument("--no-bytecode", action="store_true", help="do not compile the modules")
-    try:
-        _run(parser.parse_args(words))
-    except SchedagentError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
-    return 0
+    chosen = parser.parse_args(words)
+    return exit_status(lambda: _run(chosen))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ from deploy.setup.environment import MINOR, ROOT
 from deploy.setup.installation import STATE, Entry, Place, entries, install
 from schedagent import __version__
 from schedagent.core import proc
-from schedagent.core.errors import SchedagentError, SetupError
+from schedagent.core.errors import SetupError
+from schedagent.core.making import exit_status
 from verifier.packages import REQUIRED, Requirement, requirement
 
 log = logging.getLogger(__name__)
@@ -134,17 +135,15 @@ def _architecture() -> str:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Entry for make; returns the exit status."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = argparse.ArgumentParser(prog="package", description=__doc__)
     parser.add_argument("output", type=Path, help="folder for the package")
-    arguments = parser.parse_args(words)
-    try:
-        package = build(arguments.output)
-    except SchedagentError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
-    log.info("%s: %d MiB; to install it: apt install %s", package, package.stat().st_size >> 20, package.absolute())
-    return 0
+    output = parser.parse_args(words).output
+
+    def step() -> None:
+        package = build(output)
+        log.info("%s: %d MiB; to install it: apt install %s", package, package.stat().st_size >> 20, package.absolute())
+
+    return exit_status(step)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Literal
 
 from schedagent.core import proc
-from schedagent.core.errors import SchedagentError, SetupError
+from schedagent.core.errors import SetupError
+from schedagent.core.making import exit_status
 from schedagent.core.settings import Settings, load_settings, writable
 from verifier.apt import PrivateApt, Source, debian_mirror, distribution_codename, read_sources
 
@@ -390,19 +391,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--older", action="store_true", help="also have one of an older major version, if there is one")
     parser.add_argument("release", nargs="?", default="", help="kernel release, such as 6.18.15+deb13-amd64")
     chosen = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
+
+    def step() -> None:
         settings = load_settings()
         wants_new = chosen.fetch or chosen.release
         image = fetch_kernel(settings, chosen.release or None) if wants_new else ensure_kernel(settings)
         older = fetch_older(settings) if chosen.older else None
-    except SchedagentError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
-    for kernel in (image, older):
-        if kernel:
-            log.info("kernel %s (%s)", kernel.release, kernel.vmlinuz)
-    return 0
+        for kernel in (image, older):
+            if kernel:
+                log.info("kernel %s (%s)", kernel.release, kernel.vmlinuz)
+
+    return exit_status(step)
 
 
 if __name__ == "__main__":
