@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from daemons import scripted_kernel
+from hosting import Host
 
 from kernel_bpf.target import KernelTarget, prepare_target
 from schedagent.core.settings import load_settings
@@ -15,3 +17,25 @@ def real_target() -> KernelTarget:
     settings = load_settings()
     kernel = default_kernel(settings)
     return prepare_target(kernel.vmlinuz, kernel.release, settings.cache_dir)
+
+
+@pytest.fixture(scope="module")
+def kernel(tmp_path_factory):
+    """The socket of a scripted kernel in a process of its own, for real daemons."""
+    with scripted_kernel(tmp_path_factory.mktemp("kernel")) as path:
+        yield path
+
+
+@pytest.fixture
+def host(tmp_path):
+    made = Host(tmp_path / "state")
+    yield made
+    made.record.close()
+
+
+@pytest.fixture
+def staying(tmp_path):
+    """A host whose proven policies survive the daemon."""
+    made = Host(tmp_path / "state", rollback="not_on_exit")
+    yield made
+    made.record.close()

@@ -10,6 +10,8 @@ import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+from daemons import Daemon, scripted_kernel
 from minds import COMPOSED, ONE_PLAN, Mind, on, plan
 from prometheus_client.parser import text_string_to_metric_families
 from scripted import Script
@@ -90,3 +92,18 @@ def exporter(state_dir, daemon_socket, *launcher):
         process.terminate()
         running.log = process.communicate(timeout=20)[1].decode()
         running.status = process.returncode
+
+
+@contextmanager
+def exporting(folder):
+    """An exporter beside a daemon that runs a policy, and a repository with a run in it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("no_proxy", "127.0.0.1")
+        script, _report = recorded_run(folder)
+    with scripted_kernel(folder) as kernel:
+        daemon = Daemon(folder / "d", kernel).start()
+        daemon.deploy("fifo")
+        with exporter(script.settings.state_dir, daemon.config.socket) as process:
+            process.daemon = daemon
+            yield process
+        daemon.end()

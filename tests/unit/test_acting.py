@@ -8,7 +8,7 @@ import time
 from dataclasses import replace
 
 import pytest
-from daemons import Daemon, scripted_kernel, until
+from daemons import Daemon, until
 from deploying import CANARY, WIDER, order_of
 from serving import HARDWARE, WORKLOAD, ScriptedLab, look, optimise, win
 from typer.testing import CliRunner
@@ -31,12 +31,6 @@ from schedagent.wiring import REPOSITORY, only_one
 
 pytestmark = pytest.mark.timeout(60)
 SERVICE = ServiceSettings(workloads=(WatchedWorkload(WORKLOAD, CANARY),), lease_s=90, promote="canary")
-
-
-@pytest.fixture(scope="module")
-def kernel(tmp_path_factory):
-    with scripted_kernel(tmp_path_factory.mktemp("kernel")) as path:
-        yield path
 
 
 @pytest.fixture

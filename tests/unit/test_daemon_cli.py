@@ -7,7 +7,7 @@ import json
 import signal
 
 import pytest
-from daemons import Daemon, scripted_kernel, until
+from daemons import Daemon, until
 from deploying import CANARY, WIDER, content_of, order_of
 from typer.testing import CliRunner
 
@@ -16,12 +16,6 @@ from schedagent.daemon_cli import deployment_fields, render_event, render_histor
 from schedagent.schedagentd.deployment import Stage
 
 pytestmark = pytest.mark.timeout(60)
-
-
-@pytest.fixture(scope="module")
-def kernel(tmp_path_factory):
-    with scripted_kernel(tmp_path_factory.mktemp("kernel")) as path:
-        yield path
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import time
 from contextlib import suppress
 
 import pytest
-from daemons import Agent, Daemon, check_after_death, request_of, scripted_kernel, until
+from daemons import Agent, Daemon, check_after_death, request_of, until
 from deploying import CANARY, WIDER, content_of, order_of
 from hosting import PROBATION, UID, Host
 from scripted_kernel import RemoteWorld
@@ -181,12 +181,6 @@ CONFIG = {
     "promoting": QUICK,
     "pinned": {"rollback": NOT_ON_EXIT},
 }
-
-
-@pytest.fixture(scope="module")
-def kernel(tmp_path_factory):
-    with scripted_kernel(tmp_path_factory.mktemp("kernel")) as path:
-        yield path
 
 
 class Real:

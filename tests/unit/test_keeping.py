@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from daemons import ROOT, Agent, Daemon, scripted_kernel, until
+from daemons import ROOT, Agent, Daemon, until
 from deploying import CANARY, content_of, order_of
 from scripted_kernel import RemoteWorld
 from typer.testing import CliRunner
@@ -25,12 +25,6 @@ from schedagent.core.token import digest_inputs
 from schedagent.keeping import CommandMetric, Keeper, QueryMetric
 
 pytestmark = pytest.mark.timeout(60)
-
-
-@pytest.fixture(scope="module")
-def kernel(tmp_path_factory):
-    with scripted_kernel(tmp_path_factory.mktemp("kernel")) as path:
-        yield path
 
 
 @pytest.fixture

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 from daemons import Daemon, scripted_kernel, until
 from exporting import ROOT, Scrape, recorded_run
+from hosting import Host
 from prometheus_client import generate_latest
 from serving import look, optimise
 from test_repo_store import HARDWARE, WORKLOAD
-from test_rollout import Host
 from test_schedagentd_server import as_user
 
 from agents.budget import BudgetLimits, UsageRecord

@@ -12,8 +12,7 @@ import time
 import urllib.error
 
 import pytest
-from daemons import Daemon, scripted_kernel
-from exporting import ROOT, Scrape, exporter, recorded_run
+from exporting import ROOT, Scrape, exporting
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from schedagent.core.errors import SetupError, UsageError
@@ -28,19 +27,10 @@ pytestmark = pytest.mark.timeout(120)
 @pytest.fixture(scope="module")
 def running(tmp_path_factory):
     """An exporter beside a daemon that runs a policy, and a repository with a run in it."""
-    folder = tmp_path_factory.mktemp("exported")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("no_proxy", "127.0.0.1")
-        script, _report = recorded_run(folder)
-    with scripted_kernel(folder) as kernel:
-        daemon = Daemon(folder / "d", kernel).start()
-        daemon.deploy("fifo")
-        with exporter(script.settings.state_dir, daemon.config.socket) as process:
-            process.daemon = daemon
-            yield process
-        daemon.end()
-        assert process.status == 0, process.log
-        assert "Traceback" not in process.log
+    with exporting(tmp_path_factory.mktemp("exported")) as process:
+        yield process
+    assert process.status == 0, process.log
+    assert "Traceback" not in process.log
 
 
 def test_every_part_is_scraped(running):

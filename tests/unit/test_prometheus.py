@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from daemons import Daemon, scripted_kernel
-from exporting import exporter, recorded_run
+from exporting import exporting
 from promql import mistakes
 
 from schedagent.core.settings import load_settings
@@ -50,16 +49,8 @@ RECORDED = [rule["record"] for rule in rules(RULES)]
 @pytest.fixture(scope="module")
 def scraped(tmp_path_factory):
     """What a real exporter really exports, with a policy in charge and a recorded run."""
-    folder = tmp_path_factory.mktemp("scraped")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("no_proxy", "127.0.0.1")
-        script, _report = recorded_run(folder)
-    with scripted_kernel(folder) as kernel:
-        daemon = Daemon(folder / "d", kernel).start()
-        daemon.deploy("fifo")
-        with exporter(script.settings.state_dir, daemon.config.socket) as process:
-            yield process.scrape()
-        daemon.end()
+    with exporting(tmp_path_factory.mktemp("scraped")) as process:
+        yield process.scrape()
 
 
 class TestPromtool:

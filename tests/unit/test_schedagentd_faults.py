@@ -13,7 +13,7 @@ from contextlib import suppress
 from itertools import count
 
 import pytest
-from daemons import Daemon, check_after_death, request_of, scripted_kernel, until
+from daemons import Daemon, check_after_death, request_of, until
 from deploying import CANARY, WIDER, content_of
 from scripted_kernel import RemoteWorld
 from small_disk import SmallDisk
@@ -22,12 +22,6 @@ from schedagent.core.errors import RecordError, Refused, SchedagentError, SetupE
 from schedagent.schedagentd.record import FILE, Record
 
 pytestmark = pytest.mark.timeout(240)
-
-
-@pytest.fixture(scope="module")
-def kernel(tmp_path_factory):
-    with scripted_kernel(tmp_path_factory.mktemp("kernel")) as path:
-        yield path
 
 
 @pytest.fixture
