@@ -14,7 +14,7 @@ LINK_DIR ?= $(HOME)/.local/bin
 INSTALLATION = $(BIN)/python -m deploy.setup.installation --prefix "$(PREFIX)" --destdir "$(DESTDIR)"
 C_SOURCES = find kernel_bpf tests -name '*.[ch]' -not -name vmlinux.h -print0
 
-.PHONY: help venv setup demo demo-llm test test-unit test-vm test-verifier older-kernel docs mutation check bench kernel link install uninstall purge deb fmt lock clean
+.PHONY: help venv setup demo demo-llm test test-unit test-vm test-host test-verifier older-kernel promtool docs mutation fuzz-socket check bench kernel link install uninstall purge deb fmt lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -43,24 +43,33 @@ test-verifier: setup older-kernel ## take the corpus of broken and correct polic
 older-kernel: setup # policies are checked on it, too; a mirror that has none is no error
 	@$(BIN)/python -m verifier.microvm.kernels --older
 
-test-unit: setup ## run the tests that need no micro-VM, side by side: most of their time they wait
+promtool: setup # out of Debian's package prometheus, unpacked into the cache folder
+	@$(BIN)/python -m tests.promtool
+
+test-unit: setup promtool ## run the tests that need no micro-VM, side by side: most of their time they wait
 	$(PYTEST) -n auto --dist loadfile tests/unit tests/architecture
 
 test-vm: setup ## run only the tests that need the micro-VM
 	$(PYTEST) -m "vm or e2e"
 
-check: setup ## types, lint, formats, import rules
+test-host: setup ## install it on a Debian in QEMU and walk the whole life of a policy there; prints a transcript
+	$(PYTEST) -x --capture=no -q -m host tests/host
+
+check: setup promtool ## types, lint, formats, import rules, Prometheus rules and Grafana dashboards
 	$(BIN)/mypy
 	$(BIN)/ruff check --quiet
 	$(BIN)/ruff format --quiet --check
 	$(C_SOURCES) | xargs -0 -r clang-format-19 --dry-run -Werror
-	$(PYTEST) -q tests/architecture
+	$(PYTEST) -q tests/architecture tests/unit/test_prometheus.py tests/unit/test_dashboards.py
 
 bench: setup ## measure (slow, never part of CI)
 	$(PYTEST) -m bench -s
 
 mutation: setup ## break correct policies in systematic ways, and see which gates notice (slow)
 	$(BIN)/python -m tests.mutation --sample 150
+
+fuzz-socket: setup ## send 100,000 random and mutated messages to schedagentd, from users of every kind (minutes)
+	PYTHONPATH=.:tests/unit $(BIN)/python tests/unit/socket_fuzz.py 100000
 
 kernel: setup ## download the newest kernel, or the one named: make kernel KERNEL=6.18.15+deb13-amd64
 	@$(BIN)/python -m verifier.microvm.kernels --fetch "$(KERNEL)"
@@ -82,8 +91,9 @@ purge: venv ## remove state and configuration, too
 deb: venv ## make a Debian package of what install installs: dist/schedagent_VERSION_ARCHITECTURE.deb
 	@$(BIN)/python -m deploy.setup.package dist
 
-docs: setup ## write the generated tables of VERIFIER.md anew
+docs: setup ## write the generated tables and dashboards anew
 	$(BIN)/python -m tests.documentation
+	$(BIN)/python deploy/grafana/dashboards.py
 
 fmt: setup ## format Python and C
 	$(BIN)/ruff check --quiet --fix

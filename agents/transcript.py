@@ -30,6 +30,8 @@ from schedagent.core.errors import ReplayDiverged, RepositoryError
 VERSION = 1
 
 _READ = (KeyError, TypeError, ValueError, AttributeError)
+_LONG = (b'{"event": "request"', b'{"event": "tool"')
+"""How lines begin that tell nothing of what was used."""
 
 
 @dataclass(frozen=True)
@@ -298,6 +300,38 @@ def read_notes(path: Path) -> tuple[Note, ...]:
     return tuple(found)
 
 
+def read_usage(path: Path, offset: int = 0) -> tuple[tuple[UsageRecord, ...], int, int]:
+    """Return what the answers behind a place of a growing transcript used, without reading the long requests.
+
+    Args:
+        offset: in bytes; 0, or what an earlier call returned.
+
+    Returns:
+        What answers used, how many requests failed, and the place to go on from.
+
+    Raises:
+        RepositoryError: it cannot be read, or is damaged.
+    """
+    used, failed = [], 0
+    try:
+        with path.open("rb") as stream:
+            stream.seek(offset)
+            for line in stream:
+                if not line.endswith(b"\n"):
+                    break  # it is being written
+                offset += len(line)
+                if line.startswith(_LONG):
+                    continue
+                with _damage_told(path, offset, "byte"):
+                    event = json.loads(line)
+                    failed += event["event"] == "error"
+                    if event["event"] == "answer":
+                        used.append(UsageRecord(**event["record"]))
+    except OSError as error:
+        raise RepositoryError(f"transcript {path} cannot be read: {error.strerror}") from None
+    return tuple(used), failed, offset
+
+
 def _events(path: Path) -> Iterator[tuple[int, Any]]:
     """Yield each whole line with its number, from 1."""
     try:
@@ -311,11 +345,11 @@ def _events(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 @contextmanager
-def _damage_told(path: Path, number: int) -> Iterator[None]:
+def _damage_told(path: Path, number: int, unit: str = "line") -> Iterator[None]:
     try:
         yield
     except _READ as error:
-        raise RepositoryError(f"transcript {path}, line {number} is damaged: {error}") from None
+        raise RepositoryError(f"transcript {path}, {unit} {number} is damaged: {error}") from None
 
 
 def render(header: Json, exchanges: Sequence[Exchange], longest: int = 4000) -> Iterator[str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.orm import Session
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from repo_store.tables import SCHEMA
@@ -45,13 +46,35 @@ def open_engine(url_or_path: str | Path) -> Engine:
         engine = create_engine(url)
         if engine.dialect.name == "sqlite":
             event.listen(engine, "connect", _configure)
-            event.listen(engine, "begin", _begin)
+            event.listen(engine, "begin", begin)
         try:
             _migrate(engine, place)
         except BaseException:
             engine.dispose()
             raise
     return engine
+
+
+class Database:
+    """An open database: sessions that read, and sessions that write in one transaction.
+
+    Args:
+        engine: as `open_engine` gives it.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.place = place_of(engine.url)
+
+    @contextmanager
+    def _reading(self) -> Iterator[Session]:
+        with mapped_errors(self.place), Session(self._engine) as session:
+            yield session
+
+    @contextmanager
+    def _writing(self) -> Iterator[Session]:
+        with mapped_errors(self.place), Session(for_writing(self._engine)) as session, session.begin():
+            yield session
 
 
 def for_writing(engine: Engine) -> Engine:
@@ -129,7 +152,7 @@ def _configure(connection: sqlite3.Connection, _entry: ConnectionPoolEntry) -> N
         connection.execute(pragma)
 
 
-def _begin(connection: Connection) -> None:
+def begin(connection: Connection) -> None:
     immediate = connection.get_execution_options().get("begin_immediate", False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
 
@@ -137,10 +160,10 @@ def _begin(connection: Connection) -> None:
 def _migrate(engine: Engine, place: str) -> None:
     """Bring the schema up to date in one transaction; of two processes at once, the second finds the work done."""
     with engine.connect() as connection:
-        if _revision(connection, place) == SCHEMA:
+        if revision_of(connection, place) == SCHEMA:
             return
     with for_writing(engine).begin() as connection:
-        if _revision(connection, place) != SCHEMA:
+        if revision_of(connection, place) != SCHEMA:
             _upgrade(connection)
 
 
@@ -155,7 +178,7 @@ def _upgrade(connection: Connection) -> None:
     command.upgrade(config, SCHEMA)
 
 
-def _revision(connection: Connection, place: str) -> str:
+def revision_of(connection: Connection, place: str) -> str:
     """Return the revision of the schema in the database, empty for an empty database."""
     tables = inspect(connection).get_table_names()
     if not tables:

@@ -7,8 +7,7 @@ saving something else in its place is an error, because a finished step never ch
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
@@ -20,8 +19,9 @@ from sqlalchemy.orm import Session
 
 from repo_store import approvals, rows, search
 from repo_store.codec import from_json, to_json
-from repo_store.engine import for_writing, mapped_errors, open_engine, place_of
+from repo_store.engine import Database, open_engine
 from repo_store.records import PolicyMatch, RunRecord, RunStatus, SimilarRun
+from repo_store.service_records import ServiceRecords
 from repo_store.similar import distance
 from repo_store.tables import (
     AntipatternRow,
@@ -51,7 +51,7 @@ _COMPARED_RUNS = 200
 """Profiles that are looked at for similar ones: reading one of a large build takes milliseconds."""
 
 
-class PolicyRepository:
+class PolicyRepository(Database):
     """One database of runs, measurements and what was learned from them. Threads and processes may share it.
 
     Args:
@@ -63,8 +63,7 @@ class PolicyRepository:
     """
 
     def __init__(self, url_or_path: str | Path) -> None:
-        self._engine = open_engine(url_or_path)
-        self.place = place_of(self._engine.url)
+        super().__init__(open_engine(url_or_path))
 
     def __enter__(self) -> Self:
         return self
@@ -78,15 +77,10 @@ class PolicyRepository:
         """Close all connections; nothing is lost without it."""
         self._engine.dispose()
 
-    @contextmanager
-    def _reading(self) -> Iterator[Session]:
-        with mapped_errors(self.place), Session(self._engine) as session:
-            yield session
-
-    @contextmanager
-    def _writing(self) -> Iterator[Session]:
-        with mapped_errors(self.place), Session(for_writing(self._engine)) as session, session.begin():
-            yield session
+    @property
+    def service(self) -> ServiceRecords:
+        """What the agent service keeps here."""
+        return ServiceRecords(self._engine)
 
     # Runs
 
@@ -107,7 +101,7 @@ class PolicyRepository:
             seed: of every random choice in it.
             run_id: id to use, so that a repeated step finds its run; empty for a new one.
         """
-        run_id = run_id or f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+        run_id = run_id or new_run_id()
         row = RunRow(
             id=run_id,
             workload=to_json(WorkloadCommand, workload),
@@ -474,6 +468,11 @@ class PolicyRepository:
         """Return the policies whose description, or the workloads they were better on, match `text`, best first."""
         with self._reading() as session:
             return search.search(session, text, limit)
+
+
+def new_run_id() -> str:
+    """Return an id for a new run; ids sort by time."""
+    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
 
 
 def _save_once(session: Session, row: Base, what: str, *, except_for: Sequence[str] = ()) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from sqlalchemy import BigInteger, ForeignKey, ForeignKeyConstraint, Index, Text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-SCHEMA = "0003"
+SCHEMA = "0004"
 """Revision these tables need: the newest in migrations/versions."""
 
 
@@ -215,3 +215,66 @@ class PolicyRow(Base):
     targets: Mapped[str]
     algorithm: Mapped[str]
     limitations: Mapped[str]
+
+
+class LookRow(Base):
+    """One interval that the agent service measured; a delay of NULL: nothing had a turn. JSON: commands."""
+
+    __tablename__ = "looks"
+
+    subject: Mapped[str] = mapped_column(primary_key=True)
+    at: Mapped[float] = mapped_column(primary_key=True)
+    elapsed_s: Mapped[float]
+    delay_s: Mapped[float | None]
+    pressure: Mapped[float]
+    commands: Mapped[str]
+
+
+class BaselineRow(Base):
+    """What is usual for a subject of the agent service. JSON: measures, mix."""
+
+    __tablename__ = "baselines"
+
+    subject: Mapped[str] = mapped_column(primary_key=True)
+    since: Mapped[float]
+    until: Mapped[float]
+    measures: Mapped[str]
+    mix: Mapped[str]
+
+
+class RecommendationRow(Base):
+    """What the agent service recommends; times are Unix time. JSON: evidence, workload."""
+
+    __tablename__ = "recommendations"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    kind: Mapped[str]
+    subject: Mapped[str]
+    policy: Mapped[str]
+    what: Mapped[str]
+    why: Mapped[str]
+    evidence: Mapped[str]
+    workload: Mapped[str]
+    cgroup: Mapped[str]
+    since: Mapped[float]
+    expires_at: Mapped[float]
+    standing: Mapped[str]
+    note: Mapped[str]
+
+
+class RequestRow(Base):
+    """Who wants a recommendation carried out, and how far that is; times are Unix time, 0 for not yet."""
+
+    __tablename__ = "requests"
+
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    recommendation_id: Mapped[str] = mapped_column(ForeignKey("recommendations.id"))
+    cgroup: Mapped[str]
+    asked_by: Mapped[str]
+    asked_at: Mapped[float]
+    started_at: Mapped[float]
+    ended_at: Mapped[float]
+    progress: Mapped[str]
+    run_id: Mapped[str]
+    deployment: Mapped[int]
+    note: Mapped[str]

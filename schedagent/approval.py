@@ -220,7 +220,7 @@ def decided_now(approved: bool, because: str = "") -> Decision:
         raise UsageError("--because is empty", "say why, so that the next plan can do better")
     if len(said) > LONGEST_REASON or not said.isprintable():
         raise UsageError(f"--because is not a line of at most {LONGEST_REASON} printable characters")
-    return Decision(approved, _user(), datetime.now(UTC).isoformat(timespec="milliseconds"), said)
+    return Decision(approved, user(), datetime.now(UTC).isoformat(timespec="milliseconds"), said)
 
 
 def history(repository: PolicyRepository, run_id: str) -> list[Shown]:
@@ -311,7 +311,7 @@ def _latest(made: Sequence[Decision]) -> Decision:
     return max(made, key=lambda decision: decision.at)
 
 
-def _user() -> str:
+def user() -> str:
     """Name the user by the process's own id: the environment could say anything."""
     try:
         return pwd.getpwuid(os.getuid()).pw_name

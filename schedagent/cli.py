@@ -23,6 +23,8 @@ from schedagent.core.errors import SchedagentError, UsageError
 from schedagent.daemon_cli import register
 from schedagent.keys_cli import keys_app
 from schedagent.mcp_cli import mcp
+from schedagent.metrics_cli import metrics_app
+from schedagent.service_cli import register as register_service
 from schedagent.verifier_cli import verifier_app
 
 EXIT_FAILED = 1
@@ -53,10 +55,7 @@ app.add_typer(runs_app, name="runs")
 app.add_typer(policies_app, name="policies")
 app.add_typer(keys_app, name="keys")
 app.add_typer(verifier_app, name="verifier")
-app.command()(approve)
-app.command()(reject)
-app.command("mcp")(mcp)
-register(app)
+app.add_typer(metrics_app, name="metrics")
 
 Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON on stdout.")]
 
@@ -141,6 +140,10 @@ def resume(
         return follow(lambda: resume_run(settings(), run, reporter()), as_json)
 
     guarded(command)
+
+
+app.command()(approve)
+app.command()(reject)
 
 
 @runs_app.command("list")
@@ -348,6 +351,11 @@ def doctor(
         return EXIT_FAILED if any(finding.status == "missing" for finding in findings) else 0
 
     guarded(command)
+
+
+register(app)
+register_service(app)
+app.command("mcp")(mcp)
 
 
 def settings() -> Any:

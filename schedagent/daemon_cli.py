@@ -1,13 +1,14 @@
 """`schedagent deploy`, `renew`, `promote`, `status`, `rollback`, `history`, `watch`: asking schedagentd.
 
 Thin: each asks schedagentd over its socket; errors begin with "schedagentd: " if it was the daemon that refused.
-May import: schedagent.daemon_client, schedagent.core; lazily kernel_bpf.library and the verifier's report.
+May import: schedagent.daemon_client, schedagent.keeping, schedagent.core; lazily more for what a run hands over.
 """
 
 from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,34 +16,101 @@ import typer
 
 if TYPE_CHECKING:
     from schedagent.daemon_client import DaemonClient
+    from schedagent.keeping import Metric
 
 Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON on stdout.")]
 Socket = Annotated[Path | None, typer.Option(help="Socket of schedagentd, if it is not the usual one.")]
 Number = Annotated[int, typer.Argument(help="Number of the deployment (see: schedagent status).", min=1)]
 
 LARGEST_OBJECT = 2 << 20
+SHORTEST_KEPT_S = 10.0
+"""Three renewals in a shorter one would be more than schedagentd takes of one user."""
+KEEP_HELP = "Stay and renew the lease until it ends; Ctrl-C rolls it back. Exit status 3: the circuit breaker ended it."
 
 
 def deploy(
-    file: Annotated[Path, typer.Argument(help="A policy's compiled object, FILE.bpf.o.")],
-    report: Annotated[Path, typer.Option(help="What `schedagent verify --json` printed of it; holds the token.")],
+    what: Annotated[
+        str, typer.Argument(help="A run, whose winner is deployed; or a policy's compiled object, FILE.bpf.o.")
+    ],
+    report: Annotated[
+        Path | None, typer.Option(help="Of an object: what `schedagent verify --json` printed; holds the token.")
+    ] = None,
     cgroup: Annotated[str, typer.Option(help="Tasks to begin with, such as /system.slice/build.service.")] = "",
     stage: Annotated[str, typer.Option(help="canary, or full where schedagentd allows that.")] = "canary",
     lease: Annotated[float, typer.Option(min=1, help="Seconds until it ends unless it is renewed.")] = 600.0,
     again: Annotated[bool, typer.Option("--again", help="Although the circuit breaker ended this one before.")] = False,
+    pid: Annotated[int, typer.Option(help="Instead of a cgroup: this process and its descendants.", min=0)] = 0,
+    keep: Annotated[bool, typer.Option("--keep", help=KEEP_HELP)] = False,
+    metric_command: Annotated[str, typer.Option(help="With --keep: prints the workload's own metric.")] = "",
+    metric_query: Annotated[
+        tuple[str, str], typer.Option(metavar="URL QUERY", help="With --keep: a Prometheus server and an expression.")
+    ] = ("", ""),
+    metric_better: Annotated[str, typer.Option(help="Which way the metric is better: higher or lower.")] = "",
+    metric_every: Annotated[float, typer.Option(min=1, help="Seconds between two measurements.")] = 5.0,
     socket: Socket = None,
     as_json: Json = False,
 ) -> None:
-    """Run a verified policy on this machine: first for the tasks of one cgroup."""
+    """Run a verified policy on this machine: first for the tasks of one cgroup or process tree."""
+
+    from schedagent.core.errors import UsageError
 
     def command() -> int:
-        fields = deployment_fields(file, report)
-        told = client(socket).ask(
-            "deploy", **fields, cgroup=cgroup, stage=stage, lease_s=lease, **({"again": True} if again else {})
-        )
-        return show(told, as_json, render_deployment)
+        if keep and lease < SHORTEST_KEPT_S:
+            raise UsageError(f"a lease of {lease:g} s cannot be kept", f"--lease {SHORTEST_KEPT_S:g} or more")
+        metric = _metric(metric_command, metric_query, metric_better, keep, lease)
+        asked = _wanted(what, report) | {"cgroup": cgroup, "stage": stage, "lease_s": lease}
+        for name, value in (("again", again), ("pid", pid), ("better", metric_better)):
+            if value:
+                asked[name] = value
+        if metric is not None:
+            metric()  # one that cannot be measured is told before anything is deployed
+        told = client(socket).ask("deploy", **asked)
+        if not keep:
+            return show(told, as_json, render_deployment)
+        return _keep(client(socket), told, lease, as_json, metric, metric_every)
 
     _guarded(command)
+
+
+def _metric(command: str, query: tuple[str, str], better: str, keep: bool, lease_s: float) -> Metric | None:
+    """Return the metric that was asked for; raise UsageError if what was said of it makes no sense."""
+    from schedagent.core.errors import UsageError
+    from schedagent.keeping import LONGEST_MEASURE_S, CommandMetric, QueryMetric
+
+    if not (command or any(query) or better):
+        return None
+    if bool(command) == any(query):
+        raise UsageError("a metric is one of --metric-command and --metric-query", "give one of them")
+    if better not in ("higher", "lower"):
+        raise UsageError(f"--metric-better is {better!r}", "accepted: higher, lower")
+    if not keep:
+        raise UsageError("a metric has to be measured for as long as it runs", "add --keep")
+    timeout_s = min(LONGEST_MEASURE_S, lease_s / 3)
+    return CommandMetric(command, timeout_s) if command else QueryMetric(*query, timeout_s)
+
+
+def _keep(
+    daemon: DaemonClient, told: dict[str, Any], lease_s: float, as_json: bool, metric: Metric | None, every_s: float
+) -> int:
+    """Keep a deployment; return 0 if it ended as somebody wished, 3 if the circuit breaker did it, else 1.
+
+    Ctrl-C rolls it back: whoever stops watching in person does not want to wait for the lease.
+    """
+    from schedagent.cli import EXIT_FAILED, EXIT_NO
+    from schedagent.keeping import Keeper
+
+    lease_s = min(lease_s, told["lease_left_s"] or lease_s)  # schedagentd may have made it shorter
+    keeper = Keeper(daemon, told["deployment"], lease_s, lambda line: typer.echo(line, err=True), metric, every_s)
+    try:
+        ended = keeper.run()
+    except KeyboardInterrupt:
+        typer.echo("stopping: rolling back", err=True)
+        ended = keeper.roll_back() or told
+    show(ended, as_json, render_deployment)
+    return EXIT_NO if ended["tripped"] else 0 if ended["end"] in _WISHED else EXIT_FAILED
+
+
+_WISHED = ("rolled back", "replaced", "its process ended")
 
 
 def renew(
@@ -124,7 +192,10 @@ def watch(
         if not as_json:
             show(client(socket).ask("status"), as_json, render_status)
         for event in client(socket).events(after):
-            typer.echo(json.dumps(event) if as_json else render_event(event))
+            if as_json:
+                typer.echo(json.dumps(event))
+            else:
+                show(event, as_json, render_event)
         return 0
 
     _guarded(command)
@@ -141,6 +212,29 @@ def client(socket: Path | None) -> DaemonClient:
     from schedagent.daemon_client import SOCKET, DaemonClient
 
     return DaemonClient(socket or SOCKET)
+
+
+def _wanted(what: str, report: Path | None) -> dict[str, Any]:
+    """Return what schedagentd wants to know of a run's winner, or of an object and its report."""
+    from schedagent.core.errors import UsageError
+
+    if report is not None:
+        return deployment_fields(Path(what), report)
+    if what.endswith(".o") or Path(what).exists():
+        raise UsageError(
+            f"an object is deployed with its report, and {what} came alone",
+            f"schedagent verify --json {what} > REPORT.json; then add --report REPORT.json",
+        )
+    from schedagent.cli import settings
+    from schedagent.handover import handover
+    from schedagent.service.acting import WiredLab
+    from schedagent.wiring import open_repository
+
+    found = settings()
+    with open_repository(found) as repository:
+        asked = handover(repository, what, partial(WiredLab(found).compile, repository, what))
+    del asked["digest"]
+    return asked
 
 
 def deployment_fields(file: Path, report: Path) -> dict[str, Any]:
@@ -195,13 +289,14 @@ def _read_report(report: Path) -> dict[str, Any]:
 
 
 def show(told: Any, as_json: bool, render: Any) -> int:
-    """Print an answer."""
+    """Print an answer; names of processes in it are anybody's, and must not steer the terminal."""
+    from kernel_bpf.source import printable
     from schedagent.cli import print_json
 
     if as_json:
         print_json(told)
     else:
-        typer.echo(render(told))
+        typer.echo(printable(render(told)))
     return 0
 
 
@@ -209,6 +304,9 @@ def render_status(told: dict[str, Any]) -> str:
     """What `status` prints."""
     lines = [f"in charge: {told['in_charge']}"]
     lines += [render_deployment(told[one]) for one in ("active", "waiting") if told[one]]
+    if told["foreign"]:
+        named = ", ".join(told["foreign"]["schedulers"]) or "no process known to load one"
+        lines.append(f"another sched_ext scheduler is loaded ({named}); to deploy: {told['foreign']['hint']}")
     for name, spread in told["measured"].items():
         lines.append(f"  measured {name}: {spread['mean']:.4g} (mean of {spread['count']})")
     kernel = told["kernel"]
@@ -226,7 +324,7 @@ def render_status(told: dict[str, Any]) -> str:
 def render_deployment(told: dict[str, Any]) -> str:
     """One deployment in two or three lines."""
     tunables = " ".join(f"{name}={value}" for name, value in told["tunables"].items())
-    where = told["cgroup"] or "the whole machine"
+    where = told["cgroup"] or (f"process {told['pid']} and its descendants" if told["pid"] else "the whole machine")
     lines = [f"deployment {told['deployment']}: {told['policy']} {tunables}".rstrip()]
     if told["phase"] == "ended":
         lines.append(f"  ended: {told['end']}: {told['detail']}".removesuffix(": "))

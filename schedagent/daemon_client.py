@@ -28,9 +28,11 @@ class DaemonClient:
 
     Args:
         path: its socket.
+        timeout_s: how long to wait for an answer.
     """
 
     path: Path = SOCKET
+    timeout_s: float = TIMEOUT_S
 
     def ask(self, verb: str, **fields: Any) -> dict[str, Any]:
         """Ask for one thing and return the answer; fields are those of schedagentd/messages.py.
@@ -59,7 +61,7 @@ class DaemonClient:
         request = json.dumps({"version": VERSION, "verb": verb, **fields}).encode() + b"\n"
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-                connection.settimeout(TIMEOUT_S)
+                connection.settimeout(self.timeout_s)
                 connection.connect(str(self.path))
                 with suppress(BrokenPipeError, ConnectionResetError):  # it refused before it read all; it says why
                     connection.sendall(request)
@@ -68,7 +70,7 @@ class DaemonClient:
                 with connection.makefile("rb") as stream:
                     yield stream
         except TimeoutError:
-            raise SetupError(f"schedagentd at {self.path} did not answer within {TIMEOUT_S:g} s") from None
+            raise SetupError(f"schedagentd at {self.path} did not answer within {self.timeout_s:g} s") from None
         except PermissionError:
             raise SetupError(f"this user may not ask schedagentd at {self.path}", "be of group schedagent") from None
         except (FileNotFoundError, ConnectionRefusedError):

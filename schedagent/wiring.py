@@ -29,7 +29,7 @@ from schedagent.core.artifact import PolicyArtifact
 from schedagent.core.errors import RepositoryError, SchedagentError, UsageError
 from schedagent.core.listener import Admission
 from schedagent.core.policy import PolicyInfo
-from schedagent.core.settings import Settings, workload_environment, writable
+from schedagent.core.settings import REPOSITORY, Settings, workload_environment, writable
 from schedagent.core.trusted import load_trusted
 from schedagent.core.verification import GateResult, Verified
 from schedagent.core.workload import WorkloadCommand
@@ -54,7 +54,6 @@ if TYPE_CHECKING:
     from schedagent.model_agents import ModelAgents
     from schedagent.nodes import RunNodes
 
-REPOSITORY = "repository.sqlite"
 MADE_POLICIES = "policies"
 """In the state folder."""
 
@@ -190,13 +189,19 @@ def open_bench(settings: Settings, kernel: KernelImage) -> Bench:
     return Bench(open_lab(settings, kernel), target)
 
 
-def start_run(settings: Settings, workload: WorkloadCommand, options: RunOptions, reporter: Reporter) -> dict[str, Any]:
-    """Run the whole loop for a new workload and return the report."""
+def start_run(
+    settings: Settings, workload: WorkloadCommand, options: RunOptions, reporter: Reporter, run_id: str = ""
+) -> dict[str, Any]:
+    """Run the whole loop for a new workload and return the report.
+
+    Args:
+        run_id: the run's id, for who has to know it beforehand; empty for any.
+    """
     with open_repository(settings) as repository:
         lab = open_lab(settings)
         nodes = build_nodes(settings, repository, lab, options, reporter)
         run_id = repository.create_run(
-            workload, lab.hardware, settings=asdict(options), seed=secrets.randbelow(1 << 31)
+            workload, lab.hardware, settings=asdict(options), seed=secrets.randbelow(1 << 31), run_id=run_id
         )
         return drive(settings, nodes, repository, run_id, reporter)
 

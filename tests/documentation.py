@@ -1,4 +1,4 @@
-"""Writes what is generated of the pages: the tables of rules and oracles, and the fault matrix of schedagentd.
+"""Writes what is generated of the pages: the tables of rules and oracles, of metrics and alerts, and the fault matrix.
 
 python -m tests.documentation          (make docs)
 python -m tests.documentation --check  says whether it is up to date
@@ -11,8 +11,13 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import yaml
+
 from schedagent.core.rules import RULES
+from schedagent.metrics.catalog import FAMILIES
 from tests.corpus import load_corpus
+from tests.fault_matrix import FAULTS as FAULT_CELLS
+from tests.fault_matrix import OUTCOMES, REAL, STEPS
 from verifier.proving.prove import ORACLES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,9 +55,47 @@ def faults_table() -> str:
     return table(("Fault", "Afterwards"), rows)
 
 
+def metrics_table() -> str:
+    """One line per metric of the exporter: its name, type, labels with their values, and what it says."""
+    rows = []
+    for part, families in FAMILIES.items():
+        for one in families:
+            labels = "; ".join(f"{name}: {', '.join(values)}" for name, values in one.labels.items())
+            rows.append((f"`{one.name}`", one.kind.value, labels or "-", part or "-", one.text))
+    return table(("Metric", "Type", "Labels", "Part", "What it says"), rows)
+
+
+def alerts_table() -> str:
+    """One line per alert."""
+    groups = yaml.safe_load((ROOT / "deploy/prometheus/schedagent.alerts.yml").read_text())["groups"]
+    rows = [
+        (
+            f"`{one['alert']}`",
+            one["labels"]["severity"],
+            one["annotations"]["description"],
+            one["annotations"]["action"],
+        )
+        for group in groups
+        for one in group["rules"]
+    ]
+    return table(("Alert", "Severity", "What it means", "What to do"), rows)
+
+
+def fault_matrix_table() -> str:
+    """One line per fault: what is in charge after it came at each step. Each cell is a test (test_fault_matrix.py)."""
+    rows = []
+    for fault, (how, note, outcomes) in FAULT_CELLS.items():
+        told = f"{fault} ({note})" if note else fault
+        rows.append((told, *outcomes, "real processes" if how == REAL else "scripted kernel and clock"))
+    steps = "\n".join(f"- *{step}*: {what}" for step, what in STEPS.items())
+    words = "\n".join(f"- **{word}**: {what}" for word, what in OUTCOMES.items())
+    return f"{steps}\n\n{table(('Fault', *STEPS, 'Tried on'), rows)}\n\n{words}"
+
+
 PAGES = {
+    ROOT / "deploy/prometheus/METRICS.md": {"metrics": metrics_table, "alerts": alerts_table},
     ROOT / "VERIFIER.md": {"rules": rules_table, "oracles": oracles_table},
-    ROOT / "SECURITY.md": {"faults": faults_table},
+    ROOT / "SECURITY.md": {"fault matrix": fault_matrix_table, "faults": faults_table},
 }
 
 

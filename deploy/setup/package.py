@@ -35,12 +35,13 @@ Below /usr/lib/schedagent/venv are libraries of others; the licence of each is i
 """
 
 
-def build(output: Path, *, bytecode: bool = True) -> Path:
+def build(output: Path, *, bytecode: bool = True, compressed: bool = True) -> Path:
     """Make the package and return its path.
 
     Args:
         output: folder to write it into.
         bytecode: compile the modules.
+        compressed: with xz; else not at all, for a machine that has to be quick.
 
     Raises:
         SetupError: dpkg-deb is not there, or refuses.
@@ -54,7 +55,8 @@ def build(output: Path, *, bytecode: bool = True) -> Path:
         document = root / "usr/share/doc/schedagent/copyright"
         document.write_text(COPYRIGHT)
         _write_control(root, entries(place))
-        words = ["dpkg-deb", "--root-owner-group", "-Zxz", "-z1", "--build", str(root), str(package)]
+        compression = ["-Zxz", "-z1"] if compressed else ["-Znone"]
+        words = ["dpkg-deb", "--root-owner-group", *compression, "--build", str(root), str(package)]
         done = proc.run(words, timeout_s=900)
         shutil.rmtree(root)
     if done.returncode != 0:

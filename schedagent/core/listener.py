@@ -67,8 +67,13 @@ def group_id(name: str) -> int | None:
         return None
 
 
-def activated(descriptors: Sequence[int]) -> socket.socket | None:
-    """Return the listening unix socket that systemd handed over, None if it handed over none.
+def activated(
+    descriptors: Sequence[int], families: Sequence[socket.AddressFamily] = (socket.AF_UNIX,)
+) -> socket.socket | None:
+    """Return the listening stream socket that systemd handed over, None if it handed over none.
+
+    Args:
+        families: that are accepted.
 
     Raises:
         UsageError: it handed over something else.
@@ -79,9 +84,10 @@ def activated(descriptors: Sequence[int]) -> socket.socket | None:
         raise UsageError(f"systemd handed over {len(descriptors)} descriptors; one listening socket is wanted")
     listener = socket.socket(fileno=descriptors[0])
     listening = listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-    if (listener.family, listener.type) != (socket.AF_UNIX, socket.SOCK_STREAM) or not listening:
+    if listener.family not in families or listener.type != socket.SOCK_STREAM or not listening:
         listener.close()
-        raise UsageError("the socket that systemd handed over is not a listening unix stream socket")
+        wanted = " or ".join(family.name for family in families)
+        raise UsageError(f"the socket that systemd handed over is not a listening stream socket of {wanted}")
     listener.set_inheritable(False)
     return listener
 

@@ -1,7 +1,8 @@
 """Settings: the only reader of the environment and of the TOML configuration file.
 
 Each setting is one field of `Settings`. Its value is taken from the environment variable named in `_OPTIONS`, else from
-the key of the same name in ``$XDG_CONFIG_HOME/schedagent/config.toml``, else it is the default.
+the key of the same name in the file that ``SCHEDAGENT_CONFIG`` names (without it,
+``$XDG_CONFIG_HOME/schedagent/config.toml``), else it is the default.
 """
 
 from __future__ import annotations
@@ -12,14 +13,21 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from schedagent.core.errors import SetupError, UsageError
+
+if TYPE_CHECKING:
+    from schedagent.core.service_settings import ServiceSettings
 
 AGENTS = ("observation", "planning", "execution", "learning")
 """Who may ask a model."""
 
+REPOSITORY = "repository.sqlite"
+"""In the state folder."""
+
 _PROGRAM = "schedagent"
+_CONFIG = "SCHEDAGENT_CONFIG"
 _FIRST_ACTIVATED = 3  # SD_LISTEN_FDS_START
 
 
@@ -35,6 +43,12 @@ class ModelPrice:
     model: str
     input: float
     output: float
+
+
+def _service(value: object = None) -> ServiceSettings:
+    from schedagent.core.service_settings import ServiceSettings, read_service  # lazily: schedagentd has no use for it
+
+    return ServiceSettings() if value is None else read_service(value)
 
 
 @dataclass(frozen=True)
@@ -58,6 +72,7 @@ class Settings:
         vm_memory_mib: its memory; None lets the lab choose.
         verifier_socket: unix socket of the verifier service that is to be asked; None: verify in this process.
         mcp_token: what clients of `schedagent mcp --http` must send; empty: the one of the state folder.
+        daemon: what the agent service watches, and what it may do by itself.
         config_path: the file these were read from, whether it exists or not.
     """
 
@@ -81,6 +96,7 @@ class Settings:
     vm_memory_mib: int | None = None
     verifier_socket: Path | None = None
     mcp_token: str = field(default="", repr=False)
+    daemon: ServiceSettings = field(default_factory=_service)
     config_path: Path | None = None
 
     @property
@@ -108,6 +124,11 @@ class Settings:
         return bool(self.model_base_url) and any(map(self.model_for, AGENTS))
 
     @property
+    def repository_path(self) -> Path:
+        """The policy repository."""
+        return self.state_dir / REPOSITORY
+
+    @property
     def keys_dir(self) -> Path:
         """The verifier's signing key, and the public keys that are trusted."""
         return self.state_dir / "keys"
@@ -118,14 +139,16 @@ def load_settings(env: Mapping[str, str] | None = None, config_path: Path | None
 
     Args:
         env: environment; None for that of this process.
-        config_path: TOML file; None for the user's own, which need not exist.
+        config_path: TOML file; None for the one that SCHEDAGENT_CONFIG names, else the user's own, which need not
+            exist.
 
     Raises:
         UsageError: an unknown key, a value that is not accepted, or a file that cannot be read.
     """
     env = os.environ if env is None else env
-    path = config_path or _xdg(env, "XDG_CONFIG_HOME", ".config") / "config.toml"
-    chosen = _from_file(path, must_exist=config_path is not None) | _from_environment(env)
+    named = config_path or (Path(env[_CONFIG]) if env.get(_CONFIG) else None)
+    path = named or _xdg(env, "XDG_CONFIG_HOME", ".config") / "config.toml"
+    chosen = _from_file(path, must_exist=named is not None) | _from_environment(env)
     chosen.setdefault("cache_dir", _xdg(env, "XDG_CACHE_HOME", ".cache"))
     chosen.setdefault("state_dir", _xdg(env, "XDG_STATE_HOME", ".local/state"))
     return Settings(**chosen, config_path=path)
@@ -151,7 +174,7 @@ def service_watch(env: Mapping[str, str] | None = None) -> tuple[str, float]:
 def workload_environment(env: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return the environment that a user's workload sees: this process's, without our own settings and secrets."""
     env = os.environ if env is None else env
-    ours = {variable for variable, _accept in _OPTIONS.values()}
+    ours = {_CONFIG, *(variable for variable, _accept in _OPTIONS.values())}
     return {name: value for name, value in env.items() if name not in ours}
 
 
@@ -222,7 +245,8 @@ def _from_file(path: Path, must_exist: bool) -> dict[str, Any]:
     for key, value in table.items():
         if key not in _OPTIONS:
             raise UsageError(f"unknown key {key!r} in {path}", f"accepted: {', '.join(sorted(_OPTIONS))}")
-        chosen[key] = _accepted(_OPTIONS[key][1], value, f"{key} = {_shown(key, value)} in {path}")
+        told = "[daemon]" if key == "daemon" else f"{key} = {_shown(key, value)}"
+        chosen[key] = _accepted(_OPTIONS[key][1], value, f"{told} in {path}")
     return chosen
 
 
@@ -348,4 +372,5 @@ _OPTIONS: dict[
     "verifier_socket": ("SCHEDAGENT_VERIFIER_SOCKET", _socket),
     "mcp_token": ("SCHEDAGENT_MCP_TOKEN", _token),
     "vm_memory_mib": ("SCHEDAGENT_VM_MEMORY_MIB", _whole(256, 1 << 20)),
+    "daemon": ("", _service),
 }

@@ -251,7 +251,8 @@ def _check_signature(parts: _Parts, public_keys: Iterable[bytes]) -> None:
         raise TokenError(
             f"the token is signed with key {parts.key_id}, which is none of the trusted ones: "
             f"{', '.join(sorted(trusted)) or 'there are none'}",
-            "if its verifier is to be trusted, export its key there and run here: schedagent keys trust FILE",
+            "if its verifier is to be trusted, export its key there and run here: schedagent keys trust FILE; "
+            "for schedagentd copy it to its keys_dir, /etc/schedagent/trusted",
         )
     try:
         _load_public(trusted[parts.key_id]).verify(parts.signature, parts.signed)

@@ -10,7 +10,7 @@ from collections.abc import Container, Iterable
 from schedagent.core.errors import Refused, TokenError
 from schedagent.core.token import DeploymentToken, Scope, check
 from schedagent.schedagentd.deployment import Order
-from schedagent.schedagentd.kernel import Kernel, stop_hint
+from schedagent.schedagentd.kernel import Kernel, named, stop_hint
 
 
 def check_machine(kernel: Kernel, ours: bool) -> None:
@@ -29,8 +29,9 @@ def check_machine(kernel: Kernel, ours: bool) -> None:
         )
     if not ours and state.state != "disabled":
         found = kernel.schedulers()
-        named = f" ({', '.join(found)})" if found else ""
-        raise Refused(f"another sched_ext scheduler is loaded: {state.ops or state.state}{named}", stop_hint(found))
+        raise Refused(
+            f"another sched_ext scheduler is loaded: {state.ops or state.state}{named(found)}", stop_hint(found)
+        )
     process = kernel.core_scheduled()
     if process is not None:
         raise Refused(
@@ -56,6 +57,8 @@ def check_token(
     Args:
         token: the order's own, or a newer one for the same.
         identity: release and build id of the running kernel.
+        cgroup: of a partial scope; empty for the tasks of a process tree, which only a token for any tasks allows:
+            they may leave every cgroup, and no token names a tree.
         tokens_from: no token that was valid earlier is accepted, see record.Record.tokens_from.
 
     Raises:

@@ -12,7 +12,7 @@ from itertools import pairwise
 
 from kernel_bpf.exit_info import ExitInfo
 from kernel_bpf.sched_ext import KernelState
-from schedagent.schedagentd.deployment import End, Spread
+from schedagent.schedagentd.deployment import Better, End, Spread
 from schedagent.schedagentd.tasks import Sample
 
 ERROR_EVENTS = ("SCX_EV_SELECT_CPU_FALLBACK", "SCX_EV_DISPATCH_LOCAL_DSQ_OFFLINE", "SCX_EV_INSERT_NOT_OWNED")
@@ -34,8 +34,10 @@ class Bounds:
 
     Args:
         error_events_per_s: of ERROR_EVENTS together.
-        worse_ratio: how much higher than the baseline run-queue delay and pressure may be, as a part of it.
-        delay_floor_s, pressure_floor: and by at least this much: nobody feels less.
+        worse_ratio: by which part of the baseline run-queue delay and pressure may be higher, and with 1 added how many
+            times smaller the share of the wanted CPU time may be.
+        delay_floor_s, pressure_floor, share_floor: and by at least this much: nobody feels less.
+        metric_ratio: the same as worse_ratio for the workload's own metric, which has no floor.
         starvation_s: how long a runnable task may not run.
     """
 
@@ -43,6 +45,8 @@ class Bounds:
     worse_ratio: float = 0.5
     delay_floor_s: float = 0.002
     pressure_floor: float = 0.1
+    share_floor: float = 0.1
+    metric_ratio: float = 0.1
     starvation_s: float = 3.0
 
 
@@ -104,18 +108,31 @@ def _of_counters(first: Reading, before: Reading, now: Reading, bounds: Bounds) 
     return End.ERROR_EVENTS, f"{count / elapsed_s:.0f} a second, more than {bounds.error_events_per_s:g}"
 
 
-DELAY, PRESSURE = "run_queue_delay_s", "pressure"
+DELAY, PRESSURE, SHARE, METRIC = "run_queue_delay_s", "pressure", "cpu_share", "metric"
+CPU_USED, TURNS = "cpu_used", "turns_per_s"
 
 
 def intervals(samples: Sequence[Sample]) -> dict[str, list[float]]:
-    """Return what each interval between two samples shows: mean wait for a turn (s), and the part of it stalled."""
-    found: dict[str, list[float]] = {DELAY: [], PRESSURE: []}
+    """Return what each interval between two samples shows.
+
+    DELAY: mean wait for a turn on a CPU, in seconds. PRESSURE: the part of the time in which some task waited (PSI).
+    SHARE: how much of the CPU time that its tasks wanted (ran or waited in a run queue) they got. CPU_USED: CPU time a
+    second, in CPUs. TURNS: how often a second a task was given a CPU, which is how often one was switched to.
+    """
+    found: dict[str, list[float]] = {name: [] for name in (DELAY, PRESSURE, SHARE, CPU_USED, TURNS)}
     for before, now in pairwise(samples):
         elapsed_s, turns = now.at - before.at, now.turns - before.turns
-        if elapsed_s > 0:
+        waited_s, ran_s = now.delay_s - before.delay_s, now.ran_s - before.ran_s
+        if elapsed_s <= 0:
+            continue
+        found[CPU_USED].append(ran_s / elapsed_s)
+        found[TURNS].append(turns / elapsed_s)
+        if now.stalled_s is not None and before.stalled_s is not None:
             found[PRESSURE].append((now.stalled_s - before.stalled_s) / elapsed_s)
-            if turns > 0:
-                found[DELAY].append((now.delay_s - before.delay_s) / turns)
+        if turns > 0:
+            found[DELAY].append(waited_s / turns)
+        if ran_s + waited_s > 0:
+            found[SHARE].append(ran_s / (ran_s + waited_s))
     return found
 
 
@@ -129,28 +146,60 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(count, mean, math.sqrt(squares / (count - 1)) if count > 1 else 0.0)
 
 
-def summarise(samples: Sequence[Sample]) -> dict[str, Spread]:
-    """Return the spreads of `intervals`."""
-    return {name: spread(values) for name, values in intervals(samples).items()}
+def summarise(samples: Sequence[Sample], metric: Sequence[float] = ()) -> dict[str, Spread]:
+    """Return the spreads of `intervals`, and of the workload's own metric if there is any."""
+    told = intervals(samples) | ({METRIC: list(metric)} if metric else {})
+    return {name: spread(values) for name, values in told.items()}
 
 
-def judge_samples(baseline: Mapping[str, Spread], samples: Sequence[Sample], bounds: Bounds) -> Trip | None:
+@dataclass(frozen=True)
+class Measure:
+    """Something that may be worse than it was.
+
+    Args:
+        ratio, floor: how much worse it may be, as a part of the baseline and at least.
+        unit: for people.
+        better: which way.
+    """
+
+    name: str
+    end: End
+    ratio: float
+    floor: float
+    unit: str = ""
+    better: Better = Better.LOWER
+
+
+def measures(bounds: Bounds, better: Better | None) -> tuple[Measure, ...]:
+    """Return what is judged. CPU_USED and TURNS are told only: less of them may be an idle hour as well as a fault."""
+    own = (Measure(METRIC, End.METRIC, bounds.metric_ratio, 0.0, better=better),) if better else ()
+    return (
+        Measure(DELAY, End.RUN_QUEUE_DELAY, bounds.worse_ratio, bounds.delay_floor_s, " s"),
+        Measure(PRESSURE, End.PRESSURE, bounds.worse_ratio, bounds.pressure_floor),
+        Measure(SHARE, End.CPU_SHARE, bounds.worse_ratio, bounds.share_floor, better=Better.HIGHER),
+        *own,
+    )
+
+
+def judge_spreads(baseline: Mapping[str, Spread], now: Mapping[str, Spread], judged: Sequence[Measure]) -> Trip | None:
     """Say what is worse than the baseline by the margin, with 99 % confidence; None while too little was measured."""
-    now = summarise(samples)
-    for name, end, floor, unit in (
-        (DELAY, End.RUN_QUEUE_DELAY, bounds.delay_floor_s, " s"),
-        (PRESSURE, End.PRESSURE, bounds.pressure_floor, ""),
-    ):
-        before = baseline.get(name, Spread(0, 0.0, 0.0))
-        bound = before.mean + max(before.mean * bounds.worse_ratio, floor)
-        if _surely_above(now[name], before, bound):
-            return end, f"{now[name].mean:.4g}{unit} on average, {before.mean:.4g}{unit} before it"
+    for measure in judged:
+        nothing = Spread(0, 0.0, 0.0)
+        before, after = baseline.get(measure.name, nothing), now.get(measure.name, nothing)
+        if surely_worse(after, before, measure):
+            unit = measure.unit
+            return measure.end, f"{after.mean:.4g}{unit} on average, {before.mean:.4g}{unit} before it"
     return None
 
 
-def _surely_above(now: Spread, before: Spread, bound: float) -> bool:
-    """Whether the mean is above the bound (Welch's t, the bound being as uncertain as the baseline's mean)."""
+def surely_worse(now: Spread, before: Spread, measure: Measure) -> bool:
+    """Whether the mean is beyond the bound (Welch's t, the bound being as uncertain as the baseline's mean), with 99 %
+    confidence; never with fewer than LEAST_SAMPLES on either side."""
     if min(now.count, before.count) < LEAST_SAMPLES:
         return False
+    # What is better higher may become as many times smaller as what is better lower may become greater.
+    lower, size = measure.better is Better.LOWER, abs(before.mean)
+    allowed = max(size * measure.ratio if lower else size - size / (1 + measure.ratio), measure.floor)
+    worse = now.mean - before.mean if lower else before.mean - now.mean
     error = math.sqrt(now.deviation**2 / now.count + before.deviation**2 / before.count)
-    return now.mean - bound > _T * error
+    return worse - allowed > _T * error

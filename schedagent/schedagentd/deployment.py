@@ -16,9 +16,9 @@ class Stage(StrEnum):
     """How much of the machine a policy schedules."""
 
     CANARY = "canary"
-    """The tasks of one cgroup, and their children."""
+    """The tasks of one cgroup or of one process tree, and their children."""
     WIDER = "wider"
-    """The tasks of a cgroup around that one."""
+    """The tasks of a cgroup around those."""
     FULL = "full"
     """Every normal task."""
 
@@ -58,6 +58,8 @@ class End(StrEnum):
     STARVATION = "starvation"
     RUN_QUEUE_DELAY = "run-queue delay worse than before"
     PRESSURE = "CPU pressure worse than before"
+    CPU_SHARE = "less of the wanted CPU time than before"
+    METRIC = "worse workload metric"
     LEASE_LAPSED = "lease lapsed"
     SUSPENDED = "suspend"
     HOTPLUG = "CPU hotplug"
@@ -66,6 +68,7 @@ class End(StrEnum):
 
     ROLLED_BACK = "rolled back"
     REPLACED = "replaced"
+    GONE = "its process ended"
     STOPPED = "schedagentd stopped"
     DIED = "schedagentd died"
     NOT_LOADED = "could not be loaded"
@@ -109,6 +112,33 @@ class Order:
 
 
 @dataclass(frozen=True)
+class Tree:
+    """A process, its threads and its descendants.
+
+    Args:
+        pid: of the process.
+        started: when it began, in clock ticks since boot: another process may get its id one day.
+    """
+
+    pid: int
+    started: int
+
+    def __str__(self) -> str:
+        return f"process {self.pid}"
+
+
+Where = str | Tree
+"""Whose tasks: a cgroup's path below the root, "" for the whole machine; or a process tree's."""
+
+
+class Better(StrEnum):
+    """Which way a workload's own metric is better."""
+
+    HIGHER = "higher"
+    LOWER = "lower"
+
+
+@dataclass(frozen=True)
 class Spread:
     """Some measurements in short: how many, their mean and standard deviation."""
 
@@ -124,7 +154,7 @@ class Deployment:
     Args:
         number: counts up; names it.
         order: what is loaded.
-        stage, cgroup: how much of the machine it has, or waits for if nothing of it is loaded.
+        stage, cgroup, tree: how much of the machine it has, or waits for if nothing of it is loaded.
         phase: how far it has come.
         uid: user who asked for it.
         boot_id: boot of the kernel that the times belong to.
@@ -133,6 +163,7 @@ class Deployment:
         created_at: Unix time.
         since: when (boot clock) the present stage or phase began.
         next_stage, next_cgroup: where it goes once that has been measured before; None for nowhere.
+        better: which way the metric is better that its keeper reports; None if it reports none.
         enable_seq: number of its enabling in the kernel; -1 if it was never confirmed.
         proven: it survived the probation of its stage.
         pinned: it is meant to survive this process.
@@ -154,8 +185,10 @@ class Deployment:
     token_until: float
     created_at: float
     since: float
+    tree: Tree | None = None
     next_stage: Stage | None = None
     next_cgroup: str = ""
+    better: Better | None = None
     enable_seq: int = -1
     proven: bool = False
     pinned: bool = False
@@ -170,6 +203,11 @@ class Deployment:
     def label(self) -> str:
         """Short text for people."""
         return f"deployment {self.number} ({self.order.policy} {self.order.digest[:12]})"
+
+    @property
+    def where(self) -> Where:
+        """Whose tasks it has."""
+        return self.tree or self.cgroup
 
     def to_json(self) -> dict[str, Any]:
         """All of it as the record keeps it."""
@@ -187,7 +225,9 @@ class Deployment:
                 "order": Order(**order),
                 "stage": Stage(told["stage"]),
                 "phase": Phase(told["phase"]),
+                "tree": Tree(**told["tree"]) if told.get("tree") else None,
                 "next_stage": Stage(told["next_stage"]) if told["next_stage"] else None,
+                "better": Better(told["better"]) if told.get("better") else None,
                 "baseline": {name: Spread(**spread) for name, spread in told["baseline"].items()},
                 "end": End(told["end"]) if told["end"] else None,
             }
@@ -203,6 +243,8 @@ class Deployment:
             "tunables": dict(self.order.tunables),
             "stage": self.stage,
             "cgroup": self.cgroup,
+            "pid": self.tree and self.tree.pid,
+            "better": self.better,
             "phase": self.phase,
             "proven": self.proven,
             "pinned": self.pinned,

@@ -20,10 +20,10 @@ from pathlib import Path
 from schedagent.core.errors import BpfError, RecordError, Refused, SchedagentError
 from schedagent.core.token import DeploymentToken
 from schedagent.schedagentd.admission import check_machine, check_token
-from schedagent.schedagentd.breaker import LEAST_SAMPLES, Reading
+from schedagent.schedagentd.breaker import LEAST_SAMPLES, Reading, summarise
 from schedagent.schedagentd.config import Config
-from schedagent.schedagentd.deployment import Deployment, End, Order, Phase, Stage
-from schedagent.schedagentd.kernel import Kernel, Loaded, Watching, told
+from schedagent.schedagentd.deployment import Deployment, End, Order, Phase, Spread, Stage, Where
+from schedagent.schedagentd.kernel import Kernel, Loaded, Watching, named, stop_hint, told
 from schedagent.schedagentd.record import Record
 from schedagent.schedagentd.tasks import Sample
 
@@ -55,16 +55,30 @@ class Clock:
 
 @dataclass
 class Measuring:
-    """Samples of one scope."""
+    """Samples of one scope, and of the workload's own metric as its keeper reports it.
+
+    Args:
+        metric: None until the first report, which is left out: some of what it tells of was before.
+    """
 
     watch: Watching
     samples: list[Sample] = field(default_factory=list)
+    metric: list[float] | None = None
 
     def take(self) -> Sample:
         """Sample now; old ones are forgotten."""
         sample = self.watch.sample()
         self.samples = [*self.samples[-_MOST_SAMPLES:], sample]
         return sample
+
+    def report(self, values: Sequence[float]) -> None:
+        """Take what was measured of the workload's own metric; old values are forgotten."""
+        if values:
+            self.metric = [] if self.metric is None else [*self.metric, *values][-_MOST_SAMPLES:]
+
+    def summary(self) -> dict[str, Spread]:
+        """All of it in short."""
+        return summarise(self.samples, self.metric or ())
 
 
 @dataclass
@@ -146,12 +160,22 @@ class Driver:
                 pins.discard(deployment.number)
         for number in sorted(pins):
             self._remove_pins(number)
-        if self.active is None and (pins or unfinished):
+        if self.active is None and (pins or unfinished or self.record.moved_aside):
             self.kernel.move_out()
+        self._note_foreign()
         for deployment in unfinished:
             if self.active is None or deployment.number != self.active.deployment.number:
                 self._account_for(deployment)
         self.record.note("started", f"in charge: {self.in_charge}")
+
+    def _note_foreign(self) -> None:
+        """Tell of a scheduler that somebody else loaded: what it is, whose, and how to be rid of it."""
+        state = self.kernel.state()
+        if self.active is None and state.available and state.state != "disabled":
+            found = self.kernel.schedulers()
+            told = f"{state.ops or state.state}{named(found)} is in charge; to deploy: {stop_hint(found)}"
+            log.warning("another scheduler: %s", told)
+            self.record.note("another scheduler", told)
 
     # Giving and taking
 
@@ -166,12 +190,12 @@ class Driver:
             return False
         running = replace(loading, phase=Phase.RUNNING, enable_seq=loaded.enable_seq, since=self.clock.boot())
         first = self._reading(loaded)
-        self.active = Active(running, loaded, first, first, self._measure(loading.cgroup))
-        if not self._try_save(running, "running", f"{running.stage} {running.cgroup}".rstrip()):
+        self.active = Active(running, loaded, first, first, self._measure(loading.where))
+        if not self._try_save(running, "running", f"{running.stage} {running.where}".rstrip()):
             self._end(End.NOT_LOADED, "the record could not be written")
             return False
         if partial:
-            self.kernel.move_in(running.cgroup)
+            self.kernel.move_in(running.where)
         return True
 
     def _take_away(self, active: Active, then: Deployment, failed: End) -> bool:
@@ -267,7 +291,7 @@ class Driver:
         if not first.enabled:
             loaded.leave()
             return False
-        self.active = Active(deployment, loaded, first, first, self._measure(deployment.cgroup))
+        self.active = Active(deployment, loaded, first, first, self._measure(deployment.where))
         self._try_save(deployment, "adopted", f"stage {deployment.stage}", owed=False)
         return True
 
@@ -293,10 +317,10 @@ class Driver:
         state, enabled = self.kernel.state(), loaded.enabled()
         return Reading(self.clock.boot(), self.clock.monotonic(), state, enabled, loaded.exit_info())
 
-    def _measure(self, cgroup: str) -> Measuring:
+    def _measure(self, where: Where) -> Measuring:
         """Begin to look at a scope, if anything is to be compared; the first sample is only a beginning."""
         self._next_sample = self.clock.monotonic() + self.config.sample_s
-        measuring = Measuring(self.kernel.watch(cgroup, self.config.bounds.starvation_s))
+        measuring = Measuring(self.kernel.watch(where, self.config.bounds.starvation_s))
         measuring.take()
         return measuring
 
@@ -323,7 +347,8 @@ class Driver:
             self._unsaved.pop(deployment.number, None)
             return True
         except RecordError as error:
-            log.error("%s %s, but: %s", deployment.label, kind, error)
+            said = deployment.number in self._unsaved  # a full disk must not be filled further, by the log
+            log.log(logging.DEBUG if said else logging.ERROR, "%s %s, but: %s", deployment.label, kind, error)
             if owed and deployment.phase is Phase.ENDED:
                 self._unsaved[deployment.number] = deployment
             return False

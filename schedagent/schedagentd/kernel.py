@@ -5,7 +5,8 @@ May import: kernel_bpf.sched_ext, kernel_bpf.running, schedagent.core, its neigh
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -15,11 +16,29 @@ from kernel_bpf.running import core_scheduled_process, running_build_id, running
 from kernel_bpf.sched_ext import KernelState, LoadedPolicy, kernel_state
 from schedagent.core.errors import BpfError, SchedagentError
 from schedagent.schedagentd import tasks
-from schedagent.schedagentd.deployment import Order
+from schedagent.schedagentd.deployment import Order, Tree, Where
 from schedagent.schedagentd.tasks import Sample, Watch
 
 PINS = Path("/sys/fs/bpf/schedagent")
 """One folder for each pinned deployment, by its number."""
+_LONGEST_TOLD = 4000
+
+
+@dataclass(frozen=True)
+class Scheduler:
+    """A process that may have loaded a sched_ext policy.
+
+    Args:
+        name: its command.
+        unit: the systemd service it belongs to; empty for none.
+    """
+
+    name: str
+    pid: int
+    unit: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name}, process {self.pid}{f' of {self.unit}' if self.unit else ''}"
 
 
 class Loaded(Protocol):
@@ -67,8 +86,8 @@ class Kernel(Protocol):
     def core_scheduled(self) -> int | None:
         """A process that is core-scheduled, None if there is none."""
 
-    def schedulers(self) -> tuple[str, ...]:
-        """Programs that load sched_ext policies and run now, in words."""
+    def schedulers(self) -> tuple[Scheduler, ...]:
+        """Programs that load sched_ext policies and run now."""
 
     def load(self, number: int, order: Order, content: bytes, partial: bool) -> Loaded:
         """Load and attach, confirmed by sysfs; raise SchedagentError if that failed: nothing is loaded then."""
@@ -82,8 +101,8 @@ class Kernel(Protocol):
     def remove_pins(self, number: int) -> None:
         """Unpin what an earlier process pinned; without another holder that ends it. Raise BpfError if it cannot."""
 
-    def move_in(self, cgroup: str) -> int:
-        """Move a cgroup's tasks to SCHED_EXT."""
+    def move_in(self, where: Where) -> int:
+        """Move a scope's tasks to SCHED_EXT."""
 
     def move_out(self) -> int:
         """Move all tasks back."""
@@ -91,7 +110,13 @@ class Kernel(Protocol):
     def has_cgroup(self, cgroup: str) -> bool:
         """Whether there is this cgroup."""
 
-    def watch(self, cgroup: str, starvation_s: float) -> Watching:
+    def tree_of(self, pid: int) -> Tree | None:
+        """The process tree that begins with a process; None if there is no such process."""
+
+    def cgroup_of(self, tree: Tree) -> str:
+        """The cgroup of a tree's first process; empty if it ended."""
+
+    def watch(self, where: Where, starvation_s: float) -> Watching:
         """Begin to look at a scope."""
 
 
@@ -153,7 +178,7 @@ class HostKernel:
     def core_scheduled(self) -> int | None:
         return core_scheduled_process()
 
-    def schedulers(self) -> tuple[str, ...]:
+    def schedulers(self) -> tuple[Scheduler, ...]:
         return tuple(_schedulers())
 
     def load(self, number: int, order: Order, content: bytes, partial: bool) -> Loaded:
@@ -189,8 +214,8 @@ class HostKernel:
     def remove_pins(self, number: int) -> None:
         _remove(self._folder(number))
 
-    def move_in(self, cgroup: str) -> int:
-        return tasks.move_in(cgroup, tasks.cgroup_root())
+    def move_in(self, where: Where) -> int:
+        return tasks.move_in(where, tasks.cgroup_root())
 
     def move_out(self) -> int:
         return tasks.move_out()
@@ -198,8 +223,14 @@ class HostKernel:
     def has_cgroup(self, cgroup: str) -> bool:
         return (tasks.cgroup_root() / cgroup.lstrip("/") / "cgroup.procs").exists()
 
-    def watch(self, cgroup: str, starvation_s: float) -> Watching:
-        return Watch(cgroup, starvation_s, tasks.cgroup_root())
+    def tree_of(self, pid: int) -> Tree | None:
+        return tasks.tree_of(pid)
+
+    def cgroup_of(self, tree: Tree) -> str:
+        return tasks.cgroup_of(tree)
+
+    def watch(self, where: Where, starvation_s: float) -> Watching:
+        return Watch(where, starvation_s, tasks.cgroup_root())
 
     def _folder(self, number: int) -> Path:
         return self.pins / str(number)
@@ -217,28 +248,45 @@ def _remove(folder: Path) -> None:
         raise BpfError(f"the pins in {folder} cannot be removed: {error.strerror}", error.errno or 0) from None
 
 
-def _schedulers() -> Iterator[str]:
-    """Name processes whose command begins with scx_, as those of the scx project do, and the unit they belong to."""
+def _schedulers() -> Iterator[Scheduler]:
+    """Find processes whose command begins with scx_, as those of the scx project do, and the unit they belong to.
+
+    Anybody may call a process that. So root's count only, for nobody else's could load anything; and a unit only within
+    system.slice, where nobody but systemd makes one: people are told to stop it.
+    """
     for process in tasks.processes():
+        folder = tasks.PROC / str(process)
         try:
-            name = Path("/proc", str(process), "comm").read_text().strip()
-            unit = Path("/proc", str(process), "cgroup").read_text().rpartition("/")[2].strip()
+            owner = folder.stat().st_uid
+            name = (folder / "comm").read_text(errors="replace").strip()
+            group = (folder / "cgroup").read_text(errors="replace")
         except OSError:
             continue
-        if name.startswith("scx_"):
-            yield f"{name} (process {process}{f' of {unit}' if unit.endswith('.service') else ''})"
+        if name.startswith("scx_") and owner == 0:
+            unit = _UNIT.search(group)
+            yield Scheduler(tasks.shown(name), process, unit.group(1) if unit else "")
 
 
-def stop_hint(schedulers: tuple[str, ...]) -> str:
+_UNIT = re.compile(
+    r"^\d+:[^:]*:/system\.slice/(?:[^/\n]+\.slice/)*([\w:.@-]+\.service)(?:/|$)", re.MULTILINE | re.ASCII
+)
+
+
+def named(schedulers: Sequence[Scheduler]) -> str:
+    """Schedulers in words, in parentheses; nothing if there are none."""
+    return f" ({', '.join(map(str, schedulers))})" if schedulers else ""
+
+
+def stop_hint(schedulers: Sequence[Scheduler]) -> str:
     """What to do about another scheduler, given who may have loaded it."""
-    units = [part.rstrip(")") for told in schedulers for part in told.split() if part.rstrip(")").endswith(".service")]
+    units = sorted({one.unit for one in schedulers if one.unit})
     if units:
-        return f"systemctl disable --now {' '.join(sorted(set(units)))}"
+        return f"systemctl disable --now {' '.join(units)}"
     if schedulers:
-        return f"stop {', '.join(schedulers)}"
+        return f"stop {', '.join(map(str, schedulers))}"
     return "stop whoever loaded it (scx.service and scx_loader.service are the usual ones)"
 
 
 def told(error: SchedagentError) -> str:
-    """An error's message in one line."""
-    return " ".join(error.message.split())
+    """An error's message in one line, of a long one the end: a log of the kernel's verifier may have megabytes."""
+    return " ".join(error.message[-_LONGEST_TOLD:].split())

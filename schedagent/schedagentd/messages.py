@@ -14,10 +14,11 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 from schedagent.core.errors import UsageError
-from schedagent.schedagentd.deployment import Order, Stage
+from schedagent.schedagentd.deployment import Better, Order, Stage
 
 VERSION = 1
 LONGEST_QUESTION = 4096
@@ -26,6 +27,8 @@ LONGEST_REQUEST = 4 << 20
 LARGEST_OBJECT = 2 << 20
 MOST_ENTRIES = 1 << 14
 LONGEST_HISTORY = 100
+MOST_MEASURED = 64
+LARGEST_MEASURED = 1e18
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -71,9 +74,10 @@ class Deploy:
 
     Args:
         order, content: what, with its token; the object.
-        stage, cgroup: how much of the machine, to begin with.
+        stage, cgroup, pid: how much of the machine, to begin with; of cgroup and pid one at most.
         lease_s: how long without a renewal.
         again: although the circuit breaker ended it before.
+        better: which way the metric is better that renewals will report; None if they report none.
     """
 
     order: Order
@@ -82,16 +86,24 @@ class Deploy:
     cgroup: str
     lease_s: float
     again: bool
+    pid: int
+    better: Better | None
 
 
 @dataclass(frozen=True)
 class Renew:
-    """Prolong a lease; token and report_digest, if there is a newer token for the same."""
+    """Prolong a lease.
+
+    Args:
+        token, report_digest: if there is a newer token for the same.
+        metric: what the workload's own metric was since the last renewal.
+    """
 
     deployment: int
     lease_s: float
     token: str
     report_digest: str
+    metric: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -205,10 +217,23 @@ def _matching(pattern: re.Pattern[str], what: str) -> Check:
     return check
 
 
-def _stage(value: Any) -> Stage:
-    if type(value) is not str or value not in list(Stage):
-        raise ValueError(", ".join(Stage))
-    return Stage(value)
+def _one_of(kind: type[StrEnum]) -> Check:
+    def check(value: Any) -> StrEnum:
+        if type(value) is not str or value not in list(kind):
+            raise ValueError(", ".join(kind))
+        return kind(value)
+
+    return check
+
+
+def _measured(value: Any) -> tuple[float, ...]:
+    """A mean and a deviation of these are finite whatever they are."""
+    accepted = ValueError(f"at most {MOST_MEASURED} numbers from -{LARGEST_MEASURED:g} to {LARGEST_MEASURED:g}")
+    if type(value) is not list or len(value) > MOST_MEASURED:
+        raise accepted
+    if not all(type(one) in (int, float) and abs(one) <= LARGEST_MEASURED for one in value):  # NaN is not, either
+        raise accepted
+    return tuple(float(one) for one in value)
 
 
 def _content(value: Any) -> bytes:
@@ -251,6 +276,9 @@ _cgroup = _matching(_CGROUP, "a path below the root of cgroups, such as /build.s
 _digest = _matching(_DIGEST, "a SHA-256 in lower-case hex")
 _token = _matching(_TOKEN, "a deployment token")
 _number = _whole(1, 1 << 53)
+_stage = _one_of(Stage)
+_pid = _whole(1, 1 << 22)
+"""PID_MAX_LIMIT (include/linux/threads.h)."""
 
 _VERBS: dict[str, tuple[_Fields, Callable[..., Request]]] = {
     "status": ({}, Status),
@@ -270,6 +298,8 @@ _VERBS: dict[str, tuple[_Fields, Callable[..., Request]]] = {
             "cgroup": (_cgroup, ""),
             "lease_s": (_seconds, 600.0),
             "again": (_flag, False),
+            "pid": (_pid, 0),
+            "better": (_one_of(Better), None),
         },
         _deploy,
     ),
@@ -279,6 +309,7 @@ _VERBS: dict[str, tuple[_Fields, Callable[..., Request]]] = {
             "lease_s": (_seconds, 600.0),
             "token": (_token, ""),
             "report_digest": (_digest, ""),
+            "metric": (_measured, ()),
         },
         Renew,
     ),

@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import sqlite3
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from schedagent.core.errors import RecordError, SetupError
-from schedagent.core.token import DeploymentToken
+from schedagent.core.token import CLOCK_SKEW_S, DeploymentToken
 from schedagent.schedagentd.deployment import Deployment, End, Event, Phase
 
 FILE = "record.sqlite"
@@ -38,9 +39,15 @@ CREATE TABLE IF NOT EXISTS events (
 CREATE TABLE IF NOT EXISTS nonces (nonce TEXT PRIMARY KEY, expires_at INTEGER NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS tripped (digest TEXT PRIMARY KEY, cause TEXT NOT NULL, at REAL NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS moments (name TEXT PRIMARY KEY, unix_s REAL NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS totals (
+    what TEXT NOT NULL, stage TEXT NOT NULL, name TEXT NOT NULL, count INTEGER NOT NULL,
+    PRIMARY KEY (what, stage, name)
+) STRICT;
 """
 _LAST_SEEN = "last seen"
 _TOKENS_FROM = "tokens from"
+_ENDED, _EVENT = "ended", "event"
+"""What is counted in the table totals."""
 
 
 class Record:
@@ -71,7 +78,7 @@ class Record:
                 moved = _move_aside(path)
                 database = _connect(path)
                 now = time.time()
-                _set_moment(database, _TOKENS_FROM, now)
+                _set_moment(database, _TOKENS_FROM, now + CLOCK_SKEW_S)  # a token may be used that early
                 _set_moment(database, _LAST_SEEN, now)
         except (sqlite3.Error, OSError) as error:
             os.close(lock)
@@ -160,6 +167,17 @@ class Record:
         """Return digest, cause and Unix time of every trip that still counts."""
         return tuple((row[0], End(row[1]), row[2]) for row in self._ask("SELECT * FROM tripped ORDER BY at DESC"))
 
+    def totals(self) -> dict[str, Any]:
+        """Return how many deployments ever ended, by stage and end, and how many events there were, by kind.
+
+        Counted when they happen, not when asked: the tables themselves are pruned.
+        """
+        rows = self._ask("SELECT what, stage, name, count FROM totals ORDER BY what, stage, name")
+        return {
+            "ended": [{"stage": row[1], "end": row[2], "count": row[3]} for row in rows if row[0] == _ENDED],
+            "events": {row[2]: row[3] for row in rows if row[0] == _EVENT},
+        }
+
     @property
     def used_nonces(self) -> frozenset[str]:
         """Nonces of used tokens that have not long expired."""
@@ -179,9 +197,13 @@ class Record:
         now = max(time.time(), self.last_seen)
         self._database.execute("INSERT INTO nonces VALUES (?, ?)", (token.nonce, token.expires_at))
         _set_moment(self._database, _LAST_SEEN, now)
-        self._database.execute("DELETE FROM nonces WHERE expires_at < ?", (now,))
+        # A clock may be set back by the skew that is tolerated, and must not revive one.
+        self._database.execute("DELETE FROM nonces WHERE expires_at < ?", (now - CLOCK_SKEW_S,))
 
     def _store(self, deployment: Deployment, kind: str, detail: str) -> None:
+        ended = deployment.phase is Phase.ENDED and deployment.end is not None
+        if ended and not self._ask("SELECT 1 FROM deployments WHERE number = ? AND phase = 'ended'", deployment.number):
+            self._count(_ENDED, deployment.stage, str(deployment.end))
         self._database.execute(
             "UPDATE deployments SET phase = ?, body = ? WHERE number = ?",
             (deployment.phase, json.dumps(deployment.to_json()), deployment.number),
@@ -196,6 +218,12 @@ class Record:
         self._database.execute(
             "INSERT INTO events (at, kind, deployment, detail) VALUES (?, ?, ?, ?)",
             (time.time(), kind, deployment, detail),
+        )
+        self._count(_EVENT, "", kind)
+
+    def _count(self, what: str, stage: str, name: str) -> None:
+        self._database.execute(
+            "INSERT INTO totals VALUES (?, ?, ?, 1) ON CONFLICT DO UPDATE SET count = count + 1", (what, stage, name)
         )
 
     def _prune(self) -> None:
@@ -309,6 +337,12 @@ def _locked(folder: Path) -> int:
         lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise RecordError(f"the folder of the record {folder} cannot be used: {error.strerror}") from None
+    status = os.fstat(lock)
+    if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        os.close(lock)
+        raise RecordError(
+            f"others than user id {os.geteuid()} may write to the folder of the record {folder}", f"chmod 700 {folder}"
+        )
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -6,18 +6,24 @@ May import: schedagent.core and its neighbours admission, breaker, config, deplo
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from schedagent.core.errors import BpfError, RecordError, Refused
+from kernel_bpf.sched_ext import KernelState
+from schedagent.core.errors import BpfError, RecordError, Refused, SchedagentError
+from schedagent.core.token import read_signed
 from schedagent.schedagentd.admission import check_machine
-from schedagent.schedagentd.breaker import TIMES_IN_A_ROW, judge_reading, judge_samples, summarise
+from schedagent.schedagentd.breaker import METRIC, TIMES_IN_A_ROW, judge_reading, judge_spreads, measures
 from schedagent.schedagentd.config import NOT_ON_EXIT
-from schedagent.schedagentd.deployment import Deployment, End, Order, Phase, Spread, Stage
+from schedagent.schedagentd.deployment import Better, Deployment, End, Order, Phase, Spread, Stage, Tree
 from schedagent.schedagentd.driver import Active, Driver, Measuring, Pending
-from schedagent.schedagentd.kernel import told
+from schedagent.schedagentd.kernel import named, stop_hint, told
 
 log = logging.getLogger(__name__)
+
+_KTHREADD = 2
+"""Process 1 has all of user space below it, process 2 all threads of the kernel."""
 
 
 class Rollout(Driver):
@@ -33,13 +39,24 @@ class Rollout(Driver):
     # What may be asked for
 
     def deploy(
-        self, uid: int, order: Order, content: bytes, stage: Stage, cgroup: str, lease_s: float, again: bool = False
+        self,
+        uid: int,
+        order: Order,
+        content: bytes,
+        stage: Stage,
+        cgroup: str,
+        lease_s: float,
+        again: bool = False,
+        pid: int = 0,
+        better: Better | None = None,
     ) -> Deployment:
         """Accept a policy; it is loaded as soon as enough is known of the machine without it.
 
         Args:
             content: the object; `order.digest` is its digest.
             again: although the circuit breaker ended it before.
+            pid: of the process whose tree the canary is, instead of a cgroup; 0 for none.
+            better: which way the metric is better that renewals will report.
 
         Raises:
             Refused, TokenError, RecordError: nothing was changed.
@@ -52,7 +69,9 @@ class Rollout(Driver):
                 f"this object was ended by the circuit breaker before: {trip[0]}",
                 "deploy another; or this one again if the cause is known: schedagent deploy --again",
             )
-        self._check_scope(stage, cgroup)
+        tree = self._tree(stage, cgroup, pid) if pid else None
+        if tree is None:
+            self._check_scope(stage, cgroup)
         token = self._check_token(order, order.token, stage, cgroup, self.record.used_nonces)
         boot, unix = self.clock.boot(), self.clock.unix()
         token_until = boot + token.expires_at - unix
@@ -70,14 +89,23 @@ class Rollout(Driver):
             token_until=token_until,
             created_at=unix,
             since=boot,
+            tree=tree,
+            better=better,
         )
-        deployment = self.record.begin(deployment, content, token, "accepted", f"{stage} {cgroup} by user {uid}")
-        self.pending = Pending(deployment, content, self._measure(cgroup))
+        scope = f"{stage} {deployment.where} by user {uid}"
+        deployment = self.record.begin(deployment, content, token, "accepted", scope)
+        self.pending = Pending(deployment, content, self._measure(deployment.where))
         self._advance()
         return self.record.get(deployment.number) or deployment
 
-    def renew(self, number: int, lease_s: float, token: str = "", report_digest: str = "") -> Deployment:
+    def renew(
+        self, number: int, lease_s: float, token: str = "", report_digest: str = "", metric: Sequence[float] = ()
+    ) -> Deployment:
         """Prolong a lease from now on; a newer token for the very same prolongs it beyond the first one's end.
+
+        Args:
+            metric: what the workload's own metric was since the last renewal. It can make the circuit breaker trip, and
+                nothing else.
 
         Raises:
             Refused, TokenError, RecordError: the lease is as it was.
@@ -85,12 +113,16 @@ class Rollout(Driver):
         deployment = self._find(number)
         boot, used = self.clock.boot(), None
         until, order = deployment.token_until, deployment.order
+        if metric and deployment.better is None:
+            raise Refused(f"{deployment.label} has no metric", "say which way it is better when it is deployed")
         if token:
             order = replace(order, token=token, report_digest=report_digest)
             stage = deployment.next_stage or deployment.stage
             cgroup = deployment.next_cgroup if deployment.next_stage else deployment.cgroup
             used = self._check_token(order, token, stage, cgroup, self.record.used_nonces)
             until = boot + used.expires_at - self.clock.unix()
+        else:
+            read_signed(order.token, self._public_keys())  # whose key is not trusted any more gets no further lease
         lease_s = min(lease_s, self.config.longest_lease_s)
         renewed = replace(
             deployment, order=order, lease_s=lease_s, lease_until=min(boot + lease_s, until), token_until=until
@@ -98,6 +130,8 @@ class Rollout(Driver):
         kind = "renewed" if token else ""  # an event each minute would drown the others
         self.record.save(renewed, kind, "with a newer token", used)
         self._became(renewed)
+        for measuring in self._measurings(number):
+            measuring.report(metric)
         return renewed
 
     def promote(self, number: int, stage: Stage, cgroup: str) -> Deployment:
@@ -117,7 +151,7 @@ class Rollout(Driver):
             raise Refused(
                 f"{deployment.label} is on probation for {max(0.0, left_s):.0f} s more", "promote it when it is proven"
             )
-        self._check_scope(stage, cgroup, inner=deployment.cgroup)
+        self._check_scope(stage, cgroup, inner=self._cgroup_of(deployment))
         check_machine(self.kernel, ours=True)
         self._check_token(deployment.order, deployment.order.token, stage, cgroup)
         promoted = replace(deployment, next_stage=stage, next_cgroup=cgroup)
@@ -143,10 +177,7 @@ class Rollout(Driver):
         if self.pending and number in (0, self.pending.deployment.number):
             self._drop_pending(End.ROLLED_BACK, "asked for")
         if self.active and number in (0, self.active.deployment.number):
-            previous = self.active.deployment.previous
-            self._end(End.ROLLED_BACK, "asked for")
-            if previous and not to_default:
-                self._restore(previous)
+            self._end_and_go_back(End.ROLLED_BACK, "asked for", to_default)
         return self.in_charge
 
     # What time brings
@@ -184,7 +215,7 @@ class Rollout(Driver):
         """What is deployed, what waits, and what the kernel says."""
         boot, state = self.clock.boot(), self.kernel.state()
         release, build_id = self.kernel.identity()
-        measured = summarise(self.active.now.samples) if self.active else {}
+        measured = self.active.now.summary() if self.active else {}
         return {
             "in_charge": self.in_charge,
             "active": self.active.deployment.summary(boot) if self.active else None,
@@ -192,6 +223,8 @@ class Rollout(Driver):
             "waiting": self.pending.deployment.summary(boot) if self.pending else None,
             "rollback": self.config.rollback,
             "unsaved": sorted(self._unsaved),
+            "foreign": self._foreign(state),
+            "totals": self._totals(),
             "kernel": {
                 "release": release,
                 "build_id": build_id,
@@ -205,10 +238,25 @@ class Rollout(Driver):
             },
         }
 
+    def _foreign(self, state: KernelState) -> dict[str, Any] | None:
+        """Who may have loaded what runs, if it is not ours, and how to be rid of it."""
+        if self.active is not None or not state.available or state.state == "disabled":
+            return None
+        found = self.kernel.schedulers()
+        return {"schedulers": [str(one) for one in found], "hint": stop_hint(found)}
+
+    def _totals(self) -> dict[str, Any] | None:
+        """What was ever counted; None while the record cannot be read, which must not hide the rest."""
+        try:
+            return self.record.totals()
+        except RecordError as error:
+            log.error("%s", error)
+            return None
+
     # Looking
 
     def _watch(self, active: Active, due: bool) -> None:
-        """Trip the circuit breaker if there is a cause; else see whether probation is over."""
+        """Trip the circuit breaker if there is a cause; else see whether it is over, or probation is."""
         now = self._reading(active.loaded)
         trip = judge_reading(active.first, active.before, now, self.config.bounds)
         active.before = now
@@ -217,10 +265,12 @@ class Rollout(Driver):
             trip = End.LEASE_LAPSED, "its token expired" if expired else "nobody renewed it"
         if trip is None and due:
             if active.deployment.stage is not Stage.FULL:
-                self.kernel.move_in(active.deployment.cgroup)
+                self.kernel.move_in(active.deployment.where)
             trip = self._compare(active)
         if trip is not None:
             self._trip(active.deployment, *trip)
+        elif due and self._is_gone(active.deployment):
+            self._end_and_go_back(End.GONE, str(active.deployment.tree))
         elif now.boot - active.deployment.since >= self.config.probation_s[active.deployment.stage]:
             self._prove(active)
 
@@ -229,23 +279,36 @@ class Rollout(Driver):
         if sample.starved:
             shown = ", ".join(sample.starved[:5])
             return End.STARVATION, f"runnable for {self.config.bounds.starvation_s:g} s without running: {shown}"
-        trip = judge_samples(active.deployment.baseline, active.now.samples, self.config.bounds)
+        judged = measures(self.config.bounds, active.deployment.better)
+        trip = judge_spreads(active.deployment.baseline, active.now.summary(), judged)
         active.worse = active.worse + 1 if trip else 0
         return trip if active.worse >= TIMES_IN_A_ROW else None
 
-    def _is_enough(self, measuring: Measuring) -> bool:
-        return len(measuring.samples) > self.config.baseline_samples
+    def _is_enough(self, measuring: Measuring, metric: bool) -> bool:
+        wanted = self.config.baseline_samples
+        return len(measuring.samples) > wanted and (not metric or len(measuring.metric or ()) >= wanted)
 
     def _baseline(self, measuring: Measuring) -> dict[str, Spread]:
-        return summarise(measuring.samples) if self.config.baseline_samples else {}
+        return measuring.summary() if self.config.baseline_samples else {}
+
+    def _measurings(self, number: int) -> list[Measuring]:
+        """What is being measured of a deployment."""
+        if self.pending and self.pending.deployment.number == number:
+            return [self.pending.before]
+        return [self.active.now] if self.active and self.active.deployment.number == number else []
+
+    def _is_gone(self, deployment: Deployment) -> bool:
+        """Whether the process is gone that a tree begins with: what is left of it is no canary of anything."""
+        tree = deployment.tree
+        return tree is not None and self.kernel.tree_of(tree.pid) != tree
 
     # Doing
 
     def _advance(self) -> None:
         """Load what waits, or widen what runs, once enough was measured."""
-        if self.pending and self._is_enough(self.pending.before):
+        if self.pending and self._is_enough(self.pending.before, self.pending.deployment.better is not None):
             self._load(self.pending)
-        elif self.active and self.active.step and self._is_enough(self.active.step):
+        elif self.active and self.active.step and self._is_enough(self.active.step, metric=False):
             self._widen(self.active, self.active.step)
 
     def _load(self, pending: Pending) -> None:
@@ -261,8 +324,11 @@ class Rollout(Driver):
         )
         try:
             check_machine(self.kernel, ours=self.active is not None)
+            if self._is_gone(loading):
+                raise Refused(f"{loading.tree} ended")
+            self._check_token(loading.order, loading.order.token, loading.stage, loading.cgroup)
             self.record.save(loading, "loading")
-        except (Refused, RecordError) as error:  # what runs goes on
+        except SchedagentError as error:  # what runs goes on
             self._drop_pending(End.NOT_LOADED, told(error))
             return
         self.pending = None
@@ -276,22 +342,31 @@ class Rollout(Driver):
         before = active.deployment
         assert before.next_stage is not None, "promote set it together with the step"
         loads = before.next_stage is Stage.FULL
+        kept = {name: one for name, one in before.baseline.items() if name == METRIC}  # of before the first stage
         wider = replace(
             before,
             stage=before.next_stage,
             cgroup=before.next_cgroup,
+            tree=None,
             next_stage=None,
             next_cgroup="",
             phase=Phase.LOADING if loads else Phase.RUNNING,
             proven=False,
             pinned=False,
-            baseline=self._baseline(step),
+            baseline=self._baseline(step) | kept,
             since=self.clock.boot(),
         )
-        content = self.record.content(before.order.digest) if loads else b""
-        if content is None or not self._try_save(wider, "promoted", f"to {wider.stage} {wider.cgroup}".rstrip()):
+        try:
+            check_machine(self.kernel, ours=True)
+            self._check_token(wider.order, wider.order.token, wider.stage, wider.cgroup)
+            content = self.record.content(before.order.digest) if loads else b""
+            if content is None:
+                raise Refused("its object is not kept any more")
+            self.record.save(wider, "promoted", f"to {wider.stage} {wider.cgroup}".rstrip())
+        except SchedagentError as error:
             active.step = None
             active.deployment = replace(before, next_stage=None, next_cgroup="")
+            self._try_save(active.deployment, "not promoted", told(error))
             return
         if loads:
             if self._take_away(active, wider, End.NOT_LOADED):
@@ -327,11 +402,21 @@ class Rollout(Driver):
 
     def _trip(self, deployment: Deployment, end: End, detail: str) -> None:
         """The circuit breaker: away with it, back to the last known good or to the default scheduler."""
+        if end is End.FOREIGN:
+            found = self.kernel.schedulers()
+            detail = f"{detail}{named(found)}; to deploy again: {stop_hint(found)}"
         log.warning("circuit breaker: %s: %s: %s", deployment.label, end, detail)
         self._end(end, detail)
         previous = self.record.get(deployment.previous) if deployment.previous and end.blames_policy else None
         if previous is not None and previous.order.digest != deployment.order.digest:
             self._restore(previous.number)
+
+    def _end_and_go_back(self, end: End, detail: str, to_default: bool = False) -> None:
+        assert self.active is not None
+        previous = self.active.deployment.previous
+        self._end(end, detail)
+        if previous and not to_default:
+            self._restore(previous)
 
     def _drop_pending(self, end: End, detail: str) -> None:
         assert self.pending is not None
@@ -354,6 +439,26 @@ class Rollout(Driver):
         names = ", ".join(str(deployment.number) for deployment in alive) or "none"
         raise Refused(f"deployment {number} is neither running nor waiting", f"there are: {names}")
 
+    def _tree(self, stage: Stage, cgroup: str, pid: int) -> Tree:
+        """Return the process tree that is to be a canary; raise Refused if it cannot be one."""
+        if stage is not Stage.CANARY or cgroup:
+            raise Refused("a process tree is for stage canary, and without a cgroup")
+        if pid <= _KTHREADD:
+            raise Refused(f"process {pid} has every process of its kind below it", "name one, or a cgroup")
+        tree = self.kernel.tree_of(pid)
+        if tree is None:
+            raise Refused(f"there is no process {pid}", "see: pstree -p")
+        return tree
+
+    def _cgroup_of(self, deployment: Deployment) -> str:
+        """The cgroup that a wider one has to hold."""
+        if deployment.tree is None:
+            return deployment.cgroup
+        found = self.kernel.cgroup_of(deployment.tree)
+        if not found:
+            raise Refused(f"{deployment.tree} ended", "see: schedagent status")
+        return found
+
     def _check_scope(self, stage: Stage, cgroup: str, inner: str = "") -> None:
         """Refuse a stage that comes too early, or a cgroup that does not fit it."""
         if stage is Stage.FULL:
@@ -365,7 +470,7 @@ class Rollout(Driver):
         if stage is Stage.WIDER and not inner:
             raise Refused("a deployment begins with stage canary", "promote it when it is proven")
         if not cgroup:
-            raise Refused(f"stage {stage} needs a cgroup", "name one: --cgroup /build.slice")
+            raise Refused(f"stage {stage} needs a cgroup or a process", "name one: --cgroup /build.slice, --pid 42")
         if inner and not f"{inner}/".startswith(f"{cgroup}/"):
             raise Refused(f"cgroup {cgroup} does not hold {inner}, where the policy is proven")
         if not self.kernel.has_cgroup(cgroup):

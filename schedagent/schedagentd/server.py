@@ -47,10 +47,14 @@ REQUEST_S = 10.0
 ANSWER_S = 10.0
 CONNECTIONS = 64
 CONNECTIONS_EACH = 16
+KEPT_FOR_CHANGES = 16
+"""Connections that those who may only look cannot take, so that a rollback always gets through."""
 BURST, PER_S = 30.0, 10.0
 """Requests that one user may make at once, and in the long run."""
 COST_OF_CHANGE = 3.0
 UNREAD_BYTES = 256 << 10
+MOST_UNREAD_BYTES = 32 << 20
+"""Of all answers together that nobody has fetched yet: while it is more, nothing is answered but changes."""
 EVENTS_AT_ONCE = 500
 _PIECE = 64 << 10
 
@@ -207,7 +211,8 @@ class Server:
                 f"{peer} may not ask schedagentd", "be of its group, or be named under users in its configuration"
             )
         same = sum(1 for one in self._connections.values() if one.peer.uid == peer.uid)
-        if len(self._connections) >= CONNECTIONS or same >= CONNECTIONS_EACH:
+        most = CONNECTIONS if self._gate.may_change(peer) else CONNECTIONS - KEPT_FOR_CHANGES
+        if len(self._connections) >= most or same >= CONNECTIONS_EACH:
             return Refused("schedagentd has too many connections already", "close some, or try later")
         if not self._rates.take(peer.uid, 1.0, time.monotonic()):
             return Refused(f"more than {PER_S:g} requests a second from user id {peer.uid}", "ask less often")
@@ -255,6 +260,8 @@ class Server:
 
     def _require_leave(self, peer: Peer, request: Request) -> None:
         if not isinstance(request, CHANGES):
+            if sum(len(one.unsent) for one in self._connections.values()) > MOST_UNREAD_BYTES:
+                raise Refused("too many answers wait to be read", "read them, or try later")
             return
         verb = type(request).__name__.lower()
         if not self._gate.may_change(peer):
@@ -326,7 +333,7 @@ class Server:
 
     def _do(self, peer: Peer, request: Request) -> dict[str, Any]:  # noqa: PLR0911 - one return for each verb
         rollout = self._rollout
-        boot = rollout.clock.boot()
+        boot = rollout.clock.boot  # asked afterwards: what is new began a moment ago, not in a moment
         match request:
             case Status():
                 return rollout.status()
@@ -334,7 +341,8 @@ class Server:
                 return self._policies()
             case History():
                 found = rollout.record.history(request.limit)
-                return {"history": [one.summary(boot) | ({"dump": one.dump} if request.dumps else {}) for one in found]}
+                now = boot()
+                return {"history": [one.summary(now) | ({"dump": one.dump} if request.dumps else {}) for one in found]}
             case Deploy():
                 deployment = rollout.deploy(
                     peer.uid,
@@ -344,13 +352,17 @@ class Server:
                     request.cgroup,
                     request.lease_s,
                     request.again,
+                    request.pid,
+                    request.better,
                 )
-                return deployment.summary(boot)
+                return deployment.summary(boot())
             case Renew():
-                renewed = rollout.renew(request.deployment, request.lease_s, request.token, request.report_digest)
-                return renewed.summary(boot)
+                renewed = rollout.renew(
+                    request.deployment, request.lease_s, request.token, request.report_digest, request.metric
+                )
+                return renewed.summary(boot())
             case Promote():
-                return rollout.promote(request.deployment, request.stage, request.cgroup).summary(boot)
+                return rollout.promote(request.deployment, request.stage, request.cgroup).summary(boot())
             case Rollback():
                 return {"in_charge": rollout.rollback(request.deployment, request.to_default)}
         raise AssertionError("every request has its verb")

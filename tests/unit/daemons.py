@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import pwd
 import signal
 import sqlite3
 import subprocess
@@ -17,8 +18,9 @@ from deploying import CANARY, PUBLIC, content_of, order_of
 from scripted_kernel import RemoteWorld, ScriptedKernel
 
 from schedagent.core import trusted
-from schedagent.core.errors import SetupError
+from schedagent.core.errors import RecordError, Refused, SchedagentError, SetupError
 from schedagent.daemon_client import DaemonClient
+from schedagent.keeping import Keeper
 from schedagent.schedagentd import record as records
 from schedagent.schedagentd import server
 from schedagent.schedagentd.__main__ import serve
@@ -57,19 +59,21 @@ class Daemon:
 
     Args:
         kernel: socket of a scripted kernel.
+        disk: a SmallDisk on the folder of its record; None for none.
         die_at: kill itself with SIGKILL at this one of its BEGIN and COMMIT statements; -1 for never.
         break_at: from this one of its BEGIN statements on the disk is full.
     """
 
-    def __init__(self, folder, kernel, **config):
+    def __init__(self, folder, kernel, disk=None, **config):
         folder.mkdir(exist_ok=True)
         trusted.trust(folder / "keys", PUBLIC)
         probation = dict.fromkeys(Stage, 0.0)
-        chosen = {"probation_s": probation, "baseline_samples": 0, "sample_s": 0.05} | config
+        ours = () if os.geteuid() == 0 else (pwd.getpwuid(os.geteuid()).pw_name,)
+        chosen = {"probation_s": probation, "baseline_samples": 0, "sample_s": 0.05, "users": ours} | config
         self.config = replace(
             Config(), state_dir=folder / "state", socket=folder / "d.sock", keys_dir=folder / "keys", **chosen
         )
-        self.kernel, self.folder, self.pid = kernel, folder, 0
+        self.kernel, self.folder, self.pid, self.disk = kernel, folder, 0, disk
         self.client = DaemonClient(self.config.socket)
 
     def start(self, die_at=-1, wait=True, burst=1e9):
@@ -86,12 +90,14 @@ class Daemon:
             log = os.open(self.folder / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
             os.dup2(log, 2)
             signal.signal(signal.SIGINT, signal.SIG_DFL)
+            if self.disk:
+                self.disk.enter()
             server.TICK_S, server.BURST = 0.02, burst
             if die_at >= 0:
                 _die_at(die_at)
             serve(self.config, ScriptedKernel(RemoteWorld(self.kernel), Clock()))
             status = 0
-        except SetupError as error:
+        except (SetupError, RecordError) as error:
             os.write(2, str(error).encode())
             status = 1
         finally:
@@ -106,9 +112,12 @@ class Daemon:
 
     @property
     def answers(self):
-        with suppress(SetupError):
+        try:
             return bool(self.client.ask("status"))
-        return False
+        except Refused:  # we are not whom it takes orders from
+            return True
+        except SetupError:
+            return False
 
     def end(self, number=signal.SIGKILL):
         """Send it a signal and wait for its end; return the exit status."""
@@ -132,6 +141,61 @@ class Daemon:
         """Call one of the scripted kernel's controls."""
         with closing(RemoteWorld(self.kernel)) as world:
             return getattr(world, control)(**values)
+
+
+class Agent:
+    """A process of its own that keeps a deployment, as `schedagent deploy --keep` does."""
+
+    def __init__(self, daemon, number=0, lease_s=1.0, request=None, **keeping):
+        """Keep what is deployed already, or deploy (and wait for the answer) in the process itself."""
+        self.status = None
+        self.pid = os.fork()
+        if self.pid == 0:
+            status = 70
+            try:
+                signal.signal(signal.SIGINT, signal.SIG_DFL)
+                os.dup2(os.open(daemon.folder / "agent", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), 2)
+                if request:
+                    number = daemon.client.ask("deploy", lease_s=lease_s, **request)["deployment"]
+                told = Keeper(daemon.client, number, lease_s, lambda line: os.write(2, f"{line}\n".encode()), **keeping)
+                status = 3 if told.run()["tripped"] else 0
+            except SchedagentError as error:
+                os.write(2, f"{error}\n".encode())
+            finally:
+                os._exit(status)
+
+    def wait(self):
+        """Its exit status."""
+        if self.status is None:
+            self.status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return self.status
+
+    def kill(self, number=signal.SIGKILL):
+        if self.status is None:
+            os.kill(self.pid, number)
+        return self.wait()
+
+
+def check_after_death(daemon, accepted=()):
+    """What must hold of the kernel at once, and of kernel and record once the next daemon is there."""
+    until(lambda: not daemon.alive)
+    until(lambda: not daemon.state["enabled"] or daemon.state["pin"] == daemon.state["number"], 2)
+    asked = daemon.state
+    daemon.start()
+    told = daemon.client.ask("status")
+    truth = daemon.state
+    running = truth["number"] if truth["enabled"] else None
+    assert running == (told["active"] and told["active"]["deployment"]), "record and kernel agree"
+    assert truth["pin"] in (None, running)
+    if running is None:
+        assert truth["moved"] == []
+    elif not asked["enabled"] or asked["number"] != running:
+        raise AssertionError("a new daemon starts nothing by itself")
+    known = daemon.client.ask("history", limit=100)["history"]
+    assert set(accepted) <= {one["deployment"] for one in known}
+    for one in known:
+        assert (one["phase"] == "ended") == (one["deployment"] != running)
+    return told
 
 
 def request_of(name="good", **order):

@@ -16,6 +16,7 @@ import socketserver
 import struct
 import sys
 import threading
+import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -23,9 +24,11 @@ from kernel_bpf.exit_info import ExitInfo
 from kernel_bpf.sched_ext import KernelState
 from schedagent.core import errors
 from schedagent.core.errors import BpfError, KernelRejected
+from schedagent.schedagentd.deployment import Tree
+from schedagent.schedagentd.kernel import Scheduler
 from schedagent.schedagentd.tasks import Sample
 
-CONTROLS = ("reset", "set", "end_policy", "take_over", "truth", "changes")
+CONTROLS = ("reset", "set", "end_policy", "take_over", "truth", "changes", "call_counts", "is_held", "release")
 """What tests call; everything else is a call of the daemon's."""
 
 CHANGES = ("load", "adopt", "pin", "unpin", "detach", "leave", "remove_pins", "move_in", "move_out")
@@ -44,19 +47,33 @@ class World:
         self.events = {}
         self.moved = []
         self.cgroups = ["/build", "/build/canary", "/other"]
+        self.processes = {"42": [7000, "/build/canary"]}
         self.core = None
         self.others = []
         self.refused = []
         self.refuses_pin = ""
         self.refuses_detach = ""
         self.exit_next = None
-        self.delay_s, self.pressure, self.starved = 0.001, 0.1, []
+        self.delay_s, self.pressure, self.ran, self.starved = 0.001, 0.1, 1.0, []
         self.kill_at = -1
+        self.hold_at, self.held = "", False
+        self.hooks = {}
         self.calls = []
         self._totals = {}
 
     def reset(self):
         self.__init__()
+
+    def call_counts(self):
+        """How many calls of each kind changed something."""
+        return {name: self.calls.count(name) for name in CHANGES}
+
+    def is_held(self):
+        """Whether a call is done but for its answer, which waits."""
+        return self.held
+
+    def release(self):
+        self.hold_at = ""
 
     def changes(self):
         """How many calls changed something."""
@@ -158,8 +175,8 @@ class World:
         self.policy["pin"] = None
         self.policy["owners"].remove(owner)
         self._sweep()
-        if self.refuses_detach:
-            raise BpfError(self.refuses_detach)
+        if self.refuses_detach or not self.available:
+            raise BpfError(self.refuses_detach or "it cannot be seen whether it detached")
         return told or asdict(ExitInfo(64, "unregistered", 0, "", ""))
 
     def leave(self, owner, seq):
@@ -186,11 +203,15 @@ class World:
     def has_cgroup(self, owner, cgroup):
         return cgroup in self.cgroups
 
+    def process(self, owner, pid):
+        """When a process began, and its cgroup."""
+        return self.processes.get(f"{pid}")
+
     def sample(self, owner, cgroup, at):
-        before_at, stalled_s, delay_s, turns = self._totals.get(cgroup, (at, 0.0, 0.0, 0))
+        before_at, stalled_s, delay_s, turns, ran_s = self._totals.get(cgroup, (at, 0.0, 0.0, 0, 0.0))
         elapsed_s = at - before_at
         new = (at, stalled_s + elapsed_s * self.pressure, delay_s + 1000 * elapsed_s * self.delay_s)
-        self._totals[cgroup] = (*new, turns + round(1000 * elapsed_s))
+        self._totals[cgroup] = (*new, turns + round(1000 * elapsed_s), ran_s + elapsed_s * self.ran)
         return [*self._totals[cgroup], list(self.starved)]
 
     def gone(self, owner):
@@ -240,7 +261,12 @@ class ScriptedKernel:
         self.world, self._clock, self._owner = world, clock, owner
 
     def call(self, name, *values):
-        return getattr(self.world, name)(self._owner, *values)
+        hooks = self.world.hooks if isinstance(self.world, World) else {}
+        hooks.pop(f"before {name}", bool)()
+        try:
+            return getattr(self.world, name)(self._owner, *values)
+        finally:
+            hooks.pop(name, bool)()
 
     def identity(self):
         return tuple(self.call("identity"))
@@ -252,7 +278,7 @@ class ScriptedKernel:
         return self.call("core_scheduled")
 
     def schedulers(self):
-        return tuple(self.call("schedulers"))
+        return tuple(Scheduler(*one) for one in self.call("schedulers"))
 
     def load(self, number, order, content, partial):
         return ScriptedLoaded(self, number, self.call("load", number, order.policy, partial))
@@ -267,8 +293,8 @@ class ScriptedKernel:
     def remove_pins(self, number):
         self.call("remove_pins", number)
 
-    def move_in(self, cgroup):
-        return self.call("move_in", cgroup)
+    def move_in(self, where):
+        return self.call("move_in", f"{where}")
 
     def move_out(self):
         return self.call("move_out")
@@ -276,13 +302,21 @@ class ScriptedKernel:
     def has_cgroup(self, cgroup):
         return self.call("has_cgroup", cgroup)
 
-    def watch(self, cgroup, starvation_s):
+    def tree_of(self, pid):
+        told = self.call("process", pid)
+        return Tree(pid, told[0]) if told else None
+
+    def cgroup_of(self, tree):
+        told = self.call("process", tree.pid)
+        return told[1] if told and told[0] == tree.started else ""
+
+    def watch(self, where, starvation_s):
         kernel = self
 
         class Watching:
             def sample(self):
-                at, stalled_s, delay_s, turns, starved = kernel.call("sample", cgroup, kernel._clock.monotonic())
-                return Sample(at, stalled_s, delay_s, turns, tuple(starved))
+                *told, starved = kernel.call("sample", f"{where}", kernel._clock.monotonic())
+                return Sample(*told, tuple(starved))
 
         return Watching()
 
@@ -338,7 +372,17 @@ class _Served(socketserver.StreamRequestHandler):
                 answer = {"error": type(error).__name__, "message": error.message}
             if name in CHANGES:
                 self._maybe_kill(world, pid, before=False)
+                self._hold(world, name)
             return answer
+
+    def _hold(self, world, name):
+        """Let the caller wait for its answer until it is released, or the world is made anew."""
+        world.held = bool(world.hold_at) and world.hold_at == name
+        while world.held and world.hold_at == name:
+            self.server.lock.release()
+            time.sleep(0.002)
+            self.server.lock.acquire()
+        world.held = False
 
     def _maybe_kill(self, world, pid, before):
         """kill_at counts the halves of calls that change something: 2n is before the n-th, 2n + 1 after it."""

@@ -84,6 +84,14 @@ def test_the_host_tree_is_exported_read_only():
     assert "readonly=on" in export.split(",")
 
 
+def test_disks_are_open_descriptors_whose_changes_are_thrown_away():
+    spec = MachineSpec(**{**vars(SPEC), "disks": (Path("disk"),), "arguments": "root=/dev/vda"})
+    argv = qemu_argv(spec, 3, 4, 5, 6, None, [7])
+    assert argv[argv.index("-drive") + 1] == "file=/dev/fd/7,format=raw,if=virtio,snapshot=on"
+    assert argv[argv.index("-append") + 1] == "root=/dev/vda"
+    assert "-drive" not in qemu_argv(SPEC, 3, 4, 5, 6, None)
+
+
 def test_kvm_comes_as_an_open_descriptor():
     text = " ".join(qemu_argv(SPEC, 3, 4, 5, 6, 9))
     assert "-add-fd fd=9,set=1 -accel kvm,device=/dev/fdset/1 -cpu host" in text

@@ -3,79 +3,24 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ed25519
-from deploying import CANARY, KEY, PUBLIC, WIDER, FakeClock, content_of, order_of
-from scripted_kernel import ScriptedKernel, World
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from deploying import CANARY, KEY, WIDER, content_of, order_of
+from hosting import PROBATION, UID, Host
+from scripted_kernel import ScriptedKernel
 
-from schedagent.core.errors import RecordError, Refused, SetupError, TokenError
-from schedagent.core.token import Scope
+from schedagent.core.errors import KernelRejected, RecordError, Refused, SetupError, TokenError
+from schedagent.core.token import Scope, key_id
 from schedagent.schedagentd.breaker import Bounds
 from schedagent.schedagentd.config import Config
-from schedagent.schedagentd.deployment import End, Phase, Stage
+from schedagent.schedagentd.deployment import Better, End, Phase, Stage, Tree
 from schedagent.schedagentd.record import FILE, Record
-from schedagent.schedagentd.rollout import Rollout
 
-PROBATION = {Stage.CANARY: 60.0, Stage.WIDER: 120.0, Stage.FULL: 300.0}
-UID = 1000
-
-
-class Host:
-    """A machine with a daemon on it that can be stopped, killed and started again."""
-
-    def __init__(self, folder, **config):
-        self.folder, self.world, self.clock = folder, World(), FakeClock()
-        self.config = Config(probation_s=PROBATION, baseline_samples=0, **config)
-        self.daemons = 0
-        self.start()
-
-    def start(self):
-        self.daemons += 1
-        kernel = ScriptedKernel(self.world, self.clock, f"daemon {self.daemons}")
-        self.record = Record.open(self.folder)
-        self.rollout = Rollout(kernel, self.record, self.config, lambda: [PUBLIC], self.clock)
-        self.rollout.reconcile()
-        return self
-
-    def kill(self):
-        self.record.close()
-        self.world.gone(f"daemon {self.daemons}")
-
-    def stop(self):
-        self.rollout.stop()
-        self.kill()
-
-    def deploy(self, name="good", stage=Stage.CANARY, cgroup=CANARY, lease_s=600.0, again=False, within="", **order):
-        asked = order_of(name, now=self.clock.unix(), cgroup=within, **order)
-        return self.rollout.deploy(UID, asked, content_of(name), stage, cgroup, lease_s, again)
-
-    def wait(self, seconds, step_s=1.0, renewing=False):
-        for _second in range(round(seconds / step_s)):
-            self.clock.now += step_s
-            if renewing and self.rollout.active:
-                self.rollout.renew(self.rollout.active.deployment.number, 600.0)
-            self.rollout.tick()
-
-    @property
-    def running(self):
-        """Number of what the kernel runs; None for the default scheduler."""
-        truth = self.world.truth()
-        return truth["number"] if truth["enabled"] else None
-
-    def proven(self, name="good", **order):
-        """Deploy and wait until it is proven."""
-        deployment = self.deploy(name, **order)
-        self.wait(61)
-        assert self.get(deployment.number).proven
-        return deployment.number
-
-    def get(self, number):
-        return self.record.get(number)
-
-    @property
-    def kinds(self):
-        return [event.kind for event in self.record.events(0, 1000)]
+OTHER = ed25519.Ed25519PrivateKey.from_private_bytes(bytes(32))
+OTHER_PUBLIC = OTHER.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 
 
 @pytest.fixture
@@ -184,6 +129,121 @@ class TestStages:
         assert round(baseline["run_queue_delay_s"].mean, 4) == 0.001
 
 
+class TestTrees:
+    def test_a_canary_of_a_process_tree(self, host):
+        number = host.deploy(cgroup="", pid=42).number
+        assert host.world.truth()["moved"] == ["process 42"]
+        assert (host.get(number).tree, host.get(number).summary(0)["pid"]) == (Tree(42, 7000), 42)
+        host.wait(61)
+        for cgroup, why in (("/other", "does not hold /build/canary"), ("", "needs a cgroup")):
+            with pytest.raises(Refused, match=why):
+                host.rollout.promote(number, Stage.WIDER, cgroup)
+        host.rollout.promote(number, Stage.WIDER, WIDER)
+        assert (host.get(number).tree, host.get(number).where) == (None, WIDER)
+        assert host.world.truth()["moved"] == [WIDER, "process 42"]
+
+    @pytest.mark.parametrize(
+        ("asked", "why"),
+        [
+            ({"pid": 43}, "there is no process 43"),
+            ({"pid": 1}, "every process of its kind"),
+            ({"pid": 2}, "every process of its kind"),
+            ({"pid": 42, "cgroup": CANARY}, "without a cgroup"),
+            ({"pid": 42, "stage": Stage.WIDER}, "for stage canary"),
+            ({"pid": 42, "stage": Stage.FULL}, "for stage canary"),
+        ],
+    )
+    def test_what_is_refused(self, host, asked, why):
+        with pytest.raises(Refused, match=why):
+            host.deploy(**{"cgroup": ""} | asked)
+        assert host.running is None
+
+    @pytest.mark.parametrize(("within", "scope"), [("", Scope.PARTIAL), ("", Scope.FULL), (CANARY, Scope.PARTIAL)])
+    def test_only_a_token_for_any_tasks_allows_one(self, host, within, scope):
+        """A process may leave the cgroup that a token names, though it is in it now."""
+        if within:
+            with pytest.raises(TokenError, match="not for scope partial"):
+                host.deploy(cgroup="", pid=42, scope=scope, within=within)
+            assert host.running is None
+        else:
+            host.deploy(cgroup="", pid=42, scope=scope)
+            assert host.running
+
+    @pytest.mark.parametrize("after", [{}, {"42": [7001, CANARY]}], ids=["ended", "its id is another's now"])
+    def test_it_ends_with_its_process(self, host, after):
+        first = host.proven("first")
+        number = host.deploy(cgroup="", pid=42).number
+        host.world.processes = after
+        with pytest.raises(Refused, match="on probation"):
+            host.rollout.promote(number, Stage.WIDER, WIDER)
+        host.wait(6)
+        assert (host.get(number).end, host.get(number).end.is_trip) == (End.GONE, False)
+        assert host.rollout.active.deployment.order.policy == "first"
+        assert host.rollout.active.deployment.number != first
+
+    def test_it_is_not_loaded_for_a_process_that_ended_meanwhile(self, host):
+        host.rollout.config = Config(probation_s=PROBATION, baseline_samples=12)
+        number = host.deploy(cgroup="", pid=42).number
+        host.world.processes = {"42": [7001, CANARY]}
+        host.wait(61)
+        assert (host.running, host.get(number).end) == (None, End.NOT_LOADED)
+
+
+class TestMetric:
+    @pytest.fixture
+    def measured(self, host):
+        """A canary with a baseline of 100 of a metric that is better higher."""
+        host.rollout.config = Config(probation_s=PROBATION, baseline_samples=12)
+        number = host.deploy(lease_s=3000.0, better=Better.HIGHER).number
+        self.report(host, number, [100.0] * 4, 61)
+        assert host.running is None, "twelve of its own samples, but too few of the metric"
+        self.report(host, number, [100.0] * 12, 6)
+        assert host.running == number
+        return host
+
+    def report(self, host, number, values, seconds=5.0):
+        host.rollout.renew(number, 3000.0, metric=values)
+        host.wait(seconds)
+
+    @pytest.mark.parametrize(("value", "end"), [(100.0, None), (93.0, None), (80.0, End.METRIC), (500.0, None)])
+    def test_worse_than_before(self, measured, value, end):
+        number = measured.running
+        for _turn in range(20):
+            if measured.running:
+                self.report(measured, number, [value])
+        assert measured.get(number).end is end
+        if end:
+            assert measured.get(number).detail == "80 on average, 100 before it"
+        else:
+            assert measured.rollout.status()["measured"]["metric"]["count"] >= 12
+
+    def test_what_was_measured_before_does_not_count(self, measured):
+        """The first report of a stage tells of the time before it, too."""
+        number = measured.running
+        self.report(measured, number, [1.0] * 60, 30)
+        assert measured.running == number
+        assert "metric" not in measured.rollout.status()["measured"]
+
+    def test_each_stage_is_compared_with_the_time_before_the_first(self, measured):
+        number = measured.running
+        measured.wait(61)
+        measured.rollout.promote(number, Stage.WIDER, WIDER)
+        self.report(measured, number, [95.0] * 10, 61)
+        assert (measured.get(number).stage, measured.get(number).baseline["metric"].mean) == (Stage.WIDER, 100.0)
+
+    def test_without_one_nothing_is_taken(self, host):
+        number = host.deploy().number
+        with pytest.raises(Refused, match="has no metric"):
+            host.rollout.renew(number, 600.0, metric=[1.0])
+
+    def test_it_loads_nothing_and_promotes_nothing(self, measured):
+        """Whatever it says."""
+        number = measured.running
+        before = measured.world.enable_seq
+        self.report(measured, number, [1e18] * 60, 300)
+        assert (measured.world.enable_seq, measured.get(number).stage) == (before, Stage.CANARY)
+
+
 class TestLeases:
     def test_one_that_is_not_renewed_reverts(self, host):
         number = host.deploy(lease_s=30.0).number
@@ -273,6 +333,52 @@ class TestRefusals:
             host.deploy(**order)
         assert (host.running, host.record.history(1), host.kinds) == (None, (), ["started"])
 
+    def test_a_key_that_is_not_trusted_any_more_gets_no_further_lease(self, host):
+        number = host.deploy(lease_s=30.0).number
+        host.rollout._public_keys = lambda: []
+        with pytest.raises(TokenError, match="none of the trusted ones"):
+            host.rollout.renew(number, 600.0)
+        host.wait(30)
+        assert host.running is None
+
+    def test_but_with_a_newer_token_of_a_trusted_one(self, host):
+        number = host.deploy(lease_s=30.0).number
+        newer = order_of(now=host.clock.unix(), key=OTHER, key_id=key_id(OTHER_PUBLIC))
+        host.rollout._public_keys = lambda: [OTHER_PUBLIC]
+        host.rollout.renew(number, 600.0, newer.token, newer.report_digest)
+        host.rollout.renew(number, 600.0)
+        host.wait(31)
+        assert host.running == number
+
+    def test_nor_is_what_waits_loaded(self, host):
+        host.rollout.config = Config(probation_s=PROBATION, baseline_samples=12)
+        number = host.deploy().number
+        host.rollout._public_keys = lambda: []
+        host.wait(61)
+        assert (host.running, host.get(number).end) == (None, End.NOT_LOADED)
+        assert "none of the trusted ones" in host.get(number).detail
+
+    def test_nor_is_it_promoted(self, host):
+        number = host.proven()
+        host.rollout.config = Config(probation_s=PROBATION, baseline_samples=12)
+        host.rollout.promote(number, Stage.WIDER, WIDER)
+        host.rollout._public_keys = lambda: []
+        host.wait(61)
+        assert (host.running, host.get(number).stage, host.get(number).next_stage) == (number, Stage.CANARY, None)
+        assert "not promoted" in host.kinds
+
+    def test_a_used_token_is_remembered_for_as_long_as_clocks_may_differ(self, host, monkeypatch):
+        """It expires, another is used, the clock goes back by less than what is noticed: it is still known."""
+        order = order_of("first", life_s=100, now=host.clock.unix())
+        host.rollout.deploy(UID, order, content_of("first"), Stage.CANARY, CANARY, 60.0)
+        host.wait(110)
+        monkeypatch.setattr(time, "time", host.clock.unix)
+        host.deploy("second")
+        host.rollout.rollback(to_default=True)
+        host.clock.day -= 30
+        with pytest.raises(TokenError, match="was used before"):
+            host.rollout.deploy(UID, order, content_of("first"), Stage.CANARY, CANARY, 60.0, again=True)
+
     def test_a_clock_set_back_revives_no_token(self, host):
         host.deploy("first", life_s=1000)
         host.clock.day -= 5000
@@ -283,11 +389,22 @@ class TestRefusals:
         host.world.set(core=42)
         with pytest.raises(Refused, match=r"core scheduling is in use \(process 42\)"):
             host.deploy()
-        host.world.set(core=None, others=["scx_lavd (process 7 of scx.service)"])
+        host.world.set(core=None, others=[("scx_lavd", 7, "scx.service")])
         host.world.take_over("lavd_1.0")
-        with pytest.raises(Refused, match=r"lavd_1.0 \(scx_lavd") as refused:
+        with pytest.raises(Refused, match=r"lavd_1.0 \(scx_lavd, process 7 of scx.service\)") as refused:
             host.deploy()
         assert refused.value.hint == "systemctl disable --now scx.service"
+        assert "not ours" in host.rollout.in_charge
+        assert host.rollout.status()["foreign"] == {
+            "schedulers": ["scx_lavd, process 7 of scx.service"],
+            "hint": "systemctl disable --now scx.service",
+        }
+        host.kill()
+        host.start()
+        told = [event.detail for event in host.record.events(0, 100) if event.kind == "another scheduler"]
+        assert told == [
+            "lavd_1.0 (scx_lavd, process 7 of scx.service) is in charge; to deploy: systemctl disable --now scx.service"
+        ]
         host.world.set(available=False)
         with pytest.raises(Refused, match="has no sched_ext"):
             host.deploy()
@@ -338,9 +455,14 @@ class TestCircuitBreaker:
 
     def test_another_scheduler_is_left_alone(self, host):
         number = host.deploy().number
+        host.world.set(others=[("scx_rusty", 9, "scx_loader.service")])
         host.world.take_over()
         host.wait(1)
         assert host.get(number).end is End.FOREIGN
+        assert host.get(number).detail == (
+            "'scx_other' is in charge instead (scx_rusty, process 9 of scx_loader.service); "
+            "to deploy again: systemctl disable --now scx_loader.service"
+        )
         assert host.world.policy["ops"] == "scx_other"
 
     def test_suspend(self, host):
@@ -351,7 +473,8 @@ class TestCircuitBreaker:
         assert (host.running, host.get(number).end) == (None, End.SUSPENDED)
 
     @pytest.mark.parametrize(
-        ("values", "end"), [({"pressure": 0.5}, End.PRESSURE), ({"delay_s": 0.02}, End.RUN_QUEUE_DELAY)]
+        ("values", "end"),
+        [({"pressure": 0.5}, End.PRESSURE), ({"delay_s": 0.02}, End.RUN_QUEUE_DELAY), ({"ran": 0.3}, End.CPU_SHARE)],
     )
     def test_worse_than_before(self, host, values, end):
         host.rollout.config = Config(probation_s=PROBATION, baseline_samples=12)
@@ -530,13 +653,28 @@ class TestRestart:
         assert (staying.running, staying.get(number).pinned) == (number, False)
         assert staying.kinds.count("not pinned") == 1
 
+    def test_a_long_story_is_cut(self, host, monkeypatch):
+        """The log of the kernel's verifier, for one."""
+        log = KernelRejected("x" * 100_000 + " the end")
+        monkeypatch.setattr(ScriptedKernel, "load", lambda *_: (_ for _ in ()).throw(log))
+        number = host.deploy().number
+        assert len(host.get(number).detail) <= 4000
+        assert host.get(number).detail.endswith(" the end")
+
+    def test_the_folder_is_nobody_else_s(self, host, tmp_path):
+        open_folder = tmp_path / "open"
+        open_folder.mkdir()
+        open_folder.chmod(0o770)
+        with pytest.raises(RecordError, match="may write to the folder"):
+            Record.open(open_folder)
+
     def test_one_daemon_only(self, host):
         with pytest.raises(SetupError, match="another schedagentd"):
             Record.open(host.folder)
 
 
 class TestRecord:
-    def test_a_full_disk_refuses_and_never_keeps_a_bad_policy(self, host):
+    def test_a_full_disk_refuses_and_never_keeps_a_bad_policy(self, host, caplog):
         number = host.deploy().number
         host.record._database.execute("PRAGMA query_only = ON")
         with pytest.raises(RecordError):
@@ -545,6 +683,9 @@ class TestRecord:
         host.world.end_policy()
         host.wait(1)
         assert (host.running, host.get(number).phase) == (None, Phase.RUNNING)
+        said = len(caplog.messages)
+        host.wait(20)
+        assert len(caplog.messages) == said, "the log does not fill the disk further"
         host.record._database.execute("PRAGMA query_only = OFF")
         host.wait(1)
         assert (host.get(number).end, host.rollout.busy) == (End.STALL, False)
@@ -575,6 +716,16 @@ class TestRecord:
         with pytest.raises(TokenError, match="older than the record"):
             host.rollout.deploy(UID, order, content_of(), Stage.CANARY, CANARY, 60.0)
         assert "record lost" in host.kinds
+
+    def test_nor_one_that_was_used_before_it_began_to_be_valid(self, host):
+        """Clocks may differ by a minute, so a token may be used that early."""
+        order = order_of(begin=50.0)
+        host.rollout.deploy(UID, order, content_of(), Stage.CANARY, CANARY, 60.0)
+        host.stop()
+        (host.folder / FILE).write_bytes(b"x" * 8192)
+        host.start()
+        with pytest.raises(TokenError, match="older than the record"):
+            host.rollout.deploy(UID, order, content_of(), Stage.CANARY, CANARY, 60.0)
 
     def test_it_stays_small(self, host):
         for turn in range(5):

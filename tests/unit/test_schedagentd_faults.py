@@ -1,6 +1,7 @@
-"""The fault matrix: real processes of schedagentd, killed at each of their steps and hurt in every way, over a scripted
-kernel of another process. After each fault: the kernel runs the default scheduler or what proved itself, record and
-kernel agree, and no accepted deployment and no used token is forgotten."""
+"""Real processes of schedagentd, killed at each of their steps, over a scripted kernel of another process.
+
+After each fault: the kernel runs the default scheduler or what proved itself, record and kernel agree, and no accepted
+deployment and no used token is forgotten. test_fault_matrix.py has the other faults, at the steps that people know."""
 
 from __future__ import annotations
 
@@ -12,9 +13,10 @@ from contextlib import suppress
 from itertools import count
 
 import pytest
-from daemons import Daemon, request_of, scripted_kernel, until
+from daemons import Daemon, check_after_death, request_of, scripted_kernel, until
 from deploying import CANARY, WIDER, content_of
 from scripted_kernel import RemoteWorld
+from small_disk import SmallDisk
 
 from schedagent.core.errors import RecordError, Refused, SchedagentError, SetupError, TokenError
 from schedagent.schedagentd.record import FILE, Record
@@ -104,28 +106,6 @@ def life(daemon, requests, accepted):
         raise Gone
 
 
-def check_after_death(daemon, accepted=()):
-    """What must hold of the kernel at once, and of kernel and record once the next daemon is there."""
-    until(lambda: not daemon.alive)
-    until(lambda: not daemon.state["enabled"] or daemon.state["pin"] == daemon.state["number"], 2)
-    asked = daemon.state
-    daemon.start()
-    told = status(daemon)
-    truth = daemon.state
-    running = truth["number"] if truth["enabled"] else None
-    assert running == (told["active"] and told["active"]["deployment"]), "record and kernel agree"
-    assert truth["pin"] in (None, running)
-    if running is None:
-        assert truth["moved"] == []
-    elif not asked["enabled"] or asked["number"] != running:
-        raise AssertionError("a new daemon starts nothing by itself")
-    known = daemon.client.ask("history", limit=100)["history"]
-    assert set(accepted) <= {one["deployment"] for one in known}
-    for one in known:
-        assert (one["phase"] == "ended") == (one["deployment"] != running)
-    return told
-
-
 def check_tokens(daemon, requests):
     """Whoever's deployment was accepted has used up the token."""
     history = [one["policy"] for one in daemon.client.ask("history", limit=100)["history"]]
@@ -177,138 +157,11 @@ class TestKilled:
         staying.client.ask("rollback")
         assert not staying.state["enabled"]
 
-    def test_together_with_the_agent(self, daemon):
-        """default; a dead agent alone is a lease that nobody renews"""
-        daemon.start()
-        daemon.deploy()
-        daemon.end()
-        assert not daemon.state["enabled"]
-        assert check_after_death(daemon)["active"] is None
-
-    def test_terminated_in_the_middle(self, daemon, world):
-        """the deployment is finished, then taken back: default"""
-        daemon.start()
-        reader, writer = os.pipe()
-        child = os.fork()
-        if child == 0:
-            os.write(writer, b"x")
-            with suppress(SchedagentError):
-                daemon.deploy()
-            os._exit(0)
-        os.read(reader, 1)
-        assert daemon.end(signal.SIGTERM) == 0
-        os.waitpid(child, 0)
-        os.close(reader)
-        os.close(writer)
-        assert not daemon.state["enabled"]
-        check_after_death(daemon)
-
-    def test_terminated_while_something_proven_runs(self, staying):
-        """it stays in charge (`not_on_exit`) and is taken over"""
-        staying.start()
-        number = proven(staying)
-        assert staying.end(signal.SIGTERM) == 0
-        assert staying.state["number"] == number
-        staying.start()
-        assert active(staying) == number
-
 
 class TestHurt:
-    """while a policy runs:"""
+    """besides:"""
 
-    def back(self, daemon, limit_s=2.0):
-        until(lambda: not daemon.state["enabled"], limit_s)
-        until(lambda: status(daemon)["active"] is None, limit_s)
-
-    def test_stall(self, daemon, world):
-        """default within 2 s; cause and dump are kept"""
-        daemon.start()
-        daemon.deploy()
-        world.end_policy(1026)
-        self.back(daemon)
-        assert daemon.client.ask("history")["history"][0]["end"] == "stall"
-        [kept] = daemon.client.ask("history", dumps=True)["history"]
-        assert kept["dump"] == "CPU states"
-
-    def test_error(self, daemon, world):
-        """default within 2 s; the same object is not loaded again"""
-        daemon.start()
-        daemon.deploy()
-        world.end_policy(1024)
-        self.back(daemon)
-        with pytest.raises(Refused, match="circuit breaker"):
-            daemon.deploy()
-
-    def test_unreadable_sysfs(self, daemon, world):
-        """taken away within 2 s, since nothing can be confirmed"""
-        daemon.start()
-        daemon.deploy()
-        world.set(available=False)
-        until(lambda: status(daemon)["active"] is None, 2)
-        world.set(available=True)
-        assert not daemon.state["enabled"]
-
-    def test_lapsing_lease(self, daemon):
-        """default within 2 s"""
-        daemon.start()
-        daemon.deploy(lease_s=1)
-        time.sleep(1)
-        self.back(daemon)
-
-    def test_expiring_token(self, daemon):
-        """default within 2 s: no lease outlives the token"""
-        daemon.start()
-        order = request_of(life_s=2)
-        daemon.client.ask("deploy", **order, cgroup=CANARY, lease_s=600)
-        time.sleep(2)
-        self.back(daemon)
-
-    @pytest.mark.parametrize("fault", ["full", "read-only"])
-    def test_disk(self, tmp_path, kernel, world, fault, monkeypatch):
-        """full or read-only: new deployments are refused; what trips is taken away, and stored when that is possible"""
-        daemon = Daemon(tmp_path / "d", kernel)
-        broken = tmp_path / "broken"
-        change = Record._change
-
-        def checked(record):
-            if broken.exists():
-                pragma = "max_page_count = 1" if fault == "full" else "query_only = ON"
-                record._database.execute(f"PRAGMA {pragma}")
-            else:
-                record._database.execute("PRAGMA query_only = OFF")
-                record._database.execute("PRAGMA max_page_count = 1000000")
-            return change(record)
-
-        monkeypatch.setattr(Record, "_change", checked)
-        daemon.start()
-        try:
-            daemon.deploy()
-            broken.touch()
-            with pytest.raises(RecordError):
-                [daemon.deploy(f"policy{turn}") for turn in range(30)]  # the last page has room for some
-            assert daemon.state["enabled"]
-            world.end_policy()
-            self.back(daemon)
-            broken.unlink()
-            until(lambda: status(daemon)["unsaved"] == [])
-            assert daemon.client.ask("history")["history"][0]["end"] == "stall"
-        finally:
-            daemon.end()
-
-    def test_clock_jump(self, daemon, monkeypatch):
-        """tokens are refused while the clock is behind the latest that was seen; leases do not use it"""
-        daemon.start()
-        daemon.deploy()
-        daemon.end()
-        real = time.time
-        monkeypatch.setattr(time, "time", lambda: real() - 3.2e7)
-        daemon.start()
-        monkeypatch.undo()
-        with pytest.raises(TokenError, match="clock was set back"):
-            daemon.deploy("second")
-        assert not daemon.state["enabled"]
-
-    def test_corrupt_record(self, staying):
+    def test_corrupt_record_of_a_dead_daemon(self, staying):
         """default; the file is kept aside, and no earlier token is accepted"""
         staying.start()
         proven(staying)
@@ -324,16 +177,39 @@ class TestHurt:
         [kept] = staying.config.state_dir.glob("*.damaged-*[0-9]")
         assert kept.read_bytes() == bytes(content)
 
-    def test_second_daemon(self, daemon, kernel):
-        """it refuses to start; the first goes on"""
+    def test_read_only_disk_at_the_start(self, tmp_path, kernel, world):
+        """EROFS: schedagentd cannot start; what is proven and pinned stays, everything else is the default; a disk
+        that can be written again lets the next one take it over"""
+        disk = SmallDisk(tmp_path / "d" / "state")
+        daemon = Daemon(tmp_path / "d", kernel, disk, rollback="not_on_exit")
+        try:
+            daemon.start()
+            number = proven(daemon)
+            daemon.end()
+            disk.make_read_only()
+            daemon.start(wait=False)
+            until(lambda: not daemon.alive)
+            assert "the record of deployments cannot be used" in (tmp_path / "d" / "log").read_text()
+            assert daemon.state["number"] == number
+            disk.make_read_only(again=False)
+            daemon.start()
+            assert active(daemon) == number
+        finally:
+            daemon.end()
+            disk.close()
+
+    def test_clock_set_back_while_no_daemon_runs(self, daemon, monkeypatch):
+        """tokens are refused while the clock is behind the latest that was seen"""
         daemon.start()
-        number = daemon.deploy()["deployment"]
-        second = Daemon(daemon.folder, kernel)
-        second.start(wait=False)
-        until(lambda: not second.alive)
-        assert "another schedagentd works with" in (daemon.folder / "log").read_text()
-        assert active(daemon) == number
-        assert daemon.state["number"] == number
+        daemon.deploy()
+        daemon.end()
+        real = time.time
+        monkeypatch.setattr(time, "time", lambda: real() - 3.2e7)
+        daemon.start()
+        monkeypatch.undo()
+        with pytest.raises(TokenError, match="clock was set back"):
+            daemon.deploy("second")
+        assert not daemon.state["enabled"]
 
 
 def test_a_record_is_durable_sqlite(daemon):

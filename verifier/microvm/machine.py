@@ -60,6 +60,8 @@ class MachineSpec:
         memory_mib: guest memory.
         kvm: use KVM instead of emulation; only where a probe boot proved that it works.
         hostfs: give it the host's root file system, read-only over 9p.
+        disks: raw images, each a virtio disk; what the guest writes to them is gone with the machine.
+        arguments: the kernel's command line.
     """
 
     kernel: Path
@@ -68,6 +70,8 @@ class MachineSpec:
     memory_mib: int
     kvm: bool
     hostfs: bool
+    disks: tuple[Path, ...] = ()
+    arguments: str = KERNEL_ARGUMENTS
 
 
 class GuestFault(VmLost):
@@ -140,7 +144,7 @@ class Machine:
         self.close()
 
     @classmethod
-    def boot(cls, spec: MachineSpec, snapshot: IO[bytes] | None = None) -> Self:
+    def boot(cls, spec: MachineSpec, snapshot: IO[bytes] | None = None, timeout_s: float = BOOT_TIMEOUT_S) -> Self:
         """Boot the kernel and wait until the agent is ready; raise VmLost with the console's end if it never is.
 
         Args:
@@ -148,7 +152,7 @@ class Machine:
         """
         machine = cls._start(spec, [snapshot.fileno()] if snapshot else [], incoming=False)
         with machine._or_close():
-            ready = machine._agent.receive(BOOT_TIMEOUT_S)
+            ready = machine._agent.receive(timeout_s)
             if ready != {"answer": {"ready": True}}:
                 raise VmLost(f"the guest agent began with {ready!r}")
         return machine
@@ -169,16 +173,18 @@ class Machine:
     def _start(cls, spec: MachineSpec, files: Sequence[int], incoming: bool) -> Self:
         """Start QEMU with `files` open, and wait until it answers."""
         with contextlib.ExitStack() as opened:
-            kernel, initrd = (opened.enter_context(readable(path)).fileno() for path in (spec.kernel, spec.initrd))
+            kernel, initrd, *disks = (
+                opened.enter_context(readable(path)).fileno() for path in (spec.kernel, spec.initrd, *spec.disks)
+            )
             kvm = opened.enter_context(open_kvm()).fileno() if spec.kvm else None
             qmp_ours, qmp_theirs = socket.socketpair()
             agent_ours, agent_theirs = socket.socketpair()
             console = tempfile.TemporaryFile(prefix="schedagent-console-")  # noqa: SIM115  closed in close()
             qmp, agent = (opened.enter_context(theirs).fileno() for theirs in (qmp_theirs, agent_theirs))
-            argv = [*launcher(spec.hostfs), *qemu_argv(spec, kernel, initrd, qmp, agent, kvm)]
+            argv = [*launcher(spec.hostfs), *qemu_argv(spec, kernel, initrd, qmp, agent, kvm, disks)]
             if incoming:
                 argv = ["prlimit", f"--fsize={CONSOLE_LIMIT_BYTES}", *argv, "-incoming", "defer"]
-            inherited = [kernel, initrd, qmp, agent, *files, *([] if kvm is None else [kvm])]
+            inherited = [kernel, initrd, qmp, agent, *disks, *files, *([] if kvm is None else [kvm])]
             start = functools.partial(proc.start, argv, output=console.fileno(), pass_fds=inherited)
             process = _qemu_parent(os.getpid()).submit(start)
             machine = cls(process.result(), Channel(qmp_ours, "QEMU"), Channel(agent_ours, "the guest agent"), console)
@@ -358,7 +364,9 @@ def _qemu_parent(_pid: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(1, "qemu-parent")
 
 
-def qemu_argv(spec: MachineSpec, kernel: int, initrd: int, qmp: int, agent: int, kvm: int | None) -> Sequence[str]:
+def qemu_argv(
+    spec: MachineSpec, kernel: int, initrd: int, qmp: int, agent: int, kvm: int | None, disks: Sequence[int] = ()
+) -> Sequence[str]:
     """The QEMU command line; the integers are inherited file descriptors, `kvm` is None for emulation."""
     accel = ["-accel", "tcg,thread=multi", "-cpu", "max"] if kvm is None else kvm_arguments(kvm)
     argv = [
@@ -367,12 +375,14 @@ def qemu_argv(spec: MachineSpec, kernel: int, initrd: int, qmp: int, agent: int,
         "-smp", str(spec.cpus), "-m", f"{spec.memory_mib}M",
         "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-nic", "none",
         "-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
-        "-kernel", f"/dev/fd/{kernel}", "-initrd", f"/dev/fd/{initrd}", "-append", KERNEL_ARGUMENTS,
+        "-kernel", f"/dev/fd/{kernel}", "-initrd", f"/dev/fd/{initrd}", "-append", spec.arguments,
         "-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console",
         "-chardev", f"socket,id=qmp,fd={qmp}", "-mon", "chardev=qmp,mode=control",
         "-chardev", f"socket,id=agent,fd={agent}",
         "-device", "virtio-serial-pci", "-device", f"virtserialport,chardev=agent,name={jobs.PORT_NAME}",
     ]  # fmt: skip
+    for disk in disks:
+        argv += ["-drive", f"file=/dev/fd/{disk},format=raw,if=virtio,snapshot=on"]
     if spec.hostfs:
         argv += ["-fsdev", "local,id=host,path=/,security_model=none,readonly=on,multidevs=remap"]
         argv += ["-device", f"virtio-9p-pci,fsdev=host,mount_tag={jobs.HOST_TAG}"]

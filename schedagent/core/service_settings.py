@@ -1,0 +1,280 @@
+"""The table [daemon] of the settings: what the agent service watches, and what it may do by itself. See settings.py."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from schedagent.core.workload import Goal, WorkloadCommand
+
+Accept = Callable[[Any], Any]
+
+_CGROUP = re.compile(r"(/(?!\.{1,2}(/|\Z))[ -.0-~]{1,255}){1,16}")
+_TIME = r"([01][0-9]|2[0-3]):([0-5][0-9])"
+_QUIET = re.compile(f"{_TIME}-{_TIME}")
+_EVERY = re.compile(r"([1-9][0-9]{0,4})([mhd])")
+_UNITS_S = {"m": 60, "h": 3600, "d": 86400}
+LONGEST_EVERY_S = 7 * 86400
+STAGES = ("canary", "wider", "full")
+"""Of schedagentd, from the least of the machine to all of it."""
+
+
+class Mode(StrEnum):
+    """How much the service does by itself."""
+
+    MONITOR = "monitor"
+    """It measures and recommends."""
+    OPTIMISE = "optimise"
+    """It also carries out recommendations to optimise, in the lab."""
+    ACT = "act"
+    """It also carries out recommendations to deploy."""
+
+
+@dataclass(frozen=True)
+class WatchedWorkload:
+    """One [[daemon.workloads]].
+
+    Args:
+        workload: command, dir, and as they are wanted prepare, goal, metric, timeout_s.
+        cgroup: where its tasks run on this machine; empty: it is not watched there.
+    """
+
+    workload: WorkloadCommand
+    cgroup: str = ""
+
+
+@dataclass(frozen=True)
+class ServiceSettings:
+    """[daemon]; everything has a default.
+
+    Args:
+        mode: monitor, optimise or act.
+        look_every_s: how long the intervals are that are measured.
+        cgroups: watched besides the machine and the workloads' own.
+        workloads: what may be optimised without anybody asking.
+        baseline_looks: how many intervals a baseline has; idle ones do not count.
+        baseline_days: a baseline that is older is made anew.
+        keep_days: how long measured intervals are kept.
+        much_delay_s: a mean wait for a turn above this is worth looking for a better policy.
+        recommend_days: a recommendation to optimise holds this long after it was last found.
+        every, at: schedule of optimising each workload, such as "24h" or "02:00" (local time); empty for none.
+        quiet: hours in which nothing is begun by itself, such as "22:00-06:00" (local time); empty for none.
+        runs_per_day, deployments_per_day: the most that is begun by itself in 24 hours.
+        promote: how far a deployment is taken by itself once it is proven: canary, wider or full.
+        lease_s: for how long each renewal holds: a policy outlives the service by this.
+        iterations, candidates, budget_minutes: of the service's runs, as for `schedagent optimize`.
+        socket: of schedagentd.
+    """
+
+    mode: Mode = Mode.MONITOR
+    look_every_s: float = 60.0
+    cgroups: tuple[str, ...] = ()
+    workloads: tuple[WatchedWorkload, ...] = ()
+    baseline_looks: int = 60
+    baseline_days: float = 7.0
+    keep_days: float = 14.0
+    much_delay_s: float = 0.01
+    recommend_days: float = 7.0
+    every: str = ""
+    at: str = ""
+    quiet: str = ""
+    runs_per_day: int = 2
+    deployments_per_day: int = 1
+    promote: str = "canary"
+    lease_s: float = 600.0
+    iterations: int = 2
+    candidates: int = 3
+    budget_minutes: float = 30.0
+    socket: Path = Path("/run/schedagent/schedagentd.sock")
+
+    @property
+    def watched(self) -> tuple[str, ...]:
+        """The cgroups that are watched, each once."""
+        return tuple(dict.fromkeys((*self.cgroups, *(one.cgroup for one in self.workloads if one.cgroup))))
+
+
+def read_service(value: object) -> ServiceSettings:
+    """Read the table; raise ValueError or TypeError that says which key is wrong, and what is accepted there."""
+    if not isinstance(value, Mapping):
+        raise TypeError("a table: [daemon]")
+    chosen = _take(value, _ACCEPTED, "")
+    if chosen.get("every") and chosen.get("at"):
+        raise ValueError("either every or at, not both")
+    return ServiceSettings(**chosen)
+
+
+def every_s(text: str) -> float:
+    """Return the seconds of a text such as "24h"."""
+    match = _EVERY.fullmatch(text)
+    if not match or not 60 <= int(match[1]) * _UNITS_S[match[2]] <= LONGEST_EVERY_S:
+        raise ValueError('a time such as "90m", "24h" or "7d", from 1m to 7d')
+    return float(int(match[1]) * _UNITS_S[match[2]])
+
+
+def minute_of_day(text: str) -> int:
+    """Return the minutes after midnight of a text such as "02:00"."""
+    match = re.fullmatch(_TIME, text)
+    if not match:
+        raise ValueError('a time of day such as "02:00"')
+    return 60 * int(match[1]) + int(match[2])
+
+
+def quiet_minutes(text: str) -> tuple[int, int]:
+    """Return begin and end of a text such as "22:00-06:00", in minutes after midnight."""
+    if not isinstance(text, str) or not _QUIET.fullmatch(text):
+        raise ValueError('hours such as "22:00-06:00"')
+    begin, end = map(minute_of_day, text.split("-"))
+    if begin == end:
+        raise ValueError("hours that end at another time than they begin")
+    return begin, end
+
+
+def _take(value: Mapping[str, Any], accepted: Mapping[str, Accept], where: str) -> dict[str, Any]:
+    chosen = {}
+    for key, one in value.items():
+        if key not in accepted:
+            raise ValueError(f"{where}{key} is unknown; known are {', '.join(accepted)}")
+        try:
+            chosen[key] = accepted[key](one)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{where}{key}: {error}") from None
+    return chosen
+
+
+def _workloads(value: object) -> tuple[WatchedWorkload, ...]:
+    if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
+        raise TypeError("tables: [[daemon.workloads]]")
+    return tuple(_workload(number, one) for number, one in enumerate(value, 1))
+
+
+def _workload(number: int, value: Mapping[str, Any]) -> WatchedWorkload:
+    chosen = _take(value, _OF_A_WORKLOAD, f"number {number}, ")
+    if not {"command", "dir"} <= set(chosen):
+        raise ValueError(f"number {number} needs command and dir")
+    cgroup, directory = chosen.pop("cgroup", ""), chosen.pop("dir")
+    if chosen.get("goal", Goal.MAKESPAN) is not Goal.MAKESPAN and not chosen.get("metric"):
+        raise ValueError(f"number {number}, goal: makespan, or a metric that finds the number that is compared")
+    return WatchedWorkload(WorkloadCommand(directory=directory, **chosen), cgroup)
+
+
+def _said(value: object) -> str:
+    if not isinstance(value, str) or not value.strip() or not value.isprintable():
+        raise ValueError("a line of text")
+    return value
+
+
+def _directory(value: object) -> str:
+    if not Path(_said(value)).is_absolute():
+        raise ValueError("an absolute path")
+    return str(Path(_said(value)).resolve())
+
+
+def _metric(value: object) -> str:
+    try:
+        groups = re.compile(_said(value)).groups
+    except re.error as error:
+        raise ValueError(f"a regular expression ({error})") from None
+    if groups > 1:
+        raise ValueError("a regular expression with one group")
+    return _said(value)
+
+
+def _cgroup(value: object) -> str:
+    if not isinstance(value, str) or not _CGROUP.fullmatch(value):
+        raise ValueError("the path of a cgroup, such as /system.slice/build.service")
+    return value
+
+
+def _cgroups(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise TypeError("a list of cgroups")
+    return tuple(map(_cgroup, value))
+
+
+def _number(minimum: float, maximum: float, unit: str) -> Accept:
+    def accept(value: object) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise TypeError(f"{unit}, from {minimum:g} to {maximum:g}")
+        if not minimum <= value <= maximum:
+            raise ValueError(f"{unit}, from {minimum:g} to {maximum:g}")
+        return float(value)
+
+    return accept
+
+
+def _whole(minimum: int, maximum: int) -> Accept:
+    def accept(value: object) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= maximum:
+            raise ValueError(f"a whole number from {minimum} to {maximum}")
+        return value
+
+    return accept
+
+
+def _one_of(kind: Accept, accepted: tuple[str, ...]) -> Accept:
+    def accept(value: object) -> Any:
+        if not isinstance(value, str) or value not in accepted:
+            raise ValueError(", ".join(accepted))
+        return kind(value)
+
+    return accept
+
+
+def _checked(check: Callable[[str], object]) -> Accept:
+    """Accept an empty text, or one that `check` accepts."""
+
+    def accept(value: object) -> str:
+        if value == "":
+            return ""
+        if not isinstance(value, str):
+            raise TypeError("a text")
+        check(value)
+        return value
+
+    return accept
+
+
+def _socket(value: object) -> Path:
+    if not isinstance(value, str) or not value.startswith("/") or len(value.encode()) > 107:
+        raise ValueError("the absolute path of a unix socket, at most 107 bytes long")
+    return Path(value)
+
+
+_OF_A_WORKLOAD: dict[str, Accept] = {
+    "command": _said,
+    "dir": _directory,
+    "prepare": _said,
+    "goal": _one_of(Goal, tuple(Goal)),
+    "metric": _metric,
+    "timeout_s": _number(1, 7 * 86400, "seconds"),
+    "cgroup": _cgroup,
+}
+
+_ACCEPTED: dict[str, Accept] = {
+    "mode": _one_of(Mode, tuple(Mode)),
+    "look_every_s": _number(1, 3600, "seconds"),
+    "cgroups": _cgroups,
+    "workloads": _workloads,
+    "baseline_looks": _whole(12, 10_000),
+    "baseline_days": _number(1, 90, "days"),
+    "keep_days": _number(8, 90, "days"),
+    "much_delay_s": _number(0.0001, 60, "seconds"),
+    "recommend_days": _number(1, 90, "days"),
+    "every": _checked(every_s),
+    "at": _checked(minute_of_day),
+    "quiet": _checked(quiet_minutes),
+    "runs_per_day": _whole(0, 1000),
+    "deployments_per_day": _whole(0, 1000),
+    "promote": _one_of(str, STAGES),
+    "lease_s": _number(30, 3600, "seconds"),
+    "iterations": _whole(1, 100),
+    "candidates": _whole(1, 8),
+    "budget_minutes": _number(0.1, 7 * 24 * 60, "minutes"),
+    "socket": _socket,
+}
+assert set(_ACCEPTED) == {one.name for one in fields(ServiceSettings)}

@@ -1,0 +1,5 @@
+"""The Prometheus exporter: what it tells (`catalog`), where it looks (the parts), and how it is asked (`server`).
+
+Parts look when they are scraped, change nothing, and fail one by one. May import: everything of ours below
+schedagent.cli, and prometheus_client, which nobody else imports.
+"""

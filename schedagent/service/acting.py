@@ -1,0 +1,225 @@
+"""Carrying a recommendation out: the lab through the wiring, as `optimize` does; this machine through schedagentd.
+
+A request is stored as running before anything is done, with the id of its run: whoever finds it later, its process
+gone, carries it out again, and the run goes on behind its last finished step.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Protocol
+
+from repo_store.records import RunStatus
+from repo_store.store import PolicyRepository, new_run_id
+from schedagent.approval import winner
+from schedagent.core import token
+from schedagent.core.approval import Stage
+from schedagent.core.artifact import PolicyArtifact
+from schedagent.core.errors import PolicyError, SchedagentError, UsageError
+from schedagent.core.judge import TrialRules
+from schedagent.core.policy import CandidatePolicy
+from schedagent.core.recommendation import ApplyRequest, Kind, Progress, Recommendation, Standing
+from schedagent.core.service_settings import ServiceSettings
+from schedagent.core.settings import Settings
+from schedagent.core.verification import VerificationReport
+from schedagent.core.workload import WorkloadCommand
+from schedagent.daemon_client import DaemonClient
+from schedagent.handover import handover
+from schedagent.options import RunOptions
+from schedagent.progress import Reporter
+from schedagent.wiring import (
+    only_one,
+    open_repository,
+    open_run_library,
+    open_verifier,
+    resume_run,
+    start_run,
+)
+from schedagent.workbench import ToldReporter
+
+Report = dict[str, Any]
+
+
+class Lab(Protocol):
+    """What a request needs of the lab."""
+
+    def start(self, workload: WorkloadCommand, options: RunOptions, run_id: str, reporter: Reporter) -> Report: ...
+
+    def resume(self, run_id: str, reporter: Reporter) -> Report: ...
+
+    def compile(self, repository: PolicyRepository, run_id: str, policy: str, kernel: str) -> PolicyArtifact: ...
+
+    def verify(
+        self, repository: PolicyRepository, run_id: str, candidate: CandidatePolicy, kernel: str
+    ) -> VerificationReport: ...
+
+
+@dataclass(frozen=True)
+class WiredLab:
+    """The lab of the settings, as `schedagent optimize` has it."""
+
+    settings: Settings
+
+    def start(self, workload: WorkloadCommand, options: RunOptions, run_id: str, reporter: Reporter) -> Report:
+        """Begin a run under this id, and take it to its end."""
+        return start_run(self.settings, workload, options, reporter, run_id)
+
+    def resume(self, run_id: str, reporter: Reporter) -> Report:
+        """Take a run that was cut short to its end."""
+        return resume_run(self.settings, run_id, reporter)
+
+    def compile(self, repository: PolicyRepository, run_id: str, policy: str, kernel: str) -> PolicyArtifact:
+        """Compile a policy of a run's library for a kernel."""
+        info = open_run_library(self.settings, repository, run_id)[policy]
+        return open_verifier(replace(self.settings, kernel_release=kernel)).compile(info)
+
+    def verify(
+        self, repository: PolicyRepository, run_id: str, candidate: CandidatePolicy, kernel: str
+    ) -> VerificationReport:
+        """Verify a candidate of a run again; what passed before, by the same verifier, is not proved again."""
+        info = open_run_library(self.settings, repository, run_id)[candidate.policy]
+        return open_verifier(replace(self.settings, kernel_release=kernel)).verify(candidate, info).report
+
+
+@dataclass(frozen=True)
+class Hands:
+    """Carries requests out.
+
+    Args:
+        settings: of this program.
+        repository: with the requests.
+        lab: where policies are tried and compiled.
+        now: Unix time.
+    """
+
+    settings: Settings
+    repository: PolicyRepository
+    lab: Lab
+    now: Callable[[], float]
+
+    def carry_out(self, number: int, reporter: Reporter) -> Report:
+        """Carry a request out, and return the report of its run, or what schedagentd told of its deployment.
+
+        One that is kept gets a newer token: the deployment would end with the first one's life, a day.
+
+        Raises:
+            UsageError: another process works on it.
+            SchedagentError: it failed, which is stored.
+            KeyboardInterrupt: it was stopped; it can be carried out again, and goes on.
+        """
+        records = self.repository.service
+        with only_one(self.settings, f"request-{number}"):
+            request = records.request(number)
+            one = records.recommendation(request.recommendation_id)
+            if request.progress is Progress.KEEPING:
+                return self._freshen(request, one)
+            run_id = request.run_id or (new_run_id() if one.kind is Kind.OPTIMISE else "")
+            started_at = request.started_at or self.now()
+            request = replace(request, progress=Progress.RUNNING, started_at=started_at, run_id=run_id)
+            records.save_request(request)
+            try:
+                return self._optimise(request, one, reporter) if run_id else self._deploy(request, one)
+            except SchedagentError as error:
+                failed = replace(request, progress=Progress.FAILED, ended_at=self.now(), note=error.message)
+                records.save_request(failed, Standing.FAILED)
+                raise
+
+    def _optimise(self, request: ApplyRequest, one: Recommendation, reporter: Reporter) -> Report:
+        report = self._run(request.run_id, one.workload, reporter)
+        best = report["best"]
+        found = f"{best['policy']} is better" if best else "nothing better was found"
+        done = replace(request, progress=Progress.DONE, ended_at=self.now(), note=f"run {request.run_id}: {found}")
+        self.repository.service.save_request(done, Standing.APPLIED)
+        if subject := one.evidence.get("subject"):
+            self.repository.service.forget_baseline(str(subject))  # what was unusual was looked into: it is usual now
+        return report
+
+    def _run(self, run_id: str, workload: WorkloadCommand, reporter: Reporter) -> Report:
+        """Run the loop under this id, or go on with it."""
+        try:
+            run = self.repository.run(run_id)
+        except UsageError:
+            return self.lab.start(workload, run_options(self.settings.daemon), run_id, reporter)
+        if run.status is RunStatus.FINISHED:
+            return dict(run.report or {})
+        return self.lab.resume(run_id, reporter)
+
+    def _deploy(self, request: ApplyRequest, one: Recommendation) -> Report:
+        client = DaemonClient(self.settings.daemon.socket)
+        cgroup = request.cgroup or one.cgroup
+        if not cgroup:
+            raise UsageError(
+                f"recommendation {one.id} names no cgroup", f"say which: schedagent apply {one.id} --cgroup /A"
+            )
+        run_id = str(one.evidence["run"])
+        fields = handover(self.repository, run_id, partial(self.lab.compile, self.repository, run_id), one.policy)
+        told = _running_already(client, fields.pop("digest"), fields["tunables"]) or client.ask(
+            "deploy", **fields, stage="canary", cgroup=cgroup, lease_s=self.settings.daemon.lease_s
+        )
+        number = told["deployment"]
+        note = f"deployment {number}"
+        kept = replace(request, progress=Progress.KEEPING, cgroup=cgroup, deployment=number, note=note)
+        self.repository.service.save_request(kept, Standing.APPLIED)
+        return told
+
+    def _freshen(self, request: ApplyRequest, one: Recommendation) -> Report:
+        """Have what is deployed verified again, and give schedagentd the new token."""
+        run_id = str(one.evidence["run"])
+        found = winner(self.repository, run_id)
+        if found is None or found[0].policy != one.policy:
+            raise UsageError(f"run {run_id} has another winner than {one.policy}")
+        if Stage.DEPLOY in self.repository.run(run_id).settings.get("approve", ()):
+            raise UsageError(f"a person approved one token of run {run_id}, not a further one", "optimise it again")
+        report = self.lab.verify(self.repository, run_id, found[0], found[2].kernel_release)
+        if not report.token:
+            raise PolicyError(f"{one.policy} did not get a token again: {report.failure or 'a gate was skipped'}")
+        said = token.decode(report.token)
+        return DaemonClient(self.settings.daemon.socket).ask(
+            "renew",
+            deployment=request.deployment,
+            lease_s=self.settings.daemon.lease_s,
+            token=report.token,
+            report_digest=said.report_digest,
+        )
+
+
+def run_options(settings: ServiceSettings) -> RunOptions:
+    """Return what bounds the service's runs."""
+    return RunOptions(settings.iterations, settings.budget_minutes * 60, settings.candidates, TrialRules())
+
+
+def _running_already(client: DaemonClient, digest: str, tunables: dict[str, int]) -> Report | None:
+    """Return the deployment of this very thing that runs or waits: it was asked for before the service died."""
+    told = client.ask("status")
+    alive = [told[name] for name in ("active", "waiting") if told[name]]
+    return next((one for one in alive if (one["digest"], one["tunables"]) == (digest, tunables)), None)
+
+
+def work(send: Callable[[bytes], None], settings: Settings, number: int) -> None:
+    """Carry a request out in a process of its own (verifier.worker.Child); what it tells comes as JSON lines."""
+    with open_repository(settings) as repository:
+        carry(send, settings, repository, WiredLab(settings), number)
+
+
+def carry(
+    send: Callable[[bytes], None], settings: Settings, repository: PolicyRepository, lab: Lab, number: int
+) -> None:
+    """Carry a request out and tell how it goes: the rest of `work`, whatever the lab."""
+
+    def tell(text: str) -> None:
+        send(json.dumps({"step": text}).encode() + b"\n")
+
+    try:
+        Hands(settings, repository, lab, time.time).carry_out(number, ToldReporter(tell))
+        told = {"ended": "done"}
+    except SchedagentError as error:
+        told = {"ended": str(error)}
+    except KeyboardInterrupt:
+        told = {"ended": "stopped; it goes on when the service does"}
+    with suppress(OSError):  # the service died, which is why this ends
+        send(json.dumps(told).encode() + b"\n")

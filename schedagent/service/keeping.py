@@ -1,0 +1,144 @@
+"""Keeping what was deployed: its lease is renewed while this service lives and its workload waits no longer than usual.
+
+Nothing is ended here by force: what is not renewed lapses, and schedagentd reverts it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from repo_store.service_records import ServiceRecords
+from schedagent.core.errors import RepositoryError, SchedagentError
+from schedagent.core.recommendation import ApplyRequest, Progress, Standing
+from schedagent.core.service_settings import STAGES, ServiceSettings
+from schedagent.daemon_client import DaemonClient
+from schedagent.service.drift import RECENT, InARow, busy, worse
+
+log = logging.getLogger(__name__)
+
+POLL_S = 20.0
+"""How often schedagentd is asked at the latest, while something is kept."""
+
+TOKEN_LEFT_S = 6 * 3600.0
+"""A token lives for a day: with a quarter of that left, a newer one is asked for."""
+
+Told = Mapping[str, Any]
+
+
+class Keeper:
+    """Renews the leases of the requests that were deployed, promotes them as configured, and notes their ends.
+
+    Args:
+        records: with the requests and what was measured.
+        client: the way to schedagentd.
+        now: Unix time.
+    """
+
+    def __init__(
+        self, records: ServiceRecords, client: DaemonClient, settings: ServiceSettings, now: Callable[[], float]
+    ) -> None:
+        self._records = records
+        self._client = client
+        self._settings = settings
+        self._now = now
+        self._worse = InARow()
+        self._judged: dict[int, float] = {}
+        self._refused: set[tuple[int, str]] = set()
+        self.wants_token: set[int] = set()
+        """Numbers of requests whose deployment would end soon with its token."""
+
+    @property
+    def poll_s(self) -> float:
+        """How often `tick` is to be called: three times in each lease at least."""
+        return min(POLL_S, self._settings.lease_s / 3)
+
+    def tick(self) -> None:
+        """See after everything that is kept. An unreachable schedagentd is asked again the next time."""
+        self.wants_token.clear()
+        kept = self._records.requests(Progress.KEEPING)
+        if not kept:
+            return
+        try:
+            status = self._client.ask("status")
+            for request in kept:
+                self._see_after(request, status)
+        except RepositoryError:
+            raise
+        except SchedagentError as error:
+            log.warning("a lease could not be renewed: %s", error.message)
+
+    def _see_after(self, request: ApplyRequest, status: Told) -> None:
+        alive = (status[name] for name in ("active", "waiting") if status[name])
+        told = next((one for one in alive if one["deployment"] == request.deployment), None)
+        if told is None:
+            self._note_end(request)
+        elif reason := self._why_not(request):
+            self._let_go(request, f"deployment {request.deployment} is not renewed any more: {reason}", Standing.FAILED)
+        else:
+            self._client.ask("renew", deployment=request.deployment, lease_s=self._settings.lease_s)
+            if told["token_left_s"] < TOKEN_LEFT_S:
+                self.wants_token.add(request.number)
+            if told["phase"] == "running" and told["proven"] and not told["next_stage"]:
+                self._promote(request, told)
+
+    def _note_end(self, request: ApplyRequest) -> None:
+        """Store why a deployment ended."""
+        history = self._client.ask("history", limit=100)["history"]
+        told = next((one for one in history if one["deployment"] == request.deployment), None)
+        why = f"{told['end']}: {told['detail']}".removesuffix(": ") if told else "schedagentd knows nothing of it"
+        tripped = told is None or told["tripped"]
+        self._let_go(
+            request,
+            f"deployment {request.deployment} ended: {why}",
+            Standing.FAILED if tripped else Standing.APPLIED,
+        )
+
+    def _let_go(self, request: ApplyRequest, note: str, standing: Standing) -> None:
+        log.warning("%s", note)
+        ended = replace(request, progress=Progress.DONE, ended_at=self._now(), note=note)
+        self._records.save_request(ended, standing)
+
+    def _why_not(self, request: ApplyRequest) -> str:
+        """Say what is worse in the cgroup than it usually was before this was deployed; empty while nothing is."""
+        baseline = self._records.baseline(request.cgroup)
+        if baseline is None or baseline.until > request.started_at:
+            return ""
+        looks = busy(self._records.looks(request.cgroup, since=request.started_at, limit=4 * RECENT, busy=True))[
+            -RECENT:
+        ]
+        if not looks or looks[-1].at == self._judged.get(request.number):
+            return ""
+        self._judged[request.number] = looks[-1].at
+        found = worse(baseline, looks)
+        surely = self._worse.enough(str(request.number), bool(found))
+        return "; ".join(map(str, found)) if surely else ""
+
+    def _promote(self, request: ApplyRequest, told: Told) -> None:
+        """Take a proven policy one stage further, if the settings want that and schedagentd lets us."""
+        step = next_step(told["stage"], told["cgroup"], self._settings.promote)
+        if step is None or (request.deployment, step[0]) in self._refused:
+            return
+        try:
+            self._client.ask("promote", deployment=request.deployment, stage=step[0], cgroup=step[1])
+        except SchedagentError as error:
+            self._refused.add((request.deployment, step[0]))
+            log.warning("deployment %d stays at stage %s: %s", request.deployment, told["stage"], error.message)
+
+
+def next_step(stage: str, cgroup: str, furthest: str) -> tuple[str, str] | None:
+    """Return the stage and cgroup that a proven policy goes to next; None if it has gone far enough.
+
+    Wider is the cgroup around the present one; where only the root is around it, the next stage is full.
+
+    Args:
+        furthest: stage at which it stays.
+    """
+    if STAGES.index(stage) >= STAGES.index(furthest):
+        return None
+    around = cgroup.rpartition("/")[0]
+    if stage == STAGES[0] and around:
+        return STAGES[1], around
+    return (STAGES[2], "") if furthest == STAGES[2] else None

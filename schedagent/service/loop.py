@@ -1,0 +1,343 @@
+"""The agent service: looks, recommends, and carries out what it was asked for or may do by itself, until it is stopped.
+
+One thread. What takes long, a run or a compiler, is a process of its own that ends with this one; it is asked to end
+first, so that its run is noted as interrupted and goes on when the service is there again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import json
+import logging
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+from repo_store.store import PolicyRepository
+from schedagent.core.errors import RepositoryError, SchedagentError, SetupError, UsageError
+from schedagent.core.recommendation import ApplyRequest, Kind, Look, Progress, Recommendation, Standing
+from schedagent.core.service_settings import Mode
+from schedagent.core.settings import Settings, service_watch, writable
+from schedagent.schedagentd.systemd import Notifier
+from schedagent.service.acting import work
+from schedagent.service.drift import RECENT, InARow, busy, drifts, make_baseline, mix_of, waits_much
+from schedagent.service.findings import Findings
+from schedagent.service.keeping import Keeper
+from schedagent.service.limits import DAY_S, may_begin
+from schedagent.wiring import only_one
+from verifier.worker import Child
+
+log = logging.getLogger(__name__)
+
+TICK_S = 1.0
+RUNS_EVERY_S = 600.0
+"""How often finished runs are looked at for something to deploy: runs begun elsewhere end, too."""
+BEGIN_EVERY_S = 2.0
+JUST_ASKED_S = 10.0
+"""A request that runs, but was not begun, is left to the process that has just made it for itself."""
+AGAIN_S, TOKEN_AGAIN_S = 60.0, 1800.0
+"""How soon what came to no end (a full disk, say) is tried again: a request, and getting a newer token."""
+GRACE_S = 5.0
+"""How long a process that carries something out may take to end by itself; ending a machine takes under a second."""
+
+Work = Callable[[Callable[[bytes], None], Settings, int], None]
+
+
+class Looks(Protocol):
+    """See schedagent.service.looking.Looker."""
+
+    def look(self) -> list[Look]: ...
+
+
+class Service:
+    """The agent service.
+
+    Args:
+        settings: of this program.
+        repository: where all is kept.
+        looker: what measures.
+        keeper: what renews leases.
+        notifier: the way to systemd.
+        now: Unix time.
+        work: what carries a request out, in another process.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        repository: PolicyRepository,
+        looker: Looks,
+        keeper: Keeper,
+        notifier: Notifier,
+        now: Callable[[], float] = time.time,
+        work: Work = work,
+    ) -> None:
+        self._settings = settings
+        self._service = settings.daemon
+        self._records = repository.service
+        self._findings = Findings(repository, settings.daemon)
+        self._looker = looker
+        self._keeper = keeper
+        self._notifier = notifier
+        self._now = now
+        self._work = work
+        self._due: dict[str, float] = {}
+        self._drifting = InARow()
+        self._task: asyncio.Task[None] | None = None
+        self._disturbed = False
+        self._not_before: dict[int, float] = {}
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Work until `stop` is set; what is being carried out is stopped then."""
+        self._notifier.tell("READY=1")
+        try:
+            while not stop.is_set():
+                self.tick()
+                self._notifier.tell("WATCHDOG=1")
+                try:
+                    await asyncio.wait_for(stop.wait(), TICK_S)
+                except TimeoutError:
+                    continue
+        finally:
+            self._notifier.tell("STOPPING=1")
+            if self._task is not None:
+                self._task.cancel()
+                await asyncio.gather(self._task, return_exceptions=True)
+
+    def tick(self) -> None:
+        """Do what is due."""
+        for what, every_s, do in (
+            ("look", self._service.look_every_s, self.look),
+            ("keep", self._keeper.poll_s, self._keeper.tick),
+            ("runs", RUNS_EVERY_S, self.look_at_runs),
+            ("begin", BEGIN_EVERY_S, self.begin_next),
+        ):
+            if self._is_due(what, every_s):
+                try:
+                    do()
+                except RepositoryError as error:  # a full disk: what is kept goes on being kept
+                    log.error("%s", error)
+
+    # Looking
+
+    def look(self) -> None:
+        """Measure the interval since the last look, judge it, and recommend what follows."""
+        looks, now = self._looker.look(), self._now()
+        if self._disturbed:  # it would measure its own work
+            self._disturbed = self._works
+            return
+        self._records.add_looks(looks, keep_since=now - self._service.keep_days * DAY_S)
+        for look in looks:
+            self._judge(look, now)
+        self._recommend(self._findings.of_schedule(self._local()))
+
+    def _judge(self, look: Look, now: float) -> None:
+        """Compare what a subject shows with what is usual, once it is known."""
+        baseline = self._records.baseline(look.subject)
+        if baseline is None or now - baseline.until > self._service.baseline_days * DAY_S:
+            count = self._service.baseline_looks
+            looks = busy(self._records.looks(look.subject, limit=4 * count, busy=True))[-count:]
+            if len(looks) == count:
+                made = make_baseline(looks)
+                self._records.save_baseline(made)
+                log.info("what is usual for %s is known now", look.subject)
+                if waits_much(made, self._service.much_delay_s):
+                    self._recommend(self._findings.of_waiting(made, now))
+            return
+        if not busy([look]):
+            return
+        latest = busy(self._records.looks(look.subject, since=baseline.until, limit=4 * RECENT, busy=True))[-RECENT:]
+        found = drifts(baseline, latest)
+        if not self._drifting.enough(look.subject, bool(found)):
+            return
+        made_of_it = list(self._findings.of_drift(baseline, found, mix_of(latest), now))
+        if not made_of_it:
+            log.info(
+                "%s is not as usual, but nobody says what runs there: name it in [[daemon.workloads]]", look.subject
+            )
+        self._recommend(made_of_it)
+
+    def look_at_runs(self) -> None:
+        """Recommend what finished runs found better."""
+        now = self._now()
+        found = list(self._findings.of_runs(now))
+        self._recommend(found)
+        for outdated in self._findings.outdated(found, now):
+            self._records.set_standing(outdated, Standing.WITHDRAWN, "a newer run of this workload has ended")
+
+    def _recommend(self, found: Sequence[Recommendation] | Iterator[Recommendation]) -> None:
+        for one in found:
+            stored = self._records.recommend(one)
+            if stored == one:
+                log.info("recommendation %s (%s): %s", one.id, one.kind, one.why)
+
+    # Doing
+
+    @property
+    def _works(self) -> bool:
+        """Whether something is being carried out."""
+        return self._task is not None and not self._task.done()
+
+    def begin_next(self) -> None:
+        """Begin what was cut short, else what was asked for, else what the service may do by itself; one at a time."""
+        if self._works:
+            return
+        requests = self._records.requests(Progress.RUNNING, Progress.QUEUED, Progress.KEEPING)
+        for request in requests:
+            if self._is_due_to(request) and self._is_free(request):
+                again_s = TOKEN_AGAIN_S if request.progress is Progress.KEEPING else AGAIN_S
+                self._not_before[request.number] = self._now() + again_s
+                self._disturbed = True
+                self._task = asyncio.create_task(self._carry_out(request))
+                return
+        if self._service.mode is not Mode.MONITOR:
+            self._ask_by_itself(requests)
+
+    def _ask_by_itself(self, requests: Sequence[ApplyRequest]) -> None:
+        """Queue one recommendation that may be carried out without anybody asking.
+
+        Args:
+            requests: what is not through yet. Nothing is deployed in the place of what is being kept.
+        """
+        now, asked = self._now(), {request.recommendation_id for request in requests}
+        keeping = any(request.progress is Progress.KEEPING for request in requests)
+        for one in reversed(self._records.recommendations()):
+            if one.at(now) is not Standing.OPEN or one.id in asked or (keeping and one.kind is Kind.DEPLOY):
+                continue
+            begun = self._records.begun_by_service(one.kind, now - DAY_S)
+            if may_begin(self._service, one, self._local(), begun=begun, kernel_release=platform.release()):
+                self._records.ask(ApplyRequest(0, one.id, "", "", now))
+                return
+
+    def _is_due_to(self, request: ApplyRequest) -> bool:
+        """Whether there is something to do for a request, and it was not tried just now."""
+        wanted = request.progress is not Progress.KEEPING or request.number in self._keeper.wants_token
+        left_s = self._not_before.get(request.number, 0.0) - self._now()
+        return wanted and not 0 < left_s <= TOKEN_AGAIN_S  # longer only if the clock was set back
+
+    def _is_free(self, request: ApplyRequest) -> bool:
+        """Whether no other process carries this request out, is about to, or works on its run."""
+        if request.progress is Progress.RUNNING and not request.started_at:
+            return not 0 <= self._now() - request.asked_at < JUST_ASKED_S
+        try:
+            with only_one(self._settings, f"request-{request.number}"):
+                pass
+            if request.run_id:
+                with only_one(self._settings, request.run_id):
+                    pass
+        except UsageError:
+            return False
+        return True
+
+    async def _carry_out(self, request: ApplyRequest) -> None:
+        """Have another process carry a request out; cancelling this stops it."""
+        log.info("request %d: carrying out recommendation %s", request.number, request.recommendation_id)
+        with tempfile.TemporaryDirectory(prefix="schedagent-request-") as folder:
+            child = Child(self._work, (self._settings, request.number), Path(folder), _is_last, GRACE_S)
+            try:
+                async with aclosing(child.answers()) as lines:
+                    async for line in lines:
+                        log.info("request %d: %s", request.number, next(iter(json.loads(line).values())))
+            except SetupError as error:
+                self._failed(request, error)
+            finally:
+                await child.end()
+                self._due.pop("runs", None)
+
+    def _failed(self, request: ApplyRequest, error: SchedagentError) -> None:
+        """Note that the process died: it is not tried again, it would die again."""
+        log.error("request %d: %s", request.number, error.message)
+        now = self._records.request(request.number)
+        if now.progress in (Progress.RUNNING, Progress.QUEUED):
+            died = replace(now, progress=Progress.FAILED, ended_at=self._now(), note=error.message)
+            self._records.save_request(died, Standing.FAILED)
+
+    # Time
+
+    def _is_due(self, what: str, every_s: float) -> bool:
+        """Tell whether something is due, and note that it is done. A clock that was set back makes it due, too."""
+        now, next_at = self._now(), self._due.get(what, 0.0)
+        if now < next_at <= now + every_s:
+            return False
+        self._due[what] = now + every_s
+        return True
+
+    def _local(self) -> datetime:
+        return datetime.fromtimestamp(self._now()).astimezone()
+
+
+def _is_last(line: bytes) -> bool:
+    return line.startswith(b'{"ended":')
+
+
+@contextmanager
+def only_service(settings: Settings) -> Iterator[None]:
+    """Be the only agent service on this state folder.
+
+    Raises:
+        UsageError: another one is, with its process id.
+    """
+    path = writable(settings.state_dir, "SCHEDAGENT_STATE") / "daemon.lock"
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read(200).strip() or "another process"
+            raise UsageError(f"the agent service runs already: {holder}", f"it holds {path}") from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} since {datetime.now().astimezone().isoformat(timespec='seconds')}\n")
+        file.flush()
+        yield
+
+
+def service_lives(settings: Settings) -> bool:
+    """Whether an agent service runs on this state folder."""
+    path = settings.state_dir / "daemon.lock"
+    try:
+        with path.open("r") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def serve(settings: Settings, stop_on: Callable[[asyncio.Event], Any]) -> None:
+    """Be the agent service until it is stopped.
+
+    Args:
+        stop_on: has the event set when the service is to end.
+
+    Raises:
+        UsageError: another one runs.
+        RepositoryError: the repository cannot be used.
+    """
+    from schedagent.daemon_client import DaemonClient
+    from schedagent.service.looking import Looker
+    from schedagent.wiring import open_repository
+
+    async def live() -> None:
+        stop = asyncio.Event()
+        stop_on(stop)
+        with open_repository(settings) as repository:
+            client = DaemonClient(settings.daemon.socket)
+            keeper = Keeper(repository.service, client, settings.daemon, time.time)
+            notifier = Notifier(*service_watch())
+            try:
+                looker = Looker(settings.daemon.watched)
+                await Service(settings, repository, looker, keeper, notifier).run(stop)
+            finally:
+                notifier.close()
+
+    with only_service(settings):
+        asyncio.run(live())

@@ -1,0 +1,23 @@
+"""until.py EXPRESSION SECONDS: ask schedagentd for its status until a Python expression over it holds.
+
+Names: active, waiting, in_charge, kernel, unsaved ... (of the status), newest (of the history)."""
+
+import sys
+import time
+
+from schedagent.core.errors import SchedagentError
+from schedagent.daemon_client import DaemonClient
+
+expression, limit_s = sys.argv[1], float(sys.argv[2])
+begun = time.monotonic()
+told = {}
+while time.monotonic() - begun < limit_s:
+    try:
+        told = DaemonClient().ask("status")
+        [told["newest"]] = DaemonClient().ask("history", limit=1)["history"] or [None]
+        if eval(expression, {}, told):
+            raise SystemExit(0)
+    except SchedagentError as error:
+        told = {"error": str(error)}
+    time.sleep(0.3)
+raise SystemExit(f"not within {limit_s:g} s: {expression}; the last answer was {told}")
