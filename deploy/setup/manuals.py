@@ -71,7 +71,8 @@ def configuration_page(name: str, text: str) -> str:
         keys = [line.lstrip("#") for line in paragraph.splitlines() if re.match(r"#?[\w\[]", line)]
         if "SPDX-License-Identifier" in paragraph or not keys:
             continue
-        lines += [".TP", *"\n.TQ\n".join(f".B {escaped(key)}" for key in keys).splitlines(), _filled(" ".join(told))]
+        words = re.sub(":$", ".", " ".join(told))
+        lines += [".TP", *"\n.TQ\n".join(f".B {escaped(key)}" for key in keys).splitlines(), _filled(_capital(words))]
     return "\n".join([*lines, ".SH SEE ALSO", f".BR {PROGRAM} (1),", ".BR schedagentd (8)"]) + "\n"
 
 
@@ -84,6 +85,10 @@ def escaped(text: str) -> str:
 def _filled(text: str) -> str:
     """Return words in lines of bearable length, none of which steers."""
     return escaped("\n".join(textwrap.wrap(text, 76, break_long_words=False, break_on_hyphens=False)))
+
+
+def _capital(words: str) -> str:
+    return words[:1].upper() + words[1:]
 
 
 def _heading(title: str, section: int, manual: str) -> str:
@@ -162,8 +167,7 @@ def _surroundings() -> Iterator[str]:
     described = _settings()
     yield ".SH ENVIRONMENT"
     for key, variable in variables().items():
-        words = described[key][:1].upper() + described[key][1:]
-        yield f".TP\n.B {escaped(variable)}\n{_filled(f'{words} Key of the file: {key}.')}"
+        yield f".TP\n.B {escaped(variable)}\n{_filled(f'{_capital(described[key])} Key of the file: {key}.')}"
     yield ".SH FILES"
     for path, words in _FILES.items():
         yield f".TP\n.I {escaped(path)}\n{_filled(words)}"

@@ -47,7 +47,7 @@ def test_settings_and_exit_statuses_are_told(made):
 def test_every_key_of_the_daemon_is_on_its_page_with_its_default(made):
     told = words_of(made["schedagentd.toml.5"])
     for field in dataclasses.fields(Config):
-        assert f".B {field.name} = " in told
+        assert f".B {field.name} = " in told or f".B [{field.name}]\n" in told
     assert '.B rollback = "auto"\n' in told
 
 
@@ -61,7 +61,7 @@ def test_words_that_would_steer_roff_do_not():
 
 
 def test_a_configuration_s_comments_belong_to_the_keys_below_them():
-    page = configuration_page("x.toml", "# File of x.\n\n# How long, in seconds.\n#a = 1\nb = 'c'\n\n[deep]\n")
+    page = configuration_page("x.toml", "# File of x.\n\n# how long, in seconds:\n#a = 1\nb = 'c'\n\n[deep]\n")
     assert ".TP\n.B a = 1\n.TQ\n.B b = 'c'\nHow long, in seconds.\n.TP\n.B [deep]\n" in page
     assert "File of x" not in page
 
