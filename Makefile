@@ -14,7 +14,7 @@ LINK_DIR ?= $(HOME)/.local/bin
 INSTALLATION = $(BIN)/python -m deploy.setup.installation --prefix "$(PREFIX)" --destdir "$(DESTDIR)"
 C_SOURCES = find kernel_bpf tests -name '*.[ch]' -not -name vmlinux.h -print0
 
-.PHONY: help venv setup demo demo-llm test test-unit test-vm test-host test-verifier older-kernel promtool docs mutation check bench kernel link install uninstall purge deb fmt lock clean
+.PHONY: help venv setup demo demo-llm test test-unit test-vm test-host test-verifier older-kernel promtool docs mutation fuzz-socket check bench kernel link install uninstall purge deb fmt lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -67,6 +67,9 @@ bench: setup ## measure (slow, never part of CI)
 
 mutation: setup ## break correct policies in systematic ways, and see which gates notice (slow)
 	$(BIN)/python -m tests.mutation --sample 150
+
+fuzz-socket: setup ## send 100,000 random and mutated messages to schedagentd, from users of every kind (minutes)
+	PYTHONPATH=.:tests/unit $(BIN)/python tests/unit/socket_fuzz.py 100000
 
 kernel: setup ## download the newest kernel, or the one named: make kernel KERNEL=6.18.15+deb13-amd64
 	@$(BIN)/python -m verifier.microvm.kernels --fetch "$(KERNEL)"

@@ -8,18 +8,16 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import quote
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.orm import Session
-from sqlalchemy.pool import ConnectionPoolEntry, NullPool
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from repo_store.tables import SCHEMA
 from schedagent.core.errors import RepositoryError
 
 BUSY_TIMEOUT_MS = 10_000
-_READER_PATIENCE_S = 2.0
 _PRAGMAS = (
     f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}",  # first: the next ones may have to wait too
     "PRAGMA journal_mode = WAL",
@@ -48,7 +46,7 @@ def open_engine(url_or_path: str | Path) -> Engine:
         engine = create_engine(url)
         if engine.dialect.name == "sqlite":
             event.listen(engine, "connect", _configure)
-            event.listen(engine, "begin", _begin)
+            event.listen(engine, "begin", begin)
         try:
             _migrate(engine, place)
         except BaseException:
@@ -77,65 +75,6 @@ class Database:
     def _writing(self) -> Iterator[Session]:
         with mapped_errors(self.place), Session(for_writing(self._engine)) as session, session.begin():
             yield session
-
-
-@contextmanager
-def read_only(path: Path) -> Iterator[Connection]:
-    """Open an existing SQLite file to look at it: one moment of it, and not a byte of its folder is changed if it may
-    not be.
-
-    Raises:
-        RepositoryError: it cannot be read, its schema is not the present one, or it was written to in a way that may
-            have been seen half.
-    """
-    place, before = str(path), _stamp(path)
-    still = [False]
-
-    def connect() -> sqlite3.Connection:
-        connection, still[0] = _connect_reading(path)
-        return connection
-
-    with mapped_errors(place):
-        engine = create_engine("sqlite://", creator=connect, poolclass=NullPool)
-        event.listen(engine, "begin", _begin)
-        with engine.connect() as connection:
-            revision = _revision(connection, place)
-            if revision != SCHEMA:
-                raise RepositoryError(
-                    f"the repository {place} has schema {revision or 'none'}, this schedagent reads {SCHEMA}",
-                    "the next run brings it up to date",
-                )
-            yield connection
-    if still[0] and _stamp(path) != before:
-        raise RepositoryError(f"the repository {place} was written to while it was read", "read it again")
-
-
-def _connect_reading(path: Path) -> tuple[sqlite3.Connection, bool]:
-    """Open for reading; True: as a file that nobody writes, which it must have been in the end.
-
-    In a folder that this process may not write, SQLite cannot make the shared memory through which readers and writers
-    agree (https://sqlite.org/wal.html#readonly). It is there as long as a writer is; without one the file is at rest.
-    """
-    uri = f"file:{quote(str(path))}?mode=ro"
-    connection = sqlite3.connect(uri, uri=True, timeout=_READER_PATIENCE_S, isolation_level=None)
-    try:
-        connection.execute("SELECT 1 FROM sqlite_master").fetchone()
-        return connection, False
-    except sqlite3.OperationalError as error:
-        connection.close()
-        refused = error.sqlite_errorname.startswith(("SQLITE_CANTOPEN", "SQLITE_READONLY"))
-        if not refused or _stamp(path)[-1]:
-            raise
-    return sqlite3.connect(f"{uri}&immutable=1", uri=True, isolation_level=None), True
-
-
-def _stamp(path: Path) -> tuple[int, int, bool]:
-    """What changes when somebody writes."""
-    try:
-        told = path.stat()
-    except OSError as error:
-        raise RepositoryError(f"the repository {path} cannot be read: {error.strerror}") from None
-    return told.st_mtime_ns, told.st_size, path.with_name(f"{path.name}-wal").exists()
 
 
 def for_writing(engine: Engine) -> Engine:
@@ -213,7 +152,7 @@ def _configure(connection: sqlite3.Connection, _entry: ConnectionPoolEntry) -> N
         connection.execute(pragma)
 
 
-def _begin(connection: Connection) -> None:
+def begin(connection: Connection) -> None:
     immediate = connection.get_execution_options().get("begin_immediate", False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
 
@@ -221,10 +160,10 @@ def _begin(connection: Connection) -> None:
 def _migrate(engine: Engine, place: str) -> None:
     """Bring the schema up to date in one transaction; of two processes at once, the second finds the work done."""
     with engine.connect() as connection:
-        if _revision(connection, place) == SCHEMA:
+        if revision_of(connection, place) == SCHEMA:
             return
     with for_writing(engine).begin() as connection:
-        if _revision(connection, place) != SCHEMA:
+        if revision_of(connection, place) != SCHEMA:
             _upgrade(connection)
 
 
@@ -239,7 +178,7 @@ def _upgrade(connection: Connection) -> None:
     command.upgrade(config, SCHEMA)
 
 
-def _revision(connection: Connection, place: str) -> str:
+def revision_of(connection: Connection, place: str) -> str:
     """Return the revision of the schema in the database, empty for an empty database."""
     tables = inspect(connection).get_table_names()
     if not tables:

@@ -6,6 +6,7 @@ May import: schedagent.core.
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,9 +15,20 @@ from typing import Any
 
 from sqlalchemy import Connection, func, select
 
-from repo_store.engine import read_only
+from repo_store.reading import read_only
 from repo_store.records import RunStatus
-from repo_store.tables import CandidateRow, MadePolicyRow, RunRow, SampleRow, VerdictRow, VerificationRow
+from repo_store.tables import (
+    CandidateRow,
+    LookRow,
+    MadePolicyRow,
+    RecommendationRow,
+    RequestRow,
+    RunRow,
+    SampleRow,
+    VerdictRow,
+    VerificationRow,
+)
+from schedagent.core.recommendation import MACHINE, Progress, Standing
 from schedagent.core.trial import Outcome
 from schedagent.core.verification import GateStatus
 
@@ -60,6 +72,10 @@ class RepositoryTotals:
         best: policy -> the lowest ratio of its verdicts "better".
         made: policies that did not come with the program, by how they were made.
         verified: verifications of candidates.
+        recommendations: of the agent service: (kind, standing) -> how many.
+        requests: to carry them out, by progress.
+        queued_since: Unix time at which the oldest one was asked for that has not begun; 0 without any.
+        looked_at: Unix time at which the agent service last looked at the machine; 0 if it never did.
     """
 
     runs: Mapping[str, int] = field(default_factory=dict)
@@ -69,6 +85,10 @@ class RepositoryTotals:
     best: Mapping[str, float] = field(default_factory=dict)
     made: Mapping[str, int] = field(default_factory=dict)
     verified: GateTotals = field(default_factory=GateTotals)
+    recommendations: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    requests: Mapping[str, int] = field(default_factory=dict)
+    queued_since: float = 0.0
+    looked_at: float = 0.0
 
 
 class RepositoryReader:
@@ -96,6 +116,10 @@ class RepositoryReader:
                 samples=connection.scalar(select(func.count()).select_from(SampleRow)) or 0,
                 made=_counts(connection, MadePolicyRow.way, MadePolicyRow.name),
                 verified=self._verifications(connection),
+                recommendations=_recommendations(connection),
+                requests=_counts(connection, RequestRow.progress, RequestRow.number),
+                queued_since=_moment(connection, func.min(RequestRow.asked_at), RequestRow.progress == Progress.QUEUED),
+                looked_at=_moment(connection, func.max(LookRow.at), LookRow.subject == MACHINE),
                 **_verdicts(connection),
             )
 
@@ -126,6 +150,21 @@ class RepositoryReader:
 def _counts(connection: Connection, by: Any, counted: Any) -> dict[str, int]:
     query = select(by, func.count(counted)).group_by(by)
     return {str(name): int(count) for name, count in connection.execute(query)}
+
+
+def _recommendations(connection: Connection) -> Counter[tuple[str, str]]:
+    """By kind and standing; what nobody acted upon in time has expired, whoever looks."""
+    row, now = RecommendationRow, time.time()
+    query = select(row.kind, row.standing, row.expires_at)
+    counts: Counter[tuple[str, str]] = Counter()
+    for kind, standing, expires_at in connection.execute(query):
+        expired = standing in (Standing.OPEN, Standing.FAILED) and now >= expires_at
+        counts[kind, Standing.EXPIRED if expired else standing] += 1
+    return counts
+
+
+def _moment(connection: Connection, moment: Any, condition: Any) -> float:
+    return float(connection.scalar(select(moment).where(condition)) or 0.0)
 
 
 def _verdicts(connection: Connection) -> dict[str, Any]:

@@ -56,11 +56,6 @@ app.add_typer(policies_app, name="policies")
 app.add_typer(keys_app, name="keys")
 app.add_typer(verifier_app, name="verifier")
 app.add_typer(metrics_app, name="metrics")
-app.command()(approve)
-app.command()(reject)
-app.command("mcp")(mcp)
-register(app)
-register_service(app)
 
 Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON on stdout.")]
 
@@ -145,6 +140,10 @@ def resume(
         return follow(lambda: resume_run(settings(), run, reporter()), as_json)
 
     guarded(command)
+
+
+app.command()(approve)
+app.command()(reject)
 
 
 @runs_app.command("list")
@@ -352,6 +351,11 @@ def doctor(
         return EXIT_FAILED if any(finding.status == "missing" for finding in findings) else 0
 
     guarded(command)
+
+
+register(app)
+register_service(app)
+app.command("mcp")(mcp)
 
 
 def settings() -> Any:

@@ -1,13 +1,14 @@
 """`schedagent deploy`, `renew`, `promote`, `status`, `rollback`, `history`, `watch`: asking schedagentd.
 
 Thin: each asks schedagentd over its socket; errors begin with "schedagentd: " if it was the daemon that refused.
-May import: schedagent.daemon_client, schedagent.keeping, schedagent.core; lazily kernel_bpf.source.
+May import: schedagent.daemon_client, schedagent.keeping, schedagent.core; lazily more for what a run hands over.
 """
 
 from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,12 +23,18 @@ Socket = Annotated[Path | None, typer.Option(help="Socket of schedagentd, if it 
 Number = Annotated[int, typer.Argument(help="Number of the deployment (see: schedagent status).", min=1)]
 
 LARGEST_OBJECT = 2 << 20
+SHORTEST_KEPT_S = 10.0
+"""Three renewals in a shorter one would be more than schedagentd takes of one user."""
 KEEP_HELP = "Stay and renew the lease until it ends; Ctrl-C rolls it back. Exit status 3: the circuit breaker ended it."
 
 
 def deploy(
-    file: Annotated[Path, typer.Argument(help="A policy's compiled object, FILE.bpf.o.")],
-    report: Annotated[Path, typer.Option(help="What `schedagent verify --json` printed of it; holds the token.")],
+    what: Annotated[
+        str, typer.Argument(help="A run, whose winner is deployed; or a policy's compiled object, FILE.bpf.o.")
+    ],
+    report: Annotated[
+        Path | None, typer.Option(help="Of an object: what `schedagent verify --json` printed; holds the token.")
+    ] = None,
     cgroup: Annotated[str, typer.Option(help="Tasks to begin with, such as /system.slice/build.service.")] = "",
     stage: Annotated[str, typer.Option(help="canary, or full where schedagentd allows that.")] = "canary",
     lease: Annotated[float, typer.Option(min=1, help="Seconds until it ends unless it is renewed.")] = 600.0,
@@ -39,15 +46,19 @@ def deploy(
         tuple[str, str], typer.Option(metavar="URL QUERY", help="With --keep: a Prometheus server and an expression.")
     ] = ("", ""),
     metric_better: Annotated[str, typer.Option(help="Which way the metric is better: higher or lower.")] = "",
-    metric_every: Annotated[float, typer.Option(min=0.1, help="Seconds between two measurements.")] = 5.0,
+    metric_every: Annotated[float, typer.Option(min=1, help="Seconds between two measurements.")] = 5.0,
     socket: Socket = None,
     as_json: Json = False,
 ) -> None:
     """Run a verified policy on this machine: first for the tasks of one cgroup or process tree."""
 
+    from schedagent.core.errors import UsageError
+
     def command() -> int:
+        if keep and lease < SHORTEST_KEPT_S:
+            raise UsageError(f"a lease of {lease:g} s cannot be kept", f"--lease {SHORTEST_KEPT_S:g} or more")
         metric = _metric(metric_command, metric_query, metric_better, keep, lease)
-        asked = deployment_fields(file, report) | {"cgroup": cgroup, "stage": stage, "lease_s": lease}
+        asked = _wanted(what, report) | {"cgroup": cgroup, "stage": stage, "lease_s": lease}
         for name, value in (("again", again), ("pid", pid), ("better", metric_better)):
             if value:
                 asked[name] = value
@@ -203,6 +214,29 @@ def client(socket: Path | None) -> DaemonClient:
     return DaemonClient(socket or SOCKET)
 
 
+def _wanted(what: str, report: Path | None) -> dict[str, Any]:
+    """Return what schedagentd wants to know of a run's winner, or of an object and its report."""
+    from schedagent.core.errors import UsageError
+
+    if report is not None:
+        return deployment_fields(Path(what), report)
+    if what.endswith(".o") or Path(what).exists():
+        raise UsageError(
+            f"an object is deployed with its report, and {what} came alone",
+            f"schedagent verify --json {what} > REPORT.json; then add --report REPORT.json",
+        )
+    from schedagent.cli import settings
+    from schedagent.handover import handover
+    from schedagent.service.acting import WiredLab
+    from schedagent.wiring import open_repository
+
+    found = settings()
+    with open_repository(found) as repository:
+        asked = handover(repository, what, partial(WiredLab(found).compile, repository, what))
+    del asked["digest"]
+    return asked
+
+
 def deployment_fields(file: Path, report: Path) -> dict[str, Any]:
     """Put together what schedagentd wants of a policy: the object, and what its report says was verified.
 
@@ -270,6 +304,9 @@ def render_status(told: dict[str, Any]) -> str:
     """What `status` prints."""
     lines = [f"in charge: {told['in_charge']}"]
     lines += [render_deployment(told[one]) for one in ("active", "waiting") if told[one]]
+    if told["foreign"]:
+        named = ", ".join(told["foreign"]["schedulers"]) or "no process known to load one"
+        lines.append(f"another sched_ext scheduler is loaded ({named}); to deploy: {told['foreign']['hint']}")
     for name, spread in told["measured"].items():
         lines.append(f"  measured {name}: {spread['mean']:.4g} (mean of {spread['count']})")
     kernel = told["kernel"]

@@ -123,19 +123,20 @@ class Keeper:
         """Keep it; return its summary when it has ended.
 
         Raises:
-            SetupError: schedagentd was not to be reached for as long as a lease lasts.
+            SchedagentError: schedagentd was not to be reached, or refused to renew, for longer than a lease lasts.
             MetricError: the metric could not be measured any more; it was rolled back.
         """
         while True:
             try:
-                ended = self._look() or self._renew_if_due()
-            except SetupError as error:
-                if time.monotonic() - self._renewed_at > self._lease_s:
+                if ended := self._look():
+                    return ended
+                self._renew_if_due()
+            except MetricError:
+                raise
+            except SchedagentError as error:  # it is being started again, is busy, or refuses: the lease decides
+                if time.monotonic() - self._renewed_at > self._lease_s + 2 * POLL_S:
                     raise
                 self._say(error.message)
-                ended = None
-            if ended:
-                return ended
             time.sleep(min(POLL_S, self._lease_s / 10, max(0.05, self._every_s)))
 
     def roll_back(self) -> dict[str, Any] | None:
@@ -165,14 +166,13 @@ class Keeper:
         following = f"; next: stage {told['next_stage']}" if told["next_stage"] else ""
         self._tell(f"deployment {self._number}: {state}, stage {told['stage']}{following}")
 
-    def _renew_if_due(self) -> dict[str, Any] | None:
+    def _renew_if_due(self) -> None:
         now = time.monotonic()
         if self._metric is not None and now - self._measured_at >= self._every_s:
             self._measured_at = now
-            return self._renew(self._measured(self._metric))
-        if now - self._renewed_at >= self._lease_s / 3:
-            return self._renew([])
-        return None
+            self._renew(self._measured(self._metric))
+        elif now - self._renewed_at >= self._lease_s / 3:
+            self._renew([])
 
     def _measured(self, metric: Metric) -> list[float]:
         """Measure; what fails a few times in a row rolls the deployment back."""
@@ -191,17 +191,10 @@ class Keeper:
         self._failures = 0
         return [value]
 
-    def _renew(self, metric: list[float]) -> dict[str, Any] | None:
-        """Renew; a refusal that is no end of it is told, and shows in the lease."""
+    def _renew(self, metric: list[float]) -> None:
         asked: dict[str, Any] = {"metric": metric} if metric else {}
-        try:
-            self._client.ask("renew", deployment=self._number, lease_s=self._lease_s, **asked)
-            self._renewed_at = time.monotonic()
-        except SetupError:
-            raise
-        except SchedagentError as error:
-            self._say(error.message)
-        return None
+        self._client.ask("renew", deployment=self._number, lease_s=self._lease_s, **asked)
+        self._renewed_at = time.monotonic()
 
     def _say(self, message: str) -> None:
         """Tell something once, not at each turn, until something else is to be told."""

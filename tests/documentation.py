@@ -55,17 +55,6 @@ def faults_table() -> str:
     return table(("Fault", "Afterwards"), rows)
 
 
-def fault_matrix_table() -> str:
-    """One line per fault: what is in charge after it came at each step. Each cell is a test (test_fault_matrix.py)."""
-    rows = []
-    for fault, (how, note, outcomes) in FAULT_CELLS.items():
-        told = f"{fault} ({note})" if note else fault
-        rows.append((told, *outcomes, "real processes" if how == REAL else "scripted kernel and clock"))
-    steps = "\n".join(f"- *{step}*: {what}" for step, what in STEPS.items())
-    words = "\n".join(f"- **{word}**: {what}" for word, what in OUTCOMES.items())
-    return f"{steps}\n\n{table(('Fault', *STEPS, 'Tried on'), rows)}\n\n{words}"
-
-
 def metrics_table() -> str:
     """One line per metric of the exporter: its name, type, labels with their values, and what it says."""
     rows = []
@@ -90,6 +79,17 @@ def alerts_table() -> str:
         for one in group["rules"]
     ]
     return table(("Alert", "Severity", "What it means", "What to do"), rows)
+
+
+def fault_matrix_table() -> str:
+    """One line per fault: what is in charge after it came at each step. Each cell is a test (test_fault_matrix.py)."""
+    rows = []
+    for fault, (how, note, outcomes) in FAULT_CELLS.items():
+        told = f"{fault} ({note})" if note else fault
+        rows.append((told, *outcomes, "real processes" if how == REAL else "scripted kernel and clock"))
+    steps = "\n".join(f"- *{step}*: {what}" for step, what in STEPS.items())
+    words = "\n".join(f"- **{word}**: {what}" for word, what in OUTCOMES.items())
+    return f"{steps}\n\n{table(('Fault', *STEPS, 'Tried on'), rows)}\n\n{words}"
 
 
 PAGES = {

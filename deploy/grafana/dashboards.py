@@ -62,6 +62,7 @@ def waited(part: float) -> str:
     return f"histogram_quantile({part}, sum by (le) (rate(schedagent_run_queue_delay_seconds_bucket{{%}}[$w])))"
 
 
+SINCE = "How long ago."
 YES_NO = {0: "no", 1: "yes"}
 GOOD_IS_1 = ((0, "red"), (1, "green"))
 BAD_FROM_1 = ((0, "green"), (1, "red"))
@@ -114,6 +115,13 @@ DASHBOARDS: Mapping[str, tuple[str, str, Mapping[str, Sequence[Panel]]]] = {
                 stat("Trips in a day", "none", "round(instance:schedagent_trips:increase1d{%})", steps=BAD_FROM_1),
                 stat("Another scheduler", "none", "schedagent_foreign_scheduler{%}", words=YES_NO, steps=BAD_FROM_1),
                 stat("Ends not recorded", "none", "schedagent_record_unsaved_deployments{%}", steps=BAD_FROM_1),
+                stat("The agent looked", "s", "time() - schedagent_agent_last_look_timestamp_seconds{%}", SINCE),
+                stat(
+                    "A request waits",
+                    "s",
+                    "time() - schedagent_oldest_queued_request_timestamp_seconds{%}",
+                    SINCE,
+                ),
                 Panel(
                     "Policy and stage",
                     "none",
@@ -135,6 +143,13 @@ DASHBOARDS: Mapping[str, tuple[str, str, Mapping[str, Sequence[Panel]]]] = {
             "How it goes": (DELAY, PRESSURE, SCOPE, TRIPS),
             "Work": (
                 Panel("Runs", "none", {"{{status}}": "schedagent_runs{%}"}, stacked=True),
+                Panel(
+                    "Recommendations",
+                    "none",
+                    {"{{kind}}: {{standing}}": "schedagent_recommendations{%} > 0"},
+                    stacked=True,
+                ),
+                Panel("Requests", "none", {"{{progress}}": "schedagent_requests{%} > 0"}, stacked=True),
                 Panel(
                     "Events of schedagentd",
                     "none",
@@ -207,6 +222,17 @@ DASHBOARDS: Mapping[str, tuple[str, str, Mapping[str, Sequence[Panel]]]] = {
                     "CPU pressure in the scope of the deployment",
                     "percentunit",
                     {"{{when}}": "schedagent_deployment_pressure_ratio{%}"},
+                ),
+                Panel(
+                    "CPU time got of the CPU time wanted",
+                    "percentunit",
+                    {"{{when}}": "schedagent_deployment_cpu_share_ratio{%}"},
+                ),
+                Panel(
+                    "The workload's own metric",
+                    "none",
+                    {"{{when}}": "schedagent_deployment_workload_metric{%}"},
+                    note="In its own unit, if its keeper reports one.",
                 ),
                 Panel(
                     "How deployments ended",

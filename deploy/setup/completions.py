@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from typer.completion import get_completion_script
+from typer.completion import get_completion_script  # type: ignore[attr-defined]
 
 _ZSH_FIRST_USE = """
 # zsh has just read this file because of a first completion: do that one, too.

@@ -145,7 +145,7 @@ def _copy_library(library: metadata.Distribution, packages: Path) -> None:
             continue
         target = packages / file
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(library.locate_file(file), target)
+        shutil.copy2(str(library.locate_file(file)), target)
 
 
 def _set_modes(folder: Path) -> None:

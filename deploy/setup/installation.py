@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 UNITS = ROOT / "deploy" / "systemd"
 UNIT_KINDS = (".service", ".socket", ".timer", ".path", ".target")
+DATA_KINDS = (".json", ".yml", ".md")
 CONFIGURATION = Path("/etc/schedagent")
 STATE = tuple(
     Path(name)
@@ -98,12 +99,11 @@ def entries(place: Place) -> list[Entry]:
         for name, text in manuals.pages().items()
     ]
     found += [Entry(path, completions.script(shell).encode()) for shell, path in completions.files(below).items()]
-    for name in ("prometheus", "grafana"):
-        folder = ROOT / "deploy" / name
+    for folder in (ROOT / "deploy" / "prometheus", ROOT / "deploy" / "grafana"):
         found += [
-            Entry(below / "share/schedagent" / name / source.relative_to(folder), source.read_bytes())
-            for source in sorted(folder.rglob("*"))
-            if source.is_file() and "__pycache__" not in source.parts
+            Entry(below / "share/schedagent" / folder.name / source.name, source.read_bytes())
+            for source in sorted(folder.glob("*"))
+            if source.suffix in DATA_KINDS and not source.name.endswith(".tests.yml")
         ]
     return found
 

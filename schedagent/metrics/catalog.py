@@ -10,6 +10,8 @@ from repo_store.records import RunStatus
 from repo_store.totals import FAILED, INCOMPLETE, PASSED
 from schedagent import __version__
 from schedagent.core.proposal import Way
+from schedagent.core.recommendation import Kind as Recommended
+from schedagent.core.recommendation import Progress, Standing
 from schedagent.core.rules import GATES
 from schedagent.core.settings import AGENTS
 from schedagent.core.trial import Outcome
@@ -53,7 +55,7 @@ GATE_NAMES = _words(GATES)
 EVENT_KINDS = (
     *("accepted", "loading", "running", "proven", "promoting", "promoted", "pinned", "not_pinned", "renewed", "ending"),
     *("ended", "tripped", "restoring", "not_restored", "adopted", "left", "not_removed", "started", "record_lost"),
-    OTHER,
+    *("not_promoted", "another_scheduler", OTHER),
 )
 """What schedagentd tells in its stream of events."""
 SCX_STATES = ("disabled", "enabling", "enabled", "disabling", OTHER)
@@ -110,6 +112,18 @@ SCOPE_PRESSURE = gauge(
     sparse=True,
     when=WHEN,
 )
+SCOPE_SHARE = gauge(
+    "deployment_cpu_share_ratio",
+    "How much of the CPU time that the tasks of its scope wanted they got: before its stage began, and since.",
+    sparse=True,
+    when=WHEN,
+)
+SCOPE_METRIC = gauge(
+    "deployment_workload_metric",
+    "The workload's own metric, in its own unit, if its keeper reports one: before its stage began, and since.",
+    sparse=True,
+    when=WHEN,
+)
 UNSAVED = gauge("record_unsaved_deployments", "Ends of deployments that could not be written to the record yet.")
 FOREIGN = gauge("foreign_scheduler", "1 while a sched_ext policy is loaded that schedagentd did not load, else 0.")
 
@@ -159,6 +173,24 @@ VERDICTS = counter("trial_verdicts", "Verdicts of trials.", policy=POLICIES, out
 RATIO = histogram("trial_ratio", "Candidate / default of each conclusive verdict; below 1 is better.")
 BEST = gauge("trial_best_ratio", "The lowest candidate / default that was judged better.", sparse=True, policy=POLICIES)
 
+# The agent service, whose tables are in the repository
+
+RECOMMENDATIONS = gauge(
+    "recommendations",
+    "Recommendations of the agent service, by kind and how they stand.",
+    kind=tuple(Recommended),
+    standing=tuple(Standing),
+)
+REQUESTS = gauge(
+    "requests", "Requests to carry out a recommendation, by how far they have come.", progress=tuple(Progress)
+)
+QUEUED_SINCE = gauge(
+    "oldest_queued_request_timestamp_seconds", "When the oldest request was made that has not begun.", sparse=True
+)
+LOOKED_AT = gauge(
+    "agent_last_look_timestamp_seconds", "When the agent service last looked at the machine.", sparse=True
+)
+
 # Models
 
 CALLS = counter("model_calls", "Requests that models answered.", role=AGENTS)
@@ -176,13 +208,16 @@ FAMILIES: Mapping[str, tuple[Family, ...]] = {
     "": (UP, SCRAPE_DURATION, SCRAPE_ERRORS, BUILD_INFO),
     "schedagentd": (
         *(ENDED, TRIPS, EVENTS, IN_CHARGE, WAITING, INFO, PROVEN, PINNED, STAGE_AGE, LEASE_LEFT, TOKEN_LEFT),
-        *(SCOPE_DELAY, SCOPE_PRESSURE, UNSAVED, FOREIGN),
+        *(SCOPE_DELAY, SCOPE_PRESSURE, SCOPE_SHARE, SCOPE_METRIC, UNSAVED, FOREIGN),
     ),
     "kernel": (
         *(SCX_AVAILABLE, SCX_STATE, SCX_SWITCH_ALL, SCX_ENABLES, SCX_REJECTED, SCX_HOTPLUGS, SCX_EVENT, SCX_BYPASS),
     ),
     "host": (PSI, DELAY, THREADS, SAMPLED),
-    "repository": (RUNS, MADE, VERIFICATIONS, GATE_RESULTS, GATE_SECONDS, SAMPLES, VERDICTS, RATIO, BEST),
+    "repository": (
+        *(RUNS, MADE, VERIFICATIONS, GATE_RESULTS, GATE_SECONDS, SAMPLES, VERDICTS, RATIO, BEST),
+        *(RECOMMENDATIONS, REQUESTS, QUEUED_SINCE, LOOKED_AT),
+    ),
     "models": (CALLS, CALL_FAILURES, TOKENS, COST, UNPRICED, BUDGET),
 }
 """Part -> what it tells; the exporter's own under the empty name."""

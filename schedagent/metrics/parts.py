@@ -19,7 +19,7 @@ from schedagent.metrics import catalog
 from schedagent.metrics.catalog import member, word
 from schedagent.metrics.family import OTHER, Family, Histogram, Labels, Values
 from schedagent.metrics.run_queue import RunQueue
-from schedagent.schedagentd.breaker import DELAY, PRESSURE
+from schedagent.schedagentd.breaker import DELAY, METRIC, PRESSURE, SHARE
 from schedagent.schedagentd.deployment import End
 
 Readings = dict[Family, Values]
@@ -78,12 +78,12 @@ def _totals(totals: Mapping[str, Any]) -> Readings:
 
 def _deployment(told: Mapping[str, Any]) -> Readings:
     """What is in charge now; families of something that is not there have no series."""
-    active, kernel = told["active"], told["kernel"]
+    active = told["active"]
     readings: Readings = {
         catalog.IN_CHARGE: {_ONE: float(active is not None)},
         catalog.WAITING: {_ONE: float(told["waiting"] is not None)},
         catalog.UNSAVED: {_ONE: len(told["unsaved"])},
-        catalog.FOREIGN: {_ONE: float(bool(kernel["ops"]) and active is None)},
+        catalog.FOREIGN: {_ONE: float(told["foreign"] is not None)},
     }
     if active is None:
         return readings
@@ -96,6 +96,8 @@ def _deployment(told: Mapping[str, Any]) -> Readings:
         catalog.TOKEN_LEFT: {_ONE: active["token_left_s"]},
         catalog.SCOPE_DELAY: _means(DELAY, active["baseline"], told["measured"]),
         catalog.SCOPE_PRESSURE: _means(PRESSURE, active["baseline"], told["measured"]),
+        catalog.SCOPE_SHARE: _means(SHARE, active["baseline"], told["measured"]),
+        catalog.SCOPE_METRIC: _means(METRIC, active["baseline"], told["measured"]),
     }
 
 
@@ -165,7 +167,7 @@ class HostPart:
 
 @dataclass
 class RepositoryPart:
-    """Runs, verifications and trials."""
+    """Runs, verifications, trials, and what the agent service recommends."""
 
     reader: RepositoryReader
     name: str = "repository"
@@ -178,6 +180,7 @@ class RepositoryPart:
             catalog.SAMPLES: {_ONE: found.samples},
             **_verified(found),
             **_judged(found),
+            **_recommended(found),
         }
 
 
@@ -189,6 +192,17 @@ def _verified(found: RepositoryTotals) -> Readings:
         catalog.VERIFICATIONS: _named(found.verified.results),
         catalog.GATE_RESULTS: gates,
         catalog.GATE_SECONDS: {(word(gate),): seconds for gate, seconds in found.verified.seconds.items()},
+    }
+
+
+def _recommended(found: RepositoryTotals) -> Readings:
+    """What the agent service found; moments that have not been have no series."""
+    recommendations: dict[Labels, float] = dict(found.recommendations.items())
+    return {
+        catalog.RECOMMENDATIONS: recommendations,
+        catalog.REQUESTS: _named(found.requests),
+        catalog.QUEUED_SINCE: {_ONE: found.queued_since} if found.queued_since else {},
+        catalog.LOOKED_AT: {_ONE: found.looked_at} if found.looked_at else {},
     }
 
 

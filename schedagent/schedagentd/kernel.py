@@ -21,6 +21,7 @@ from schedagent.schedagentd.tasks import Sample, Watch
 
 PINS = Path("/sys/fs/bpf/schedagent")
 """One folder for each pinned deployment, by its number."""
+_LONGEST_TOLD = 4000
 
 
 @dataclass(frozen=True)
@@ -287,5 +288,5 @@ def stop_hint(schedulers: Sequence[Scheduler]) -> str:
 
 
 def told(error: SchedagentError) -> str:
-    """An error's message in one line."""
-    return " ".join(error.message.split())
+    """An error's message in one line, of a long one the end: a log of the kernel's verifier may have megabytes."""
+    return " ".join(error.message[-_LONGEST_TOLD:].split())

@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import sqlite3
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -336,6 +337,12 @@ def _locked(folder: Path) -> int:
         lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise RecordError(f"the folder of the record {folder} cannot be used: {error.strerror}") from None
+    status = os.fstat(lock)
+    if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        os.close(lock)
+        raise RecordError(
+            f"others than user id {os.geteuid()} may write to the folder of the record {folder}", f"chmod 700 {folder}"
+        )
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+from kernel_bpf.sched_ext import KernelState
 from schedagent.core.errors import BpfError, RecordError, Refused, SchedagentError
 from schedagent.core.token import read_signed
 from schedagent.schedagentd.admission import check_machine
@@ -114,13 +115,14 @@ class Rollout(Driver):
         until, order = deployment.token_until, deployment.order
         if metric and deployment.better is None:
             raise Refused(f"{deployment.label} has no metric", "say which way it is better when it is deployed")
-        read_signed(order.token, self._public_keys())  # whose key is not trusted any more gets no further lease
         if token:
             order = replace(order, token=token, report_digest=report_digest)
             stage = deployment.next_stage or deployment.stage
             cgroup = deployment.next_cgroup if deployment.next_stage else deployment.cgroup
             used = self._check_token(order, token, stage, cgroup, self.record.used_nonces)
             until = boot + used.expires_at - self.clock.unix()
+        else:
+            read_signed(order.token, self._public_keys())  # whose key is not trusted any more gets no further lease
         lease_s = min(lease_s, self.config.longest_lease_s)
         renewed = replace(
             deployment, order=order, lease_s=lease_s, lease_until=min(boot + lease_s, until), token_until=until
@@ -221,6 +223,7 @@ class Rollout(Driver):
             "waiting": self.pending.deployment.summary(boot) if self.pending else None,
             "rollback": self.config.rollback,
             "unsaved": sorted(self._unsaved),
+            "foreign": self._foreign(state),
             "totals": self._totals(),
             "kernel": {
                 "release": release,
@@ -234,6 +237,13 @@ class Rollout(Driver):
                 "events": state.events,
             },
         }
+
+    def _foreign(self, state: KernelState) -> dict[str, Any] | None:
+        """Who may have loaded what runs, if it is not ours, and how to be rid of it."""
+        if self.active is not None or not state.available or state.state == "disabled":
+            return None
+        found = self.kernel.schedulers()
+        return {"schedulers": [str(one) for one in found], "hint": stop_hint(found)}
 
     def _totals(self) -> dict[str, Any] | None:
         """What was ever counted; None while the record cannot be read, which must not hide the rest."""

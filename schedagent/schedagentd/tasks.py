@@ -191,8 +191,8 @@ class Watch:
                         starved.append(name)
             seen[thread] = (ran, delay, turns, since)
         self._seen = seen
-        waited, ran = self._delay_ns * _NS, self._ran_ns * _NS
-        return Sample(now, self._stalled_s(), waited, self._turns, ran, tuple(starved))
+        waited_s, ran_s = self._delay_ns * _NS, self._ran_ns * _NS
+        return Sample(now, self._stalled_s(), waited_s, self._turns, ran_s, tuple(starved))
 
     @property
     def ran_ns(self) -> dict[int, int]:

@@ -6,26 +6,30 @@ gone, carries it out again, and the run goes on behind its last finished step.
 
 from __future__ import annotations
 
-import base64
 import json
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 from repo_store.records import RunStatus
 from repo_store.store import PolicyRepository, new_run_id
-from schedagent.approval import deployment, winner
+from schedagent.approval import winner
 from schedagent.core import token
+from schedagent.core.approval import Stage
 from schedagent.core.artifact import PolicyArtifact
 from schedagent.core.errors import PolicyError, SchedagentError, UsageError
 from schedagent.core.judge import TrialRules
+from schedagent.core.policy import CandidatePolicy
 from schedagent.core.recommendation import ApplyRequest, Kind, Progress, Recommendation, Standing
 from schedagent.core.service_settings import ServiceSettings
 from schedagent.core.settings import Settings
+from schedagent.core.verification import VerificationReport
 from schedagent.core.workload import WorkloadCommand
 from schedagent.daemon_client import DaemonClient
+from schedagent.handover import handover
 from schedagent.options import RunOptions
 from schedagent.progress import Reporter
 from schedagent.wiring import (
@@ -50,6 +54,10 @@ class Lab(Protocol):
 
     def compile(self, repository: PolicyRepository, run_id: str, policy: str, kernel: str) -> PolicyArtifact: ...
 
+    def verify(
+        self, repository: PolicyRepository, run_id: str, candidate: CandidatePolicy, kernel: str
+    ) -> VerificationReport: ...
+
 
 @dataclass(frozen=True)
 class WiredLab:
@@ -69,6 +77,13 @@ class WiredLab:
         """Compile a policy of a run's library for a kernel."""
         info = open_run_library(self.settings, repository, run_id)[policy]
         return open_verifier(replace(self.settings, kernel_release=kernel)).compile(info)
+
+    def verify(
+        self, repository: PolicyRepository, run_id: str, candidate: CandidatePolicy, kernel: str
+    ) -> VerificationReport:
+        """Verify a candidate of a run again; what passed before, by the same verifier, is not proved again."""
+        info = open_run_library(self.settings, repository, run_id)[candidate.policy]
+        return open_verifier(replace(self.settings, kernel_release=kernel)).verify(candidate, info).report
 
 
 @dataclass(frozen=True)
@@ -90,6 +105,8 @@ class Hands:
     def carry_out(self, number: int, reporter: Reporter) -> Report:
         """Carry a request out, and return the report of its run, or what schedagentd told of its deployment.
 
+        One that is kept gets a newer token: the deployment would end with the first one's life, a day.
+
         Raises:
             UsageError: another process works on it.
             SchedagentError: it failed, which is stored.
@@ -99,6 +116,8 @@ class Hands:
         with only_one(self.settings, f"request-{number}"):
             request = records.request(number)
             one = records.recommendation(request.recommendation_id)
+            if request.progress is Progress.KEEPING:
+                return self._freshen(request, one)
             run_id = request.run_id or (new_run_id() if one.kind is Kind.OPTIMISE else "")
             started_at = request.started_at or self.now()
             request = replace(request, progress=Progress.RUNNING, started_at=started_at, run_id=run_id)
@@ -137,7 +156,8 @@ class Hands:
             raise UsageError(
                 f"recommendation {one.id} names no cgroup", f"say which: schedagent apply {one.id} --cgroup /A"
             )
-        fields = self._order(one)
+        run_id = str(one.evidence["run"])
+        fields = handover(self.repository, run_id, partial(self.lab.compile, self.repository, run_id), one.policy)
         told = _running_already(client, fields.pop("digest"), fields["tunables"]) or client.ask(
             "deploy", **fields, stage="canary", cgroup=cgroup, lease_s=self.settings.daemon.lease_s
         )
@@ -147,30 +167,25 @@ class Hands:
         self.repository.service.save_request(kept, Standing.APPLIED)
         return told
 
-    def _order(self, one: Recommendation) -> dict[str, Any]:
-        """Put together what schedagentd wants of a run's winner: its object is compiled again, to the same bytes."""
+    def _freshen(self, request: ApplyRequest, one: Recommendation) -> Report:
+        """Have what is deployed verified again, and give schedagentd the new token."""
         run_id = str(one.evidence["run"])
-        handed, found = deployment(self.repository, run_id), winner(self.repository, run_id)
-        if handed is None or found is None or found[0].policy != one.policy:
-            raise UsageError(f"run {run_id} hands out no token for {one.policy} any more", "optimise it again")
-        candidate, said = found[0], token.decode(handed["token"])
-        artifact = self.lab.compile(self.repository, run_id, candidate.policy, said.kernel_release)
-        if artifact.digest != said.artifact_digest:
-            raise PolicyError(
-                f"compiling {candidate.policy} gives another object ({artifact.digest[:12]}) than was verified "
-                f"({said.artifact_digest[:12]})",
-                "compiler or kernel types have changed: optimise it again",
-            )
-        return {
-            "digest": artifact.digest,
-            "policy": candidate.policy,
-            "object_base64": base64.b64encode(artifact.object_bytes).decode(),
-            "tunables": dict(said.tunables),
-            "history": [list(pair) for pair in candidate.history],
-            "classes": [list(pair) for pair in candidate.classes],
-            "report_digest": said.report_digest,
-            "token": handed["token"],
-        }
+        found = winner(self.repository, run_id)
+        if found is None or found[0].policy != one.policy:
+            raise UsageError(f"run {run_id} has another winner than {one.policy}")
+        if Stage.DEPLOY in self.repository.run(run_id).settings.get("approve", ()):
+            raise UsageError(f"a person approved one token of run {run_id}, not a further one", "optimise it again")
+        report = self.lab.verify(self.repository, run_id, found[0], found[2].kernel_release)
+        if not report.token:
+            raise PolicyError(f"{one.policy} did not get a token again: {report.failure or 'a gate was skipped'}")
+        said = token.decode(report.token)
+        return DaemonClient(self.settings.daemon.socket).ask(
+            "renew",
+            deployment=request.deployment,
+            lease_s=self.settings.daemon.lease_s,
+            token=report.token,
+            report_digest=said.report_digest,
+        )
 
 
 def run_options(settings: ServiceSettings) -> RunOptions:

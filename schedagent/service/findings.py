@@ -92,11 +92,11 @@ class Findings:
                 if found is not None and found.expires_at > now:
                     yield found
 
-    def outdated(self, current: Sequence[Recommendation]) -> list[str]:
+    def outdated(self, current: Sequence[Recommendation], now: float) -> list[str]:
         """Return the ids of open recommendations to deploy that a newer run has taken the ground of."""
         ids = {one.id for one in current}
         stored = self.repository.service.recommendations()
-        waiting = [one for one in stored if one.kind is Kind.DEPLOY and one.standing is Standing.OPEN]
+        waiting = [one for one in stored if one.kind is Kind.DEPLOY and one.at(now) is Standing.OPEN]
         return [one.id for one in waiting if one.id not in ids]
 
     def workloads_in(self, subject: str, mix: Mapping[str, float]) -> list[WatchedWorkload]:

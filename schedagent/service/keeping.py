@@ -22,6 +22,9 @@ log = logging.getLogger(__name__)
 POLL_S = 20.0
 """How often schedagentd is asked at the latest, while something is kept."""
 
+TOKEN_LEFT_S = 6 * 3600.0
+"""A token lives for a day: with a quarter of that left, a newer one is asked for."""
+
 Told = Mapping[str, Any]
 
 
@@ -44,6 +47,8 @@ class Keeper:
         self._worse = InARow()
         self._judged: dict[int, float] = {}
         self._refused: set[tuple[int, str]] = set()
+        self.wants_token: set[int] = set()
+        """Numbers of requests whose deployment would end soon with its token."""
 
     @property
     def poll_s(self) -> float:
@@ -52,6 +57,7 @@ class Keeper:
 
     def tick(self) -> None:
         """See after everything that is kept. An unreachable schedagentd is asked again the next time."""
+        self.wants_token.clear()
         kept = self._records.requests(Progress.KEEPING)
         if not kept:
             return
@@ -73,6 +79,8 @@ class Keeper:
             self._let_go(request, f"deployment {request.deployment} is not renewed any more: {reason}", Standing.FAILED)
         else:
             self._client.ask("renew", deployment=request.deployment, lease_s=self._settings.lease_s)
+            if told["token_left_s"] < TOKEN_LEFT_S:
+                self.wants_token.add(request.number)
             if told["phase"] == "running" and told["proven"] and not told["next_stage"]:
                 self._promote(request, told)
 

@@ -1,9 +1,9 @@
 """Looking at cgroups and at the machine: how long tasks wait for a CPU, and which commands use it.
 
 Everything comes from /proc and cgroupfs, as an ordinary user may read them. A look reads two small files for each
-thread (the first 4096 of each subject), 78 us a thread; the whole service used 0.12 % of a CPU at 130 threads and a look
-a minute (tests/bench/test_service.py). What tasks wait that came and went between two looks is seen in the pressure
-only, and their CPU time under `ENDED`.
+thread (the first 4096 of each subject), 78 us a thread; the whole service used 0.12 % of a CPU at 130 threads and one
+look a minute (tests/bench/test_service.py). What tasks wait that came and went between two looks is seen only in the
+pressure, and their CPU time under `ENDED`.
 """
 
 from __future__ import annotations

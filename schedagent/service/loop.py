@@ -43,6 +43,8 @@ RUNS_EVERY_S = 600.0
 BEGIN_EVERY_S = 2.0
 JUST_ASKED_S = 10.0
 """A request that runs, but was not begun, is left to the process that has just made it for itself."""
+AGAIN_S, TOKEN_AGAIN_S = 60.0, 1800.0
+"""How soon what came to no end (a full disk, say) is tried again: a request, and getting a newer token."""
 GRACE_S = 5.0
 """How long a process that carries something out may take to end by itself; ending a machine takes under a second."""
 
@@ -91,6 +93,7 @@ class Service:
         self._drifting = InARow()
         self._task: asyncio.Task[None] | None = None
         self._disturbed = False
+        self._not_before: dict[int, float] = {}
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until `stop` is set; what is being carried out is stopped then."""
@@ -164,9 +167,10 @@ class Service:
 
     def look_at_runs(self) -> None:
         """Recommend what finished runs found better."""
-        found = list(self._findings.of_runs(self._now()))
+        now = self._now()
+        found = list(self._findings.of_runs(now))
         self._recommend(found)
-        for outdated in self._findings.outdated(found):
+        for outdated in self._findings.outdated(found, now):
             self._records.set_standing(outdated, Standing.WITHDRAWN, "a newer run of this workload has ended")
 
     def _recommend(self, found: Sequence[Recommendation] | Iterator[Recommendation]) -> None:
@@ -188,7 +192,9 @@ class Service:
             return
         requests = self._records.requests(Progress.RUNNING, Progress.QUEUED, Progress.KEEPING)
         for request in requests:
-            if request.progress is not Progress.KEEPING and self._is_free(request):
+            if self._is_due_to(request) and self._is_free(request):
+                again_s = TOKEN_AGAIN_S if request.progress is Progress.KEEPING else AGAIN_S
+                self._not_before[request.number] = self._now() + again_s
                 self._disturbed = True
                 self._task = asyncio.create_task(self._carry_out(request))
                 return
@@ -210,6 +216,12 @@ class Service:
             if may_begin(self._service, one, self._local(), begun=begun, kernel_release=platform.release()):
                 self._records.ask(ApplyRequest(0, one.id, "", "", now))
                 return
+
+    def _is_due_to(self, request: ApplyRequest) -> bool:
+        """Whether there is something to do for a request, and it was not tried just now."""
+        wanted = request.progress is not Progress.KEEPING or request.number in self._keeper.wants_token
+        left_s = self._not_before.get(request.number, 0.0) - self._now()
+        return wanted and not 0 < left_s <= TOKEN_AGAIN_S  # longer only if the clock was set back
 
     def _is_free(self, request: ApplyRequest) -> bool:
         """Whether no other process carries this request out, is about to, or works on its run."""

@@ -20,6 +20,19 @@ LAYERS = {
     "verifier": ("verifier", "kernel_bpf", "schedagent.core"),
     "agents": ("agents", "verifier", "repo_store", "kernel_bpf", "schedagent.core"),
     "schedagent.schedagentd": ("schedagent.schedagentd", "kernel_bpf", "schedagent.core"),
+    "schedagent.service": (
+        *("schedagent.service", "agents", "verifier", "repo_store", "kernel_bpf", "schedagent.core"),
+        *(
+            "schedagent.wiring",
+            "schedagent.approval",
+            "schedagent.handover",
+            "schedagent.options",
+            "schedagent.progress",
+            "schedagent.workbench",
+        ),
+        *("schedagent.daemon_client", "schedagent.schedagentd.tasks", "schedagent.schedagentd.breaker"),
+        *("schedagent.schedagentd.deployment", "schedagent.schedagentd.systemd"),
+    ),
     "schedagent": OURS,
 }
 """Which of our packages a package may import; the longest matching key decides."""
@@ -156,6 +169,11 @@ def test_file_keeps_the_rules(path: str) -> None:
             "schedagent/schedagentd/x.py",
             "import verifier.pipeline",
             "schedagent.schedagentd may not import verifier.pipeline",
+        ),
+        (
+            "schedagent/service/x.py",
+            "from schedagent.schedagentd.kernel import HostKernel",
+            "schedagent.service may not import schedagent.schedagentd.kernel.HostKernel",
         ),
         ("repo_store/x.py", "def f():\n    import kernel_bpf", "repo_store may not import kernel_bpf"),
         ("verifier/x.py", "from schedagent.wiring import build", "verifier may not import schedagent.wiring.build"),

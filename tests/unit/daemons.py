@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import pwd
 import signal
 import sqlite3
 import subprocess
@@ -17,7 +18,7 @@ from deploying import CANARY, PUBLIC, content_of, order_of
 from scripted_kernel import RemoteWorld, ScriptedKernel
 
 from schedagent.core import trusted
-from schedagent.core.errors import RecordError, SchedagentError, SetupError
+from schedagent.core.errors import RecordError, Refused, SchedagentError, SetupError
 from schedagent.daemon_client import DaemonClient
 from schedagent.keeping import Keeper
 from schedagent.schedagentd import record as records
@@ -67,7 +68,8 @@ class Daemon:
         folder.mkdir(exist_ok=True)
         trusted.trust(folder / "keys", PUBLIC)
         probation = dict.fromkeys(Stage, 0.0)
-        chosen = {"probation_s": probation, "baseline_samples": 0, "sample_s": 0.05} | config
+        ours = () if os.geteuid() == 0 else (pwd.getpwuid(os.geteuid()).pw_name,)
+        chosen = {"probation_s": probation, "baseline_samples": 0, "sample_s": 0.05, "users": ours} | config
         self.config = replace(
             Config(), state_dir=folder / "state", socket=folder / "d.sock", keys_dir=folder / "keys", **chosen
         )
@@ -110,9 +112,12 @@ class Daemon:
 
     @property
     def answers(self):
-        with suppress(SetupError):
+        try:
             return bool(self.client.ask("status"))
-        return False
+        except Refused:  # we are not whom it takes orders from
+            return True
+        except SetupError:
+            return False
 
     def end(self, number=signal.SIGKILL):
         """Send it a signal and wait for its end; return the exit status."""

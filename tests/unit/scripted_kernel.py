@@ -28,7 +28,7 @@ from schedagent.schedagentd.deployment import Tree
 from schedagent.schedagentd.kernel import Scheduler
 from schedagent.schedagentd.tasks import Sample
 
-CONTROLS = ("reset", "set", "end_policy", "take_over", "truth", "changes", "is_held", "release")
+CONTROLS = ("reset", "set", "end_policy", "take_over", "truth", "changes", "call_counts", "is_held", "release")
 """What tests call; everything else is a call of the daemon's."""
 
 CHANGES = ("load", "adopt", "pin", "unpin", "detach", "leave", "remove_pins", "move_in", "move_out")
@@ -63,6 +63,10 @@ class World:
 
     def reset(self):
         self.__init__()
+
+    def call_counts(self):
+        """How many calls of each kind changed something."""
+        return {name: self.calls.count(name) for name in CHANGES}
 
     def is_held(self):
         """Whether a call is done but for its answer, which waits."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
-from deploying import KEY, content_of, order_of
+from deploying import content_of, order_of
 from scripted_kernel import RELEASE
 
 from repo_store.records import RunStatus
@@ -87,7 +88,8 @@ def optimise(workload=WORKLOAD, key="drift", *, now, lasts_s=DAY_S, cgroup="", *
 
 @dataclass
 class ScriptedLab:
-    """Finds at once what it is told to; a file `fail` in the state folder makes it fail, `hang` makes it wait.
+    """Finds at once nothing better. Files in the state folder change that: `fail` makes it fail, `hang` makes it wait,
+    `deaf` on top of it makes it ignore that it is to stop, `differ` makes it compile something else.
 
     Args:
         settings: of the program.
@@ -112,13 +114,22 @@ class ScriptedLab:
         content = b"other bytes" if self._told("differ") else content_of(policy)
         return PolicyArtifact(policy, content, "source", "btf")
 
+    def verify(self, repository, run_id, candidate, kernel):
+        self._log(f"verify {candidate.policy} of {run_id} for {kernel}")
+        report = replace(repository.verification(run_id, candidate.key), token="")
+        return report if self._told("unsigned") else replace(report, token=order_of(candidate.policy).token)
+
     def _work(self, workload, run_id, reporter):
         reporter.stage("measuring")
+        self._log(f"by {os.getpid()}")
         while self._told("hang"):
-            time.sleep(0.02)
+            try:
+                time.sleep(0.02)
+            except KeyboardInterrupt:
+                if not self._told("deaf"):
+                    raise
         if self._told("fail"):
             raise SetupError("the lab is broken")
-        assert KEY
         if self.repository.run(run_id).status is not RunStatus.FINISHED:
             self.repository.finish_run(run_id, RunStatus.FINISHED, {"best": None, "waiting": None, "run": run_id})
         return dict(self.repository.run(run_id).report)
@@ -139,6 +150,11 @@ def scripted_work(send, settings, number):
 
 def dying_work(_send, _settings, _number):
     """A process that dies without a word."""
-    import os
-
     os._exit(7)
+
+
+def undecided_work(send, settings, _number):
+    """A process that comes to no end that it could store."""
+    with (settings.state_dir / "tries").open("a") as file:
+        file.write("x")
+    send(b'{"ended":"the disk is full"}\n')

@@ -30,7 +30,7 @@ class SmallDisk:
                 Path("/proc/self/setgroups").write_text("deny")
                 Path("/proc/self/uid_map").write_text(f"0 {user} 1")
                 Path("/proc/self/gid_map").write_text(f"0 {group} 1")
-                mount("tmpfs", folder, "tmpfs", options=f"size={kib}k")
+                mount("tmpfs", folder, "tmpfs", options=f"size={kib}k,mode=700")
                 os.write(writer, b"x")
                 signal.pause()
             finally:

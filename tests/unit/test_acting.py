@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import time
 from dataclasses import replace
 
@@ -9,9 +11,12 @@ import pytest
 from daemons import Daemon, scripted_kernel, until
 from deploying import CANARY, WIDER, order_of
 from serving import HARDWARE, WORKLOAD, ScriptedLab, look, optimise, win
+from typer.testing import CliRunner
 
 from repo_store.records import RunStatus
 from repo_store.store import PolicyRepository
+from schedagent.cli import app
+from schedagent.core.approval import Stage
 from schedagent.core.errors import PolicyError, SchedagentError, SetupError, UsageError
 from schedagent.core.recommendation import ApplyRequest, Progress, Standing
 from schedagent.core.service_settings import ServiceSettings, WatchedWorkload
@@ -108,7 +113,7 @@ def test_optimising_runs_the_loop_once_under_an_id_that_was_stored_before(hands,
     stored = repository.service.recommendation(one.id)
     assert (stored.standing, stored.note) == (Standing.APPLIED, request.note)
     assert repository.service.baseline("/a") is None, "what was looked into is still called unusual"
-    assert lab_log(settings) == [f"start {report['run']}"]
+    assert lab_log(settings) == [f"start {report['run']}", f"by {os.getpid()}"]
 
 
 @pytest.mark.parametrize("status", [RunStatus.INTERRUPTED, RunStatus.FINISHED])
@@ -121,7 +126,7 @@ def test_what_was_cut_short_goes_on_and_what_was_through_is_not_repeated(hands, 
     hands.carry_out(number, reporter)
     after = repository.service.request(number)
     assert (after.progress, after.run_id, after.started_at) == (Progress.DONE, "r1", 5.0)
-    assert lab_log(settings) == ([] if status is RunStatus.FINISHED else ["resume r1"])
+    assert lab_log(settings) == ([] if status is RunStatus.FINISHED else ["resume r1", f"by {os.getpid()}"])
 
 
 def test_a_failure_is_stored_and_raised(hands, repository, settings, reporter):
@@ -198,6 +203,19 @@ def test_a_run_that_hands_out_no_token_any_more(hands, repository, settings, rep
         hands.carry_out(asked(repository, one), reporter)
 
 
+def test_the_winner_of_a_run_is_deployed_by_the_run(repository, settings, daemon, monkeypatch):
+    run_id = win(repository)
+    monkeypatch.setenv("SCHEDAGENT_STATE", str(settings.state_dir))
+    monkeypatch.setattr("schedagent.service.acting.WiredLab", lambda _found: ScriptedLab(settings, repository))
+    words = ["deploy", run_id, "--cgroup", CANARY, "--json", "--socket", str(daemon.config.socket)]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["policy"] == "good"
+    assert daemon.client.ask("history")["history"][0]["cgroup"] == CANARY
+    unknown = CliRunner().invoke(app, ["deploy", "no-such-run", "--cgroup", CANARY])
+    assert (unknown.exit_code, "schedagent runs list" in unknown.output) == (2, True), unknown.output
+
+
 # --- keep
 
 
@@ -210,6 +228,38 @@ def test_a_lease_is_renewed_while_the_service_lives(hands, repository, settings,
     assert (active["deployment"], active["lease_left_s"] > 2900) == (deployment, True)
     assert active["stage"] == "canary"
     assert keeper_of(repository, settings, lease_s=30).poll_s == 10
+
+
+def test_a_token_that_ends_soon_is_replaced_by_a_newer_one(hands, repository, settings, reporter, daemon):
+    number, deployment = kept(hands, repository, settings, reporter, life_s=3600)
+    keeper = keeper_of(repository, settings)
+    keeper.tick()
+    assert keeper.wants_token == {number}
+    told = hands.carry_out(number, reporter)
+    assert (told["deployment"], told["token_left_s"] > 80000) == (deployment, True)
+    assert repository.service.request(number).progress is Progress.KEEPING
+    keeper.tick()
+    assert keeper.wants_token == set()
+
+
+def test_no_newer_token_leaves_the_first_one_to_its_end(hands, repository, settings, reporter, daemon):
+    number, _deployment = kept(hands, repository, settings, reporter, life_s=3600)
+    (settings.state_dir / "unsigned").touch()
+    with pytest.raises(PolicyError, match="did not get a token again"):
+        hands.carry_out(number, reporter)
+    assert repository.service.request(number).progress is Progress.KEEPING
+    assert 3000 < daemon.client.ask("status")["active"]["token_left_s"] < 3600
+
+
+def test_what_a_person_approved_is_one_token(hands, repository, settings, reporter, daemon):
+    number, _deployment = kept(hands, repository, settings, reporter, life_s=3600)
+    request = repository.service.request(number)
+    one = repository.service.recommendation(request.recommendation_id)
+    asking = win(repository, approve=(Stage.DEPLOY,))
+    repository.service.recommend(replace(one, id="asked", evidence={**one.evidence, "run": asking}))
+    repository.service.save_request(replace(request, recommendation_id="asked"))
+    with pytest.raises(UsageError, match="a person approved one token"):
+        hands.carry_out(number, reporter)
 
 
 def test_it_is_promoted_as_far_as_the_settings_say(hands, repository, settings, reporter, daemon):

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 from daemons import until
-from serving import BUILD, DAY_S, WORKLOAD, dying_work, look, optimise, scripted_work, win
+from serving import BUILD, DAY_S, WORKLOAD, dying_work, look, optimise, scripted_work, undecided_work, win
 
 from repo_store.records import RunStatus
 from repo_store.store import PolicyRepository
@@ -79,6 +79,7 @@ class Bench:
         self.clock = Clock()
         self.seen = Seen(self.clock)
         self.records = repository.service
+        self.step_s = 0.1
         settings = replace(settings, daemon=replace(settings.daemon, **changes))
         keeper = Keeper(self.records, DaemonClient(settings.daemon.socket), settings.daemon, self.clock)
         notifier = Notifier("", 0)
@@ -99,7 +100,7 @@ class Bench:
             while not until_true() and not working.done():
                 assert time.monotonic() < end, "it never came to be"
                 await asyncio.sleep(0.02)
-                self.clock.now += 0.1
+                self.clock.now += self.step_s
             stop.set()
             await working
 
@@ -272,7 +273,21 @@ def test_what_was_stopped_goes_on_with_the_next_service(settings, repository):
     hang.unlink()
     again = Bench(settings, repository)
     again.run(lambda: again.records.request(number).progress is Progress.DONE)
-    assert log.read_text().split() == ["start", request.run_id, "resume", request.run_id]
+    lines = log.read_text().splitlines()
+    assert [line for line in lines if line[:2] != "by"] == [f"start {request.run_id}", f"resume {request.run_id}"]
+
+
+def test_what_does_not_stop_is_killed_before_the_service_ends(settings, repository, monkeypatch):
+    monkeypatch.setattr(loop, "GRACE_S", 0.5)
+    for name in ("hang", "deaf"):
+        (settings.state_dir / name).touch()
+    log = settings.state_dir / "lab.log"
+    bench = Bench(settings, repository)
+    bench.ask(optimise(now=NOON))
+    bench.run(lambda: log.exists() and "by" in log.read_text())
+    worker = int(log.read_text().split("by ")[1])
+    with pytest.raises(ProcessLookupError):
+        os.kill(worker, 0)
 
 
 def test_a_failure_is_noted_and_the_service_goes_on(settings, repository):
@@ -288,6 +303,31 @@ def test_a_process_that_dies_is_not_started_again(settings, repository):
     number = bench.ask(optimise(now=NOON))
     bench.run(lambda: bench.records.request(number).progress is Progress.FAILED)
     assert "ended early" in bench.records.request(number).note
+
+
+def test_what_came_to_no_end_is_not_tried_again_at_once(settings, repository):
+    """As with a full disk: not even that it failed can be stored."""
+    bench = Bench(settings, repository, undecided_work)
+    bench.step_s = 1.0
+    number = bench.ask(optimise(now=NOON))
+    tries = settings.state_dir / "tries"
+    bench.run(lambda: bench.clock.now > NOON + 30)
+    assert tries.read_text() == "x"
+    bench.run(lambda: tries.read_text() == "xx")
+    assert bench.clock.now >= NOON + 60
+    assert bench.records.request(number).progress is Progress.QUEUED
+
+
+def test_a_newer_token_is_fetched_for_what_is_kept(settings, repository):
+    bench = Bench(settings, repository, undecided_work)
+    bench.step_s = 1.0
+    number = bench.ask(optimise(now=NOON), progress=Progress.KEEPING)
+    tries = settings.state_dir / "tries"
+    bench.run(lambda: bench.clock.now > NOON + 10)
+    assert not tries.exists()
+    bench.service._keeper.tick = lambda: bench.service._keeper.wants_token.add(number)
+    bench.run(tries.exists)
+    assert bench.records.request(number).progress is Progress.KEEPING
 
 
 def test_its_own_work_is_not_measured(settings, repository):
@@ -370,6 +410,19 @@ def test_it_tells_systemd_and_ends_cleanly(tmp_path):
                 pass
 
 
+def test_the_real_program_carries_out_what_is_queued_in_a_process_of_its_own(tmp_path):
+    """As far as a unit test can see: its lab's kernel is not there, which the request then says."""
+    (tmp_path / "state").mkdir()
+    with PolicyRepository(tmp_path / "state" / REPOSITORY) as repository:
+        one = repository.service.recommend(optimise(now=time.time()))
+        number = repository.service.ask(ApplyRequest(0, one.id, "", "ada", time.time())).number
+        with running(tmp_path, SCHEDAGENT_KERNEL="9.9.9-none") as process:
+            until(lambda: repository.service.request(number).progress is Progress.FAILED, 60)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(30) == 0
+        assert "9.9.9-none" in repository.service.request(number).note
+
+
 CHANGING = """
 import json, sys, threading
 log = open({log!r}, "a", buffering=1)
@@ -406,13 +459,13 @@ def sysctls():
 
 
 def policies():
-    """Scheduling policy, nice value and CPUs of each process, by its id and start."""
-    found = {}
+    """Scheduling policy and nice value of each process, by its id and start; without those of other tests."""
+    found, tests = {}, os.getsid(0)
     for pid in (int(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal()):
         try:
             begin = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-            scheduled = os.sched_getscheduler(pid), os.getpriority(os.PRIO_PROCESS, pid)
-            found[pid, begin] = (*scheduled, sorted(os.sched_getaffinity(pid)))
+            if os.getsid(pid) != tests:
+                found[pid, begin] = os.sched_getscheduler(pid), os.getpriority(os.PRIO_PROCESS, pid)
         except OSError:
             continue
     return found

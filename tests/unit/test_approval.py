@@ -501,7 +501,8 @@ def test_a_repository_of_before_there_were_approvals(asking):
     run_id = asking.create()
     path = asking.settings.state_dir / "repository.sqlite"
     with sqlite3.connect(path) as connection:
-        connection.execute("DROP TABLE approvals")
+        for table in ("approvals", "requests", "recommendations", "baselines", "looks"):
+            connection.execute(f"DROP TABLE {table}")
         connection.execute("UPDATE alembic_version SET version_num = '0002'")
     connection.close()
     with PolicyRepository(path) as repository:

@@ -12,7 +12,7 @@ from deploying import CANARY, WIDER, content_of, order_of
 from typer.testing import CliRunner
 
 from schedagent.cli import app
-from schedagent.daemon_cli import deployment_fields, render_event, render_history, render_status
+from schedagent.daemon_cli import deployment_fields, render_event, render_history, render_status, show
 from schedagent.schedagentd.deployment import Stage
 
 pytestmark = pytest.mark.timeout(60)
@@ -120,11 +120,33 @@ def test_watch_ends_with_the_daemon(tmp_path, kernel, files):
     daemon.end(signal.SIGTERM)
 
 
+def test_nothing_that_is_shown_steers_the_terminal(capsys):
+    """Commands of tasks are in events and in dumps, and anybody may choose one."""
+    show([{"dump": "task evil\x1b[2J"}], False, lambda told: told[0]["dump"])
+    assert capsys.readouterr().out == "task evil\\x1b[2J\n"
+
+
 def test_rendering():
     event = {"number": 3, "at": 0.0, "kind": "tripped", "deployment": 7, "detail": "stall: x"}
     assert render_event(event) == "     3  1970-01-01 00:00:00+00:00  deployment 7: tripped: stall: x"
     assert render_history([]) == "nothing was deployed yet"
     kernel = {"release": "7.3", "sched_ext": False}
-    told = {"in_charge": "x", "active": None, "waiting": None, "measured": {}, "kernel": kernel, "unsaved": [4]}
+    told = {
+        "in_charge": "x",
+        "active": None,
+        "waiting": None,
+        "measured": {},
+        "kernel": kernel,
+        "unsaved": [4],
+        "foreign": None,
+    }
     assert "not yet in the record" in render_status(told)
+    found = {"schedulers": ["scx_lavd, process 7"], "hint": "stop scx_lavd, process 7"}
+    assert "scheduler is loaded (scx_lavd, process 7); to deploy: stop" in render_status(told | {"foreign": found})
     assert Stage.FULL
+
+
+def test_an_object_needs_its_report(files):
+    object_file, _report = files()
+    result = CliRunner().invoke(app, ["deploy", object_file, "--cgroup", CANARY])
+    assert (result.exit_code, "add --report REPORT.json" in result.output) == (2, True), result.output

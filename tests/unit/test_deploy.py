@@ -100,7 +100,7 @@ def test_systemd_accepts_them(tmp_path, name):
 
 
 @with_systemd
-@pytest.mark.parametrize("path", [SERVICE, DAEMON, UNITS / "schedagent.service", METRICS], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [SERVICE, DAEMON, METRICS, UNITS / "schedagent.service"], ids=lambda path: path.stem)
 def test_little_is_left_open(path):
     words = ["systemd-analyze", "security", "--offline=yes", "--no-pager", str(path)]
     checked = subprocess.run(words, capture_output=True, text=True, timeout=30, check=False)

@@ -116,9 +116,10 @@ def test_the_latest_run_of_a_workload_counts(repository):
     win(repository, OTHER, policy="third")
     found = list(findings.of_runs(time.time()))
     assert {one.policy for one in found} == {"better", "third"}
-    assert findings.outdated(found) == [old.id]
+    assert findings.outdated(found, time.time()) == [old.id]
+    assert findings.outdated(found, time.time() + 2 * DAY_S) == [], "it has expired, which is something else"
     repository.service.set_standing(old.id, Standing.APPLIED)
-    assert findings.outdated(found) == []
+    assert findings.outdated(found, time.time()) == []
 
 
 def test_the_same_object_with_a_newer_token_is_the_same_recommendation(repository):

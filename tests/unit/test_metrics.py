@@ -16,16 +16,18 @@ import pytest
 from daemons import Daemon, scripted_kernel, until
 from exporting import ROOT, Scrape, recorded_run
 from prometheus_client import generate_latest
+from serving import look, optimise
 from test_repo_store import HARDWARE, WORKLOAD
 from test_rollout import Host
 from test_schedagentd_server import as_user
 
 from agents.budget import BudgetLimits, UsageRecord
 from agents.transcript import read_transcript, read_usage, transcript_path
-from repo_store import engine
+from repo_store import reading
 from repo_store.store import PolicyRepository
 from repo_store.totals import RepositoryReader, RepositoryTotals
 from schedagent.core.errors import RecordError, RepositoryError, SetupError
+from schedagent.core.recommendation import ApplyRequest
 from schedagent.daemon_client import DaemonClient
 from schedagent.metrics import exporter, run_queue
 from schedagent.metrics.catalog import EVENT_KINDS, FAMILIES, PARTS, POLICIES, SCX_EVENT_LABELS, SCX_EVENTS, word
@@ -396,11 +398,27 @@ class TestRepository:
         monkeypatch.setattr("repo_store.totals._verifications_of", None)
         assert reader.read() == first
 
+    def test_what_the_agent_service_keeps(self, tmp_path):
+        now = time.time()
+        with PolicyRepository(tmp_path / "repository.sqlite") as repository:
+            service = repository.service
+            service.add_looks([look(1), look(2), look(9, subject="/a")], keep_since=0)
+            one = service.recommend(replace(optimise(now=now), expires_at=now + 1000))
+            service.recommend(replace(optimise(now=now - 1000), id="00000001", expires_at=now - 1))
+            service.ask(ApplyRequest(0, one.id, "", "ada", now - 60))
+        found = scrape(RepositoryPart(RepositoryReader(tmp_path / "repository.sqlite")))
+        assert found("recommendations", kind="optimise", standing="open") == 1
+        assert found("recommendations", kind="optimise", standing="expired") == 1
+        assert (found("requests", progress="queued"), found("requests", progress="done")) == (1, 0)
+        assert found("oldest_queued_request_timestamp_seconds") == pytest.approx(now - 60)
+        assert found("agent_last_look_timestamp_seconds") == look(2).at
+
     def test_none_yet(self, tmp_path):
         reader = RepositoryReader(tmp_path / "none.sqlite")
         assert (reader.read(), reader.open_runs()) == (RepositoryTotals(), frozenset())
         assert not (tmp_path / "none.sqlite").exists()
 
+    @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
     def test_nothing_is_written_whoever_looks(self, tmp_path):
         """The owner of a folder that is read-only to it, as in the unit; and while another process writes."""
         looker = pwd.getpwnam("daemon")
@@ -425,8 +443,8 @@ class TestRepository:
         path = tmp_path / "repository.sqlite"
         with PolicyRepository(path):
             pass
-        monkeypatch.setattr(engine, "_connect_reading", lambda _path: (connect(path), True))
-        with pytest.raises(RepositoryError, match="written to while"), engine.read_only(path):
+        monkeypatch.setattr(reading, "_connect_reading", lambda _path: (connect(path), True))
+        with pytest.raises(RepositoryError, match="written to while"), reading.read_only(path):
             os.utime(path)
 
     def test_of_another_version(self, tmp_path):

@@ -83,19 +83,25 @@ class TestPromtool:
         assert status == 0, told
 
     @pytest.mark.parametrize(
-        ("file", "before", "after"),
+        ("group", "file", "before", "after"),
         [
-            (ALERTS, "_left_seconds < 60", "_left_seconds < 61"),
-            (ALERTS, "_left_seconds < 60", "_left_seconds < 20"),
-            (RULES, "dispatch_local_dsq_offline|", ""),
+            ("A lease that nobody renews", ALERTS, "_left_seconds < 60", "_left_seconds < 61"),
+            ("A lease that nobody renews", ALERTS, "_left_seconds < 60", "_left_seconds < 20"),
+            ("Error events", RULES, "dispatch_local_dsq_offline|", ""),
+            (QUIET, ALERTS, "_used_ratio > 0.8", "_used_ratio > 0.7"),
         ],
     )
-    def test_they_notice_a_change(self, tmp_path, file, before, after):
-        for path in (RULES, ALERTS, TESTS):
-            text = path.read_text()
-            assert path != file or before in text
-            (tmp_path / path.name).write_text(text.replace(before, after) if path == file else text)
-        assert check("test", "rules", TESTS.name, cwd=tmp_path)[0] == 1
+    def test_they_notice_a_change(self, tmp_path, group, file, before, after):
+        told = yaml.safe_load(TESTS.read_text())
+        told["tests"] = [one for one in told["tests"] if one["name"] == group]
+        (tmp_path / TESTS.name).write_text(yaml.safe_dump(told))
+        for change, status in ((False, 0), (True, 1)):
+            for path in (RULES, ALERTS):
+                text = path.read_text()
+                assert path != file or before in text
+                changed = change and path == file
+                (tmp_path / path.name).write_text(text.replace(before, after) if changed else text)
+            assert check("test", "rules", TESTS.name, cwd=tmp_path)[0] == status
 
 
 class TestExpressions:

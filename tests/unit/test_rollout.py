@@ -7,15 +7,20 @@ import time
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ed25519
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from deploying import CANARY, KEY, WIDER, content_of, order_of
 from hosting import PROBATION, UID, Host
+from scripted_kernel import ScriptedKernel
 
-from schedagent.core.errors import RecordError, Refused, SetupError, TokenError
-from schedagent.core.token import Scope
+from schedagent.core.errors import KernelRejected, RecordError, Refused, SetupError, TokenError
+from schedagent.core.token import Scope, key_id
 from schedagent.schedagentd.breaker import Bounds
 from schedagent.schedagentd.config import Config
 from schedagent.schedagentd.deployment import Better, End, Phase, Stage, Tree
 from schedagent.schedagentd.record import FILE, Record
+
+OTHER = ed25519.Ed25519PrivateKey.from_private_bytes(bytes(32))
+OTHER_PUBLIC = OTHER.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 
 
 @pytest.fixture
@@ -336,6 +341,15 @@ class TestRefusals:
         host.wait(30)
         assert host.running is None
 
+    def test_but_with_a_newer_token_of_a_trusted_one(self, host):
+        number = host.deploy(lease_s=30.0).number
+        newer = order_of(now=host.clock.unix(), key=OTHER, key_id=key_id(OTHER_PUBLIC))
+        host.rollout._public_keys = lambda: [OTHER_PUBLIC]
+        host.rollout.renew(number, 600.0, newer.token, newer.report_digest)
+        host.rollout.renew(number, 600.0)
+        host.wait(31)
+        assert host.running == number
+
     def test_nor_is_what_waits_loaded(self, host):
         host.rollout.config = Config(probation_s=PROBATION, baseline_samples=12)
         number = host.deploy().number
@@ -381,6 +395,10 @@ class TestRefusals:
             host.deploy()
         assert refused.value.hint == "systemctl disable --now scx.service"
         assert "not ours" in host.rollout.in_charge
+        assert host.rollout.status()["foreign"] == {
+            "schedulers": ["scx_lavd, process 7 of scx.service"],
+            "hint": "systemctl disable --now scx.service",
+        }
         host.kill()
         host.start()
         told = [event.detail for event in host.record.events(0, 100) if event.kind == "another scheduler"]
@@ -635,6 +653,21 @@ class TestRestart:
         assert (staying.running, staying.get(number).pinned) == (number, False)
         assert staying.kinds.count("not pinned") == 1
 
+    def test_a_long_story_is_cut(self, host, monkeypatch):
+        """The log of the kernel's verifier, for one."""
+        log = KernelRejected("x" * 100_000 + " the end")
+        monkeypatch.setattr(ScriptedKernel, "load", lambda *_: (_ for _ in ()).throw(log))
+        number = host.deploy().number
+        assert len(host.get(number).detail) <= 4000
+        assert host.get(number).detail.endswith(" the end")
+
+    def test_the_folder_is_nobody_else_s(self, host, tmp_path):
+        open_folder = tmp_path / "open"
+        open_folder.mkdir()
+        open_folder.chmod(0o770)
+        with pytest.raises(RecordError, match="may write to the folder"):
+            Record.open(open_folder)
+
     def test_one_daemon_only(self, host):
         with pytest.raises(SetupError, match="another schedagentd"):
             Record.open(host.folder)
@@ -683,6 +716,16 @@ class TestRecord:
         with pytest.raises(TokenError, match="older than the record"):
             host.rollout.deploy(UID, order, content_of(), Stage.CANARY, CANARY, 60.0)
         assert "record lost" in host.kinds
+
+    def test_nor_one_that_was_used_before_it_began_to_be_valid(self, host):
+        """Clocks may differ by a minute, so a token may be used that early."""
+        order = order_of(begin=50.0)
+        host.rollout.deploy(UID, order, content_of(), Stage.CANARY, CANARY, 60.0)
+        host.stop()
+        (host.folder / FILE).write_bytes(b"x" * 8192)
+        host.start()
+        with pytest.raises(TokenError, match="older than the record"):
+            host.rollout.deploy(UID, order, content_of(), Stage.CANARY, CANARY, 60.0)
 
     def test_it_stays_small(self, host):
         for turn in range(5):

@@ -15,6 +15,7 @@ import sys
 import time
 from contextlib import closing, suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from daemons import ROOT, Daemon, request_of, scripted_kernel, until
@@ -27,7 +28,7 @@ from schedagent.daemon_client import DaemonClient
 from schedagent.schedagentd import server
 from schedagent.schedagentd.config import Config, load_config
 from schedagent.schedagentd.deployment import Stage
-from schedagent.schedagentd.messages import LONGEST_QUESTION, LONGEST_REQUEST, Status, read_request
+from schedagent.schedagentd.messages import LONGEST_QUESTION, LONGEST_REQUEST, Rollback, Status, read_request
 from schedagent.schedagentd.record import Record
 from schedagent.schedagentd.server import BURST, Gate, Rates
 from schedagent.schedagentd.systemd import Notifier
@@ -248,6 +249,21 @@ class TestNonsense:
             with pytest.raises(UsageError, match=f"{field} is not accepted"):
                 read_request(json.dumps(told).encode())
 
+    @pytest.mark.parametrize(
+        ("verb", "field", "wrong"),
+        [
+            *(("renew", "metric", one) for one in (1.0, [True], ["1"], [1.1e18], [1.0] * 65, {"a": 1}, [[1.0]])),
+            *(("deploy", "pid", one) for one in (-1, 1.0, True, "42", (1 << 22) + 1, 10**30)),
+            *(("deploy", "better", one) for one in ("", "faster", 1, ["higher"])),
+        ],
+    )
+    def test_metrics_and_processes_are_bounded(self, verb, field, wrong):
+        told = GOOD | {"verb": verb} | (request_of() if verb == "deploy" else {"deployment": 1})
+        with pytest.raises(UsageError, match=f"{field} is not accepted"):
+            read_request(json.dumps(told | {field: wrong}).encode())
+        good = {"metric": [1, -2.5, 1e18], "pid": 42, "better": "lower"}[field]
+        assert read_request(json.dumps(told | {field: good}).encode())
+
     def test_a_hundred_thousand_mutations(self):
         """Whatever comes, it is a request or a UsageError; none becomes a change that was not one before."""
         source = random.Random(7)
@@ -293,6 +309,24 @@ class TestTooMuch:
             rates.take(uid, 1.0, 200.0)
         rates.take(1, 1.0, 300.0)
         assert len(rates._buckets) < 300
+
+    def server_with(self, *connections):
+        made = server.Server(None, None, Gate(frozenset({5}), frozenset({1000})), None)
+        made._connections = dict(enumerate(connections))
+        return made
+
+    def test_lookers_leave_room_for_changes(self):
+        """Three users of the group take all that they can; a rollback still gets through."""
+        taken = [SimpleNamespace(peer=Peer(1, 2000 + number // 16, frozenset({5}))) for number in range(48)]
+        made = self.server_with(*taken)
+        assert "too many connections" in made._refusal(Peer(1, 3000, frozenset({5}))).message
+        assert made._refusal(Peer(1, 1000, frozenset())) is None
+
+    def test_answers_that_nobody_reads_stop_further_ones_but_no_change(self):
+        made = self.server_with(SimpleNamespace(unsent=bytes(server.MOST_UNREAD_BYTES + 1)))
+        with pytest.raises(Refused, match="too many answers wait"):
+            made._require_leave(Peer(1, 3000, frozenset({5})), Status())
+        made._require_leave(Peer(1, 1000, frozenset()), Rollback(0, False))
 
     def test_a_flood_is_refused_and_the_rest_is_served(self, tmp_path):
         with scripted_kernel(tmp_path) as kernel:

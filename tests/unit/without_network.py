@@ -12,7 +12,7 @@ import socket
 import struct
 import sys
 
-CLONE_NEWNET = 0x40000000
+CLONE_NEWNET, CLONE_NEWUSER = 0x40000000, 0x10000000
 PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 38, 22, 2
 SOCKET = 41  # arch/x86/entry/syscalls/syscall_64.tbl
 ALLOW, ERRNO = 0x7FFF0000, 0x00050000
@@ -39,7 +39,7 @@ def only_unix_sockets() -> None:
 
 def main(descriptor: int, *words: str) -> None:
     """Hand the socket over as systemd does, and become the program."""
-    assert ctypes.CDLL(None).unshare(CLONE_NEWNET) == 0
+    assert ctypes.CDLL(None).unshare(CLONE_NEWNET | (CLONE_NEWUSER if os.geteuid() else 0)) == 0
     only_unix_sockets()
     try:
         socket.socket(socket.AF_INET)

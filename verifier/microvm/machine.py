@@ -144,9 +144,7 @@ class Machine:
         self.close()
 
     @classmethod
-    def boot(
-        cls, spec: MachineSpec, snapshot: IO[bytes] | None = None, timeout_s: float = BOOT_TIMEOUT_S
-    ) -> Self:
+    def boot(cls, spec: MachineSpec, snapshot: IO[bytes] | None = None, timeout_s: float = BOOT_TIMEOUT_S) -> Self:
         """Boot the kernel and wait until the agent is ready; raise VmLost with the console's end if it never is.
 
         Args:
