@@ -333,7 +333,8 @@ def render_deployment(told: dict[str, Any]) -> str:
     lines.append(f"  stage {told['stage']} ({where}) for {told['since_s']:.0f} s, {mark}")
     lines.append(f"  lease ends in {told['lease_left_s']:.0f} s, token in {told['token_left_s']:.0f} s")
     if told["next_stage"]:
-        lines.append(f"  next: stage {told['next_stage']} {told['next_cgroup']}; its baseline is being measured")
+        wanted = f"{told['next_stage']} {told['next_cgroup']}".rstrip()
+        lines.append(f"  next: stage {wanted}; its baseline is being measured")
     return "\n".join(lines)
 
 
