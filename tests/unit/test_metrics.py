@@ -392,6 +392,14 @@ class TestRepository:
             expected = sum(one.status == gate.status for told in reports for one in told.gates if one.gate == gate.gate)
             assert found("verifier_gates_total", gate=word(gate.gate), result=word(gate.status)) == expected
 
+    def test_of_several_made_policies_the_best_counts(self):
+        class Reader:
+            def read(self):
+                return RepositoryTotals(best={"made_1": 0.7, "fifo": 0.9, "made_2": 0.8})
+
+        found = scrape(RepositoryPart(Reader()))
+        assert (found("trial_best_ratio", policy=OTHER), found("trial_best_ratio", policy="fifo")) == (0.7, 0.9)
+
     def test_reports_are_read_once(self, recorded, monkeypatch):
         reader = RepositoryReader(recorded[0].settings.repository_path)
         first = reader.read()
