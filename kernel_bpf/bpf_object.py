@@ -52,7 +52,7 @@ class BpfObject:
         self._pointer = pointer
         self._bytes = object_bytes  # libbpf may still read from it
         self._links: list[int] = []
-        self._pinned_sections: list[Path] = []
+        self._pinned_sections: dict[str, Path] = {}
         self._tunables: dict[str, Variable] | None = None
 
     @classmethod
@@ -221,7 +221,7 @@ class BpfObject:
         for section in sections:
             place = folder / _section_file(section)
             call("bpf_map__pin", self.find_map(section), str(place).encode(), about=section)
-            self._pinned_sections.append(place)
+            self._pinned_sections[section] = place
 
     def unpin(self) -> None:
         """Let links and sections end with this process again; idempotent."""
@@ -230,7 +230,9 @@ class BpfObject:
             if path and os.path.lexists(path):
                 call("bpf_link__unpin", link, about=self.name)
         while self._pinned_sections:
-            self._pinned_sections.pop().unlink(missing_ok=True)
+            section, place = self._pinned_sections.popitem()
+            if place.exists():  # not unlinked by hand: libbpf takes what it pinned for pinned, and pins it only once
+                call("bpf_map__unpin", self.find_map(section), str(place).encode(), about=section)
 
     def adopt(self, folder: Path, sections: Iterable[str] = ()) -> None:
         """Take over what `pin` of another process left; the object is opened and not loaded.
@@ -245,7 +247,7 @@ class BpfObject:
                 call("bpf_map__reuse_fd", self.find_map(section), descriptor, about=section)
             finally:
                 os.close(descriptor)
-            self._pinned_sections.append(place)
+            self._pinned_sections[section] = place
         count = sum(path.name.startswith(_LINK_FILE) for path in folder.iterdir())
         for number in range(count):
             place = folder / f"{_LINK_FILE}{number}"

@@ -104,6 +104,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "bpf_link__pin_path": (c_char_p, (c_void_p,)),
     "bpf_link__unpin": (c_int, (c_void_p,)),
     "bpf_map__pin": (c_int, (c_void_p, c_char_p)),
+    "bpf_map__unpin": (c_int, (c_void_p, c_char_p)),
     "bpf_map__reuse_fd": (c_int, (c_void_p, c_int)),
     "bpf_obj_get": (c_int, (c_char_p,)),
     "bpf_prog_load": (c_int, (c_uint32, c_char_p, c_char_p, c_char_p, c_size_t, POINTER(LoadOptions))),

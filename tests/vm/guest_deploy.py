@@ -142,14 +142,14 @@ def life(daemon: Daemon, content: bytes, inside: subprocess.Popen[bytes], outsid
     seen["inside after that"] = policies_of(inside)[0]
     number = daemon.client.ask("deploy", **request(content))["deployment"]
     until(lambda: daemon.active and daemon.active["pinned"])
+    daemon.client.ask("promote", deployment=number, stage="wider", cgroup=WIDER)
+    seen["outside when wider"] = policies_of(outside)[0]
+    until(lambda: daemon.active["pinned"])  # for the second time, by the same daemon
     daemon.kill()
     time.sleep(1)
     seen["killed when proven"] = kernel_state().state
     daemon.start()
-    seen["adopted"] = daemon.active["deployment"] == number
-    daemon.client.ask("promote", deployment=number, stage="wider", cgroup=WIDER)
-    seen["outside when wider"] = policies_of(outside)[0]
-    until(lambda: daemon.active["pinned"])
+    seen["adopted"] = bool(daemon.active) and daemon.active["deployment"] == number
     daemon.client.ask("promote", deployment=number, stage="full")
     state = kernel_state()
     seen["full"] = {"state": state.state, "ops": state.ops, "switch_all": state.switch_all}
