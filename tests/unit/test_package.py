@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -52,6 +53,16 @@ def test_an_upgrade_neither_stops_nor_unpins():
     )
     assert "systemctl" not in traced.stderr
     assert "rm " not in traced.stderr
+
+
+def test_purging_goes_on_where_a_folder_cannot_be_removed(tmp_path):
+    """Such as one that a disk is mounted on."""
+    script = re.sub(r"rm -rf .*? \|\|", "rm -rf /proc/self/status ||", dict(maintainer_scripts(WANTED))["postrm"])
+    script = script.replace("/run/systemd/system", str(tmp_path / "none"))
+    purged = subprocess.run(["sh", "-s", "purge"], input=script, capture_output=True, text=True, check=False)
+    assert purged.returncode == 0
+    assert "/proc/self/status" in purged.stderr
+    assert "this stays" in purged.stderr
 
 
 @with_dpkg
