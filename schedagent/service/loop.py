@@ -91,6 +91,7 @@ class Service:
         self._work = work
         self._due: dict[str, float] = {}
         self._drifting = InARow()
+        self._nameless: dict[str, float] = {}
         self._task: asyncio.Task[None] | None = None
         self._disturbed = False
         self._not_before: dict[int, float] = {}
@@ -159,7 +160,8 @@ class Service:
         if not self._drifting.enough(look.subject, bool(found)):
             return
         made_of_it = list(self._findings.of_drift(baseline, found, mix_of(latest), now))
-        if not made_of_it:
+        if not made_of_it and self._nameless.get(look.subject) != baseline.since:
+            self._nameless[look.subject] = baseline.since
             log.info(
                 "%s is not as usual, but nobody says what runs there: name it in [[daemon.workloads]]", look.subject
             )

@@ -134,6 +134,17 @@ def test_drift_is_recommended_once_and_nothing_is_begun_while_it_monitors(bench)
     assert bench.records.requests() == []
 
 
+def test_drift_that_nobody_can_name_is_told_once(settings, repository, caplog):
+    bench = Bench(settings, repository, workloads=())
+    bench.minutes(25)
+    bench.seen.delay_s = 0.03
+    with caplog.at_level("INFO", "schedagent.service"):
+        bench.minutes(30)
+    told = [record.message for record in caplog.records if "nobody says what runs there" in record.message]
+    assert [text for text in told if text.startswith(GROUP)] == told[:1] != []
+    assert bench.records.recommendations() == []
+
+
 def test_other_commands_are_drift_too(bench):
     bench.minutes(25)
     bench.seen.commands = {"rustc": 30.0}
