@@ -18,7 +18,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from daemons import ROOT, Daemon, request_of, scripted_kernel, until
+from daemons import ROOT, Daemon, let_others_in, request_of, scripted_kernel, until
 from deploying import CANARY
 
 from schedagent.core.errors import Refused, SchedagentError, SetupError, UsageError
@@ -42,9 +42,7 @@ CHANGER = pwd.getpwnam("mail")
 @pytest.fixture(scope="module")
 def daemon(tmp_path_factory):
     folder = tmp_path_factory.mktemp("daemon")
-    folder.chmod(0o755)
-    for parent in folder.parents[:2]:
-        parent.chmod(0o755)
+    let_others_in(folder)
     with scripted_kernel(folder) as kernel:
         made = Daemon(folder / "d", kernel, group="daemon", users=("mail",))
         made.start()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from daemons import request_of, scripted_kernel
+from daemons import let_others_in, request_of, scripted_kernel
 from socket_fuzz import CHANGER, LOOKER, STRANGER, Mutator, fuzz, judge
 
 from schedagent.core.errors import UsageError
@@ -15,8 +15,7 @@ pytestmark = pytest.mark.timeout(180)
 
 
 def test_no_crash_no_change_by_others_and_flat_memory(tmp_path):
-    for parent in (tmp_path, *tmp_path.parents[:3]):
-        parent.chmod(parent.stat().st_mode | 0o055)  # so that other users come to the socket
+    let_others_in(tmp_path)
     with scripted_kernel(tmp_path) as kernel:
         told = fuzz(tmp_path, kernel, 4000)
     assert sum(counts.total() for counts in told["seen"].values()) == 4000
