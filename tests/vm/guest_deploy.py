@@ -122,10 +122,13 @@ def worker(cgroup: str) -> subprocess.Popen[bytes]:
 
 
 def policies_of(process: subprocess.Popen[bytes]) -> list[int]:
-    """Scheduling policies of a process and of its child."""
-    found = [os.sched_getscheduler(process.pid)]
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    return found + [os.sched_getscheduler(int(child)) for child in children[:1]]
+    """Scheduling policies of a process and of its child, which is away for a moment between two of them."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    while True:
+        with suppress(IndexError, ProcessLookupError):
+            child = os.sched_getscheduler(int(children.read_text().split()[0]))
+            return [os.sched_getscheduler(process.pid), child]
+        time.sleep(0.02)
 
 
 def life(daemon: Daemon, content: bytes, inside: subprocess.Popen[bytes], outside: subprocess.Popen[bytes]) -> dict:
