@@ -10,7 +10,7 @@ import json
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -36,16 +36,22 @@ def deploy(
         Path | None, typer.Option(help="Of an object: what `schedagent verify --json` printed; holds the token.")
     ] = None,
     cgroup: Annotated[str, typer.Option(help="Tasks to begin with, such as /system.slice/build.service.")] = "",
-    stage: Annotated[str, typer.Option(help="canary, or full where schedagentd allows that.")] = "canary",
+    stage: Annotated[
+        Literal["canary", "full"], typer.Option(help="full only where schedagentd allows that.")
+    ] = "canary",
     lease: Annotated[float, typer.Option(min=1, help="Seconds until it ends unless it is renewed.")] = 600.0,
     again: Annotated[bool, typer.Option("--again", help="Although the circuit breaker ended this one before.")] = False,
-    pid: Annotated[int, typer.Option(help="Instead of a cgroup: this process and its descendants.", min=0)] = 0,
+    pid: Annotated[
+        int, typer.Option(help="Instead of a cgroup: this process and its descendants.", min=0, show_default=False)
+    ] = 0,
     keep: Annotated[bool, typer.Option("--keep", help=KEEP_HELP)] = False,
     metric_command: Annotated[str, typer.Option(help="With --keep: prints the workload's own metric.")] = "",
     metric_query: Annotated[
         tuple[str, str], typer.Option(metavar="URL QUERY", help="With --keep: a Prometheus server and an expression.")
     ] = ("", ""),
-    metric_better: Annotated[str, typer.Option(help="Which way the metric is better: higher or lower.")] = "",
+    metric_better: Annotated[
+        Literal["higher", "lower"] | None, typer.Option(help="Which way the metric is better.")
+    ] = None,
     metric_every: Annotated[float, typer.Option(min=1, help="Seconds between two measurements.")] = 5.0,
     socket: Socket = None,
     as_json: Json = False,
@@ -72,7 +78,7 @@ def deploy(
     _guarded(command)
 
 
-def _metric(command: str, query: tuple[str, str], better: str, keep: bool, lease_s: float) -> Metric | None:
+def _metric(command: str, query: tuple[str, str], better: str | None, keep: bool, lease_s: float) -> Metric | None:
     """Return the metric that was asked for; raise UsageError if what was said of it makes no sense."""
     from schedagent.core.errors import UsageError
     from schedagent.keeping import LONGEST_MEASURE_S, CommandMetric, QueryMetric
@@ -81,8 +87,8 @@ def _metric(command: str, query: tuple[str, str], better: str, keep: bool, lease
         return None
     if bool(command) == any(query):
         raise UsageError("a metric is one of --metric-command and --metric-query", "give one of them")
-    if better not in ("higher", "lower"):
-        raise UsageError(f"--metric-better is {better!r}", "accepted: higher, lower")
+    if not better:
+        raise UsageError("nobody said which way the metric is better", "add --metric-better higher, or lower")
     if not keep:
         raise UsageError("a metric has to be measured for as long as it runs", "add --keep")
     timeout_s = min(LONGEST_MEASURE_S, lease_s / 3)
@@ -132,7 +138,7 @@ def renew(
 
 def promote(
     deployment: Number,
-    stage: Annotated[str, typer.Option(help="wider or full.")] = "full",
+    stage: Annotated[Literal["wider", "full"], typer.Option(help="How much of it.")] = "full",
     cgroup: Annotated[str, typer.Option(help="For wider: a cgroup around the present one.")] = "",
     socket: Socket = None,
     as_json: Json = False,

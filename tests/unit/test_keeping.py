@@ -256,11 +256,11 @@ class TestCommandLine:
         ("words", "why"),
         [
             (["--keep", "--lease", "5"], "cannot be kept"),
-            (["--metric-command", "echo 5"], "--metric-better is ''"),
+            (["--metric-command", "echo 5"], "nobody said which way"),
             (["--metric-better", "lower"], "a metric is one of"),
             (["--metric-command", "x", "--metric-query", "u", "q", "--metric-better", "lower"], "a metric is one of"),
             (["--metric-command", "echo 5", "--metric-better", "lower"], "add --keep"),
-            (["--metric-command", "echo 5", "--metric-better", "faster", "--keep"], "accepted: higher, lower"),
+            (["--metric-command", "echo 5", "--metric-better", "faster", "--keep"], "is not one of 'higher', 'lower'"),
             (["--metric-command", "echo x", "--metric-better", "lower", "--keep"], "is no number"),
         ],
     )
