@@ -365,7 +365,7 @@ def test_the_clock_jumps(guest, host):
 
 def test_uninstalling_it(guest, host):
     """Uninstall it: no file, unit, process, socket or pin is left; configuration and state go when they are purged"""
-    guest.run("systemctl stop builder baker clerk")
+    guest.run("systemctl stop 'builder*' 'baker*' 'clerk*'; rm -f /etc/prometheus/schedagent.*")  # what we added
     guest.run("dpkg --purge schedagent", timeout_s=120)
     assert guest.run("find / -xdev -path /var/lib/dpkg -prune -o -iname '*schedagent*' -print") == ""
     assert guest.run("find /run /sys/fs/bpf -iname '*schedagent*' -not -path '/run/host-test/*'") == ""
