@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from schedagent.core import proc
@@ -16,6 +17,8 @@ log = logging.getLogger(__name__)
 
 PINS = Path("/sys/fs/bpf/schedagent")
 """What keeps policies loaded without schedagentd."""
+SOCKETS = Path("/run/schedagent")
+"""systemd made it for schedagentd's socket, and leaves it."""
 
 
 def after_install(files: Iterable[Path]) -> None:
@@ -43,6 +46,8 @@ def before_uninstall(files: Iterable[Path]) -> None:
         _do(["systemctl", "disable", "--now", *units])
     if PINS.exists():
         shutil.rmtree(PINS)
+    with suppress(OSError):  # it is not there, or somebody has something of his own in it
+        SOCKETS.rmdir()
 
 
 def after_uninstall() -> None:

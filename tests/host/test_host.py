@@ -368,7 +368,8 @@ def test_uninstalling_it(guest, host):
     guest.run("systemctl stop 'builder*' 'baker*' 'clerk*'; rm -f /etc/prometheus/schedagent.*")  # what we added
     guest.run("dpkg --purge schedagent", timeout_s=120)
     assert guest.run("find / -xdev -path /var/lib/dpkg -prune -o -iname '*schedagent*' -print") == ""
-    assert guest.run("find /run /sys/fs/bpf -iname '*schedagent*' -not -path '/run/host-test/*'") == ""
+    not_ours = r"\( -path /run/udev -o -path /run/host-test \) -prune"
+    assert guest.run(f"find /run /sys/fs/bpf {not_ours} -o -iname '*schedagent*' -print") == ""
     assert guest.run("systemctl list-units --all --no-legend 'schedagent*'") == ""
     assert guest.run("systemctl list-unit-files --no-legend 'schedagent*'", status=None) == ""
     assert guest.ask("cat /sys/kernel/sched_ext/state") == "disabled"

@@ -232,9 +232,11 @@ def test_systemd_makes_users_and_starts_nothing_that_did_not_run(tmp_path, syste
 
 def test_uninstalling_stops_what_the_manifest_names_and_drops_pins(tmp_path, systemd, monkeypatch):
     monkeypatch.setattr(host, "PINS", tmp_path / "pins")
+    monkeypatch.setattr(host, "SOCKETS", tmp_path / "run")
     (tmp_path / "pins/1").mkdir(parents=True)
+    (tmp_path / "run").mkdir()
     host.before_uninstall([Path("/usr/lib/systemd/system/b.service"), Path("/usr/bin/schedagent")])
     assert systemd == [["systemctl", "disable", "--now", "b.service"]]
-    assert not (tmp_path / "pins").exists()
+    assert list(tmp_path.iterdir()) == []
     with pytest.raises(SetupError, match="no such unit"):
         host.before_uninstall([Path("/usr/lib/systemd/system/fails.service")])
