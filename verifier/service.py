@@ -99,7 +99,7 @@ class VerifierService:
             await _last_word(writer, SetupError("the verifier service is stopping", "ask again when it runs"))
         except ConnectionError as error:
             log.info("a peer is gone: %s", error)
-        except Exception:
+        except Exception:  # one connection ends here, not the service: the log gets the traceback, the peer a word
             log.exception("a request failed")
             await _last_word(writer, SetupError("the verifier service failed", "its log says more"))
         finally:

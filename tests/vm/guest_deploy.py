@@ -29,7 +29,7 @@ from schedagent.daemon_client import DaemonClient
 
 FOLDER = Path("/tmp/schedagentd-test")
 CGROUPS = Path("/sys/fs/cgroup")
-CANARY, WIDER = "/work/canary", "/work"
+CANARY, WIDER = "/jobs/canary", "/jobs"
 SCHED_EXT = 7
 KEY = ed25519.Ed25519PrivateKey.generate()
 PUBLIC = KEY.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)

@@ -1,23 +1,15 @@
 """The loader on a real sched_ext kernel: one run of guest_load.py inside a micro-VM, then one test for each fact."""
 
-import json
-import sys
-import time
-from pathlib import Path
-
 import pytest
+from in_guest import ROOT, told_inside
 
 from kernel_bpf.compile import compile_policy
 from kernel_bpf.target import prepare_target
 from schedagent.core.settings import load_settings
-from verifier.lab import twice
-from verifier.microvm import jobs
-from verifier.microvm.image import SnapshotStore
 from verifier.microvm.kernels import default_kernel
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(300)]
 
-ROOT = Path(__file__).resolve().parents[2]
 FIXTURES = ROOT / "tests" / "fixtures"
 SOURCES = ("policies/trouble", "policies/unreadable", "foreign/sx_visitor", "foreign/sx_silent")
 INCLUDE = FIXTURES / "foreign" / "include"
@@ -35,28 +27,7 @@ def seen(tmp_path_factory) -> dict:
         name = source.name.removesuffix(".bpf.c")
         objects.append(folder / f"{name}.o")
         objects[-1].write_bytes(compile_policy(source, name, target, include_dirs=(INCLUDE,)).object_bytes)
-    store = SnapshotStore(settings.cache_dir / "snapshots")
-    words = [sys.executable, str(ROOT / "tests" / "vm" / "guest_load.py"), *map(str, objects)]
-    job = jobs.RunWorkload(
-        command=" ".join(f"'{word}'" for word in words),
-        directory="/",
-        prepare="",
-        environment={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "PYTHONPATH": str(ROOT)},
-        timeout_s=100,
-        uid=0,
-        gid=0,
-        groups=[],
-    )
-
-    def attempt() -> dict:
-        with store.open(kernel, cpus=2, memory_mib=512, kvm=False, hostfs=True) as machine:
-            machine.call(jobs.Hello(time.time_ns()), 60)
-            machine.call(jobs.MountHost(), 60)
-            return machine.call(job, 200)
-
-    answer = twice(attempt)
-    assert answer["exit_status"] == 0, answer["output"]
-    return json.loads(answer["output"].splitlines()[-1])
+    return told_inside(settings.cache_dir, kernel, "guest_load.py", *objects, timeout_s=100)
 
 
 def test_a_policy_is_enabled_only_while_attached(seen):

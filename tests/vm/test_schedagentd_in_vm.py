@@ -3,24 +3,15 @@
 It anchors tests/unit/scripted_kernel.py: what that says of links, pins and partial switch is so.
 """
 
-import json
-import sys
-import time
-from pathlib import Path
-
 import pytest
+from in_guest import ROOT, told_inside
 
 from kernel_bpf.compile import compile_policy
 from kernel_bpf.target import prepare_target
 from schedagent.core.settings import load_settings
-from verifier.lab import twice
-from verifier.microvm import jobs
-from verifier.microvm.image import SnapshotStore
 from verifier.microvm.kernels import default_kernel
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(600)]
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -32,28 +23,7 @@ def seen(tmp_path_factory) -> dict:
     path = tmp_path_factory.mktemp("objects") / "trouble.o"
     source = ROOT / "tests" / "fixtures" / "policies" / "trouble.bpf.c"
     path.write_bytes(compile_policy(source, "trouble", target).object_bytes)
-    store = SnapshotStore(settings.cache_dir / "snapshots")
-    words = [sys.executable, str(ROOT / "tests" / "vm" / "guest_deploy.py"), str(path)]
-    job = jobs.RunWorkload(
-        command=" ".join(f"'{word}'" for word in words),
-        directory="/",
-        prepare="",
-        environment={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "PYTHONPATH": str(ROOT)},
-        timeout_s=240,
-        uid=0,
-        gid=0,
-        groups=[],
-    )
-
-    def attempt() -> dict:
-        with store.open(kernel, cpus=2, memory_mib=512, kvm=False, hostfs=True) as machine:
-            machine.call(jobs.Hello(time.time_ns()), 60)
-            machine.call(jobs.MountHost(), 60)
-            return machine.call(job, 300)
-
-    answer = twice(attempt)
-    assert answer["exit_status"] == 0, answer["output"]
-    return json.loads(answer["output"].splitlines()[-1])
+    return told_inside(settings.cache_dir, kernel, "guest_deploy.py", path, timeout_s=240)
 
 
 def test_a_canary_has_the_tasks_of_its_cgroup_only(seen):

@@ -23,7 +23,6 @@ import pytest
 from kernel_bpf.library import POLICIES
 from schedagent.cli import EXIT_NO
 from schedagent.core.policy import CandidatePolicy
-from schedagent.core.rules import OVERHEAD, PROVING
 from schedagent.core.settings import load_settings
 from schedagent.core.token import Scope, check, decode, digest_inputs
 from schedagent.core.trusted import load_trusted
@@ -159,19 +158,15 @@ def test_an_agent_has_a_policy_verified_and_never_sees_the_key(place):
     with service(place) as path:
         verify = program("verify", POLICIES / "fair.bpf.c", "--json")
         done = agent(place, verify, SCHEDAGENT_VERIFIER_SOCKET=str(path))
-        assert done.returncode in (0, EXIT_NO), done.stdout + done.stderr + (place / "log").read_text()
+        if done.returncode == EXIT_NO:  # a busy host closed the proving ground; only passes are kept
+            done = agent(place, verify, SCHEDAGENT_VERIFIER_SOCKET=str(path))
+        assert done.returncode == 0, done.stdout + done.stderr + (place / "log").read_text()
         stranger = agent(place, verify, group=AGENT_USER, SCHEDAGENT_VERIFIER_SOCKET=str(path))
         assert "Permission denied" in stranger.stderr
     report = json.loads(done.stdout)
     assert report["verified_by"] == f"the service at {path}"
     _key_is_out_of_reach(place)
-    if report["passed"]:
-        _check_token(place, report)
-        return
-    closed = next(gate for gate in report["gates"] if gate["status"] != "passed")
-    assert closed["gate"] in (PROVING, OVERHEAD), f"{closed['gate']}: {closed['detail']}"
-    assert report["token"] == ""
-    pytest.skip(f"no token to check: gate {closed['gate']!r} closed on this host: {closed['detail'][:300]}")
+    _check_token(place, report)
 
 
 def test_a_caller_that_is_killed_takes_its_machine_along(place):
