@@ -20,7 +20,7 @@ help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 
 venv: # Debian packages and virtual environment
-	@python3 -m verifier.packages
+	@python3 -m schedagent.setup.packages
 	@deploy/setup/venv.sh "$(VENV)"
 
 setup: venv ## get all that is needed: Debian packages, virtual environment, sched_ext kernel
@@ -44,7 +44,7 @@ older-kernel: setup # policies are checked on it, too; a mirror that has none is
 	@$(BIN)/python -m verifier.microvm.kernels --older
 
 promtool: setup # out of Debian's package prometheus, unpacked into the cache folder
-	@$(BIN)/python -m tests.promtool
+	@$(BIN)/python -m tests.support.promtool
 
 test-unit: setup promtool ## run the tests that need no micro-VM, side by side: most of their time they wait
 	$(PYTEST) -n $$((2 * $$(nproc))) --dist loadfile tests/unit tests/architecture
@@ -60,7 +60,7 @@ check: setup promtool ## types, lint, formats, import rules, Prometheus rules an
 	$(BIN)/ruff check --quiet
 	$(BIN)/ruff format --quiet --check
 	$(C_SOURCES) | xargs -0 -r clang-format-19 --dry-run -Werror
-	$(PYTEST) -q tests/architecture tests/unit/test_prometheus.py tests/unit/test_dashboards.py
+	$(PYTEST) -q tests/architecture tests/unit/metrics/test_prometheus.py tests/unit/metrics/test_dashboards.py
 
 bench: setup ## measure (slow, never part of CI)
 	$(PYTEST) -m bench -s
@@ -69,7 +69,7 @@ mutation: setup ## break correct policies in systematic ways, and see which gate
 	$(BIN)/python -m tests.mutation --sample 150
 
 fuzz-socket: setup ## send 100,000 random and mutated messages to schedagentd, from users of every kind (minutes)
-	PYTHONPATH=.:tests/unit $(BIN)/python tests/unit/socket_fuzz.py 100000
+	$(BIN)/python -m tests.support.socket_fuzz 100000
 
 kernel: setup ## download the newest kernel, or the one named: make kernel KERNEL=6.18.15+deb13-amd64
 	@$(BIN)/python -m verifier.microvm.kernels --fetch "$(KERNEL)"

@@ -1,7 +1,7 @@
 """Numbers in a model's words: those that it was not shown are taken out before the words are stored. Pure.
 
 A model may describe what was measured; it must not measure. Numbers in names (gcc12, p99) are no claims. Numbers that
-are written as words are not found. May import: nothing.
+are written as words are not found.
 """
 
 from __future__ import annotations

@@ -16,14 +16,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Protocol
 
-from schedagent.core.artifact import PolicyArtifact
 from schedagent.core.errors import KernelRejected, MetricError, PolicyError, UsageError, VmLost
-from schedagent.core.judge import TrialRules, judge_all, precise_enough
-from schedagent.core.policy import CandidatePolicy, PolicyInfo
-from schedagent.core.trial import DEFAULT_ARM, Block, Outcome, Sample, Verdict
+from schedagent.core.policies.artifact import PolicyArtifact
+from schedagent.core.policies.policy import CandidatePolicy, PolicyInfo
+from schedagent.core.trials.judge import TrialRules, judge_all, precise_enough
+from schedagent.core.trials.trial import DEFAULT_ARM, Block, Outcome, Sample, Verdict
+from schedagent.core.trials.workload import WorkloadCommand
 from schedagent.core.verification import VerificationReport, Verified
-from schedagent.core.workload import WorkloadCommand
-from verifier.lab import LabPolicy
+from verifier.lab.vm import LabPolicy
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ MENDS = 2
 
 
 class Runs(Protocol):
-    """A lab session: see verifier.lab.TrialSession."""
+    """A lab session: see verifier.lab.vm.TrialSession."""
 
     def run_default(self, beside: LabPolicy | None = None) -> Sample: ...
 
@@ -40,7 +40,7 @@ class Runs(Protocol):
 
 
 class Lab(Protocol):
-    """See verifier.lab.VmLab."""
+    """See verifier.lab.vm.VmLab."""
 
     def session(self, workload: WorkloadCommand) -> AbstractContextManager[Runs]: ...
 
@@ -72,7 +72,7 @@ class Notebook(Protocol):
 
 
 class Decision(Protocol):
-    """See agents.mending.Decision."""
+    """See agents.repair.Decision."""
 
     @property
     def mended(self) -> CandidatePolicy | None: ...
@@ -82,7 +82,7 @@ class Decision(Protocol):
 
 
 class Mender(Protocol):
-    """See agents.mending.ModelMender."""
+    """See agents.repair.ModelMender."""
 
     def after_gate(self, candidate: CandidatePolicy, report: VerificationReport) -> Decision: ...
 

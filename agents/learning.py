@@ -1,7 +1,7 @@
 """The Learning agent: turns what was measured into verdicts, lessons and antipatterns, and decides whether to go on.
 
 `learn` and `best` are rules. `conclude` has a model put into words what the trials teach; a verdict, a promotion or an
-antipattern never follows from its words. May import: agents.{session,schemas,summaries,claims} and schedagent.core.
+antipattern never follows from its words.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from agents.claims import without_claims
 from agents.schemas import Reflected
 from agents.session import ModelSession
 from agents.summaries import meaning_text, tried_text
-from schedagent.core.judge import failed
-from schedagent.core.lesson import Antipattern, Insight, Meaning
-from schedagent.core.policy import CandidatePolicy, PolicyInfo
-from schedagent.core.trial import Outcome, Verdict
+from schedagent.core.policies.policy import CandidatePolicy, PolicyInfo
+from schedagent.core.trials.judge import failed
+from schedagent.core.trials.lesson import Antipattern, Insight, Meaning
+from schedagent.core.trials.trial import Outcome, Verdict
 from schedagent.core.verification import GateStatus, VerificationReport
 
 

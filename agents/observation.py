@@ -2,8 +2,7 @@
 
 `build_profile` and everything below it is pure: it turns one recorded run into tables, a classification and the
 sentences that carry the evidence. Command names never decide; only shapes and measured times do. `interpret` has a
-model put it into words, which stand beside the numbers. May import: agents.{session,schemas,summaries,claims} and
-schedagent.core. The lab is a Protocol that the composition root fills.
+model put it into words, which stand beside the numbers. The lab is a Protocol that the composition root fills.
 """
 
 from __future__ import annotations
@@ -19,10 +18,10 @@ from agents.schemas import Described
 from agents.session import ModelSession
 from agents.summaries import profile_text, workload_text
 from schedagent.core.errors import SetupError
-from schedagent.core.identity import cmdline_identity, comm_identity, stable_arguments
-from schedagent.core.lesson import Meaning
-from schedagent.core.trial import Hardware, Sample
-from schedagent.core.workload import (
+from schedagent.core.policies.identity import cmdline_identity, comm_identity, stable_arguments
+from schedagent.core.trials.lesson import Meaning
+from schedagent.core.trials.trial import Hardware, Sample
+from schedagent.core.trials.workload import (
     CommandStats,
     Observation,
     TaskRecord,

@@ -1,8 +1,7 @@
 """Planning: ask the repository what is known, let rules or a model decide, and accept only candidates that can exist.
 
-`propose` asks the rules of agents/offline.py; `propose_with_model` asks a model for proposals, has the workshop make
-candidates of them, and tells the model once which could not be made. May import: agents.{session,schemas,summaries,
-claims,shown} and schedagent.core.
+`propose` asks the rules of agents/planner/rules.py; `propose_with_model` asks a model for proposals, has the policy
+builder make candidates of them, and tells the model once which could not be made.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from agents import shown
+from agents import plain_text as shown
 from agents.claims import without_claims
 from agents.schemas import Planned, Proposed, one_line
 from agents.session import ModelSession, answered, in_short
@@ -26,11 +25,11 @@ from agents.summaries import (
     workload_text,
 )
 from schedagent.core.errors import PolicyError, UsageError
-from schedagent.core.lesson import Antipattern, Insight, Lesson, Meaning
-from schedagent.core.policy import CandidatePolicy, Plan, PolicyInfo
-from schedagent.core.proposal import Proposal
-from schedagent.core.trial import Hardware, Verdict
-from schedagent.core.workload import WorkloadCommand, WorkloadProfile
+from schedagent.core.policies.policy import CandidatePolicy, Plan, PolicyInfo
+from schedagent.core.policies.proposal import Proposal
+from schedagent.core.trials.lesson import Antipattern, Insight, Lesson, Meaning
+from schedagent.core.trials.trial import Hardware, Verdict
+from schedagent.core.trials.workload import WorkloadCommand, WorkloadProfile
 
 
 class LessonStore(Protocol):
@@ -42,7 +41,7 @@ class LessonStore(Protocol):
 
 
 class Planner(Protocol):
-    """Decides what to try next; see agents.offline.plan for the arguments."""
+    """Decides what to try next; see agents.planner.rules.plan for the arguments."""
 
     def __call__(
         self,
@@ -117,7 +116,7 @@ def check_candidate(candidate: CandidatePolicy, library: Mapping[str, PolicyInfo
 
 
 class Workshop(Protocol):
-    """Makes candidates; see agents.workshop.Workshop."""
+    """Makes candidates; see agents.planner.builder.Workshop."""
 
     def make(self, proposal: Proposal, profile: WorkloadProfile) -> CandidatePolicy: ...
 

@@ -2,7 +2,7 @@
 
 These are the untrusted edge: what comes back is a model's. Texts become one short line of printable characters here,
 so that nothing in them can steer a terminal or flood a report. Whether a proposal can be made, and whether evidence was
-measured, is decided behind this edge. May import: schedagent.core.
+measured, is decided behind this edge.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, Field, WithJsonSchema
 
-from schedagent.core.proposal import Proposal, Way
-from schedagent.core.spec_reader import spec_schema
+from schedagent.core.policies.proposal import Proposal, Way
+from schedagent.core.policies.spec_reader import spec_schema
 
 LONGEST_LINE = 600
 """Characters of a sentence that are kept."""

@@ -2,7 +2,6 @@
 
 An agent asks and gets a checked answer, or None. None means: go on without a model. Why is noted beside the run, so
 that the report tells it. An endpoint that is lost, or a budget that is spent, is not asked again in this process.
-May import: agents.{model,budget,calling,fences,exchange,prompts,schemas,shown}, schedagent.core.
 """
 
 from __future__ import annotations
@@ -12,19 +11,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from agents.budget import Budget
-from agents.calling import Tool
-from agents.exchange import Json, Role
-from agents.fences import Fence
+from agents.llm.budget import Budget
+from agents.llm.calling import Tool
+from agents.llm.exchange import Json, Role
+from agents.llm.fences import Fence
+from agents.plain_text import short
 from agents.prompts import prompt
 from agents.schemas import one_line
-from agents.shown import short
 from schedagent.core.errors import BudgetSpent, EndpointError, ModelError, SetupError
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from agents.model import Model
+    from agents.llm.model import Model
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +37,7 @@ T = TypeVar("T", bound="BaseModel")
 
 
 class Notes(Protocol):
-    """Where it is kept what happened: agents.transcript.Transcript."""
+    """Where it is kept what happened: agents.llm.transcript.Transcript."""
 
     def note(self, role: Role, iteration: int, text: str) -> None:
         """Keep one sentence."""

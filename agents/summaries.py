@@ -2,21 +2,20 @@
 
 The same records always give the same text, so that a resumed run asks what it asked before. Numbers are rounded to what
 the measurements can tell. Everything here is data in a prompt and goes there inside fences.
-May import: agents.shown and schedagent.core.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from agents import shown
-from agents.shown import short
-from schedagent.core.lesson import Antipattern, Insight, Lesson, Meaning
-from schedagent.core.policy import CandidatePolicy, PolicyInfo
+from agents import plain_text as shown
+from agents.plain_text import short
+from schedagent.core.policies.policy import CandidatePolicy, PolicyInfo
 from schedagent.core.rules import RULES
-from schedagent.core.trial import Hardware, Outcome, Verdict
+from schedagent.core.trials.lesson import Antipattern, Insight, Lesson, Meaning
+from schedagent.core.trials.trial import Hardware, Outcome, Verdict
+from schedagent.core.trials.workload import CommandStats, WorkloadCommand, WorkloadProfile
 from schedagent.core.verification import Finding, GateResult, Severity, VerificationReport
-from schedagent.core.workload import CommandStats, WorkloadCommand, WorkloadProfile
 
 COMMANDS = 6
 SPLIT = 4

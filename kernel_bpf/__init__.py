@@ -1,4 +1,11 @@
-"""The kernel side: libbpf over ctypes, sched_ext control, compiling BPF, process events, and the policy library.
+"""The kernel side: loading and compiling BPF, the policy library, and what can be observed of tasks.
 
-May import: schedagent.core. No other package may use ctypes for BPF.
+No other package may use ctypes for BPF.
+
+May import: schedagent.core.
 """
+
+from pathlib import Path
+
+BPF = Path(__file__).resolve().parent / "bpf"
+"""The BPF C: `include` (the shared headers), `policies` and `specs`."""

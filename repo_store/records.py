@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from schedagent.core.lesson import Lesson
-from schedagent.core.trial import Hardware
-from schedagent.core.workload import WorkloadClass, WorkloadCommand
+from schedagent.core.trials.lesson import Lesson
+from schedagent.core.trials.trial import Hardware
+from schedagent.core.trials.workload import WorkloadClass, WorkloadCommand
 
 
 class RunStatus(StrEnum):

@@ -23,12 +23,12 @@ from repo_store.tables import (
     VerdictRow,
     VerificationRow,
 )
-from schedagent.core.lesson import Antipattern, Insight, Lesson
-from schedagent.core.policy import CandidatePolicy, Plan, PolicyInfo
-from schedagent.core.proposal import MadePolicy, Way
-from schedagent.core.trial import Block, Hardware, Outcome, Sample, Verdict
+from schedagent.core.policies.policy import CandidatePolicy, Plan, PolicyInfo
+from schedagent.core.policies.proposal import MadePolicy, Way
+from schedagent.core.trials.lesson import Antipattern, Insight, Lesson
+from schedagent.core.trials.trial import Block, Hardware, Outcome, Sample, Verdict
+from schedagent.core.trials.workload import WorkloadCommand
 from schedagent.core.verification import VerificationReport
-from schedagent.core.workload import WorkloadCommand
 
 Pairs = tuple[tuple[str, int], ...]
 Numbers = tuple[tuple[int, int], ...]

@@ -12,8 +12,8 @@ from sqlalchemy.orm import Session
 from repo_store.codec import from_json
 from repo_store.records import PolicyMatch
 from repo_store.tables import CandidateRow, PolicyRow, RunRow, VerdictRow
-from schedagent.core.trial import Outcome
-from schedagent.core.workload import WorkloadCommand
+from schedagent.core.trials.trial import Outcome
+from schedagent.core.trials.workload import WorkloadCommand
 
 INDEX_TABLE = "policy_search"
 CREATE_INDEX = (

@@ -19,12 +19,12 @@ from schedagent.core.recommendation import (
     Baseline,
     Kind,
     Look,
-    Measured,
     Progress,
     Recommendation,
     Standing,
 )
-from schedagent.core.workload import WorkloadCommand
+from schedagent.core.trials.workload import WorkloadCommand
+from schedagent.core.welch import Spread
 
 MOST_LOOKS = 50_000
 """Of one subject, whatever the retention: about 20 MB."""
@@ -32,7 +32,7 @@ MOST_RECOMMENDATIONS = 1000
 _OLDEST_FIRST = (RequestRow.asked_at, RequestRow.number)
 _ALIVE = (Progress.QUEUED, Progress.RUNNING, Progress.KEEPING)
 _Shares = dict[str, float]
-_Measures = dict[str, Measured]
+_Measures = dict[str, Spread]
 _Values = dict[str, Any]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from schedagent.core.workload import WorkloadProfile
+from schedagent.core.trials.workload import WorkloadProfile
 
 _OTHER_KIND = 2.0
 """Distance between two kinds of work, in the unit of the figures: factors of e, or a whole machine."""

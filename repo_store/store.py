@@ -40,12 +40,12 @@ from repo_store.tables import (
 )
 from schedagent.core.approval import Decision, Request
 from schedagent.core.errors import NameTaken, PolicyError, RepositoryError, UsageError
-from schedagent.core.lesson import Antipattern, Insight, Lesson, Meaning
-from schedagent.core.policy import CandidatePolicy, Plan, PolicyInfo
-from schedagent.core.proposal import MadePolicy
-from schedagent.core.trial import Block, Hardware, Outcome, Verdict
+from schedagent.core.policies.policy import CandidatePolicy, Plan, PolicyInfo
+from schedagent.core.policies.proposal import MadePolicy
+from schedagent.core.trials.lesson import Antipattern, Insight, Lesson, Meaning
+from schedagent.core.trials.trial import Block, Hardware, Outcome, Verdict
+from schedagent.core.trials.workload import WorkloadCommand, WorkloadProfile
 from schedagent.core.verification import VerificationReport
-from schedagent.core.workload import WorkloadCommand, WorkloadProfile
 
 _COMPARED_RUNS = 200
 """Profiles that are looked at for similar ones: reading one of a large build takes milliseconds."""

@@ -1,7 +1,4 @@
-"""What a repository holds in figures, read without ever writing to it: for those who watch, not for those who run.
-
-May import: schedagent.core.
-"""
+"""What a repository holds in figures, read without ever writing to it: for those who watch, not for those who run."""
 
 from __future__ import annotations
 
@@ -29,7 +26,7 @@ from repo_store.tables import (
     VerificationRow,
 )
 from schedagent.core.recommendation import MACHINE, Progress, Standing
-from schedagent.core.trial import Outcome
+from schedagent.core.trials.trial import Outcome
 from schedagent.core.verification import GateStatus
 
 CONCLUSIVE = (Outcome.BETTER, Outcome.WORSE, Outcome.NO_DIFFERENCE)

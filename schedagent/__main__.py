@@ -1,5 +1,5 @@
 """`python -m schedagent` is `schedagent`."""
 
-from schedagent.cli import main
+from schedagent.cli.app import main
 
 main()

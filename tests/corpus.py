@@ -13,20 +13,20 @@ import sys
 import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from kernel_bpf.library import load_library, policy_from_file
-from schedagent.core.policy import CandidatePolicy, PolicyInfo
+from kernel_bpf.policies.library import load_library, policy_from_file
+from schedagent.core.policies.policy import CandidatePolicy, PolicyInfo
 from schedagent.core.rules import COMPILE, GATES, LOGIC, RULES, SOURCE
 from schedagent.core.settings import load_settings
 from schedagent.core.verification import GateStatus, Severity, VerificationReport
-from schedagent.wiring import open_local_verifier
+from schedagent.run.opening import open_local_verifier
+from tests.support.paths import FIXTURES
 from verifier.pipeline import Verifier
 
-POLICIES = Path(__file__).resolve().parent / "fixtures" / "policies"
+POLICIES = FIXTURES / "policies"
 STATIC = (SOURCE, COMPILE, LOGIC)
 
 

@@ -21,14 +21,15 @@ from typing import Any
 
 from rich.console import Console
 
-from agents.transcript import transcript_path
-from kernel_bpf.library import load_library
+from agents.llm.transcript import transcript_path
+from kernel_bpf.policies.library import load_library
 from schedagent.core.settings import load_settings
-from schedagent.report import render
-from tests.model_server import ModelServer
+from schedagent.report.run_report import render
+from tests.support.model_server import ModelServer
+from tests.support.paths import FIXTURES
 
-WORKLOAD = Path(__file__).parent / "fixtures" / "cproject"
-PROGRAM = [sys.executable, "-c", "from schedagent.cli import main; main()"]
+WORKLOAD = FIXTURES / "cproject"
+PROGRAM = [sys.executable, "-c", "from schedagent.cli.app import main; main()"]
 PARENT = "local_steal"
 FOUND, NOTHING_BETTER = 0, 3
 

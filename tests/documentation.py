@@ -16,12 +16,12 @@ import yaml
 from schedagent.core.rules import RULES
 from schedagent.metrics.catalog import FAMILIES
 from tests.corpus import load_corpus
-from tests.fault_matrix import FAULTS as FAULT_CELLS
-from tests.fault_matrix import OUTCOMES, REAL, STEPS
+from tests.support.fault_matrix import FAULTS as FAULT_CELLS
+from tests.support.fault_matrix import OUTCOMES, REAL, STEPS
+from tests.support.paths import ROOT
 from verifier.proving.prove import ORACLES
 
-ROOT = Path(__file__).resolve().parents[1]
-FAULTS = ROOT / "tests" / "unit" / "test_schedagentd_faults.py"
+FAULTS = ROOT / "tests" / "unit" / "schedagentd" / "test_schedagentd_faults.py"
 
 
 def rules_table() -> str:

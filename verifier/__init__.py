@@ -1,4 +1,4 @@
-"""The Execution Verifier: ordered gates over a candidate policy, the micro-VM they run in, and the token signer.
+"""The Execution Verifier: the ordered gates a candidate passes (`pipeline`), cached reports and the token signer.
 
-May import: kernel_bpf (to compile and read objects) and schedagent.core.
+May import: kernel_bpf, schedagent.core.
 """

@@ -17,11 +17,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
-from kernel_bpf.source import read_source
-from kernel_bpf.target import KernelTarget, enum_values, features
-from schedagent.core.artifact import PolicyArtifact
+from kernel_bpf.build.source import read_source
+from kernel_bpf.build.target import KernelTarget, enum_values, features
 from schedagent.core.errors import BpfError, KernelRejected, PolicyError, UsageError, VmLost
-from schedagent.core.policy import CandidatePolicy, PolicyInfo
+from schedagent.core.policies.artifact import PolicyArtifact
+from schedagent.core.policies.policy import CandidatePolicy, PolicyInfo
 from schedagent.core.rules import ATTACH, COMPILE, GATES, KERNEL, LOGIC, OVERHEAD, PROVING, RULES, SOURCE
 from schedagent.core.token import Scope, digest_inputs
 from schedagent.core.verification import (
@@ -35,14 +35,14 @@ from schedagent.core.verification import (
     Verified,
 )
 from verifier import ejection, submission
-from verifier.bytecode_checks import check_logic
-from verifier.kept import KeptReports, digest_subject, verifier_version
-from verifier.lab import LabPolicy
+from verifier.lab.vm import LabPolicy
+from verifier.logic.checks import check_logic
 from verifier.microvm import jobs
-from verifier.object_reader import read_object
+from verifier.object.reader import read_object
 from verifier.proving.prove import PHASES, Depth
+from verifier.report_cache import KeptReports, digest_subject, verifier_version
 from verifier.signer import Signer
-from verifier.source_checks import check_source
+from verifier.source.checks import check_source
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ STATIC_GATES = (SOURCE, COMPILE, LOGIC)
 
 
 class Cell(Protocol):
-    """Where one policy is loaded and proved; verifier.lab.Cell is the real one."""
+    """Where one policy is loaded and proved; verifier.lab.vm.Cell is the real one."""
 
     def load(self) -> jobs.LoadAnswer: ...
 

@@ -6,12 +6,12 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from kernel_bpf.compile import compile_policy
-from kernel_bpf.target import KernelTarget
-from schedagent.core.artifact import PolicyArtifact
+from kernel_bpf.build.compile import compile_policy
+from kernel_bpf.build.target import KernelTarget
 from schedagent.core.errors import PolicyError
-from schedagent.core.policy import PolicyInfo, Tunable
-from verifier.object_reader import read_object
+from schedagent.core.policies.artifact import PolicyArtifact
+from schedagent.core.policies.policy import PolicyInfo, Tunable
+from verifier.object.reader import read_object
 
 OBJECT_LIMIT_BYTES = 16 << 20
 

@@ -1,4 +1,7 @@
-"""What each agent is told of its task: one Markdown file for each, of the agent's name. May import: nothing."""
+"""What each agent is told about its task: one Markdown file per agent, under its name.
+
+May import: nothing of ours.
+"""
 
 from __future__ import annotations
 

@@ -21,8 +21,8 @@ from typing import Any
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from schedagent.core import proc
 from schedagent.core.errors import SetupError
+from schedagent.core.process import proc
 
 ROOT = Path(__file__).resolve().parents[2]
 OURS = ("schedagent", "agents", "verifier", "repo_store", "kernel_bpf")

@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from schedagent.core import proc
 from schedagent.core.errors import SetupError
+from schedagent.core.process import proc
 
 log = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from deploy.setup import completions, environment, host, manuals
 from deploy.setup.environment import ROOT
 from schedagent.core.errors import SetupError
-from schedagent.core.making import exit_status
+from schedagent.core.process.making import exit_status
 
 log = logging.getLogger(__name__)
 

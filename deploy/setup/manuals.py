@@ -20,7 +20,8 @@ from typing import Any
 import typer
 
 from deploy.setup.environment import ROOT
-from schedagent import __version__, cli
+from schedagent import __version__
+from schedagent.cli import app as cli
 from schedagent.core.settings import Settings, variables
 
 PROGRAM = "schedagent"

@@ -19,10 +19,10 @@ from pathlib import Path
 from deploy.setup.environment import MINOR, ROOT
 from deploy.setup.installation import STATE, Entry, Place, entries, install
 from schedagent import __version__
-from schedagent.core import proc
 from schedagent.core.errors import SetupError
-from schedagent.core.making import exit_status
-from verifier.packages import REQUIRED, Requirement, requirement
+from schedagent.core.process import proc
+from schedagent.core.process.making import exit_status
+from schedagent.setup.packages import REQUIRED, Requirement, requirement
 
 log = logging.getLogger(__name__)
 

@@ -1,6 +1,7 @@
-"""The ground floor: the frozen types that flow between stages, the errors, and the pure statistics.
+"""The ground floor: the frozen types that flow between stages, settings, errors, tokens, and the door to processes.
 
-May import: the standard library (and, lazily inside functions, numpy, scipy, cryptography). Nothing of ours.
-Everything else may import it. `identity`, `errors`, `policy` and `trial` also run inside the micro-VM,
-so their import must stay cheap.
+`errors` and what `policies` and `trials` hold also run inside the micro-VM, so their import must stay cheap; numpy,
+scipy and cryptography are imported inside functions.
+
+May import: nothing of ours.
 """

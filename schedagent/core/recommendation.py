@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from schedagent.core.workload import WorkloadCommand
+from schedagent.core.trials.workload import WorkloadCommand
+from schedagent.core.welch import Spread
 
 
 class Kind(StrEnum):
@@ -75,15 +76,6 @@ ENDED = "(ended)"
 
 
 @dataclass(frozen=True)
-class Measured:
-    """How many values, their mean and their standard deviation."""
-
-    count: int
-    mean: float
-    deviation: float
-
-
-@dataclass(frozen=True)
 class Baseline:
     """What is usual for a subject.
 
@@ -97,7 +89,7 @@ class Baseline:
     subject: str
     since: float
     until: float
-    measures: Mapping[str, Measured]
+    measures: Mapping[str, Spread]
     mix: Mapping[str, float]
 
 

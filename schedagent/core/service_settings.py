@@ -10,7 +10,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from schedagent.core.workload import Goal, WorkloadCommand
+from schedagent.core.trials.workload import Goal, WorkloadCommand
 
 Accept = Callable[[Any], Any]
 

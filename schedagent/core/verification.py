@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from schedagent.core.artifact import PolicyArtifact
+from schedagent.core.policies.artifact import PolicyArtifact
 from schedagent.core.rules import RULES, Rule
 
 
@@ -128,7 +128,7 @@ class KernelResult:
         release: of that kernel.
         status: passed, failed or skipped (its VM was lost twice).
         detail: why it failed.
-        programs: per program, the figures of kernel_bpf.bpf_object.BpfObject.verifier_stats.
+        programs: per program, the figures of kernel_bpf.load.bpf_object.BpfObject.verifier_stats.
     """
 
     release: str

@@ -1,5 +1,6 @@
 """The Prometheus exporter: what it tells (`catalog`), where it looks (the parts), and how it is asked (`server`).
 
-Parts look when they are scraped, change nothing, and fail one by one. May import: everything of ours below
-schedagent.cli, and prometheus_client, which nobody else imports.
+Parts look when they are scraped, change nothing, and fail one by one.
+
+May import: schedagent.client, agents.llm, repo_store, kernel_bpf, schedagent.core.
 """

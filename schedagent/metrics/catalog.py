@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from enum import Enum
 
-from kernel_bpf.library import POLICIES as POLICY_FOLDER
+from kernel_bpf.policies.library import POLICIES as POLICY_FOLDER
 from repo_store.records import RunStatus
 from repo_store.totals import FAILED, INCOMPLETE, PASSED
 from schedagent import __version__
-from schedagent.core.proposal import Way
+from schedagent.core.deployment import End, Stage
+from schedagent.core.policies.proposal import Way
 from schedagent.core.recommendation import Kind as Recommended
 from schedagent.core.recommendation import Progress, Standing
 from schedagent.core.rules import GATES
 from schedagent.core.settings import AGENTS
-from schedagent.core.trial import Outcome
+from schedagent.core.trials.trial import Outcome
 from schedagent.core.verification import GateStatus
 from schedagent.metrics.family import OTHER, Family, Kind
-from schedagent.schedagentd.deployment import End, Stage
 
 PREFIX = "schedagent_"
 

@@ -1,4 +1,4 @@
-"""All parts together, as prometheus_client collects them. May import: its neighbours and schedagent.core."""
+"""All parts together, as prometheus_client collects them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pathlib import Path
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector, CollectorRegistry
 
-from agents.budget import Budget
+from agents.llm.budget import Budget
 from repo_store.totals import RepositoryReader
 from schedagent import __version__
+from schedagent.client.daemon import SOCKET, DaemonClient
 from schedagent.core.errors import SchedagentError
 from schedagent.core.settings import Settings
-from schedagent.daemon_client import SOCKET, DaemonClient
 from schedagent.metrics import catalog
 from schedagent.metrics.catalog import FAMILIES
 from schedagent.metrics.family import Labels

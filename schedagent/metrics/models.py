@@ -1,7 +1,4 @@
-"""What models were asked and what that cost, out of the transcripts of all runs; each line is read once.
-
-May import: agents.transcript and agents.budget, repo_store, schedagent.core.
-"""
+"""What models were asked and what that cost, out of the transcripts of all runs; each line is read once."""
 
 from __future__ import annotations
 
@@ -10,8 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from agents.budget import BudgetLimits, UsageRecord
-from agents.transcript import read_usage, transcript_path
+from agents.llm.budget import BudgetLimits, UsageRecord
+from agents.llm.transcript import read_usage, transcript_path
 from repo_store.totals import RepositoryReader
 from schedagent.metrics import catalog
 from schedagent.metrics.family import Labels

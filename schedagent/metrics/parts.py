@@ -1,7 +1,4 @@
-"""Where the exporter looks: each part reads one source when it is scraped, and says what it found by family.
-
-May import: the readers of schedagentd, kernel_bpf and repo_store, and schedagent.core.
-"""
+"""Where the exporter looks: each part reads one source when it is scraped, and says what it found by family."""
 
 from __future__ import annotations
 
@@ -11,16 +8,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from kernel_bpf.sched_ext import SYSFS, kernel_state
+from kernel_bpf.load.sched_ext import SYSFS, kernel_state
 from repo_store.totals import RepositoryReader, RepositoryTotals
+from schedagent.client.daemon import DaemonClient
+from schedagent.core.deployment import End
 from schedagent.core.errors import SetupError
-from schedagent.daemon_client import DaemonClient
+from schedagent.core.welch import DELAY, METRIC, PRESSURE, SHARE
 from schedagent.metrics import catalog
 from schedagent.metrics.catalog import member, word
 from schedagent.metrics.family import OTHER, Family, Histogram, Labels, Values
 from schedagent.metrics.run_queue import RunQueue
-from schedagent.schedagentd.breaker import DELAY, METRIC, PRESSURE, SHARE
-from schedagent.schedagentd.deployment import End
 
 Readings = dict[Family, Values]
 

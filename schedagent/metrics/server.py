@@ -1,7 +1,4 @@
-"""The exporter over HTTP, on a socket that is there already: the process itself may be unable to make one.
-
-May import: prometheus_client, schedagent.core.
-"""
+"""The exporter over HTTP, on a socket that is there already: the process itself may be unable to make one."""
 
 from __future__ import annotations
 

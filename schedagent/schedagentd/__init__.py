@@ -4,6 +4,7 @@
                             │  └──► record (SQLite: intent before, confirmation after)
                             └─ admission (token, refusals), breaker (when to stop)
 
-May import: schedagent.core, kernel_bpf.sched_ext, kernel_bpf.running and the standard library. No model, no compiler,
-no network, no shell, no process of its own; a test holds the list of its modules.
+No model, no compiler, no network, no shell, no process of its own; a test holds the list of its modules.
+
+May import: kernel_bpf.load, kernel_bpf.observe, schedagent.core.
 """

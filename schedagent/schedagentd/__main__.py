@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from schedagent.core.errors import SchedagentError, UsageError
-from schedagent.core.listener import activated, group_id, listen
+from schedagent.core.process.listener import activated, group_id, listen
+from schedagent.core.process.systemd import Notifier
 from schedagent.core.settings import activated_descriptors, service_watch
 from schedagent.core.trusted import load_trusted
 from schedagent.schedagentd.config import CONFIG, Config, load_config
@@ -18,7 +19,6 @@ from schedagent.schedagentd.kernel import HostKernel, Kernel
 from schedagent.schedagentd.record import Record
 from schedagent.schedagentd.rollout import Rollout
 from schedagent.schedagentd.server import Gate, Server
-from schedagent.schedagentd.systemd import Notifier
 
 log = logging.getLogger("schedagent.schedagentd")
 

@@ -1,15 +1,12 @@
-"""What must hold before a policy is loaded. Pure but for what it is told of the kernel.
-
-May import: schedagent.core, its neighbours deployment, kernel and record.
-"""
+"""What must hold before a policy is loaded. Pure but for what it is told of the kernel."""
 
 from __future__ import annotations
 
 from collections.abc import Container, Iterable
 
+from schedagent.core.deployment import Order
 from schedagent.core.errors import Refused, TokenError
 from schedagent.core.token import DeploymentToken, Scope, check
-from schedagent.schedagentd.deployment import Order
 from schedagent.schedagentd.kernel import Kernel, named, stop_hint
 
 

@@ -1,31 +1,35 @@
-"""The circuit breaker: when a running policy has to go. Pure: it is told what was seen, and says why or nothing.
-
-May import: kernel_bpf.sched_ext's types, schedagent.core, its neighbours deployment and tasks.
-"""
+"""The circuit breaker: when a running policy has to go. Pure: it is told what was seen, and says why or nothing."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from kernel_bpf.exit_info import ExitInfo
-from kernel_bpf.sched_ext import KernelState
-from schedagent.schedagentd.deployment import Better, End, Spread
-from schedagent.schedagentd.tasks import Sample
+from kernel_bpf.load.exit_info import ExitInfo
+from kernel_bpf.load.sched_ext import KernelState
+from kernel_bpf.observe.tasks import Sample
+from schedagent.core.deployment import End
+from schedagent.core.welch import (
+    DELAY,
+    DELAY_FLOOR_S,
+    METRIC,
+    PRESSURE,
+    PRESSURE_FLOOR,
+    SHARE,
+    WORSE_RATIO,
+    Better,
+    Measure,
+    Spread,
+    spread,
+    surely_worse,
+)
 
 ERROR_EVENTS = ("SCX_EV_SELECT_CPU_FALLBACK", "SCX_EV_DISPATCH_LOCAL_DSQ_OFFLINE", "SCX_EV_INSERT_NOT_OWNED")
 """Counters that say the policy did what the kernel had to mend (kernel/sched/ext_internal.h)."""
 
 STALL_KIND = 1026  # SCX_EXIT_ERROR_STALL
 SUSPENDED_S = 0.5
-LEAST_SAMPLES = 12
-_T = 2.72
-"""One-sided 99 % quantile of Student's t with 11 degrees of freedom, the fewest that Welch's test has for two times 12
-samples. It is looked at repeatedly and the samples are not independent, so what counts as worse must also be so three
-times in a row."""
-TIMES_IN_A_ROW = 3
 
 
 @dataclass(frozen=True)
@@ -42,9 +46,9 @@ class Bounds:
     """
 
     error_events_per_s: float = 100.0
-    worse_ratio: float = 0.5
-    delay_floor_s: float = 0.002
-    pressure_floor: float = 0.1
+    worse_ratio: float = WORSE_RATIO
+    delay_floor_s: float = DELAY_FLOOR_S
+    pressure_floor: float = PRESSURE_FLOOR
     share_floor: float = 0.1
     metric_ratio: float = 0.1
     starvation_s: float = 3.0
@@ -108,7 +112,8 @@ def _of_counters(first: Reading, before: Reading, now: Reading, bounds: Bounds) 
     return End.ERROR_EVENTS, f"{count / elapsed_s:.0f} a second, more than {bounds.error_events_per_s:g}"
 
 
-DELAY, PRESSURE, SHARE, METRIC = "run_queue_delay_s", "pressure", "cpu_share", "metric"
+END_OF = {DELAY: End.RUN_QUEUE_DELAY, PRESSURE: End.PRESSURE, SHARE: End.CPU_SHARE, METRIC: End.METRIC}
+"""How a deployment ends under which this became worse."""
 CPU_USED, TURNS = "cpu_used", "turns_per_s"
 
 
@@ -136,47 +141,19 @@ def intervals(samples: Sequence[Sample]) -> dict[str, list[float]]:
     return found
 
 
-def spread(values: Sequence[float]) -> Spread:
-    """Summarise; a deviation of fewer than two values is 0."""
-    count = len(values)
-    if not count:
-        return Spread(0, 0.0, 0.0)
-    mean = sum(values) / count
-    squares = sum((value - mean) ** 2 for value in values)
-    return Spread(count, mean, math.sqrt(squares / (count - 1)) if count > 1 else 0.0)
-
-
 def summarise(samples: Sequence[Sample], metric: Sequence[float] = ()) -> dict[str, Spread]:
     """Return the spreads of `intervals`, and of the workload's own metric if there is any."""
     told = intervals(samples) | ({METRIC: list(metric)} if metric else {})
     return {name: spread(values) for name, values in told.items()}
 
 
-@dataclass(frozen=True)
-class Measure:
-    """Something that may be worse than it was.
-
-    Args:
-        ratio, floor: how much worse it may be, as a part of the baseline and at least.
-        unit: for people.
-        better: which way.
-    """
-
-    name: str
-    end: End
-    ratio: float
-    floor: float
-    unit: str = ""
-    better: Better = Better.LOWER
-
-
 def measures(bounds: Bounds, better: Better | None) -> tuple[Measure, ...]:
     """Return what is judged. CPU_USED and TURNS are told only: less of them may be an idle hour as well as a fault."""
-    own = (Measure(METRIC, End.METRIC, bounds.metric_ratio, 0.0, better=better),) if better else ()
+    own = (Measure(METRIC, bounds.metric_ratio, 0.0, better=better),) if better else ()
     return (
-        Measure(DELAY, End.RUN_QUEUE_DELAY, bounds.worse_ratio, bounds.delay_floor_s, " s"),
-        Measure(PRESSURE, End.PRESSURE, bounds.worse_ratio, bounds.pressure_floor),
-        Measure(SHARE, End.CPU_SHARE, bounds.worse_ratio, bounds.share_floor, better=Better.HIGHER),
+        Measure(DELAY, bounds.worse_ratio, bounds.delay_floor_s, " s"),
+        Measure(PRESSURE, bounds.worse_ratio, bounds.pressure_floor),
+        Measure(SHARE, bounds.worse_ratio, bounds.share_floor, better=Better.HIGHER),
         *own,
     )
 
@@ -188,18 +165,5 @@ def judge_spreads(baseline: Mapping[str, Spread], now: Mapping[str, Spread], jud
         before, after = baseline.get(measure.name, nothing), now.get(measure.name, nothing)
         if surely_worse(after, before, measure):
             unit = measure.unit
-            return measure.end, f"{after.mean:.4g}{unit} on average, {before.mean:.4g}{unit} before it"
+            return END_OF[measure.name], f"{after.mean:.4g}{unit} on average, {before.mean:.4g}{unit} before it"
     return None
-
-
-def surely_worse(now: Spread, before: Spread, measure: Measure) -> bool:
-    """Whether the mean is beyond the bound (Welch's t, the bound being as uncertain as the baseline's mean), with 99 %
-    confidence; never with fewer than LEAST_SAMPLES on either side."""
-    if min(now.count, before.count) < LEAST_SAMPLES:
-        return False
-    # What is better higher may become as many times smaller as what is better lower may become greater.
-    lower, size = measure.better is Better.LOWER, abs(before.mean)
-    allowed = max(size * measure.ratio if lower else size - size / (1 + measure.ratio), measure.floor)
-    worse = now.mean - before.mean if lower else before.mean - now.mean
-    error = math.sqrt(now.deviation**2 / now.count + before.deviation**2 / before.count)
-    return worse - allowed > _T * error

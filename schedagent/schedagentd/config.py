@@ -1,7 +1,4 @@
-"""What the administrator may choose: /etc/schedagent/schedagentd.toml.
-
-May import: schedagent.core and its neighbours breaker and deployment.
-"""
+"""What the administrator may choose: /etc/schedagent/schedagentd.toml."""
 
 from __future__ import annotations
 
@@ -12,9 +9,10 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from schedagent.core.deployment import Stage
 from schedagent.core.errors import UsageError
-from schedagent.schedagentd.breaker import LEAST_SAMPLES, Bounds
-from schedagent.schedagentd.deployment import Stage
+from schedagent.core.welch import LEAST_SAMPLES
+from schedagent.schedagentd.breaker import Bounds
 
 CONFIG = Path("/etc/schedagent/schedagentd.toml")
 AUTO, NOT_ON_EXIT = "auto", "not_on_exit"

@@ -6,7 +6,6 @@ Always in this order, so that whatever ends this process between two steps can b
 
 What was not pinned ends with this process, and only what proved itself is ever pinned. Taking a policy away never waits
 for the record: a full disk must not keep a bad one in charge.
-May import: schedagent.core and its neighbours admission, breaker, config, deployment, kernel, record, tasks.
 """
 
 from __future__ import annotations
@@ -17,15 +16,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from kernel_bpf.observe.tasks import Sample
+from schedagent.core.deployment import Deployment, End, Order, Phase, Stage, Where
 from schedagent.core.errors import BpfError, RecordError, Refused, SchedagentError
 from schedagent.core.token import DeploymentToken
+from schedagent.core.welch import LEAST_SAMPLES, Spread
 from schedagent.schedagentd.admission import check_machine, check_token
-from schedagent.schedagentd.breaker import LEAST_SAMPLES, Reading, summarise
+from schedagent.schedagentd.breaker import Reading, summarise
 from schedagent.schedagentd.config import Config
-from schedagent.schedagentd.deployment import Deployment, End, Order, Phase, Spread, Stage, Where
 from schedagent.schedagentd.kernel import Kernel, Loaded, Watching, named, stop_hint, told
 from schedagent.schedagentd.record import Record
-from schedagent.schedagentd.tasks import Sample
 
 log = logging.getLogger(__name__)
 

@@ -1,7 +1,4 @@
-"""The kernel as the roll-out sees it: a small protocol, and the real one behind it.
-
-May import: kernel_bpf.sched_ext, kernel_bpf.running, schedagent.core, its neighbours deployment and tasks.
-"""
+"""The kernel as the roll-out sees it: a small protocol, and the real one behind it."""
 
 from __future__ import annotations
 
@@ -11,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from kernel_bpf.exit_info import ExitInfo
-from kernel_bpf.running import core_scheduled_process, running_build_id, running_release
-from kernel_bpf.sched_ext import KernelState, LoadedPolicy, kernel_state
+from kernel_bpf.load.exit_info import ExitInfo
+from kernel_bpf.load.running import core_scheduled_process, running_build_id, running_release
+from kernel_bpf.load.sched_ext import KernelState, LoadedPolicy, kernel_state
+from kernel_bpf.observe import tasks
+from kernel_bpf.observe.tasks import Sample, Watch
+from schedagent.core.deployment import Order, Tree, Where
 from schedagent.core.errors import BpfError, SchedagentError
-from schedagent.schedagentd import tasks
-from schedagent.schedagentd.deployment import Order, Tree, Where
-from schedagent.schedagentd.tasks import Sample, Watch
 
 PINS = Path("/sys/fs/bpf/schedagent")
 """One folder for each pinned deployment, by its number."""

@@ -1,7 +1,7 @@
 """What may be asked for over the socket: one JSON object on one line, of exactly these fields and types.
 
 An untrusted edge: nothing unknown is taken, nothing is converted. By hand, because pydantic would cost more memory than
-all the rest of schedagentd. May import: schedagent.core and its neighbour deployment.
+all the rest of schedagentd.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from schedagent.core.deployment import Order, Stage
 from schedagent.core.errors import UsageError
-from schedagent.schedagentd.deployment import Better, Order, Stage
+from schedagent.core.welch import Better
 
 VERSION = 1
 LONGEST_QUESTION = 4096

@@ -2,7 +2,6 @@
 
 Each change is one durable transaction together with the event that tells it. A file that is damaged is moved aside and
 kept; since it knew which tokens were used, no token that was valid before that moment is accepted afterwards.
-May import: schedagent.core, its neighbour deployment, and the standard library.
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
+from schedagent.core.deployment import Deployment, End, Event, Phase
 from schedagent.core.errors import RecordError, SetupError
 from schedagent.core.token import CLOCK_SKEW_S, DeploymentToken
-from schedagent.schedagentd.deployment import Deployment, End, Event, Phase
 
 FILE = "record.sqlite"
 KEPT_EVENTS = 10_000

@@ -1,7 +1,4 @@
-"""The roll-out: what may be asked for, and what time brings: stages, leases, probation and the circuit breaker.
-
-May import: schedagent.core and its neighbours admission, breaker, config, deployment, driver, kernel.
-"""
+"""The roll-out: what may be asked for, and what time brings: stages, leases, probation and the circuit breaker."""
 
 from __future__ import annotations
 
@@ -10,13 +7,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from kernel_bpf.sched_ext import KernelState
+from kernel_bpf.load.sched_ext import KernelState
+from schedagent.core.deployment import Deployment, End, Order, Phase, Stage, Tree
 from schedagent.core.errors import BpfError, RecordError, Refused, SchedagentError
 from schedagent.core.token import read_signed
+from schedagent.core.welch import METRIC, TIMES_IN_A_ROW, Better, Spread
 from schedagent.schedagentd.admission import check_machine
-from schedagent.schedagentd.breaker import METRIC, TIMES_IN_A_ROW, judge_reading, judge_spreads, measures
+from schedagent.schedagentd.breaker import judge_reading, judge_spreads, measures
 from schedagent.schedagentd.config import NOT_ON_EXIT
-from schedagent.schedagentd.deployment import Better, Deployment, End, Order, Phase, Spread, Stage, Tree
 from schedagent.schedagentd.driver import Active, Driver, Measuring, Pending
 from schedagent.schedagentd.kernel import named, stop_hint, told
 

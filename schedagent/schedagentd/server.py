@@ -3,7 +3,6 @@
 One thread, because everything that changes the kernel must happen one after the other anyway; a request that is being
 loaded makes the others wait for a second or so. A mistake in here ends the process, and with it what is not pinned: the
 kernel's own safety net is better than one of ours.
-May import: schedagent.core and its neighbours.
 """
 
 from __future__ import annotations
@@ -20,7 +19,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from schedagent.core.errors import Refused, SchedagentError, UsageError
-from schedagent.core.listener import Peer, peer_of
+from schedagent.core.process.listener import Peer, peer_of
+from schedagent.core.process.systemd import Notifier
 from schedagent.schedagentd.messages import (
     CHANGES,
     LONGEST_QUESTION,
@@ -37,7 +37,6 @@ from schedagent.schedagentd.messages import (
     read_request,
 )
 from schedagent.schedagentd.rollout import Rollout
-from schedagent.schedagentd.systemd import Notifier
 
 log = logging.getLogger(__name__)
 

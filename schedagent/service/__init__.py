@@ -1,10 +1,9 @@
 """The agent service, `schedagent daemon`: unprivileged, it watches this machine, recommends, and does what it may.
 
-Purpose of each module: `looking` measures, `drift` says what is usual and what is not any more, `findings` makes
-recommendations of that and of finished runs, `limits` says what may be begun now, `acting` carries recommendations
-out (the lab through the wiring, the host through schedagentd), `keeping` renews the leases of what was deployed, `loop`
-ties them together. `drift` and `limits` are pure.
+`reading` measures, `drift` says what is usual and what is no longer, `findings` makes recommendations from that and
+from finished runs, `limits` says what may begin now, `acting` carries recommendations out (the lab through `run`, the
+host through schedagentd), `keeping` renews the leases of what was deployed, `loop` ties them together. `drift` and
+`limits` are pure.
 
-May import: schedagent.core, repo_store, agents, kernel_bpf; of schedagent the wiring, the approvals, the client of
-schedagentd, and of schedagentd what it measures and judges with (tasks, breaker, deployment, systemd).
+May import: schedagent.run, schedagent.approval, schedagent.client, repo_store, kernel_bpf.observe, schedagent.core.
 """

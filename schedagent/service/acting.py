@@ -16,31 +16,24 @@ from typing import Any, Protocol
 
 from repo_store.records import RunStatus
 from repo_store.store import PolicyRepository, new_run_id
-from schedagent.approval import winner
+from schedagent.approval.approvals import winner
+from schedagent.approval.handover import handover
+from schedagent.client.daemon import DaemonClient
 from schedagent.core import token
 from schedagent.core.approval import Stage
-from schedagent.core.artifact import PolicyArtifact
 from schedagent.core.errors import PolicyError, SchedagentError, UsageError
-from schedagent.core.judge import TrialRules
-from schedagent.core.policy import CandidatePolicy
+from schedagent.core.policies.artifact import PolicyArtifact
+from schedagent.core.policies.policy import CandidatePolicy
 from schedagent.core.recommendation import ApplyRequest, Kind, Progress, Recommendation, Standing
 from schedagent.core.service_settings import ServiceSettings
 from schedagent.core.settings import Settings
+from schedagent.core.trials.judge import TrialRules
+from schedagent.core.trials.workload import WorkloadCommand
 from schedagent.core.verification import VerificationReport
-from schedagent.core.workload import WorkloadCommand
-from schedagent.daemon_client import DaemonClient
-from schedagent.handover import handover
-from schedagent.options import RunOptions
-from schedagent.progress import Reporter
-from schedagent.wiring import (
-    only_one,
-    open_repository,
-    open_run_library,
-    open_verifier,
-    resume_run,
-    start_run,
-)
-from schedagent.workbench import ToldReporter
+from schedagent.run.lifecycle import only_one, resume_run, start_run
+from schedagent.run.opening import open_repository, open_run_library, open_verifier
+from schedagent.run.options import RunOptions
+from schedagent.run.progress import LineReporter, Reporter
 
 Report = dict[str, Any]
 
@@ -201,7 +194,7 @@ def _running_already(client: DaemonClient, digest: str, tunables: dict[str, int]
 
 
 def work(send: Callable[[bytes], None], settings: Settings, number: int) -> None:
-    """Carry a request out in a process of its own (verifier.worker.Child); what it tells comes as JSON lines."""
+    """Carry a request out in a process of its own (core.process.child); what it tells comes as JSON lines."""
     with open_repository(settings) as repository:
         carry(send, settings, repository, WiredLab(settings), number)
 
@@ -215,7 +208,7 @@ def carry(
         send(json.dumps({"step": text}).encode() + b"\n")
 
     try:
-        Hands(settings, repository, lab, time.time).carry_out(number, ToldReporter(tell))
+        Hands(settings, repository, lab, time.time).carry_out(number, LineReporter(tell))
         told = {"ended": "done"}
     except SchedagentError as error:
         told = {"ended": str(error)}

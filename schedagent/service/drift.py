@@ -4,34 +4,35 @@ Every interval in which a subject was busy gives three numbers: mean run-queue d
 that some task waited for a CPU (PSI), and how far its mix of commands is from the baseline's. The distance between two
 mixes is the total variation distance of the parts of CPU time: 0 for the same, 1 if they have no command in common.
 
-All three are judged as schedagentd judges what it deployed (schedagentd/breaker.py: Welch's t, one-sided, 99 %): the
+All three are judged as schedagentd judges what it deployed (core/welch.py: Welch's t, one-sided, 99 %): the
 mean of the last intervals must be above the baseline's by a margin, surely, and be so three looks in a row. Only the
 margin of the mix is our own. Less waiting than usual is no drift: there is nothing to mend.
 
 Simulated over 2000 looks without a change, at a standard deviation of half the mean: no false alarm at neighbouring
 intervals that are independent or correlated by 0.5. A tripled wait is seen within 36 busy intervals
-(tests/unit/test_drift.py repeats both).
+(tests/unit/service/test_drift.py repeats both).
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
-from schedagent.core.recommendation import Baseline, Look, Measured
-from schedagent.schedagentd.breaker import (
+from schedagent.core.recommendation import Baseline, Look
+from schedagent.core.welch import (
     DELAY,
+    DELAY_FLOOR_S,
     LEAST_SAMPLES,
     PRESSURE,
+    PRESSURE_FLOOR,
     TIMES_IN_A_ROW,
-    Bounds,
+    WORSE_RATIO,
     Measure,
-    measures,
+    Spread,
     spread,
     surely_worse,
 )
-from schedagent.schedagentd.deployment import End, Spread
 
 MIX = "command_mix"
 MIX_FLOOR = 0.25
@@ -40,8 +41,8 @@ BUSY_SHARE = 0.01
 """An interval counts if its tasks used at least this part of one CPU: an idle cgroup says nothing about waiting."""
 RECENT = LEAST_SAMPLES
 
-_WAITING = tuple(one for one in measures(Bounds(), None) if one.name in (DELAY, PRESSURE))
-_ALL = (*_WAITING, Measure(MIX, End.METRIC, Bounds().worse_ratio, MIX_FLOOR))  # nothing is ended for it
+_WAITING = (Measure(DELAY, WORSE_RATIO, DELAY_FLOOR_S), Measure(PRESSURE, WORSE_RATIO, PRESSURE_FLOOR))
+_ALL = (*_WAITING, Measure(MIX, WORSE_RATIO, MIX_FLOOR))
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,8 @@ class Drift:
     """
 
     measure: str
-    now: Measured
-    before: Measured
+    now: Spread
+    before: Spread
 
     def __str__(self) -> str:
         if self.measure == MIX:
@@ -73,7 +74,7 @@ def busy(looks: Iterable[Look]) -> list[Look]:
 def make_baseline(looks: Sequence[Look]) -> Baseline:
     """Return what is usual by these busy intervals of one subject, oldest first; there must be one at least."""
     mix = mix_of(looks)
-    found = {name: _measured(spread(values)) for name, values in _values(looks, mix).items()}
+    found = {name: spread(values) for name, values in _values(looks, mix).items()}
     return Baseline(looks[0].subject, looks[0].at, looks[-1].at, found, mix)
 
 
@@ -101,9 +102,9 @@ def drifts(baseline: Baseline, looks: Sequence[Look], judged: Iterable[Measure] 
     now = {name: spread(values) for name, values in _values(looks, baseline.mix).items()}
     found = []
     for measure in judged:
-        before, after = _spread(baseline.measures[measure.name]), now[measure.name]
+        before, after = baseline.measures[measure.name], now[measure.name]
         if surely_worse(after, before, measure):
-            found.append(Drift(measure.name, _measured(after), _measured(before)))
+            found.append(Drift(measure.name, after, before))
     return found
 
 
@@ -114,8 +115,8 @@ def worse(baseline: Baseline, looks: Sequence[Look]) -> list[Drift]:
 
 def waits_much(baseline: Baseline, bound_s: float) -> bool:
     """Whether the usual wait for a turn is surely above a bound in seconds."""
-    usual = _spread(baseline.measures[DELAY])
-    return surely_worse(usual, Spread(usual.count, bound_s, 0.0), Measure(DELAY, End.RUN_QUEUE_DELAY, 0.0, 0.0))
+    usual = baseline.measures[DELAY]
+    return surely_worse(usual, Spread(usual.count, bound_s, 0.0), Measure(DELAY, 0.0, 0.0))
 
 
 class InARow:
@@ -137,11 +138,3 @@ def _values(looks: Iterable[Look], mix: Mapping[str, float]) -> dict[str, list[f
         found[PRESSURE].append(look.pressure)
         found[MIX].append(distance(shares(look.commands), mix))
     return found
-
-
-def _measured(one: Spread) -> Measured:
-    return Measured(**asdict(one))
-
-
-def _spread(one: Measured) -> Spread:
-    return Spread(**asdict(one))

@@ -10,12 +10,12 @@ from datetime import UTC, datetime
 
 from repo_store.records import RunRecord, RunStatus
 from repo_store.store import PolicyRepository
-from schedagent.approval import deployment, winner
+from schedagent.approval.approvals import deployment, winner
 from schedagent.core import token
 from schedagent.core.recommendation import Baseline, Kind, Recommendation, Standing, recommendation_id
 from schedagent.core.service_settings import ServiceSettings, WatchedWorkload
-from schedagent.core.workload import Goal, WorkloadCommand
-from schedagent.schedagentd.breaker import DELAY
+from schedagent.core.trials.workload import Goal, WorkloadCommand
+from schedagent.core.welch import DELAY
 from schedagent.service.drift import Drift, distance, shares
 from schedagent.service.limits import DAY_S, latest_slot, slot_s
 

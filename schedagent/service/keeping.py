@@ -11,10 +11,10 @@ from dataclasses import replace
 from typing import Any
 
 from repo_store.service_records import ServiceRecords
+from schedagent.client.daemon import DaemonClient
 from schedagent.core.errors import RepositoryError, SchedagentError
 from schedagent.core.recommendation import ApplyRequest, Progress, Standing
 from schedagent.core.service_settings import STAGES, ServiceSettings
-from schedagent.daemon_client import DaemonClient
 from schedagent.service.drift import RECENT, InARow, busy, worse
 
 log = logging.getLogger(__name__)

@@ -23,17 +23,17 @@ from typing import Any, Protocol
 
 from repo_store.store import PolicyRepository
 from schedagent.core.errors import RepositoryError, SchedagentError, SetupError, UsageError
+from schedagent.core.process.child import Child
+from schedagent.core.process.systemd import Notifier
 from schedagent.core.recommendation import ApplyRequest, Kind, Look, Progress, Recommendation, Standing
 from schedagent.core.service_settings import Mode
 from schedagent.core.settings import Settings, service_watch, writable
-from schedagent.schedagentd.systemd import Notifier
+from schedagent.run.lifecycle import only_one
 from schedagent.service.acting import work
 from schedagent.service.drift import RECENT, InARow, busy, drifts, make_baseline, mix_of, waits_much
 from schedagent.service.findings import Findings
 from schedagent.service.keeping import Keeper
 from schedagent.service.limits import DAY_S, may_begin
-from schedagent.wiring import only_one
-from verifier.worker import Child
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ Work = Callable[[Callable[[bytes], None], Settings, int], None]
 
 
 class Looks(Protocol):
-    """See schedagent.service.looking.Looker."""
+    """See schedagent.service.reading.Looker."""
 
     def look(self) -> list[Look]: ...
 
@@ -243,7 +243,10 @@ class Service:
         """Have another process carry a request out; cancelling this stops it."""
         log.info("request %d: carrying out recommendation %s", request.number, request.recommendation_id)
         with tempfile.TemporaryDirectory(prefix="schedagent-request-") as folder:
-            child = Child(self._work, (self._settings, request.number), Path(folder), _is_last, GRACE_S)
+            task = f"carries out request {request.number}"
+            child = Child(
+                self._work, (self._settings, request.number), Path(folder), _is_last, task=task, grace_s=GRACE_S
+            )
             try:
                 async with aclosing(child.answers()) as lines:
                     async for line in lines:
@@ -324,9 +327,9 @@ def serve(settings: Settings, stop_on: Callable[[asyncio.Event], Any]) -> None:
         UsageError: another one runs.
         RepositoryError: the repository cannot be used.
     """
-    from schedagent.daemon_client import DaemonClient
-    from schedagent.service.looking import Looker
-    from schedagent.wiring import open_repository
+    from schedagent.client.daemon import DaemonClient
+    from schedagent.run.opening import open_repository
+    from schedagent.service.reading import Looker
 
     async def live() -> None:
         stop = asyncio.Event()

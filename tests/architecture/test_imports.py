@@ -1,40 +1,46 @@
-"""The import rules of ARCHITECTURE.md, checked on the syntax tree, so that lazy imports count too."""
+"""The import rules: what each package's docstring allows, and no circle; lazy imports and TYPE_CHECKING count."""
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from fnmatch import fnmatch
-from pathlib import Path
+from graphlib import CycleError, TopologicalSorter
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.support.paths import ROOT
+
 OURS = ("schedagent", "agents", "verifier", "repo_store", "kernel_bpf")
 SOURCES = sorted(path.relative_to(ROOT).as_posix() for package in OURS for path in (ROOT / package).rglob("*.py"))
 
-LAYERS = {
-    "schedagent.core": ("schedagent.core",),
-    "kernel_bpf": ("kernel_bpf", "schedagent.core"),
-    "repo_store": ("repo_store", "schedagent.core"),
-    "verifier": ("verifier", "kernel_bpf", "schedagent.core"),
-    "agents": ("agents", "verifier", "repo_store", "kernel_bpf", "schedagent.core"),
-    "schedagent.schedagentd": ("schedagent.schedagentd", "kernel_bpf", "schedagent.core"),
-    "schedagent.service": (
-        *("schedagent.service", "agents", "verifier", "repo_store", "kernel_bpf", "schedagent.core"),
-        *(
-            "schedagent.wiring",
-            "schedagent.approval",
-            "schedagent.handover",
-            "schedagent.options",
-            "schedagent.progress",
-            "schedagent.workbench",
-        ),
-        *("schedagent.daemon_client", "schedagent.schedagentd.tasks", "schedagent.schedagentd.breaker"),
-        *("schedagent.schedagentd.deployment", "schedagent.schedagentd.systemd"),
-    ),
-    "schedagent": OURS,
-}
+
+def module_of(path: str) -> str:
+    """Return the dotted name of a file."""
+    return path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+MODULES = frozenset(map(module_of, SOURCES))
+
+
+def may_import() -> dict[str, tuple[str, ...]]:
+    """Return which of our packages each package may import, as the docstring of its `__init__` says.
+
+    A package without such a line is bound by that of the package around it; its own modules it may import always.
+    """
+    allowed = {}
+    for path in SOURCES:
+        if not path.endswith("/__init__.py"):
+            continue
+        text = ast.get_docstring(ast.parse((ROOT / path).read_text(encoding="utf-8"))) or ""
+        if match := re.search(r"^May import: ([\w., ]+)\.$", text, re.MULTILINE):
+            package = module_of(path)
+            allowed[package] = (package, *(() if match[1] == "nothing of ours" else match[1].split(", ")))
+    return allowed
+
+
+LAYERS = may_import()
 """Which of our packages a package may import; the longest matching key decides."""
 
 AGENT_NODES = ("agents.observation", "agents.planning", "agents.execution", "agents.learning")
@@ -44,17 +50,17 @@ CONFINED = {
     "alembic": ("repo_store/*",),
     "ctypes": ("kernel_bpf/*",),
     "pyroute2": ("kernel_bpf/*",),
-    "langgraph": ("schedagent/graph.py", "schedagent/state.py", "schedagent/wiring.py"),
-    "langchain_openai": ("agents/model.py",),
-    "langchain_core": ("agents/model.py",),
-    "openai": ("agents/model.py",),
-    "mcp": ("schedagent/mcp_server.py",),
-    "mcp_types": ("schedagent/mcp_server.py",),
-    "uvicorn": ("schedagent/mcp_server.py",),
-    "starlette": ("schedagent/mcp_server.py",),
-    "anyio": ("schedagent/mcp_server.py", "schedagent/errand.py"),
-    "prometheus_client": ("schedagent/metrics/*.py", "schedagent/metrics_cli.py"),
-    "langsmith": ("agents/model.py", "schedagent/wiring.py"),
+    "langgraph": ("schedagent/run/graph.py", "schedagent/run/state.py", "schedagent/run/lifecycle.py"),
+    "langchain_openai": ("agents/llm/model.py",),
+    "langchain_core": ("agents/llm/model.py",),
+    "openai": ("agents/llm/model.py",),
+    "mcp": ("schedagent/mcp/server.py",),
+    "mcp_types": ("schedagent/mcp/server.py",),
+    "uvicorn": ("schedagent/mcp/server.py",),
+    "starlette": ("schedagent/mcp/server.py",),
+    "anyio": ("schedagent/mcp/server.py", "schedagent/mcp/slow_call.py"),
+    "prometheus_client": ("schedagent/metrics/*.py", "schedagent/cli/metrics.py"),
+    "langsmith": ("agents/llm/model.py", "schedagent/run/lifecycle.py"),
 }
 """Outside libraries and the only files that may import them."""
 
@@ -67,28 +73,29 @@ PROCESS_STARTERS = {
     "pty": {"spawn", "fork"},
     "asyncio": {"create_subprocess_exec", "create_subprocess_shell"},
 }
-PROCESS_DOOR = ("schedagent/core/proc.py", *INSIDE_THE_VM)
+PROCESS_DOOR = ("schedagent/core/process/proc.py", *INSIDE_THE_VM)
 ENVIRONMENT_DOOR = ("schedagent/core/settings.py", *INSIDE_THE_VM)
-PRINTERS = ("schedagent/cli.py",)
+PRINTERS = ("schedagent/cli/app.py",)
 
 
 def violations(path: str, source: str) -> list[str]:
     """Return what the file at `path` (relative to the root) does against the rules."""
     tree = ast.parse(source, path)
-    package = path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+    package = module_of(path)
     imported = list(_imported(tree, path))
     found = [problem for module in imported for problem in _import_problems(path, package, module)]
     return found + list(_use_problems(path, tree))
 
 
 def _imported(tree: ast.AST, path: str) -> Iterator[str]:
-    """Yield the dotted name of every import; names imported from a package count as possible modules."""
+    """Yield the dotted name of every imported module; of ours, what is no module is a name in its package."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             base = _absolute(node, path)
-            yield from (f"{base}.{alias.name}" for alias in node.names)
+            names = [f"{base}.{alias.name}" for alias in node.names]
+            yield from (base if base in MODULES and name not in MODULES else name for name in names)
 
 
 def _absolute(node: ast.ImportFrom, path: str) -> str:
@@ -101,7 +108,7 @@ def _absolute(node: ast.ImportFrom, path: str) -> str:
 def _import_problems(path: str, package: str, module: str) -> Iterator[str]:
     if module.partition(".")[0] in OURS:
         layer = max((key for key in LAYERS if _within(package, key)), key=len)
-        if not any(_within(module, allowed) for allowed in LAYERS[layer]):
+        if not any(_within(module, allowed) for allowed in LAYERS[layer]) and not _within(package, module):
             yield f"{layer} may not import {module}"
         if any(
             _within(module, node) and _within(package, own)
@@ -120,7 +127,7 @@ def _use_problems(path: str, tree: ast.AST) -> Iterator[str]:
         used = _dotted_use(node)
         for module, names in used:
             if names & PROCESS_STARTERS.get(module, set()) and not _matches(path, PROCESS_DOOR):
-                yield f"line {node.lineno}: processes are started through schedagent.core.proc only"
+                yield f"line {node.lineno}: processes are started through schedagent.core.process.proc only"
             if module == "os" and names & {"environ", "environb", "getenv"} and not _matches(path, ENVIRONMENT_DOOR):
                 yield f"line {node.lineno}: the environment is read in schedagent.core.settings only"
         if _is_print(node) and not _matches(path, PRINTERS):
@@ -150,6 +157,73 @@ def _matches(path: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatch(path, pattern) for pattern in patterns)
 
 
+def import_graph(changed: Mapping[str, str] = {}) -> dict[str, set[str]]:
+    """Return which of our modules imports which, lazily or not.
+
+    Args:
+        changed: sources by path that stand for those on the disk.
+    """
+    graph = {}
+    for path in SOURCES:
+        source = changed.get(path) or (ROOT / path).read_text(encoding="utf-8")
+        graph[module_of(path)] = {name for name in _imported(ast.parse(source), path) if name in MODULES}
+    return graph
+
+
+def package_graph(graph: Mapping[str, set[str]]) -> dict[str, set[str]]:
+    """Return which of our packages imports from which, but for a package and those inside it: these are one room."""
+    packages = {module_of(path) for path in SOURCES if path.endswith("/__init__.py")}
+    home = {module: module if module in packages else module.rpartition(".")[0] for module in graph}
+    between: dict[str, set[str]] = {package: set() for package in home.values()}
+    for module, imported in graph.items():
+        here = home[module]
+        between[here] |= {
+            home[name] for name in imported if not _within(home[name], here) and not _within(here, home[name])
+        }
+    return between
+
+
+def circle(graph: Mapping[str, set[str]]) -> list[str]:
+    """Return one circle of a graph, empty if it has none."""
+    try:
+        TopologicalSorter({node: after - {node} for node, after in graph.items()}).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def test_no_module_imports_itself_in_a_circle() -> None:
+    assert circle(import_graph()) == []
+
+
+def test_no_package_imports_itself_in_a_circle() -> None:
+    assert circle(package_graph(import_graph())) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "added"),
+    [
+        ("verifier/logic/walk/terms.py", "def f():\n    from verifier.logic.walk import facts\n"),
+        ("schedagent/cli/common.py", "from schedagent.cli.optimize import show_report\n"),
+        ("repo_store/codec.py", "if TYPE_CHECKING:\n    from repo_store.store import PolicyRepository\n"),
+    ],
+)
+def test_a_circle_inside_a_package_is_found(path: str, added: str) -> None:
+    changed = {path: (ROOT / path).read_text(encoding="utf-8") + added}
+    assert module_of(path) in circle(import_graph(changed))
+
+
+def test_a_circle_of_packages_is_found() -> None:
+    path = "schedagent/report/model_use.py"
+    changed = {path: "from schedagent.run.options import RunOptions"}
+    assert {"schedagent.report", "schedagent.run"} <= set(circle(package_graph(import_graph(changed))))
+
+
+def test_every_package_says_what_it_may_import() -> None:
+    packages = {module_of(path) for path in SOURCES if path.endswith("/__init__.py") and "migrations" not in path}
+    assert packages == set(LAYERS)
+
+
 def test_every_package_is_looked_at() -> None:
     assert {path.split("/")[0] for path in SOURCES} == set(OURS)
 
@@ -163,8 +237,12 @@ def test_file_keeps_the_rules(path: str) -> None:
     ("path", "source", "expected"),
     [
         ("schedagent/core/x.py", "import verifier.pipeline", "schedagent.core may not import verifier.pipeline"),
-        ("schedagent/core/x.py", "from schedagent import graph", "schedagent.core may not import schedagent.graph"),
-        ("kernel_bpf/x.py", "from repo_store.store import Store", "kernel_bpf may not import repo_store.store.Store"),
+        (
+            "schedagent/core/x.py",
+            "from schedagent.run import graph",
+            "schedagent.core may not import schedagent.run.graph",
+        ),
+        ("kernel_bpf/x.py", "from repo_store.store import Store", "kernel_bpf may not import repo_store.store"),
         (
             "schedagent/schedagentd/x.py",
             "import verifier.pipeline",
@@ -173,56 +251,60 @@ def test_file_keeps_the_rules(path: str) -> None:
         (
             "schedagent/service/x.py",
             "from schedagent.schedagentd.kernel import HostKernel",
-            "schedagent.service may not import schedagent.schedagentd.kernel.HostKernel",
+            "schedagent.service may not import schedagent.schedagentd.kernel",
         ),
         ("repo_store/x.py", "def f():\n    import kernel_bpf", "repo_store may not import kernel_bpf"),
-        ("verifier/x.py", "from schedagent.wiring import build", "verifier may not import schedagent.wiring.build"),
-        ("verifier/microvm/x.py", "from ...agents import tools", "verifier may not import agents.tools"),
-        ("agents/tools.py", "import schedagent.cli", "agents may not import schedagent.cli"),
+        (
+            "verifier/x.py",
+            "from schedagent.run.lifecycle import build",
+            "verifier may not import schedagent.run.lifecycle",
+        ),
+        ("verifier/microvm/x.py", "from ...agents import tools", "verifier.microvm may not import agents.tools"),
+        ("agents/tools/catalog.py", "import schedagent.cli.app", "agents.tools may not import schedagent.cli.app"),
         ("agents/planning.py", "from agents import learning", "agents never import each other: agents.learning"),
-        ("agents/planning.py", "from .execution import f", "agents never import each other: agents.execution.f"),
-        ("agents/tools.py", "import sqlalchemy.orm", "only repo_store/* may import sqlalchemy"),
-        ("agents/tools.py", "from mcp.server import Server", "only schedagent/mcp_server.py may import mcp"),
-        ("schedagent/mcp_cli.py", "def f():\n    import uvicorn", "only schedagent/mcp_server.py may import uvicorn"),
+        ("agents/planning.py", "from .execution import f", "agents never import each other: agents.execution"),
+        ("agents/tools/catalog.py", "import sqlalchemy.orm", "only repo_store/* may import sqlalchemy"),
+        ("agents/tools/catalog.py", "from mcp.server import Server", "only schedagent/mcp/server.py may import mcp"),
+        ("schedagent/cli/mcp.py", "def f():\n    import uvicorn", "only schedagent/mcp/server.py may import uvicorn"),
         ("verifier/x.py", "from ctypes import CDLL", "only kernel_bpf/* may import ctypes"),
         ("verifier/x.py", "def f():\n    import pyroute2", "only kernel_bpf/* may import pyroute2"),
         (
             "agents/planning.py",
             "from langchain_openai import ChatOpenAI",
-            "only agents/model.py may import langchain_openai",
+            "only agents/llm/model.py may import langchain_openai",
         ),
         (
-            "agents/conversation.py",
+            "agents/llm/conversation.py",
             "def f():\n    import langchain_core.messages",
-            "only agents/model.py may import langchain_core",
+            "only agents/llm/model.py may import langchain_core",
         ),
         (
             "verifier/x.py",
             "import subprocess\nsubprocess.run(['ls'])",
-            "line 2: processes are started through schedagent.core.proc only",
+            "line 2: processes are started through schedagent.core.process.proc only",
         ),
         (
             "verifier/x.py",
             "from subprocess import Popen",
-            "line 1: processes are started through schedagent.core.proc only",
+            "line 1: processes are started through schedagent.core.process.proc only",
         ),
         (
-            "agents/tools.py",
+            "agents/tools/catalog.py",
             "import os\nos.system('ls')",
-            "line 2: processes are started through schedagent.core.proc only",
+            "line 2: processes are started through schedagent.core.process.proc only",
         ),
         (
-            "agents/tools.py",
+            "agents/tools/catalog.py",
             "import os\nos.environ['A']",
             "line 2: the environment is read in schedagent.core.settings only",
         ),
         (
-            "agents/tools.py",
+            "agents/tools/catalog.py",
             "import os\nos.getenv('A')",
             "line 2: the environment is read in schedagent.core.settings only",
         ),
         ("verifier/x.py", "from os import environ", "line 1: the environment is read in schedagent.core.settings only"),
-        ("schedagent/report.py", "print('x')", "line 1: only the command line prints"),
+        ("schedagent/report/run_report.py", "print('x')", "line 1: only the command line prints"),
     ],
 )
 def test_rules_fire(path: str, source: str, expected: str) -> None:
@@ -230,21 +312,21 @@ def test_rules_fire(path: str, source: str, expected: str) -> None:
 
 
 def test_langgraph_is_confined() -> None:
-    [problem] = violations("schedagent/cli.py", "from langgraph.graph import StateGraph")
+    [problem] = violations("schedagent/cli/app.py", "from langgraph.graph import StateGraph")
     assert problem.endswith("may import langgraph")
 
 
 @pytest.mark.parametrize(
     ("path", "source"),
     [
-        ("schedagent/wiring.py", "import langgraph.graph, agents.planning, repo_store.store, verifier.lab"),
-        ("agents/planning.py", "from agents import schemas\nfrom agents.model import Model"),
+        ("schedagent/run/lifecycle.py", "import langgraph.graph, agents.planning, repo_store.store, verifier.lab.vm"),
+        ("agents/planning.py", "from agents import schemas\nfrom agents.llm.model import Model"),
         ("verifier/microvm/guest.py", "import os\nos.environ['A']\nos.fork()"),
         (
             "verifier/x.py",
             "import subprocess\ndef f(p: subprocess.Popen[bytes]):\n    raise subprocess.TimeoutExpired('a', 1)",
         ),
-        ("schedagent/cli.py", "print('x')"),
+        ("schedagent/cli/app.py", "print('x')"),
         ("schedagent/core/settings.py", "import os\nos.environ"),
     ],
 )

@@ -11,16 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from kernel_bpf.compile import compile_policy
-from kernel_bpf.compose import compose
-from kernel_bpf.library import policy_from_file
+from kernel_bpf.build.compile import compile_policy
+from kernel_bpf.policies.compose import compose
+from kernel_bpf.policies.library import policy_from_file
 from schedagent.core.errors import CompileError
+from schedagent.core.policies.spec import PolicySpec
 from schedagent.core.settings import load_settings
-from schedagent.core.spec import PolicySpec
-from schedagent.wiring import open_local_verifier
+from schedagent.run.opening import open_local_verifier
 from tests.corpus import Entry, complaint, judge
 from tests.mutation.__main__ import newest_target
-from tests.specs import drawn
+from tests.support.random_specs import drawn
 
 pytestmark = pytest.mark.bench
 

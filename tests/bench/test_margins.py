@@ -7,13 +7,13 @@ from collections import defaultdict
 
 import pytest
 
-from kernel_bpf.compile import compile_policy
-from kernel_bpf.library import load_library
-from kernel_bpf.target import prepare_target
-from schedagent.core.policy import CandidatePolicy
+from kernel_bpf.build.compile import compile_policy
+from kernel_bpf.build.target import prepare_target
+from kernel_bpf.policies.library import load_library
+from schedagent.core.policies.policy import CandidatePolicy
 from schedagent.core.settings import load_settings
-from schedagent.wiring import open_lab
-from verifier.lab import LabPolicy
+from schedagent.run.opening import open_lab
+from verifier.lab.vm import LabPolicy
 from verifier.proving.prove import ORACLES, Depth
 
 pytestmark = [pytest.mark.bench, pytest.mark.vm, pytest.mark.timeout(1800)]

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from schedagent.metrics.run_queue import RunQueue
+from tests.support.paths import ROOT
 
 pytestmark = [pytest.mark.bench, pytest.mark.timeout(180)]
 
-ROOT = Path(__file__).parents[2]
 SCRAPES = 10
 APART_S = 1.5
 IDLE_S = 30

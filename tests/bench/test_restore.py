@@ -6,9 +6,9 @@ import statistics
 
 import pytest
 
-from schedagent import doctor
 from schedagent.core.settings import load_settings
-from schedagent.wiring import open_lab
+from schedagent.run.opening import open_lab
+from schedagent.setup import doctor
 
 pytestmark = [pytest.mark.bench, pytest.mark.vm]
 

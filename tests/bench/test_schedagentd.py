@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from schedagent.client.daemon import DaemonClient
 from schedagent.core.errors import SetupError
-from schedagent.daemon_client import DaemonClient
+from tests.support.paths import ROOT
 
 pytestmark = [pytest.mark.bench, pytest.mark.timeout(120)]
 
-ROOT = Path(__file__).parents[2]
 IDLE_S = 30
 MOST_RSS_KIB = 45 * 1024
 MOST_CPU = 0.001

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from schedagent.schedagentd.tasks import Threads
-from schedagent.service.looking import Looker
+from kernel_bpf.observe.tasks import Threads
+from schedagent.service.reading import Looker
+from tests.support.paths import ROOT
 
 pytestmark = [pytest.mark.bench, pytest.mark.timeout(180)]
 
-ROOT = Path(__file__).parents[2]
 IDLE_S = 60
 MOST_US_A_THREAD = 200
 MOST_CPU = 0.01

@@ -16,16 +16,16 @@ from pathlib import Path
 
 import pytest
 
-from kernel_bpf.library import policy_from_file
-from schedagent.core.judge import TrialRules, judge, precise_enough
-from schedagent.core.policy import CandidatePolicy
+from kernel_bpf.policies.library import policy_from_file
+from schedagent.core.policies.policy import CandidatePolicy
 from schedagent.core.settings import load_settings
-from schedagent.core.trial import Outcome, Verdict
-from schedagent.core.workload import WorkloadCommand
-from schedagent.wiring import open_lab, open_verifier
-from verifier.lab import LabPolicy, TrialSession
+from schedagent.core.trials.judge import TrialRules, judge, precise_enough
+from schedagent.core.trials.trial import Outcome, Verdict
+from schedagent.core.trials.workload import WorkloadCommand
+from schedagent.run.opening import open_lab, open_verifier
+from tests.support.paths import FIXTURES
+from verifier.lab.vm import LabPolicy, TrialSession
 
-FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 TRIALS = 20
 SHORT_MS, LONG_MS, SHORTS = 200, 1400, 9
 

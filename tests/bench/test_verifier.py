@@ -12,10 +12,10 @@ import time
 
 import pytest
 
-from kernel_bpf.library import load_library
-from schedagent.core.policy import CandidatePolicy
+from kernel_bpf.policies.library import load_library
+from schedagent.core.policies.policy import CandidatePolicy
 from schedagent.core.settings import load_settings
-from schedagent.wiring import open_local_verifier
+from schedagent.run.opening import open_local_verifier
 from verifier.pipeline import Verifier
 
 pytestmark = pytest.mark.bench

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from schedagent.core.rules import GATES
+from tests.support.paths import FIXTURES
 
-FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 PROGRAM = [sys.executable, "-m", "schedagent"]
 
 pytestmark = [pytest.mark.vm, pytest.mark.e2e, pytest.mark.timeout(900)]

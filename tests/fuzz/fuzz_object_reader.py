@@ -1,4 +1,4 @@
-"""Coverage-guided fuzzing of verifier.object_reader; HACKING.md says how to run it. Never part of CI.
+"""Coverage-guided fuzzing of verifier.object.reader; HACKING.md says how to run it. Never part of CI.
 
 Whatever the bytes: a BpfImage that keeps its promises or a PolicyError, soon and in little memory.
 """
@@ -13,11 +13,11 @@ from pathlib import Path
 import atheris
 
 ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "unit")]
+sys.path.insert(0, str(ROOT))
 
 with atheris.instrument_imports(include=["verifier"]):
-    import elf_parts as elf
-    from object_promises import read_or_refuse
+    from tests.support import elf_parts as elf
+    from tests.support.object_reader_contract import read_or_refuse
 
 TELLING = (
     0,

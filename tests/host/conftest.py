@@ -14,7 +14,7 @@ import pytest
 from guest import CommandFailed, Guest, boot
 
 from deploy.setup import package
-from kernel_bpf.target import prepare_target
+from kernel_bpf.build.target import prepare_target
 from schedagent.core.errors import VmLost
 from schedagent.core.settings import load_settings
 from verifier.microvm.kernels import default_kernel

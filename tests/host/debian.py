@@ -17,11 +17,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from schedagent.core import proc
 from schedagent.core.errors import SetupError
+from schedagent.core.process import proc
 from schedagent.core.settings import Settings
-from verifier.apt import Source, apt_failure, debian_mirror, distribution_codename, read_sources
-from verifier.packages import Requirement, install, missing_packages
+from schedagent.setup.packages import Requirement, install, missing_packages
+from verifier.microvm.apt import Source, apt_failure, debian_mirror, distribution_codename, read_sources
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ RELEASES = {"3.11": "bookworm", "3.13": "trixie"}
 
 PACKAGES = ("systemd-sysv", "dbus", "udev", "python3", "prometheus", "procps")
 BACKPORTS = ("libbpf1",)
-"""schedagentd needs libbpf 1.4, see verifier.packages."""
+"""schedagentd needs libbpf 1.4, see schedagent.setup.packages."""
 
 TOOLS = (Requirement("mmdebstrap"), Requirement("e2fsprogs"))
 SIZE_MIB = 2560

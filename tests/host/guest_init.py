@@ -1,7 +1,7 @@
 """PID 1 of the host test's initramfs: mounts the Debian root, leaves it an agent in /run, and becomes its systemd.
 
 The agent and its unit lie in /run, which is memory, so that the disk is what Debian's packages made of it, no more.
-Imports only the standard library and kernel_bpf.linux.
+Imports only the standard library and kernel_bpf.load.linux.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 import time
 from pathlib import Path
 
-from kernel_bpf import linux
+from kernel_bpf.load import linux
 
 ROOT = Path("/root")
 DISK = Path("/dev/vda")

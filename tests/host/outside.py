@@ -17,11 +17,11 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric import ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from kernel_bpf.compile import compile_policy
-from kernel_bpf.target import KernelTarget
+from kernel_bpf.build.compile import compile_policy
+from kernel_bpf.build.target import KernelTarget
 from schedagent.core.token import DeploymentToken, Scope, digest_inputs, encode, key_id
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 VERIFIED = "fifo"
 INSIDE = Path(__file__).parent / "inside"
 TROUBLE = ROOT / "tests/fixtures/policies/trouble.bpf.c"

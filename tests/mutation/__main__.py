@@ -10,9 +10,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from kernel_bpf.library import POLICIES, policy_from_file
-from kernel_bpf.target import KernelTarget, prepare_target
-from schedagent.core.policy import PolicyInfo
+from kernel_bpf.build.target import KernelTarget, prepare_target
+from kernel_bpf.policies.library import POLICIES, policy_from_file
+from schedagent.core.policies.policy import PolicyInfo
 from schedagent.core.settings import Settings, load_settings
 from tests.mutation import result
 from tests.mutation.judge import Judge, open_judge
@@ -20,9 +20,10 @@ from tests.mutation.mutants import Mutant, fair_order, mutants_of
 from tests.mutation.objects import Birth, Nursery
 from tests.mutation.operators import OPERATORS
 from tests.mutation.program import Program, read_program
+from tests.support.paths import FIXTURES
 from verifier.microvm.kernels import default_kernel
 
-CORPUS = Path(__file__).resolve().parents[1] / "fixtures" / "policies" / "correct"
+CORPUS = FIXTURES / "policies" / "correct"
 
 
 def read_options(words: Sequence[str] | None = None) -> argparse.Namespace:

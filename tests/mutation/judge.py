@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from schedagent.core.policy import CandidatePolicy
+from schedagent.core.policies.policy import CandidatePolicy
 from schedagent.core.settings import Settings
 from schedagent.core.verification import VerificationReport
-from schedagent.wiring import open_local_verifier
+from schedagent.run.opening import open_local_verifier
 from tests.mutation.mutants import Mutant
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from schedagent.core.policy import PolicyInfo
+from schedagent.core.policies.policy import PolicyInfo
 from tests.mutation.operators import OPERATORS, Edit, Fault
 from tests.mutation.program import Program
 

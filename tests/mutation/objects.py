@@ -11,8 +11,8 @@ from elftools.elf.elffile import ELFFile
 from elftools.elf.relocation import RelocationSection
 from elftools.elf.sections import SymbolTableSection
 
-from kernel_bpf.compile import compile_policy
-from kernel_bpf.target import KernelTarget
+from kernel_bpf.build.compile import compile_policy
+from kernel_bpf.build.target import KernelTarget
 from schedagent.core.errors import CompileError
 from tests.mutation.mutants import Mutant
 

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from kernel_bpf.compile import BPF_INCLUDE
-from kernel_bpf.target import KernelTarget
-from schedagent.core.policy import PolicyInfo
+from kernel_bpf.build.compile import BPF_INCLUDE
+from kernel_bpf.build.target import KernelTarget
+from schedagent.core.policies.policy import PolicyInfo
 from tests.mutation.syntax import Kind, Node, parse
 
 INLINED = ("queues.bpf.h", "vtime.bpf.h")

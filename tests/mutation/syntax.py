@@ -1,6 +1,6 @@
 """A policy's syntax tree as the operators need it: few kinds of nodes, and where each lies in the text.
 
-Made from `kernel_bpf.syntax`, which places every node of clang's tree by its first and its last token.
+Made from `kernel_bpf.build.syntax`, which places every node of clang's tree by its first and its last token.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
-from kernel_bpf import syntax
-from kernel_bpf.target import KernelTarget
+from kernel_bpf.build import syntax
+from kernel_bpf.build.target import KernelTarget
 
 
 class Kind(StrEnum):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from daemons import scripted_kernel
-from hosting import Host
 
-from kernel_bpf.target import KernelTarget, prepare_target
+from kernel_bpf.build.target import KernelTarget, prepare_target
 from schedagent.core.settings import load_settings
+from tests.support.command_line import folders, run, script  # noqa: F401 - fixtures
+from tests.support.daemon_processes import scripted_kernel
+from tests.support.scripted_host import Host
 from verifier.microvm.kernels import default_kernel
 
 

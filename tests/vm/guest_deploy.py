@@ -19,13 +19,13 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric import ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from kernel_bpf.linux import mount
-from kernel_bpf.running import running_build_id, running_release
-from kernel_bpf.sched_ext import kernel_state
+from kernel_bpf.load.linux import mount
+from kernel_bpf.load.running import running_build_id, running_release
+from kernel_bpf.load.sched_ext import kernel_state
+from schedagent.client.daemon import DaemonClient
 from schedagent.core import trusted
 from schedagent.core.errors import SchedagentError, SetupError
 from schedagent.core.token import DeploymentToken, Scope, digest_inputs, encode, key_id
-from schedagent.daemon_client import DaemonClient
 
 FOLDER = Path("/tmp/schedagentd-test")
 CGROUPS = Path("/sys/fs/cgroup")

@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from kernel_bpf.sched_ext import LoadedPolicy, kernel_state
+from kernel_bpf.load.sched_ext import LoadedPolicy, kernel_state
 from schedagent.core.errors import SchedagentError
 
 

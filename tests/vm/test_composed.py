@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import pytest
 
-from kernel_bpf.compose import compose
-from kernel_bpf.library import policy_from_file
+from kernel_bpf.policies.compose import compose
+from kernel_bpf.policies.library import policy_from_file
 from schedagent.core.settings import load_settings
-from schedagent.wiring import open_local_verifier
+from schedagent.run.opening import open_local_verifier
 from tests.corpus import Entry, complaint, judge
-from tests.specs import drawn
+from tests.support.random_specs import drawn
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(600)]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from schedagent.core.settings import load_settings
-from schedagent.doctor import restore_bench
-from schedagent.wiring import open_lab
+from schedagent.run.opening import open_lab
+from schedagent.setup.doctor import restore_bench
 
 pytestmark = pytest.mark.vm
 

@@ -1,6 +1,6 @@
 """The corpus through the gates: what is broken is rejected for the rule it breaks, what is correct passes.
 
-The static gates have a test of their own, tests/unit/test_static_gates.py.
+The static gates have a test of their own, tests/unit/verifier/source/test_static_gates.py.
 `make test-verifier` takes every policy through all gates, in half an hour. Here, of the broken ones that only a run
 shows, eleven meet the phase of their oracle, and three of the correct ones are proved.
 """
@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import pytest
 
-from schedagent.core.policy import CandidatePolicy
+from schedagent.core.policies.policy import CandidatePolicy
 from schedagent.core.rules import GATES, KERNEL, RULES
 from tests.corpus import complaint, corpus_verifier, judge, load_corpus
-from verifier.lab import LabPolicy
+from verifier.lab.vm import LabPolicy
 from verifier.proving.prove import PHASES, Depth
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(600)]

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
-from kernel_bpf.compile import compile_policy
-from kernel_bpf.library import load_library, policy_from_file
-from kernel_bpf.target import prepare_target
-from schedagent.core.policy import CandidatePolicy
+from kernel_bpf.build.compile import compile_policy
+from kernel_bpf.build.target import prepare_target
+from kernel_bpf.policies.library import load_library, policy_from_file
+from schedagent.core.policies.policy import CandidatePolicy
 from schedagent.core.settings import load_settings
-from schedagent.wiring import open_lab
-from verifier.lab import LabPolicy
+from schedagent.run.opening import open_lab
+from tests.support.paths import FIXTURES
+from verifier.lab.vm import LabPolicy
 from verifier.proving.prove import Depth
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(600)]
 
-FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 LIFECYCLE = ("reload loop", "CPU hotplug", "provoked stall")
 
 

@@ -1,11 +1,11 @@
 """The loader on a real sched_ext kernel: one run of guest_load.py inside a micro-VM, then one test for each fact."""
 
 import pytest
-from in_guest import ROOT, told_inside
 
-from kernel_bpf.compile import compile_policy
-from kernel_bpf.target import prepare_target
+from kernel_bpf.build.compile import compile_policy
+from kernel_bpf.build.target import prepare_target
 from schedagent.core.settings import load_settings
+from tests.support.in_guest import ROOT, told_inside
 from verifier.microvm.kernels import default_kernel
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(300)]

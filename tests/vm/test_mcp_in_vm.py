@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.mcp_servers import over_stdio, text_of
+from tests.support.mcp_servers import over_stdio, text_of
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(300)]
 

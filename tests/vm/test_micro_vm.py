@@ -14,12 +14,11 @@ import pytest
 
 from schedagent.core.errors import VmLost
 from schedagent.core.settings import load_settings
-from schedagent.wiring import open_lab
+from schedagent.run.opening import open_lab
+from tests.support.paths import ROOT
 from verifier.microvm import jobs, machine
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(300)]
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +106,7 @@ OPEN_AND_WAIT = """
 import sys, threading, time
 sys.path.insert(0, {root!r})
 from schedagent.core.settings import load_settings
-from schedagent.wiring import open_lab
+from schedagent.run.lifecycle import open_lab
 opened = []
 def work():
     opened.append(open_lab(load_settings()).open(hostfs={hostfs}))

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from agents.observation import observe
-from schedagent.core.identity import cmdline_identity
+from schedagent.core.policies.identity import cmdline_identity
 from schedagent.core.settings import load_settings
-from schedagent.core.workload import WorkloadClass, WorkloadCommand
-from schedagent.wiring import open_lab
+from schedagent.core.trials.workload import WorkloadClass, WorkloadCommand
+from schedagent.run.opening import open_lab
+from tests.support.paths import FIXTURES
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(600)]
 
-LONGTAIL = Path(__file__).resolve().parents[1] / "fixtures" / "longtail"
+LONGTAIL = FIXTURES / "longtail"
 
 
 def test_a_long_tail_is_measured_and_recognised():

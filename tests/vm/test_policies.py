@@ -5,23 +5,22 @@ from __future__ import annotations
 import re
 import shlex
 import sys
-from pathlib import Path
 
 import pytest
 
-from kernel_bpf.compile import compile_policy
-from kernel_bpf.library import load_library, policy_from_file
-from kernel_bpf.target import prepare_target
-from schedagent.core.identity import cmdline_identity
-from schedagent.core.policy import CandidatePolicy
+from kernel_bpf.build.compile import compile_policy
+from kernel_bpf.build.target import prepare_target
+from kernel_bpf.policies.library import load_library, policy_from_file
+from schedagent.core.policies.identity import cmdline_identity
+from schedagent.core.policies.policy import CandidatePolicy
 from schedagent.core.settings import load_settings
-from schedagent.core.workload import WorkloadCommand
-from schedagent.wiring import open_lab
-from verifier.lab import LabPolicy
+from schedagent.core.trials.workload import WorkloadCommand
+from schedagent.run.opening import open_lab
+from tests.support.paths import FIXTURES
+from verifier.lab.vm import LabPolicy
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(600)]
 
-FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 SHORT, LONG = (cmdline_identity(b"./spin\0" + ms + b"\0") for ms in (b"200", b"1400"))
 
 

@@ -5,23 +5,22 @@ The whole of the bundled policies goes through it with the verifier's corpus; he
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
-from kernel_bpf.compile import compile_policy
-from kernel_bpf.library import load_library
-from kernel_bpf.target import prepare_target
-from schedagent.core.policy import CandidatePolicy
+from kernel_bpf.build.compile import compile_policy
+from kernel_bpf.build.target import prepare_target
+from kernel_bpf.policies.library import load_library
+from schedagent.core.policies.policy import CandidatePolicy
 from schedagent.core.settings import load_settings
-from schedagent.wiring import open_lab
-from verifier.lab import LabPolicy
+from schedagent.run.opening import open_lab
+from tests.support.paths import FIXTURES
+from verifier.lab.vm import LabPolicy
 from verifier.proving import conservation, crowd, mix, shares
 from verifier.proving.prove import Depth
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(300)]
 
-POLICIES = Path(__file__).resolve().parents[1] / "fixtures" / "policies"
+POLICIES = FIXTURES / "policies"
 STARVED = {
     "starvation": 1 << 0,
     "affinity": 1 << 1,

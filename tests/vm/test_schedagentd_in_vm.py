@@ -1,14 +1,14 @@
 """schedagentd on a real sched_ext kernel, with its unit's capabilities: one run of guest_deploy.py, then a test each.
 
-It anchors tests/unit/scripted_kernel.py: what that says of links, pins and partial switch is so.
+It anchors tests/support/scripted_kernel.py: what that says of links, pins and partial switch is so.
 """
 
 import pytest
-from in_guest import ROOT, told_inside
 
-from kernel_bpf.compile import compile_policy
-from kernel_bpf.target import prepare_target
+from kernel_bpf.build.compile import compile_policy
+from kernel_bpf.build.target import prepare_target
 from schedagent.core.settings import load_settings
+from tests.support.in_guest import ROOT, told_inside
 from verifier.microvm.kernels import default_kernel
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(600)]

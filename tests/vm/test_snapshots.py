@@ -8,20 +8,19 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
-from schedagent.core import proc
 from schedagent.core.errors import SetupError
+from schedagent.core.process import proc
 from schedagent.core.settings import load_settings
+from tests.support.paths import ROOT
 from verifier.microvm import jobs
 from verifier.microvm.image import SnapshotStore, sound
 from verifier.microvm.kernels import default_kernel
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(300)]
 
-ROOT = Path(__file__).resolve().parents[2]
 SIZE = {"cpus": 1, "memory_mib": 256, "kvm": False, "hostfs": False}
 OPEN = f"""
 import logging, sys, time

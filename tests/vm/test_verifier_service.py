@@ -20,16 +20,16 @@ from pathlib import Path
 
 import pytest
 
-from kernel_bpf.library import POLICIES
-from schedagent.cli import EXIT_NO
-from schedagent.core.policy import CandidatePolicy
+from kernel_bpf.policies.library import POLICIES
+from schedagent.cli.common import EXIT_NO
+from schedagent.core.policies.policy import CandidatePolicy
 from schedagent.core.settings import load_settings
 from schedagent.core.token import Scope, check, decode, digest_inputs
 from schedagent.core.trusted import load_trusted
-from schedagent.wiring import open_lab
+from schedagent.run.opening import open_lab
+from tests.support.paths import ROOT
 from verifier.microvm.kernels import default_kernel
 
-ROOT = Path(__file__).resolve().parents[2]
 SERVICE_USER, AGENT_USER = 65532, 65533  # nobody's, and not nobody: QEMUs that root started run as that
 SHARED_GROUP = 100  # users
 

@@ -6,23 +6,23 @@ import logging
 import os
 import signal
 import threading
-from pathlib import Path
 
 import pytest
 
-from kernel_bpf.compile import compile_policy
-from kernel_bpf.target import prepare_target
+from kernel_bpf.build.compile import compile_policy
+from kernel_bpf.build.target import prepare_target
 from schedagent.core.errors import VmLost, WorkloadFailed
-from schedagent.core.policy import CandidatePolicy
+from schedagent.core.policies.policy import CandidatePolicy
 from schedagent.core.settings import load_settings
-from schedagent.core.workload import WorkloadCommand
-from schedagent.wiring import open_lab
-from verifier.lab import LabPolicy
+from schedagent.core.trials.workload import WorkloadCommand
+from schedagent.run.opening import open_lab
+from tests.support.paths import FIXTURES
+from verifier.lab.vm import LabPolicy
 from verifier.proving.prove import Depth
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(300)]
 
-POLICIES = Path(__file__).resolve().parents[1] / "fixtures" / "policies"
+POLICIES = FIXTURES / "policies"
 RETRIED = "VM lost, trying once more"
 FAULT_LOSE = 3
 

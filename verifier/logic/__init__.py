@@ -1,4 +1,4 @@
-"""Scheduling logic read from the compiled object: terms, control flow, a walk along paths, and the rules.
+"""Scheduling logic read from the compiled object: `walk` follows each callback's paths, `rules` judges what happened.
 
-May import: kernel_bpf, schedagent.core and the rest of verifier that is not the pipeline.
+May import: verifier.object, schedagent.core.
 """

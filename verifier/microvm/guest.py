@@ -1,8 +1,7 @@
 """The guest agent: PID 1 of the micro-VM, already running inside the snapshot, doing one typed job at a time.
 
 It runs as real-time task, so that no policy under test can starve it; its children go back to the normal class,
-which is what sched_ext policies schedule. May import: the standard library, schedagent.core, kernel_bpf.linux,
-kernel_bpf.sched_ext, verifier.proving and its neighbours jobs and recorder. Everything it imports lands in the
+which is what sched_ext policies schedule. Everything it imports lands in the
 initramfs, so keep it little.
 """
 
@@ -24,10 +23,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from kernel_bpf import linux
-from kernel_bpf.btf import kernel_constants
-from kernel_bpf.libbpf import libbpf
-from kernel_bpf.sched_ext import CONSTANT_PREFIX, LoadedPolicy
+from kernel_bpf.load import linux
+from kernel_bpf.load.btf import kernel_constants
+from kernel_bpf.load.libbpf import libbpf
+from kernel_bpf.load.sched_ext import CONSTANT_PREFIX, LoadedPolicy
 from schedagent.core.errors import SchedagentError
 from verifier.microvm import jobs
 from verifier.microvm.recorder import Recorder

@@ -24,8 +24,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from schedagent.core import proc
 from schedagent.core.errors import SetupError, VmLost
+from schedagent.core.process import proc
 from verifier.microvm import jobs
 from verifier.microvm.kernels import KernelImage, module_closure, read_module
 from verifier.microvm.machine import KERNEL_ARGUMENTS, Machine, MachineSpec

@@ -22,11 +22,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from schedagent.core import proc
 from schedagent.core.errors import SetupError
-from schedagent.core.making import exit_status
+from schedagent.core.process import proc
+from schedagent.core.process.making import exit_status
 from schedagent.core.settings import Settings, load_settings, writable
-from verifier.apt import PrivateApt, Source, debian_mirror, distribution_codename, read_sources
+from verifier.microvm.apt import PrivateApt, Source, debian_mirror, distribution_codename, read_sources
 
 log = logging.getLogger(__name__)
 

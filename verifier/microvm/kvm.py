@@ -16,8 +16,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from schedagent.core import proc
 from schedagent.core.errors import SetupError
+from schedagent.core.process import proc
 from schedagent.core.settings import Settings, writable
 from verifier.microvm.kernels import KernelImage
 from verifier.microvm.machine import KVM_DEVICE, kvm_arguments, launcher, readable

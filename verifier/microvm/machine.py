@@ -24,8 +24,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
-from schedagent.core import errors, proc
+from schedagent.core import errors
 from schedagent.core.errors import SchedagentError, SetupError, VmLost
+from schedagent.core.process import proc
 from verifier.microvm import jobs
 
 log = logging.getLogger(__name__)

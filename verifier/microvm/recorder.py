@@ -2,8 +2,7 @@
 
 Runs inside the micro-VM (and on any host, as root). While the workload runs it only stores datagrams, reads the
 command line of what has just exec'd, and samples the load; all decoding happens afterwards, because in an emulated
-machine every event handled in Python takes time from the workload. May import: the standard library, schedagent.core
-(workload, identity, errors) and kernel_bpf.netlink.
+machine every event handled in Python takes time from the workload.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from kernel_bpf.netlink import (
+from kernel_bpf.observe.netlink import (
     EVENT_EXEC,
     EVENT_FORK,
     LostEvents,
@@ -30,8 +29,8 @@ from kernel_bpf.netlink import (
     exit_record,
 )
 from schedagent.core.errors import SetupError
-from schedagent.core.identity import CMDLINE_LIMIT_BYTES
-from schedagent.core.workload import Observation, TaskRecord
+from schedagent.core.policies.identity import CMDLINE_LIMIT_BYTES
+from schedagent.core.trials.workload import Observation, TaskRecord
 
 DELAY_ACCOUNTING = Path("/proc/sys/kernel/task_delayacct")
 PRESSURE = Path("/proc/pressure")

@@ -2,6 +2,7 @@
 
 `prove` holds the table of phases and runs them; `mix`, `conservation`, `shares` and `crowd` are the phases under load,
 `lifecycle` and `overhead` those that load the policy themselves; `crew` starts and watches tasks, `work` is what they
-do. Runs inside the sealed guest; the host imports the tables. May import: the standard library, schedagent.core.errors
-and kernel_bpf.
+do. Runs inside the sealed guest; the host imports the tables.
+
+May import: kernel_bpf, schedagent.core.
 """

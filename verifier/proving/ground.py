@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from kernel_bpf.exit_info import NO_RECORD
-from kernel_bpf.sched_ext import LoadedPolicy
+from kernel_bpf.load.exit_info import NO_RECORD
+from kernel_bpf.load.sched_ext import LoadedPolicy
 
 STATE = Path("/sys/kernel/sched_ext/state")
 

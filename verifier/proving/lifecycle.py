@@ -14,10 +14,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from kernel_bpf import linux
-from kernel_bpf.bpf_object import count_loaded
-from kernel_bpf.exit_info import NO_RECORD
-from kernel_bpf.sched_ext import LoadedPolicy, kernel_state
+from kernel_bpf.load import linux
+from kernel_bpf.load.bpf_object import count_loaded
+from kernel_bpf.load.exit_info import NO_RECORD
+from kernel_bpf.load.sched_ext import LoadedPolicy, kernel_state
 from schedagent.core.errors import BpfError, PolicyError
 from verifier.proving import work
 from verifier.proving.crew import Crew, Task

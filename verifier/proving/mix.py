@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kernel_bpf.spinner import Spinner
+from kernel_bpf.load.spinner import Spinner
 from schedagent.core.errors import BpfError
 from verifier.proving import work
 from verifier.proving.crew import REAP_LIMIT_S, Crew, Task

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
 
-from kernel_bpf.sched_ext import LoadedPolicy, kernel_state
+from kernel_bpf.load.sched_ext import LoadedPolicy, kernel_state
 from verifier.proving import conservation, crowd, lifecycle, mix, overhead, shares, work
 from verifier.proving.crew import Crew, ForkRefused
 from verifier.proving.ground import Ground, Load, attached_ground, end

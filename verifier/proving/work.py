@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from kernel_bpf import linux
-from kernel_bpf.spinner import Spinner
+from kernel_bpf.load import linux
+from kernel_bpf.load.spinner import Spinner
 from verifier.proving.crew import Body, Record
 
 SLEEP_NS = 5_000_000

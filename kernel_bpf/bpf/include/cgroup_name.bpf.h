@@ -2,7 +2,7 @@
 /*
  * The cgroup of a task, known by the hash of its name: the last part of its
  * path. Only the task's own cgroup counts, not its ancestors. The kernel side
- * of cgroup_identity() in schedagent/core/identity.py.
+ * of cgroup_identity() in schedagent/core/policies/identity.py.
  */
 #ifndef SCHEDAGENT_CGROUP_NAME_BPF_H
 #define SCHEDAGENT_CGROUP_NAME_BPF_H

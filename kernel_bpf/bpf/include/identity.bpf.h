@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Which task is which: the kernel side of schedagent/core/identity.py. A task
+ * Which task is which: the kernel side of schedagent/core/policies/identity.py. A task
  * is known by the hash of its command line, taken when it execs, and by the
  * hash of its command name. The loader fills maps keyed by these hashes.
  *

@@ -5,8 +5,8 @@ Names: active, waiting, in_charge, kernel, unsaved ... (of the status), newest (
 import sys
 import time
 
+from schedagent.client.daemon import DaemonClient
 from schedagent.core.errors import SchedagentError
-from schedagent.daemon_client import DaemonClient
 
 expression, limit_s = sys.argv[1], float(sys.argv[2])
 begun = time.monotonic()

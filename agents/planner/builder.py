@@ -1,0 +1,231 @@
+"""The workshop: makes a candidate of a proposal, in one of four ways, or says what is wrong with it.
+
+    configure   tunables of a policy of the library
+    compose     a spec of primitives -> BPF C
+    patch       a unified diff against a policy of the library
+    generate    BPF C as it was written
+
+Proposals come from a model as likely as not. Nothing is believed here: what comes out is a candidate like any other,
+and only the verifier decides about it. Errors are for the model to act upon: they say what is wrong, and what is
+accepted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+from agents.planner.inputs import fill
+from agents.planner.unified_diff import apply_diff
+from kernel_bpf.build.source import check_source_text, printable, read_source
+from kernel_bpf.policies import policy_text
+from kernel_bpf.policies.compose import compose
+from kernel_bpf.policies.library import read_manifest
+from kernel_bpf.policies.manifest import write_manifest
+from schedagent.core.errors import NameTaken, PolicyError, SpecError
+from schedagent.core.policies.policy import CandidatePolicy, PolicyInfo
+from schedagent.core.policies.proposal import MadePolicy, Proposal, Way
+from schedagent.core.policies.spec import PROGRAM_KINDS, PolicySpec, spec_error
+from schedagent.core.policies.spec_reader import read_spec, spec_table
+from schedagent.core.trials.workload import WorkloadProfile
+
+MOST_NAMESAKES = 99
+LONGEST_SENTENCE = 400
+_NAME_BYTES = 15
+_SHOWN_PROGRAMS = 12
+
+KIND_NUMBERS = (("short_bursts", 1), ("workers", 2), ("background", 3))
+"""How a generated policy that includes known_class.bpf.h finds its programs sorted: as the bundled layered does."""
+
+
+class PolicyShelf(Protocol):
+    """Where policies are found, and where those that are made here are kept."""
+
+    def __getitem__(self, name: str) -> PolicyInfo: ...
+
+    def __contains__(self, name: object) -> bool: ...
+
+    def __iter__(self) -> Iterator[str]: ...
+
+    def keep(self, made: MadePolicy) -> PolicyInfo: ...
+
+
+@dataclass(frozen=True)
+class Draft:
+    """The two texts of a policy under one of its possible names."""
+
+    source: str
+    manifest: str
+    spec: Mapping[str, Any] | None = None
+
+
+class Workshop:
+    """Makes candidates.
+
+    Args:
+        shelf: the library of the run.
+        run_id: noted on every policy that is made; empty if no run asks.
+    """
+
+    def __init__(self, shelf: PolicyShelf, run_id: str = "") -> None:
+        self._shelf = shelf
+        self._run_id = run_id
+
+    def make(self, proposal: Proposal, profile: WorkloadProfile) -> CandidatePolicy:
+        """Return the candidate that a proposal asks for, with what the profile measured in its maps.
+
+        A new policy is kept before it is returned. Asked twice for the same, the same candidate comes out, so that a
+        resumed run may ask again.
+
+        Raises:
+            TunableError: a tunable does not exist, or is out of range.
+            SpecError: with every mistake of the spec, each by the name of its field.
+            PolicyError: no such policy, a diff that does not apply, or a source that is none.
+        """
+        made = {
+            Way.CONFIGURE: self._known,
+            Way.COMPOSE: self._compose,
+            Way.PATCH: self._patch,
+            Way.GENERATE: self._generate,
+        }[proposal.way]
+        info = made(proposal, profile)
+        candidate = fill(info, info.configured(proposal.tunables), profile)
+        return replace(
+            candidate,
+            way=Way(proposal.way),
+            reason=sentence(proposal.reason),
+            expected=sentence(proposal.expected),
+            refuted_by=sentence(proposal.refuted_by),
+        )
+
+    def _known(self, proposal: Proposal, _profile: WorkloadProfile) -> PolicyInfo:
+        if proposal.policy not in self._shelf:
+            known = ", ".join(self._shelf) or "none"
+            raise PolicyError(f"there is no policy {proposal.policy[:100]!r} in the library", f"there are: {known}")
+        return self._shelf[proposal.policy]
+
+    # --- compose
+
+    def _compose(self, proposal: Proposal, profile: WorkloadProfile) -> PolicyInfo:
+        if not isinstance(proposal.spec, Mapping):
+            raise SpecError("the proposal has no spec", "give one: name, goal, classes")
+        spec = read_spec({**proposal.spec, "name": proposal.spec.get("name") or proposal.policy})
+        _check_programs(spec, profile)
+        _check_tunables(compose(spec).toml, spec.name, proposal)
+
+        def draft(name: str) -> Draft:
+            named = replace(spec, name=name)
+            composed = compose(named)
+            return Draft(composed.source, composed.toml, spec_table(named))
+
+        return self._keep(Way.COMPOSE, "", spec.name, draft)
+
+    # --- patch
+
+    def _patch(self, proposal: Proposal, profile: WorkloadProfile) -> PolicyInfo:
+        parent = self._known(proposal, profile)
+        if parent.is_object:
+            raise PolicyError(f"policy {parent.name} is a compiled object, which cannot be patched", "patch a source")
+        source = _text(apply_diff(read_source(parent.source).decode(), proposal.diff))
+        about = replace(
+            parent,
+            description=sentence(proposal.description) or f"{parent.name}, changed.",
+            limitations=f"Those of {parent.name}, from which it was patched: {parent.limitations}",
+            declares=tuple(dict.fromkeys((*parent.declares, *policy_text.declares(source)))),
+        )
+        return self._write(Way.PATCH, about, source, proposal, parent.name)
+
+    # --- generate
+
+    def _generate(self, proposal: Proposal, profile: WorkloadProfile) -> PolicyInfo:
+        source = _text(proposal.source)
+        about = PolicyInfo(
+            name=proposal.policy,
+            description=sentence(proposal.description) or "Written for one workload.",
+            target_workloads=(profile.kind.value,),
+            algorithm="Written freely; the comments of its source say how it decides.",
+            limitations="Nobody has said when it loses.",
+            tunables=(),
+            inputs=(),
+            source=Path(),
+            declares=policy_text.declares(source),
+        )
+        return self._write(Way.GENERATE, about, source, proposal)
+
+    def _write(self, way: Way, about: PolicyInfo, source: str, proposal: Proposal, parent: str = "") -> PolicyInfo:
+        """Document a source by what it says of itself, and keep it.
+
+        Args:
+            about: what else is known: description, algorithm, tunables that were documented before ...
+        """
+        known = {tunable.name: tunable for tunable in about.tunables}
+        inputs = policy_text.inputs(source)
+        classes = (about.classes or KIND_NUMBERS) if "classes" in inputs else ()
+        tunables = policy_text.tunables(source, known)
+        found = replace(about, tunables=tunables, inputs=inputs, classes=classes)
+        found.configured(proposal.tunables)  # before anything is kept
+
+        def draft(name: str) -> Draft:
+            return Draft(policy_text.with_name(source, name), write_manifest(replace(found, name=name)))
+
+        return self._keep(way, parent, about.name, draft)
+
+    # --- keeping
+
+    def _keep(self, way: Way, parent: str, name: str, draft: Callable[[str], Draft]) -> PolicyInfo:
+        """Keep a policy under its name, or under the first with a number behind it that nothing else has."""
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        for possible in namesakes(name):
+            texts = draft(possible)
+            made = MadePolicy(possible, way, parent, texts.source, texts.manifest, texts.spec, self._run_id, now)
+            try:
+                return self._shelf.keep(made)
+            except NameTaken:
+                continue
+        raise PolicyError(f"{MOST_NAMESAKES} policies are called {name} already", "choose another name")
+
+
+def namesakes(name: str) -> Iterator[str]:
+    """Yield a name, then the same with a number: fair, fair_1, fair_2 ... A number that it has already is dropped."""
+    yield name
+    stem, _, number = name.rpartition("_")
+    stem = stem if stem and number.isdecimal() else name
+    for count in range(1, MOST_NAMESAKES + 1):
+        numbered = f"{stem[: _NAME_BYTES - 1 - len(str(count))]}_{count}"
+        if numbered != name:
+            yield numbered
+
+
+def sentence(text: str) -> str:
+    """Return what a model said as one printable line of bounded length."""
+    line = printable(" ".join(text.split()))
+    return line if len(line) <= LONGEST_SENTENCE else f"{line[: LONGEST_SENTENCE - 3]}..."
+
+
+def _text(source: str) -> str:
+    """Return a source with one line break at its end; raise CompileError if it is no text."""
+    ended = f"{source.rstrip()}\n"
+    check_source_text(ended.encode(errors="surrogatepass"))
+    return ended
+
+
+def _check_tunables(manifest: str, name: str, proposal: Proposal) -> None:
+    """Raise TunableError if the policy, which is not kept yet, does not take them."""
+    read_manifest(manifest, name, Path()).configured(proposal.tunables)
+
+
+def _check_programs(spec: PolicySpec, profile: WorkloadProfile) -> None:
+    """Raise SpecError if a class is to take a program that the workload does not run."""
+    labels = dict.fromkeys(row.label for row in (*profile.commands, *profile.histories))
+    known = ", ".join([*list(labels)[:_SHOWN_PROGRAMS], *PROGRAM_KINDS])
+    found = [
+        f"classes[{position}].match.programs[{place}] = {program!r}: the profile has no such label; there are {known}"
+        for position, kind in enumerate(spec.classes)
+        for place, program in enumerate(kind.match.programs)
+        if program not in labels and program not in PROGRAM_KINDS
+    ]
+    if found:
+        raise spec_error(found)

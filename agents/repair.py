@@ -1,0 +1,142 @@
+"""What becomes of a policy that a model wrote and that failed: a model mends it, has it tried again, or gives it up.
+
+It is told only what a mend needs: the policy, what was found, and where.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from agents.claims import without_claims
+from agents.schemas import Decided, DecidedOnSource, DecidedOnSpec
+from agents.session import ModelSession, answered, in_short
+from agents.summaries import excerpts_text, rejection_text
+from schedagent.core.errors import PolicyError, UsageError
+from schedagent.core.policies.policy import CandidatePolicy
+from schedagent.core.policies.proposal import MadePolicy, Proposal, Way
+from schedagent.core.trials.workload import WorkloadProfile
+from schedagent.core.verification import VerificationReport
+
+_AGAIN = "This mend cannot be made. Answer in the same form, with one that can, or abandon the policy."
+
+
+class Workshop(Protocol):
+    """Makes candidates; see agents.planner.builder.Workshop."""
+
+    def make(self, proposal: Proposal, profile: WorkloadProfile) -> CandidatePolicy: ...
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What is to be done with a candidate.
+
+    Args:
+        mended: the candidate to try in its place; None for no mend.
+        retry: try it once more as it is.
+    """
+
+    mended: CandidatePolicy | None = None
+    retry: bool = False
+
+
+NOTHING = Decision()
+
+
+@dataclass(frozen=True)
+class ModelMender:
+    """Asks a model.
+
+    Args:
+        made: the texts of a policy that did not come with the program; None for one that did.
+        profile: that inputs are filled from.
+        iteration: of the run, from 0.
+    """
+
+    session: ModelSession
+    workshop: Workshop
+    made: Callable[[str], MadePolicy | None]
+    profile: WorkloadProfile
+    iteration: int
+
+    def after_gate(self, candidate: CandidatePolicy, report: VerificationReport) -> Decision:
+        """Decide what becomes of a candidate that a gate rejected."""
+        policy = self.made(candidate.policy)
+        if policy is None:
+            return NOTHING
+        sections = {**_texts(policy), "what was found": rejection_text(report)}
+        if policy.spec is None:
+            sections["lines around the findings"] = excerpts_text(report, policy.source)
+        task = f"A gate rejected {candidate.policy} (candidate {candidate.key}). Mend or abandon?"
+        decision = self._decide(candidate, policy, task, sections)
+        return Decision(decision.mended)  # what a gate rejects is never tried as it is
+
+    def after_trial(self, candidate: CandidatePolicy, trouble: str, *, lost: bool) -> Decision:
+        """Decide what becomes of a candidate that failed in its trial.
+
+        Args:
+            trouble: what was seen.
+            lost: whether its machine was lost, which says nothing of it.
+        """
+        policy = self.made(candidate.policy)
+        if policy is None:
+            return NOTHING
+        happened = "was lost in its trial with its machine" if lost else "failed in its trial"
+        sections = {**_texts(policy), "what was found": trouble}
+        task = f"{candidate.policy} (candidate {candidate.key}) {happened}. What now?"
+        decision = self._decide(candidate, policy, task, sections)
+        return decision if lost else Decision(decision.mended)
+
+    def _decide(
+        self, candidate: CandidatePolicy, policy: MadePolicy, task: str, sections: Mapping[str, str]
+    ) -> Decision:
+        """Ask; a mend that cannot be made is asked for once more."""
+        messages = self.session.question(task, sections)
+        schema: type[Decided] = DecidedOnSource if policy.spec is None else DecidedOnSpec
+        for _attempt in range(2):
+            decided = self.session.ask("execution", self.iteration, messages, schema)
+            if decided is None or decided.decision != "mend":
+                return self._unmended(candidate, decided)
+            try:
+                reason = without_claims(decided.reason, "\n".join(sections.values()))
+                mended = self.workshop.make(_proposal(candidate, decided, reason), self.profile)
+                if mended.key == candidate.key:
+                    raise UsageError("it changes nothing: this is the policy that failed")
+                return Decision(mended)
+            except (PolicyError, UsageError) as error:
+                told = f"the mend of {candidate.policy} cannot be made: {in_short(error.message)}"
+                self.session.note("execution", self.iteration, told)
+                messages += [answered(decided), *self.session.question(_AGAIN, {"what is wrong": str(error)})]
+        return NOTHING
+
+    def _unmended(self, candidate: CandidatePolicy, decided: Decided | None) -> Decision:
+        if decided is None:
+            return NOTHING
+        told = f"{candidate.policy}: {decided.decision}: {decided.reason}"
+        self.session.note("execution", self.iteration, told)
+        return Decision(retry=decided.decision == "retry")
+
+
+def _texts(policy: MadePolicy) -> dict[str, str]:
+    """Return what the model wrote: a spec, or C."""
+    if policy.spec is not None:
+        return {"spec": json.dumps(policy.spec)}
+    return {"source": policy.source}
+
+
+def _proposal(candidate: CandidatePolicy, decided: Decided, reason: str) -> Proposal:
+    """Return the mend as a proposal that goes the way the policy went; a diff is one against the policy that failed."""
+    asked = Proposal(
+        way=candidate.way,
+        policy=candidate.policy,
+        reason=reason,
+        expected=candidate.expected,
+        refuted_by=candidate.refuted_by,
+    )
+    if isinstance(decided, DecidedOnSpec):
+        return replace(asked, way=Way.COMPOSE, spec=decided.spec)
+    if isinstance(decided, DecidedOnSource) and decided.diff:
+        return replace(asked, way=Way.PATCH, diff=decided.diff)
+    return replace(asked, way=Way.GENERATE, source=decided.source if isinstance(decided, DecidedOnSource) else "")

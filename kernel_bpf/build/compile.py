@@ -1,0 +1,303 @@
+"""C source to BPF object: clang with fixed flags, in the sandbox, cached by content.
+
+The same source, headers, target and clang give the same bytes, wherever the files lie: inside the sandbox they always
+lie at the same places.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import logging
+import platform
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from kernel_bpf import BPF
+from kernel_bpf.build import sandbox
+from kernel_bpf.build.source import printable, read_source
+from kernel_bpf.build.target import KernelTarget, find_bpftool
+from schedagent.core.errors import CompileError, SetupError, UsageError
+from schedagent.core.policies.artifact import PolicyArtifact
+from schedagent.core.process import proc
+
+log = logging.getLogger(__name__)
+
+BPF_INCLUDE = BPF / "include"
+TESTED_CLANG = 19
+OLDEST_CLANG = 16
+KERNEL_FOLDER = "kernel"
+"""Where clang finds vmlinux.h: a name inside the sandbox, and in clang's messages."""
+
+LIMITS = sandbox.Limits()
+
+_FLAGS = (
+    *("-target", "bpf", "-mcpu=v3", "-O2", "-g", "-Wall", "-std=gnu11"),
+    *("-fno-color-diagnostics", "-fno-crash-diagnostics", "-fdebug-compilation-dir=.", "-ffile-prefix-map=/usr=usr"),
+)
+"""v3 because clang 19 refuses 32-bit atomics below it; -g because CO-RE and the loader live on BTF."""
+
+_SYSTEM_HEADERS = ("bpf", "linux", "asm-generic", "asm")
+"""Folders of /usr/include that policies written elsewhere use; asm may lie in the folder of the architecture."""
+
+_ARCHITECTURES = {"x86_64": "x86", "aarch64": "arm64"}
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9][\w.+-]*\.c", re.ASCII)
+_UNQUOTED_SPACE = re.compile(r"(?<!\\)\s+")
+_UNQUOTE = re.compile(r"(?:\\|\$)([ #$])")
+_SHOWN_LINES = 60
+_SHOWN_BYTES = 16384
+
+
+def compile_policy(
+    source: Path,
+    name: str,
+    target: KernelTarget,
+    *,
+    include_dirs: Sequence[Path] = (),
+    cache_dir: Path | None = None,
+) -> PolicyArtifact:
+    """Compile one policy for one kernel.
+
+    The source is the only file of its folder that clang can see: what it includes must be ours, the kernel's, the
+    system's BPF headers, or in one of `include_dirs`.
+
+    Args:
+        name: policy name, for the artifact.
+        include_dirs: searched after the policy headers and before the kernel's vmlinux.h.
+        cache_dir: compiled objects are kept in its subfolder objects; None keeps none.
+
+    Raises:
+        UsageError: the source, or a folder of headers, cannot be used.
+        CompileError: it is no C text, clang refused it, with clang's own lines, or it took more than its share.
+        SetupError: there is no usable clang, or no sandbox to run it in.
+    """
+    text = read_source(source)
+    setting = prepare(source.name, target, include_dirs)
+    entry = _entry(cache_dir, text, setting) if cache_dir else None
+    compiled = _recall(entry) if entry else None
+    if compiled is None:
+        object_bytes, said, read_files = _run_clang(text, setting)
+        compiled = object_bytes, said
+        if entry:
+            _remember(
+                entry, object_bytes, said, [setting.outside(file) for file in read_files if file != setting.source]
+            )
+    return PolicyArtifact(name, compiled[0], hashlib.sha256(text).hexdigest(), target.btf_build_id, compiled[1])
+
+
+@functools.cache
+def find_clang() -> tuple[Path, str]:
+    """Return clang and its version line: the tested release if it is installed, else the newest that can do it.
+
+    Raises:
+        SetupError: there is none from OLDEST_CLANG on.
+    """
+    newer = range(TESTED_CLANG + 20, OLDEST_CLANG - 1, -1)
+    for candidate in (f"clang-{TESTED_CLANG}", *(f"clang-{number}" for number in newer), "clang"):
+        path = shutil.which(candidate)
+        if path is None:
+            continue
+        version = proc.run([path, "--version"], timeout_s=30).stdout.decode(errors="replace").partition("\n")[0]
+        number = re.search(r"version (\d+)", version)
+        if number and int(number.group(1)) >= OLDEST_CLANG:
+            return Path(path), version
+    raise SetupError(f"no clang from {OLDEST_CLANG} on is installed", "run: make setup")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How clang is called for one source, and what it sees.
+
+    Args:
+        clang: the program.
+        flags: everything but the source and the output, with the paths of the inside.
+        source: file name of the source, which lies in the folder clang starts in.
+        folders: path inside -> folder of headers.
+    """
+
+    clang: Path
+    flags: tuple[str, ...]
+    source: str
+    folders: Mapping[str, Path]
+
+    def outside(self, file: str) -> Path:
+        """Return the path on this machine of a file that clang read."""
+        place = PurePosixPath(sandbox.WORKPLACE, file)
+        for folder, shown in self.folders.items():
+            if place.is_relative_to(folder):
+                return shown / place.relative_to(folder)
+        return Path(place)
+
+    def run(
+        self,
+        text: bytes,
+        arguments: Sequence[str],
+        *,
+        reads: Mapping[str, Path] | None = None,
+        writes: Mapping[str, Path] | None = None,
+        limits: sandbox.Limits | None = None,
+    ) -> sandbox.Ran:
+        """Run clang on a source.
+
+        Args:
+            arguments: in addition to the flags.
+            reads, writes: further files, by their names in the folder clang starts in.
+
+        Raises:
+            CompileError: clang was stopped, or crashed.
+        """
+        with tempfile.TemporaryDirectory(prefix="schedagent-source-") as folder:
+            copy = Path(folder, "source")
+            copy.write_bytes(text)
+            ran = sandbox.run(
+                self.clang,
+                [*self.flags, *arguments, "--", self.source],
+                reads={**self.folders, **_placed({**(reads or {}), self.source: copy})},
+                writes=_placed(writes or {}),
+                limits=limits or LIMITS,
+            )
+        if ran.stopped:
+            raise CompileError(f"clang was stopped on {self.source}: {ran.stopped}")
+        if ran.crashed:
+            raise CompileError(f"clang crashed on {self.source}", "simplify the source: less nesting")
+        return ran
+
+
+def _placed(files: Mapping[str, Path]) -> dict[str, Path]:
+    return {f"{sandbox.WORKPLACE}/{name}": path for name, path in files.items()}
+
+
+def prepare(source_name: str, target: KernelTarget, include_dirs: Sequence[Path]) -> Setting:
+    """Return how to call clang.
+
+    Raises:
+        UsageError: a folder of headers is none, or is the whole machine.
+        SetupError: there is no clang.
+    """
+    for folder in include_dirs:
+        if not folder.is_dir():
+            raise UsageError(f"folder of headers {folder} is not there")
+        if folder.resolve() == Path("/"):
+            raise UsageError("headers from / would show every file to a source", "give the folder they are in")
+    clang = find_clang()[0].resolve()
+    machine = platform.machine()
+    resources = _resource_folder(clang)
+    ours = {"include": BPF_INCLUDE} | {f"include{number}": path for number, path in enumerate(include_dirs, 1)}
+    flags = [*_FLAGS, f"-resource-dir={resources}", f"-D__TARGET_ARCH_{_ARCHITECTURES.get(machine, machine)}"]
+    flags += [f"-I{name}" for name in ours]
+    flags += ["-isystem", KERNEL_FOLDER]  # warnings in a generated header are nobody's
+    folders = {f"{sandbox.WORKPLACE}/{name}": path.resolve() for name, path in ours.items()}
+    folders[f"{sandbox.WORKPLACE}/kernel"] = target.header_dir
+    name = source_name if _PLAIN_NAME.fullmatch(source_name) else "policy.bpf.c"
+    folders[f"{resources}/include"] = resources / "include"
+    return Setting(clang, tuple(flags), name, folders | _system_headers())
+
+
+@functools.cache
+def _resource_folder(clang: Path) -> Path:
+    """Return the folder of clang's own headers, which it could not find in the sandbox by itself."""
+    said = proc.run([clang, "--print-resource-dir"], timeout_s=30).stdout.decode(errors="replace")
+    return Path(said.strip())
+
+
+def _system_headers() -> dict[str, Path]:
+    """The headers of libbpf and of the kernel's user interface."""
+    found: dict[str, Path] = {}
+    for name in _SYSTEM_HEADERS:
+        choices = (Path("/usr/include", name), Path("/usr/include", f"{platform.machine()}-linux-gnu", name))
+        found |= {f"/usr/include/{name}": path for path in choices if path.is_dir()}
+    return found
+
+
+def _run_clang(text: bytes, setting: Setting) -> tuple[bytes, str, list[str]]:
+    """Return the object, what clang said, and every file it read, by its path inside."""
+    with tempfile.TemporaryDirectory(prefix="schedagent-clang-") as folder:
+        output, dependencies = Path(folder, "policy.o"), Path(folder, "policy.d")
+        dependencies.touch()
+        arguments = ["-c", "-o", "-", "-MD", "-MT", "policy.o", "-MF", dependencies.name]
+        ran = setting.run(text, arguments, writes={dependencies.name: dependencies})
+        said = shown(ran.stderr)
+        if ran.status != 0:
+            raise CompileError(f"{setting.source} does not compile:\n{said or f'status {ran.status}'}")
+        output.write_bytes(ran.stdout)
+        return _without_dwarf(output), said, _read_dependencies(dependencies.read_text(errors="replace"))
+
+
+def shown(said: bytes) -> str:
+    """Return what clang said, fit for a terminal: no control characters, and only as much as anybody reads."""
+    lines = printable(said[:_SHOWN_BYTES].decode(errors="replace")).strip().splitlines()
+    told = [line for line in lines if not line.startswith("In file included from ")]  # up to 200 for one error
+    more = ["... and more"] if len(told) > _SHOWN_LINES or len(said) > _SHOWN_BYTES else []
+    return "\n".join([*told[:_SHOWN_LINES], *more])
+
+
+def _without_dwarf(compiled: Path) -> bytes:
+    """Return the object as libbpf's linker writes it: the same programs and BTF, but a tenth of the size."""
+    linked = compiled.with_name("linked.o")
+    linked.touch()
+    inside = {path: f"{sandbox.WORKPLACE}/{path.name}" for path in (compiled, linked)}
+    ran = sandbox.run(
+        Path(find_bpftool()),
+        ["gen", "object", inside[linked], inside[compiled]],
+        reads={inside[compiled]: compiled},
+        writes={inside[linked]: linked},
+        limits=LIMITS,
+    )
+    if ran.status != 0:
+        raise CompileError(f"bpftool cannot link the object: {shown(ran.stderr) or ran.stopped or ran.status}")
+    return linked.read_bytes()
+
+
+def _read_dependencies(rule: str) -> list[str]:
+    """The prerequisites of the make rule that clang -MD writes."""
+    joined = rule.partition(":")[2].replace("\\\n", " ")
+    return [_UNQUOTE.sub(r"\1", file) for file in _UNQUOTED_SPACE.split(joined) if file]
+
+
+def _entry(cache_dir: Path, text: bytes, setting: Setting) -> Path:
+    """The cache file for this source, these flags and folders, and this clang."""
+    folders = {name: str(path) for name, path in setting.folders.items()}
+    parts = [hashlib.sha256(text).hexdigest(), setting.source, setting.flags, folders, find_clang()[1]]
+    return cache_dir / "objects" / hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+def _recall(entry: Path) -> tuple[bytes, str] | None:
+    """Return object and log from a cache file, None if it is missing or damaged, or any header changed since."""
+    try:
+        header, _newline, object_bytes = entry.read_bytes().partition(b"\n")
+        known = json.loads(header)
+        if hashlib.sha256(object_bytes).hexdigest() != known["object"]:
+            log.warning("the compiled policy in %s is damaged: compiling anew", entry)
+            return None
+        if any(_digest(Path(path)) != digest for path, digest in known["headers"].items()):
+            return None
+        return object_bytes, str(known["log"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _remember(entry: Path, object_bytes: bytes, said: str, headers: Sequence[Path]) -> None:
+    """Write a cache file beside its place and rename it; a full or read-only disk costs only the next run's time."""
+    try:
+        known = {
+            "object": hashlib.sha256(object_bytes).hexdigest(),
+            "headers": {str(path): _digest(path) for path in headers},
+            "log": said,
+        }
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".partial-", dir=entry.parent) as folder:
+            partial = Path(folder, entry.name)
+            partial.write_bytes(json.dumps(known).encode() + b"\n" + object_bytes)
+            partial.rename(entry)
+    except OSError as error:
+        log.warning("cannot keep the compiled policy: %s", error)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

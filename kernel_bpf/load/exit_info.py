@@ -1,0 +1,142 @@
+"""Why a policy ended, as its own exit callback recorded it: ours, and those written elsewhere.
+
+The kernel tells the reason to nobody but the policy. By convention a policy copies `struct scx_exit_info` into a global
+`struct user_exit_info`, whose members have the same names everywhere but lie where each project put them, so they are
+found by name in the object's BTF.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Self
+
+from kernel_bpf.load.bpf_object import BpfObject
+from kernel_bpf.load.btf import Variable
+
+NO_RECORD = "the policy records no exit information"
+
+_STRUCT = "user_exit_info"
+_SECTIONS = (".data", ".bss")
+_REQUIRED = ("kind", "reason", "msg")
+_DUMP_BYTES = 32768
+_FIRST_ERROR_KIND = 1024
+_EXIT_KINDS = {
+    0: "none",
+    1: "done",
+    64: "unregistered",
+    65: "unregistered by BPF",
+    66: "unregistered by the kernel",
+    67: "sysrq",
+    68: "parent exited",
+    69: "killed by parent",
+    1024: "error",
+    1025: "error raised by BPF",
+    1026: "stall",
+    1027: "error while re-enqueueing",
+    1028: "error while rescuing",
+}
+"""enum scx_exit_kind (kernel/sched/ext_internal.h; the last two appeared in 7.x)."""
+
+_RESTART = 1 << 48
+_HOTPLUG = 1 << 32
+"""enum scx_exit_code: SCX_ECODE_ACT_RESTART and SCX_ECODE_RSN_HOTPLUG (kernel/sched/ext_internal.h, since 6.12)."""
+
+
+@dataclass(frozen=True)
+class ExitInfo:
+    """Why a policy ended (struct scx_exit_info).
+
+    Args:
+        kind: enum scx_exit_kind; 64 and the like are orderly, 1024 and above are errors.
+        kind_name: the same in words.
+        code: exit_code; holds restart hints after CPU hotplug, or what BPF gave.
+        reason, message: the kernel's text for the kind, and for this case.
+        dump: state of the runqueues and tasks at the time of an error.
+    """
+
+    kind: int
+    kind_name: str
+    code: int
+    reason: str
+    message: str
+    dump: str = field(default="", repr=False)
+
+    @property
+    def ejected(self) -> bool:
+        """Whether the kernel threw the policy out because of an error."""
+        return self.kind >= _FIRST_ERROR_KIND
+
+    @property
+    def asks_for_restart(self) -> bool:
+        """Whether the loader is to load the policy again, as after a CPU came or went."""
+        return not self.ejected and bool(self.code & _RESTART)
+
+    @classmethod
+    def decode(cls, members: Mapping[str, bytes]) -> Self | None:
+        """Decode the members of a `struct user_exit_info`; None while the policy has not ended."""
+        kind = int.from_bytes(members["kind"], "little", signed=True)
+        if kind == 0:
+            return None
+        code = int.from_bytes(members.get("exit_code", b""), "little", signed=True)
+        reason, message, dump = (_text(members.get(name, b"")) for name in ("reason", "msg", "dump"))
+        return cls(kind, _EXIT_KINDS.get(kind, f"kind {kind}"), code, reason, message, dump)
+
+    def __str__(self) -> str:
+        told = ": ".join(part for part in (self.reason, self.message) if part)
+        return f"{self.kind_name} (kind {self.kind}, code {self.code:#x}): {told or 'no reason given'}"
+
+
+def _text(raw: bytes) -> str:
+    return raw.split(b"\0", 1)[0].decode(errors="replace")
+
+
+@dataclass(frozen=True)
+class ExitRecord:
+    """Where a policy keeps its `struct user_exit_info`.
+
+    Args:
+        section: data section it lies in.
+        variable: where in that section, and its members.
+        dump_section: section of the dump if that is an array of its own, else empty.
+    """
+
+    section: str
+    variable: Variable
+    dump_section: str = ""
+
+    @property
+    def sections(self) -> tuple[str, ...]:
+        """The data sections that hold it."""
+        return (self.section, self.dump_section) if self.dump_section else (self.section,)
+
+    @classmethod
+    def find(cls, policy: BpfObject) -> Self | None:
+        """Return the record of an opened object, None if it keeps none."""
+        for section in _SECTIONS:
+            for variable in policy.variables(section).values():
+                if variable.struct == _STRUCT and all(name in variable.members for name in _REQUIRED):
+                    dump = f".data.{variable.name}_dump"
+                    return cls(section, variable, dump if policy.find_map(dump) else "")
+        return None
+
+    def make_room(self, policy: BpfObject) -> None:
+        """Before load: give a dump that is an array of its own its size.
+
+        Objects of the scx project declare one byte, and a constant NAME_dump_len that says how much there really is.
+        """
+        length = f"{self.variable.name}_dump_len"
+        if self.dump_section and length in policy.tunables():
+            policy.resize_section(self.dump_section, _DUMP_BYTES)
+            policy.set_tunables({length: _DUMP_BYTES})
+
+    def read(self, policy: BpfObject) -> ExitInfo | None:
+        """Read a loaded object's record; None while the policy has not ended."""
+        content = policy.read_section(self.section)[self.variable.offset :]
+        members = {
+            name: content[member.offset : member.offset + member.size_bytes]
+            for name, member in self.variable.members.items()
+        }
+        if self.dump_section and any(members["kind"]):
+            members["dump"] = policy.read_section(self.dump_section)
+        return ExitInfo.decode(members)

@@ -1,0 +1,256 @@
+"""The tasks of a cgroup or of a process tree: moved to SCHED_EXT and back, what they get and what they wait for.
+
+Everything from /proc and cgroupfs. Names in there are anybody's bytes: a process may call itself what it likes.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from schedagent.core.deployment import Tree, Where
+
+SCHED_EXT = 7
+"""include/uapi/linux/sched.h; tasks of SCHED_NORMAL are moved to it, all others are left alone."""
+
+PROC = Path("/proc")
+_CGROUPS = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/unified"))
+_MOST_WATCHED = 4096
+_PASSES = 8
+_PARENT, _BEGAN = 1, 19
+"""Of /proc/PID/stat behind the command, counted from 0: ppid and starttime (proc_pid_stat(5), 4 and 22)."""
+_NS = 1e-9
+_US = 1e-6
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Counters of a scope, which only grow.
+
+    Args:
+        at: CLOCK_MONOTONIC, in seconds.
+        stalled_s: how long at least one of its tasks waited for a CPU (PSI, "some"); None where nothing tells: a
+            process tree has no PSI.
+        delay_s, turns: how long its tasks waited in run queues, and how often they then ran.
+        ran_s: CPU time that they used. Of tasks that came and went between two looks this knows nothing, as delay_s.
+        starved: runnable tasks that have not run for longer than the bound, each as "PID (COMMAND)".
+    """
+
+    at: float
+    stalled_s: float | None
+    delay_s: float
+    turns: int
+    ran_s: float = 0.0
+    starved: tuple[str, ...] = ()
+
+
+def cgroup_root() -> Path:
+    """Where the one hierarchy of cgroup v2 is mounted."""
+    return next((root for root in _CGROUPS if (root / "cgroup.controllers").exists()), _CGROUPS[0])
+
+
+def processes() -> list[int]:
+    """Ids of all processes."""
+    return _numbers(PROC)
+
+
+def tree_of(pid: int) -> Tree | None:
+    """Return the tree that begins with a process; None if there is no such process."""
+    told = _stat(pid)
+    return Tree(pid, told[1]) if told else None
+
+
+def cgroup_of(tree: Tree) -> str:
+    """Return the cgroup that a tree's first process is in, as a path below the root; empty if it ended."""
+    try:
+        told = Path(PROC, str(tree.pid), "cgroup").read_text(errors="replace")
+    except OSError:
+        return ""
+    paths = [line[3:] for line in told.splitlines() if line.startswith("0::")]
+    return paths[0] if paths and tree_of(tree.pid) == tree else ""
+
+
+class Threads:
+    """The threads of a scope, look by look.
+
+    A process that its parent left behind no longer shows whose descendant it is. What was seen in a tree once stays in
+    it for as long as it lives; what was moved to SCHED_EXT stays there, and its children begin there, in any case.
+
+    Args:
+        where: the scope.
+        root: where cgroups are mounted.
+    """
+
+    def __init__(self, where: Where, root: Path) -> None:
+        self._where = where
+        self._root = root
+        self._known: dict[int, int] = {where.pid: where.started} if isinstance(where, Tree) else {}
+
+    def look(self) -> Iterator[int]:
+        """Yield the ids of the threads that are there now, those of cgroups below included."""
+        if isinstance(self._where, Tree):
+            yield from self._of_tree()
+        elif self._where:
+            yield from self._of_cgroup(self._root / self._where.lstrip("/"))
+        else:
+            yield from _threads(processes())
+
+    def _of_tree(self) -> Iterator[int]:
+        there = {pid: told for pid in processes() if (told := _stat(pid))}
+        known = {pid: began for pid, began in self._known.items() if pid in there and there[pid][1] == began}
+        children: dict[int, list[int]] = {}
+        for pid, (parent, _began) in there.items():
+            children.setdefault(parent, []).append(pid)
+        new = list(known)
+        while new:
+            new = [child for parent in new for child in children.get(parent, ()) if child not in known]
+            known |= {pid: there[pid][1] for pid in new}
+        self._known = known
+        yield from _threads(sorted(known))
+
+    def _of_cgroup(self, top: Path) -> Iterator[int]:
+        for folder, _folders, _files in os.walk(top):
+            with suppress(OSError):  # it went away; or a threaded domain, whose threads are told below it
+                yield from map(int, Path(folder, "cgroup.threads").read_text().split())
+
+
+def move_in(where: Where, root: Path) -> int:
+    """Move a scope's normal tasks to SCHED_EXT, so that their children begin there; return how many were moved.
+
+    Looked at again until nothing is found any more: a child may be born, still a normal task, behind the first look.
+    """
+    threads, moved = Threads(where, root), 0
+    for _pass in range(_PASSES):
+        now = sum(_change(thread, os.SCHED_OTHER, SCHED_EXT) for thread in threads.look())
+        moved += now
+        if not now:
+            break
+    return moved
+
+
+def move_out() -> int:
+    """Move every SCHED_EXT task of the machine back to SCHED_NORMAL; return how many were moved.
+
+    All of them, since children may have left the cgroup.
+    """
+    return sum(_change(thread, SCHED_EXT, os.SCHED_OTHER) for thread in Threads("", cgroup_root()).look())
+
+
+def _change(thread: int, before: int, after: int) -> bool:
+    """Give a thread another scheduling policy; its nice value stays (kernel/sched/syscalls.c)."""
+    with suppress(OSError):  # it ended
+        if os.sched_getscheduler(thread) == before:
+            os.sched_setscheduler(thread, after, os.sched_param(0))
+            return True
+    return False
+
+
+class Watch:
+    """Counts what the tasks of one scope get and wait for, sample by sample.
+
+    Args:
+        where: the scope.
+        starvation_s: how long a runnable task may not run.
+    """
+
+    def __init__(self, where: Where, starvation_s: float, root: Path) -> None:
+        self._threads = Threads(where, root)
+        self._pressure = _pressure_file(where, root)
+        self._starvation_s = starvation_s
+        self._seen: dict[int, tuple[int, int, int, float]] = {}
+        self._ran_ns = 0
+        self._delay_ns = 0
+        self._turns = 0
+
+    def sample(self) -> Sample:
+        """Look at every task of the scope (the first 4096) and at its PSI."""
+        now = time.monotonic()
+        seen: dict[int, tuple[int, int, int, float]] = {}
+        starved = []
+        for thread in self._threads.look():
+            if len(seen) >= _MOST_WATCHED:
+                break
+            told = _schedstat(thread)
+            if told is None:
+                continue
+            ran, delay, turns = told
+            before = self._seen.get(thread)
+            since = now
+            if before is not None:
+                self._ran_ns += max(0, ran - before[0])
+                self._delay_ns += max(0, delay - before[1])
+                self._turns += max(0, turns - before[2])
+                if (ran, turns) == (before[0], before[2]) and (name := _runnable(thread)):
+                    since = before[3]
+                    if now - since >= self._starvation_s:
+                        starved.append(name)
+            seen[thread] = (ran, delay, turns, since)
+        self._seen = seen
+        waited_s, ran_s = self._delay_ns * _NS, self._ran_ns * _NS
+        return Sample(now, self._stalled_s(), waited_s, self._turns, ran_s, tuple(starved))
+
+    @property
+    def ran_ns(self) -> dict[int, int]:
+        """CPU time of each task at the last sample, by thread id."""
+        return {thread: seen[0] for thread, seen in self._seen.items()}
+
+    def _stalled_s(self) -> float | None:
+        """PSI's total of the scope; None where the kernel has none."""
+        try:
+            return int(self._pressure.read_text().partition("total=")[2].split()[0]) * _US if self._pressure else None
+        except (OSError, ValueError, IndexError):
+            return None
+
+
+def _pressure_file(where: Where, root: Path) -> Path | None:
+    if isinstance(where, Tree):
+        return None
+    return root / where.lstrip("/") / "cpu.pressure" if where else PROC / "pressure/cpu"
+
+
+def _schedstat(thread: int) -> tuple[int, int, int] | None:
+    """Time on a CPU and in run queues (ns), and turns on a CPU (Documentation/scheduler/sched-stats.rst)."""
+    try:
+        ran, delay, turns = Path(PROC, str(thread), "schedstat").read_text().split()
+        return int(ran), int(delay), int(turns)
+    except (OSError, ValueError):
+        return None
+
+
+def _runnable(thread: int) -> str:
+    """Return "PID (COMMAND)" of a runnable thread, else an empty text. Threads without a CPU of their own never are."""
+    try:
+        before, _parenthesis, after = Path(PROC, str(thread), "stat").read_text(errors="replace").rpartition(")")
+    except OSError:
+        return ""
+    return shown(f"{before})") if after.split()[:1] == ["R"] else ""
+
+
+def shown(name: str) -> str:
+    """Return a name from /proc as a text that steers no terminal and breaks no line."""
+    return "".join(letter if letter.isprintable() else "?" for letter in name)
+
+
+def _stat(pid: int) -> tuple[int, int] | None:
+    """Parent and start time (clock ticks since boot) of a process; None if there is none."""
+    try:
+        fields = Path(PROC, str(pid), "stat").read_text(errors="replace").rpartition(")")[2].split()
+        return int(fields[_PARENT]), int(fields[_BEGAN])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def _threads(pids: Iterable[int]) -> Iterator[int]:
+    for pid in pids:
+        yield from _numbers(PROC / str(pid) / "task")
+
+
+def _numbers(folder: Path) -> list[int]:
+    try:
+        return [int(path.name) for path in folder.iterdir() if path.name.isdecimal()]
+    except OSError:
+        return []

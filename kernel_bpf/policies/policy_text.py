@@ -1,0 +1,194 @@
+"""What the source of a policy says about itself, for policies that nobody documented by hand: written by a model, or
+patched.
+
+The conventions are those of the bundled policies, and simple enough to be told in a prompt:
+
+    struct sched_ext_ops NAME = { ... .name = "NAME" }      one in each source
+    /* Effect of the tunable, in words. 500 to 100000. */   the range ends the comment before it
+    const volatile u64 slice_us = 5000;                     its unit ends its name
+    task_history, task_class (history.bpf.h, known_class.bpf.h)     maps that the loader fills
+    Declares: weights                                       in a comment: oracles it does not mean to satisfy
+
+This is no check of the source, which is the verifier's business: what is misread here makes a policy that is described
+badly, never one that is believed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+from kernel_bpf.build.source import printable
+from kernel_bpf.policies.compose import header_words
+from kernel_bpf.policies.library import TUNABLE_TYPES, UNITS
+from schedagent.core.errors import PolicyError
+from schedagent.core.policies.policy import DECLARABLE, Tunable
+from schedagent.core.policies.spec import NAME, RESERVED_NAMES
+
+_TOKEN = re.compile(
+    r"""(?P<comment>/\*.*?(?:\*/|\Z)|//[^\n]*)
+      | (?P<string>"(?:\\.|[^"\\\n])*")
+      | '(?:\\.|[^'\\\n])*'
+      | (?P<word>[A-Za-z_]\w*)
+    """,
+    re.DOTALL | re.VERBOSE | re.ASCII,
+)
+_OPS = re.compile(r"\bstruct\s+sched_ext_ops\s+([A-Za-z_]\w*)\s*=", re.ASCII)
+_OPS_NAME = re.compile(r"(\.\s*name\s*=\s*)\"[^\"\n]*\"", re.ASCII)
+_MEMBER = re.compile(r"(\.|->)\s*\Z")
+_TUNABLE = re.compile(r"\bconst\s+volatile\s+(?P<type>\w+)\s+(?P<name>[A-Za-z_]\w*)(?P<rest>[^;]*);", re.ASCII)
+_DEFAULT = re.compile(r"\s*=\s*(?P<number>-?(?:0[xX][0-9a-fA-F]{1,16}|0|[1-9]\d{0,19})|true|false)[uUlL]*\s*", re.ASCII)
+_RANGE = re.compile(r"(?<!\d)(-?\d{1,20})\s+to\s+(-?\d{1,20})\.?\s*\Z", re.ASCII)
+_DECLARES = re.compile(r"\bDeclares:[ \t]*([a-z, \t]+)")
+_INPUTS = {"history": ("history.bpf.h", "task_history"), "classes": ("known_class.bpf.h", "task_class")}
+_EFFECT_LENGTH = 300
+
+
+# --- the name
+
+
+def with_name(source: str, name: str) -> str:
+    """Return the source whose policy is called `name`: its ops struct, and the name that the kernel shows.
+
+    Callbacks keep their names, so that a patch changes little more than it means to.
+
+    Raises:
+        PolicyError: a policy cannot be called so, or the source defines no ops struct, several, or one without a name.
+    """
+    check_name(name)
+    code = _code(source)
+    defined = set(_OPS.findall(code))
+    if len(defined) != 1:
+        what = f"{len(defined)} structs: {', '.join(sorted(defined))}" if defined else "no struct"
+        raise PolicyError(
+            f"the source defines {what} sched_ext_ops",
+            f"define one, by itself and without a macro: struct sched_ext_ops {name} = {{ ... }};",
+        )
+    [old] = defined
+    if old != name and name in {match["word"] for match in _TOKEN.finditer(source)}:
+        raise PolicyError(f"the source uses the word {name} already, so its policy cannot be called so")
+    renamed = "".join(_renamed(source, old, name)) if old != name else source
+    start = _OPS.search(_code(renamed))
+    assert start is not None, "it was found before it was renamed"
+    head, tail = renamed[: start.end()], renamed[start.end() :]
+    shown = _OPS_NAME.search(_code(tail, strings=True))
+    if shown is None:
+        raise PolicyError("the ops struct has no name", f'give it one: .name = "{name}",')
+    return f'{head}{tail[: shown.start()]}{shown[1]}"{name}"{tail[shown.end() :]}'
+
+
+def check_name(name: str) -> None:
+    """Raise PolicyError unless a new policy may be called so: the kernel shows at most 15 bytes of a map's name."""
+    if not NAME.fullmatch(name):
+        raise PolicyError(
+            f"{name[:100]!r} cannot be the name of a policy",
+            "1 to 15 of a-z, 0-9 and _, beginning with a letter",
+        )
+    if name in RESERVED_NAMES or name.endswith("_t") or name in header_words():
+        raise PolicyError(f"{name!r} cannot be the name of a policy: the word means something else", "choose another")
+
+
+def _renamed(source: str, old: str, new: str) -> Iterator[str]:
+    """Yield the source in pieces, with one name instead of another; members that are called so keep their names."""
+    end = 0
+    for match in _TOKEN.finditer(source):
+        yield source[end : match.start()]
+        is_member = match["word"] == old and _MEMBER.search(source[max(0, match.start() - 20) : match.start()])
+        yield new if match["word"] == old and not is_member else match[0]
+        end = match.end()
+    yield source[end:]
+
+
+def _code(source: str, *, strings: bool = False) -> str:
+    """Return the source with comments, and strings unless they are wanted, blanked out: every place stays the same."""
+    return _TOKEN.sub(
+        lambda match: (
+            re.sub(r"[^\n]", " ", match[0]) if match["comment"] or (match["string"] and not strings) else match[0]
+        ),
+        source,
+    )
+
+
+# --- tunables, inputs, declarations
+
+
+def tunables(source: str, known: Mapping[str, Tunable]) -> tuple[Tunable, ...]:
+    """Return the tunables of a source, in its order.
+
+    Args:
+        known: documented before, by name: their range, unit and effect are kept, their default is the source's.
+
+    Raises:
+        PolicyError: a tunable's type or default cannot be read, or nothing says its range.
+    """
+    found: dict[str, Tunable] = {}
+    comment, end = "", 0
+    for match in _TUNABLE.finditer(_code(source)):
+        before = source[end : match.start()].rstrip()
+        if before or not found:  # one comment may stand for several that follow each other
+            comment = before[before.rfind("/*") :] if before.endswith("*/") else ""
+        end = match.end()
+        name = match["name"]
+        if not name.startswith("__"):  # by the convention of the scx headers the loader sets these
+            found[name] = _tunable(match, comment, known.get(name))
+    return tuple(found.values())
+
+
+def _tunable(match: re.Match[str], comment: str, known: Tunable | None) -> Tunable:
+    name, kind = match["name"], match["type"]
+    written = _DEFAULT.fullmatch(match["rest"])
+    if kind not in TUNABLE_TYPES or not written:
+        raise PolicyError(
+            f"the tunable {name} cannot be read: {' '.join(match[0].split())[:120]}",
+            f"write it as const volatile TYPE NAME = NUMBER; with a TYPE of {', '.join(TUNABLE_TYPES)}",
+        )
+    number = written["number"]
+    default = int(number == "true") if number in ("true", "false") else int(number, 16 if "x" in number.lower() else 10)
+    tunable = replace(known, type=kind, default=default) if known else _described(name, kind, default, comment)
+    if not tunable.minimum <= default <= tunable.maximum:
+        raise PolicyError(
+            f"the tunable {name} = {default} is not between {tunable.minimum} and {tunable.maximum}",
+            "give it a default within its range",
+        )
+    return tunable
+
+
+def _described(name: str, kind: str, default: int, comment: str) -> Tunable:
+    """A tunable as the comment before it describes it."""
+    words = " ".join(re.sub(r"^\s*\*", " ", comment[2:-2], flags=re.MULTILINE).split())
+    told = _RANGE.search(words)
+    if kind != "bool" and not told:
+        raise PolicyError(
+            f"nothing says which values the tunable {name} may have",
+            "end the comment right before it with its range, for example: "
+            f"/* What raising it does. {min(default, 1)} to {max(default * 10, 10)}. */",
+        )
+    minimum, maximum = (int(told[1]), int(told[2])) if told else (0, 1)
+    effect = printable(words[: told.start()].strip() if told else words)
+    unit = name.rpartition("_")[2]
+    unit = unit if unit in UNITS else "none"
+    return Tunable(name, kind, unit, minimum, maximum, default, effect[:_EFFECT_LENGTH] or "not said")
+
+
+def inputs(source: str) -> tuple[str, ...]:
+    """Return the maps that the loader fills: "history" and "classes"."""
+    code = _code(source, strings=True)
+    return tuple(name for name, marks in _INPUTS.items() if any(re.search(rf"\b{mark}\b", code) for mark in marks))
+
+
+def declares(source: str) -> tuple[str, ...]:
+    """Return the oracles that the policy says it does not mean to satisfy.
+
+    Raises:
+        PolicyError: one of them cannot be declared away.
+    """
+    comments = "\n".join(match["comment"] for match in _TOKEN.finditer(source) if match["comment"])
+    words = [word.strip() for told in _DECLARES.findall(comments) for word in told.split(",")]
+    wrong = [word for word in words if word not in DECLARABLE]
+    if wrong:
+        raise PolicyError(
+            f"the source declares {wrong[0]!r}, which is nothing that a policy may leave out",
+            f"accepted: {', '.join(DECLARABLE)}",
+        )
+    return tuple(word for word in DECLARABLE if word in words)

@@ -1,0 +1,323 @@
+"""What a run shows to a person before it goes on, and whether the person agreed.
+
+What is shown is built from the repository and the library alone, so any process builds the same, and its digest says
+whether it is still what the person saw. Decisions stand in the repository before the graph goes on: a crash in between
+loses nothing, and nothing is asked twice.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import pwd
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from agents.learning import best
+from repo_store.records import RunStatus
+from repo_store.store import PolicyRepository
+from schedagent.core import token
+from schedagent.core.approval import Decision, Request, Stage
+from schedagent.core.errors import TokenError, UsageError
+from schedagent.core.policies.policy import CandidatePolicy, PolicyInfo
+from schedagent.core.policies.proposal import Origin
+from schedagent.core.trials.trial import Verdict
+from schedagent.core.verification import Severity, VerificationReport
+
+LONGEST_REASON = 1000
+"""Characters of --because: it is kept, and a planner reads it."""
+
+Shown = dict[str, Any]
+
+_PLAN_ALLOWS = (
+    "Each is verified in a sealed micro-VM; those that pass every gate run the workload in another one. Code of a "
+    "model that a gate refuses may be mended by it, and goes through every gate again. Nothing is loaded on this "
+    "machine."
+)
+
+
+class Approvals:
+    """The questions of one run.
+
+    Args:
+        repository: with the run in it.
+        run_id: of the run.
+        library: the policies, those that the run made included.
+        stages: before which steps it asks.
+    """
+
+    def __init__(
+        self,
+        repository: PolicyRepository,
+        run_id: str,
+        library: Mapping[str, PolicyInfo],
+        stages: tuple[Stage, ...],
+    ) -> None:
+        self._repository = repository
+        self._run_id = run_id
+        self._library = library
+        self._stages = stages
+
+    def request(self, stage: Stage, iteration: int) -> Request | None:
+        """Return what has to be approved before this step; None if nothing has to be."""
+        if stage not in self._stages:
+            return None
+        shown = self._plan(iteration) if stage is Stage.PLAN else self._deployment()
+        return Request(stage, iteration, shown) if shown else None
+
+    def decision(self, request: Request) -> Decision | None:
+        """Return what was decided on exactly this; None if nothing was."""
+        decided = {asked.digest: decision for asked, decision in self._repository.approvals(self._run_id)}
+        return decided.get(request.digest)
+
+    def ask(self, request: Request) -> Shown:
+        """Store what the run waits for, and return it."""
+        self._repository.ask_approval(self._run_id, request)
+        return to_json(request)
+
+    def decide(self, decision: Decision, digest: str = "") -> None:
+        """Store a decision on what the run waits for.
+
+        Args:
+            digest: that what waits must have, or how it begins; empty for whatever waits.
+
+        Raises:
+            UsageError: nothing waits, or something else, or it changed since it was shown.
+        """
+        asked = waiting(self._repository, self._run_id)
+        if asked is None:
+            raise _nothing_waits(self._repository, self._run_id)
+        look = f"look at what waits: schedagent runs show {self._run_id}"
+        if not asked.digest.startswith(digest):
+            raise UsageError(f"run {self._run_id} waits for the approval of {asked.digest}, not of {digest}", look)
+        now = self.request(asked.stage, asked.iteration)
+        if now is None or now.digest != asked.digest:
+            if now:
+                self.ask(now)
+            raise UsageError(f"what run {self._run_id} waits for has changed since it was shown", look)
+        self._repository.decide_approval(self._run_id, asked.digest, decision)
+
+    def _plan(self, iteration: int) -> Shown | None:
+        plan = self._repository.plan(self._run_id, iteration)
+        if plan is None or not plan.candidates:
+            return None
+        return {
+            "run": self._run_id,
+            "workload": self._repository.run(self._run_id).workload.command,
+            "reason": plan.reason,
+            "learned": plan.learned,
+            "candidates": [self._candidate(candidate) for candidate in plan.candidates],
+            "allows": _PLAN_ALLOWS,
+        }
+
+    def _deployment(self) -> Shown | None:
+        found = winner(self._repository, self._run_id)
+        if found is None or not found[2].token:
+            return None
+        candidate, verdict, report = found
+        return {
+            "run": self._run_id,
+            "workload": self._repository.run(self._run_id).workload.command,
+            "candidate": self._candidate(candidate),
+            "verdict": {"outcome": verdict.outcome.value, "reason": verdict.reason, "pairs": verdict.pairs},
+            "measured": {
+                "ratio": verdict.ratio,
+                "low": verdict.low,
+                "high": verdict.high,
+                "confidence": verdict.confidence,
+            },
+            "verification": _verification(report),
+            "allows": allowed(report.token),
+        }
+
+    def _candidate(self, candidate: CandidatePolicy) -> Shown:
+        info = self._library.get(candidate.policy)
+        if info is None:
+            raise UsageError(f"policy {candidate.policy} is not in the library any more", "start a new run")
+        defaults = {tunable.name: tunable.default for tunable in info.tunables}
+        specs = {made.name: made.spec for made in self._repository.made_policies()}
+        return {
+            "key": candidate.key,
+            "policy": candidate.policy,
+            "way": candidate.way.value,
+            "origin": info.origin.value,
+            "parent": info.parent,
+            "description": info.description,
+            "declares": list(info.declares),
+            "reason": candidate.reason,
+            "expected": candidate.expected,
+            "refuted_by": candidate.refuted_by,
+            "tunables": {
+                name: {"value": value, "default": defaults.get(name, value)} for name, value in candidate.tunables
+            },
+            "inputs": {"history": len(candidate.history), "classes": len(candidate.classes)},
+            "source_digest": info.source_digest,
+            "spec": specs.get(candidate.policy),
+            "diff": _diff(info, self._library.get(info.parent)),
+        }
+
+
+def waiting(repository: PolicyRepository, run_id: str) -> Request | None:
+    """Return what a run waits for; None if it waits for nothing."""
+    return next((asked for asked, decision in repository.approvals(run_id) if decision is None), None)
+
+
+def rejection(repository: PolicyRepository, run_id: str, stage: Stage, iteration: int) -> Decision | None:
+    """Return the decision by which this step was rejected; None if it was not. The latest decision counts."""
+    made = [
+        decision
+        for asked, decision in repository.approvals(run_id)
+        if decision and (asked.stage, asked.iteration) == (stage, iteration)
+    ]
+    return None if not made or _latest(made).approved else _latest(made)
+
+
+def winner(repository: PolicyRepository, run_id: str) -> tuple[CandidatePolicy, Verdict, VerificationReport] | None:
+    """Return the candidate that is better than the default by most, with what was found; None if none is."""
+    verdicts: dict[str, Verdict] = {}
+    candidates: dict[str, CandidatePolicy] = {}
+    for number in repository.iterations(run_id):
+        candidates |= {candidate.key: candidate for candidate in repository.candidates(run_id, number)}
+        verdicts |= repository.verdicts(run_id, number)
+    key = best(verdicts, lower_is_better=repository.run(run_id).workload.goal.lower_is_better)
+    report = repository.verification(run_id, key) if key else None
+    return (candidates[key], verdicts[key], report) if key and report else None
+
+
+def deployment(repository: PolicyRepository, run_id: str) -> Shown | None:
+    """Return the winner's token, what it allows and who approved that: what a finished run hands out.
+
+    This is the only way a run's token leaves the repository. None: there is no winner, no token, or no approval where
+    the run had to ask for one.
+    """
+    found = winner(repository, run_id)
+    if found is None or not found[2].token:
+        return None
+    made = [decision for asked, decision in repository.approvals(run_id) if decision and asked.stage is Stage.DEPLOY]
+    must_ask = Stage.DEPLOY in repository.run(run_id).settings.get("approve", ())
+    if must_ask and not (made and _latest(made).approved):
+        return None
+    candidate, _verdict, report = found
+    return {
+        "policy": candidate.policy,
+        "key": candidate.key,
+        "token": report.token,
+        "allows": allowed(report.token),
+        "approved_by": _latest(made).by if made else "",
+    }
+
+
+def decided_now(approved: bool, because: str = "") -> Decision:
+    """Return a decision of this process's user.
+
+    Raises:
+        UsageError: a rejection without a reason, or a reason that cannot be kept.
+    """
+    said = " ".join(because.split())
+    if not approved and not said:
+        raise UsageError("--because is empty", "say why, so that the next plan can do better")
+    if len(said) > LONGEST_REASON or not said.isprintable():
+        raise UsageError(f"--because is not a line of at most {LONGEST_REASON} printable characters")
+    return Decision(approved, user(), datetime.now(UTC).isoformat(timespec="milliseconds"), said)
+
+
+def history(repository: PolicyRepository, run_id: str) -> list[Shown]:
+    """Return every decision of a run as JSON values, oldest first."""
+    return [
+        {
+            "stage": asked.stage.value,
+            "iteration": asked.iteration + 1,
+            "digest": asked.digest,
+            "approved": decision.approved,
+            "by": decision.by,
+            "at": decision.at,
+            "because": decision.because,
+        }
+        for asked, decision in repository.approvals(run_id)
+        if decision
+    ]
+
+
+def to_json(request: Request) -> Shown:
+    """Return a request with its digest as JSON values."""
+    return {
+        "stage": request.stage.value,
+        "iteration": request.iteration + 1,
+        "digest": request.digest,
+        **request.shown,
+    }
+
+
+def allowed(token_text: str) -> Shown:
+    """Return what a token allows whoever has it."""
+    try:
+        said = token.decode(token_text)
+    except TokenError as error:
+        raise UsageError(f"the stored token of the winner cannot be read: {error.message}") from None
+    return {
+        "object": said.artifact_digest,
+        "kernel": said.kernel_release,
+        "scope": said.scope.value,
+        "cgroup": said.cgroup,
+        "times": 1,
+        "from": _moment(said.not_before),
+        "until": _moment(said.expires_at),
+    }
+
+
+def _diff(info: PolicyInfo, parent: PolicyInfo | None) -> str:
+    """Return what a patch changes in its parent, or all that was generated.
+
+    A bundled policy changes nothing, and a composed one says the same in its spec.
+    """
+    if info.origin in (Origin.BUNDLED, Origin.COMPOSED):
+        return ""
+    before = parent.source.read_text(encoding="utf-8").splitlines(keepends=True) if parent else []
+    after = info.source.read_text(encoding="utf-8").splitlines(keepends=True)
+    names = (parent.source.name if parent else "/dev/null", info.source.name)
+    return "".join(difflib.unified_diff(before, after, *names))
+
+
+def _verification(report: VerificationReport) -> Shown:
+    open_warnings = [
+        finding for finding in report.findings if finding.severity is Severity.WARNING and not report.clears(finding)
+    ]
+    return {
+        "gates": [{"gate": gate.gate, "status": gate.status.value, "detail": gate.detail} for gate in report.gates],
+        "statuses": dict(Counter(gate.status.value for gate in report.gates)),
+        "oracles": {"held": sum(oracle.ok for oracle in report.oracles), "of": len(report.oracles)},
+        "kernels": {kernel.release: kernel.status.value for kernel in report.kernels},
+        "warnings": [str(finding) for finding in open_warnings],
+        "verified_by": report.verified_by,
+        "report_digest": report.digest,
+    }
+
+
+def _nothing_waits(repository: PolicyRepository, run_id: str) -> UsageError:
+    """Say why there is nothing to decide: no such run, decided already, not that far, over."""
+    run = repository.run(run_id)
+    made = [decision for _asked, decision in repository.approvals(run_id) if decision]
+    said = f"run {run_id} does not wait for an approval"
+    if made:
+        said += f"; its last question was {made[-1].told} at {made[-1].at}"
+    if run.status is RunStatus.FINISHED:
+        return UsageError(said, f"it is finished; see what it found: schedagent runs show {run_id}")
+    return UsageError(said, f"it is {run.status.value}; go on with it: schedagent resume {run_id}")
+
+
+def _latest(made: Sequence[Decision]) -> Decision:
+    return max(made, key=lambda decision: decision.at)
+
+
+def user() -> str:
+    """Name the user by the process's own id: the environment could say anything."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return f"user {os.getuid()}"
+
+
+def _moment(unix_s: int) -> str:
+    return datetime.fromtimestamp(unix_s, UTC).isoformat(timespec="seconds")

@@ -1,0 +1,95 @@
+"""How an approval is shown to people: everything its digest covers, and how to answer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+_FIRST_DIGITS = 16
+
+
+def commands(run: str, digest: str) -> str:
+    """Say how to go on with a run that waits."""
+    exactly = f" --digest {digest[:_FIRST_DIGITS]}" if digest else ""
+    return (
+        f"Run {run} waits for your approval. Go on, also from another terminal or after a restart:\n"
+        f"  schedagent approve {run}{exactly}\n"
+        f'  schedagent reject {run}{exactly} --because "..."'
+    )
+
+
+def show_waiting(waiting: Mapping[str, Any]) -> None:
+    """Print everything that has to be approved, so that nothing in it steers the terminal."""
+    from rich.console import Console
+
+    from kernel_bpf.build.source import printable
+
+    console = Console(emoji=False)
+    for line in _told(waiting):
+        console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
+
+
+def _told(waiting: Mapping[str, Any]) -> Iterator[str]:
+    if waiting["stage"] == "plan":
+        yield f"\nPlan {waiting['iteration']} of run {waiting['run']} for {waiting['workload']!r}: {waiting['reason']}"
+        if waiting["learned"]:
+            yield f"  Learned earlier: {waiting['learned']}"
+        for number, candidate in enumerate(waiting["candidates"], start=1):
+            yield from _candidate(f"{number} ", candidate)
+        yield f"  If you approve: {waiting['allows']}"
+    else:
+        yield f"\nRun {waiting['run']} for {waiting['workload']!r} ends with a winner whose token can be handed out:"
+        yield from _candidate("", waiting["candidate"])
+        yield from _proved(waiting["verdict"], waiting["measured"], waiting["verification"])
+        yield f"  If you approve: the token allows {token_allows(waiting['allows'])}"
+    yield f"  Digest of what is shown here: {waiting['digest']}"
+
+
+def _candidate(number: str, candidate: Mapping[str, Any]) -> Iterator[str]:
+    parent = f" of {candidate['parent']}" if candidate["parent"] else ""
+    made = "" if candidate["origin"] == "bundled" else f", a policy that was {candidate['origin']}{parent}"
+    yield f"  {number}{candidate['policy']} ({candidate['way']}{made})"
+    for heading, text in (
+        ("What it does", candidate["description"]),
+        ("Why", candidate["reason"]),
+        ("Expected", candidate["expected"]),
+        ("Refuted by", candidate["refuted_by"]),
+    ):
+        if text:
+            yield f"      {heading}: {text}"
+    if candidate["declares"]:
+        yield f"      Does not mean to satisfy: {', '.join(candidate['declares'])}"
+    for name, tunable in candidate["tunables"].items():
+        changed = "" if tunable["value"] == tunable["default"] else f" (default {tunable['default']})"
+        yield f"      {name} = {tunable['value']}{changed}"
+    for name, count in candidate["inputs"].items():
+        if count:
+            yield f"      {name}: {count} measured entries"
+    if candidate["spec"]:
+        yield from (f"      {line}" for line in json.dumps(candidate["spec"], indent=2).splitlines())
+    yield from (f"      {line}" for line in candidate["diff"].splitlines())
+
+
+def _proved(verdict: Mapping[str, Any], measured: Mapping[str, Any], verification: Mapping[str, Any]) -> Iterator[str]:
+    yield f"  Verdict: {verdict['outcome']}: {verdict['reason']}"
+    yield (
+        f"  Expected effect: ratio {measured['ratio']:.3f}, between {measured['low']:.3f} and {measured['high']:.3f} "
+        f"with {100 * measured['confidence']:.1f} % confidence, from {verdict['pairs']} pairs"
+    )
+    counts = (f"{count} gates {status}" for status, count in verification["statuses"].items())
+    yield f"  Verification: {'; '.join(counts)}"
+    yield from (f"      {gate['status']}: {gate['gate']}: {gate['detail']}" for gate in verification["gates"])
+    yield f"      {verification['oracles']['held']} of {verification['oracles']['of']} oracles held"
+    yield from (f"      kernel {release}: {status}" for release, status in verification["kernels"].items())
+    yield from (f"      warning: {warning}" for warning in verification["warnings"])
+
+
+def token_allows(allows: Mapping[str, Any]) -> str:
+    """Say what a token allows, in one line."""
+    where = {"full": "for all tasks", "partial": "for tasks that are moved to it"}[allows["scope"]]
+    inside = f" in cgroup {allows['cgroup']}" if allows["cgroup"] else ""
+    return (
+        f"whoever has it to load this object ({allows['object'][:12]}) once on kernel {allows['kernel']}, "
+        f"{where}{inside}, until {allows['until']}"
+    )

@@ -1,0 +1,68 @@
+"""What every verb shares: the settings, exit statuses, JSON on stdout, and errors turned into messages."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from schedagent.core.errors import SchedagentError, UsageError
+
+if TYPE_CHECKING:
+    from schedagent.core.settings import Settings
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_NO = 3
+EXIT_WAITING = 4
+EXIT_INTERRUPTED = 130
+
+Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON on stdout.")]
+
+
+def settings() -> Settings:
+    """Read the settings; lazily, as everything the commands need."""
+    from schedagent.core.settings import load_settings
+
+    return load_settings()
+
+
+def print_json(value: Any) -> None:
+    """Print JSON on stdout."""
+    typer.echo(json.dumps(value, indent=2, allow_nan=False))
+
+
+def guarded(command: Callable[[], int]) -> NoReturn:
+    """Run a command, turn what goes wrong into a message on stderr, and exit with the status of EPILOG."""
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        status = command()
+        sys.stdout.flush()
+    except UsageError as error:
+        status = complain(error, EXIT_USAGE)
+    except SchedagentError as error:
+        status = complain(error, EXIT_FAILED)
+    except KeyboardInterrupt as stop:
+        typer.echo(f"\nstopped. {stop}", err=True)
+        status = EXIT_INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        status = EXIT_FAILED
+    except OSError as error:
+        logging.debug("this is where it failed", exc_info=True)
+        status = complain(SchedagentError(str(error), "see more with: schedagent --verbose ..."), EXIT_FAILED)
+    raise SystemExit(status)
+
+
+def complain(error: SchedagentError, status: int) -> int:
+    """Print an error with its hint."""
+    typer.echo(f"error: {error.message}", err=True)
+    if error.hint:
+        typer.echo(f"hint: {error.hint}", err=True)
+    return status

@@ -1,0 +1,37 @@
+"""`schedagent doctor`: what this machine has and lacks."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from schedagent.cli.common import EXIT_FAILED, Json, guarded, print_json, settings
+
+
+def doctor(
+    bench: Annotated[
+        bool, typer.Option("--bench", help="Also restore a VM 20 times and print how long it takes.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Say what is there, what is missing, what follows from it, and the command that mends it."""
+
+    def command() -> int:
+        from rich.console import Console
+
+        from schedagent.setup import doctor as examination
+
+        found = settings()
+        findings = examination.examine(found)
+        if bench:
+            from schedagent.run.opening import open_lab
+
+            findings = [*findings, examination.restore_bench(open_lab(found))]
+        if as_json:
+            print_json(examination.to_json(findings))
+        else:
+            Console(emoji=False).print(examination.render(findings))
+        return EXIT_FAILED if any(finding.status == "missing" for finding in findings) else 0
+
+    guarded(command)

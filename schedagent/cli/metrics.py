@@ -1,0 +1,73 @@
+"""`schedagent metrics serve` and `show`: what Prometheus scrapes. Thin; may import schedagent.metrics lazily."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from schedagent.cli.common import guarded, settings
+
+if TYPE_CHECKING:
+    from schedagent.metrics.parts import Part
+
+metrics_app = typer.Typer(help="What Prometheus scrapes.", no_args_is_help=True, rich_markup_mode=None)
+
+Daemon = Annotated[Path | None, typer.Option("--socket", help="Socket of schedagentd, if it is not the usual one.")]
+
+
+@metrics_app.command()
+def serve(
+    at: Annotated[
+        str, typer.Option("--listen", metavar="HOST:PORT", help="Where to listen, if systemd hands over no socket.")
+    ] = "",
+    daemon: Daemon = None,
+) -> None:
+    """Answer scrapes at /metrics until Ctrl-C; a socket from systemd is used if there is one."""
+
+    def command() -> int:
+        from schedagent.core.errors import UsageError
+        from schedagent.core.process.listener import activated
+        from schedagent.core.settings import activated_descriptors
+        from schedagent.metrics.exporter import build_registry
+        from schedagent.metrics.server import ADDRESS, PATH, listen
+        from schedagent.metrics.server import serve as answer
+
+        logging.getLogger("schedagent.metrics").setLevel(logging.INFO)
+        handed_over = activated(activated_descriptors(), (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX))
+        if handed_over and at:
+            raise UsageError("systemd handed over a socket already", "leave --listen out, or change ListenStream=")
+        listener = handed_over or listen(at or ADDRESS)
+        if handed_over is None:
+            host, port = listener.getsockname()[:2]
+            typer.echo(f"http://{f'[{host}]' if ':' in host else host}:{port}{PATH}", err=True)
+        answer(listener, build_registry(parts(daemon)))
+        return 0
+
+    guarded(command)
+
+
+@metrics_app.command()
+def show(daemon: Daemon = None) -> None:
+    """Print once what a scrape would get now."""
+
+    def command() -> int:
+        from prometheus_client import generate_latest
+
+        from schedagent.metrics.exporter import build_registry
+
+        typer.echo(generate_latest(build_registry(parts(daemon))).decode(), nl=False)
+        return 0
+
+    guarded(command)
+
+
+def parts(daemon: Path | None) -> list[Part]:
+    """What is looked at."""
+    from schedagent.client.daemon import SOCKET
+    from schedagent.metrics.exporter import machine_parts
+
+    return machine_parts(settings(), daemon or SOCKET)

@@ -1,0 +1,92 @@
+"""`schedagent policies` and `compose`: the policy library, and policies made of a spec."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from schedagent.cli.common import EXIT_NO, Json, guarded, print_json, settings
+
+policies_app = typer.Typer(help="Look at the policy library.", no_args_is_help=True, rich_markup_mode=None)
+
+
+@policies_app.command("list")
+def policies_list(as_json: Json = False) -> None:
+    """List the policies of the library: the bundled ones, and those that runs have made."""
+
+    def command() -> int:
+        from schedagent.report.listing import show_policies
+        from schedagent.run.opening import whole_library
+
+        show_policies(list(whole_library(settings()).values()), as_json)
+        return 0
+
+    guarded(command)
+
+
+@policies_app.command("show")
+def policies_show(name: Annotated[str, typer.Argument(help="Name of the policy.")], as_json: Json = False) -> None:
+    """Show one policy: what it is for, how it decides, its tunables, when it loses."""
+
+    def command() -> int:
+        from kernel_bpf.policies.library import find_policy
+        from schedagent.report.listing import show_policy
+        from schedagent.run.opening import whole_library
+
+        show_policy(find_policy(name, whole_library(settings())), as_json)
+        return 0
+
+    guarded(command)
+
+
+@policies_app.command("search")
+def policies_search(
+    text: Annotated[list[str], typer.Argument(help="What to look for.")], as_json: Json = False
+) -> None:
+    """Search policies by what they are for and what they were good at."""
+
+    def command() -> int:
+        from schedagent.report.listing import show_matches
+        from schedagent.run.opening import open_repository
+
+        with open_repository(settings()) as repository:
+            matches = repository.search_policies(" ".join(text))
+        show_matches(matches, as_json)
+        return 0 if matches else EXIT_NO
+
+    guarded(command)
+
+
+def print_spec_schema(wanted: bool) -> None:
+    """Print what a spec looks like, and exit."""
+    if wanted:
+        from schedagent.core.policies.spec_reader import spec_schema
+
+        print_json(spec_schema())
+        raise typer.Exit
+
+
+def compose(
+    spec: Annotated[Path, typer.Argument(help="A policy spec, SPEC.toml or SPEC.json.")],
+    output: Annotated[Path | None, typer.Option(help="Write NAME.bpf.c and NAME.toml into this folder.")] = None,
+    _schema: Annotated[
+        bool, typer.Option("--schema", is_eager=True, callback=print_spec_schema, help="Print the schema of a spec.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Turn a policy spec into BPF C and its documentation; print the source, or write both files."""
+
+    def command() -> int:
+        from schedagent.run.composing import compose_file, write_policy
+
+        composed = compose_file(spec)
+        files = [str(path) for path in write_policy(composed, output)] if output else []
+        if as_json:
+            print_json({"name": composed.name, "source": composed.source, "toml": composed.toml, "files": files})
+        else:
+            typer.echo("\n".join(files) if files else composed.source, nl=bool(files))
+        return 0
+
+    guarded(command)

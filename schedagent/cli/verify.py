@@ -1,0 +1,132 @@
+"""`schedagent verify`, and `schedagent verifier serve`: the verifier as a service of its own user, which alone can
+read the signing key."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from schedagent.cli.common import EXIT_FAILED, EXIT_NO, Json, guarded, print_json, settings
+from schedagent.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from schedagent.core.process.listener import Admission
+    from schedagent.core.settings import Settings
+
+verifier_app = typer.Typer(help="The verifier as a service.", no_args_is_help=True, rich_markup_mode=None)
+
+DEFAULT_GROUP = "schedagent"
+
+
+def print_schema(wanted: bool) -> None:
+    """Print what --json of verify looks like, and exit."""
+    if wanted:
+        from schedagent.verification.text import json_schema
+
+        print_json(json_schema())
+        raise typer.Exit
+
+
+def verify(
+    file: Annotated[
+        Path,
+        typer.Argument(help="Policy: a source FILE.bpf.c, a compiled FILE.bpf.o, or the NAME of one in the library."),
+    ],
+    include: Annotated[list[Path] | None, typer.Option(help="Folder with headers of the source.")] = None,
+    tunables: Annotated[list[str] | None, typer.Option("--set", help="tunable=value; may be repeated.")] = None,
+    kernel: Annotated[str, typer.Option(help="Only this kernel of the cache, instead of all of them.")] = "",
+    scope: Annotated[str, typer.Option(help="What the token allows: full, partial or partial:/a/cgroup.")] = "full",
+    depth: Annotated[str, typer.Option(help="How long to prove: quick, standard or thorough.")] = "standard",
+    static: Annotated[bool, typer.Option("--static", help="Only the gates that need no VM; no token.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Prove it again, even if it passed before.")] = False,
+    html: Annotated[Path | None, typer.Option(help="Also write the report to this HTML file.")] = None,
+    object_file: Annotated[
+        Path | None, typer.Option("--object", help="Write the compiled object to this file if it passed, to deploy it.")
+    ] = None,
+    _schema: Annotated[
+        bool, typer.Option("--json-schema", is_eager=True, callback=print_schema, help="Print the schema of --json.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Take one policy through every gate of the verifier; print each gate's result and, if all passed, the token."""
+
+    def command() -> int:
+        from schedagent.verification.files import VerifyOptions, verify_file
+        from schedagent.verification.text import GatePrinter, show_end, to_json
+
+        chosen = VerifyOptions(
+            tuple(include or ()), tuple(tunables or ()), kernel, scope, depth, static, fresh, html, object_file
+        )
+        report = verify_file(settings(), file, chosen, GatePrinter(quiet=as_json))
+        if as_json:
+            print_json(to_json(report))
+        else:
+            show_end(report, static_only=static)
+        return 0 if report.passed or (static and not report.failure) else EXIT_NO if report.failure else EXIT_FAILED
+
+    guarded(command)
+
+
+@verifier_app.command()
+def serve(
+    socket: Annotated[
+        Path | None, typer.Option(help="Where to listen; else verifier_socket of the settings, or the state folder.")
+    ] = None,
+    users: Annotated[list[str] | None, typer.Option("--allow-user", help="Name of a user who may ask.")] = None,
+    group: Annotated[str, typer.Option("--allow-group", help="Group whose members may ask.")] = DEFAULT_GROUP,
+) -> None:
+    """Verify policies for others over a unix socket, until Ctrl-C; a socket from systemd is used if there is one.
+
+    Root, the user of the service and members of the group may ask.
+    """
+
+    def command() -> int:
+        from schedagent.core.process.listener import activated, group_id, listen
+        from schedagent.core.settings import activated_descriptors
+        from schedagent.verification.service import serve_verifier
+
+        logging.getLogger("verifier").setLevel(logging.INFO)
+        found = settings()
+        admission = admitted(users or [], group)
+        handed_over = activated(activated_descriptors())
+        if handed_over is not None:
+            with handed_over:
+                serve_verifier(found, handed_over, admission)
+            return 0
+        path = socket_path(found, socket)
+        with listen(path, group_id(group)) as listener:
+            try:
+                serve_verifier(found, listener, admission)
+            finally:
+                path.unlink(missing_ok=True)
+        return 0
+
+    guarded(command)
+
+
+def socket_path(found: Settings, chosen: Path | None) -> Path:
+    """Where to listen."""
+    from schedagent.core.settings import writable
+
+    if chosen or found.verifier_socket:
+        return (chosen or found.verifier_socket or Path()).absolute()
+    return writable(found.state_dir, "SCHEDAGENT_STATE") / "verifier.sock"
+
+
+def admitted(users: list[str], group: str) -> Admission:
+    """Turn names into ids; raise UsageError for a name that does not exist (but for the default group)."""
+    import pwd
+
+    from schedagent.core.process.listener import Admission, group_id
+
+    try:
+        ids = frozenset(pwd.getpwnam(name).pw_uid for name in users)
+    except KeyError as error:
+        raise UsageError(f"--allow-user: there is no such user: {error}") from None
+    gid = group_id(group)
+    if gid is None and group != DEFAULT_GROUP:
+        raise UsageError(f"--allow-group: there is no group {group!r}")
+    return Admission(ids, frozenset() if gid is None else frozenset({gid}))

@@ -1,0 +1,4 @@
+"""schedagentd as others use it: its socket's client, and the keeper of a lease.
+
+May import: schedagent.core.
+"""

@@ -1,0 +1,103 @@
+"""schedagentd as everybody else sees it: JSON lines over its socket."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from schedagent.core import errors
+from schedagent.core.errors import SchedagentError, SetupError
+
+SOCKET = Path("/run/schedagent/schedagentd.sock")
+VERSION = 1
+TIMEOUT_S = 60.0
+"""Loading a large policy takes seconds, and others may be ahead."""
+
+_LONGEST_ANSWER = 64 << 20
+_SIDE = "schedagentd: "
+
+
+@dataclass(frozen=True)
+class DaemonClient:
+    """Asks schedagentd.
+
+    Args:
+        path: its socket.
+        timeout_s: how long to wait for an answer.
+    """
+
+    path: Path = SOCKET
+    timeout_s: float = TIMEOUT_S
+
+    def ask(self, verb: str, **fields: Any) -> dict[str, Any]:
+        """Ask for one thing and return the answer; fields are those of schedagentd/messages.py.
+
+        Raises:
+            SetupError: it is not there, or its answer is none.
+            SchedagentError: what it refused, by its own type; the message begins with "schedagentd: ".
+        """
+        with self._asked(verb, fields) as stream:
+            return _answer(stream)
+
+    def events(self, after: int = -1, follow: bool = True) -> Iterator[dict[str, Any]]:
+        """Yield events: those behind number `after` (-1: none) and, if `follow`, whatever happens until it ends."""
+        with self._asked("events", {"after": after, "follow": follow}, patient=follow) as stream:
+            if follow:
+                _answer(stream)
+            for line in stream:
+                told = json.loads(line)
+                if "event" in told:
+                    yield told["event"]
+                else:
+                    _checked(told)
+
+    @contextmanager
+    def _asked(self, verb: str, fields: dict[str, Any], patient: bool = False) -> Iterator[BinaryIO]:
+        request = json.dumps({"version": VERSION, "verb": verb, **fields}).encode() + b"\n"
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+                connection.settimeout(self.timeout_s)
+                connection.connect(str(self.path))
+                with suppress(BrokenPipeError, ConnectionResetError):  # it refused before it read all; it says why
+                    connection.sendall(request)
+                if patient:
+                    connection.settimeout(None)
+                with connection.makefile("rb") as stream:
+                    yield stream
+        except TimeoutError:
+            raise SetupError(f"schedagentd at {self.path} did not answer within {self.timeout_s:g} s") from None
+        except PermissionError:
+            raise SetupError(f"this user may not ask schedagentd at {self.path}", "be of group schedagent") from None
+        except (FileNotFoundError, ConnectionRefusedError):
+            raise SetupError(f"schedagentd is not running: nobody listens on {self.path}", _START) from None
+        except OSError as error:
+            raise SetupError(f"schedagentd at {self.path} cannot be asked: {error.strerror or error}", _START) from None
+
+
+_START = "start it: systemctl start schedagentd.socket"
+
+
+def _answer(stream: BinaryIO) -> dict[str, Any]:
+    line = stream.readline(_LONGEST_ANSWER)
+    if not line.endswith(b"\n"):
+        raise SetupError("schedagentd ended before it answered", "its log says more: journalctl -u schedagentd")
+    try:
+        return _checked(json.loads(line))
+    except ValueError as error:
+        raise SetupError(f"schedagentd gave an answer that cannot be read: {error}") from None
+
+
+def _checked(told: dict[str, Any]) -> dict[str, Any]:
+    """Return what an answer holds; raise the error that it tells."""
+    if "error" not in told:
+        content: dict[str, Any] = told["ok"]
+        return content
+    fault = told["error"]
+    kind = getattr(errors, fault["kind"], None)
+    chosen = kind if isinstance(kind, type) and issubclass(kind, SchedagentError) else SchedagentError
+    raise chosen(f"{_SIDE}{fault['message']}", hint=fault["hint"])

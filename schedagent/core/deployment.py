@@ -1,0 +1,268 @@
+"""What is deployed, how far it has come and why it ended: the types of schedagentd. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any, Self
+
+from schedagent.core.token import Pairs, Scope, digest_inputs
+from schedagent.core.welch import Better, Spread
+
+Entries = tuple[tuple[int, int], ...]
+
+
+class Stage(StrEnum):
+    """How much of the machine a policy schedules."""
+
+    CANARY = "canary"
+    """The tasks of one cgroup or of one process tree, and their children."""
+    WIDER = "wider"
+    """The tasks of a cgroup around those."""
+    FULL = "full"
+    """Every normal task."""
+
+    @property
+    def scope(self) -> Scope:
+        """The token's word for it."""
+        return Scope.FULL if self is Stage.FULL else Scope.PARTIAL
+
+    def is_beyond(self, other: Stage) -> bool:
+        """Whether it takes more of the machine than `other`."""
+        order = list(Stage)
+        return order.index(self) > order.index(other)
+
+
+class Phase(StrEnum):
+    """How far a deployment has come. Each is written to the record before what it names is done."""
+
+    WAITING = "waiting"
+    """Accepted; what it will be compared with is being measured. Nothing of it is loaded."""
+    LOADING = "loading"
+    """About to be given to the kernel, or just given; not confirmed."""
+    RUNNING = "running"
+    """In charge, confirmed by sysfs."""
+    ENDING = "ending"
+    """About to be taken away; not confirmed."""
+    ENDED = "ended"
+
+
+class End(StrEnum):
+    """Why a deployment ended. The first group are trips of the circuit breaker."""
+
+    STALL = "stall"
+    EJECTED = "ejected by the kernel"
+    EXITED = "exited by itself"
+    ERROR_EVENTS = "error events"
+    REJECTED_TASKS = "rejected tasks"
+    STARVATION = "starvation"
+    RUN_QUEUE_DELAY = "run-queue delay worse than before"
+    PRESSURE = "CPU pressure worse than before"
+    CPU_SHARE = "less of the wanted CPU time than before"
+    METRIC = "worse workload metric"
+    LEASE_LAPSED = "lease lapsed"
+    SUSPENDED = "suspend"
+    HOTPLUG = "CPU hotplug"
+    FOREIGN = "another scheduler"
+    BLIND = "sched_ext's state cannot be read"
+
+    ROLLED_BACK = "rolled back"
+    REPLACED = "replaced"
+    GONE = "its process ended"
+    STOPPED = "schedagentd stopped"
+    DIED = "schedagentd died"
+    NOT_LOADED = "could not be loaded"
+
+    @property
+    def is_trip(self) -> bool:
+        """Whether the circuit breaker did it: the same object is then not loaded again unless that is asked for."""
+        return list(End).index(self) < list(End).index(End.ROLLED_BACK)
+
+    @property
+    def blames_policy(self) -> bool:
+        """Whether the policy before it deserves another chance: the machine is as it was, and somebody is there."""
+        return list(End).index(self) < list(End).index(End.LEASE_LAPSED) or self is End.NOT_LOADED
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be loaded: all that a token covers, and the token.
+
+    Args:
+        policy: name of the struct_ops map, for messages.
+        digest: hex SHA-256 of the object.
+        tunables: every tunable and its value, sorted by name.
+        history, classes: contents of the policy's input maps, see kernel_bpf.load.sched_ext.LoadedPolicy.load.
+        report_digest: of the verifier's report.
+        token: as the verifier issued it.
+    """
+
+    policy: str
+    digest: str
+    tunables: Pairs
+    history: Entries
+    classes: Entries
+    report_digest: str
+    token: str = field(repr=False)
+
+    @property
+    def inputs_digest(self) -> str:
+        """What the token says of the input maps."""
+        return digest_inputs(self.history, self.classes)
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A process, its threads and its descendants.
+
+    Args:
+        pid: of the process.
+        started: when it began, in clock ticks since boot: another process may get its id one day.
+    """
+
+    pid: int
+    started: int
+
+    def __str__(self) -> str:
+        return f"process {self.pid}"
+
+
+Where = str | Tree
+"""Whose tasks: a cgroup's path below the root, "" for the whole machine; or a process tree's."""
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """One deployment. Times on the boot clock (CLOCK_BOOTTIME, in seconds) do not jump with the machine's clock.
+
+    Args:
+        number: counts up; names it.
+        order: what is loaded.
+        stage, cgroup, tree: how much of the machine it has, or waits for if nothing of it is loaded.
+        phase: how far it has come.
+        uid: user who asked for it.
+        boot_id: boot of the kernel that the times belong to.
+        lease_s, lease_until: how long a lease is, and when (boot clock) it lapses.
+        token_until: when (boot clock) its token expires: no lease goes beyond.
+        created_at: Unix time.
+        since: when (boot clock) the present stage or phase began.
+        next_stage, next_cgroup: where it goes once that has been measured before; None for nowhere.
+        better: which way the metric is better that its keeper reports; None if it reports none.
+        enable_seq: number of its enabling in the kernel; -1 if it was never confirmed.
+        proven: it survived the probation of its stage.
+        pinned: it is meant to survive this process.
+        previous: number of the proven deployment that it replaced; 0 for none.
+        baseline: what was measured before this stage, by name.
+        end, detail, dump: why it ended, in detail, and the kernel's dump.
+        ended_at: Unix time; 0 while it has not.
+    """
+
+    number: int
+    order: Order
+    stage: Stage
+    cgroup: str
+    phase: Phase
+    uid: int
+    boot_id: str
+    lease_s: float
+    lease_until: float
+    token_until: float
+    created_at: float
+    since: float
+    tree: Tree | None = None
+    next_stage: Stage | None = None
+    next_cgroup: str = ""
+    better: Better | None = None
+    enable_seq: int = -1
+    proven: bool = False
+    pinned: bool = False
+    previous: int = 0
+    baseline: Mapping[str, Spread] = field(default_factory=dict)
+    end: End | None = None
+    detail: str = ""
+    dump: str = field(default="", repr=False)
+    ended_at: float = 0.0
+
+    @property
+    def label(self) -> str:
+        """Short text for people."""
+        return f"deployment {self.number} ({self.order.policy} {self.order.digest[:12]})"
+
+    @property
+    def where(self) -> Where:
+        """Whose tasks it has."""
+        return self.tree or self.cgroup
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as the record keeps it."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, told: dict[str, Any]) -> Self:
+        """Read what to_json wrote; raise ValueError, TypeError or KeyError if it is something else."""
+        order = told["order"]
+        for name in ("tunables", "history", "classes"):
+            order[name] = tuple((first, second) for first, second in order[name])
+        return cls(
+            **told
+            | {
+                "order": Order(**order),
+                "stage": Stage(told["stage"]),
+                "phase": Phase(told["phase"]),
+                "tree": Tree(**told["tree"]) if told.get("tree") else None,
+                "next_stage": Stage(told["next_stage"]) if told["next_stage"] else None,
+                "better": Better(told["better"]) if told.get("better") else None,
+                "baseline": {name: Spread(**spread) for name, spread in told["baseline"].items()},
+                "end": End(told["end"]) if told["end"] else None,
+            }
+        )
+
+    def summary(self, boot_now: float) -> dict[str, Any]:
+        """What people and programs are told of it; without maps, object and token."""
+        alive = self.phase is not Phase.ENDED
+        return {
+            "deployment": self.number,
+            "policy": self.order.policy,
+            "digest": self.order.digest,
+            "tunables": dict(self.order.tunables),
+            "stage": self.stage,
+            "cgroup": self.cgroup,
+            "pid": self.tree and self.tree.pid,
+            "better": self.better,
+            "phase": self.phase,
+            "proven": self.proven,
+            "pinned": self.pinned,
+            "next_stage": self.next_stage,
+            "next_cgroup": self.next_cgroup,
+            "created_at": self.created_at,
+            "since_s": round(boot_now - self.since, 1) if alive else None,
+            "lease_left_s": round(self.lease_until - boot_now, 1) if alive else None,
+            "token_left_s": round(self.token_until - boot_now, 1) if alive else None,
+            "baseline": {name: asdict(spread) for name, spread in self.baseline.items()},
+            "previous": self.previous,
+            "uid": self.uid,
+            "end": self.end,
+            "tripped": self.end is not None and self.end.is_trip,
+            "detail": self.detail,
+            "ended_at": self.ended_at,
+        }
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened, as the stream of events tells it.
+
+    Args:
+        number: counts up.
+        at: Unix time.
+        kind: one word: accepted, loading, running, proven, promoted, pinned, adopted, renewed, ending, ended, ...
+        deployment: number, 0 if it is about none.
+        detail: one sentence.
+    """
+
+    number: int
+    at: float
+    kind: str
+    deployment: int
+    detail: str

@@ -1,0 +1,163 @@
+"""Policies: the documented library entry, and one configured candidate made from it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from schedagent.core.errors import TunableError
+from schedagent.core.policies.proposal import Origin, Way
+
+
+@dataclass(frozen=True)
+class Tunable:
+    """One `const volatile` global of a policy that the loader may set before load.
+
+    Args:
+        name: the C identifier, with its unit as suffix (slice_ns).
+        type: C type: u32, u64, s32, s64 or bool.
+        unit: ns, us, ms, percent, tasks, ratio or none.
+        minimum, maximum: accepted range, inclusive.
+        default: the value the source carries.
+        effect: what raising it does, one sentence.
+    """
+
+    name: str
+    type: str
+    unit: str
+    minimum: int
+    maximum: int
+    default: int
+    effect: str
+
+    def check(self, value: int) -> int:
+        """Return `value` if the range accepts it; raise TunableError otherwise."""
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TunableError(f"tunable {self.name}={value!r} is not a whole number")
+        if not self.minimum <= value <= self.maximum:
+            raise TunableError(
+                f"tunable {self.name}={value} is out of range",
+                f"accepted: {self.minimum} to {self.maximum} {self.unit} (default {self.default})",
+            )
+        return value
+
+
+DECLARABLE = ("weights", "idle machine", "saturated machine")
+"""Oracles whose rule says "unless the policy declares otherwise" (29 and 30); safety cannot be declared away."""
+
+
+@dataclass(frozen=True)
+class PolicyInfo:
+    """A documented policy: one `<name>.bpf.c` with its `<name>.toml`.
+
+    Args:
+        name: file stem, op prefix and the name the kernel shows in root/ops.
+        description: one sentence.
+        target_workloads: WorkloadClass values it is meant for, best first.
+        algorithm: how it decides, a few sentences.
+        limitations: when it loses.
+        tunables: what may be set.
+        inputs: maps the loader fills: "history" (identity -> expected CPU ns), "classes" (identity -> class).
+        source: path of the C source, or of a compiled object.
+        declares: names of oracles (core.rules.Rule.checks) that this policy does not mean to satisfy, such as
+            "weights" for a policy that ignores them by design; only those of DECLARABLE.
+        classes: (program, class number) for the input "classes": labels of a profile's tables, or
+            core.spec.PROGRAM_KINDS, which are measured; programs that are not named stay out of the map.
+        documented: whether a .toml says all this; else its object may know of tunables that `tunables` does not list.
+        origin: whether it came with the program, or how it was made.
+        parent: the policy that was patched to make it; empty for all others.
+    """
+
+    name: str
+    description: str
+    target_workloads: tuple[str, ...]
+    algorithm: str
+    limitations: str
+    tunables: tuple[Tunable, ...]
+    inputs: tuple[str, ...]
+    source: Path
+    declares: tuple[str, ...] = ()
+    classes: tuple[tuple[str, int], ...] = ()
+    documented: bool = True
+    origin: Origin = Origin.BUNDLED
+    parent: str = ""
+
+    @property
+    def is_object(self) -> bool:
+        """Whether a compiled object was brought instead of a source."""
+        return self.source.suffix == ".o"
+
+    @property
+    def source_digest(self) -> str:
+        """Hex SHA-256 of the source as it is now; raise OSError if it cannot be read."""
+        return hashlib.sha256(self.source.read_bytes()).hexdigest()
+
+    def tunable(self, name: str) -> Tunable:
+        """Return the tunable called `name`; raise TunableError naming those that exist."""
+        for tunable in self.tunables:
+            if tunable.name == name:
+                return tunable
+        known = ", ".join(tunable.name for tunable in self.tunables) or "none"
+        raise TunableError(f"policy {self.name} has no tunable {name!r}", f"it has: {known}")
+
+    def configured(self, changes: Mapping[str, int]) -> tuple[tuple[str, int], ...]:
+        """Return all tunables, sorted by name, with `changes` applied; raise TunableError if one is not accepted."""
+        values = {tunable.name: tunable.default for tunable in self.tunables}
+        for name, value in changes.items():
+            values[name] = self.tunable(name).check(value)
+        return tuple(sorted(values.items()))
+
+
+@dataclass(frozen=True)
+class CandidatePolicy:
+    """A policy from the library with every tunable and input map settled: what is verified and tried.
+
+    Args:
+        policy: name in the library.
+        tunables: every tunable of the policy, sorted by name.
+        history: (identity, expected CPU time in ns), measured by observation; empty if the policy has no such input.
+        classes: (identity, class number); empty if the policy has no such input.
+        reason: one sentence: why this candidate.
+        way: how it came about.
+        expected: one sentence: the effect its planner expects; empty if it said none.
+        refuted_by: one sentence: what measurement would refute that; empty if it said none.
+    """
+
+    policy: str
+    tunables: tuple[tuple[str, int], ...] = ()
+    history: tuple[tuple[int, int], ...] = ()
+    classes: tuple[tuple[int, int], ...] = ()
+    reason: str = ""
+    way: Way = Way.CONFIGURE
+    expected: str = ""
+    refuted_by: str = ""
+
+    @property
+    def key(self) -> str:
+        """A stable id over what decides its behaviour (not over what its planner said of it)."""
+        parts = [self.policy, self.tunables, self.history, self.classes]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+    @property
+    def label(self) -> str:
+        """Short text for tables: the policy and its tunables."""
+        values = " ".join(f"{name}={value}" for name, value in self.tunables)
+        return f"{self.policy} {values}".strip()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to try next.
+
+    Args:
+        candidates: to verify and to try, most promising first; none if no policy can help.
+        reason: one sentence: why these, or why none.
+        learned: one sentence: what earlier results contributed; empty if they contributed nothing.
+    """
+
+    candidates: tuple[CandidatePolicy, ...]
+    reason: str
+    learned: str = ""

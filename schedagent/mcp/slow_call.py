@@ -1,0 +1,119 @@
+"""Slow tools in a process of their own, which can be ended at any time, with its machines and compilers.
+
+What a tool tells on its way comes as it is told; its result comes last. If whoever asked stops waiting, the process
+gets a moment to end by itself, so that a run it measures for is noted as interrupted, and is killed then.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+from pathlib import Path
+
+import anyio
+from pydantic import TypeAdapter
+
+from agents.llm.calling import Answer, try_tool
+from agents.llm.exchange import ToolCall
+from agents.tools.catalog import all_tools
+from schedagent.core.errors import SetupError
+from schedagent.core.process.child import Child
+from schedagent.core.settings import Settings
+from schedagent.core.verification import VerificationReport
+from schedagent.mcp.workbench import open_services
+
+log = logging.getLogger(__name__)
+
+GRACE_S = 3.0
+"""Ending a machine and noting a run as interrupted take well under a second."""
+
+_REPORTS: TypeAdapter[dict[str, VerificationReport]] = TypeAdapter(dict[str, VerificationReport])
+_LAST = b'{"text":'
+
+
+@dataclass(frozen=True)
+class Errand:
+    """One call of a slow tool.
+
+    Args:
+        settings: of this program.
+        measures: whether workloads may be run.
+        tool, arguments: as a model named them; the arguments are a JSON text.
+    """
+
+    settings: Settings
+    measures: bool
+    tool: str
+    arguments: str
+
+
+@dataclass(frozen=True)
+class Result:
+    """What an errand came to.
+
+    Args:
+        answer: of the tool.
+        reports: verifications that it made, by candidate key.
+    """
+
+    answer: Answer
+    reports: Mapping[str, VerificationReport]
+
+
+async def carry_out(errand: Errand, tell: Callable[[str], Awaitable[None]]) -> Result:
+    """Call a slow tool in another process, and pass on what it tells on its way.
+
+    Cancelling this ends the process.
+
+    Raises:
+        SetupError: the process died.
+    """
+    with tempfile.TemporaryDirectory(prefix="schedagent-errand-") as folder:
+        child = Child(_work, (errand,), Path(folder), _is_last, task=f"runs the tool {errand.tool}", grace_s=GRACE_S)
+        try:
+            async with aclosing(child.answers()) as lines:
+                async for line in lines:
+                    if _is_last(line):
+                        return _read(line)
+                    await tell(str(json.loads(line)["step"]))
+        finally:
+            await _end(child)
+    raise SetupError(f"the process for {errand.tool} ended without an answer")
+
+
+async def _end(child: Child) -> None:
+    """End a child, whoever stops waiting for it meanwhile: it goes by itself, but one that hangs has to be killed."""
+    with anyio.CancelScope(shield=True):
+        await child.end()
+
+
+def _is_last(line: bytes) -> bool:
+    return line.startswith(_LAST)
+
+
+def _read(line: bytes) -> Result:
+    values = json.loads(line)
+    return Result(Answer(values["text"], values["failed"]), _REPORTS.validate_python(values["reports"]))
+
+
+def _work(send: Callable[[bytes], None], errand: Errand) -> None:
+    """Do an errand: the child's part."""
+
+    def tell(text: str) -> None:
+        send(json.dumps({"step": text}).encode() + b"\n")
+
+    reports: dict[str, VerificationReport] = {}
+    try:
+        with open_services(errand.settings, reports, measures=errand.measures, tell=tell) as services:
+            answer = try_tool(all_tools(services()), ToolCall("", errand.tool, errand.arguments))
+    except KeyboardInterrupt:
+        return
+    except Exception as error:
+        log.exception("%s failed", errand.tool)
+        answer = Answer(f"error: {errand.tool} failed: {type(error).__name__}; the server's log says more", failed=True)
+    told = {"text": answer.text, "failed": answer.failed, "reports": _REPORTS.dump_python(reports, mode="json")}
+    send(json.dumps(told).encode() + b"\n")

@@ -1,0 +1,124 @@
+"""The policy library as a run sees it: the bundled policies, and those that were made and are in the repository.
+
+The repository is the truth about made policies. For the compiler, which reads files, each is written into the folder
+`policies` of the state folder; whatever else lies there, or was changed there, is not looked at, or is written anew.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from kernel_bpf.policies.library import read_manifest
+from repo_store.store import PolicyRepository
+from schedagent.core.errors import NameTaken, PolicyError, SetupError
+from schedagent.core.policies.policy import PolicyInfo
+from schedagent.core.policies.proposal import MadePolicy
+from schedagent.core.policies.spec import NAME
+
+log = logging.getLogger(__name__)
+
+
+class Library(Mapping[str, PolicyInfo]):
+    """Policies by name, sorted. What is kept while it is open is in it at once.
+
+    Args:
+        bundled: those that came with the program.
+        repository: where made policies are.
+        folder: where their files go.
+        wanted: which of the made policies are in it, besides those kept through it; by default all.
+    """
+
+    def __init__(
+        self,
+        bundled: Mapping[str, PolicyInfo],
+        repository: PolicyRepository,
+        folder: Path,
+        wanted: Callable[[MadePolicy], bool] = lambda _made: True,
+    ) -> None:
+        self._bundled = bundled
+        self._repository = repository
+        self._folder = folder
+        self._policies = dict(bundled)
+        for made in filter(wanted, repository.made_policies()):
+            self._add_stored(made)
+
+    def __getitem__(self, name: str) -> PolicyInfo:
+        return self._policies[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._policies))
+
+    def __len__(self) -> int:
+        return len(self._policies)
+
+    def keep(self, made: MadePolicy) -> PolicyInfo:
+        """Store a policy that was made, and return it as a member of the library.
+
+        Raises:
+            NameTaken: another policy has this name, a bundled one or one of other content.
+            PolicyError: its manifest cannot be read.
+        """
+        if made.name in self._bundled:
+            raise NameTaken(f"a bundled policy is called {made.name}", "give it another name")
+        _describe(made, self._folder)
+        return self._add(self._repository.keep_policy(made))
+
+    def _add_stored(self, made: MadePolicy) -> None:
+        """Add what another run stored; what this version of the program cannot read is left out."""
+        if made.name in self._bundled:
+            log.warning("the policy %s that was %s is hidden by a bundled one", made.name, made.origin.value)
+            return
+        try:
+            self._add(made)
+        except PolicyError as error:
+            log.warning("the policy %s that was %s cannot be used: %s", made.name, made.origin.value, error.message)
+
+    def _add(self, made: MadePolicy) -> PolicyInfo:
+        info = _describe(made, self._folder)
+        _write(info.source, made.source)
+        _write(info.source.with_name(f"{made.name}.toml"), made.manifest)
+        self._policies[made.name] = info
+        return info
+
+
+def worth_trying(repository: PolicyRepository, run_id: str) -> Callable[[MadePolicy], bool]:
+    """Return which made policies a run may plan with: its own, and those that won a trial in some other run.
+
+    Nobody promotes a policy by saying so: a verdict does.
+
+    Args:
+        run_id: the run; empty for one that has not begun.
+    """
+    names = repository.winners() | (repository.policies_of(run_id) if run_id else set())
+    return lambda made: made.name in names
+
+
+def _describe(made: MadePolicy, folder: Path) -> PolicyInfo:
+    """Return what a made policy says of itself; raise PolicyError if that cannot be read."""
+    info = read_manifest(made.manifest, f"the manifest of {made.name}", folder / f"{made.name}.bpf.c")
+    if not NAME.fullmatch(made.name):
+        raise PolicyError(f"{made.name!r} cannot be the name of a policy")
+    if info.name != made.name:
+        raise PolicyError(f"the manifest of {made.name} calls it {info.name!r}")
+    return replace(info, origin=made.origin, parent=made.parent)
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file for its owner only, unless it says this already; a reader sees all of it or none."""
+    content = text.encode()
+    try:
+        if not path.is_symlink() and path.is_file() and path.read_bytes() == content:
+            return
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with tempfile.TemporaryDirectory(prefix=".partial-", dir=path.parent) as folder:
+            partial = Path(folder, path.name)
+            partial.write_bytes(content)
+            partial.chmod(0o600)
+            partial.replace(path)
+    except OSError as error:
+        told = f"the policy {path} cannot be written: {error.strerror}"
+        raise SetupError(told, "check the disk and its folder") from None

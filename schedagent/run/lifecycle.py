@@ -1,0 +1,214 @@
+"""A run's life: begun, continued, decided upon, replayed; driven through the graph from checkpoint to checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import secrets
+import shlex
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from agents.llm.exchange import Json
+from agents.llm.transcript import Exchange, Replay, read_transcript, transcript_path
+from repo_store.records import RunStatus
+from repo_store.rewind import rewind
+from repo_store.store import PolicyRepository
+from schedagent.core.approval import Decision
+from schedagent.core.errors import RepositoryError, SchedagentError, UsageError
+from schedagent.core.settings import REPOSITORY, Settings
+from schedagent.core.trials.workload import WorkloadCommand
+from schedagent.run import opening
+from schedagent.run.options import RunOptions
+from schedagent.run.progress import Reporter
+from schedagent.run.state import first_state
+
+if TYPE_CHECKING:
+    from schedagent.run.graph import Approvals as Questions
+    from schedagent.run.nodes import RunNodes
+
+
+def start_run(
+    settings: Settings, workload: WorkloadCommand, options: RunOptions, reporter: Reporter, run_id: str = ""
+) -> dict[str, Any]:
+    """Run the whole loop for a new workload and return the report.
+
+    Args:
+        run_id: the run's id, for who has to know it beforehand; empty for any.
+    """
+    with opening.open_repository(settings) as repository:
+        lab = opening.open_lab(settings)
+        nodes = opening.build_nodes(settings, repository, lab, options, reporter)
+        run_id = repository.create_run(
+            workload, lab.hardware, settings=asdict(options), seed=secrets.randbelow(1 << 31), run_id=run_id
+        )
+        return drive(settings, nodes, repository, run_id, reporter)
+
+
+def resume_run(settings: Settings, run_id: str, reporter: Reporter) -> dict[str, Any]:
+    """Go on with a run that was cut short, behind its last finished step, and return the report.
+
+    Raises:
+        UsageError: there is no such run, it is finished, or it was measured on other hardware than this.
+    """
+    with opening.open_repository(settings) as repository:
+        nodes = opening.nodes_of(settings, repository, run_id, reporter)
+        return drive(settings, nodes, repository, run_id, reporter)
+
+
+def decide_run(settings: Settings, run_id: str, decision: Decision, digest: str, reporter: Reporter) -> dict[str, Any]:
+    """Store what a person decided on what a run waits for, go on with the run, and return the report.
+
+    Args:
+        digest: of what was shown, or how it begins; empty for whatever waits.
+
+    Raises:
+        UsageError: it waits for nothing, for something else, or another process works on it; or as `resume_run`.
+    """
+    with opening.open_repository(settings) as repository:
+        nodes = opening.nodes_of(settings, repository, run_id, reporter)
+        with only_one(settings, run_id):
+            opening.approvals_of(repository, run_id, nodes).decide(decision, digest)
+        return drive(settings, nodes, repository, run_id, reporter)
+
+
+def read_run_transcript(settings: Settings, run_id: str) -> tuple[Json, tuple[Exchange, ...]]:
+    """Return what a run has asked models: the head of its transcript, and the exchanges.
+
+    Raises:
+        UsageError: there is no such run, or it asked no model.
+        RepositoryError: the transcript is damaged.
+    """
+    with opening.open_repository(settings) as repository:
+        repository.run(run_id)
+    return read_transcript(existing_transcript(settings, run_id))
+
+
+def replay_run(settings: Settings, run_id: str, reporter: Reporter) -> dict[str, Any]:
+    """Run the agents of a recorded run once more on what was recorded, and return what became different.
+
+    Raises:
+        UsageError: there is no such run, or it asked no model.
+        ReplayDiverged: something is asked that was not asked then.
+    """
+    from schedagent.run import replay as replaying
+
+    with opening.open_repository(settings) as repository, TemporaryDirectory(prefix="schedagent-replay-") as name:
+        folder = Path(name)
+        recording = replaying.Recording(repository, run_id)
+        replay = Replay(existing_transcript(settings, run_id))
+        rewind(Path(repository.place), folder / REPOSITORY, run_id)
+        with PolicyRepository(folder / REPOSITORY) as copy:
+            library = opening.open_run_library(dataclasses.replace(settings, state_dir=folder), copy, run_id)
+            nodes = replaying.replay_nodes(recording, replay, copy, library, reporter)
+            approvals = replaying.RecordedApprovals(recording.decisions)
+            with closing(nodes), replaying.up_to_the_end(recording, replay):
+                walk(folder / "checkpoints.sqlite", nodes, approvals, run_id, reporter)
+            return replaying.told(recording, replay, copy)
+
+
+def existing_transcript(settings: Settings, run_id: str) -> Path:
+    """Return the transcript of a run; raise UsageError if it has none."""
+    path = transcript_path(settings.state_dir, run_id)
+    if not path.exists():
+        raise UsageError(f"run {run_id} has asked no model: there is no {path}")
+    return path
+
+
+def drive(
+    settings: Settings, nodes: RunNodes, repository: PolicyRepository, run_id: str, reporter: Reporter
+) -> dict[str, Any]:
+    """Take a run through the graph, from its last checkpoint if it has one, and return the report.
+
+    If the run has to wait for an approval, the report says for what, under "waiting".
+
+    Raises:
+        UsageError: the run is finished, or another process works on it.
+        RepositoryError: the repository or the checkpoint file cannot be used.
+        KeyboardInterrupt: the user stopped it; the argument says how to go on.
+    """
+    from schedagent.report.model_use import model_use
+    from schedagent.report.run_report import build_report
+
+    checkpoints = settings.state_dir / "checkpoints.sqlite"
+    with only_one(settings, run_id):
+        repository.resume_run(run_id)
+        with closing(nodes), ending(repository, run_id), sound(checkpoints):
+            walk(checkpoints, nodes, opening.approvals_of(repository, run_id, nodes), run_id, reporter)
+    report = repository.run(run_id).report
+    used = model_use(transcript_path(settings.state_dir, run_id))
+    return dict(report) if report else build_report(repository, run_id, model=used, complete=False)
+
+
+def walk(checkpoints: Path, nodes: RunNodes, approvals: Questions, run_id: str, reporter: Reporter) -> None:
+    """Run the graph to its end, or to where it waits for an approval.
+
+    A checkpoint follows each node; at the end the last one is not needed any more.
+    """
+    from langgraph.checkpoint.sqlite import SqliteSaver  # 0.7 s that only two commands need
+    from langsmith import tracing_context
+
+    from schedagent.run.graph import build_graph
+
+    config: Any = {"configurable": {"thread_id": run_id}}
+    with SqliteSaver.from_conn_string(str(checkpoints)) as saver, tracing_context(enabled=False), reporter.live():
+        graph = build_graph(nodes, approvals, saver)
+        begun = bool(graph.get_state(config).values)
+        reporter.stage(f"run {run_id}" + (" goes on" if begun else ""))
+        ended = graph.invoke(None if begun else first_state(run_id), config, durability="sync")
+        if "__interrupt__" in ended:
+            reporter.stage("waiting for an approval")
+        else:
+            saver.delete_thread(run_id)
+
+
+@contextmanager
+def ending(repository: PolicyRepository, run_id: str) -> Iterator[None]:
+    """Store how a run ended that did not reach its end, and tell the user how to go on."""
+    go_on = f"schedagent resume {run_id}"
+    try:
+        yield
+    except SchedagentError as error:
+        _store_ending(repository, run_id, RunStatus.FAILED)
+        if not isinstance(error, UsageError):
+            kept = f"nothing that was measured is lost; go on: {go_on}"
+            error.hint = f"{error.hint}\n{kept}" if error.hint else kept
+        raise
+    except KeyboardInterrupt:
+        _store_ending(repository, run_id, RunStatus.INTERRUPTED)
+        raise KeyboardInterrupt(f"Nothing that was measured is lost. Go on: {go_on}") from None
+
+
+def _store_ending(repository: PolicyRepository, run_id: str, status: RunStatus) -> None:
+    with suppress(RepositoryError):  # a disk that is full: the user hears of the first error, which says the same
+        repository.finish_run(run_id, status)
+
+
+@contextmanager
+def sound(checkpoints: Path) -> Iterator[None]:
+    """Turn an unusable checkpoint file into an error that says how to go on: the repository holds every result."""
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        hint = "check the disk and the permissions of its folder"
+        if getattr(error, "sqlite_errorname", "") in ("SQLITE_CORRUPT", "SQLITE_NOTADB"):
+            hint = f"delete it, no result is in it: rm {shlex.quote(str(checkpoints))}*"
+        raise RepositoryError(f"the checkpoint file {checkpoints} cannot be used: {error}", hint) from error
+
+
+@contextmanager
+def only_one(settings: Settings, run_id: str) -> Iterator[None]:
+    """Make sure no other process works on this run; raise UsageError if one does."""
+    folder = settings.state_dir / "runs"
+    folder.mkdir(exist_ok=True)
+    with (folder / f"{run_id}.lock").open("a") as file:  # never removed: two could then lock two files of one name
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"another process is working on run {run_id}", "wait for it, or stop it first") from None
+        yield

@@ -1,0 +1,124 @@
+"""The model's part in the four nodes: what each agent asks, from what is stored, and what of the answer is stored.
+
+Every answer may be missing; the node then goes on by rules. The records a question is made of are those that were there
+when it was first asked, so that a resumed run asks the same and is answered from its transcript.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from agents import plain_text as shown
+from agents.learning import conclude
+from agents.llm.transcript import Replay, Transcript
+from agents.observation import interpret
+from agents.planner.builder import Workshop
+from agents.planning import Known, propose_with_model, still_holds
+from agents.repair import ModelMender
+from agents.session import ModelSession
+from repo_store.records import RunRecord, SimilarRun
+from repo_store.store import PolicyRepository
+from schedagent.core.policies.policy import CandidatePolicy, Plan, PolicyInfo
+from schedagent.core.policies.proposal import MadePolicy
+from schedagent.core.trials.trial import Outcome, Verdict
+from schedagent.core.trials.workload import WorkloadProfile
+from schedagent.report.model_use import model_use
+
+SIMILAR_RUNS = 3
+
+Tried = Sequence[tuple[CandidatePolicy, Verdict]]
+
+
+@dataclass(frozen=True)
+class ModelAgents:
+    """The agents of one run, as far as they ask a model.
+
+    Args:
+        transcript: where the session keeps its exchanges and notes.
+        library: all policies, those that are made meanwhile included.
+    """
+
+    repository: PolicyRepository
+    session: ModelSession
+    transcript: Transcript | Replay
+    workshop: Workshop
+    library: Mapping[str, PolicyInfo]
+
+    def used(self) -> dict[str, Any] | None:
+        """Return what the run has used of models, and what happened meanwhile."""
+        return model_use(self.transcript.path)
+
+    def close(self) -> None:
+        """Close the transcript."""
+        self.transcript.close()
+
+    def observe(self, run: RunRecord, profile: WorkloadProfile) -> None:
+        """Have the profile put into words, unless that was done."""
+        if self.repository.meaning(run.id) is None:
+            meaning = interpret(self.session, run.workload, run.hardware, profile)
+            if meaning:
+                self.repository.save_meaning(run.id, meaning)
+
+    def plan(
+        self, run: RunRecord, iteration: int, profile: WorkloadProfile, *, tried: Tried, limit: int
+    ) -> Plan | None:
+        """Return the plan that the model wants; None if it gives none."""
+        known = self._known(run, profile, tried, limit)
+        return propose_with_model(self.session, self.workshop, known, iteration)
+
+    def mender(self, iteration: int, profile: WorkloadProfile) -> ModelMender:
+        """Return who decides on what the model wrote and what failed."""
+        return ModelMender(self.session, self.workshop, self._made, profile, iteration)
+
+    def conclude(self, run: RunRecord, iteration: int, tried: Tried, measured: Collection[str]) -> None:
+        """Have insights drawn from the trials of an iteration, and keep them."""
+        meaning = self.repository.meaning(run.id)
+        found = conclude(self.session, tried, measured, meaning=meaning, run_id=run.id, iteration=iteration)
+        kept = self.repository.insights(run.workload.key, run.hardware.key)
+        said = {insight.text for insight in kept if insight.run_id == run.id}
+        for insight in found:
+            if insight.text not in said:  # in an earlier iteration, or by this one before it was cut short
+                said.add(insight.text)
+                self.repository.add_insight(insight)
+
+    def _made(self, name: str) -> MadePolicy | None:
+        return next((made for made in self.repository.made_policies() if made.name == name), None)
+
+    def _known(self, run: RunRecord, profile: WorkloadProfile, tried: Tried, limit: int) -> Known:
+        workload, hardware = run.workload, run.hardware
+        store = self.repository
+        lessons = [lesson for lesson in store.lessons(workload.key, hardware.key) if lesson.run_id != run.id]
+        failures = store.antipatterns(workload.key, hardware.key)
+        return Known(
+            workload=workload,
+            hardware=hardware,
+            profile=profile,
+            meaning=store.meaning(run.id),
+            policies=self._offered(run, tried),
+            lessons=lessons,
+            antipatterns=[found for found in failures if still_holds(found, self.library)],
+            insights=store.insights(workload.key, hardware.key),
+            similar=[similar_line(found) for found in self._similar(run, profile)],
+            tried=tried,
+            limit=limit,
+        )
+
+    def _similar(self, run: RunRecord, profile: WorkloadProfile) -> list[SimilarRun]:
+        return self.repository.similar_runs(profile, run.hardware.key, SIMILAR_RUNS, but_not=run.workload.key)
+
+    def _offered(self, run: RunRecord, tried: Tried) -> list[PolicyInfo]:
+        """Return the library without what this run has made and not tried: the question that led to it, before."""
+        made_here = {made.name for made in self.repository.made_policies() if made.run_id == run.id}
+        unknown = made_here - {candidate.policy for candidate, _verdict in tried}
+        return [info for name, info in self.library.items() if name not in unknown]
+
+
+def similar_line(found: SimilarRun) -> str:
+    """Tell what a run of another workload found: its best result, or that there was none."""
+    won = [lesson for lesson in found.lessons if lesson.outcome is Outcome.BETTER]
+    best = max(won, key=lambda lesson: abs(math.log(lesson.ratio))) if won else None
+    told = f"{best.policy} {shown.tunables(best.tunables)}: {shown.verdict(best)}" if best else "nothing won"
+    return f"{shown.short(found.workload.command, 60)} ({found.kind.value}, distance {found.distance:.1f}): {told}"

@@ -1,0 +1,293 @@
+"""The four nodes of the graph: each reads what it needs from the repository, calls one agent, and stores the result.
+
+A node that is run again, because the process was killed before the graph could note that it had ended, finds what
+it stored and goes on behind it. That makes every node safe to repeat.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from agents.execution import Execution, Verifier
+from agents.execution import Lab as MeasuringLab
+from agents.learning import learn
+from agents.observation import ObservingLab, observe
+from agents.planner import rules as offline
+from agents.planning import propose
+from repo_store.records import RunRecord, RunStatus
+from repo_store.store import PolicyRepository
+from schedagent.approval.approvals import rejection
+from schedagent.core.approval import Stage
+from schedagent.core.policies.policy import CandidatePolicy, Plan, PolicyInfo
+from schedagent.core.trials.judge import judge_all
+from schedagent.core.trials.lesson import Antipattern, Lesson
+from schedagent.core.trials.trial import DEFAULT_ARM, Block, Verdict
+from schedagent.core.trials.workload import WorkloadCommand, WorkloadProfile
+from schedagent.core.verification import VerificationReport
+from schedagent.report.run_report import build_report
+from schedagent.run.model_agents import ModelAgents, Tried
+from schedagent.run.options import RunOptions
+from schedagent.run.progress import Reporter
+from schedagent.run.state import RunState
+
+
+class Lab(ObservingLab, MeasuringLab, Protocol):
+    """Where the workload is observed and candidates are measured."""
+
+
+@dataclass(frozen=True)
+class Notebook:
+    """The repository as the Execution agent sees it: one iteration of one run."""
+
+    repository: PolicyRepository
+    run_id: str
+    iteration: int
+    workload: WorkloadCommand
+
+    def verification(self, candidate_key: str) -> VerificationReport | None:
+        return self.repository.verification(self.run_id, candidate_key)
+
+    def save_verification(self, report: VerificationReport) -> None:
+        self.repository.save_verification(self.run_id, report)
+
+    def blocks(self) -> Sequence[Block]:
+        return self.repository.blocks(self.run_id, self.iteration)
+
+    def mends(self) -> Mapping[str, CandidatePolicy]:
+        candidates = {one.key: one for one in self.repository.candidates(self.run_id, self.iteration)}
+        mended = self.repository.mended(self.run_id, self.iteration)
+        return {failed_key: candidates[key] for key, failed_key in mended.items()}
+
+    def save_mend(self, failed_key: str, mended: CandidatePolicy) -> None:
+        self.repository.save_mend(self.run_id, self.iteration, failed_key, mended)
+
+    def add_block(self, block: Block) -> None:
+        argv = ["/bin/sh", "-c", self.workload.command]
+        self.repository.add_block(self.run_id, self.iteration, block, argv=argv)
+
+
+@dataclass(frozen=True)
+class EarlierRuns:
+    """The repository as planning sees it: lessons of other runs; this one's are told as `tried`."""
+
+    repository: PolicyRepository
+    run_id: str
+
+    def lessons(self, workload_key: str, hardware_key: str) -> list[Lesson]:
+        found = self.repository.lessons(workload_key, hardware_key)
+        return [lesson for lesson in found if lesson.run_id != self.run_id]
+
+    def antipatterns(self, workload_key: str, hardware_key: str) -> list[Antipattern]:
+        return self.repository.antipatterns(workload_key, hardware_key)
+
+
+class RunNodes:
+    """The nodes of one run and their collaborators.
+
+    Args:
+        open_models: gives the run's agents their models, by its id; None: it has none, and goes by rules.
+    """
+
+    def __init__(
+        self,
+        repository: PolicyRepository,
+        lab: Lab,
+        verifier: Verifier,
+        library: Mapping[str, PolicyInfo],
+        reporter: Reporter,
+        options: RunOptions,
+        open_models: Callable[[str], ModelAgents | None] = lambda _run_id: None,
+    ) -> None:
+        self._repository = repository
+        self._lab = lab
+        self._verifier = verifier
+        self._library = library
+        self._reporter = reporter
+        self._options = options
+        self._deadline = time.monotonic() + options.budget_s
+        self._open_models = open_models
+        self._opened: ModelAgents | None = None
+
+    def close(self) -> None:
+        """Close what was opened for models."""
+        if self._opened:
+            self._opened.close()
+            self._opened = None
+
+    def out_of_time(self) -> bool:
+        """Whether the budget is used up."""
+        return time.monotonic() > self._deadline
+
+    @property
+    def library(self) -> Mapping[str, PolicyInfo]:
+        """The policies that candidates are made of."""
+        return self._library
+
+    def observation(self, state: RunState) -> dict[str, Any]:
+        """Observe the workload once, unless that was done."""
+        run_id = state["run_id"]
+        if self._repository.profile(run_id) is None:
+            workload = self._repository.run(run_id).workload
+            self._reporter.stage(f"observation: running {workload.command!r} under the default scheduler")
+            _sample, profile = observe(self._lab, workload)
+            self._repository.save_profile(run_id, profile)
+        models = self._models(run_id)
+        if models:
+            models.observe(self._repository.run(run_id), self._profile(run_id))
+        return {}
+
+    def planning(self, state: RunState) -> dict[str, Any]:
+        """Plan the iteration, unless that was done."""
+        run_id, iteration = state["run_id"], state["iteration"]
+        if self._repository.plan(run_id, iteration) is None:
+            tried = self._tried(run_id, iteration)
+            decided = self._plan_by_model(run_id, iteration, tried) or self._plan_by_rules(run_id, iteration, tried)
+            self._repository.save_plan(run_id, iteration, decided)
+        decided = self._plan(run_id, iteration)
+        self._reporter.stage(f"planning, iteration {iteration + 1}: {decided.reason}")
+        if decided.learned:
+            self._reporter.step(f"learned earlier: {decided.learned}")
+        return {}
+
+    def _plan_by_model(self, run_id: str, iteration: int, tried: Tried) -> Plan | None:
+        models = self._models(run_id)
+        if models is None:
+            return None
+        run, profile = self._repository.run(run_id), self._profile(run_id)
+        plan = models.plan(run, iteration, profile, tried=tried, limit=self._options.candidates)
+        if plan is None:
+            models.session.note("planning", iteration, "planned by rules")
+        return plan
+
+    def _plan_by_rules(self, run_id: str, iteration: int, tried: Tried) -> Plan:
+        run = self._repository.run(run_id)
+        return propose(
+            offline.plan,
+            EarlierRuns(self._repository, run_id),
+            self._library,
+            workload=run.workload,
+            hardware=run.hardware,
+            profile=self._profile(run_id),
+            iteration=iteration + 1,
+            tried=tried,
+            limit=self._options.candidates,
+        )
+
+    def execution(self, state: RunState) -> dict[str, Any]:
+        """Verify and measure the candidates of the iteration, behind what is done already."""
+        run_id, iteration = state["run_id"], state["iteration"]
+        run = self._repository.run(run_id)
+        candidates, models = self._plan(run_id, iteration).candidates, self._models(run_id)
+        judged = self._repository.verdicts(run_id, iteration)  # then learning has begun, and its samples are settled
+        if candidates and not judged:
+            self._reporter.stage(f"execution: {len(candidates)} candidates to verify and to measure")
+            agent = Execution(
+                self._verifier,
+                self._lab,
+                self._library,
+                self._reporter,
+                self.out_of_time,
+                self._options.rules,
+                models.mender(iteration, self._profile(run_id)) if models else None,
+            )
+            notebook = Notebook(self._repository, run_id, iteration, run.workload)
+            agent.execute(
+                run.workload,
+                candidates,
+                notebook,
+                seed=run.seed + iteration,
+                comparisons=self._comparisons(run_id, iteration),
+            )
+        return {}
+
+    def learning(self, state: RunState) -> dict[str, Any]:
+        """Judge the iteration, keep its lessons, and decide whether another one follows."""
+        run_id, iteration = state["run_id"], state["iteration"]
+        run = self._repository.run(run_id)
+        candidates = self._repository.candidates(run_id, iteration)
+        rejected = rejection(self._repository, run_id, Stage.PLAN, iteration)
+        lessons = learn(
+            candidates,
+            self._library,
+            self._reports(run_id, candidates),
+            self._measured(run_id, iteration, candidates),
+            workload_key=run.workload.key,
+            hardware_key=run.hardware.key,
+            rejected=rejected.told if rejected else "",
+        )
+        for key, verdict in lessons.verdicts.items():
+            self._repository.save_verdict(run_id, iteration, key, verdict)
+        for antipattern in lessons.antipatterns:
+            self._repository.add_antipattern(antipattern)
+        self._conclude(run, iteration, [(candidate, lessons.verdicts[candidate.key]) for candidate in candidates])
+        last = iteration + 1 >= self._options.iterations
+        if not (last or not candidates or self.out_of_time()):
+            return {"iteration": iteration + 1}
+        return {"finished": True, "out_of_time": self.out_of_time()}
+
+    def ending(self, state: RunState) -> dict[str, Any]:
+        """Store the report."""
+        models = self._models(state["run_id"])
+        used = models.used() if models else None
+        report = build_report(self._repository, state["run_id"], model=used, out_of_time=state["out_of_time"])
+        self._repository.finish_run(state["run_id"], RunStatus.FINISHED, report)
+        return {}
+
+    def _conclude(self, run: RunRecord, iteration: int, tried: Tried) -> None:
+        """Have the model, if there is one, say what the trials teach."""
+        models = self._models(run.id)
+        if models:
+            blocks = self._repository.blocks(run.id, iteration)
+            measured = {sample.arm for block in blocks for sample in block.samples} - {DEFAULT_ARM}
+            models.conclude(run, iteration, tried, measured)
+
+    def _models(self, run_id: str) -> ModelAgents | None:
+        """Return the agents that ask models, opened at the first use: then this process alone works on the run."""
+        if self._opened is None:
+            self._opened = self._open_models(run_id)
+        return self._opened
+
+    def _profile(self, run_id: str) -> WorkloadProfile:
+        profile = self._repository.profile(run_id)
+        assert profile is not None, "all agents follow observation"
+        return profile
+
+    def _plan(self, run_id: str, iteration: int) -> Plan:
+        decided = self._repository.plan(run_id, iteration)
+        assert decided is not None, "execution and learning follow planning"
+        return decided
+
+    def _tried(self, run_id: str, iteration: int) -> list[tuple[CandidatePolicy, Verdict]]:
+        """Candidates of the earlier iterations of this run, with their verdicts."""
+        tried = []
+        for earlier in range(iteration):
+            verdicts = self._repository.verdicts(run_id, earlier)
+            candidates = self._repository.candidates(run_id, earlier)
+            tried += [(candidate, verdicts[candidate.key]) for candidate in candidates]
+        return tried
+
+    def _reports(self, run_id: str, candidates: Sequence[CandidatePolicy]) -> dict[str, VerificationReport]:
+        found = {candidate.key: self._repository.verification(run_id, candidate.key) for candidate in candidates}
+        return {key: report for key, report in found.items() if report}
+
+    def _measured(self, run_id: str, iteration: int, candidates: Sequence[CandidatePolicy]) -> dict[str, Verdict]:
+        """Verdicts from the blocks."""
+        run = self._repository.run(run_id)
+        return judge_all(
+            self._repository.blocks(run_id, iteration),
+            [candidate.key for candidate in candidates],
+            run.workload.goal,
+            self._options.rules,
+            comparisons=self._comparisons(run_id, iteration),
+        )
+
+    def _comparisons(self, run_id: str, iteration: int) -> int:
+        """What the correction counts, so that all iterations together keep the error rate.
+
+        Each iteration may spend an equal share of it, divided among its planned candidates (Bonferroni twice). A mend
+        takes the place of a candidate that failed, about which nothing is claimed.
+        """
+        return max(1, self._options.iterations * len(self._plan(run_id, iteration).candidates))

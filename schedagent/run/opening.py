@@ -1,0 +1,209 @@
+"""The composition root: builds every collaborator of a run from the settings."""
+
+from __future__ import annotations
+
+import functools
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from agents.llm.transcript import transcript_path
+from kernel_bpf.build.target import prepare_target
+from kernel_bpf.policies.library import load_library
+from repo_store.store import PolicyRepository
+from schedagent.core.errors import UsageError
+from schedagent.core.policies.policy import PolicyInfo
+from schedagent.core.settings import REPOSITORY, Settings, workload_environment, writable
+from schedagent.core.trusted import load_trusted
+from schedagent.run.library import Library, worth_trying
+from schedagent.run.options import RunOptions
+from schedagent.run.progress import Reporter
+from verifier.lab.vm import VmLab
+from verifier.microvm.image import SnapshotStore
+from verifier.microvm.kernels import KernelImage, default_kernel, find_kernels
+from verifier.microvm.kvm import kvm_usable
+from verifier.pipeline import Bench, Verifier
+from verifier.report_cache import KeptReports
+from verifier.service.client import RemoteVerifier
+from verifier.signer import Signer
+
+if TYPE_CHECKING:
+    from schedagent.approval.approvals import Approvals
+    from schedagent.run.model_agents import ModelAgents
+    from schedagent.run.nodes import RunNodes
+
+MADE_POLICIES = "policies"
+"""In the state folder."""
+
+MEMORY_MIB_PER_CPU = 1024
+LEAST_MEMORY_MIB = 2048
+MOST_CPUS = 16
+
+
+def open_repository(settings: Settings) -> PolicyRepository:
+    """Open the policy repository in the state folder, with what a new run may plan with mirrored for searching."""
+    repository = PolicyRepository(writable(settings.state_dir, "SCHEDAGENT_STATE") / REPOSITORY)
+    try:
+        repository.sync_policies(open_run_library(settings, repository).values())
+    except BaseException:
+        repository.close()
+        raise
+    return repository
+
+
+def open_run_library(settings: Settings, repository: PolicyRepository, run_id: str = "") -> Library:
+    """Open the library of a run: the bundled policies, those that have won somewhere, and its own.
+
+    Args:
+        run_id: the run; empty for one that has not begun.
+    """
+    return Library(load_library(), repository, settings.state_dir / MADE_POLICIES, worth_trying(repository, run_id))
+
+
+def whole_library(settings: Settings) -> dict[str, PolicyInfo]:
+    """Return all policies, bundled and made; looking does not create a repository."""
+    if not (settings.state_dir / REPOSITORY).is_file():
+        return dict(load_library())
+    with PolicyRepository(settings.state_dir / REPOSITORY) as repository:
+        return dict(Library(load_library(), repository, settings.state_dir / MADE_POLICIES))
+
+
+def open_lab(settings: Settings, kernel: KernelImage | None = None) -> VmLab:
+    """Build the micro-VM lab: the machine has the host's CPUs (at most 16) and at most half of its memory.
+
+    Args:
+        kernel: what it runs; None for the kernel of the settings, or the newest.
+    """
+    cache = writable(settings.cache_dir)
+    kernel = kernel or default_kernel(settings)
+    cpus = settings.vm_cpus or min(len(os.sched_getaffinity(0)), MOST_CPUS)
+    host_mib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20
+    memory_mib = settings.vm_memory_mib or min(max(LEAST_MEMORY_MIB, cpus * MEMORY_MIB_PER_CPU), host_mib // 2)
+    return VmLab(
+        kernel,
+        SnapshotStore(cache / "snapshots"),
+        cpus=cpus,
+        memory_mib=memory_mib,
+        kvm=kvm_usable(settings, kernel).works,
+        environment=workload_environment(),
+        lock=cache / "lab.lock",
+    )
+
+
+def open_bench(settings: Settings, kernel: KernelImage) -> Bench:
+    """Build the lab of one kernel and look up its types."""
+    target = prepare_target(kernel.vmlinuz, kernel.release, settings.cache_dir)
+    return Bench(open_lab(settings, kernel), target)
+
+
+def open_verifier(settings: Settings) -> Verifier | RemoteVerifier:
+    """Return the verifier service whose socket the settings name, else a verifier in this process."""
+    if settings.verifier_socket:
+        return open_remote_verifier(settings.verifier_socket, settings, default_kernel(settings).release)
+    return open_local_verifier(settings)
+
+
+def open_remote_verifier(socket_path: Path, settings: Settings, kernel: str) -> RemoteVerifier:
+    """Return the verifier service at a socket.
+
+    Args:
+        kernel: release to verify for; empty for the service's default.
+    """
+    return RemoteVerifier(socket_path, kernel=kernel, trusted=load_trusted(settings.keys_dir / "trusted"))
+
+
+def open_local_verifier(settings: Settings, *, all_kernels: bool = False, sign: bool = True) -> Verifier:
+    """Build a verifier in this process.
+
+    Args:
+        all_kernels: also give each policy to the other kernels of the cache; else only to the one it is proved on.
+        sign: with the signing key of the state folder; else no key is looked for, and no tokens are issued.
+    """
+    cache = writable(settings.cache_dir)
+    first = default_kernel(settings)
+    others = [image for image in find_kernels(settings) if image.release != first.release] if all_kernels else []
+    benches = tuple(open_bench(settings, image) for image in (first, *others))
+    if not sign:
+        return Verifier(benches, cache)
+    signer = open_signer(settings)
+    return Verifier(benches, cache, signer, kept=KeptReports(cache / "reports", signer.vouches))
+
+
+def open_signer(settings: Settings, *, create: bool = True) -> Signer:
+    """Open the verifier's signing key in the state folder, which is made if there is none."""
+    if create:
+        writable(settings.state_dir, "SCHEDAGENT_STATE")
+    return Signer(settings.keys_dir / "signing.key", create=create)
+
+
+def nodes_of(settings: Settings, repository: PolicyRepository, run_id: str, reporter: Reporter) -> RunNodes:
+    """Build the nodes of a run that was begun before; raise UsageError if it was begun on other hardware."""
+    run = repository.run(run_id)
+    lab = open_lab(settings)
+    if lab.hardware.key != run.hardware.key:
+        raise UsageError(
+            f"run {run_id} was measured on other hardware ({run.hardware}) than this ({lab.hardware})",
+            "its samples and new ones cannot be compared: start a new run",
+        )
+    return build_nodes(settings, repository, lab, RunOptions.from_json(run.settings), reporter, run_id)
+
+
+def build_nodes(
+    settings: Settings,
+    repository: PolicyRepository,
+    lab: VmLab,
+    options: RunOptions,
+    reporter: Reporter,
+    run_id: str = "",
+) -> RunNodes:
+    """Give the four nodes their collaborators.
+
+    Args:
+        run_id: the run that goes on; empty for a new one.
+    """
+    from schedagent.run.nodes import RunNodes
+
+    library = open_run_library(settings, repository, run_id)
+    models = functools.partial(open_models, settings, repository, library, reporter)
+    return RunNodes(repository, lab, open_verifier(settings), library, reporter, options, models)
+
+
+def open_models(
+    settings: Settings, repository: PolicyRepository, library: Library, reporter: Reporter, run_id: str
+) -> ModelAgents | None:
+    """Give a run's agents their models and their transcript; None if the settings name no model.
+
+    Raises:
+        RepositoryError: the transcript cannot be used.
+    """
+    from agents.llm.budget import Budget
+    from agents.llm.fences import Fence
+    from agents.llm.model import open_model
+    from agents.llm.transcript import Transcript
+    from agents.planner.builder import Workshop
+    from agents.session import ModelSession
+    from agents.tools.catalog import Services, tools_for
+    from schedagent.run.model_agents import ModelAgents
+
+    if not settings.has_model:
+        return None
+    transcript = Transcript(transcript_path(settings.state_dir, run_id), run_id)
+    budget = Budget.of(settings, spent=transcript.earlier)
+    services = Services(repository, library, run_id)
+    session = ModelSession(
+        lambda role: open_model(settings, role, budget=budget, journal=transcript),
+        Fence(transcript.mark),
+        budget,
+        transcript,
+        reporter,
+        lambda role: tools_for(role, services),
+    )
+    return ModelAgents(repository, session, transcript, Workshop(library, run_id), library)
+
+
+def approvals_of(repository: PolicyRepository, run_id: str, nodes: RunNodes) -> Approvals:
+    """Return the questions of a run."""
+    from schedagent.approval.approvals import Approvals
+
+    stages = RunOptions.from_json(repository.run(run_id).settings).approve
+    return Approvals(repository, run_id, nodes.library, stages)

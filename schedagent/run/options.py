@@ -1,0 +1,50 @@
+"""What bounds a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from schedagent.core.approval import Stage
+from schedagent.core.errors import UsageError
+from schedagent.core.trials.judge import TrialRules
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What bounds a run; stored with it, so that `resume` keeps to it.
+
+    Args:
+        iterations: most plans to try.
+        budget_s: time after which no new run of the workload begins; counted anew after a resume.
+        candidates: most candidates per plan.
+        rules: when a trial may end.
+        approve: before which steps a person is asked.
+    """
+
+    iterations: int
+    budget_s: float
+    candidates: int
+    rules: TrialRules
+    approve: tuple[Stage, ...] = ()
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> RunOptions:
+        """Read the options a run was started with."""
+        approve = tuple(Stage(stage) for stage in stored.get("approve", ()))
+        return cls(**{**stored, "rules": TrialRules(**stored["rules"]), "approve": approve})
+
+
+def read_approve(text: str) -> tuple[Stage, ...]:
+    """Return the stages that --approve names.
+
+    Raises:
+        UsageError: it names something else.
+    """
+    words = {word.strip() for word in text.split(",")}
+    if words == {"none"}:
+        return ()
+    if not words <= set(Stage):
+        raise UsageError(f"--approve {text!r} is not known", "accepted: none, plan, deploy, or plan,deploy")
+    return tuple(stage for stage in Stage if stage in words)

@@ -1,0 +1,298 @@
+"""A recorded run once more, without a network, a machine or a compiler: for debugging what the agents do.
+
+The agents, the graph and the workshop are the real ones, on a copy of the repository as it was when the run began. What
+models answered comes from the transcript; what the verifier and the lab found comes from the repository. Whatever is
+asked must be what was asked then: where a request, a candidate or a verdict is another one, the replay says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from agents.llm.budget import Budget, BudgetLimits
+from agents.llm.exchange import Json, Role
+from agents.llm.fences import Fence
+from agents.llm.model import replay_model
+from agents.llm.transcript import Replay
+from agents.planner.builder import Workshop
+from agents.session import ModelSession, T
+from agents.tools.catalog import Services, tools_for
+from repo_store.records import RunRecord
+from repo_store.store import PolicyRepository
+from schedagent.core.approval import Decision, Request, Stage
+from schedagent.core.errors import ReplayDiverged, VmLost
+from schedagent.core.policies.artifact import PolicyArtifact
+from schedagent.core.policies.policy import CandidatePolicy, PolicyInfo
+from schedagent.core.trials.trial import DEFAULT_ARM, Block, Sample
+from schedagent.core.trials.workload import Observation, WorkloadCommand
+from schedagent.core.verification import VerificationReport, Verified
+from schedagent.run.library import Library
+from schedagent.run.model_agents import ModelAgents
+from schedagent.run.nodes import RunNodes
+from schedagent.run.options import RunOptions
+from schedagent.run.progress import Reporter
+from schedagent.run.state import RunState
+from verifier.lab.vm import LabPolicy
+
+
+class Recording:
+    """What a run found, out of the repository it was made in.
+
+    Args:
+        repository: only read.
+        run_id: of the run.
+    """
+
+    def __init__(self, repository: PolicyRepository, run_id: str) -> None:
+        self.run: RunRecord = repository.run(run_id)
+        self.iterations = repository.iterations(run_id)
+        self.candidates = {number: repository.candidates(run_id, number) for number in self.iterations}
+        self.blocks = {number: repository.blocks(run_id, number) for number in self.iterations}
+        self.reports: dict[str, VerificationReport] = {}
+        for candidate in (one for found in self.candidates.values() for one in found):
+            report = repository.verification(run_id, candidate.key)
+            if report:
+                self.reports[candidate.key] = report
+        self.decisions = [(asked, made) for asked, made in repository.approvals(run_id) if made]
+        self.findings = findings(repository, run_id)
+
+    @property
+    def ran_out_of_time(self) -> bool:
+        """Whether its last iteration was cut short: by its budget, or because it has not ended yet."""
+        return self.run.report is None or bool(self.run.report["out_of_time"])
+
+
+def findings(repository: PolicyRepository, run_id: str) -> dict[str, Any]:
+    """Return what the agents made of a run, by what it is, for comparing."""
+    found: dict[str, Any] = {}
+    meaning = repository.meaning(run_id)
+    if meaning:
+        found["the meaning of the workload"] = asdict(meaning)
+    for number in repository.iterations(run_id):
+        candidates = repository.candidates(run_id, number)
+        found[f"the candidates of plan {number + 1}"] = [one.label for one in candidates]
+        found[f"the keys of plan {number + 1}"] = [one.key for one in candidates]
+        for key, verdict in repository.verdicts(run_id, number).items():
+            found[f"the verdict on {key} in plan {number + 1}"] = verdict.outcome.value
+    run = repository.run(run_id)
+    kept = repository.insights(run.workload.key, run.hardware.key)
+    found["the insights"] = sorted(insight.text for insight in kept if insight.run_id == run_id)
+    return found
+
+
+@dataclass(frozen=True)
+class RecordedArtifact(PolicyArtifact):
+    """An object of which only the digest is known."""
+
+    known_digest: str = ""
+
+    @property
+    def digest(self) -> str:
+        """Hex SHA-256 of the ELF bytes that were verified."""
+        return self.known_digest
+
+
+@dataclass(frozen=True)
+class RecordedVerifier:
+    """Says what the verifier said then.
+
+    Args:
+        reports: by candidate key.
+    """
+
+    reports: Mapping[str, VerificationReport]
+
+    def verify_all(self, submissions: Sequence[tuple[CandidatePolicy, PolicyInfo]]) -> Iterator[Verified]:
+        """Yield the report of each; raise ReplayDiverged for a candidate that was not verified then."""
+        for candidate, _info in submissions:
+            report = self.reports.get(candidate.key)
+            if report is None:
+                raise ReplayDiverged(f"the recorded run verified no candidate {candidate.label} ({candidate.key})")
+            yield Verified(report, None)
+
+    def compile(self, info: PolicyInfo) -> PolicyArtifact:
+        """Return what stands for the object that was verified."""
+        passed = (report for report in self.reports.values() if report.policy == info.name and report.passed)
+        digest = next((report.artifact_digest for report in passed), "")
+        return RecordedArtifact(info.name, b"", "", "", known_digest=digest)
+
+
+class RecordedRuns:
+    """A session in which the workload runs as it ran then.
+
+    Args:
+        blocks: of the iteration, as they were recorded.
+        stored: returns how many of them have been replayed.
+    """
+
+    def __init__(self, blocks: Sequence[Block], stored: Callable[[], int]) -> None:
+        self._blocks = blocks
+        self._stored = stored
+        self._warming = stored() > 0  # a later session begins with a run that is not counted
+
+    def run_default(self, beside: LabPolicy | None = None) -> Sample:
+        """Return what the default scheduler did."""
+        warming, self._warming = self._warming, False
+        return self._sample(DEFAULT_ARM, self._stored() - warming)
+
+    def run_candidate(self, policy: LabPolicy) -> Sample:
+        """Return what a candidate did; raise VmLost if it has no sample, for then its machine was lost."""
+        return self._sample(policy.candidate.key, self._stored())
+
+    def _sample(self, arm: str, number: int) -> Sample:
+        if number >= len(self._blocks):
+            raise ReplayDiverged(f"the recorded run measured {len(self._blocks)} blocks, the replay wants another")
+        sample = self._blocks[number].sample(arm)
+        if sample is None:
+            raise VmLost(f"block {number} holds no run of {arm}")
+        return sample
+
+
+@dataclass
+class RecordedLab:
+    """Holds what was measured.
+
+    Args:
+        blocks: by iteration.
+        repository: where the replay stores what it has replayed.
+        run_id: of the run.
+        iteration: that is measured now.
+    """
+
+    blocks: Mapping[int, Sequence[Block]]
+    repository: PolicyRepository
+    run_id: str
+    iteration: int = 0
+
+    def observe(self, workload: WorkloadCommand) -> tuple[Sample, Observation]:
+        """Never called where there is a profile, which a rewound repository keeps."""
+        raise ReplayDiverged(f"{workload.command!r} was not observed in the recorded run {self.run_id}")
+
+    @contextmanager
+    def session(self, _workload: WorkloadCommand) -> Iterator[RecordedRuns]:
+        """Open a session."""
+        yield RecordedRuns(self.blocks.get(self.iteration, ()), self.replayed)
+
+    def replayed(self) -> int:
+        """Return how many blocks of this iteration have been replayed."""
+        return len(self.repository.blocks(self.run_id, self.iteration))
+
+
+@dataclass(frozen=True)
+class RecordedApprovals:
+    """Every question was answered then; one that was not ends the recording."""
+
+    decisions: Sequence[tuple[Request, Decision]]
+
+    def request(self, stage: Stage, iteration: int) -> Request | None:
+        """Return the last question before this step that was answered."""
+        asked = [one for one, _made in self.decisions if (one.stage, one.iteration) == (stage, iteration)]
+        return asked[-1] if asked else None
+
+    def decision(self, request: Request) -> Decision | None:
+        """Return the answer."""
+        return next(made for asked, made in self.decisions if asked == request)
+
+    def ask(self, request: Request) -> dict[str, Any]:
+        """Never called: what is asked for has been decided."""
+        raise AssertionError("a replay asks nobody")
+
+
+class ReplayNodes(RunNodes):
+    """The real nodes, with a clock that runs out where the recording ends."""
+
+    recording: Recording
+    replay: Replay
+    lab: RecordedLab
+
+    def execution(self, state: RunState) -> dict[str, Any]:
+        """Verify and measure as then."""
+        self.lab.iteration = state["iteration"]
+        return super().execution(state)
+
+    def out_of_time(self) -> bool:
+        """Whether the recorded run had no more time here: all it did in its last iteration is replayed."""
+        number, recording = self.lab.iteration, self.recording
+        if not recording.ran_out_of_time or number != max(recording.iterations, default=0):
+            return False
+        keys = [one.key for one in recording.candidates.get(number, ()) if one.key in recording.reports]
+        verified = all(self._repository.verification(recording.run.id, key) for key in keys)
+        measured = self.lab.replayed() >= len(recording.blocks.get(number, ()))
+        return verified and measured and not self.replay.expects("execution", number)
+
+
+class ReplaySession(ModelSession):
+    """An endpoint that was lost is asked again where a later process of the run did so."""
+
+    def ask(self, role: Role, iteration: int, messages: Sequence[Json], schema: type[T]) -> T | None:
+        """Answer as the recording does; see ModelSession.ask."""
+        if isinstance(self.notes, Replay) and self.notes.expects(role, iteration):
+            self.lost = ""
+        return super().ask(role, iteration, messages, schema)
+
+
+def replay_nodes(
+    recording: Recording, replay: Replay, repository: PolicyRepository, library: Library, reporter: Reporter
+) -> ReplayNodes:
+    """Build the nodes of a replay.
+
+    Args:
+        repository: the rewound copy, which they fill again.
+        library: of that copy.
+    """
+    run_id = recording.run.id
+    lab = RecordedLab(recording.blocks, repository, run_id)
+    services = Services(repository, library, run_id)
+
+    def open_models(_run_id: str) -> ModelAgents:
+        session = ReplaySession(
+            lambda role: replay_model(replay, role),
+            Fence(replay.mark),
+            Budget(BudgetLimits(0, 0, 0.0)),
+            replay,
+            reporter,
+            lambda role: tools_for(role, services),
+        )
+        return ModelAgents(repository, session, replay, Workshop(library, run_id), library)
+
+    options = RunOptions.from_json(recording.run.settings)
+    verifier = RecordedVerifier(recording.reports)
+    nodes = ReplayNodes(repository, lab, verifier, library, reporter, options, open_models)
+    nodes.recording, nodes.replay, nodes.lab = recording, replay, lab
+    return nodes
+
+
+@contextmanager
+def up_to_the_end(recording: Recording, replay: Replay) -> Iterator[None]:
+    """Let a replay end where a run that did not reach its end was cut short."""
+    try:
+        yield
+    except ReplayDiverged:
+        if recording.run.report or replay.left:
+            raise
+
+
+def told(recording: Recording, replay: Replay, repository: PolicyRepository) -> dict[str, Any]:
+    """Compare a replay with its recording; JSON values.
+
+    Args:
+        repository: the copy that the replay filled.
+    """
+    now = findings(repository, recording.run.id)
+    compared = recording.findings.keys() | (now.keys() if recording.run.report else set())
+    differences = [
+        f"{what} was {recording.findings.get(what, 'nothing')!r}, now it is {now.get(what, 'nothing')!r}"
+        for what in sorted(compared)
+        if recording.findings.get(what) != now.get(what)
+    ]
+    if replay.left:
+        differences.append(f"{replay.left} of {replay.count} recorded requests were not made")
+    return {
+        "run": recording.run.id,
+        "requests": replay.count - replay.left,
+        "same": not differences,
+        "differences": differences,
+    }

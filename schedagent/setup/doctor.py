@@ -1,0 +1,286 @@
+"""`schedagent doctor`: what is there, what is missing, what follows from it, and the command that mends it."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from kernel_bpf.build import sandbox
+from kernel_bpf.build.target import find_bpftool
+from schedagent.core.errors import SchedagentError, SetupError
+from schedagent.core.process import proc
+from schedagent.core.settings import Settings, writable
+from schedagent.setup.packages import requirement
+from verifier.microvm.kernels import default_kernel, find_kernels
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from verifier.lab.vm import VmLab
+
+Status = Literal["ok", "info", "warning", "missing"]
+"""info: a fact without a judgement; warning: works, but worse; missing: the main job cannot run without it."""
+
+EXIT_UNAVAILABLE = 69  # EX_UNAVAILABLE of sysexits.h
+MODEL_TIMEOUT_S = 3.0
+LOW_DISK_MIB = 2048
+
+_SETUP = "run: make setup"
+_COLOURS: dict[Status, str] = {"ok": "green", "info": "cyan", "warning": "yellow", "missing": "red"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the doctor's table.
+
+    Args:
+        name: what was looked at.
+        status: see Status.
+        detail: what was found: version, path, figures.
+        consequence: what follows from it, if it is not well.
+        remedy: what to do: a command or a change, in a short sentence.
+    """
+
+    name: str
+    status: Status
+    detail: str
+    consequence: str = ""
+    remedy: str = ""
+
+
+def examine(settings: Settings) -> list[Finding]:
+    """Look at everything the main job needs, most basic first. Makes the two folders if need be."""
+    return [
+        _folder("cache folder", settings.cache_dir, "SCHEDAGENT_CACHE"),
+        _folder("state folder", settings.state_dir, "SCHEDAGENT_STATE"),
+        _disk(settings),
+        _virtual_environment(settings),
+        *_programs(),
+        _libbpf(),
+        _compiler_sandbox(),
+        _kernel_image(settings),
+        _kvm(settings),
+        *_host_kernel(),
+        _model(settings),
+    ]
+
+
+def exit_status(findings: Sequence[Finding]) -> int:
+    """Return 0 if the main job can run, EXIT_UNAVAILABLE if something it needs is missing."""
+    return EXIT_UNAVAILABLE if any(finding.status == "missing" for finding in findings) else 0
+
+
+def to_json(findings: Sequence[Finding]) -> dict[str, Any]:
+    """Return the findings for machines."""
+    return {"ready": exit_status(findings) == 0, "findings": [asdict(finding) for finding in findings]}
+
+
+def restore_bench(lab: VmLab, restores: int = 20) -> Finding:
+    """Restore machines of both profiles again and again; each time ends with an answer of the guest agent.
+
+    A sealed machine is ready then; one with the host's files has mounted them too.
+
+    Raises:
+        VmLost: two machines in a row did not answer.
+    """
+    told = []
+    for hostfs, name in ((False, "sealed"), (True, "with the host's files")):
+        lab.open(hostfs=hostfs).close()  # builds the snapshot if there is none, and reads it into the page cache
+        with lab.measuring():
+            seconds = sorted(_restore_s(lab, hostfs) for _ in range(restores))
+        p90 = seconds[math.ceil(0.9 * restores) - 1]
+        spread = f"p90 {p90:.3f} s, {seconds[0]:.3f} to {seconds[-1]:.3f} s"
+        told.append(f"{name}: median {statistics.median(seconds):.3f} s, {spread}")
+    return Finding("VM restore", "info", "; ".join(told) + f"; {restores} restores each")
+
+
+def _restore_s(lab: VmLab, hostfs: bool) -> float:
+    started = time.perf_counter()
+    with lab.open(hostfs=hostfs):
+        return time.perf_counter() - started
+
+
+def render(findings: Sequence[Finding]) -> Table:
+    """Return the findings as a table for a terminal."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for title in ("part", "status", "found", "what follows, and what mends it"):
+        table.add_column(title, overflow="fold")
+    for finding in findings:
+        colour = _COLOURS[finding.status]
+        follows = "\n".join(line for line in (finding.consequence, finding.remedy) if line)
+        table.add_row(finding.name, f"[{colour}]{finding.status}[/{colour}]", escape(finding.detail), escape(follows))
+    return table
+
+
+def _folder(name: str, path: Path, variable: str) -> Finding:
+    try:
+        writable(path, variable)
+    except SetupError as error:
+        return Finding(name, "missing", error.message, "nothing can be kept", error.hint)
+    return Finding(name, "ok", f"{path} ({_size_mib(path)} MiB)")
+
+
+def _size_mib(folder: Path) -> int:
+    total = 0
+    for base, _, files in os.walk(folder):
+        for file in files:
+            try:
+                total += os.lstat(f"{base}/{file}").st_blocks * 512
+            except FileNotFoundError:
+                continue  # another run tidies up meanwhile
+    return total >> 20
+
+
+def _disk(settings: Settings) -> Finding:
+    existing = next(path for path in (settings.cache_dir, *settings.cache_dir.parents) if path.exists())
+    free_mib = shutil.disk_usage(existing).free >> 20
+    if free_mib >= LOW_DISK_MIB:
+        return Finding("disk", "ok", f"{free_mib} MiB free")
+    consequence = f"below {LOW_DISK_MIB} MiB a kernel, a snapshot or an overlay may not fit"
+    return Finding(
+        "disk", "warning", f"{free_mib} MiB free", consequence, "set SCHEDAGENT_CACHE to a folder on a larger disk"
+    )
+
+
+def _virtual_environment(settings: Settings) -> Finding:
+    version = ".".join(str(part) for part in sys.version_info[:3])
+    if Path(sys.prefix).resolve() == settings.venv_dir.resolve() or (Path(sys.prefix) / "packages.stamp").is_file():
+        return Finding("Python", "ok", f"{version} in {sys.prefix}")
+    if (settings.venv_dir / "packages.stamp").is_file():
+        return Finding("Python", "info", f"{version} in {sys.prefix}; set-up's own is {settings.venv_dir}")
+    consequence = "the versions in use are not the locked ones"
+    return Finding("Python", "warning", f"{version} in {sys.prefix}", consequence, _SETUP)
+
+
+@dataclass(frozen=True)
+class _Program:
+    """A program, the Debian package with its oldest usable version, and what cannot be done without it."""
+
+    name: str
+    command: tuple[str, ...]
+    package: str
+    needed_for: str
+
+
+_PROGRAMS = (
+    _Program("QEMU", ("qemu-system-x86_64", "--version"), "qemu-system-x86", "policies cannot be tried"),
+    _Program("clang", ("clang-19", "--version"), "clang-19", "policies cannot be compiled"),
+    _Program("bpftool", (find_bpftool(), "version"), "bpftool", "a kernel's types cannot be read"),
+    _Program("setpriv", ("setpriv", "--version"), "util-linux", "QEMU cannot be started without privileges"),
+)
+
+
+def _programs() -> Iterator[Finding]:
+    for program in _PROGRAMS:
+        oldest = requirement(program.package)
+        try:
+            said = proc.run(program.command, timeout_s=20).stdout.decode(errors="replace")
+        except SetupError as error:
+            yield Finding(program.name, "missing", error.message, program.needed_for, _SETUP)
+            continue
+        match = re.search(r"[0-9]+(?:\.[0-9]+)+", said)
+        version = match.group() if match else "unknown version"
+        where = f"{version} ({shutil.which(program.command[0])})"
+        if oldest.met_by(version):
+            yield Finding(program.name, "ok", where)
+        else:
+            yield Finding(program.name, "missing", f"{where}, needed: {oldest.minimum}", program.needed_for, _SETUP)
+
+
+def _libbpf() -> Finding:
+    from kernel_bpf.load.libbpf import libbpf
+
+    try:
+        library = libbpf()
+    except SchedagentError as error:
+        return Finding("libbpf", "missing", error.message, "policies cannot be loaded", _SETUP)
+    return Finding("libbpf", "ok", f"{library.libbpf_major_version()}.{library.libbpf_minor_version()}")
+
+
+def _compiler_sandbox() -> Finding:
+    """Proved by running a program in it: that bubblewrap is installed says nothing of what this machine lets it do."""
+    name = "compiler sandbox"
+    try:
+        return Finding(name, "ok", sandbox.prove())
+    except SetupError as error:
+        return Finding(name, "missing", error.message, "nothing is compiled: no policy can be tried", error.hint)
+
+
+def _kernel_image(settings: Settings) -> Finding:
+    try:
+        chosen = default_kernel(settings)
+    except SetupError as error:
+        return Finding("VM kernel", "missing", error.message, "there is no kernel to run policies on", error.hint)
+    others = [image.release for image in find_kernels(settings) if image != chosen]
+    also = f"; also: {', '.join(others)}" if others else ""
+    return Finding("VM kernel", "ok", f"{chosen.release} ({chosen.vmlinuz}){also}")
+
+
+def _kvm(settings: Settings) -> Finding:
+    from verifier.microvm.kvm import kvm_usable
+
+    consequence = "the micro-VM is emulated: everything works, but slower"
+    try:
+        probe = kvm_usable(settings, default_kernel(settings))
+    except SchedagentError as error:
+        return Finding("KVM", "warning", f"not tried: {error.message}", consequence, _SETUP)
+    if probe.works:
+        return Finding("KVM", "ok", probe.reason)
+    return Finding("KVM", "warning", probe.reason, consequence, "use a machine that offers hardware virtualisation")
+
+
+def _host_kernel() -> Iterator[Finding]:
+    release = os.uname().release
+    if Path("/sys/kernel/sched_ext/state").exists():
+        yield Finding("host sched_ext", "info", f"yes, in {release}")
+    else:
+        yield Finding("host sched_ext", "info", f"not in {release}", "policies run in the micro-VM only")
+    btf = Path("/sys/kernel/btf/vmlinux").exists()
+    yield Finding("host BTF", "info", "yes" if btf else "no", "" if btf else "the host itself cannot load policies")
+
+
+def _model(settings: Settings) -> Finding:
+    name, without = "model", "planning goes by rules and by search, which is complete without a model"
+    if not settings.model_base_url or not settings.model_name:
+        return Finding(
+            name,
+            "info",
+            "none configured",
+            without,
+            "to use one: set OPENAI_BASE_URL, SCHEDAGENT_MODEL and OPENAI_API_KEY",
+        )
+    address = f"{settings.model_base_url}/models"
+    problem = _http_problem(address, settings.model_api_key)
+    if not problem:
+        return Finding(name, "ok", f"{settings.model_name} at {settings.model_base_url}")
+    return Finding(name, "warning", f"GET {address}: {problem}", without, "check OPENAI_BASE_URL and OPENAI_API_KEY")
+
+
+def _http_problem(address: str, api_key: str) -> str:
+    """Say what went wrong with a GET, in one line; empty if it was answered with success."""
+    import http.client
+    import urllib.error
+    import urllib.request
+
+    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+    try:
+        with urllib.request.urlopen(urllib.request.Request(address, headers=headers), timeout=MODEL_TIMEOUT_S):
+            return ""
+    except urllib.error.HTTPError as error:
+        return f"HTTP status {error.code}"
+    except urllib.error.URLError as error:
+        return str(error.reason)
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        return str(error) or type(error).__name__

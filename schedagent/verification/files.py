@@ -1,0 +1,165 @@
+"""`schedagent verify FILE`: one policy, source or object, through every gate."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kernel_bpf.policies.library import find_policy, policy_from_file
+from schedagent.core.errors import UsageError
+from schedagent.core.policies.policy import CandidatePolicy, PolicyInfo
+from schedagent.core.settings import Settings
+from schedagent.core.token import Scope
+from schedagent.core.verification import GateResult, VerificationReport
+from schedagent.run.opening import open_local_verifier, open_remote_verifier, whole_library
+from verifier.pipeline import Verifier
+from verifier.proving.prove import Depth
+from verifier.service.client import RemoteVerifier
+from verifier.submission import declared_tunables
+
+
+@dataclass(frozen=True)
+class VerifyOptions:
+    """What the user asked for.
+
+    Args:
+        include_dirs: extra header folders.
+        assignments: "tunable=value".
+        kernel: release of the only kernel to use; empty for all of the cache.
+        scope: "full", "partial" or "partial:/a/cgroup".
+        depth: "quick", "standard" or "thorough".
+        static_only: stop before the first gate that needs a VM.
+        fresh: do not use a kept report.
+        html: file to write the report to.
+        object_file: file to write the compiled object to, if it passed every gate.
+    """
+
+    include_dirs: tuple[Path, ...] = ()
+    assignments: tuple[str, ...] = ()
+    kernel: str = ""
+    scope: str = "full"
+    depth: str = "standard"
+    static_only: bool = False
+    fresh: bool = False
+    html: Path | None = None
+    object_file: Path | None = None
+
+
+def verify_file(
+    settings: Settings, file: Path, options: VerifyOptions, on_gate: Callable[[GateResult], None]
+) -> VerificationReport:
+    """Take a policy through every gate.
+
+    Args:
+        file: a file, or the name of a policy of the library.
+        on_gate: called with each gate's result as it comes.
+
+    Raises:
+        UsageError: the file, a folder, a tunable, the scope or the depth cannot be used.
+        SetupError: there is no such kernel, or a tool is missing.
+    """
+    info = find(settings, file)
+    for folder in options.include_dirs:
+        if not folder.is_dir():
+            raise UsageError(f"--include {folder} is not a directory")
+    for option, path in (("--html", options.html), ("--object", options.object_file)):
+        if path and not path.absolute().parent.is_dir():
+            raise UsageError(f"{option} {path}: its folder is not there")
+    scope, cgroup = read_scope(options.scope)
+    values = read_assignments(options.assignments)
+    if info.documented:
+        info.configured(values)  # a wrong one is told before a kernel is looked for
+    verifier = dataclasses.replace(
+        choose_verifier(settings, options),
+        include_dirs=options.include_dirs,
+        scope=scope,
+        cgroup=cgroup,
+        on_gate=on_gate,
+    )
+    if values and not info.documented:
+        info = dataclasses.replace(info, tunables=declared_tunables(verifier.compile(info)))
+    candidate = CandidatePolicy(info.name, info.configured(values))
+    verified = verifier.verify(candidate, info)
+    if options.html:
+        write_html(verified.report, options.html)
+    if options.object_file and verified.report.passed and verified.artifact:
+        write_object(verified.artifact.object_bytes, options.object_file)
+    return verified.report
+
+
+def find(settings: Settings, file: Path) -> PolicyInfo:
+    """Return a policy by its file; what is no file but could be a name is looked up in the library."""
+    name = str(file)
+    if not file.exists() and name.isidentifier():
+        return find_policy(name, whole_library(settings))
+    return policy_from_file(file)
+
+
+def choose_verifier(settings: Settings, options: VerifyOptions) -> Verifier | RemoteVerifier:
+    """Return the service if the settings name one, unless only the static gates are asked for, which need no key.
+
+    Raises:
+        UsageError: the depth is not known, or is asked of the service, which decides that for itself.
+    """
+    depth = read_depth(options.depth)
+    only = dataclasses.replace(settings, kernel_release=options.kernel) if options.kernel else settings
+    if settings.verifier_socket and not options.static_only:
+        if depth is not Depth.STANDARD or options.fresh:
+            raise UsageError("--depth and --fresh are the verifier service's to decide", "leave them out")
+        return open_remote_verifier(settings.verifier_socket, settings, options.kernel)
+    verifier = open_local_verifier(
+        only, all_kernels=not (options.kernel or options.static_only), sign=not options.static_only
+    )
+    kept = None if options.fresh else verifier.kept
+    return dataclasses.replace(verifier, depth=depth, static_only=options.static_only, kept=kept)
+
+
+def read_assignments(assignments: Sequence[str]) -> dict[str, int]:
+    """Read "tunable=value" words; raise UsageError on one that is malformed."""
+    values = {}
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        try:
+            values[name] = int(text, 0)
+        except ValueError:
+            equals = ""
+        if not equals:
+            raise UsageError(f"--set {assignment!r} is not tunable=number", "for example --set slice_us=5000")
+    return values
+
+
+def read_depth(text: str) -> Depth:
+    """Read --depth; raise UsageError unless it is one."""
+    try:
+        return Depth[text.upper()]
+    except KeyError:
+        known = ", ".join(depth.name.lower() for depth in Depth)
+        raise UsageError(f"--depth {text!r} is not known", f"use one of: {known}") from None
+
+
+def read_scope(text: str) -> tuple[Scope, str]:
+    """Read --scope; raise UsageError unless it is full, partial or partial:/a/cgroup."""
+    scope, colon, cgroup = text.partition(":")
+    if scope not in ("full", "partial") or (colon and (scope == "full" or not cgroup.startswith("/"))):
+        raise UsageError(f"--scope {text!r} is no scope", "use full, partial or partial:/a/cgroup")
+    return Scope(scope), cgroup
+
+
+def write_object(content: bytes, path: Path) -> None:
+    """Write the object that the token is for; raise UsageError if the file cannot be written."""
+    try:
+        path.write_bytes(content)
+    except OSError as error:
+        raise UsageError(f"--object {path} cannot be written: {error.strerror}") from None
+
+
+def write_html(report: VerificationReport, path: Path) -> None:
+    """Write the report as HTML; raise UsageError if the file cannot be written."""
+    from schedagent.verification.html import to_html
+
+    try:
+        path.write_text(to_html(report), encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"--html {path} cannot be written: {error.strerror}") from None

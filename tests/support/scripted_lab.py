@@ -1,0 +1,291 @@
+"""A lab and a verifier that follow a script, so that tests drive the real graph, checkpoints and repository.
+
+Everything they are asked to do is a line in the script's log, which outlives the process: tests kill it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import random
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from repo_store.store import PolicyRepository
+from schedagent.cli.common import guarded
+from schedagent.cli.optimize import show_report
+from schedagent.core.approval import Decision
+from schedagent.core.errors import KernelRejected, MetricError, VmLost, WorkloadFailed
+from schedagent.core.policies.artifact import PolicyArtifact
+from schedagent.core.policies.policy import PolicyInfo, Tunable
+from schedagent.core.rules import GATES
+from schedagent.core.settings import Settings
+from schedagent.core.token import digest_inputs
+from schedagent.core.trials.judge import TrialRules
+from schedagent.core.trials.trial import DEFAULT_ARM, Hardware, Sample
+from schedagent.core.trials.workload import Observation, TaskRecord, WorkloadCommand
+from schedagent.core.verification import GateResult, GateStatus, VerificationReport, Verified
+from schedagent.run.library import Library, worth_trying
+from schedagent.run.lifecycle import drive
+from schedagent.run.nodes import RunNodes
+from schedagent.run.opening import approvals_of, open_models
+from schedagent.run.options import RunOptions
+from schedagent.run.progress import PlainReporter
+from verifier.signer import Signer
+
+MS = 1_000_000
+HARDWARE = Hardware("Scripted CPU", 2, 2048, "vm-tcg", "7.3.4")
+WORKLOAD = WorkloadCommand("./batch.sh", "/tmp")
+RULES = TrialRules(maximum_pairs=8)
+OPTIONS = RunOptions(iterations=2, budget_s=600, candidates=2, rules=RULES)
+SLICE = Tunable("slice_us", "u64", "us", 500, 100_000, 5000, "longer turns")
+LIBRARY = {
+    name: PolicyInfo(name, "d", ("batch-long-tail",), "a", "l", (SLICE,), inputs, Path(__file__))
+    for name, inputs in {"longest_first": ("history",), "plain": (), "turns": ()}.items()
+}
+"""A small library of its own: three policies for the work that `long_tail` shows, the name deciding the order."""
+
+
+@dataclass(frozen=True)
+class Script:
+    """What happens in a run.
+
+    Args:
+        folder: for state, log and signals.
+        hold: "name number": when that call is reached, the process says so in the file `held` and waits to be killed.
+        ratios: by policy, the candidate's time / the default's; 1 if not named.
+        faults: by policy, what goes wrong with it: a gate's name, "lost while verified", or, in the trial,
+            "exit", "rejected", "ejected", "lost" or "no number".
+        default_fails_at: number of the run under the default scheduler that fails; 0 for none.
+        blocks_in_time: the time budget is used up once so many blocks are stored.
+        signs: whether the verifier signs tokens, with a key of its own.
+        model: settings of the model; none: the run goes by rules.
+        bundled: the policies that come with the program.
+    """
+
+    folder: Path
+    hold: str = ""
+    ratios: Mapping[str, float] = field(default_factory=lambda: {"longest_first": 0.8})
+    faults: Mapping[str, str] = field(default_factory=dict)
+    default_fails_at: int = 0
+    blocks_in_time: int = 1_000_000
+    signs: bool = False
+    model: Mapping[str, Any] = field(default_factory=dict)
+    bundled: Mapping[str, PolicyInfo] = field(default_factory=lambda: LIBRARY)
+    workload: WorkloadCommand = WORKLOAD
+    options: RunOptions = OPTIONS
+
+    @property
+    def settings(self) -> Settings:
+        return Settings(cache_dir=self.folder / "cache", state_dir=self.folder / "state", **self.model)
+
+    @property
+    def log(self) -> list[str]:
+        """What lab, verifier and repository were asked, in all processes so far."""
+        path = self.folder / "log"
+        return path.read_text().splitlines() if path.exists() else []
+
+    def repository(self) -> Repository:
+        repository = Repository(self.settings.state_dir / "repository.sqlite")
+        repository.script = self
+        return repository
+
+    def verifier(self) -> Verifier:
+        return Verifier(self)
+
+    def lab(self) -> Lab:
+        return Lab(self)
+
+    def reach(self, name: str) -> int:
+        """Note a call, wait there if the script says so, and return how often it was reached."""
+        with (self.folder / "log").open("a") as file:
+            file.write(f"{name}\n")
+        number = self.log.count(name)
+        if self.hold == f"{name} {number}":
+            (self.folder / "held").touch()
+            time.sleep(60)
+        return number
+
+    def create(self) -> str:
+        with self.repository() as repository:
+            stored = dataclasses.asdict(self.options)
+            return repository.create_run(self.workload, HARDWARE, settings=stored, seed=7)
+
+    def drive(self, run_id: str, *answers: Decision) -> dict:
+        """Start or resume the run in this process and return its report.
+
+        Args:
+            answers: each is given to what the run waits for then, before it goes on.
+        """
+        with self.repository() as repository, (self.folder / "progress").open("a") as progress:
+            folder = self.settings.state_dir / "policies"
+            library = Library(self.bundled, repository, folder, worth_trying(repository, run_id))
+            reporter = PlainReporter(Console(file=progress, emoji=False))
+            models = functools.partial(open_models, self.settings, repository, library, reporter)
+            nodes = Nodes(repository, self.lab(), self.verifier(), library, reporter, self.options, models)
+            nodes.script = self
+            for answer in answers:
+                approvals_of(repository, run_id, nodes).decide(answer)
+                report = drive(self.settings, nodes, repository, run_id, nodes._reporter)
+            return report if answers else drive(self.settings, nodes, repository, run_id, nodes._reporter)
+
+    def in_child(self, run_id: str, *answers: Decision) -> None:
+        """Do the same as the command line does, in a process of its own; its output goes to the file `output`."""
+        output = os.open(self.folder / "output", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", 1)
+        guarded(lambda: show_report(self.drive(run_id, *answers), as_json=False))
+
+
+class Nodes(RunNodes):
+    """The real ones, with a clock that follows the script."""
+
+    script: Script
+
+    def out_of_time(self) -> bool:
+        return super().out_of_time() or self.script.log.count("after add_block") >= self.script.blocks_in_time
+
+
+class Repository(PolicyRepository):
+    """The real one; every save is a point at which a script may hold, before and after it."""
+
+    script: Script
+
+
+def _held(name: str):
+    save = getattr(PolicyRepository, name)
+
+    def held_save(self, *arguments, **options):
+        self.script.reach(f"before {name}")
+        stored = save(self, *arguments, **options)
+        self.script.reach(f"after {name}")
+        return stored
+
+    return held_save
+
+
+for _name in (
+    *("save_profile", "save_plan", "save_verification", "add_block"),
+    *("save_verdict", "add_antipattern", "ask_approval", "decide_approval", "finish_run"),
+    *("save_meaning", "save_mend", "add_insight", "keep_policy"),
+):
+    setattr(Repository, _name, _held(_name))
+
+
+@dataclass
+class Verifier:
+    """Passes every policy for which the script names no gate."""
+
+    script: Script
+    on_gate: Callable[[GateResult], None] = lambda _result: None
+    include_dirs: tuple = ()
+    scope: object = None
+    cgroup: str = ""
+    depth: object = None
+    static_only: bool = False
+    kept: object = None
+
+    def compile(self, info) -> PolicyArtifact:
+        return PolicyArtifact(info.name, info.name.encode(), "source", "btf")
+
+    def verify_all(self, submissions) -> Iterator[Verified]:
+        for candidate, info in submissions:
+            yield self.verify(candidate, info)
+
+    def verify(self, candidate, info) -> Verified:
+        self.script.reach(f"verify {candidate.key}")
+        self.script.reach("verify")
+        fault = self.script.faults.get(candidate.policy, "")
+        closed = GATES.index(fault) if fault in GATES else len(GATES)
+        gates = [GateResult(gate, GateStatus.PASSED, "fine") for gate in GATES[:closed]]
+        if closed < len(GATES):
+            gates.append(GateResult(fault, GateStatus.FAILED, "this was seen"))
+        if fault == "lost while verified":
+            gates = [*gates[:-1], GateResult(GATES[-1], GateStatus.SKIPPED, "the VM was lost twice")]
+        for result in gates:
+            self.on_gate(result)
+        artifact = self.compile(info)
+        report = VerificationReport(info.name, candidate.key, artifact.digest, "7.3.4", tuple(gates))
+        return Verified(self._signed(report, candidate) if self.script.signs else report, artifact)
+
+    def _signed(self, report: VerificationReport, candidate) -> VerificationReport:
+        if not report.passed:
+            return report
+        token = Signer(self.script.settings.keys_dir / "signing.key").issue(
+            artifact_digest=report.artifact_digest,
+            tunables=candidate.tunables,
+            inputs_digest=digest_inputs(candidate.history, candidate.classes),
+            report_digest=report.digest,
+            kernel_release=report.kernel_release,
+            btf_build_id="ab" * 20,
+        )
+        return dataclasses.replace(report, token=token)
+
+
+class Lab:
+    """Runs nothing; the time of a run is what the script says, with noise of 1 %."""
+
+    def __init__(self, script: Script) -> None:
+        self._script = script
+
+    @property
+    def hardware(self) -> Hardware:
+        return HARDWARE
+
+    def observe(self, workload):
+        self._script.reach("observe")
+        return self._sample(DEFAULT_ARM, 1.0), long_tail()
+
+    @contextmanager
+    def session(self, _workload) -> Iterator[Lab]:
+        self._script.reach("session")
+        yield self
+
+    def run_default(self, beside=None) -> Sample:
+        sample = self._sample(DEFAULT_ARM, 1.0)
+        if self._script.default_fails_at == self._script.reach("run default"):
+            raise WorkloadFailed("the workload failed under the default scheduler: exit status 2\n    its output")
+        return sample
+
+    def run_candidate(self, policy) -> Sample:
+        name, key = policy.candidate.policy, policy.candidate.key
+        fault = self._script.faults.get(name, "")
+        sample = self._sample(key, self._script.ratios.get(name, 1.0))
+        match fault:
+            case "lost":
+                raise VmLost("the guest said nothing")
+            case "rejected":
+                raise KernelRejected("init failed")
+            case "no number":
+                raise MetricError("--metric matched nothing")
+            case "exit":
+                return dataclasses.replace(sample, exit_status=1)
+            case "ejected":
+                return dataclasses.replace(sample, policy_exit="runnable task stall")
+        return sample
+
+    def _sample(self, arm: str, ratio: float) -> Sample:
+        """Each run has its own wall_ns, so that one counted twice would be seen."""
+        serial = self._script.reach("run")
+        noise = random.Random(serial).gauss(1, 0.01)
+        return Sample(arm, ratio * noise, serial, 0, 0, "2026-01-01T00:00:00", 1000)
+
+
+def long_tail() -> Observation:
+    """Nine short tasks and a long one on two CPUs, as fair sharing runs them, in milliseconds."""
+    tasks = [(101 + number, b"200", 200, 2000) for number in range(9)] + [(110, b"1400", 1400, 3200)]
+    records = [TaskRecord(100, 100, 1, "sh", b"sh\0batch.sh\0", 0, 3200 * MS, 2 * MS, 0, 12, 0)]
+    for pid, argument, cpu_ms, elapsed_ms in tasks:
+        line = b"./spin\0" + argument + b"\0"
+        delay = (elapsed_ms - cpu_ms) * MS
+        records.append(TaskRecord(pid, pid, 100, "spin", line, MS, elapsed_ms * MS, cpu_ms * MS, delay, 1, 90))
+    return Observation(3200 * MS, 2, tuple(records), ((0, 10), (1000 * MS, 10)), 100, 0, 0, 0)

@@ -1,0 +1,144 @@
+"""What the agent service keeps in the repository: stored once, bounded, and there after an upgrade of the schema."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from dataclasses import replace
+
+import pytest
+
+import repo_store.engine
+import repo_store.service_records as module
+from repo_store.store import PolicyRepository
+from schedagent.core.errors import UsageError
+from schedagent.core.recommendation import MACHINE, ApplyRequest, Kind, Progress, Standing
+from schedagent.service.drift import make_baseline
+from tests.support.finished_runs import DAY_S, look, optimise, win
+
+NOW = 1_800_000_000.0
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "repository.sqlite"
+
+
+@pytest.fixture
+def records(path):
+    with PolicyRepository(path) as repository:
+        yield repository.service
+
+
+def asked(one, **fields):
+    return ApplyRequest(0, one.id, "", "ada", NOW, **fields)
+
+
+def test_a_repository_of_the_schema_before_is_upgraded(path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(repo_store.engine, "SCHEMA", "0003")
+        with PolicyRepository(path) as old:
+            run_id = win(old)
+    with closing(sqlite3.connect(path)) as raw:
+        assert not raw.execute("SELECT name FROM sqlite_master WHERE name = 'looks'").fetchall()
+    with PolicyRepository(path) as upgraded:
+        assert upgraded.run(run_id).id == run_id
+        upgraded.service.add_looks([look(1)], keep_since=0)
+        assert upgraded.service.looks(MACHINE) == [look(1)]
+
+
+def test_looks_come_back_in_order_and_the_idle_ones_can_be_left_out(records):
+    idle = look(2, delay_s=None, commands={})
+    records.add_looks([look(3), look(1), idle, look(1, subject="/a")], keep_since=0)
+    assert records.looks(MACHINE) == [look(1), idle, look(3)]
+    assert records.looks(MACHINE, busy=True) == [look(1), look(3)]
+    assert records.looks(MACHINE, limit=2) == [idle, look(3)]
+    assert records.looks(MACHINE, since=120.0) == [look(3)]
+    assert (records.first_look(), records.looks("/b")) == (60.0, [])
+
+
+def test_looks_are_bounded_by_age_and_number(records, monkeypatch):
+    monkeypatch.setattr(module, "MOST_LOOKS", 5)
+    for number in range(20):
+        records.add_looks([look(number), look(number, subject="/a")], keep_since=0)
+    assert [one.at / 60 for one in records.looks(MACHINE)] == [15, 16, 17, 18, 19]
+    records.add_looks([look(20)], keep_since=60 * 18)
+    assert [one.at / 60 for one in records.looks(MACHINE)] == [18, 19, 20]
+    assert [one.at / 60 for one in records.looks("/a")] == [18, 19]
+
+
+def test_a_baseline_is_replaced_and_forgotten_with_what_it_was_made_of(records):
+    first, second = make_baseline([look(1), look(2)]), make_baseline([look(3)])
+    assert records.baseline(MACHINE) is None
+    for baseline in (first, second):
+        records.save_baseline(baseline)
+    records.add_looks([look(3), look(3, subject="/a")], keep_since=0)
+    assert records.baseline(MACHINE) == second
+    assert records.baselines() == [second]
+    records.forget_baseline(MACHINE)
+    assert (records.baseline(MACHINE), records.looks(MACHINE), len(records.looks("/a"))) == (None, [], 1)
+
+
+def test_the_same_finding_is_stored_once_and_lives_longer(records):
+    one = optimise(now=NOW)
+    assert records.recommend(one) == one
+    later = replace(optimise(now=NOW + 60), why="It waits more.")
+    assert records.recommend(later) == replace(later, since=NOW)
+    assert records.recommendations() == [replace(later, since=NOW)]
+    assert records.recommendation(one.id).expires_at == NOW + 60 + DAY_S
+    assert optimise(key="other", now=NOW).id != one.id
+    with pytest.raises(UsageError, match="there is no recommendation 'x'") as caught:
+        records.recommendation("x")
+    assert "recommendations --all" in caught.value.hint
+
+
+def test_what_was_applied_or_failed_stays_so_and_what_was_withdrawn_comes_back(records):
+    one = optimise(now=NOW)
+    records.recommend(one)
+    for standing, then in (
+        (Standing.APPLIED, Standing.APPLIED),
+        (Standing.FAILED, Standing.FAILED),
+        (Standing.WITHDRAWN, Standing.OPEN),
+    ):
+        records.set_standing(one.id, standing, "note")
+        assert records.recommend(optimise(now=NOW + 60)).standing is then
+    deploy = replace(one, id="d", kind=Kind.DEPLOY)
+    records.recommend(deploy)
+    records.set_standing("d", Standing.FAILED, "no")
+    assert records.recommend(deploy).standing is Standing.FAILED
+    assert records.recommend(replace(deploy, expires_at=deploy.expires_at + 1)).standing is Standing.OPEN
+
+
+def test_expiry_is_told_by_the_time(records):
+    one = records.recommend(optimise(now=NOW, lasts_s=10))
+    assert [one.at(NOW + 9), one.at(NOW + 10)] == [Standing.OPEN, Standing.EXPIRED]
+    records.set_standing(one.id, Standing.APPLIED)
+    assert records.recommendation(one.id).at(NOW + 10) is Standing.APPLIED
+
+
+def test_requests_are_numbered_and_asked_for_once_at_a_time(records):
+    one, other = records.recommend(optimise(now=NOW)), records.recommend(optimise(key="b", now=NOW))
+    first, second = records.ask(asked(one)), records.ask(asked(other))
+    assert (first.number, second.number, records.request(2)) == (1, 2, second)
+    for progress in (Progress.QUEUED, Progress.RUNNING, Progress.KEEPING):
+        records.save_request(replace(first, progress=progress))
+        with pytest.raises(UsageError, match=f"already .request 1, {progress}."):
+            records.ask(asked(one))
+    records.save_request(replace(first, progress=Progress.DONE, note="fine"), Standing.APPLIED)
+    assert (records.recommendation(one.id).standing, records.recommendation(one.id).note) == (Standing.APPLIED, "fine")
+    third = records.ask(asked(one))
+    assert [request.number for request in records.requests(Progress.QUEUED)] == [2, 3]
+    assert records.latest_requests() == {other.id: second, one.id: third}
+    with pytest.raises(UsageError, match="there is no request 9"):
+        records.request(9)
+
+
+def test_what_the_service_began_by_itself_is_counted(records):
+    one = records.recommend(optimise(now=NOW))
+    for number, (asked_by, at) in enumerate((("", NOW), ("ada", NOW), ("", NOW - 100))):
+        made = records.ask(replace(asked(one), asked_by=asked_by, asked_at=at))
+        assert made.number == number + 1
+        records.save_request(replace(made, progress=Progress.DONE))
+    assert records.begun_by_service(Kind.OPTIMISE, NOW - 50) == 1
+    assert records.begun_by_service(Kind.OPTIMISE, NOW - 500) == 2
+    assert records.begun_by_service(Kind.DEPLOY, 0) == 0

@@ -1,0 +1,336 @@
+"""How what runs over a scripted kernel ends, and what is left then: circuit breaker, roll-back, restart, record."""
+
+from __future__ import annotations
+
+import sqlite3
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ed25519
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from schedagent.core.deployment import End, Phase, Stage
+from schedagent.core.errors import KernelRejected, RecordError, Refused, SetupError, TokenError
+from schedagent.schedagentd.breaker import Bounds
+from schedagent.schedagentd.config import Config
+from schedagent.schedagentd.record import FILE, Record
+from tests.support.deploy_orders import CANARY, KEY, WIDER, content_of, order_of
+from tests.support.scripted_host import PROBATION, UID
+from tests.support.scripted_kernel import ScriptedKernel
+
+OTHER = ed25519.Ed25519PrivateKey.from_private_bytes(bytes(32))
+OTHER_PUBLIC = OTHER.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+
+
+class TestCircuitBreaker:
+    @pytest.mark.parametrize(
+        ("trouble", "end"),
+        [
+            (lambda world: world.end_policy(1026), End.STALL),
+            (lambda world: world.end_policy(1024), End.EJECTED),
+            (lambda world: world.end_policy(66), End.EXITED),
+            (lambda world: world.end_policy(65, code=1 << 48 | 1 << 32), End.HOTPLUG),
+            (lambda world: world.set(policy=None), End.EXITED),
+            (lambda world: world.set(nr_rejected=3), End.REJECTED_TASKS),
+            (lambda world: world.set(events={"SCX_EV_SELECT_CPU_FALLBACK": 1000}), End.ERROR_EVENTS),
+            (lambda world: world.set(starved=["7 (cc1)"]), End.STARVATION),
+            (lambda world: world.set(available=False), End.BLIND),
+        ],
+    )
+    def test_every_cause_trips_it(self, host, trouble, end):
+        number = host.deploy().number
+        host.wait(3)
+        trouble(host.world)
+        host.wait(6)
+        ended = host.get(number)
+        assert (ended.phase, ended.end, host.running) == (Phase.ENDED, end, None)
+        assert "tripped" in host.kinds
+        assert (host.world.moved, host.rollout.active) == ([], None)
+        if end is End.STALL:
+            assert ended.dump == "CPU states"
+
+    def test_another_scheduler_is_left_alone(self, host):
+        number = host.deploy().number
+        host.world.set(others=[("scx_rusty", 9, "scx_loader.service")])
+        host.world.take_over()
+        host.wait(1)
+        assert host.get(number).end is End.FOREIGN
+        assert host.get(number).detail == (
+            "'scx_other' is in charge instead (scx_rusty, process 9 of scx_loader.service); "
+            "to deploy again: systemctl disable --now scx_loader.service"
+        )
+        assert host.world.policy["ops"] == "scx_other"
+
+    def test_suspend(self, host):
+        number = host.deploy().number
+        host.wait(3)
+        host.clock.asleep_s += 30
+        host.wait(1)
+        assert (host.running, host.get(number).end) == (None, End.SUSPENDED)
+
+    @pytest.mark.parametrize(
+        ("values", "end"),
+        [({"pressure": 0.5}, End.PRESSURE), ({"delay_s": 0.02}, End.RUN_QUEUE_DELAY), ({"ran": 0.3}, End.CPU_SHARE)],
+    )
+    def test_worse_than_before(self, host, values, end):
+        host.rollout.config = Config(probation_s=PROBATION, baseline_samples=12)
+        number = host.deploy(lease_s=3000.0).number
+        host.wait(61)
+        assert host.running == number
+        host.world.set(**values)
+        host.wait(200)
+        assert (host.running, host.get(number).end) == (None, end)
+        assert "before it" in host.get(number).detail
+
+    def test_as_good_as_before_stays(self, host):
+        host.rollout.config = Config(probation_s=PROBATION, baseline_samples=12)
+        number = host.deploy(lease_s=3000.0).number
+        host.world.set(pressure=0.15)
+        host.wait(500)
+        assert host.running == number
+
+    def test_back_to_the_last_known_good(self, host):
+        host.proven("first")
+        host.deploy("second")
+        host.world.end_policy()
+        host.wait(1)
+        restored = host.rollout.active.deployment
+        assert (host.running, restored.order.policy, restored.proven) == (restored.number, "first", True)
+        assert host.world.truth()["moved"] == [CANARY]
+
+    def test_not_back_to_one_that_never_proved_itself(self, host):
+        host.deploy("first")
+        host.deploy("second")
+        host.world.end_policy()
+        host.wait(1)
+        assert host.running is None
+
+    def test_not_back_with_an_expired_token(self, host):
+        host.proven("first", life_s=100)
+        host.deploy("second")
+        host.wait(50)
+        host.world.end_policy()
+        host.wait(1)
+        assert host.running is None
+        assert "not restored" in host.kinds
+
+    @pytest.mark.parametrize("cause", ["lease", "foreign"])
+    def test_default_when_the_policy_is_not_to_blame(self, host, cause):
+        host.proven("first")
+        number = host.deploy("second", lease_s=10.0).number
+        if cause == "foreign":
+            host.world.take_over()
+        host.wait(11)
+        assert host.rollout.active is None
+        assert host.get(number).end.is_trip
+
+    def test_no_second_try_unless_asked_for(self, host):
+        host.deploy()
+        host.world.end_policy()
+        host.wait(1)
+        with pytest.raises(Refused, match="ended by the circuit breaker before: stall"):
+            host.deploy()
+        host.kill()
+        host.start()
+        with pytest.raises(Refused, match="ended by the circuit breaker"):
+            host.deploy()
+        assert host.running is None
+        number = host.deploy(again=True).number
+        assert host.running == number
+
+    def test_a_policy_that_does_not_go_is_told(self, host):
+        number = host.deploy().number
+        host.world.set(refuses_detach="good did not detach within 2 s")
+        host.world.end_policy()
+        host.wait(1)
+        assert "did not detach" in host.get(number).detail
+
+
+class TestRollback:
+    def test_to_the_last_known_good_or_the_default(self, host):
+        host.proven("first")
+        host.deploy("second")
+        assert "(first" in host.rollout.rollback()
+        assert "(first" in host.rollout.in_charge
+        assert host.rollout.rollback() == "the default scheduler"
+        host.proven("third")
+        host.deploy("fourth")
+        assert host.rollout.rollback(to_default=True) == "the default scheduler"
+        assert host.running is None
+
+    def test_what_waits_is_dropped_alone_if_it_is_named(self, host):
+        first = host.proven("first")
+        host.rollout.config = Config(probation_s=PROBATION, baseline_samples=12)
+        second = host.deploy("second").number
+        host.rollout.rollback(second)
+        assert (host.running, host.rollout.pending, host.get(second).end) == (first, None, End.ROLLED_BACK)
+
+
+class TestRestart:
+    def test_stopping_ends_it(self, host):
+        number = host.deploy().number
+        host.stop()
+        assert host.running is None
+        host.start()
+        assert host.get(number).end is End.STOPPED
+
+    @pytest.mark.parametrize("proven", [True, False])
+    def test_being_killed_ends_it(self, host, proven):
+        number = host.proven() if proven else host.deploy().number
+        host.kill()
+        assert host.running is None
+        host.start()
+        assert (host.get(number).end, host.world.moved) == (End.DIED, [])
+
+    @pytest.mark.parametrize("way", ["stop", "kill"])
+    def test_what_is_proven_may_survive(self, staying, way):
+        number = staying.proven()
+        assert staying.world.truth()["pin"] == number
+        getattr(staying, way)()
+        assert staying.running == number
+        staying.start()
+        assert staying.rollout.active.deployment.number == number
+        staying.rollout.rollback()
+        assert staying.running is None
+        assert staying.world.truth()["pin"] is None
+
+    def test_unless_that_is_not_wanted_any_more(self, staying):
+        staying.proven()
+        staying.kill()
+        staying.config = Config(probation_s=PROBATION, baseline_samples=0)
+        staying.start()
+        staying.stop()
+        assert (staying.running, staying.world.truth()["pin"]) == (None, None)
+
+    def test_what_is_on_probation_does_not(self, staying):
+        staying.deploy()
+        staying.kill()
+        assert staying.running is None
+
+    def test_a_wider_stage_is_on_probation_again(self, staying):
+        number = staying.proven()
+        staying.rollout.promote(number, Stage.WIDER, WIDER)
+        assert staying.world.truth()["pin"] is None
+        staying.kill()
+        assert staying.running is None
+
+    def test_a_lease_that_lapsed_while_nobody_watched(self, staying):
+        number = staying.proven(lease_s=200.0)
+        staying.kill()
+        staying.clock.now += 200
+        staying.start()
+        assert (staying.running, staying.get(number).end) == (None, End.LEASE_LAPSED)
+
+    @pytest.mark.parametrize("way", ["another boot", "no object", "never stored", "damaged", "ejected"])
+    def test_what_cannot_be_accounted_for_ends(self, staying, way):
+        number = staying.proven()
+        staying.kill()
+        if way == "another boot":
+            staying.clock.id = "boot-2"
+        elif way == "ejected":
+            staying.world.end_policy()
+        elif way == "damaged":
+            (staying.folder / FILE).write_bytes(b"not a database" * 1000)
+        else:
+            table = "objects" if way == "no object" else "deployments"
+            database = sqlite3.connect(staying.folder / FILE)
+            database.execute(f"DELETE FROM {table}")
+            database.commit()
+            database.close()
+        staying.start()
+        assert (staying.running, staying.world.policy, staying.rollout.active) == (None, None, None)
+        assert staying.record.unfinished() == ()
+        assert way in ("never stored", "damaged") or staying.get(number).end is End.DIED
+
+    def test_a_policy_that_cannot_be_pinned_goes_on(self, staying):
+        staying.world.set(refuses_pin="no BPF file system")
+        number = staying.proven()
+        staying.wait(5)
+        assert (staying.running, staying.get(number).pinned) == (number, False)
+        assert staying.kinds.count("not pinned") == 1
+
+    def test_a_long_story_is_cut(self, host, monkeypatch):
+        """The log of the kernel's verifier, for one."""
+        log = KernelRejected("x" * 100_000 + " the end")
+        monkeypatch.setattr(ScriptedKernel, "load", lambda *_: (_ for _ in ()).throw(log))
+        number = host.deploy().number
+        assert len(host.get(number).detail) <= 4000
+        assert host.get(number).detail.endswith(" the end")
+
+    def test_the_folder_is_nobody_else_s(self, host, tmp_path):
+        open_folder = tmp_path / "open"
+        open_folder.mkdir()
+        open_folder.chmod(0o770)
+        with pytest.raises(RecordError, match="may write to the folder"):
+            Record.open(open_folder)
+
+    def test_one_daemon_only(self, host):
+        with pytest.raises(SetupError, match="another schedagentd"):
+            Record.open(host.folder)
+
+
+class TestRecord:
+    def test_a_full_disk_refuses_and_never_keeps_a_bad_policy(self, host, caplog):
+        number = host.deploy().number
+        host.record._database.execute("PRAGMA query_only = ON")
+        with pytest.raises(RecordError):
+            host.deploy("second")
+        assert host.running == number
+        host.world.end_policy()
+        host.wait(1)
+        assert (host.running, host.get(number).phase) == (None, Phase.RUNNING)
+        said = len(caplog.messages)
+        host.wait(20)
+        assert len(caplog.messages) == said, "the log does not fill the disk further"
+        host.record._database.execute("PRAGMA query_only = OFF")
+        host.wait(1)
+        assert (host.get(number).end, host.rollout.busy) == (End.STALL, False)
+        with pytest.raises(Refused, match="circuit breaker"):
+            host.deploy()
+
+    def test_a_full_disk_while_loading(self, host):
+        first = host.proven("first")
+        real, saves = host.record.save, []
+
+        def save(deployment, *told):
+            if deployment.phase is Phase.RUNNING:
+                saves.append(told)
+                raise RecordError("full")
+            return real(deployment, *told)
+
+        host.record.save = save
+        number = host.deploy("second").number
+        assert host.running is None
+        assert (host.get(number).end, host.get(first).end, len(saves)) == (End.NOT_LOADED, End.REPLACED, 2)
+
+    def test_a_damaged_record_is_kept_and_revives_no_token(self, host):
+        order = order_of()
+        host.stop()
+        (host.folder / FILE).write_bytes(b"x" * 8192)
+        host.start()
+        assert [path.read_bytes() for path in host.folder.glob("*.damaged-*")] == [b"x" * 8192]
+        with pytest.raises(TokenError, match="older than the record"):
+            host.rollout.deploy(UID, order, content_of(), Stage.CANARY, CANARY, 60.0)
+        assert "record lost" in host.kinds
+
+    def test_nor_one_that_was_used_before_it_began_to_be_valid(self, host):
+        """Clocks may differ by a minute, so a token may be used that early."""
+        order = order_of(begin=50.0)
+        host.rollout.deploy(UID, order, content_of(), Stage.CANARY, CANARY, 60.0)
+        host.stop()
+        (host.folder / FILE).write_bytes(b"x" * 8192)
+        host.start()
+        with pytest.raises(TokenError, match="older than the record"):
+            host.rollout.deploy(UID, order, content_of(), Stage.CANARY, CANARY, 60.0)
+
+    def test_it_stays_small(self, host):
+        for turn in range(5):
+            host.deploy(f"policy{turn}")
+        host.rollout.rollback(to_default=True)
+        [(count,)] = host.record._database.execute("SELECT count(*) FROM objects").fetchall()
+        assert count <= 2
+        assert len(host.record.history(100)) == 5
+
+
+def test_bounds_are_what_the_configuration_says():
+    assert Config().bounds == Bounds()
+    assert KEY

@@ -1,0 +1,154 @@
+"""The doctor's findings on machines that lack one thing each, and how they are shown."""
+
+from __future__ import annotations
+
+import http.server
+import io
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from schedagent.core.errors import SetupError
+from schedagent.core.settings import Settings
+from schedagent.setup import doctor
+from schedagent.setup.doctor import EXIT_UNAVAILABLE, Finding, examine, exit_status, render, to_json
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(cache_dir=tmp_path / "cache", state_dir=tmp_path / "state")
+
+
+def by_name(findings: list[Finding]) -> dict[str, Finding]:
+    return {finding.name: finding for finding in findings}
+
+
+def test_empty_cache_lacks_a_kernel(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.uname", lambda: type("Name", (), {"release": "0.0-none"}))
+    findings = by_name(examine(settings))
+    assert findings["VM kernel"].status == "missing"
+    assert findings["VM kernel"].remedy == "run: make setup"
+    assert findings["KVM"].status == "warning"
+    assert findings["cache folder"].status == "ok"
+    assert findings["model"].status == "info"
+    assert exit_status(list(findings.values())) == EXIT_UNAVAILABLE
+
+
+def test_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    settings = Settings(cache_dir=tmp_path / "file/cache", state_dir=tmp_path)
+    finding = by_name(examine(settings))["cache folder"]
+    assert finding.status == "missing"
+    assert "SCHEDAGENT_CACHE" in finding.remedy
+
+
+def test_an_installed_python_has_the_locked_versions_if_set_up_s_stamp_is_there(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.prefix", str(tmp_path))
+    assert doctor._virtual_environment(settings).status == "warning"
+    (tmp_path / "packages.stamp").write_text("")
+    found = doctor._virtual_environment(settings)
+    assert (found.status, str(tmp_path) in found.detail) == ("ok", True)
+
+
+def programs_saying(monkeypatch: pytest.MonkeyPatch, text: str) -> dict[str, Finding]:
+    def run(argv: list[str], timeout_s: float) -> object:
+        if not text:
+            raise SetupError(f"{argv[0]} is not installed")
+        return type("Done", (), {"stdout": text.encode()})
+
+    monkeypatch.setattr("schedagent.core.process.proc.run", run)
+    return by_name(list(doctor._programs()))
+
+
+def test_program_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+    old = programs_saying(monkeypatch, "QEMU emulator version 7.2.0 (Debian 1:7.2+dfsg-7)")
+    assert old["QEMU"].status == "missing"
+    assert "needed: 9.0" in old["QEMU"].detail
+    assert programs_saying(monkeypatch, "QEMU emulator version 10.0.2")["QEMU"].status == "ok"
+    assert programs_saying(monkeypatch, "no number")["QEMU"].status == "missing"
+    gone = programs_saying(monkeypatch, "")
+    assert {finding.status for finding in gone.values()} == {"missing"}
+    assert gone["clang"].consequence == "policies cannot be compiled"
+
+
+def test_compiler_sandbox_is_tried(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert by_name(examine(settings))["compiler sandbox"].status == "ok"
+    monkeypatch.setattr("kernel_bpf.build.sandbox._bubblewrap", lambda: "/bin/false")
+    refused = by_name(examine(settings))["compiler sandbox"]
+    assert refused.status == "missing"
+    assert "user namespaces" in refused.remedy
+
+
+class Endpoint(http.server.BaseHTTPRequestHandler):
+    """Answers /v1/models to those who have the key."""
+
+    def do_GET(self) -> None:
+        known = self.path == "/v1/models" and self.headers["Authorization"] == "Bearer right"
+        self.send_response(200 if known else 401)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    server = http.server.HTTPServer(("127.0.0.1", 0), Endpoint)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/v1"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("key", "status", "said"), [("right", "ok", "small at"), ("wrong", "warning", "HTTP status 401")]
+)
+def test_model_endpoint(tmp_path: Path, endpoint: str, key: str, status: str, said: str) -> None:
+    settings = Settings(tmp_path, tmp_path, model_base_url=endpoint, model_name="small", model_api_key=key)
+    finding = doctor._model(settings)
+    assert (finding.status, said in finding.detail) == (status, True)
+    assert key not in finding.detail
+
+
+def test_model_out_of_reach_is_never_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    settings = Settings(tmp_path, tmp_path, model_base_url="http://127.0.0.1:9/v1", model_name="small")
+    finding = doctor._model(settings)
+    assert finding.status == "warning"
+    assert "Connection refused" in finding.detail
+    assert exit_status([finding]) == 0
+
+
+def test_table_shows_text_as_it_is() -> None:
+    console = Console(width=200, file=io.StringIO(), record=True)
+    console.print(render([Finding("KVM", "warning", "[Errno 2] gone", "it is slower", "run: x")]))
+    text = console.export_text()
+    assert "[Errno 2] gone" in text
+    assert "it is slower" in text
+    assert "run: x" in text
+
+
+def test_json_says_whether_it_is_ready() -> None:
+    fine, bad = Finding("a", "ok", "1.2"), Finding("b", "missing", "", "nothing works", "run: make setup")
+    assert to_json([fine])["ready"] is True
+    assert to_json([fine, bad]) == {
+        "ready": False,
+        "findings": [
+            {"name": "a", "status": "ok", "detail": "1.2", "consequence": "", "remedy": ""},
+            {
+                "name": "b",
+                "status": "missing",
+                "detail": "",
+                "consequence": "nothing works",
+                "remedy": "run: make setup",
+            },
+        ],
+    }

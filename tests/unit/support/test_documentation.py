@@ -1,0 +1,36 @@
+"""Documents that can rot: the generated tables are those of the code and of the tests."""
+
+from __future__ import annotations
+
+import pytest
+
+from schedagent.core.rules import GATES, RULES
+from tests import documentation
+from tests.support.fault_matrix import FAULTS, STEPS
+
+
+@pytest.mark.parametrize("page", documentation.PAGES, ids=lambda page: page.name)
+def test_the_tables_are_up_to_date(page):
+    assert documentation.generated(page) == page.read_text(), "run: make docs"
+
+
+def test_every_fault_says_what_holds_afterwards():
+    rows = [line.strip("| ").split(" | ") for line in documentation.faults_table().splitlines()[2:]]
+    assert len(rows) >= 5
+    assert all(len(row) == 2 and row[1] for row in rows)
+
+
+def test_every_fault_is_told_for_every_step():
+    lines = [line for line in documentation.fault_matrix_table().splitlines() if line.startswith("| ")][2:]
+    assert len(lines) == len(FAULTS) == 15
+    assert all(line.count(" | ") == len(STEPS) + 1 for line in lines)
+
+
+def test_every_rule_is_in_the_table_with_a_gate_and_a_test():
+    lines = documentation.rules_table().splitlines()[2:]
+    assert len(lines) == len(RULES) == 30
+    for number, line in enumerate(lines, 1):
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        assert cells[0] == str(number)
+        assert any(gate in cells[2] for gate in GATES)
+        assert cells[3].startswith("`broken-"), f"no test shows that rule {number} is checked"

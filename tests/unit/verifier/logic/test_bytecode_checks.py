@@ -1,0 +1,516 @@
+"""verifier.logic.checks on small compiled policies: every rule broken and mended, with the real clang."""
+
+from dataclasses import dataclass, field
+
+import pytest
+
+from schedagent.core.rules import LOGIC, OVERHEAD, PROVING, RULES, SOURCE
+from schedagent.core.verification import Severity
+from tests.support.small_policy import check, compiled
+from verifier.logic.checks import check_logic
+
+ERROR, WARNING = Severity.ERROR, Severity.WARNING
+
+
+@dataclass(frozen=True)
+class Case:
+    """A change of the small policy, the rule it breaks, and a text of the line the finding must name."""
+
+    rule: int
+    at: str
+    changes: dict[str, str | None]
+    severity: Severity = ERROR
+    cleared_by: str = ""
+    mended: dict[str, str | None] | None = field(default=None)
+
+    def __str__(self) -> str:
+        return f"rule{self.rule}-{'-'.join(self.changes)}"
+
+
+WAITING = """
+struct {
+    __uint(type, BPF_MAP_TYPE_QUEUE);
+    __uint(max_entries, 64);
+    __type(value, s32);
+} waiting SEC(".maps");
+"""
+FEED = """
+struct task_struct *p;
+s32 pid;
+
+if (bpf_map_pop_elem(&waiting, &pid))
+    return;
+p = bpf_task_from_pid(pid);
+if (!p)
+    return;
+scx_bpf_dsq_insert(p, GLOBAL, SLICE, 0);
+bpf_task_release(p);
+"""
+STORE = """
+s32 pid = p->pid;
+
+if (bpf_map_push_elem(&waiting, &pid, 0))
+    scx_bpf_dsq_insert(p, GLOBAL, SLICE, enq_flags);
+"""
+CREATE = "return scx_bpf_create_dsq(SHARED, -1);"
+KICK = """
+cpu = scx_bpf_pick_idle_cpu(p->cpus_ptr, 0);
+if (cpu >= 0)
+    scx_bpf_kick_cpu(cpu, IDLE);
+"""
+RECORDS = """
+struct {
+    __uint(type, BPF_MAP_TYPE_TASK_STORAGE);
+    __uint(map_flags, 1);
+    __type(key, int);
+    __type(value, u64);
+} records SEC(".maps");
+"""
+CLAIM = """
+s32 cpu;
+scx_bpf_dsq_insert(p, SHARED, SLICE, enq_flags);
+cpu = scx_bpf_pick_idle_cpu(p->cpus_ptr, 0);
+"""
+
+PER_CPU = {
+    "enqueue": "scx_bpf_dsq_insert(p, scx_bpf_task_cpu(p), SLICE, enq_flags); s32 cpu;" + KICK,
+    "dispatch": "scx_bpf_dsq_move_to_local(cpu);",
+    "init": """
+        s32 cpu, error;
+
+        bpf_for(cpu, 0, scx_bpf_nr_cpu_ids()) {
+            error = scx_bpf_create_dsq(cpu, -1);
+            if (error)
+                return error;
+        }
+        return 0;
+        """,
+}
+VTIME = {
+    "enqueue": """
+        u64 vtime = p->scx.dsq_vtime;
+        s32 cpu;
+
+        if ((s64)(vtime - now + SLICE) < 0)
+            vtime = now - SLICE;
+        scx_bpf_dsq_insert_vtime(p, SHARED, SLICE, vtime, enq_flags);
+        """
+    + KICK,
+    "stopping": "p->scx.dsq_vtime += SLICE * 100 / p->scx.weight;",
+    "before": "u64 now;",
+}
+
+CASES = (
+    Case(1, "s32 CALLBACK(t_select_cpu", {"select_cpu": "if (!prev_cpu)\n\treturn -1;\nreturn prev_cpu;"}),
+    Case(1, "return prev_cpu + 1", {"select_cpu": "return prev_cpu + 1;"}, mended={"select_cpu": "return prev_cpu;"}),
+    Case(1, "return scx_bpf_nr", {"select_cpu": "return scx_bpf_nr_cpu_ids();"}),
+    Case(
+        1,
+        "return scx_bpf_select_cpu_and",
+        {"select_cpu": "return scx_bpf_select_cpu_and(p, prev_cpu, wake_flags, p->cpus_ptr, 0);"},
+        mended={
+            "select_cpu": "s32 cpu = scx_bpf_select_cpu_and(p, prev_cpu, wake_flags, p->cpus_ptr, 0);\n"
+            "return cpu >= 0 ? cpu : prev_cpu;"
+        },
+    ),
+    Case(
+        1,
+        "return (prev_cpu",
+        {"select_cpu": "return (prev_cpu + 1) % scx_bpf_nr_cpu_ids();"},
+        mended={
+            "select_cpu": "s32 cpu = (prev_cpu + 1) % scx_bpf_nr_cpu_ids();\n"
+            "return bpf_cpumask_test_cpu(cpu, p->cpus_ptr) ? cpu : prev_cpu;"
+        },
+    ),
+    Case(1, "s32 CALLBACK(t_select_cpu", {"select_cpu": "return 0;"}, WARNING, "affinity"),
+    Case(2, "scx_bpf_dsq_insert(p, SHARED", {"init": "return scx_bpf_create_dsq(SHARED + 1, -1);"}),
+    Case(2, "scx_bpf_dsq_insert(p, 0", {"enqueue": "scx_bpf_dsq_insert(p, 0, SLICE, enq_flags);"}),
+    Case(2, "create_dsq(1ULL << 63", {"init": "return scx_bpf_create_dsq(1ULL << 63 | 9, -1);"}),
+    Case(
+        2,
+        "scx_bpf_dsq_insert(p, 4096",
+        {**PER_CPU, "enqueue": "scx_bpf_dsq_insert(p, 4096 + scx_bpf_task_cpu(p), SLICE, enq_flags); s32 cpu;" + KICK},
+        mended=PER_CPU,
+    ),
+    Case(3, "insert_vtime(p, GLOBAL", {"enqueue": "scx_bpf_dsq_insert_vtime(p, GLOBAL, SLICE, scx_bpf_now(), 0);"}),
+    Case(
+        3,
+        "__scx_bpf_dsq_insert_vtime(p",
+        {
+            "enqueue": "struct dsq_insert_vtime_args args = {\n"
+            "\t.dsq_id = LOCAL, .slice = SLICE, .vtime = scx_bpf_now()\n};\n"
+            "__scx_bpf_dsq_insert_vtime(p, &args);"
+        },
+    ),
+    Case(
+        4,
+        "scx_bpf_dsq_insert(p, SHARED",
+        {
+            "enqueue": "s32 cpu;\nif (p->pid & 1)\n\tscx_bpf_dsq_insert_vtime(p, SHARED, SLICE, scx_bpf_now(), 0);\n"
+            "else\n\tscx_bpf_dsq_insert(p, SHARED, SLICE, 0);\n" + KICK
+        },
+    ),
+    Case(
+        5,
+        "SLICE, 2)",
+        {
+            "enqueue": "if (p->pid & 1)\n\tscx_bpf_dsq_insert(p, LOCAL, SLICE, 1);\n"
+            "scx_bpf_dsq_insert(p, GLOBAL, SLICE, 2);"
+        },
+        mended={
+            "enqueue": "if (p->pid & 1) {\n\tscx_bpf_dsq_insert(p, LOCAL, SLICE, 1);\n\treturn;\n}\n"
+            "scx_bpf_dsq_insert(p, GLOBAL, SLICE, 2);"
+        },
+    ),
+    Case(
+        5,
+        "insert((void *)bpf_get_current",
+        {"enqueue": "scx_bpf_dsq_insert((void *)bpf_get_current_task_btf(), GLOBAL, SLICE, 0);"},
+    ),
+    Case(5, "SLICE, 9)", {"running": "scx_bpf_dsq_insert(p, GLOBAL, SLICE, 9);"}),
+    Case(
+        6,
+        "LOCAL_ON | 3",
+        {"enqueue": "scx_bpf_dsq_insert(p, LOCAL_ON | 3, SLICE, 0);"},
+        mended={
+            "enqueue": "if (bpf_cpumask_test_cpu(3, p->cpus_ptr))\n\tscx_bpf_dsq_insert(p, LOCAL_ON | 3, SLICE, 0);\n"
+            "else\n\tscx_bpf_dsq_insert(p, GLOBAL, SLICE, 0);"
+        },
+    ),
+    Case(
+        6,
+        "LOCAL_ON | cpu, SLICE, 1",
+        {
+            "enqueue": "u64 cpu = bpf_get_prandom_u32() % scx_bpf_nr_cpu_ids();\n"
+            "scx_bpf_dsq_insert(p, LOCAL_ON | cpu, SLICE, 1);"
+        },
+        mended={
+            "enqueue": "s32 cpu = scx_bpf_pick_idle_cpu(p->cpus_ptr, 0);\n"
+            "scx_bpf_dsq_insert(p, cpu >= 0 ? LOCAL_ON | cpu : GLOBAL, SLICE, 0);"
+        },
+    ),
+    Case(
+        7,
+        "scx_bpf_dsq_insert(p, bpf_get_smp",
+        {**PER_CPU, "enqueue": "scx_bpf_dsq_insert(p, bpf_get_smp_processor_id(), SLICE, enq_flags); s32 cpu;" + KICK},
+        mended={
+            **PER_CPU,
+            "enqueue": "scx_bpf_dsq_insert(p, bpf_cpumask_first(p->cpus_ptr), SLICE, 0); s32 cpu;" + KICK,
+        },
+    ),
+    Case(
+        7,
+        "SLICE, 5)",
+        {"before": WAITING, "enqueue": STORE, "dispatch": FEED.replace("GLOBAL, SLICE, 0", "LOCAL, SLICE, 5")},
+        mended={"before": WAITING, "enqueue": STORE, "dispatch": FEED},
+    ),
+    Case(
+        7,
+        "pick_idle_cpu(&p->cpus_mask",
+        {
+            "enqueue": "s32 cpu;\nscx_bpf_dsq_insert(p, SHARED, SLICE, 0);\n"
+            "cpu = scx_bpf_pick_idle_cpu(&p->cpus_mask, 0);\nif (cpu >= 0)\n\tscx_bpf_kick_cpu(cpu, IDLE);"
+        },
+        WARNING,
+        "migration disabled",
+    ),
+    Case(
+        8,
+        "move_to_local(GLOBAL",
+        {"dispatch": "scx_bpf_dsq_move_to_local(SHARED);\nscx_bpf_dsq_move_to_local(GLOBAL);"},
+    ),
+    Case(8, "move_to_local(8)", {"dispatch": "scx_bpf_dsq_move_to_local(SHARED);\nscx_bpf_dsq_move_to_local(8);"}),
+    Case(
+        9,
+        "SLICE, 0);",
+        {
+            "before": WAITING,
+            "enqueue": STORE.replace("SLICE, enq_flags", "SLICE, 1"),
+            "dispatch": f"int i;\nbpf_for(i, 0, 64) {{{FEED}}}",
+        },
+        mended={
+            "before": WAITING,
+            "enqueue": STORE,
+            "dispatch": f"int i;\nbpf_for(i, 0, 64) {{ if (!scx_bpf_dispatch_nr_slots()) return; {FEED}}}",
+        },
+    ),
+    Case(
+        10,
+        "IDLE | PREEMPT",
+        {"tick": "scx_bpf_kick_cpu(scx_bpf_task_cpu(p), IDLE | PREEMPT);"},
+        mended={"tick": "scx_bpf_kick_cpu(scx_bpf_task_cpu(p), PREEMPT);"},
+    ),
+    Case(
+        11,
+        "cpuperf_set(0, p->scx.weight",
+        {"running": "scx_bpf_cpuperf_set(0, p->scx.weight);"},
+        mended={"running": "u32 perf = p->scx.weight;\nscx_bpf_cpuperf_set(0, perf > 1024 ? 1024 : perf);"},
+    ),
+    Case(11, "cpuperf_set(0, 2048", {"running": "scx_bpf_cpuperf_set(0, 2048);"}),
+    Case(
+        12,
+        "pick_idle_cpu(p->cpus_ptr",
+        {"update_idle": "exit_kind = cpu;"},
+        mended={"update_idle": "exit_kind = cpu;", "ops": ".timeout_ms = 5000, .flags = SCX_OPS_KEEP_BUILTIN_IDLE,"},
+    ),
+    Case(
+        13,
+        "pick_idle_cpu(p->cpus_ptr",
+        {"ops": ".timeout_ms = 5000, .flags = SCX_OPS_BUILTIN_IDLE_PER_NODE,"},
+        mended={
+            "ops": ".timeout_ms = 5000, .flags = SCX_OPS_BUILTIN_IDLE_PER_NODE,",
+            "enqueue": "scx_bpf_dsq_insert(p, SHARED, SLICE, 0);\n"
+            "s32 cpu = scx_bpf_pick_idle_cpu_node(p->cpus_ptr, 0, 0);\nif (cpu >= 0)\n\tscx_bpf_kick_cpu(cpu, IDLE);",
+        },
+    ),
+    Case(
+        14,
+        "select_cpu_dfl((void *)",
+        {
+            "select_cpu": "bool idle = false;\n"
+            "return scx_bpf_select_cpu_dfl((void *)bpf_get_current_task_btf(), prev_cpu, wake_flags, &idle);"
+        },
+        mended={"select_cpu": "bool idle = false;\nreturn scx_bpf_select_cpu_dfl(p, prev_cpu, wake_flags, &idle);"},
+    ),
+    Case(
+        15,
+        "if (cpu >= 0)",
+        {"ops": ".timeout_ms = 5000, .flags = SCX_OPS_ENQ_LAST,"},
+        mended={
+            "ops": ".timeout_ms = 5000, .flags = SCX_OPS_ENQ_LAST,",
+            "enqueue": "s32 cpu;\nif (enq_flags & ENUM(scx_enq_flags, SCX_ENQ_LAST)) {\n"
+            "\tscx_bpf_dsq_insert(p, LOCAL, SLICE, 0);\n\treturn;\n}\nscx_bpf_dsq_insert(p, SHARED, SLICE, 0);\n"
+            + KICK,
+        },
+    ),
+    Case(16, "t_tick(", {"tick": 'SEC("struct_ops.s/t_tick")\nint t_tick(u64 *ctx) { return 0; }\n'}),
+    Case(
+        17,
+        "bpf_task_storage_get(&records",
+        {
+            "before": RECORDS,
+            "init_task": "if (!bpf_task_storage_get(&records, p, NULL, 1))\n\treturn -12;\nreturn 0;",
+        },
+        mended={"before": RECORDS, "init_task": "bpf_task_storage_get(&records, p, NULL, 1);\nreturn 0;"},
+    ),
+    Case(
+        18,
+        "if (p->pid & 1)",
+        {"enqueue": "if (p->pid & 1)\n\treturn;\nscx_bpf_dsq_insert(p, GLOBAL, SLICE, 0);"},
+        mended={"enqueue": "scx_bpf_dsq_insert(p, p->pid & 1 ? GLOBAL : LOCAL, SLICE, 0);"},
+    ),
+    Case(
+        18,
+        "bpf_map_push_elem(",
+        {"before": WAITING, "enqueue": "s32 pid = p->pid;\nbpf_map_push_elem(&waiting, &pid, 0);", "dispatch": FEED},
+        mended={"before": WAITING, "enqueue": STORE, "dispatch": FEED},
+    ),
+    Case(18, "if (bpf_map_push_elem(", {"before": WAITING, "enqueue": STORE}),
+    Case(19, "scx_bpf_dsq_insert(p, SHARED", {"dispatch": "exit_kind = cpu;"}),
+    Case(
+        19,
+        "scx_bpf_dsq_insert(p, SHARED",
+        {"dispatch": "if (cpu == 0)\n\tscx_bpf_dsq_move_to_local(SHARED);"},
+        mended={"dispatch": "if (cpu < scx_bpf_nr_cpu_ids())\n\tscx_bpf_dsq_move_to_local(SHARED);"},
+    ),
+    Case(19, "insert(p, scx_bpf_task_cpu(p)", {**PER_CPU, "dispatch": "scx_bpf_dsq_move_to_local(0);"}, mended=PER_CPU),
+    Case(
+        20,
+        "scx_bpf_dsq_insert(p, SHARED",
+        {"enqueue": "scx_bpf_dsq_insert(p, SHARED, SLICE, enq_flags);"},
+        WARNING,
+        "work conservation",
+    ),
+    Case(
+        20,
+        "cpu = scx_bpf_pick_idle_cpu(p->cpus_ptr, 0);",
+        {"enqueue": CLAIM},
+        mended={"enqueue": f"{CLAIM}\nif (cpu >= 0)\n\tscx_bpf_kick_cpu(cpu, IDLE);"},
+    ),
+    Case(21, "SCX_SLICE_INF, 0)", {"enqueue": "scx_bpf_dsq_insert(p, GLOBAL, SCX_SLICE_INF, 0);"}),
+    Case(
+        21,
+        "SCX_SLICE_INF, 0)",
+        {
+            "enqueue": "scx_bpf_dsq_insert(p, GLOBAL, SCX_SLICE_INF, 0);",
+            "tick": "scx_bpf_kick_cpu(scx_bpf_task_cpu(p), PREEMPT);",
+        },
+        WARNING,
+        "starvation",
+    ),
+    Case(
+        22,
+        "SLICE, p->scx.dsq_vtime",
+        {**VTIME, "enqueue": "s32 cpu;\nscx_bpf_dsq_insert_vtime(p, SHARED, SLICE, p->scx.dsq_vtime, 0);\n" + KICK},
+        WARNING,
+        "sleeper's return",
+        mended=VTIME,
+    ),
+    Case(22, "insert_vtime(p, SHARED", {**VTIME, "stopping": "p->scx.dsq_vtime += SLICE;"}, WARNING, "weights"),
+    Case(
+        22,
+        "if (vtime < now",
+        {
+            **VTIME,
+            "enqueue": "s32 cpu;\nu64 vtime = p->scx.dsq_vtime;\nif (vtime < now - SLICE)\n\tvtime = now - SLICE;\n"
+            "scx_bpf_dsq_insert_vtime(p, SHARED, SLICE, vtime, 0);\n" + KICK,
+        },
+        mended=VTIME,
+    ),
+    Case(24, "GLOBAL, 99999,", {"enqueue": "scx_bpf_dsq_insert(p, GLOBAL, 99999, 0);"}),
+    Case(24, "GLOBAL, 100000001,", {"enqueue": "scx_bpf_dsq_insert(p, GLOBAL, 100000001, 0);"}),
+    Case(24, "GLOBAL, 0,", {"enqueue": "scx_bpf_dsq_insert(p, GLOBAL, 0, 0);"}),
+    Case(
+        24,
+        "GLOBAL, slice_ns,",
+        {"before": "const volatile u64 slice_ns = 50;", "enqueue": "scx_bpf_dsq_insert(p, GLOBAL, slice_ns, 0);"},
+        mended={
+            "before": "const volatile u64 slice_ns = 50;",
+            "enqueue": "scx_bpf_dsq_insert(p, GLOBAL, slice_ns < 100000 ? 100000 : slice_ns, 0);",
+        },
+    ),
+    Case(
+        24,
+        "GLOBAL, SLICE / ",
+        {"enqueue": "scx_bpf_dsq_insert(p, GLOBAL, SLICE / (scx_bpf_dsq_nr_queued(SHARED) + 1U), 0);"},
+    ),
+    Case(26, "", {"ops": ""}),
+    Case(26, "", {"ops": ".timeout_ms = 30000,"}),
+    Case(26, "", {"exit": None}),
+    Case(26, "exit_kind = 1;", {"exit": "exit_kind = 1;"}),
+    Case(27, "bpf_send_signal(9)", {"tick": "bpf_send_signal(9);"}),
+    Case(
+        27,
+        "bpf_probe_read_user(",
+        {"tick": "u64 word;\nbpf_probe_read_user(&word, 8, (void *)4096);\nexit_kind = word;"},
+    ),
+    Case(27, "crash_kexec_now();", {"tick": "crash_kexec_now();"}),
+    Case(27, "int drops(", {"before": 'SEC("xdp")\nint drops(void *ctx) { return 1; }\n'}),
+    Case(
+        27,
+        "",
+        {
+            "before": 'SEC("struct_ops/cc_init")\nint cc_init(u64 *ctx) { return 0; }\nSEC(".struct_ops")\n'
+            'struct tcp_congestion_ops cc = { .init = (void *)cc_init, .name = "cc" };\n'
+        },
+    ),
+    Case(27, "", {"license": "Proprietary"}),
+    Case(28, "bpf_for(i, 0, 1 << 30)", {"tick": "int i;\nbpf_for(i, 0, 1 << 30) exit_kind += i;"}),
+)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_broken_rule_is_found_with_its_line(case, tmp_path):
+    checked = check(tmp_path, **case.changes)
+    found = checked.found(case.rule, case.severity)
+    assert found, checked.report.findings
+    line = checked.line_of(case.at) if case.at else 0
+    assert line in {finding.line for finding in found}
+    assert {finding.cleared_by for finding in found} == {case.cleared_by}
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.mended is not None], ids=str)
+def test_mended_policy_is_silent(case, tmp_path):
+    assert check(tmp_path, **case.mended).report.findings == ()
+
+
+def test_plain_policy_is_silent_and_summed_up(tmp_path):
+    report = check(tmp_path).report
+    assert report.findings == ()
+    assert report.summary == "5 callbacks, 6 paths, 1 DSQs or families created, all drained; nothing found"
+    assert not any(walk.exhausted or walk.joined for walk in report.callbacks)
+    assert [walk.member for walk in report.callbacks][:2] == ["init", "exit"], "before any budget can be spent"
+
+
+def test_every_rule_of_the_gate_has_a_case():
+    tested = {case.rule for case in CASES}
+    assert tested == {number for number, rule in RULES.items() if LOGIC in rule.gates}
+    assert not tested & {number for number, rule in RULES.items() if set(rule.gates) <= {SOURCE, PROVING, OVERHEAD}}
+
+
+def test_finding_tells_the_path(tmp_path):
+    checked = check(
+        tmp_path,
+        enqueue="s32 cpu = scx_bpf_pick_idle_cpu(p->cpus_ptr, 0);\nif (cpu < 0)\n\treturn;\n"
+        "scx_bpf_dsq_insert(p, LOCAL_ON | cpu, SLICE, 0);",
+    )
+    (finding,) = checked.found(18)
+    assert [step.text for step in finding.path] == [
+        "calls scx_bpf_pick_idle_cpu()",
+        "scx_bpf_pick_idle_cpu(p->cpus_ptr, ...) < 0",
+    ]
+    assert [step.line for step in finding.path] == [checked.line_of("pick_idle_cpu("), checked.line_of("if (cpu < 0)")]
+    assert str(finding).startswith(f"t.bpf.c:{checked.line_of('if (cpu < 0)')}: rule 18 (in enqueue): ")
+
+
+def test_branches_for_other_kernels_are_not_followed(tmp_path):
+    newer = {"tick": "if (bpf_ksym_exists(scx_bpf_newer_thing))\n\tscx_bpf_newer_thing();"}
+    known = frozenset({"scx_bpf_create_dsq", "scx_bpf_dsq_insert", "scx_bpf_dsq_move_to_local", "scx_bpf_kick_cpu"})
+    known |= {"scx_bpf_pick_idle_cpu", *(f"sched_ext_ops.{member}" for member in ("select_cpu", "enqueue", "dispatch"))}
+    known |= {"sched_ext_ops.tick", "sched_ext_ops.init", "sched_ext_ops.exit"}
+    assert check(tmp_path, known, **newer).report.findings == ()
+    (missing,) = check(tmp_path, known, tick="scx_bpf_newer_thing();").found(27)
+    assert missing.message == "this kernel has no scx_bpf_newer_thing()"
+    (member,) = check(tmp_path, known - {"sched_ext_ops.tick"}, **newer).found(27)
+    assert member.message == "this kernel's sched_ext_ops has no tick"
+
+
+def test_maps_are_sized_and_not_pinned(tmp_path):
+    def declared(text):
+        return check(
+            tmp_path, before=f'struct {{ __uint(type, BPF_MAP_TYPE_HASH); {text} }} table SEC(".maps");'
+        ).report
+
+    types = "__type(key, u64); __type(value, u64);"
+    assert [f.rule for f in declared(types).findings] == [28]
+    assert [f.rule for f in declared(f"{types} __uint(max_entries, 1 << 23);").findings] == [28]
+    assert [f.rule for f in declared(f"{types} __uint(max_entries, 8); __uint(pinning, 1);").findings] == [27]
+    assert declared(f"{types} __uint(max_entries, 1 << 20);").findings == ()
+
+
+def test_path_that_ends_the_policy_loses_nothing(tmp_path):
+    ending = 'static char text[] = "gone";\n\tscx_bpf_error_bstr(text, NULL, 0);'
+    body = f"if (p->pid == 1) {{\n\t{ending}\n\treturn;\n}}\nscx_bpf_dsq_insert(p, GLOBAL, SLICE, 0);"
+    assert check(tmp_path, enqueue=body).report.findings == ()
+
+
+def test_subprograms_and_callbacks_are_followed(tmp_path):
+    before = "static __noinline void put(struct task_struct *p, u64 dsq)\n{\n\tscx_bpf_dsq_insert(p, dsq, SLICE, 0);\n}"
+    twice = check(tmp_path, before=before, enqueue="put(p, GLOBAL);\nif (p->pid & 1)\n\tput(p, LOCAL);")
+    assert [finding.line for finding in twice.found(5)] == [twice.line_of("insert(p, dsq")]
+    loop = (
+        before + "\nstatic long one(u64 i, struct task_struct **task)\n{\n\tif (i < 3)\n\t\treturn 0;\n\treturn 1;\n}"
+    )
+    lost = check(tmp_path, before=loop, enqueue="bpf_loop(8, one, &p, 0);\nif (p->pid & 1)\n\tput(p, GLOBAL);")
+    assert lost.found(18)
+
+
+def test_enumerators_that_the_loader_fills_in_have_their_names(tmp_path):
+    before = "const volatile u64 __SCX_DSQ_LOCAL;\nconst volatile u64 __SCX_SLICE_DFL;"
+    body = "scx_bpf_dsq_insert(p, __SCX_DSQ_LOCAL, __SCX_SLICE_DFL, 0);"
+    assert check(tmp_path, before=before, enqueue=body).report.findings == ()
+
+
+def test_tunables_are_judged_by_what_the_loader_sets(tmp_path):
+    before = "const volatile u64 slice_ns = 5000000;"
+    image = compiled(tmp_path, before=before, enqueue="scx_bpf_dsq_insert(p, GLOBAL, slice_ns, 0);")
+    assert check_logic(image, frozenset()).findings == ()
+    (finding,) = check_logic(image, frozenset(), {}, {"slice_ns": 1_000_000_000, "unknown": 1}).findings
+    assert (finding.rule, finding.message[:36]) == (24, "the slice is 1000000000 ns (slice_ns")
+
+
+def test_numbers_of_the_target_go_before_those_of_the_object(tmp_path):
+    image = compiled(tmp_path, tick="scx_bpf_kick_cpu(0, IDLE | 8);")
+    assert check_logic(image, frozenset()).findings == ()
+    (finding,) = check_logic(image, frozenset(), {"SCX_KICK_PREEMPT": 8}).findings
+    assert finding.rule == 10
+
+
+def test_task_that_may_use_every_cpu_may_wait_for_any(tmp_path):
+    before = "u32 nr_cpus;"
+    rest = "s32 cpu, best = 0;\nbpf_for(cpu, 0, nr_cpus) {\n\tif (!scx_bpf_dsq_nr_queued(cpu))\n\t\tbest = cpu;\n}\n"
+    insert = "scx_bpf_dsq_insert(p, best, SLICE, 0);\nscx_bpf_kick_cpu(best, IDLE);"
+    pinned = "if (p->nr_cpus_allowed < nr_cpus) {\n\tscx_bpf_dsq_insert(p, GLOBAL, SLICE, 0);\n\treturn;\n}\n"
+    assert check(tmp_path, **{**PER_CPU, "before": before, "enqueue": pinned + rest + insert}).report.findings == ()
+    untested = check(tmp_path, **{**PER_CPU, "before": before, "enqueue": rest + insert}).report
+    assert {finding.rule for finding in untested.errors} == {7, 19}

@@ -1,0 +1,344 @@
+"""verifier.source.checks on small sources, each with one mistake, and on what must not be taken for one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kernel_bpf.build.compile import BPF_INCLUDE
+from kernel_bpf.build.syntax import parse_source
+from kernel_bpf.build.target import KernelTarget
+from kernel_bpf.policies.library import load_library
+from schedagent.core.errors import CompileError
+from schedagent.core.policies.policy import Tunable
+from schedagent.core.settings import load_settings
+from schedagent.core.verification import Finding, Severity
+from tests.support.paths import FIXTURES
+from verifier.source.checks import check_source, check_tree, ops_members
+
+TINY = FIXTURES / "tiny_kernel"
+TARGET = KernelTarget("tiny", "0" * 40, TINY / "none", TINY)
+NAMES = ("SCX_DSQ_LOCAL", "SCX_ENQ_WAKEUP", "scx_bpf_dsq_insert", "sched_ext_ops.exit")
+
+PRELUDE = """\
+#include "vmlinux.h"
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_tracing.h>
+#include <bpf/bpf_core_read.h>
+struct sched_ext_entity { u64 slice; };
+struct task { char comm[16]; struct sched_ext_entity scx; };
+void scx_bpf_dsq_insert___v2(struct task_struct *p, u64 dsq, u64 slice, u64 flags) __ksym __weak;
+s32 scx_bpf_create_dsq(u64 dsq, s32 node) __ksym;
+static __always_inline void insert(struct task_struct *p, u64 dsq, u64 slice)
+{
+	scx_bpf_dsq_insert___v2(p, dsq, slice, 0);
+}
+"""
+LICENSE = 'char _license[] SEC("license") = "GPL";\n'
+OPS = 'SEC(".struct_ops.link")\nstruct sched_ext_ops x = { .timeout_ms = 5000, .exit = (void *)0 };\n'
+FIRST_LINE = PRELUDE.count("\n") + 1
+
+
+def findings(body: str, *, license_text: str = LICENSE, ops: str = OPS, tunables=(), include_dirs=()) -> list[Finding]:
+    text = PRELUDE + body + license_text + ops
+    tree = parse_source(text.encode(), "x.bpf.c", TARGET, include_dirs=include_dirs)
+    return list(check_tree(tree, ops_members(tree, TARGET), NAMES, {tunable.name: tunable for tunable in tunables}))
+
+
+def only(found: list[Finding]) -> Finding:
+    assert len(found) == 1, [str(finding) for finding in found]
+    return found[0]
+
+
+def enqueue(body: str) -> str:
+    return f"void f(struct task_struct *p, struct task *t)\n{{\n{body}\n}}\n"
+
+
+def test_sound_policy_has_no_findings():
+    assert findings(enqueue("insert(p, 0, 5000000);")) == []
+
+
+# -- rule 26
+
+EXIT_PROGRAM = 'SEC("struct_ops/x_exit")\nvoid BPF_PROG(x_exit, struct scx_exit_info *ei)\n{\n%s\n}\n'
+
+
+@pytest.mark.parametrize(
+    ("members", "line", "told"),
+    [
+        (".exit = (void *)0", 1, "timeout_ms is not set"),
+        (".exit = (void *)0,\n.timeout_ms = 6 * 5000", 3, "timeout_ms is 30000"),
+        (".exit = (void *)0,\n.timeout_ms = 0", 3, "timeout_ms is 0"),
+        (".timeout_ms = 5000", 1, "no exit callback"),
+    ],
+)
+def test_ops_as_written(members, line, told):
+    found = only(findings("", ops=f"struct sched_ext_ops x = {{\n{members} }};\n"))
+    assert (found.rule, found.severity, found.where) == (26, Severity.ERROR, "x")
+    assert found.line == FIRST_LINE + line
+    assert told in found.message
+
+
+def test_timeout_that_is_no_number_is_left_to_the_compiled_object():
+    ops = "struct sched_ext_ops x = { .timeout_ms = sizeof(struct sched_ext_ops), .exit = (void *)0 };\n"
+    assert findings("", ops=ops) == []
+
+
+@pytest.mark.parametrize(
+    ("body", "recorded"),
+    [("kind = ei->kind;", True), ("keep(ei);", True), ("(void)ei;", False), ("", False), ("kind = 1;", False)],
+)
+def test_exit_callback_that_records_nothing(body, recorded):
+    ops = "struct sched_ext_ops x = { .timeout_ms = 5000, .exit = (void *)x_exit };\n"
+    helper = "int kind;\nvoid keep(const struct scx_exit_info *ei);\n"
+    found = findings(helper + EXIT_PROGRAM % body, ops=ops)
+    if recorded:
+        assert found == []
+    else:
+        assert (only(found).rule, only(found).where) == (26, "x_exit")
+
+
+def test_ops_inside_a_macro_as_scx_writes_them():
+    macro = '#define SCX_OPS_DEFINE(name, ...) SEC(".struct_ops.link") struct sched_ext_ops name = {__VA_ARGS__}\n'
+    good = 'SCX_OPS_DEFINE(simple_ops,\n\t.exit = (void *)0,\n\t.timeout_ms = 5000,\n\t.name = "simple");\n'
+    assert findings(macro, ops=good) == []
+    found = only(findings(macro, ops=good.replace("\t.timeout_ms = 5000,\n", "")))
+    assert (found.rule, found.line, found.where) == (26, FIRST_LINE + 2, "simple_ops")
+
+
+# -- rule 24
+
+SLICE_NS = Tunable("turn", "u64", "ns", 100_000, 100_000_000, 5_000_000, "longer turns")
+TURN = "const volatile u64 turn = 5000000;\n"
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        "insert(p, 0, turn);",
+        "scx_bpf_dsq_insert___v2(p, 0, turn, 0);",
+        "t->scx.slice = turn;",
+        "u64 slice = turn;\ninsert(p, 0, slice);",
+        "insert(p, 0, (u32)turn * 2);",
+    ],
+)
+def test_slice_of_a_tunable_without_a_range(use):
+    found = only(findings(TURN + enqueue(use)))
+    assert (found.rule, found.severity, found.where, found.line) == (24, Severity.ERROR, "f", FIRST_LINE)
+    assert "range is documented nowhere" in found.message
+    assert findings(TURN + enqueue(use.replace("* 2", "* 1")), tunables=[SLICE_NS]) == []
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        "insert(p, 0, turn > 100000 ? turn : 100000);",
+        "u64 slice = turn;\nif (slice < 100000)\n\tslice = 100000;\ninsert(p, 0, slice);",
+        "insert(p, 0, clamped(turn));",
+        "insert(p, turn, 5000000);",
+        "u64 deadline = turn * 1000;\ninsert(p, 0, deadline ? 5000000 : 6000000);",
+    ],
+)
+def test_clamped_slices_and_other_uses_are_well(use):
+    clamp = "u64 clamped(u64 ns)\n{\n\treturn ns < 100000 ? 100000 : ns;\n}\n"
+    assert findings(TURN + clamp + enqueue(use)) == []
+
+
+@pytest.mark.parametrize(
+    ("minimum", "maximum", "told"),
+    [(100, 100_000, None), (50, 100_000, "minimum of 50"), (100, 200_000, "maximum of 200000")],
+)
+def test_documented_range_must_keep_the_bounds(minimum, maximum, told):
+    microseconds = Tunable("turn", "u64", "us", minimum, maximum, 5000, "longer turns")
+    found = findings(TURN + enqueue("insert(p, 0, turn * 1000ULL);"), tunables=[microseconds])
+    if told is None:
+        assert found == []
+    else:
+        assert told in only(found).message
+        assert only(found).rule == 24
+
+
+def test_slice_of_two_tunables_is_left_to_the_compiled_object_if_both_are_documented():
+    other = Tunable("factor", "u64", "none", 1, 1000, 1, "longer turns")
+    body = TURN + "const volatile u64 factor = 1;\n" + enqueue("insert(p, 0, turn * factor);")
+    assert findings(body, tunables=[SLICE_NS, other]) == []
+    assert "tunable factor is used" in only(findings(body, tunables=[SLICE_NS])).message
+
+
+def test_constants_of_headers_are_no_tunables(tmp_path):
+    (tmp_path / "enums.h").write_text("const volatile u64 turn __weak;\n")
+    assert findings('#include "enums.h"\n' + enqueue("insert(p, 0, turn);"), include_dirs=[tmp_path]) == []
+
+
+# -- rule 2
+
+
+@pytest.mark.parametrize("body", ["0x8000000000000002ULL", "(1ULL << 63 | 2)", "0"])
+def test_copied_constant(body):
+    found = only(findings(f"#define SCX_DSQ_LOCAL {body}\n"))
+    assert (found.rule, found.severity, found.file, found.line) == (2, Severity.ERROR, "x.bpf.c", FIRST_LINE)
+    assert "bpf_core_enum_value() for SCX_DSQ_LOCAL" in found.message
+
+
+def test_copied_constant_in_a_header(tmp_path):
+    (tmp_path / "mine.h").write_text("#define SCX_ENQ_WAKEUP 1\n")
+    found = only(findings('#include "mine.h"\n', include_dirs=[tmp_path]))
+    assert (found.file, found.line) == ("include1/mine.h", 1)
+
+
+@pytest.mark.parametrize(
+    "definition",
+    [
+        "#define SCX_DSQ_LOCAL __SCX_DSQ_LOCAL",
+        "#define SCX_MINE 5",
+        "#define SCX_DSQ_LOCAL(x) 5",
+        "#define SCX_DSQ_LOCAL bpf_core_enum_value(enum scx_dsq_id_flags, SCX_DSQ_LOCAL)",
+        "enum scx_dsq_id_flags { SCX_DSQ_LOCAL = 2 };",
+        "enum flags { SCX_DSQ_LOCAL = 2 };\nint f(void) { return bpf_core_enum_value(enum flags, SCX_DSQ_LOCAL); }",
+        "enum flags___new { SCX_DSQ_LOCAL = 2 };\nint f(void) { return SCX_DSQ_LOCAL; }",
+    ],
+)
+def test_what_is_no_copy(definition):
+    assert findings(definition + "\n") == []
+
+
+def test_use_of_an_own_enumerator():
+    found = only(findings("enum flags { SCX_DSQ_LOCAL = 2 };\nint f(void) { return SCX_DSQ_LOCAL; }\n"))
+    assert (found.rule, found.line) == (2, FIRST_LINE + 1)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        "insert(p, 0x8000000000000002ULL, 5000000);",
+        "scx_bpf_create_dsq(1ULL << 63 | 7, -1);",
+        "u64 q = 1ULL << 63;\ninsert(p, q, 5000000);",
+    ],
+)
+def test_builtin_dsq_by_number(use):
+    found = only(findings(enqueue(use)))
+    assert (found.rule, found.where) == (2, "f")
+    assert "has bit 63 set" in found.message
+
+
+# -- rule 27
+
+
+@pytest.mark.parametrize("text", ["", 'char _license[] SEC("license") = "Proprietary";\n'])
+def test_license(text):
+    assert only(findings("", license_text=text)).rule == 27
+
+
+@pytest.mark.parametrize("text", ["GPL", "Dual BSD/GPL", "GPL v2"])
+def test_licenses_of_the_kernel(text):
+    assert findings("", license_text=f'const char l[] SEC("license") = "{text}";\n') == []
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ('asm(".globl x");', "assembler outside of functions"),
+        ("__attribute__((constructor)) void f(void) {}", "attribute constructor"),
+        ("void g(void) {}\nvoid f(void) __attribute__((alias(\"g\")));", "attribute alias"),
+        ("void f(void) __asm__(\"scx_bpf_kick_cpu\");", "attribute asm label"),
+        ('SEC(".maps") void f(void) {}', "a function in section '.maps'"),
+        ('SEC(".text.hidden") void f(void) {}', "a function in section '.text.hidden'"),
+        ('int y SEC("struct_ops/enqueue");', "a variable in section 'struct_ops/enqueue'"),
+        ('int y SEC(".BTF");', "a variable in section '.BTF'"),
+        ('int y SEC(".maps");', "section '.maps' holds maps"),
+    ],
+)  # fmt: skip
+def test_disguises(body, told):
+    found = only(findings(body + "\n"))
+    assert (found.rule, found.severity) == (27, Severity.ERROR)
+    assert told in found.message
+    assert found.line >= FIRST_LINE
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        'SEC("struct_ops/x") int f(void *ctx) { asm volatile("" ::: "memory"); return 0; }',
+        'SEC("tp_btf/sched_switch") int f(void *ctx) { return 0; }',
+        'struct { __uint(type, BPF_MAP_TYPE_HASH); } m SEC(".maps");',
+        'int a SEC(".data"), b SEC(".bss"), c SEC(".data.mine");\nconst int d SEC(".rodata") = 1;',
+        "extern const int CONFIG_HZ __kconfig;",
+        "__noinline __weak int g(void) { return 0; }",
+    ],
+)
+def test_usual_sections_and_attributes_are_well(body):
+    assert findings(body + "\n") == []
+
+
+# -- style
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        "if (t->comm[0] == 'a')\n\treturn;",
+        'if (!bpf_strncmp(t->comm, 3, "abc"))\n\treturn;',
+        "char name[16];\nbpf_probe_read_kernel_str(name, sizeof(name), t->comm);\nif (name[0] == 'm')\n\treturn;",
+        'char name[16];\n__builtin_memcpy(name, t->comm, 16);\nif (!bpf_strncmp(name, 3, "abc"))\n\treturn;',
+    ],
+)
+def test_tasks_told_apart_by_name(use):
+    found = only(findings(enqueue(use)))
+    assert (found.severity, found.rule, found.cleared_by) == (Severity.WARNING, 29, "starvation")
+    assert found.where == "f"
+
+
+def test_callback_that_tells_tasks_apart_by_name():
+    program = 'SEC("struct_ops/x_enqueue")\nvoid BPF_PROG(x_enqueue, struct task *t)\n{\n%s\n}\n'
+    found = only(findings(program % "if (t->comm[0] == 'a')\n\treturn;"))
+    assert (found.where, found.line) == ("x_enqueue", FIRST_LINE + 3)
+
+
+def test_a_name_that_is_only_shown_is_well():
+    assert findings(enqueue('bpf_printk("%s", t->comm);\nif (t->scx.slice == 0)\n\treturn;')) == []
+
+
+# -- the whole
+
+
+def test_lying_line_directives_are_refused(tmp_path):
+    (tmp_path / "features.txt").write_text("")
+    (tmp_path / "vmlinux.h").write_bytes((TINY / "vmlinux.h").read_bytes())
+    target = KernelTarget("tiny", "0" * 40, TINY / "none", tmp_path)
+    text = (PRELUDE + LICENSE + OPS).encode()
+    assert check_source(text, "x.bpf.c", target) == ()
+    with pytest.raises(CompileError, match="a #line directive renames this place"):
+        check_source(text + b'#line 1 "/etc/shadow"\nint y;\n', "x.bpf.c", target)
+
+
+def test_errors_come_first_and_nothing_twice():
+    body = TURN + enqueue("insert(p, 0, turn);\ninsert(p, 1, turn);\nif (t->comm[0] == 'a')\n\treturn;")
+    found = findings(body, license_text="")
+    assert [(finding.rule, finding.severity) for finding in found] == [
+        (27, Severity.ERROR),
+        (24, Severity.ERROR),
+        (29, Severity.WARNING),
+    ]
+
+
+@pytest.fixture(scope="module")
+def newest(real_target: KernelTarget) -> tuple[KernelTarget, Path]:
+    return real_target, load_settings().cache_dir
+
+
+@pytest.mark.parametrize("name", sorted(load_library()))
+def test_bundled_policies_have_no_findings(name, newest):
+    target, cache_dir = newest
+    policy = load_library()[name]
+    text = policy.source.read_bytes()
+    assert check_source(text, policy.source.name, target, tunables=policy.tunables, cache_dir=cache_dir) == ()
+
+
+def test_a_real_kernel_tells_where_the_members_of_the_ops_are(newest):
+    target, cache_dir = newest
+    policy = load_library()["fifo"]
+    text = policy.source.read_bytes().replace(b"\t.timeout_ms = WATCHDOG_MS,\n", b"")
+    found = only(list(check_source(text, "fifo.bpf.c", target, tunables=policy.tunables, cache_dir=cache_dir)))
+    assert (found.rule, found.where) == (26, "fifo")
+    assert BPF_INCLUDE.name not in found.file

@@ -1,0 +1,408 @@
+"""The gates: their order, what closes them, what is skipped then, and the token at the end."""
+
+from __future__ import annotations
+
+import json
+import threading
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from kernel_bpf.build.source import SOURCE_LIMIT_BYTES
+from kernel_bpf.build.target import KernelTarget
+from schedagent.core import token as tokens
+from schedagent.core.errors import BpfError, CompileError, KernelRejected, PolicyError, SetupError, VmLost
+from schedagent.core.policies.artifact import PolicyArtifact
+from schedagent.core.policies.policy import CandidatePolicy, PolicyInfo, Tunable
+from schedagent.core.rules import GATES
+from schedagent.core.verification import Finding, GateStatus, Severity
+from verifier import pipeline, submission
+from verifier.microvm import jobs
+from verifier.pipeline import Bench, Verifier
+from verifier.report_cache import KeptReports
+from verifier.signer import Signer
+
+TARGET = KernelTarget("7.3.4", "ab" * 20, Path("/nowhere/vmlinux"), Path("/nowhere"))
+OLDER = KernelTarget("6.16.12", "cd" * 20, Path("/nowhere/vmlinux"), Path("/nowhere"))
+SLICE = Tunable("slice_us", "u64", "us", 500, 100_000, 5000, "longer turns")
+PASSED, FAILED, SKIPPED = GateStatus.PASSED, GateStatus.FAILED, GateStatus.SKIPPED
+ABSENT = GateStatus.NOT_APPLICABLE
+LOST_TASK = Finding(18, Severity.ERROR, "enqueue", "fifo.bpf.c", 7, "a path neither inserts nor stores the task")
+NO_KICK = Finding(20, Severity.WARNING, "enqueue", "fifo.bpf.c", 9, "no kick", cleared_by="work conservation")
+
+
+def oracle(name, rule, ok=True, detail="0.10 s"):
+    return {"name": name, "rule": rule, "ok": ok, "measured": 0.1, "bound": 1.0, "unit": "s", "detail": detail}
+
+
+ORACLES = (oracle("starvation", 29), oracle("work conservation", 20), oracle("idle machine", 30))
+
+
+@dataclass
+class Ground:
+    """A proving ground that answers as told and notes what it was asked."""
+
+    load_error: Exception | None = None
+    prove_error: Exception | None = None
+    exit_text: str = ""
+    results: tuple = ORACLES
+    asked: list = field(default_factory=list)
+    closed: int = 0
+
+    def cell(self, policy):
+        return Cell(self, policy)
+
+    def load(self, policy):
+        self.asked.append(("load", policy))
+        if self.load_error:
+            raise self.load_error
+        return jobs.LoadAnswer({"fifo_enqueue": {"verified_instructions": 123}, "fifo_exit": {}})
+
+    def prove(self, policy, depth):
+        self.asked.append(("prove", policy))
+        if self.prove_error:
+            raise self.prove_error
+        events = {"SCX_EV_REENQ": 0, "SCX_EV_DISPATCH": 7}
+        return jobs.ProveAnswer(self.exit_text, list(self.results), events, {"load": 0.0})
+
+
+@dataclass
+class Cell:
+    """A machine of such a ground."""
+
+    ground: Ground
+    policy: object
+
+    def load(self):
+        return self.ground.load(self.policy)
+
+    def prove(self, depth):
+        return self.ground.prove(self.policy, depth)
+
+    def close(self):
+        self.ground.closed += 1
+
+
+@pytest.fixture(autouse=True)
+def static(monkeypatch):
+    """The static layers without clang and without an object; tests that want them to find something set it."""
+    found = SimpleNamespace(source=(), logic=(), compiled=[])
+
+    def compile_policy(source, name, target, **_options):
+        found.compiled.append((name, target.release))
+        return PolicyArtifact(name, source.read_bytes() + target.release.encode(), "digest", target.btf_build_id)
+
+    monkeypatch.setattr(submission, "compile_policy", compile_policy)
+    monkeypatch.setattr(pipeline, "check_source", lambda *_arguments, **_options: found.source)
+    monkeypatch.setattr(pipeline, "read_object", lambda object_bytes: object_bytes)
+    monkeypatch.setattr(pipeline, "features", lambda _target: frozenset())
+    monkeypatch.setattr(pipeline, "enum_values", lambda _target: {})
+
+    def check_logic(_image, _features, _enums, tunables):
+        found.judged = tunables
+        return SimpleNamespace(summary="9 callbacks", findings=found.logic)
+
+    monkeypatch.setattr(pipeline, "check_logic", check_logic)
+    return found
+
+
+@pytest.fixture
+def info(tmp_path):
+    source = tmp_path / "fifo.bpf.c"
+    source.write_text("int x;\n")
+    return PolicyInfo("fifo", "d", (), "a", "l", (SLICE,), (), source)
+
+
+@pytest.fixture
+def candidate(info):
+    return CandidatePolicy("fifo", info.configured({"slice_us": 700}))
+
+
+@pytest.fixture
+def signer(tmp_path):
+    return Signer(tmp_path / "keys" / "signing.key")
+
+
+def verifier(ground, signer=None, **fields):
+    return Verifier((Bench(ground, TARGET),), Path("/nowhere"), signer, **fields)
+
+
+def verify(ground, candidate, info, signer=None, **fields):
+    return verifier(ground, signer, **fields).verify(candidate, info)
+
+
+def assert_closed(verified, gate, detail, status=FAILED):
+    """All gates before passed, this one ended with `status`, all behind it were skipped and say why; no token."""
+    report = verified.report
+    place = GATES.index(gate)
+    expected = [PASSED] * place + [status] + [SKIPPED] * (len(GATES) - place - 1)
+    assert [found.status for found in report.gates] == expected
+    assert detail in report.gates[place].detail
+    for behind in report.gates[place + 1 :]:
+        assert behind.detail == f"not run, because gate {gate!r} did not pass"
+    assert not report.passed
+    assert report.token == ""
+    assert (report.failure is not None) == (status is FAILED)
+
+
+def test_all_gates_pass_in_order_and_a_token_is_issued(candidate, info, signer):
+    ground, seen = Ground(), []
+    verified = verify(ground, candidate, info, signer, on_gate=seen.append)
+    report, artifact = verified.report, verified.artifact
+    assert [result.gate for result in report.gates] == list(GATES)
+    assert seen == list(report.gates)
+    assert report.passed
+    assert (report.policy, report.candidate_key, report.kernel_release) == ("fifo", candidate.key, "7.3.4")
+    assert report.artifact_digest == artifact.digest
+    token = tokens.decode(report.token)
+    assert (token.artifact_digest, token.tunables) == (artifact.digest, (("slice_us", 700),))
+    assert (token.kernel_release, token.btf_build_id) == ("7.3.4", TARGET.btf_build_id)
+    assert (token.report_digest, token.scope) == (report.digest, "full")
+    assert [what for what, _ in ground.asked] == ["load", "prove"]
+    assert ground.closed == 1, "the machine of both gates was left running"
+    assert {policy.artifact.digest for _, policy in ground.asked} == {artifact.digest}, "other bytes were proved"
+    details = {result.gate: result.detail for result in report.gates}
+    assert details["kernel verifier"] == "2 programs accepted, 123 instructions walked"
+    assert details["proving ground"] == "2 oracles hold; kernel events: SCX_EV_DISPATCH 7"
+    assert details["overhead"] == "1 oracles hold"
+
+
+def test_without_a_signer_there_is_no_token(candidate, info):
+    report = verify(Ground(), candidate, info).report
+    assert report.passed
+    assert report.token == ""
+
+
+@pytest.mark.parametrize(
+    ("ground", "gate", "detail"),
+    [
+        (Ground(load_error=KernelRejected("R1 invalid mem access")), "kernel verifier", "R1 invalid mem access"),
+        (Ground(load_error=BpfError("bpf_object__load", 22, "log")), "kernel verifier", "bpf_object__load"),
+        (Ground(prove_error=KernelRejected("init returned -22")), "attach", "init returned -22"),
+        (Ground(exit_text="runnable task stall"), "proving ground", "runnable task stall"),
+        (Ground(results=(oracle("yield", 29, ok=False, detail="9 s"),)), "proving ground", "yield: 9 s"),
+        (Ground(results=(oracle("idle machine", 30, ok=False, detail="0.8"),)), "overhead", "idle machine: 0.8"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_closes_a_gate(candidate, info, signer, ground, gate, detail):
+    assert_closed(verify(ground, candidate, info, signer), gate, detail)
+    if gate == "kernel verifier":
+        assert ground.closed == 1
+        assert [what for what, _ in ground.asked] == ["load"]
+
+
+@pytest.mark.parametrize(
+    ("ground", "gate"),
+    [(Ground(load_error=VmLost("no answer")), "kernel verifier"), (Ground(prove_error=VmLost("no answer")), "attach")],
+)
+def test_a_lost_vm_neither_passes_nor_fails(candidate, info, signer, ground, gate):
+    assert_closed(verify(ground, candidate, info, signer), gate, "the VM was lost twice: no answer", SKIPPED)
+
+
+def test_a_source_that_does_not_compile(candidate, info, signer, monkeypatch):
+    def refuse(*_arguments, **_options):
+        raise CompileError("fifo.bpf.c:3:1: error: expected ';'")
+
+    monkeypatch.setattr(submission, "compile_policy", refuse)
+    ground = Ground()
+    verified = verify(ground, candidate, info, signer)
+    assert_closed(verified, "compile", "fifo.bpf.c:3:1: error: expected ';'")
+    assert (verified.artifact, verified.report.artifact_digest, ground.asked) == (None, "", [])
+
+
+@pytest.mark.parametrize(
+    ("content", "detail"),
+    [
+        (b"x" * (SOURCE_LIMIT_BYTES + 1), f"at most {SOURCE_LIMIT_BYTES} bytes are accepted"),
+        (b"int x; // \xff", "not UTF-8 text: byte 10"),
+        (None, "cannot be read: No such file or directory"),
+    ],
+    ids=["too large", "not text", "not there"],
+)
+def test_sources_that_are_refused(candidate, info, signer, content, detail):
+    if content is None:
+        info.source.unlink()
+    else:
+        info.source.write_bytes(content)
+    assert_closed(verify(Ground(), candidate, info, signer), "source", detail)
+
+
+@pytest.mark.parametrize(
+    ("tunables", "detail"),
+    [({"slice_us": 1}, "slice_us=1 is out of range"), ({"nothing": 1}, "has no tunable 'nothing'")],
+)
+def test_tunables_that_are_refused(info, signer, tunables, detail):
+    candidate = CandidatePolicy("fifo", tuple(tunables.items()))
+    assert_closed(verify(Ground(), candidate, info, signer), "source", detail)
+
+
+def test_a_name_that_is_no_identifier(candidate, info, signer):
+    assert_closed(verify(Ground(), candidate, replace(info, name="../fifo"), signer), "source", "letters, digits and _")
+
+
+def test_what_is_not_the_policy_s_fault_is_raised(candidate, info, signer):
+    with pytest.raises(SetupError):
+        verify(Ground(load_error=SetupError("qemu is not installed")), candidate, info, signer)
+
+
+def rules(report):
+    return [finding.rule for finding in report.findings]
+
+
+@pytest.mark.parametrize(("layer", "gate"), [("source", "source"), ("logic", "scheduling logic")])
+def test_an_error_of_a_static_layer_closes_its_gate(candidate, info, signer, static, layer, gate):
+    setattr(static, layer, (LOST_TASK, NO_KICK))
+    ground = Ground()
+    verified = verify(ground, candidate, info, signer)
+    assert_closed(verified, gate, "1 errors, of rule 18")
+    assert (rules(verified.report), ground.asked) == ([18, 20], [])
+
+
+def test_an_unreadable_object_closes_the_logic_gate(candidate, info, signer, monkeypatch):
+    def refuse(_object_bytes):
+        raise PolicyError("not an ELF file")
+
+    monkeypatch.setattr(pipeline, "read_object", refuse)
+    assert_closed(verify(Ground(), candidate, info, signer), "scheduling logic", "not an ELF file")
+
+
+def test_a_warning_is_cleared_by_its_oracle(candidate, info, signer, static):
+    static.logic = (NO_KICK,)
+    report = verify(Ground(), candidate, info, signer).report
+    assert report.passed
+    assert report.clears(NO_KICK)
+    assert "1 warnings" in report.gates[2].detail
+
+
+def test_a_warning_that_nothing_cleared_closes_the_proving_ground(candidate, info, signer, static):
+    static.logic = (NO_KICK,)
+    ground = Ground(results=(oracle("starvation", 29),))
+    assert_closed(verify(ground, candidate, info, signer), "proving ground", "work conservation did not run")
+    ground = Ground(results=(oracle("work conservation", 20, ok=False, detail="idle 0.9 s"),))
+    assert_closed(verify(ground, candidate, info, signer), "proving ground", "work conservation: idle 0.9 s")
+
+
+def test_what_the_kernel_says_names_the_rule(candidate, info):
+    said = "invalid CPU -1 from ops.select_cpu()"
+    assert rules(verify(Ground(exit_text=said), candidate, info).report) == [1]
+    assert rules(verify(Ground(exit_text="words nobody knows"), candidate, info).report) == []
+    refused = Ground(load_error=KernelRejected("infinite loop detected at insn 7"))
+    assert rules(verify(refused, candidate, info).report) == [28]
+
+
+def test_a_policy_may_declare_that_it_ignores_weights_but_nothing_else(candidate, info, signer):
+    weights = Ground(results=(oracle("weights", 29, ok=False, detail="1.0"),))
+    assert_closed(verify(weights, candidate, info, signer), "proving ground", "weights: 1.0")
+    declared = verify(weights, candidate, replace(info, declares=("weights",)), signer).report
+    assert declared.passed
+    assert "declared not to hold: weights" in declared.gates[5].detail
+
+
+def test_a_compiled_object_has_no_source_gates(candidate, info, signer, static):
+    path = info.source.with_name("fifo.bpf.o")
+    path.write_bytes(b"elf")
+    verified = verify(Ground(), candidate, replace(info, source=path), signer)
+    assert [result.status for result in verified.report.gates] == [ABSENT, ABSENT, *[PASSED] * 5]
+    assert verified.report.token
+    assert (verified.artifact.object_bytes, static.compiled) == (b"elf", [])
+
+
+def test_other_kernels_are_told_of_but_do_not_close_the_gate(candidate, info, signer, static):
+    older = Ground(load_error=KernelRejected("unknown func scx_bpf_new"))
+    both = (Bench(Ground(), TARGET), Bench(older, OLDER))
+    report = Verifier(both, Path("/nowhere"), signer).verify(candidate, info).report
+    assert report.passed
+    assert [(kernel.release, kernel.status) for kernel in report.kernels] == [("7.3.4", PASSED), ("6.16.12", FAILED)]
+    assert "6.16.12: failed: unknown func scx_bpf_new" in report.gates[3].detail
+    assert static.compiled == [("fifo", "7.3.4"), ("fifo", "6.16.12")]
+    assert older.closed == 1
+    assert [what for what, _ in older.asked] == ["load"], "it is proved on the first kernel only"
+
+
+def test_static_only_stops_before_the_machine_and_issues_nothing(candidate, info, signer):
+    ground = Ground()
+    report = verify(ground, candidate, info, signer, static_only=True).report
+    assert [result.status for result in report.gates] == [PASSED] * 3 + [SKIPPED] * 4
+    assert (report.failure, report.token, ground.asked) == (None, "", [])
+
+
+def test_the_scope_asked_for_stands_in_the_token(candidate, info, signer):
+    report = verify(Ground(), candidate, info, signer, scope=tokens.Scope.PARTIAL, cgroup="/batch").report
+    token = tokens.decode(report.token)
+    assert (token.scope, token.cgroup) == ("partial", "/batch")
+
+
+@pytest.fixture
+def kept(tmp_path, signer):
+    return KeptReports(tmp_path / "reports", signer.vouches)
+
+
+def test_a_policy_that_passed_is_not_proved_twice(candidate, info, signer, kept, static):
+    ground = Ground()
+    first = verify(ground, candidate, info, signer, kept=kept).report
+    second = verify(ground, candidate, info, signer, kept=kept).report
+    assert [what for what, _ in ground.asked] == ["load", "prove"]
+    assert (second.oracles, second.kernels) == (first.oracles, first.kernels)
+    assert tokens.decode(second.token).nonce != tokens.decode(first.token).nonce
+    static.logic = (LOST_TASK,)
+    assert_closed(verify(ground, candidate, info, signer, kept=kept), "scheduling logic", "rule 18")
+
+
+def test_logic_is_judged_with_the_tunables_of_the_candidate(candidate, info, static):
+    verify(Ground(), candidate, info)
+    assert static.judged == {"slice_us": 700}
+
+
+def test_other_tunables_or_bytes_are_proved_anew(candidate, info, signer, kept):
+    ground = Ground()
+    verify(ground, candidate, info, signer, kept=kept)
+    verify(ground, replace(candidate, tunables=(("slice_us", 900),)), info, signer, kept=kept)
+    info.source.write_text("int y;\n")
+    verify(ground, candidate, info, signer, kept=kept)
+    assert len(ground.asked) == 6
+
+
+def test_a_failure_is_looked_at_again(candidate, info, signer, kept):
+    verify(Ground(exit_text="runnable task stall"), candidate, info, signer, kept=kept)
+    assert verify(Ground(), candidate, info, signer, kept=kept).report.passed
+
+
+@pytest.mark.parametrize("change", ["token", "figure", "key", "garbage", "another policy"])
+def test_a_kept_report_that_was_tampered_with_is_not_believed(candidate, info, signer, kept, tmp_path, change):
+    ground = Ground(results=(oracle("starvation", 29), oracle("idle machine", 30)))
+    verify(ground, candidate, info, signer, kept=kept)
+    (path,) = (tmp_path / "reports").iterdir()
+    if change == "another policy":
+        info.source.write_text("int evil;\n")
+        other = verify(Ground(exit_text="runnable task stall"), candidate, info, signer).report
+        path.rename(path.with_name(f"{other.subject}.json"))
+        verify(ground, candidate, info, signer, kept=kept)
+        assert len(ground.asked) == 4, "the signed report of a good policy was believed of another one"
+        return
+    report = json.loads(path.read_text())
+    if change == "token":
+        report["token"] = report["token"][:-4] + "AAAA"
+    elif change == "figure":
+        report["oracles"][0]["measured"] = 0.05
+    elif change == "key":
+        kept = KeptReports(tmp_path / "reports", Signer(tmp_path / "others" / "signing.key").vouches)
+    path.write_text("garbage" if change == "garbage" else json.dumps(report))
+    verify(ground, candidate, info, signer, kept=kept)
+    assert len(ground.asked) == 4
+
+
+def test_several_policies_pass_the_static_gates_side_by_side_and_the_machines_in_turn(
+    candidate, info, signer, static, monkeypatch
+):
+    meeting = threading.Barrier(2, timeout=10)
+    monkeypatch.setattr(pipeline, "read_object", lambda _bytes: meeting.wait())
+    monkeypatch.setattr(pipeline.os, "sched_getaffinity", lambda _pid: {0, 1})
+    ground, seen = Ground(), []
+    others = [(replace(candidate, reason=str(number)), info) for number in range(2)]
+    done = list(verifier(ground, signer, on_gate=seen.append).verify_all(others))
+    assert [verified.report.passed for verified in done] == [True, True]
+    assert [what for what, _ in ground.asked] == ["load", "prove"] * 2
+    assert [result.gate for result in seen] == [*GATES, *GATES]

@@ -1,0 +1,177 @@
+"""The scheduling-logic checks on a compiled policy: SCHED_EXT's rules, decided along the paths of its programs.
+
+The kernel's verifier proves memory safety; this says whether a path loses a task, a DSQ is never drained, a CPU is
+named that need not exist. Every finding names its rule, source line and the steps of a path. How the paths are found is
+in `verifier.logic`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+from schedagent.core.verification import Finding, Severity
+from verifier.logic.rules import declared as declared_rules
+from verifier.logic.rules import placement as placement_rules
+from verifier.logic.rules import queue as queue_rules
+from verifier.logic.rules import task as task_rules
+from verifier.logic.rules import time as time_rules
+from verifier.logic.rules.subject import Subject
+from verifier.logic.walk import calls
+from verifier.logic.walk.events import Walk
+from verifier.logic.walk.flow import Walker
+from verifier.object.image import BpfImage, OpsStruct
+
+_UNEXPLORED = {
+    "init": ((2, "starvation"),),
+    "select_cpu": ((1, "affinity"),),
+    "enqueue": ((18, "starvation"), (7, "affinity"), (20, "work conservation")),
+    "dispatch": ((19, "starvation"), (6, "affinity")),
+    "init_task": ((17, "fork storm"),),
+}
+"""What was not decided of a callback whose paths are too many, and the oracles that must decide it."""
+
+_ORDER = ("init", "exit", "enqueue", "select_cpu", "dispatch", "init_task")
+
+
+@dataclass(frozen=True)
+class CallbackWalk:
+    """How far one entry was explored.
+
+    Args:
+        member: the callback, or the name of another program or a timer's callback.
+        paths, steps: paths followed and instructions looked at.
+        joined: whether so many paths met that some were joined and details lost.
+        exhausted: whether the budget ran out.
+    """
+
+    member: str
+    paths: int
+    steps: int
+    joined: bool
+    exhausted: bool
+
+
+@dataclass(frozen=True)
+class LogicReport:
+    """What the logic checks found.
+
+    Args:
+        findings: errors first.
+        callbacks: one entry per walked callback or program.
+        dsqs_created, dsqs_drained: distinct DSQs, or families of them, that are created and drained.
+    """
+
+    findings: tuple[Finding, ...]
+    callbacks: tuple[CallbackWalk, ...]
+    dsqs_created: int
+    dsqs_drained: int
+
+    @property
+    def errors(self) -> tuple[Finding, ...]:
+        return tuple(finding for finding in self.findings if finding.severity is Severity.ERROR)
+
+    @property
+    def summary(self) -> str:
+        """One line for people."""
+        paths = sum(walk.paths for walk in self.callbacks)
+        errors, warnings = len(self.errors), len(self.findings) - len(self.errors)
+        drained = "all drained" if self.dsqs_drained >= self.dsqs_created else f"{self.dsqs_drained} drained"
+        queues = f"{self.dsqs_created} DSQs or families created, {drained}" if self.dsqs_created else "no DSQs created"
+        found = f"{errors} errors, {warnings} warnings" if self.findings else "nothing found"
+        return f"{len(self.callbacks)} callbacks, {paths} paths, {queues}; {found}"
+
+
+def check_logic(
+    image: BpfImage,
+    features: frozenset[str],
+    enums: Mapping[str, int] = MappingProxyType({}),
+    tunables: Mapping[str, int] = MappingProxyType({}),
+) -> LogicReport:
+    """Check a compiled policy against the rules that its programs show.
+
+    Args:
+        image: the object, from `verifier.object.reader.read_object`.
+        features: kernel_bpf.build.target.features of the target; empty: everything is assumed to exist.
+        enums: values of the target's enumerators, as kernel_bpf.build.target.enum_values gives them ("SCX_DSQ_LOCAL";
+            with the type before a dot is fine, too); the object's own fill the gaps.
+        tunables: values that the loader will set; the others are judged by what the object holds.
+    """
+    known = (calls.FIXED_ENUMS, image.enums, enums)
+    values = {name.rpartition(".")[2]: value for source in known for name, value in source.items()}
+    if not image.ops:
+        return _no_scheduler(image)
+    image = _configured(image, tunables)
+    ops = image.ops[0]
+    walk = _walk(image, ops, features, values)
+    subject = Subject(image, ops, walk, values, features)
+    declared_rules.check(subject)
+    for rules in (placement_rules, queue_rules, task_rules, time_rules):
+        rules.check(subject)
+    _check_explored(subject, walk)
+    findings = sorted(
+        subject.findings, key=lambda found: (found.severity is not Severity.ERROR, found.rule, found.line)
+    )
+    return LogicReport(
+        tuple(findings),
+        tuple(CallbackWalk(e.member, e.paths, e.steps, e.joined, e.exhausted) for e in walk.entries),
+        *_queue_counts(subject),
+    )
+
+
+def _configured(image: BpfImage, tunables: Mapping[str, int]) -> BpfImage:
+    """Return the object as the loader will have set it."""
+    variables = dict(image.variables)
+    for name, value in tunables.items():
+        known = variables.get(name)
+        if known is not None and known.section.startswith(".rodata") and known.size <= 8:
+            content = (value & ((1 << 8 * known.size) - 1)).to_bytes(known.size, "little")
+            variables[name] = replace(known, content=content)
+    return replace(image, variables=variables)
+
+
+def _no_scheduler(image: BpfImage) -> LogicReport:
+    others = ", ".join(image.other_struct_ops)
+    text = "the object defines no sched_ext_ops, so it is no scheduler" + (f" (it has: {others})" if others else "")
+    return LogicReport((Finding(27, Severity.ERROR, "", "", 0, text),), (), 0, 0)
+
+
+def _walk(image: BpfImage, ops: OpsStruct, features: frozenset[str], enums: Mapping[str, int]) -> Walk:
+    """Walk every callback, the telling ones first and the longest after them, then the other programs.
+
+    What exit looks at decides about rule 26, so it must not be what is left when the budget is spent; it is short.
+    """
+    walker = Walker(image, features, enums)
+    entered = set()
+    order = sorted(ops.callbacks.items(), key=lambda item: _ORDER.index(item[0]) if item[0] in _ORDER else len(_ORDER))
+    for member, name in order:
+        if name in image.functions:
+            walker.enter(member, image.functions[name])
+            entered.add(name)
+    for function in image.functions.values():
+        if function.is_program and function.name not in entered:
+            walker.enter(function.name, function)
+    return walker.walk
+
+
+def _check_explored(subject: Subject, walk: Walk) -> None:
+    """A walk that was cut short proves nothing: the proving ground must."""
+    for entry in walk.entries:
+        if entry.unreadable:
+            text = f"{entry.function} cannot be followed: {entry.unreadable}"
+            subject.report(28, Severity.ERROR, entry.member, None, text)
+    cut = [entry for entry in walk.entries if entry.exhausted]
+    for entry in cut:
+        text = f"not every path of {entry.member} was followed: the budget ended after {entry.steps} steps"
+        line = subject.start_of(entry.member)
+        for rule, cleared_by in _UNEXPLORED.get(entry.member, ()):
+            subject.report(rule, Severity.WARNING, entry.member, line, text, cleared_by=cleared_by)
+
+
+def _queue_counts(subject: Subject) -> tuple[int, int]:
+    created = {
+        queue.term for event in subject.events("scx_bpf_create_dsq") for queue in subject.queues(event.arguments[0])
+    }
+    drained = {drain.queue.term for drain in subject.drains()}
+    return len(created), min(len(created), len(drained))

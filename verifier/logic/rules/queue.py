@@ -1,0 +1,234 @@
+"""Rules about DSQs: 2 (created), 3 and 4 (kinds of order), 7 (whose index), 8 (moves), 19 (drained), 20 (kicks)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from verifier.logic.rules.placement import allowed, may_use_all
+from verifier.logic.rules.queues import Queue, QueueKind, is_cpu, may_be, must_be
+from verifier.logic.rules.subject import Drain, Insert, Subject, truths
+from verifier.logic.walk.events import Event
+from verifier.logic.walk.facts import Condition, Facts, Range, range_of
+from verifier.logic.walk.marking import is_callback_task
+from verifier.logic.walk.terms import Kind, Term, describe, inside, low_half, signed
+
+_CREATORS_ANYWHERE = frozenset({"init_task", "cgroup_init", "cpu_online"})
+_ZERO_HINT = "an SCX_* number that became 0? take it with bpf_core_enum_value()"
+
+
+def check(subject: Subject) -> None:
+    """Report what breaks rules 2, 3, 4, 7 (families), 8, 19 and 20."""
+    inserts, drains = list(subject.inserts()), list(subject.drains())
+    created = list(_created(subject))
+    for insert in inserts:
+        _check_target(subject, insert, [queue for _event, queue in created])
+    for drain in drains:
+        _check_source(subject, drain, [queue for _event, queue in created])
+    for event, queue in created:
+        if queue.kind is not QueueKind.USER and queue.kind is not QueueKind.OPAQUE:
+            subject.error(2, event, f"scx_bpf_create_dsq() is given {queue}; ids with bit 63 belong to the kernel")
+    _check_every_success(subject, inserts)
+    _check_orders(subject, inserts)
+    _check_drained(subject, inserts, drains)
+    _check_indexes(subject, inserts, drains)
+    _check_kicks(subject)
+
+
+def _created(subject: Subject) -> Iterator[tuple[Event, Queue]]:
+    for event in subject.events("scx_bpf_create_dsq"):
+        for queue in subject.queues(event.arguments[0]):
+            yield event, queue
+
+
+# --- rules 2, 3 and 8
+
+
+def _check_target(subject: Subject, insert: Insert, created: list[Queue]) -> None:
+    queue, event = insert.queue, insert.event
+    if queue.builtin:
+        if insert.vtime is not None:
+            subject.error(3, event, f"{event.raw}() puts a task by vtime into {queue}, which is FIFO only")
+    elif queue.kind is QueueKind.BAD:
+        subject.error(2, event, f"{queue} has bit 63 set but is no built-in DSQ that tasks may be inserted into")
+    elif queue.kind is QueueKind.USER and not any(may_be(queue, other) for other in created):
+        hint = f" ({_ZERO_HINT})" if queue.single and queue.constant == 0 else ""
+        subject.error(2, event, f"{queue} is inserted into, but init never creates it{hint}")
+    elif queue.kind is QueueKind.OPAQUE and not created:
+        subject.error(2, event, "a DSQ is inserted into, but init creates none")
+
+
+def _check_source(subject: Subject, drain: Drain, created: list[Queue]) -> None:
+    queue, event = drain.queue, drain.event
+    if queue.builtin or queue.kind is QueueKind.BAD:
+        if event.name == "scx_bpf_dsq_move_to_local":
+            subject.error(8, event, f"{event.raw}() is given {queue}; the kernel serves built-in DSQs by itself")
+    elif queue.kind is QueueKind.USER and not any(may_be(queue, other) for other in created):
+        subject.error(8, event, f"{event.raw}() is given {queue}, which init never creates")
+
+
+def _check_every_success(subject: Subject, inserts: list[Insert]) -> None:
+    """A DSQ that is created on some paths of a successful init only."""
+    succeeded = [path for path in subject.exits("init") if range_of(path.facts, 32, low_half(path.result)).low == 0]
+    ever = frozenset().union(*(path.marks.created for path in succeeded)) if succeeded else frozenset()
+    for path in succeeded:
+        if path.marks.ended:
+            continue
+        for missing in sorted(ever - path.marks.created):
+            if any(insert.queue.single and insert.queue.constant == missing for insert in inserts):
+                subject.warning(2, path, f"init may succeed without creating DSQ {missing}, which is inserted into",
+                                "starvation")  # fmt: skip
+
+
+# --- rule 4
+
+
+def _check_orders(subject: Subject, inserts: list[Insert]) -> None:
+    fifo = [insert for insert in inserts if insert.vtime is None and not insert.queue.builtin]
+    timed = [insert for insert in inserts if insert.vtime is not None and not insert.queue.builtin]
+    for one in fifo:
+        for other in timed:
+            if must_be(one.queue, other.queue) or one.queue.term is other.queue.term:
+                line = other.event.line.line if other.event.line else 0
+                subject.error(4, one.event, f"{one.queue} is inserted into in FIFO order here and by vtime in "
+                                            f"{other.event.member} (line {line})")  # fmt: skip
+                break
+
+
+# --- rule 19
+
+
+def _check_drained(subject: Subject, inserts: list[Insert], drains: list[Drain]) -> None:
+    for insert in inserts:
+        if insert.queue.builtin or insert.queue.kind is QueueKind.BAD:
+            continue
+        found = [drain for drain in drains if may_be(insert.queue, drain.queue)]
+        problem = _why_not_drained(insert, found)
+        if problem:
+            subject.error(19, insert.event, f"tasks wait in {insert.queue}, but {problem}")
+        elif found:
+            _check_everywhere(subject, insert, found)
+
+
+def _why_not_drained(insert: Insert, drains: list[Drain]) -> str:
+    queue = insert.queue
+    if not drains:
+        return "nothing ever moves them out of it"
+    if queue.single and all(_of_one_cpu(drain.queue) for drain in drains) and not may_use_all(insert.event.facts):
+        return f"dispatch only looks at {drains[0].queue}, which is this DSQ on one CPU alone"
+    if queue.family and len({drain.queue.constant for drain in drains}) == 1 and drains[0].queue.single:
+        return f"only {drains[0].queue} of them is ever looked at"
+    return ""
+
+
+def _of_one_cpu(queue: Queue) -> bool:
+    """Whether an id is `base + the CPU that dispatches`."""
+    return queue.family and len(queue.addends) == 1 and queue.addends[0][1] == 1 and _dispatching(queue.addends[0][0])
+
+
+def _dispatching(term: Term) -> bool:
+    term = low_half(term)
+    if term.kind is Kind.PURE and term.name == "bpf_get_smp_processor_id":
+        return True
+    return term.kind is Kind.ARGUMENT and term.parts[1] == "cpu"
+
+
+def _check_everywhere(subject: Subject, insert: Insert, drains: list[Drain]) -> None:
+    """Whether every way to drain a DSQ depends on the number of the dispatching CPU."""
+    restrictions = [_restriction(drain.event.facts) for drain in drains]
+    if not all(restrictions):
+        return
+    if len(set(restrictions)) > 1 and any(text.startswith("not ") for text in restrictions):
+        return
+    line = drains[0].event.line
+    subject.error(19, insert.event, f"{insert.queue} is not always drained: line {line.line if line else 0} is only "
+                                    f"reached where {restrictions[0]}")  # fmt: skip
+
+
+def _restriction(facts: Facts) -> str:
+    """Say what a path requires of the dispatching CPU's number, "" if nothing."""
+    for key, known in facts.items():
+        if isinstance(key, Condition):
+            if key.operator == "eq" and key.right.is_const and _is_prev(key.left) and key.right.value == 0 and known:
+                return "prev is NULL"
+            about = [t for side in (key.left, key.right) for t in inside(side) if _dispatching(t)]
+            others = [t for side in (key.left, key.right) for t in (side,) if not t.is_const and not _mentions_cpu(t)]
+            if about and not others and not _calls_inside(key):
+                return ("" if known else "not ") + f"{describe(key.left)} {_SIGN[key.operator]} {describe(key.right)}"
+        elif isinstance(known, Range) and _dispatching(key[1]) and key[0] == 32 and known.high < 1024:
+            return f"{describe(key[1])} <= {known.high}"
+    return ""
+
+
+_SIGN = {"eq": "==", "ult": "<", "slt": "<"}
+
+
+def _is_prev(term: Term) -> bool:
+    return term.kind is Kind.ARGUMENT and term.parts[1] == "prev"
+
+
+def _mentions_cpu(term: Term) -> bool:
+    return any(_dispatching(part) for part in inside(term))
+
+
+def _calls_inside(key: Condition) -> bool:
+    return any(t.kind in (Kind.CALL, Kind.LOAD, Kind.PURE) and not _dispatching(t)
+               for side in (key.left, key.right) for t in inside(side))  # fmt: skip
+
+
+# --- rule 7
+
+
+def _check_indexes(subject: Subject, inserts: list[Insert], drains: list[Drain]) -> None:
+    """A family of per-CPU DSQs that only its CPU drains: the task must be allowed to use that CPU."""
+    for insert in inserts:
+        queue = insert.queue
+        if queue.joined or not queue.family or len(queue.addends) != 1 or not is_callback_task(insert.task):
+            continue
+        found = [drain for drain in drains if may_be(queue, drain.queue)]
+        if not found or not all(_of_one_cpu(drain.queue) for drain in found):
+            continue
+        index = low_half(queue.addends[0][0])
+        if _index_is_allowed(insert, index):
+            continue
+        where = f"the task waits in {queue}, which only CPU {describe(index)} drains"
+        if index.kind is Kind.LOAD:
+            subject.warning(
+                7, insert.event, f"{where}, and nothing here tests that the task may use that CPU", "affinity"
+            )
+        else:
+            subject.error(7, insert.event, f"{where}, without a test that the task may use that CPU")
+
+
+def _index_is_allowed(insert: Insert, index: Term) -> bool:
+    if index.kind is Kind.ARGUMENT and index.parts[1] == "prev_cpu":
+        return True
+    if index.kind is Kind.FIELD and ("cpu" in index.name):
+        return True
+    if not is_cpu(index) and index.kind not in (Kind.OP, Kind.PURE, Kind.LOAD, Kind.INDEX, Kind.LINEAR):
+        return True
+    return allowed(insert.event.facts, index, insert.task)
+
+
+# --- rule 20
+
+
+def _check_kicks(subject: Subject) -> None:
+    """A task that enqueue leaves waiting while CPUs may idle: somebody must be told.
+
+    select_cpu finds an idle CPU for a task that wakes, but enqueue is also called for tasks that were preempted, whose
+    mask or class changed, and after the last idle CPU was missed by a moment.
+    """
+    for path in subject.exits("enqueue"):
+        marks = path.marks
+        if marks.waits and not marks.kicked and not marks.sought and not marks.ended:
+            text = "enqueue leaves the task in a DSQ on this path without looking for an idle CPU and without a kick"
+            subject.warning(20, path, text, "work conservation")
+            break
+    left = [path for path in subject.exits("enqueue") if path.marks.waits or path.marks.stores]
+    claims = [path for path in left if path.marks.claimed]
+    if claims and not any(path.marks.kicked for path in claims):
+        text = "enqueue claims an idle CPU for the task it leaves waiting, and never kicks it"
+        subject.error(20, claims[0], f"{text}: until it runs for another reason nobody finds it idle")
+
+
+__all__ = ["Drain", "check", "signed", "truths"]

@@ -1,0 +1,172 @@
+"""What the rules look at: the object, its ops, and what the walks found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from schedagent.core.verification import Finding, Severity, Step
+from verifier.logic.rules.queues import Queue, decode
+from verifier.logic.walk.calls import names
+from verifier.logic.walk.events import Event, Exit, Trail, Walk, steps
+from verifier.logic.walk.facts import Condition, Facts, Range
+from verifier.logic.walk.terms import Kind, Term, low_half
+from verifier.object.image import BpfImage, Function, Line, OpsStruct
+
+FLAT_IDLE = names("scx_bpf_get_idle_cpumask scx_bpf_get_idle_smtmask scx_bpf_pick_idle_cpu scx_bpf_pick_any_cpu")
+"""Idle kfuncs that the per-node mode forbids (kernel/sched/ext_idle.c)."""
+
+IDLE_KFUNCS = names(
+    "scx_bpf_select_cpu_dfl scx_bpf_select_cpu_and scx_bpf_pick_idle_cpu scx_bpf_pick_idle_cpu_node "
+    "scx_bpf_test_and_clear_cpu_idle scx_bpf_get_idle_cpumask scx_bpf_get_idle_smtmask "
+    "scx_bpf_get_idle_cpumask_node scx_bpf_get_idle_smtmask_node"
+)
+"""What needs the built-in idle tracking."""
+
+CHOOSES_CPU = names("scx_bpf_select_cpu_dfl scx_bpf_select_cpu_and scx_bpf_pick_idle_cpu scx_bpf_pick_idle_cpu_node")
+
+
+@dataclass(frozen=True)
+class Insert:
+    """An insert of a task into a DSQ, or its move there from another DSQ.
+
+    Args:
+        queue: one of the DSQs that it may go to.
+        vtime: None for a FIFO insert.
+        slice: None if the call sets none.
+        moves: whether the task is moved from another DSQ.
+    """
+
+    event: Event
+    task: Term
+    queue: Queue
+    slice: Term | None
+    vtime: Term | None
+    flags: Term | None
+    moves: bool = False
+
+
+@dataclass(frozen=True)
+class Drain:
+    """A call that takes tasks out of a DSQ."""
+
+    event: Event
+    queue: Queue
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One policy under judgement.
+
+    Args:
+        enums: values of enumerators by short name.
+        features: what the target kernel has.
+    """
+
+    image: BpfImage
+    ops: OpsStruct
+    walk: Walk
+    enums: Mapping[str, int]
+    features: frozenset[str]
+    findings: list[Finding] = field(default_factory=list)
+
+    def flag(self, name: str) -> bool:
+        """Whether an ops flag is set."""
+        return bool(self.ops.numbers.get("flags", 0) & self.enums.get(name, 0))
+
+    def callback(self, member: str) -> Function | None:
+        return self.image.functions.get(self.ops.callbacks.get(member, ""))
+
+    def events(self, *names: str, member: str = "") -> Iterator[Event]:
+        """Yield the events of these names, of one callback if given."""
+        for event in self.walk.events:
+            if event.name in names and (not member or event.member == member):
+                yield event
+
+    def exits(self, member: str) -> Iterator[Exit]:
+        return (path for path in self.walk.exits if path.member == member)
+
+    def queues(self, term: Term) -> tuple[Queue, ...]:
+        return decode(term, self.enums, self.walk.merged)
+
+    def values(self, term: Term) -> tuple[Term, ...]:
+        """Return a value, or the values it may be where paths were joined."""
+        known = self.walk.merged.get(low_half(term))
+        return tuple(known) if known else (term,)
+
+    def inserts(self) -> Iterator[Insert]:
+        """Yield every insert and move of the object, once for each DSQ it may mean."""
+        for event in self.events("scx_bpf_dsq_insert", "scx_bpf_dsq_insert_vtime"):
+            arguments = event.arguments
+            timed = event.name.endswith("vtime")
+            if len(arguments) < 4:
+                continue
+            vtime, flags = (arguments[3], arguments[-1]) if timed else (None, arguments[3])
+            for queue in self.queues(arguments[1]):
+                yield Insert(event, arguments[0], queue, arguments[2], vtime, flags)
+        for event in self.events("scx_bpf_dsq_move", "scx_bpf_dsq_move_vtime"):
+            if len(event.arguments) < 4:
+                continue
+            vtime = event.result if event.name.endswith("vtime") else None
+            for queue in self.queues(event.arguments[2]):
+                yield Insert(event, event.arguments[1], queue, None, vtime, event.arguments[3], moves=True)
+
+    def drains(self) -> Iterator[Drain]:
+        """Yield every call that takes tasks out of DSQs."""
+        for event in self.events("scx_bpf_dsq_move_to_local", "scx_bpf_dsq_reenq"):
+            for queue in self.queues(event.arguments[0]) if event.arguments else ():
+                yield Drain(event, queue)
+        for event in self.events("scx_bpf_dsq_move", "scx_bpf_dsq_move_vtime"):
+            for source in self._sources(event):
+                yield Drain(event, source)
+
+    def _sources(self, event: Event) -> tuple[Queue, ...]:
+        """The DSQ that an iterator goes through: remembered in the task that its next() returned."""
+        task = event.argument(1)
+        if task is not None and task.kind is Kind.CALL and task.name == "bpf_iter_scx_dsq_next" and task.parts[2]:
+            iterator = task.parts[2][0]
+            if iterator.kind is Kind.ITERATOR and iterator.parts[2]:
+                return self.queues(iterator.parts[2][0])
+        return ()
+
+    def report(
+        self, rule: int, severity: Severity, where: str, line: Line | None, message: str, *,
+        trail: Trail | None = None, cleared_by: str = "",
+    ) -> None:  # fmt: skip
+        """Add a finding, unless there is one of the same rule at the same place."""
+        file, row = (_plain(line.file), line.line) if line else ("", 0)
+        path = tuple(Step(_plain(step.file), step.line, step.text) for step in steps(trail))
+        finding = Finding(rule, severity, where, file, row, message, path, cleared_by)
+        for known in self.findings:
+            if (known.rule, known.where, known.file, known.line) == (rule, where, file, row) and row:
+                return
+            if (known.rule, known.where, known.message) == (rule, where, message):
+                return
+        self.findings.append(finding)
+
+    def error(self, rule: int, event: Event | Exit, message: str) -> None:
+        self.report(rule, Severity.ERROR, event.member, event.line, message, trail=event.trail)
+
+    def warning(self, rule: int, event: Event | Exit, message: str, cleared_by: str) -> None:
+        self.report(rule, Severity.WARNING, event.member, event.line, message, trail=event.trail, cleared_by=cleared_by)
+
+    def start_of(self, member: str) -> Line | None:
+        """Return the first line of a callback."""
+        function = self.callback(member)
+        return next((each.line for each in function.instructions if each.line), None) if function else None
+
+
+def _plain(file: str) -> str:
+    while file.startswith("./"):
+        file = file[2:]
+    return file
+
+
+def truths(facts: Facts) -> Iterator[tuple[Term, bool]]:
+    """Yield the terms that are known to be zero or not on this path."""
+    for key, known in facts.items():
+        if isinstance(key, Condition):
+            if key.operator == "eq" and key.right.is_const and key.right.value == 0 and isinstance(known, bool):
+                yield key.left, not known
+        elif isinstance(known, Range) and (known.low > 0 or known.high == 0):
+            yield key[1], known.low > 0

@@ -1,0 +1,173 @@
+"""Rules about numbers: 10 (kicks), 11 (cpuperf), 21 (infinite slices), 22 (vtime), 24 (slices)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from schedagent.core.verification import Severity
+from verifier.logic.rules.subject import Insert, Subject
+from verifier.logic.walk.events import Event
+from verifier.logic.walk.facts import range_of
+from verifier.logic.walk.terms import MASK64, Kind, Term, describe, inside, low_half
+from verifier.object.image import Line
+
+SLICE_MIN_NS = 100_000
+SLICE_MAX_NS = 100_000_000
+_INFINITE = MASK64
+_VTIME = "task_struct.scx.dsq_vtime"
+_WEIGHTS = ("task_struct.scx.weight", "task_struct.static_prio", "task_struct.prio", "task_struct.se.load.weight",
+            "scx_cgroup_init_args.weight")  # fmt: skip
+
+
+def check(subject: Subject) -> None:
+    """Report what breaks rules 10, 11, 21, 22 and 24."""
+    for event in subject.events("scx_bpf_kick_cpu", "scx_bpf_kick_cid"):
+        _check_kick(subject, event)
+    for event in subject.events("scx_bpf_cpuperf_set", "scx_bpf_cidperf_set"):
+        _check_performance(subject, event)
+    inserts = list(subject.inserts())
+    for event, given in _slices(subject, inserts):
+        for value in subject.values(given):
+            _check_slice(subject, event, value)
+    _check_vtime(subject, inserts)
+
+
+# --- rules 10 and 11
+
+
+def _check_kick(subject: Subject, event: Event) -> None:
+    idle = subject.enums.get("SCX_KICK_IDLE", 1)
+    preempt, wait = subject.enums.get("SCX_KICK_PREEMPT", 2), subject.enums.get("SCX_KICK_WAIT", 4)
+    for flags in subject.values(event.arguments[1]) if len(event.arguments) > 1 else ():
+        certain = _certain_bits(flags)
+        if certain & idle and certain & (preempt | wait):
+            other = "SCX_KICK_PREEMPT" if certain & preempt else "SCX_KICK_WAIT"
+            subject.error(10, event, f"{event.raw}() is given SCX_KICK_IDLE together with {other} ({certain})")
+
+
+def _certain_bits(term: Term) -> int:
+    """Return the bits that are certainly set."""
+    term = low_half(term)
+    if term.is_const:
+        return term.value
+    if term.kind is Kind.OP and term.parts[0] == "or":
+        return _certain_bits(term.parts[1]) | _certain_bits(term.parts[2])
+    return 0
+
+
+def _check_performance(subject: Subject, event: Event) -> None:
+    top = subject.enums.get("SCX_CPUPERF_ONE", 1024)
+    for value in subject.values(event.arguments[1]) if len(event.arguments) > 1 else ():
+        known = range_of(event.facts, 32, low_half(value))
+        if known.low > top:
+            subject.error(11, event, f"{event.raw}() is given {known.low}; the most is SCX_CPUPERF_ONE ({top})")
+        elif known.high > top and value.kind is not Kind.UNKNOWN:
+            subject.error(11, event, f"{event.raw}() is given {describe(value)}, which is not kept to at most "
+                                     f"SCX_CPUPERF_ONE ({top})")  # fmt: skip
+
+
+# --- rules 21 and 24
+
+
+def _slices(subject: Subject, inserts: list[Insert]) -> Iterator[tuple[Event, Term]]:
+    """Yield everything that becomes a task's slice."""
+    for insert in inserts:
+        if insert.slice is not None:
+            yield insert.event, insert.slice
+    for event in subject.events("scx_bpf_task_set_slice", "scx_bpf_dsq_move_set_slice"):
+        if len(event.arguments) > 1:
+            yield event, event.arguments[1]
+    for event in subject.events("store"):
+        if event.arguments[0].kind is Kind.ADDRESS and event.arguments[0].name == "task_struct.scx.slice":
+            yield event, event.arguments[1]
+
+
+def _check_slice(subject: Subject, event: Event, value: Term) -> None:
+    known = range_of(event.facts, 64, value)
+    if value.is_const and value.value == _INFINITE:
+        _check_infinite(subject, event)
+    elif value.is_const and value.value == 0:
+        if event.name.startswith("scx_bpf_dsq_insert"):  # elsewhere 0 ends the task's turn, which is meant
+            subject.error(
+                24, event, "the slice is 0: the task goes on with what is left of its last one, which may be 1 ns"
+            )
+    elif _is_share(low_half(value)) and known.low < SLICE_MIN_NS:
+        subject.error(
+            24, event, f"the slice is {describe(value)}, with no lower bound; accepted is {SLICE_MIN_NS} ns or more"
+        )
+    elif known.high < SLICE_MIN_NS or known.low > SLICE_MAX_NS:
+        length = f"{known.low} ns" if known.low == known.high else f"{known.low} to {known.high} ns"
+        name = f" ({describe(value)})" if not value.is_const or value.parts[1] else ""
+        subject.error(24, event, f"the slice is {length}{name}; accepted is {SLICE_MIN_NS} ns to {SLICE_MAX_NS} ns")
+
+
+def _is_share(value: Term) -> bool:
+    """Whether a slice is some time divided by a number that may grow."""
+    return value.kind is Kind.OP and value.parts[0] in ("div", "div32") and not value.parts[2].is_const
+
+
+def _check_infinite(subject: Subject, event: Event) -> None:
+    if not _preempts(subject):
+        subject.error(21, event, "the slice is SCX_SLICE_INF, and nothing in the policy ever preempts")
+    else:
+        subject.warning(21, event, "the slice is SCX_SLICE_INF: it must be preempted in time", "starvation")
+
+
+def _preempts(subject: Subject) -> bool:
+    """Whether anything interrupts a running task: a preempting kick or insert, or a slice that is set to 0."""
+    preempt = subject.enums.get("SCX_KICK_PREEMPT", 2)
+    for event in subject.events("scx_bpf_kick_cpu", "scx_bpf_kick_cid"):
+        if len(event.arguments) > 1 and any(
+            not v.is_const or v.value & preempt for v in subject.values(event.arguments[1])
+        ):
+            return True
+    head = subject.enums.get("SCX_ENQ_PREEMPT", 1 << 32)
+    if any(insert.flags is not None and _certain_bits(insert.flags) & head for insert in subject.inserts()):
+        return True
+    return any(given.is_const and given.value == 0 for event, given in _slices(subject, []))
+
+
+# --- rule 22
+
+
+def _check_vtime(subject: Subject, inserts: list[Insert]) -> None:
+    timed = [insert for insert in inserts if insert.vtime is not None and not insert.moves]
+    own = [
+        insert for insert in timed for value in subject.values(insert.vtime or insert.task) if _is_accumulated(value)
+    ]
+    for comparison in subject.walk.comparisons:
+        asked = comparison.condition
+        sides = [low_half(asked.left), low_half(asked.right)]
+        if asked.operator != "ult" or asked.bits != 64 or any(side.is_const for side in sides):
+            continue
+        if any(_is_raw_vtime(side) for side in sides):
+            text = f"{describe(asked.left)} and {describe(asked.right)} are compared as unsigned numbers, which fails "
+            text += "when one wraps; compare (s64)(a - b) with 0"
+            subject.report(22, Severity.ERROR, comparison.member, comparison.line, text)
+    for insert in own:
+        _check_clamped(subject, insert)
+    if own and not subject.walk.fields & set(_WEIGHTS):
+        line: Line | None = own[0].event.line
+        text = "the order is by vtime, but no weight is ever read: nice levels mean nothing"
+        subject.report(22, Severity.WARNING, own[0].event.member, line, text, cleared_by="weights")
+
+
+def _is_raw_vtime(term: Term) -> bool:
+    return term.kind is Kind.FIELD and term.name == _VTIME
+
+
+def _is_accumulated(term: Term) -> bool:
+    """Whether a key is a task's virtual time, and not a time of day."""
+    return any(_is_raw_vtime(part) for part in inside(term))
+
+
+def _check_clamped(subject: Subject, insert: Insert) -> None:
+    """A key that is the task's vtime as it is must have been compared with something before."""
+    for comparison in subject.walk.comparisons:
+        if comparison.member != insert.event.member:
+            continue
+        sides = (comparison.condition.left, comparison.condition.right)
+        if any(_is_raw_vtime(part) for side in sides for part in inside(side)):
+            return
+    text = "a task enters with its vtime as it was when it went to sleep: nothing limits the credit of a long sleeper"
+    subject.warning(22, insert.event, text, "sleeper's return")

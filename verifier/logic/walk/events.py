@@ -1,0 +1,205 @@
+"""What a walk brings back: calls and stores met on the way, how paths end, and the way there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+from schedagent.core.verification import Step
+from verifier.logic.walk.code import Code
+from verifier.logic.walk.facts import Condition, Facts
+from verifier.logic.walk.terms import Kind, Term, Terms, describe, number, signed
+from verifier.object.image import Line
+
+_MOST_STEPS = 8
+
+
+class Site(NamedTuple):
+    """An instruction: the function and its place in it."""
+
+    function: str
+    place: int
+
+
+@dataclass(frozen=True)
+class Trail:
+    """The way so far, last step first: a decided branch (condition) or a call."""
+
+    before: Trail | None
+    line: Line | None
+    condition: Condition | None = None
+    holds: bool = True
+    call: str = ""
+
+
+class Pending(NamedTuple):
+    """A store whose result nobody looked at yet."""
+
+    result: Term
+    region: str
+    line: int
+
+
+class Marks(NamedTuple):
+    """What happened on a path that the rules ask about; paths with different marks are never merged.
+
+    Args:
+        inserts: of the callback's task, 2 for more.
+        stores: the maps or variables that hold the task now.
+        pending: stores that may have failed.
+        waits: whether the task went into a DSQ that is not built in.
+        kicked: whether a CPU was kicked.
+        sought: whether an idle CPU was looked for.
+        claimed: whether one was asked for in a way that takes it: nobody else finds it until it has run.
+        ended: whether the policy ended itself with scx_bpf_error().
+        batch: sites of inserts since the dispatch buffer was last looked at or flushed.
+        created: ids of single DSQs that init created.
+    """
+
+    inserts: int = 0
+    stores: frozenset[str] = frozenset()
+    pending: frozenset[Pending] = frozenset()
+    waits: bool = False
+    kicked: bool = False
+    sought: bool = False
+    claimed: bool = False
+    ended: bool = False
+    batch: frozenset[Site] = frozenset()
+    created: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class Event:
+    """A call or a store that some path reaches.
+
+    Args:
+        name: the function called, in its canonical form; "store" for a store to memory.
+        raw: the name as the object spells it.
+        member: the callback of the ops struct, or the name of another program, that was entered.
+        arguments: of the call; for a store the address and the value.
+        result: what the call returned; None for a store.
+        facts, marks: known before it.
+        looped: whether the path came by here before, without a look at the dispatch buffer in between.
+        bound: how often the loops around it may run, None if that is not known.
+    """
+
+    name: str
+    raw: str
+    member: str
+    site: Site
+    line: Line | None
+    arguments: tuple[Term, ...]
+    result: Term | None
+    facts: Facts
+    marks: Marks
+    trail: Trail | None
+    looped: bool = False
+    bound: int | None = None
+
+    def argument(self, index: int) -> Term | None:
+        return self.arguments[index] if index < len(self.arguments) else None
+
+
+@dataclass(frozen=True)
+class Exit:
+    """A path's end."""
+
+    member: str
+    line: Line | None
+    result: Term
+    facts: Facts
+    marks: Marks
+    trail: Trail | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A branch that could go either way."""
+
+    condition: Condition
+    member: str
+    line: Line | None
+
+
+@dataclass
+class Walked:
+    """What became of one entry."""
+
+    member: str
+    function: str
+    paths: int = 0
+    steps: int = 0
+    joined: bool = False
+    exhausted: bool = False
+    unreadable: str = ""
+
+
+@dataclass
+class Walk:
+    """Everything that the walks of all entries found."""
+
+    terms: Terms = field(default_factory=Terms)
+    events: list[Event] = field(default_factory=list)
+    exits: list[Exit] = field(default_factory=list)
+    comparisons: list[Comparison] = field(default_factory=list)
+    entries: list[Walked] = field(default_factory=list)
+    fields: set[str] = field(default_factory=set)
+    merged: dict[Term, set[Term]] = field(default_factory=dict)
+
+
+def steps(trail: Trail | None) -> tuple[Step, ...]:
+    """Tell a path in at most eight steps: the last ones, one per line of the source."""
+    chosen: list[Step] = []
+    seen = set()
+    while trail is not None and len(chosen) < _MOST_STEPS:
+        step = _step(trail)
+        key = (step.file, step.line)
+        if key not in seen:
+            seen.add(key)
+            chosen.append(step)
+        trail = trail.before
+    return tuple(reversed(chosen))
+
+
+def _step(trail: Trail) -> Step:
+    line = trail.line or Line("", 0)
+    text = f"calls {trail.call}()" if trail.condition is None else _say(trail.condition, trail.holds)
+    return Step(line.file.removeprefix("./").removeprefix("./"), line.line, text)
+
+
+def _say(condition: Condition, holds: bool) -> str:
+    """Say a decided condition in C, the way it turned out."""
+    operator, bits, left, right = condition
+    sign = {"eq": ("==", "!="), "ult": ("<", ">="), "slt": ("<", ">=")}[operator][not holds]
+    one = _say_side(left, bits, operator)
+    other = _say_side(right, bits, operator)
+    if left.is_const and operator != "eq":
+        return f"{other} {'>' if holds else '<='} {one}"
+    return f"{one} {sign} {other}"
+
+
+def _say_side(term: Term, bits: int, operator: str) -> str:
+    if term.is_const and not term.parts[1]:
+        return number(signed(term.value, bits) if operator == "slt" or term.value >> 63 else term.value)
+    return describe(term)
+
+
+def trails(trail: Trail | None) -> Iterator[Trail]:
+    """Walk a trail back to its start."""
+    while trail is not None:
+        yield trail
+        trail = trail.before
+
+
+def settled(marks: Marks, pending: Pending, stored: bool) -> Marks:
+    """Return the marks once the result of a store is known."""
+    stores = marks.stores | {pending.region} if stored else marks.stores
+    return replace_marks(marks, pending=marks.pending - {pending}, stores=stores)
+
+
+def replace_marks(marks: Marks, **changes: object) -> Marks:
+    return marks._replace(**changes)  # type: ignore[arg-type]
+
+
+__all__ = ["Code", "Comparison", "Event", "Exit", "Kind", "Marks", "Pending", "Site", "Trail", "replace", "steps"]

@@ -1,0 +1,314 @@
+"""What is known on one path: the branches taken so far, as ranges of terms and as decided conditions.
+
+A branch whose outcome follows from earlier ones is not explored a second way: that keeps false alarms rare.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from verifier.logic.walk.calls import RESULT_RANGES
+from verifier.logic.walk.terms import MASK32, Kind, Term, Terms, fits_32_bits, linear, low_half, signed
+
+
+class Condition(NamedTuple):
+    """`left operator right`, the operator one of eq, ult (unsigned <) and slt (signed <)."""
+
+    operator: str
+    bits: int
+    left: Term
+    right: Term
+
+
+class Range(NamedTuple):
+    """Bounds of a value read as unsigned and as signed, all inclusive."""
+
+    low: int
+    high: int
+    signed_low: int
+    signed_high: int
+
+    @property
+    def empty(self) -> bool:
+        return self.low > self.high or self.signed_low > self.signed_high
+
+
+Fact = tuple[int, Term] | Condition
+
+
+class Facts(dict[Fact, "Range | bool"]):
+    """(bits, term) -> its Range; Condition -> whether it holds. Never changed in place once it is shared."""
+
+    __slots__ = ("_roots",)
+
+    @property
+    def roots(self) -> frozenset[Term]:
+        """The changing values that any of the facts is about."""
+        try:
+            return self._roots  # type: ignore[has-type,no-any-return]
+        except AttributeError:
+            self._roots = frozenset().union(*(term.roots for key in self for term in terms_of(key)))
+            return self._roots
+
+    def share_roots(self, roots: frozenset[Term]) -> None:
+        """Say what they are about, where that is known without looking."""
+        self._roots = roots
+
+
+_SWAPPED = {"gt": ("ult", True, False), "ge": ("ult", False, True), "lt": ("ult", False, False)}
+_SWAPPED |= {"le": ("ult", True, True), "sgt": ("slt", True, False), "sge": ("slt", False, True)}
+_SWAPPED |= {"slt": ("slt", False, False), "sle": ("slt", True, True)}
+_SWAPPED |= {"eq": ("eq", False, False), "ne": ("eq", False, True)}
+
+
+def condition(terms: Terms, jump: str, bits: int, left: Term, right: Term) -> tuple[Condition, bool]:
+    """Return the normal form of a jump's condition, and whether the jump is taken when it does *not* hold."""
+    if jump == "set":
+        left, right, jump = terms.alu("and", left, right, bits), terms.const(0), "ne"
+    operator, swap, negated = _SWAPPED[jump]
+    if swap:
+        left, right = right, left
+    if operator == "eq" and (left.is_const or (not right.is_const and left.number > right.number)):
+        left, right = right, left
+    bits, left, right = _narrowed(terms, operator, bits, left, right)
+    if operator == "eq" and right.is_const and left.kind is Kind.LINEAR:
+        left, right = _solved(terms, bits, left, right)
+    return Condition(operator, bits, left, right), negated
+
+
+def _narrowed(terms: Terms, operator: str, bits: int, left: Term, right: Term) -> tuple[int, Term, Term]:
+    """Compare 32 bits where that says the same, so that one question has one form."""
+    if (bits == 64 and operator != "slt" and fits_32_bits(left) and fits_32_bits(right)) or (
+        bits == 64 and operator != "ult" and _sign_extended(left) and _sign_extended(right)
+    ):
+        bits = 32
+    if bits == 64:
+        return bits, left, right
+    return 32, _low_const(terms, left), _low_const(terms, right)
+
+
+def _sign_extended(term: Term) -> bool:
+    if term.is_const:
+        return -(1 << 31) <= signed(term.value) < 1 << 31
+    return term.kind is Kind.SEXT
+
+
+def _low_const(terms: Terms, term: Term) -> Term:
+    return terms.const(term.value & MASK32, term.parts[1]) if term.is_const else low_half(term)
+
+
+def _solved(terms: Terms, bits: int, left: Term, right: Term) -> tuple[Term, Term]:
+    """Turn `x + c == d` into `x == d - c`."""
+    constant, addends = linear(left)
+    if len(addends) != 1 or addends[0][1] != 1:
+        return left, right
+    return addends[0][0], terms.const((right.value - constant) & ((1 << bits) - 1))
+
+
+def decide(facts: Facts, asked: Condition) -> bool | None:
+    """Return whether a condition holds, None if the path does not say."""
+    if asked.left is asked.right:
+        return asked.operator == "eq"
+    known = facts.get(asked)
+    if isinstance(known, bool):
+        return known
+    left, right = range_of(facts, asked.bits, asked.left), range_of(facts, asked.bits, asked.right)
+    if asked.operator == "eq":
+        return _same(asked, left, right)
+    if asked.operator == "ult":
+        return _below(left.low, left.high, right.low, right.high)
+    return _below(left.signed_low, left.signed_high, right.signed_low, right.signed_high)
+
+
+def _same(asked: Condition, left: Range, right: Range) -> bool | None:
+    """Whether two values are equal, by their ranges; an address that cannot be NULL is not 0."""
+    if asked.right.is_const and asked.right.value == 0 and _never_null(asked.left):
+        return False
+    if left.low == left.high == right.low == right.high:
+        return True
+    disjoint = left.high < right.low or right.high < left.low
+    return False if disjoint or left.signed_high < right.signed_low or right.signed_high < left.signed_low else None
+
+
+def _below(low: int, high: int, other_low: int, other_high: int) -> bool | None:
+    return True if high < other_low else False if low >= other_high else None
+
+
+def _never_null(term: Term) -> bool:
+    return term.kind in (Kind.STACK, Kind.MAP, Kind.GLOBAL, Kind.FUNCTION, Kind.CONTEXT, Kind.ADDRESS)
+
+
+def assume(facts: Facts, asked: Condition, holds: bool) -> Facts | None:
+    """Return the facts with one more, or None if that contradicts them."""
+    more = Facts(facts)
+    more[asked] = holds
+    more.share_roots(facts.roots | asked.left.roots | asked.right.roots)
+    for key, bound in _bounds(facts, asked, holds):
+        if bound.empty:
+            return None
+        more[key] = bound
+    return more
+
+
+def _bounds(facts: Facts, asked: Condition, holds: bool) -> Iterable[tuple[tuple[int, Term], Range]]:
+    """Yield the ranges that follow for the sides that are no constants."""
+    bits = asked.bits
+    left, right = range_of(facts, bits, asked.left), range_of(facts, bits, asked.right)
+    if asked.operator == "eq":
+        pairs = (_equal(left, right), _equal(right, left)) if holds else (_unequal(left, right), _unequal(right, left))
+    elif asked.operator == "ult":
+        pairs = _ordered_unsigned(left, right) if holds else _ordered_unsigned(right, left, 0)[::-1]
+    else:
+        pairs = _ordered_signed(left, right) if holds else _ordered_signed(right, left, 0)[::-1]
+    for term, bound in zip((asked.left, asked.right), pairs, strict=True):
+        if not term.is_const:
+            yield (bits, term), _joined_signs(bound, bits)
+
+
+def _equal(one: Range, other: Range) -> Range:
+    return Range(max(one.low, other.low), min(one.high, other.high),
+                 max(one.signed_low, other.signed_low), min(one.signed_high, other.signed_high))  # fmt: skip
+
+
+def _unequal(one: Range, other: Range) -> Range:
+    """Cut a single value off the ends of a range."""
+    if other.low != other.high:
+        return one
+    low, high, signed_low, signed_high = one.low, one.high, one.signed_low, one.signed_high
+    low += low == other.low
+    high -= high == other.low
+    signed_low += signed_low == other.signed_low
+    signed_high -= signed_high == other.signed_low
+    return Range(low, high, signed_low, signed_high)
+
+
+def _ordered_unsigned(less: Range, more: Range, gap: int = 1) -> tuple[Range, Range]:
+    """Return both ranges knowing less + gap <= more."""
+    return (
+        Range(less.low, min(less.high, more.high - gap), less.signed_low, less.signed_high),
+        Range(max(more.low, less.low + gap), more.high, more.signed_low, more.signed_high),
+    )
+
+
+def _ordered_signed(less: Range, more: Range, gap: int = 1) -> tuple[Range, Range]:
+    return (
+        Range(less.low, less.high, less.signed_low, min(less.signed_high, more.signed_high - gap)),
+        Range(more.low, more.high, max(more.signed_low, less.signed_low + gap), more.signed_high),
+    )
+
+
+def _joined_signs(found: Range, bits: int) -> Range:
+    """Let the unsigned and the signed bounds tell each other what they know."""
+    half = 1 << (bits - 1)
+    if found.signed_low >= 0 or found.high < half:
+        low, high = max(found.low, found.signed_low, 0), min(found.high, found.signed_high)
+        return Range(low, high, low, high)
+    if found.signed_high < 0 or found.low >= half:
+        low = max(found.low, found.signed_low + 2 * half if found.signed_low < 0 else 0)
+        high = min(found.high, found.signed_high + 2 * half if found.signed_high < 0 else found.high)
+        return Range(low, high, low - 2 * half, high - 2 * half)
+    return found
+
+
+def range_of(facts: Facts, bits: int, term: Term) -> Range:
+    """Return what is known of a term's value as a number of that many bits."""
+    known = facts.get((bits, term))
+    if isinstance(known, Range):
+        return known
+    span = _unsigned_span(facts, bits, term)
+    top = (1 << bits) - 1
+    if span is None or span[1] > top:
+        return Range(0, top, -(top >> 1) - 1, top >> 1)
+    half = 1 << (bits - 1)
+    if span[1] < half:
+        return Range(span[0], span[1], span[0], span[1])
+    if span[0] >= half:
+        return Range(span[0], span[1], span[0] - 2 * half, span[1] - 2 * half)
+    return Range(span[0], span[1], -half, half - 1)
+
+
+def _unsigned_span(facts: Facts, bits: int, term: Term) -> tuple[int, int] | None:
+    """Return bounds that follow from what a term is made of; None if there are none."""
+    parts = term.parts
+    span: tuple[int, int] | None = None
+    match term.kind:
+        case Kind.CONST:
+            value = term.value & ((1 << bits) - 1)
+            span = value, value
+        case Kind.LOAD | Kind.FIELD if parts[2] < 8:
+            span = 0, (1 << (8 * parts[2])) - 1
+        case Kind.CALL | Kind.PURE:
+            span = RESULT_RANGES.get(parts[0])
+        case Kind.INDEX if parts[1].is_const and parts[2].is_const and parts[1].value < parts[2].value:
+            span = parts[1].value, parts[2].value - 1
+        case Kind.ZEXT:
+            found = range_of(facts, 32, parts[0])
+            span = found.low, found.high
+        case Kind.OP:
+            span = _span_of_operation(facts, bits, term)
+        case Kind.LINEAR:
+            span = _span_of_sum(facts, bits, term)
+    return span
+
+
+def _span_of_operation(facts: Facts, bits: int, term: Term) -> tuple[int, int] | None:
+    operator, left, right = term.parts
+    operator = operator.removesuffix("32")
+    if not right.is_const or right.value == 0:
+        return None
+    if operator == "and":
+        return 0, right.value
+    if operator == "mod":
+        return 0, right.value - 1
+    found = range_of(facts, bits, left)
+    if operator == "div":
+        return found.low // right.value, found.high // right.value
+    if operator == "rsh":
+        return found.low >> (right.value & 63), found.high >> (right.value & 63)
+    return None
+
+
+def _span_of_sum(facts: Facts, bits: int, term: Term) -> tuple[int, int] | None:
+    constant, addends = linear(term)
+    low = high = signed(constant)
+    for atom, factor in addends:
+        each = range_of(facts, bits, atom)
+        times = signed(factor)
+        if times < 0 or each.high * times >> bits:
+            return None
+        low, high = low + each.low * times, high + each.high * times
+    return (low, high) if low >= 0 and high < 1 << bits else None
+
+
+def without(facts: Facts, remade: Term) -> Facts:
+    """Return the facts that do not depend on a value that is made anew."""
+    if remade not in facts.roots:
+        return facts
+    return Facts(
+        (key, value) for key, value in facts.items() if not any(remade in term.roots for term in terms_of(key))
+    )
+
+
+def living(facts: Facts, roots: frozenset[Term]) -> Facts:
+    """Return the facts about values that are still at hand, or that can be read again."""
+    if facts.roots <= roots:
+        return facts
+    kept = Facts()
+    about: set[Term] = set()
+    for key, value in facts.items():
+        needed = key.left.roots | key.right.roots if isinstance(key, Condition) else key[1].roots
+        if needed <= roots or tells_the_mask(key):
+            kept[key] = value
+            about |= needed
+    kept.share_roots(frozenset(about))
+    return kept
+
+
+def tells_the_mask(key: Fact) -> bool:
+    """Whether a fact is about how many CPUs a task may use: it stays true however the other number was come by."""
+    return any(term.kind is Kind.FIELD and term.name == "task_struct.nr_cpus_allowed" for term in terms_of(key))
+
+
+def terms_of(key: Fact) -> tuple[Term, ...]:
+    return (key.left, key.right) if isinstance(key, Condition) else (key[1],)

@@ -1,0 +1,417 @@
+"""Abstract interpretation of a BPF program along its paths.
+
+Every callback is walked from its entry; calls of the object's own functions and callbacks are followed. Two paths that
+agree in everything that is still read, in what is known of it and in what happened (Marks) are one. Loops end because
+a value that differs between two visits of a loop's head becomes unknown; where many different paths meet, they are
+joined the same way. What is left over is cut by a budget, and the walk says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from verifier.logic.walk import calls, marking
+from verifier.logic.walk.code import FRAME_POINTER, BadCode, Code, Op, prepare
+from verifier.logic.walk.events import Comparison, Event, Exit, Marks, Site, Trail, Walk, Walked, trails
+from verifier.logic.walk.facts import (
+    Condition,
+    Fact,
+    Facts,
+    Range,
+    assume,
+    condition,
+    decide,
+    range_of,
+    tells_the_mask,
+    terms_of,
+)
+from verifier.logic.walk.machine import Machine
+from verifier.logic.walk.state import Frame, State
+from verifier.logic.walk.terms import Kind, Term, low_half
+from verifier.object.image import BpfImage, Function, Line
+
+STEP_BUDGET = 20_000
+"""Instructions looked at for one callback, at about 20 us each; beside four for every one that the object has."""
+
+TOTAL_BUDGET = 32_000
+_DISTINCT_PATHS = 10
+"""So many different paths may meet at one place before they are joined."""
+
+_DEEPEST_CALL = 12
+_ENTRY = -1
+_RETURNS = frozenset({"select_cpu", "init_task", "init"})
+
+
+class Walker(Machine):
+    """Walks the entries of one object.
+
+    Args:
+        image: the object.
+        features: what the target kernel has; empty: everything is assumed to exist.
+        enums: values of enumerators by short name (SCX_DSQ_LOCAL).
+    """
+
+    def __init__(self, image: BpfImage, features: frozenset[str], enums: Mapping[str, int]) -> None:
+        super().__init__(image, features, enums, Walk())
+        self._arity = {name: len(function.parameters) for name, function in image.functions.items()}
+        self._size = 4 * sum(len(function.instructions) for function in image.functions.values())
+        self._codes: dict[str, Code] = {}
+        self._waiting: list[State] = []
+        self._seen: dict[tuple[object, ...], set[tuple[object, ...]]] = {}
+        self._joined: dict[tuple[object, ...], State] = {}
+        self._dead = self.terms.make(Kind.UNKNOWN, "dead")
+        self._known_events: set[tuple[object, ...]] = set()
+        self._deferred: list[tuple[str, str]] = []
+        self._handlers = {
+            "alu": self._alu,
+            "imm64": self._imm64,
+            "load": self._load,
+            "store": self._store,
+            "atomic": self._atomic,
+            "jump": self._jump,
+            "branch": self._branch,
+            "may_goto": self._may_goto,
+            "call": self._call,
+            "exit": self._exit,
+        }
+
+    def enter(self, member: str, function: Function) -> None:
+        """Walk one entry, and then the timer callbacks that it starts."""
+        self.member = member
+        self.entry = Walked(member, function.name)
+        self.walk.entries.append(self.entry)
+        self._seen, self._joined = {}, {}
+        try:
+            state = State(self._code(function.name), [self._dead] * FRAME_POINTER)
+        except BadCode as error:
+            self.entry.unreadable = str(error)
+            return
+        state.regs.append(self.terms.make(Kind.STACK, 0, 0))
+        self._set_arguments(state, member, function)
+        self._waiting = [state]
+        spent = sum(entry.steps for entry in self.walk.entries)
+        budget = min(STEP_BUDGET + self._size, TOTAL_BUDGET + self._size - spent)
+        while self._waiting and not self.entry.exhausted:
+            self._follow(self._waiting.pop(), budget)
+        for name, deferred in self._deferred:
+            if not any(entry.function == deferred for entry in self.walk.entries):
+                self.enter(name, self.image.functions[deferred])
+
+    def _set_arguments(self, state: State, member: str, function: Function) -> None:
+        names = calls.CALLBACK_ARGUMENTS.get(member)
+        if names is not None or function.is_program:
+            state.regs[1] = self.terms.make(Kind.CONTEXT)
+            return
+        for index in range(3):  # a timer's callback: map, key, value
+            state.regs[1 + index] = self.terms.make(Kind.UNKNOWN, "argument", function.name, index)
+
+    def _code(self, name: str) -> Code:
+        if name not in self._codes:
+            self._codes[name] = prepare(self.image.functions[name], self._arity)
+        return self._codes[name]
+
+    def _follow(self, state: State, budget: int) -> None:
+        """Follow one path until it ends, meets one that was here before, or forks into others."""
+        self.entry.paths += 1
+        while True:
+            if state.index >= len(state.code.ops):
+                self.entry.unreadable = f"{state.code.name} runs on behind its last instruction"
+                return
+            if state.index in state.code.joins and not self._arrive(state, state.index):
+                return
+            self.entry.steps += 1
+            if self.entry.steps > budget:
+                self.entry.exhausted = True
+                return
+            state.origin = state.index
+            op = state.code.ops[state.index]
+            if not self._handlers[op.kind](state, op):
+                return
+
+    def _arrive(self, state: State, place: int) -> bool:
+        """Whether a path is the first to come here in this state; what nothing reads later is dropped first."""
+        state.trim(self._dead)
+        if place in state.code.loop_heads or place == _ENTRY:
+            self._widen(state, place)
+        context = tuple((frame.code.name, frame.back) for frame in state.frames)
+        group = (context, state.code.name, place, state.marks)
+        seen = self._seen.setdefault(group, set())
+        if len(seen) >= _DISTINCT_PATHS:
+            return self._join(state, group)
+        key = state.key
+        if key in seen:
+            return False
+        seen.add(key)
+        return True
+
+    def _widen(self, state: State, place: int) -> None:
+        """At a loop's head: what differs from the visit before becomes unknown."""
+        at = (len(state.frames), state.code.name, place)
+        before = state.loops.get(at)
+        goes_back = place == _ENTRY or (state.origin, place) in state.code.back_edges
+        if before is not None and goes_back:
+            self._merge(state, before[0], before[1], at)
+        state.loops[at] = (tuple(state.regs), state.stack)
+
+    def _merge(self, state: State, regs: tuple[Term, ...], stack: Mapping[tuple[int, int], tuple[int, Term]],
+               at: tuple[object, ...]) -> None:  # fmt: skip
+        for register, value in enumerate(state.regs):
+            if value is not regs[register]:
+                state.regs[register] = self._merged(state, (value, regs[register]), (*at, register))
+        for slot, (size, value) in list(state.stack.items()):
+            other = stack.get(slot)
+            if other is None or other[0] != size:
+                del state.stack[slot]
+            elif (
+                value.kind is Kind.ITERATOR and other[1].kind is Kind.ITERATOR and value.parts[:3] == other[1].parts[:3]
+            ):
+                used = self.terms.make(Kind.ITERATOR, *value.parts[:3], value.parts[3] and other[1].parts[3])
+                state.stack[slot] = (size, used)
+            elif other[1] is not value:
+                state.stack[slot] = (size, self._merged(state, (value, other[1]), (*at, slot)))
+
+    def _merged(self, state: State, values: tuple[Term, Term], place: tuple[object, ...]) -> Term:
+        """Return the unknown that stands for these values, and remember which they were."""
+        term = self.terms.make(Kind.UNKNOWN, "merged", place)
+        known = self.walk.merged.setdefault(term, set())
+        known.update(value for value in values if value is not term)
+        state.remake(term, self.terms)
+        return term
+
+    def _join(self, state: State, group: tuple[object, ...]) -> bool:
+        """Join a path with those that came here before; false if it adds nothing to them."""
+        self.entry.joined = True
+        before = self._joined.get(group)
+        if before is not None:
+            regs, stack, facts, frames = tuple(before.regs), before.stack, before.facts, before.frames
+            place = (*group[:3], "join")
+            self._merge(state, regs, stack, place)
+            self._merge_frames(state, frames, place)
+            state.facts = Facts((key, value) for key, value in state.facts.items() if facts.get(key) == value)
+            if tuple(state.regs) == regs and (state.stack, state.facts, state.frames) == (stack, facts, frames):
+                return False
+        self._joined[group] = state.fork()
+        return True
+
+    def _merge_frames(self, state: State, frames: tuple[Frame, ...], place: tuple[object, ...]) -> None:
+        """Join what the callers kept in registers."""
+        merged = []
+        for depth, (frame, other) in enumerate(zip(state.frames, frames, strict=True)):
+            saved = tuple(
+                one if one is two else self._merged(state, (one, two), (*place, depth, index))
+                for index, (one, two) in enumerate(zip(frame.saved, other.saved, strict=True))
+            )
+            merged.append(frame._replace(saved=saved))
+        state.frames = tuple(merged)
+
+    # --- control flow
+
+    def _jump(self, state: State, op: Op) -> bool:
+        state.index = op.target
+        return True
+
+    def _may_goto(self, state: State, op: Op) -> bool:
+        other = state.fork()
+        other.index = op.target
+        self._waiting.append(other)
+        state.index += 1
+        return True
+
+    def _branch(self, state: State, op: Op) -> bool:
+        right = state.regs[op.src] if op.from_register else self._immediate(op)
+        asked, negated = condition(self.terms, op.name, op.bits, state.regs[op.dst], right)
+        decided = decide(state.facts, asked)
+        if decided is None:
+            self._compared(asked, op)
+            other = state.fork()
+            other.index = op.target
+            if self._suppose(other, asked, not negated, op):
+                self._waiting.append(other)
+            state.index += 1
+            return self._suppose(state, asked, negated, op)
+        state.index = op.target if decided != negated else state.index + 1
+        return True
+
+    def _suppose(self, state: State, asked: Condition, holds: bool, op: Op) -> bool:
+        facts = assume(state.facts, asked, holds)
+        if facts is None:
+            return False
+        state.facts = facts
+        state.trail = Trail(state.trail, op.line, asked, holds)
+        if state.marks.pending:
+            state.marks = marking.settle(state.marks, facts)
+        return True
+
+    def _compared(self, asked: Condition, op: Op) -> None:
+        if asked not in self._asked:
+            self._asked.add(asked)
+            self.walk.comparisons.append(Comparison(asked, self.member, op.line))
+
+    def _exit(self, state: State, op: Op) -> bool:
+        if not state.frames:
+            self._finish(state, op)
+            return False
+        frame = state.frames[-1]
+        if frame.again is not None:
+            self._call_again(state, frame)
+        depth = len(state.frames)
+        state.frames = state.frames[:-1]
+        state.stack = {place: held for place, held in state.stack.items() if place[0] < depth}
+        state.code, state.index = frame.code, frame.back
+        state.regs[6:10] = frame.saved
+        state.regs[FRAME_POINTER] = self.terms.make(Kind.STACK, depth - 1, 0)
+        if frame.result is not None:
+            state.regs[0] = frame.result
+        for register in range(1, 6):
+            state.regs[register] = self._dead
+        return True
+
+    def _call_again(self, state: State, frame: Frame) -> None:
+        """The callback of bpf_loop() returned: unless it said stop, it may be called once more."""
+        returned = range_of(state.facts, 32, low_half(state.regs[0]))
+        if returned.low == returned.high == 1:
+            return
+        again = state.fork()
+        again.index = 0
+        self._start_callback(again, frame)
+
+    def _start_callback(self, state: State, frame: Frame) -> None:
+        depth = len(state.frames)
+        state.stack = {place: held for place, held in state.stack.items() if place[0] < depth}
+        for register in range(FRAME_POINTER):
+            state.regs[register] = self._dead
+        for register, value in enumerate(frame.again or (), start=1):
+            state.regs[register] = value
+        state.regs[FRAME_POINTER] = self.terms.make(Kind.STACK, depth, 0)
+        if self._arrive(state, _ENTRY):
+            self._waiting.append(state)
+
+    def _finish(self, state: State, op: Op) -> None:
+        roots = state.regs[0].roots
+        facts = Facts((key, known) for key, known in state.facts.items() if _eternal(key) or _about(key, roots))
+        key = (self.member, state.regs[0], state.marks, frozenset(facts.items()))
+        if key not in self._known_events:
+            self._known_events.add(key)
+            self.walk.exits.append(
+                Exit(self.member, _last_line(state, op, self.member), state.regs[0], facts, state.marks, state.trail)
+            )
+
+    # --- calls
+
+    def _call(self, state: State, op: Op) -> bool:
+        ref = op.raw.ref
+        site = Site(state.code.name, state.index)
+        state.index += 1
+        name = ref.name if ref is not None else "an unknown function"
+        if ref is not None and ref.kind == "function" and self._step_into(state, ref.name):
+            return True
+        arguments = tuple(state.regs[1 : 1 + self._arity_at(op, self._arity)])
+        known = calls.canonical(name)
+        state.returned = op.line
+        state.regs[0] = self._result(state, known, arguments, site)
+        for register in range(1, 6):
+            state.regs[register] = self._dead
+        raw = ref.symbol or name if ref is not None else name
+        arguments = marking.plain_arguments(self, state, raw, known, arguments)
+        self._report(state, known, raw, site, op, arguments)
+        state.marks = marking.after_call(self, state, known, site, op.line, arguments)
+        state.trail = Trail(state.trail, op.line, call=known)
+        if known in calls.NEVER_RETURNS:
+            return False
+        self._run_callback(state, known, arguments)
+        return True
+
+    def _step_into(self, state: State, name: str) -> bool:
+        """Continue in a function of the object; false if that would go too deep."""
+        if name not in self.image.functions or len(state.frames) >= _DEEPEST_CALL:
+            return False
+        try:
+            code = self._code(name)
+        except BadCode as error:
+            self.entry.unreadable = str(error)
+            return False
+        live = state.code.live[state.index] if state.index < len(state.code.ops) else 0
+        saved = tuple(state.regs[r] if live >> r & 1 else self._dead for r in range(6, 10))
+        state.frames = (*state.frames, Frame(state.code, state.index, saved))
+        state.code, state.index = code, 0
+        state.regs[FRAME_POINTER] = self.terms.make(Kind.STACK, len(state.frames), 0)
+        return True
+
+    def _run_callback(self, state: State, name: str, arguments: tuple[Term, ...]) -> None:
+        """Follow the function given to bpf_loop() and its like, any number of times; remember those called later."""
+        later = calls.DEFERRED_CALLBACK.get(name)
+        if later is not None and later < len(arguments) and arguments[later].kind is Kind.FUNCTION:
+            self._deferred.append((f"{name.split('_')[1]} callback {arguments[later].name}", arguments[later].name))
+        position = calls.CALLBACK_ARGUMENT.get(name)
+        if position is None or position >= len(arguments) or arguments[position].kind is not Kind.FUNCTION:
+            return
+        again = self._callback_arguments(name, arguments, Site(state.code.name, state.index - 1))
+        inner = state.fork()
+        if self._step_into(inner, arguments[position].name):
+            frame = inner.frames[-1]._replace(again=again, result=state.regs[0])
+            inner.frames = (*inner.frames[:-1], frame)
+            self._start_callback(inner, frame)
+
+    def _callback_arguments(self, name: str, arguments: tuple[Term, ...], site: Site) -> tuple[Term, ...]:
+        context = arguments[2] if len(arguments) > 2 else self._dead
+        if name == "bpf_loop":
+            return self.terms.make(Kind.INDEX, site, self.terms.const(0), arguments[0]), context
+        if name == "bpf_for_each_map_elem":
+            key, value = (self.terms.make(Kind.CALL, what, site, arguments[:1]) for what in ("map key", "map value"))
+            return arguments[0], key, value, context
+        return self.terms.make(Kind.CALL, "dynptr", site, arguments[:1]), context
+
+    def _report(self, state: State, name: str, raw: str, site: Site, op: Op, arguments: tuple[Term, ...]) -> None:
+        looped = name.startswith("scx_bpf_dsq_insert") and site in state.marks.batch
+        roots: frozenset[Term] = frozenset().union(*(term.roots for term in arguments))
+        facts = Facts((key, known) for key, known in state.facts.items() if _eternal(key) or _about(key, roots))
+        key = (self.member, site, arguments, looped, state.marks, frozenset(facts.items()))
+        if key in self._known_events:
+            return
+        self._known_events.add(key)
+        event = Event(name, raw, self.member, site, op.line, arguments, state.regs[0], facts, state.marks, state.trail,
+                      looped, _loop_bound(state) if looped else None)  # fmt: skip
+        self.walk.events.append(event)
+
+
+def _last_line(state: State, op: Op, entered: str) -> Line | None:
+    """Where a path computed its result or took its last turn: the exit itself has the line of the whole function."""
+    returned = state.returned if entered in _RETURNS else None
+    if returned is not None and op.line is not None and returned.line != op.line.line:
+        return returned
+    return next((trail.line for trail in trails(state.trail) if trail.line), op.line)
+
+
+def _loop_bound(state: State) -> int | None:
+    """Return how often the loops that a path is in may run, None if one of them does not say."""
+    counted = [
+        value.parts[2][:2]
+        for _size, value in state.stack.values()
+        if value.kind is Kind.ITERATOR and value.name == "bpf_iter_num" and len(value.parts[2]) >= 2
+    ]
+    counted += [(None, frame.again[0].parts[2]) for frame in state.frames
+                if frame.again is not None and frame.again[0].kind is Kind.INDEX]  # fmt: skip
+    bound = 1
+    for start, end in counted:
+        if not end.is_const or (start is not None and not start.is_const):
+            return None
+        bound *= max(0, end.value - (start.value if start is not None else 0))
+    if counted:
+        return bound
+    tops = [
+        known.high + 1
+        for key, known in state.facts.items()
+        if isinstance(known, Range) and not isinstance(key, Condition) and key[1].kind is Kind.UNKNOWN
+    ]
+    return min((top for top in tops if top < 1 << 31), default=None)
+
+
+def _eternal(key: Fact) -> bool:
+    return not any(term.roots for term in terms_of(key)) or tells_the_mask(key)
+
+
+def _about(key: Fact, roots: frozenset[Term]) -> bool:
+    return any(term.roots & roots for term in terms_of(key))
+
+
+__all__ = ["Marks", "Range", "Walker"]

@@ -1,0 +1,218 @@
+"""How calls and stores change the marks of a path: inserts of the task, places it is stored in, kicks."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from verifier.logic.walk import calls
+from verifier.logic.walk.calls import names
+from verifier.logic.walk.events import Marks, Pending, Site, settled
+from verifier.logic.walk.facts import Facts, range_of
+from verifier.logic.walk.state import State
+from verifier.logic.walk.terms import Kind, Term, Terms, inside, linear, low_half, pointer
+from verifier.object.image import BpfImage, Line
+
+INSERTS = frozenset({"scx_bpf_dsq_insert", "scx_bpf_dsq_insert_vtime"})
+KICKS = frozenset({"scx_bpf_kick_cpu", "scx_bpf_kick_cid"})
+_IDENTITY_FIELDS = frozenset({"task_struct.pid", "task_struct.tgid", "task_struct.scx.tid"})
+_NODE_ADDERS = frozenset({"bpf_rbtree_add", "bpf_list_push_front", "bpf_list_push_back"})
+_RESETS_BATCH = frozenset({"scx_bpf_dispatch_nr_slots", "scx_bpf_dsq_move_to_local"})
+_CLAIMS = names(
+    "scx_bpf_pick_idle_cpu scx_bpf_pick_idle_cpu_node scx_bpf_test_and_clear_cpu_idle scx_bpf_select_cpu_and "
+    "scx_bpf_select_cpu_dfl"
+)
+_SEEKS = _CLAIMS | names("scx_bpf_get_idle_cpumask scx_bpf_get_idle_smtmask")
+_QUEUES = frozenset({calls.QUEUE, calls.STACK})
+_BPF_EXIST = 2
+
+
+class Callback(Protocol):
+    """The callback that is walked: its object, the terms of the walk, and which member of sched_ext_ops it is."""
+
+    image: BpfImage
+    terms: Terms
+    member: str
+
+
+def plain_arguments(
+    callback: Callback, state: State, raw: str, name: str, arguments: tuple[Term, ...]
+) -> tuple[Term, ...]:
+    """Return a call's arguments as the plain form has them, where the object calls the form with a struct."""
+    if not calls.takes_struct(raw) or not arguments:
+        return arguments
+    terms, struct = callback.terms, arguments[-1]
+
+    def member(offset: int, size: int) -> Term:
+        found = None
+        if struct.kind is Kind.STACK:
+            found = state.read_stack(struct.parts[0], struct.parts[1] + offset, size, terms)
+        return found or terms.make(Kind.UNKNOWN, "member", struct, offset)
+
+    if name == "scx_bpf_dsq_insert_vtime":  # struct scx_bpf_dsq_insert_vtime_args
+        return (arguments[0], *(member(offset, 8) for offset in (0, 8, 16, 24)))
+    if name == "scx_bpf_select_cpu_and":  # struct scx_bpf_select_cpu_and_args
+        return arguments[0], member(0, 4), member(8, 8), arguments[1], member(16, 8)
+    return arguments
+
+
+def _is_builtin(queue: Term) -> bool:
+    """Whether a DSQ id has bit 63, as far as it is a number or a sum with one."""
+    if queue.kind is Kind.OP:
+        return any(part.is_const and part.value >> 63 for part in queue.parts[1:])
+    return linear(queue)[0] >> 63 == 1
+
+
+def is_callback_task(term: Term | None) -> bool:
+    return term is not None and term.kind is Kind.ARGUMENT and term.parts[1] == "p"
+
+
+def identifies_task(term: Term) -> bool:
+    """Whether a value leads back to the callback's task: the pointer, its pid, or a number made of it."""
+    return any(
+        is_callback_task(part)
+        or (part.kind is Kind.FIELD and part.name in _IDENTITY_FIELDS and is_callback_task(part.parts[0]))
+        for part in _made_of(term)
+    )
+
+
+def _made_of(term: Term) -> list[Term]:
+    """A term without what it was only reached through: not the pointer behind a field, nor a call's arguments."""
+    found, waiting = [], [term]
+    while waiting:
+        part = waiting.pop()
+        found.append(part)
+        if part.kind in (Kind.ZEXT, Kind.SEXT):
+            waiting.append(part.parts[0])
+        elif part.kind is Kind.OP and part.parts[0] in ("or", "lsh"):
+            waiting += part.parts[1:3]
+        elif part.kind is Kind.LINEAR:
+            waiting += [atom for atom, _factor in part.parts[1]]
+    return found
+
+
+def is_timelike(term: Term) -> bool:
+    """Whether a value may be a virtual time or a slice worth looking at."""
+    return any(part.kind is Kind.FIELD and part.name.startswith("task_struct.scx.") for part in inside(term))
+
+
+def region(callback: Callback, address: Term) -> str:
+    """Return the map or variable that an address lies in, "" if it cannot be told."""
+    for part in inside(address):
+        if part.kind is Kind.MAP:
+            return part.name
+        if part.kind is Kind.GLOBAL:
+            return variable_at(callback, part, address) or part.name
+    return ""
+
+
+def variable_at(callback: Callback, section: Term, address: Term) -> str:
+    base, offset = pointer(address)
+    if base is not section:
+        return ""
+    for variable in callback.image.variables.values():
+        if variable.section == section.name and variable.offset <= offset < variable.offset + variable.size:
+            return variable.name
+    return ""
+
+
+def after_call(
+    callback: Callback, state: State, name: str, site: Site, line: Line | None, arguments: tuple[Term, ...]
+) -> Marks:
+    """Return the marks after a helper or kfunc was called."""
+    marks, member = state.marks, callback.member
+    if name in INSERTS:
+        marks = _after_insert(marks, member, site, arguments)
+    elif name in _RESETS_BATCH:
+        marks = marks._replace(batch=frozenset())
+    elif name in calls.ENDS_POLICY:
+        marks = marks._replace(ended=True)
+    elif name == "scx_bpf_create_dsq" and member == "init" and arguments[0].is_const:
+        marks = marks._replace(created=marks.created | {arguments[0].value})
+    elif member == "enqueue":
+        if name in KICKS:
+            marks = marks._replace(kicked=True)
+        elif name in _SEEKS:
+            marks = marks._replace(sought=True, claimed=marks.claimed or name in _CLAIMS)
+        else:
+            marks = _after_storing(callback, state, name, line, arguments)
+    return marks
+
+
+def _after_insert(marks: Marks, member: str, site: Site, arguments: tuple[Term, ...]) -> Marks:
+    if member == "dispatch":
+        return marks._replace(batch=marks.batch | {site})
+    if member in ("select_cpu", "enqueue") and is_callback_task(arguments[0]):
+        waits = marks.waits or (member == "enqueue" and not _is_builtin(arguments[1]))
+        return marks._replace(inserts=min(2, marks.inserts + 1), waits=waits)
+    return marks
+
+
+def _after_storing(
+    callback: Callback, state: State, name: str, line: Line | None, arguments: tuple[Term, ...]
+) -> Marks:
+    marks = state.marks
+    place = region(callback, arguments[0]) if arguments else ""
+    if name in ("bpf_map_push_elem", "bpf_map_update_elem"):
+        operands = arguments[1:2] if name == "bpf_map_push_elem" else arguments[1:3]
+        if place and any(_holds_task(callback, state, place, operand, which) for which, operand in enumerate(operands)):
+            return _stored_in_map(callback, state, place, name, line, arguments)
+    elif name in _NODE_ADDERS:
+        return marks._replace(stores=marks.stores | {place or "a list"})
+    elif name == "bpf_kptr_xchg" and len(arguments) > 1 and identifies_task(arguments[1]):
+        return marks._replace(stores=marks.stores | {place or "a kptr"})
+    elif name in ("bpf_ringbuf_output", "bpf_ringbuf_submit"):
+        return marks._replace(stores=marks.stores | {place or "a ring buffer"})
+    return marks
+
+
+def _stored_in_map(
+    callback: Callback, state: State, place: str, name: str, line: Line | None, arguments: tuple[Term, ...]
+) -> Marks:
+    marks, info = state.marks, callback.image.maps.get(place)
+    flags = arguments[2 if name == "bpf_map_push_elem" else 3] if len(arguments) > 2 else None
+    overwrites = flags is not None and flags.is_const and flags.value & _BPF_EXIST
+    if info is not None and info.type in _QUEUES and overwrites:
+        return marks  # a full queue then drops its oldest task
+    if info is not None and info.type == calls.ARRAY:
+        return marks._replace(stores=marks.stores | {place})
+    pending = Pending(state.regs[0], place, line.line if line else 0)
+    return marks._replace(pending=marks.pending | {pending})
+
+
+def _holds_task(callback: Callback, state: State, place: str, operand: Term, which: int) -> bool:
+    """Whether the key or value that is handed over names the callback's task."""
+    if operand.kind is not Kind.STACK:
+        return region(callback, operand) in state.marks.stores
+    info = callback.image.maps.get(place)
+    size = 8
+    if info is not None:
+        size = info.key_size if which == 0 and info.key_size else info.value_size
+    depth, offset = operand.parts
+    return any(
+        identifies_task(value)
+        for (level, at), (_bytes, value) in state.stack.items()
+        if level == depth and offset <= at < offset + max(size, 4)
+    )
+
+
+def after_store(callback: Callback, state: State, address: Term, value: Term) -> Marks:
+    """Return the marks after a store to memory that is neither the stack nor a kernel struct."""
+    if callback.member != "enqueue" or not identifies_task(value):
+        return state.marks
+    place = region(callback, address)
+    return state.marks._replace(stores=state.marks.stores | {place}) if place else state.marks
+
+
+def settle(marks: Marks, facts: Facts) -> Marks:
+    """Look at the stores whose result was just tested: zero is success, as of every map helper."""
+    for pending in tuple(marks.pending):
+        result = low_half(pending.result)
+        for bits in (32, 64):
+            known = range_of(facts, bits, result)
+            if known.low == known.high == 0 or known.signed_low >= 0:
+                marks = settled(marks, pending, stored=True)
+                break
+            if known.low > 0 or known.signed_high < 0:
+                marks = settled(marks, pending, stored=False)
+                break
+    return marks

@@ -1,0 +1,362 @@
+"""The rules on what only the source shows: the ops struct as written, tunables without a range, copied constants.
+
+    findings = check_source(text, "fifo.bpf.c", target, tunables=info.tunables)
+
+The rest of the rules is checked on the compiled object, where nothing can be disguised. Prototypes that are not the
+kernel's need no check: clang refuses them if the names are the same, else libbpf does when the object is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from kernel_bpf.build.compile import KERNEL_FOLDER
+from kernel_bpf.build.syntax import Macro, Node, Place, Tree, parse_source
+from kernel_bpf.build.target import KernelTarget, features
+from kernel_bpf.load.btf import Btf
+from schedagent.core.errors import CompileError
+from schedagent.core.policies.policy import Tunable
+from schedagent.core.verification import Finding, Severity
+from verifier.source.values import Argument, Role, Values, bare, call_parts, roles
+
+WATCHDOG_MAX_MS = 5000
+SLICE_MIN_NS, SLICE_MAX_NS = 100_000, 100_000_000
+BUILTIN_DSQ = 1 << 63
+
+_OPS = "struct sched_ext_ops"
+_EXIT_INFO = "struct scx_exit_info *"
+_GPL = ("GPL", "GPL v2", "GPL and additional rights", "Dual BSD/GPL", "Dual MIT/GPL", "Dual MPL/GPL")
+"""What license_is_gpl_compatible() of include/linux/license.h accepts."""
+
+_DATA_SECTIONS = (
+    ".data",
+    ".rodata",
+    ".bss",
+    ".maps",
+    "license",
+    "version",
+    ".ksyms",
+    ".kconfig",
+    ".struct_ops",
+    ".addr_space",
+)
+_HIDING_ATTRIBUTES = {
+    "AliasAttr": "alias",
+    "IFuncAttr": "ifunc",
+    "ConstructorAttr": "constructor",
+    "DestructorAttr": "destructor",
+    "NakedAttr": "naked",
+    "WeakRefAttr": "weakref",
+    "AsmLabelAttr": "asm label",
+}
+_COMPARISONS = frozenset({"==", "!=", "<", ">", "<=", ">="})
+_NUMBER_TOKENS = frozenset("0123456789abcdefxulABCDEFXUL()+-*/|&^~<> ")
+
+
+def check_source(
+    text: bytes,
+    file_name: str,
+    target: KernelTarget,
+    *,
+    tunables: Sequence[Tunable] = (),
+    include_dirs: Sequence[Path] = (),
+    cache_dir: Path | None = None,
+) -> tuple[Finding, ...]:
+    """Check a policy's source, errors first, then by line.
+
+    Args:
+        tunables: those that are documented.
+        include_dirs, cache_dir: as for `compile_policy`.
+
+    Raises:
+        CompileError: it is not C (nothing can be said then), or its #line directives lie about places.
+        SetupError: there is no usable clang, or no sandbox to run it in.
+    """
+    tree = parse_source(text, file_name, target, include_dirs=include_dirs, cache_dir=cache_dir)
+    if tree.renamed:
+        raise CompileError(
+            f"{tree.renamed.file}:{tree.renamed.line}: a #line directive renames this place",
+            "remove it: findings must name the lines that people will look at",
+        )
+    return check_tree(
+        tree, ops_members(tree, target), features(target), {tunable.name: tunable for tunable in tunables}
+    )
+
+
+def ops_members(tree: Tree, target: KernelTarget) -> list[str]:
+    """Return the members of struct sched_ext_ops in order: the source's own declaration's, else the kernel's."""
+    for node in tree.declarations:
+        if node.kind == "RecordDecl" and node.name == "sched_ext_ops" and node.raw.get("completeDefinition"):
+            return [child.name for child in node.children if child.kind == "FieldDecl"]
+    with Btf.parse(target.vmlinux) as btf:
+        return btf.members("sched_ext_ops")
+
+
+def check_tree(
+    tree: Tree, members: Sequence[str], names: Iterable[str], documented: Mapping[str, Tunable]
+) -> tuple[Finding, ...]:
+    """Return all findings on a syntax tree.
+
+    Args:
+        members: of struct sched_ext_ops, in order.
+        names: what the kernel's sched_ext has, see kernel_bpf.build.target.features.
+        documented: tunables by name.
+    """
+    values = Values(tree)
+    arguments = list(roles(tree, values))
+    found = [
+        *_check_ops(tree, values, members),
+        *_check_license(tree),
+        *_check_slices(tree, values, arguments, documented),
+        *_check_copied_constants(tree, frozenset(name for name in names if name.startswith("SCX_"))),
+        *_check_written_out_dsqs(values, arguments),
+        *_check_disguises(tree),
+        *_check_task_names(tree),
+    ]
+    unique = {(finding.rule, finding.file, finding.line, finding.message): finding for finding in found}
+    return tuple(
+        sorted(unique.values(), key=lambda finding: (finding.severity, finding.file, finding.line, finding.rule))
+    )
+
+
+def _error(rule: int, place: Place, message: str, where: str = "") -> Finding:
+    return Finding(rule, Severity.ERROR, where, place.file, place.line, message)
+
+
+# -- rule 26: the ops struct as it is written
+
+
+def _check_ops(tree: Tree, values: Values, members: Sequence[str]) -> Iterator[Finding]:
+    for ops in tree.declarations:
+        if ops.kind == "VarDecl" and ops.type.removeprefix("const ") == _OPS and "init" in ops.raw:
+            written = _written_members(ops, members)
+            yield from _check_timeout(ops, written, values)
+            yield from _check_exit(tree, ops, written)
+
+
+def _written_members(ops: Node, members: Sequence[str]) -> dict[str, Node]:
+    """Return the members that an initialiser names, each with its value.
+
+    clang lists the values of all members in their order; what the source leaves out is an ImplicitValueInitExpr.
+    """
+    [listed] = [child for child in ops.children if child.kind == "InitListExpr"] or [Node({})]
+    return {
+        member: value
+        for member, value in zip(members, listed.children, strict=False)
+        if value.kind != "ImplicitValueInitExpr"
+    }
+
+
+def _check_timeout(ops: Node, written: Mapping[str, Node], values: Values) -> Iterator[Finding]:
+    if "timeout_ms" not in written:
+        yield _error(26, ops.place, "timeout_ms is not set: a lost task would wait for 30 s", ops.name)
+        return
+    timeout_ms = values.value(written["timeout_ms"])
+    if timeout_ms is not None and not 0 < timeout_ms <= WATCHDOG_MAX_MS:
+        message = f"timeout_ms is {timeout_ms}, accepted: 1 to {WATCHDOG_MAX_MS}"
+        yield _error(26, written["timeout_ms"].begin, message, ops.name)
+
+
+def _check_exit(tree: Tree, ops: Node, written: Mapping[str, Node]) -> Iterator[Finding]:
+    if "exit" not in written:
+        yield _error(26, ops.place, "there is no exit callback: nobody learns why the policy ended", ops.name)
+        return
+    name = bare(written["exit"]).name
+    for function in tree.declarations:  # BPF_PROG() makes a function ____name of what is written as the body of name
+        if function.kind == "FunctionDecl" and function.name == f"____{name}" and not _uses_exit_info(function):
+            yield _error(26, function.place, "the exit callback records nothing of struct scx_exit_info", name)
+
+
+def _uses_exit_info(function: Node) -> bool:
+    """Whether a function does anything with its struct scx_exit_info, other than to cast it away; if it has a body."""
+    if not any(child.kind == "CompoundStmt" for child in function.children):
+        return True
+    discarded = {part.id for node in function.walk() if node.raw.get("castKind") == "ToVoid" for part in node.walk()}
+    return any(
+        node.kind == "DeclRefExpr" and node.id not in discarded and node.type.replace("const ", "") == _EXIT_INFO
+        for node in function.walk()
+    )
+
+
+# -- rule 27: what the kernel would refuse, or what hides from readers
+
+
+def _check_license(tree: Tree) -> Iterator[Finding]:
+    for node in tree.declarations:
+        if _section(node) == "license":
+            texts = [part.raw.get("value", "").strip('"') for part in node.walk() if part.kind == "StringLiteral"]
+            if texts and texts[0] not in _GPL:
+                yield _error(27, node.place, f"the licence is {texts[0]!r}, and sched_ext is for GPL programs only")
+            return
+    start = Place(tree.source, 1, 1, 0, 0)
+    yield _error(27, start, 'there is no licence: char _license[] SEC("license") = "GPL";')
+
+
+def _section(node: Node) -> str:
+    sections = [child.raw.get("section_name", "") for child in node.children if child.kind == "SectionAttr"]
+    return str(sections[-1]) if sections else ""
+
+
+def _check_disguises(tree: Tree) -> Iterator[Finding]:
+    for declaration in tree.declarations:
+        if _is_system(declaration.place):
+            continue
+        yield from _check_section(declaration)
+        for node in declaration.walk():
+            if node.kind in _HIDING_ATTRIBUTES:
+                attribute = _HIDING_ATTRIBUTES[node.kind]
+                message = f"attribute {attribute} has no use in a policy, and hides what is called"
+                yield _error(27, declaration.place, message, declaration.name)
+            elif node.kind == "FileScopeAsmDecl":
+                yield _error(27, node.place, "assembler outside of functions: its effect is not to be seen in C")
+
+
+def _check_section(node: Node) -> Iterator[Finding]:
+    section = _section(node)
+    if not section:
+        return
+    in_data = section.startswith(_DATA_SECTIONS)
+    if node.kind == "FunctionDecl" and (in_data or section.startswith(".")) and section != ".ksyms":
+        yield _error(27, node.place, f"a function in section {section!r}, which is not for programs", node.name)
+    if node.kind == "VarDecl" and not in_data:
+        yield _error(27, node.place, f"a variable in section {section!r}, which is not for data", node.name)
+    if node.kind == "VarDecl" and section == ".maps" and not node.type.startswith("struct "):
+        yield _error(27, node.place, f"section '.maps' holds maps, and this is of type {node.type}", node.name)
+
+
+def _is_system(place: Place) -> bool:
+    """Whether a place lies in a header of the system or of the kernel."""
+    return place.file.startswith(("/", f"{KERNEL_FOLDER}/"))
+
+
+# -- rule 24: slices made of tunables
+
+
+def _check_slices(
+    tree: Tree, values: Values, arguments: Sequence[Argument], documented: Mapping[str, Tunable]
+) -> Iterator[Finding]:
+    """Find slices that are a tunable, or arithmetic with one, and whose documented range does not keep the bounds."""
+    slices = [(where, argument) for where, argument, role in arguments if role is Role.SLICE]
+    for where, expression in [*slices, *_written_slices(tree)]:
+        found, name = values.tunables_in(expression), where.removeprefix("____")
+        for tunable in found:
+            if tunable.name not in documented:
+                message = f"tunable {tunable.name} is used as a slice unclamped, and its range is documented nowhere"
+                yield _error(24, tunable.place, message, name)
+        if len(found) == 1 and found[0].name in documented:  # of more, the compiled object's values are checked
+            yield from _check_range(values, expression, found[0], documented[found[0].name], name)
+
+
+def _check_range(values: Values, expression: Node, tunable: Node, known: Tunable, where: str) -> Iterator[Finding]:
+    for bound, value in (("minimum", known.minimum), ("maximum", known.maximum)):
+        slice_ns = values.value(expression, tunables=value)
+        if slice_ns is not None and not SLICE_MIN_NS <= slice_ns <= SLICE_MAX_NS:
+            message = f"with {tunable.name} at its {bound} of {value} the slice is {slice_ns} ns"
+            yield _error(24, tunable.place, f"{message}, accepted: {SLICE_MIN_NS} to {SLICE_MAX_NS}", where)
+
+
+def _written_slices(tree: Tree) -> Iterator[tuple[str, Node]]:
+    """Yield what is assigned to p->scx.slice, with the function it is in."""
+    for function in tree.declarations:
+        for node in function.walk():
+            if node.kind == "BinaryOperator" and node.raw.get("opcode") == "=":
+                left, right = node.children
+                if bare(left).kind == "MemberExpr" and _member(bare(left)) == "scx.slice":
+                    yield function.name, right
+
+
+def _member(expression: Node) -> str:
+    """Return "outer.inner" of a member expression."""
+    inner = bare(expression.children[0])
+    return f"{inner.name}.{expression.name}" if inner.kind == "MemberExpr" else expression.name
+
+
+# -- rule 2: constants of the kernel that were copied
+
+
+def _check_copied_constants(tree: Tree, names: frozenset[str]) -> Iterator[Finding]:
+    for macro in tree.macros:
+        if macro.name in names and not macro.file.startswith("/") and _is_number(macro):
+            message = f"{macro.name} is a copy: {macro.body}, whatever the kernel says"
+            yield Finding(2, Severity.ERROR, "", macro.file, macro.line, f"{message}; {_use(macro.name)}")
+    yield from _check_copied_enumerators(tree, names)
+
+
+def _check_written_out_dsqs(values: Values, arguments: Sequence[Argument]) -> Iterator[Finding]:
+    for where, argument, role in arguments:
+        number = values.value(argument)
+        if role is Role.DSQ and number is not None and number & BUILTIN_DSQ and not _is_system(argument.begin):
+            message = f"DSQ id {number:#x} has bit 63 set, which marks built-in ones; {_use('those')}"
+            yield _error(2, argument.begin, message, where.removeprefix("____"))
+
+
+def _check_copied_enumerators(tree: Tree, names: frozenset[str]) -> Iterator[Finding]:
+    """Find uses of enumerators that the source declares itself, unless libbpf is told to relocate them."""
+    own = {
+        node.id: enum
+        for enum in tree.declarations
+        if enum.kind == "EnumDecl" and not _is_system(enum.place) and "___" not in enum.name
+        for node in enum.children
+        if node.kind == "EnumConstantDecl" and node.name in names
+    }
+    if not own:
+        return
+    relocated = {
+        part.id
+        for node in tree.walk()
+        if node.kind == "CallExpr" and node.children and call_parts(node)[0] == "__builtin_preserve_enum_value"
+        for part in node.walk()
+    }
+    for node in tree.walk():
+        if node.kind == "DeclRefExpr" and node.refers_to.id in own and node.id not in relocated:
+            enum = own[node.refers_to.id]
+            message = f"{node.name} is the source's own copy (line {enum.place.line}); {_use(node.name)}"
+            yield _error(2, node.begin, message)
+
+
+def _is_number(macro: Macro) -> bool:
+    return bool(macro.body) and set(macro.body) <= _NUMBER_TOKENS
+
+
+def _use(name: str) -> str:
+    return f"use bpf_core_enum_value() for {name}"
+
+
+# -- style: tasks recognised by their name
+
+
+def _check_task_names(tree: Tree) -> Iterator[Finding]:
+    """Find comparisons of task_struct.comm, and of what it was copied to."""
+    for function in tree.declarations:
+        if function.kind != "FunctionDecl" or _is_system(function.place):
+            continue
+        copies: set[str] = set()
+        for node in function.walk():
+            if node.kind == "CallExpr" and node.children:
+                callee, arguments = call_parts(node)
+                if any(_names_task(argument, set()) for argument in arguments):
+                    copies |= {part.refers_to.id for argument in arguments for part in _references(argument)}
+                compared = "cmp" in callee and any(_names_task(argument, copies) for argument in arguments)
+            else:
+                compared = node.raw.get("opcode") in _COMPARISONS and _names_task(node, copies)
+            if compared:
+                message = "tasks are told apart by their name; take their class from a map that the loader fills"
+                where = function.name.removeprefix("____")
+                place = node.begin
+                yield Finding(29, Severity.WARNING, where, place.file, place.line, message, cleared_by="starvation")
+                break
+
+
+def _names_task(node: Node, copies: set[str]) -> bool:
+    """Whether an expression holds a task's name, or a variable that it was copied to."""
+    return any(
+        (part.kind == "MemberExpr" and part.name == "comm")
+        or (part.kind == "DeclRefExpr" and part.refers_to.id in copies)
+        for part in node.walk()
+    )
+
+
+def _references(node: Node) -> Iterator[Node]:
+    """Yield the references to arrays of characters in an expression: what a name may be copied to."""
+    return (part for part in node.walk() if part.kind == "DeclRefExpr" and part.type.startswith("char["))
