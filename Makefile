@@ -31,7 +31,7 @@ demo: setup ## optimise the build of a small bundled C project, from observation
 	$(BIN)/schedagent optimize --workload "make -j" --dir tests/fixtures/cproject --prepare "make clean" --iterations 1 --budget-minutes 10 \
 	  || [ $$? -eq 3 ] # an honest "nothing better" is a good end, too
 
-demo-llm: setup ## the same with a scripted model: it composes, patches, is rejected once, mends, and learns
+demo-llm: setup ## the same with a scripted model: it composes, patches, is rejected once, repairs, and learns
 	$(BIN)/python -m tests.demo_llm || [ $$? -eq 3 ]
 
 test: setup older-kernel test-unit ## run all tests, those in the micro-VM included

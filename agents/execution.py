@@ -1,8 +1,8 @@
 """The Execution agent: takes candidates through the verifier, then measures them against the default scheduler.
 
-A candidate that a model wrote and that fails may be mended, a few times; a mend is verified and measured as any other.
-Every finished step is in the repository before the next begins (a verification, a mend, a block of runs), so a run that
-was cut short continues behind the last of them.
+A candidate that a model wrote and that fails may be repaired, a few times; a repair is verified and measured like any
+other. Every completed step is in the repository before the next begins (a verification, a repair, a block of runs), so
+a run that was cut short continues after the last of them.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from verifier.lab.vm import LabPolicy
 
 log = logging.getLogger(__name__)
 
-MENDS = 2
-"""Times a candidate may be mended, or tried again, in one iteration."""
+REPAIRS = 2
+"""Times a candidate may be repaired, or tried again, in one iteration."""
 
 
 class Runs(Protocol):
@@ -39,7 +39,7 @@ class Runs(Protocol):
     def run_candidate(self, policy: LabPolicy) -> Sample: ...
 
 
-class Lab(Protocol):
+class MeasuringLab(Protocol):
     """See verifier.lab.vm.VmLab."""
 
     def session(self, workload: WorkloadCommand) -> AbstractContextManager[Runs]: ...
@@ -64,29 +64,29 @@ class Notebook(Protocol):
 
     def add_block(self, block: Block) -> None: ...
 
-    def mends(self) -> Mapping[str, CandidatePolicy]:
+    def repairs(self) -> Mapping[str, CandidatePolicy]:
         """By key of the candidate that failed."""
         ...
 
-    def save_mend(self, failed_key: str, mended: CandidatePolicy) -> None: ...
+    def save_repair(self, failed_key: str, repaired: CandidatePolicy) -> None: ...
 
 
-class Decision(Protocol):
+class RepairDecision(Protocol):
     """See agents.repair.Decision."""
 
     @property
-    def mended(self) -> CandidatePolicy | None: ...
+    def repaired(self) -> CandidatePolicy | None: ...
 
     @property
     def retry(self) -> bool: ...
 
 
-class Mender(Protocol):
+class Repairer(Protocol):
     """See agents.repair.ModelMender."""
 
-    def after_gate(self, candidate: CandidatePolicy, report: VerificationReport) -> Decision: ...
+    def after_gate(self, candidate: CandidatePolicy, report: VerificationReport) -> RepairDecision: ...
 
-    def after_trial(self, candidate: CandidatePolicy, trouble: str, *, lost: bool) -> Decision: ...
+    def after_trial(self, candidate: CandidatePolicy, trouble: str, *, lost: bool) -> RepairDecision: ...
 
 
 class Reporter(Protocol):
@@ -103,16 +103,16 @@ class Execution:
 
     Args:
         out_of_time: whether the run's budget is used up; asked before each verification and each block.
-        mender: decides on candidates that a model wrote and that failed; None without a model.
+        repairer: decides on candidates that a model wrote and that failed; None without a model.
     """
 
     verifier: Verifier
-    lab: Lab
+    lab: MeasuringLab
     library: Mapping[str, PolicyInfo]
     reporter: Reporter
     out_of_time: Callable[[], bool]
     rules: TrialRules
-    mender: Mender | None = None
+    repairer: Repairer | None = None
 
     def execute(
         self,
@@ -136,69 +136,69 @@ class Execution:
             RepositoryError: a finished step cannot be stored.
         """
         known = self._pass_gates(candidates, notebook)
-        for _attempt in range(MENDS + 1):
+        for _attempt in range(REPAIRS + 1):
             policies = [policy for candidate in known if (policy := self._ready(candidate, notebook))]
             if not policies or self.out_of_time():
                 return
             trial = Trial(self, workload, policies, notebook, seed, comparisons)
             trial.run()
-            mended, again = self._after_trial(trial, known, notebook)
-            if not (mended or again) or self.out_of_time():
+            repaired, again = self._after_trial(trial, known, notebook)
+            if not (repaired or again) or self.out_of_time():
                 return
-            known += self._pass_gates(mended, notebook)
+            known += self._pass_gates(repaired, notebook)
 
     def _pass_gates(self, candidates: Sequence[CandidatePolicy], notebook: Notebook) -> list[CandidatePolicy]:
-        """Verify candidates; what a gate rejects may be mended, and is verified then. Return them with their mends."""
+        """Verify candidates; what a gate rejects may be repaired and is then verified. Return all, repairs included."""
         known, waiting = list(candidates), list(candidates)
         while waiting:
             self._verify(waiting, notebook)
-            waiting = [mend for candidate in waiting if (mend := self._mend(candidate, notebook))]
+            waiting = [repair for candidate in waiting if (repair := self._repair(candidate, notebook))]
             known += waiting
         return known
 
-    def _mend(self, candidate: CandidatePolicy, notebook: Notebook) -> CandidatePolicy | None:
+    def _repair(self, candidate: CandidatePolicy, notebook: Notebook) -> CandidatePolicy | None:
         """Return what takes the place of a candidate that a gate rejected, or was found to before."""
         report = notebook.verification(candidate.key)
         if report is None or report.failure is None:
             return None
-        mends = notebook.mends()
-        if candidate.key in mends:
-            return mends[candidate.key]
-        if self.mender is None or self.out_of_time() or _times_mended(candidate, mends) >= MENDS:
+        repairs = notebook.repairs()
+        if candidate.key in repairs:
+            return repairs[candidate.key]
+        if self.repairer is None or self.out_of_time() or _times_repaired(candidate, repairs) >= REPAIRS:
             return None
-        return self._kept(candidate, self.mender.after_gate(candidate, report).mended, notebook)
+        return self._kept(candidate, self.repairer.after_gate(candidate, report).repaired, notebook)
 
     def _after_trial(
         self, trial: Trial, known: Sequence[CandidatePolicy], notebook: Notebook
     ) -> tuple[list[CandidatePolicy], bool]:
         """Return what takes the place of candidates that failed in their trial, and whether one is to be retried."""
-        if self.mender is None:
+        if self.repairer is None:
             return [], False
-        mended: list[CandidatePolicy] = []
+        repaired: list[CandidatePolicy] = []
         again = False
         for candidate, trouble, lost in trial.troubles():
-            mends = notebook.mends()
-            mend = mends.get(candidate.key)
-            if mend is None and _times_mended(candidate, mends) < MENDS:
-                decision = self.mender.after_trial(candidate, trouble, lost=lost)
+            repairs = notebook.repairs()
+            repair = repairs.get(candidate.key)
+            if repair is None and _times_repaired(candidate, repairs) < REPAIRS:
+                decision = self.repairer.after_trial(candidate, trouble, lost=lost)
                 again = again or decision.retry
-                mend = self._kept(candidate, decision.mended, notebook)
-            mended += [mend] if mend and mend not in known else []
-        return mended, again
+                repair = self._kept(candidate, decision.repaired, notebook)
+            repaired += [repair] if repair and repair not in known else []
+        return repaired, again
 
     def _kept(
-        self, failed: CandidatePolicy, mended: CandidatePolicy | None, notebook: Notebook
+        self, failed: CandidatePolicy, repaired: CandidatePolicy | None, notebook: Notebook
     ) -> CandidatePolicy | None:
-        """Store a mend, if there is one, and return it."""
-        if mended is None:
+        """Store a repair, if there is one, and return it."""
+        if repaired is None:
             return None
         try:
-            notebook.save_mend(failed.key, mended)
+            notebook.save_repair(failed.key, repaired)
         except PolicyError as error:  # another candidate of the plan is the same
-            self.reporter.step(f"{failed.label} is not mended: {error.message}")
+            self.reporter.step(f"{failed.label} is not repaired: {error.message}")
             return None
-        self.reporter.step(f"{failed.label} is mended: {mended.label}")
-        return mended
+        self.reporter.step(f"{failed.label} is repaired: {repaired.label}")
+        return repaired
 
     def _verify(self, candidates: Sequence[CandidatePolicy], notebook: Notebook) -> None:
         """Take those that were not verified yet through the gates, as long as there is time."""
@@ -224,11 +224,11 @@ class Execution:
         return LabPolicy(candidate, artifact)
 
 
-def _times_mended(candidate: CandidatePolicy, mends: Mapping[str, CandidatePolicy]) -> int:
-    """Return how many mends lie between a planned candidate and this one."""
-    failed_keys = {mended.key: key for key, mended in mends.items()}
+def _times_repaired(candidate: CandidatePolicy, repairs: Mapping[str, CandidatePolicy]) -> int:
+    """Return how many repairs lie between a planned candidate and this one."""
+    failed_keys = {repaired.key: key for key, repaired in repairs.items()}
     count, key = 0, candidate.key
-    while key in failed_keys and count <= MENDS:
+    while key in failed_keys and count <= REPAIRS:
         count, key = count + 1, failed_keys[key]
     return count
 

@@ -138,7 +138,7 @@ def _s(nanoseconds: int) -> str:
 def policy_line(policy: PolicyInfo) -> str:
     """One policy of a list."""
     meant = ", ".join(policy.target_workloads) or "not said"
-    return f"- {policy.name} ({policy.origin.value}): {short(policy.description, 200)} Meant for: {meant}."
+    return f"- {policy.name} ({policy.origin.label}): {short(policy.description, 200)} Meant for: {meant}."
 
 
 def policy_summary(policy: PolicyInfo) -> str:
@@ -225,7 +225,7 @@ def plan_lines(number: int, plan: Plan, verdicts: Mapping[str, Verdict]) -> Iter
 
 def candidate_reasons(candidate: CandidatePolicy) -> Iterator[str]:
     """Why a candidate was planned, and what its planner expected."""
-    yield f"- {candidate.key} {candidate.label} ({candidate.way.value}): {short(candidate.reason)}"
+    yield f"- {candidate.key} {candidate.label} ({candidate.origin.value}): {short(candidate.reason)}"
     if candidate.expected:
         yield f"  expected: {short(candidate.expected)}"
     if candidate.refuted_by:
@@ -258,14 +258,14 @@ def report_summary(report: VerificationReport) -> str:
 
 
 def finding_lines(report: VerificationReport) -> Iterator[str]:
-    """What is wrong, where, on which path, and how it is mended."""
+    """What is wrong, where, on which path, and how it is repaired."""
     for finding in report.findings:
         if finding.cleared_by and report.clears(finding):
             continue
         yield f"- {finding.severity.value}: {short(str(finding), 1000)}"
         yield from (f"  by {step.file}:{step.line}: {short(step.text, 200)}" for step in finding.path)
         yield f"  why: {finding.text.why}"
-        yield f"  mend: {finding.text.mend}"
+        yield f"  repair: {finding.text.repair}"
         if finding.cleared_by:
             yield f"  it is cleared if the oracle {finding.cleared_by!r} holds"
 

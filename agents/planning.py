@@ -92,7 +92,7 @@ def propose(
 
 
 def still_holds(pattern: Antipattern, library: Mapping[str, PolicyInfo]) -> bool:
-    """Whether the policy that failed is still the one in the library; a mended one deserves another try."""
+    """Whether the policy that failed is still the one in the library; a repaired one deserves another try."""
     info = library.get(pattern.policy)
     return info is None or not pattern.source_digest or pattern.source_digest == info.source_digest
 
@@ -115,8 +115,8 @@ def check_candidate(candidate: CandidatePolicy, library: Mapping[str, PolicyInfo
 # --- with a model ---------------------------------------------------------------------------------------------------
 
 
-class Workshop(Protocol):
-    """Makes candidates; see agents.planner.builder.Workshop."""
+class PolicyBuilder(Protocol):
+    """Makes candidates; see agents.planner.builder.PolicyBuilder."""
 
     def make(self, proposal: Proposal, profile: WorkloadProfile) -> CandidatePolicy: ...
 
@@ -161,7 +161,7 @@ class Known:
         }
 
 
-def propose_with_model(session: ModelSession, workshop: Workshop, known: Known, iteration: int) -> Plan | None:
+def propose_with_model(session: ModelSession, builder: PolicyBuilder, known: Known, iteration: int) -> Plan | None:
     """Return the next plan of a run as a model wants it; None if it gives none that can be made, which is noted.
 
     Args:
@@ -176,7 +176,7 @@ def propose_with_model(session: ModelSession, workshop: Workshop, known: Known, 
     planned = session.ask("planning", iteration, messages, Planned)
     if planned is None:
         return None
-    made = _Making(session, workshop, known, iteration, "\n".join(sections.values()))
+    made = _Making(session, builder, known, iteration, "\n".join(sections.values()))
     made.take(planned.proposals)
     if made.wrong and len(made.candidates) < known.limit:
         messages += [answered(planned), *session.question(_CORRECT, {"what is wrong": "\n".join(made.wrong)})]
@@ -215,7 +215,7 @@ class _Making:
     """
 
     session: ModelSession
-    workshop: Workshop
+    builder: PolicyBuilder
     known: Known
     iteration: int
     shown: str
@@ -234,14 +234,14 @@ class _Making:
             try:
                 self.candidates.append(self._make(proposed))
             except (PolicyError, UsageError) as error:
-                what = f"proposal {number} ({proposed.way.value} {one_line(proposed.policy)})"
+                what = f"proposal {number} ({proposed.origin} {one_line(proposed.policy)})"
                 self.wrong.append(f"{what}: {error}")
                 self.session.note("planning", self.iteration, f"{what} cannot be made: {in_short(error.message)}")
 
     def _make(self, proposed: Proposed) -> CandidatePolicy:
         asked = proposed.proposal()
         asked = replace(asked, description=self.plain(asked.description), reason=self.plain(asked.reason))
-        candidate = self.workshop.make(asked, self.known.profile)
+        candidate = self.builder.make(asked, self.known.profile)
         for tried, verdict in self.known.tried:
             if tried.key == candidate.key:
                 raise UsageError(f"this run has tried it: {shown.verdict(verdict)}", "propose what differs from it")

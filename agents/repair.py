@@ -1,6 +1,6 @@
-"""What becomes of a policy that a model wrote and that failed: a model mends it, has it tried again, or gives it up.
+"""What becomes of a policy that a model wrote and that failed: a model repairs it, has it tried again, or gives it up.
 
-It is told only what a mend needs: the policy, what was found, and where.
+It is told only what a repair needs: the policy, what was found, and where.
 """
 
 from __future__ import annotations
@@ -16,37 +16,37 @@ from agents.session import ModelSession, answered, in_short
 from agents.summaries import excerpts_text, rejection_text
 from schedagent.core.errors import PolicyError, UsageError
 from schedagent.core.policies.policy import CandidatePolicy
-from schedagent.core.policies.proposal import MadePolicy, Proposal, Way
+from schedagent.core.policies.proposal import DerivedPolicy, Origin, Proposal
 from schedagent.core.trials.workload import WorkloadProfile
 from schedagent.core.verification import VerificationReport
 
-_AGAIN = "This mend cannot be made. Answer in the same form, with one that can, or abandon the policy."
+_AGAIN = "This repair cannot be made. Answer in the same form, with one that can, or abandon the policy."
 
 
-class Workshop(Protocol):
-    """Makes candidates; see agents.planner.builder.Workshop."""
+class PolicyBuilder(Protocol):
+    """Makes candidates; see agents.planner.builder.PolicyBuilder."""
 
     def make(self, proposal: Proposal, profile: WorkloadProfile) -> CandidatePolicy: ...
 
 
 @dataclass(frozen=True)
-class Decision:
+class Repair:
     """What is to be done with a candidate.
 
     Args:
-        mended: the candidate to try in its place; None for no mend.
+        repaired: the candidate to try in its place; None for no repair.
         retry: try it once more as it is.
     """
 
-    mended: CandidatePolicy | None = None
+    repaired: CandidatePolicy | None = None
     retry: bool = False
 
 
-NOTHING = Decision()
+NOTHING = Repair()
 
 
 @dataclass(frozen=True)
-class ModelMender:
+class ModelRepairer:
     """Asks a model.
 
     Args:
@@ -56,12 +56,12 @@ class ModelMender:
     """
 
     session: ModelSession
-    workshop: Workshop
-    made: Callable[[str], MadePolicy | None]
+    builder: PolicyBuilder
+    made: Callable[[str], DerivedPolicy | None]
     profile: WorkloadProfile
     iteration: int
 
-    def after_gate(self, candidate: CandidatePolicy, report: VerificationReport) -> Decision:
+    def after_gate(self, candidate: CandidatePolicy, report: VerificationReport) -> Repair:
         """Decide what becomes of a candidate that a gate rejected."""
         policy = self.made(candidate.policy)
         if policy is None:
@@ -69,11 +69,11 @@ class ModelMender:
         sections = {**_texts(policy), "what was found": rejection_text(report)}
         if policy.spec is None:
             sections["lines around the findings"] = excerpts_text(report, policy.source)
-        task = f"A gate rejected {candidate.policy} (candidate {candidate.key}). Mend or abandon?"
+        task = f"A gate rejected {candidate.policy} (candidate {candidate.key}). Repair or abandon?"
         decision = self._decide(candidate, policy, task, sections)
-        return Decision(decision.mended)  # what a gate rejects is never tried as it is
+        return Repair(decision.repaired)  # what a gate rejects is never tried as it is
 
-    def after_trial(self, candidate: CandidatePolicy, trouble: str, *, lost: bool) -> Decision:
+    def after_trial(self, candidate: CandidatePolicy, trouble: str, *, lost: bool) -> Repair:
         """Decide what becomes of a candidate that failed in its trial.
 
         Args:
@@ -87,39 +87,39 @@ class ModelMender:
         sections = {**_texts(policy), "what was found": trouble}
         task = f"{candidate.policy} (candidate {candidate.key}) {happened}. What now?"
         decision = self._decide(candidate, policy, task, sections)
-        return decision if lost else Decision(decision.mended)
+        return decision if lost else Repair(decision.repaired)
 
     def _decide(
-        self, candidate: CandidatePolicy, policy: MadePolicy, task: str, sections: Mapping[str, str]
-    ) -> Decision:
-        """Ask; a mend that cannot be made is asked for once more."""
+        self, candidate: CandidatePolicy, policy: DerivedPolicy, task: str, sections: Mapping[str, str]
+    ) -> Repair:
+        """Ask; a repair that cannot be made is asked for once more."""
         messages = self.session.question(task, sections)
         schema: type[Decided] = DecidedOnSource if policy.spec is None else DecidedOnSpec
         for _attempt in range(2):
             decided = self.session.ask("execution", self.iteration, messages, schema)
-            if decided is None or decided.decision != "mend":
-                return self._unmended(candidate, decided)
+            if decided is None or decided.decision != "repair":
+                return self._unrepaired(candidate, decided)
             try:
                 reason = without_claims(decided.reason, "\n".join(sections.values()))
-                mended = self.workshop.make(_proposal(candidate, decided, reason), self.profile)
-                if mended.key == candidate.key:
+                repaired = self.builder.make(_proposal(candidate, decided, reason), self.profile)
+                if repaired.key == candidate.key:
                     raise UsageError("it changes nothing: this is the policy that failed")
-                return Decision(mended)
+                return Repair(repaired)
             except (PolicyError, UsageError) as error:
-                told = f"the mend of {candidate.policy} cannot be made: {in_short(error.message)}"
+                told = f"the repair of {candidate.policy} cannot be made: {in_short(error.message)}"
                 self.session.note("execution", self.iteration, told)
                 messages += [answered(decided), *self.session.question(_AGAIN, {"what is wrong": str(error)})]
         return NOTHING
 
-    def _unmended(self, candidate: CandidatePolicy, decided: Decided | None) -> Decision:
+    def _unrepaired(self, candidate: CandidatePolicy, decided: Decided | None) -> Repair:
         if decided is None:
             return NOTHING
         told = f"{candidate.policy}: {decided.decision}: {decided.reason}"
         self.session.note("execution", self.iteration, told)
-        return Decision(retry=decided.decision == "retry")
+        return Repair(retry=decided.decision == "retry")
 
 
-def _texts(policy: MadePolicy) -> dict[str, str]:
+def _texts(policy: DerivedPolicy) -> dict[str, str]:
     """Return what the model wrote: a spec, or C."""
     if policy.spec is not None:
         return {"spec": json.dumps(policy.spec)}
@@ -127,16 +127,16 @@ def _texts(policy: MadePolicy) -> dict[str, str]:
 
 
 def _proposal(candidate: CandidatePolicy, decided: Decided, reason: str) -> Proposal:
-    """Return the mend as a proposal that goes the way the policy went; a diff is one against the policy that failed."""
+    """Return the repair as a proposal of the policy's own origin; a diff is against the policy that failed."""
     asked = Proposal(
-        way=candidate.way,
+        origin=candidate.origin,
         policy=candidate.policy,
         reason=reason,
         expected=candidate.expected,
         refuted_by=candidate.refuted_by,
     )
     if isinstance(decided, DecidedOnSpec):
-        return replace(asked, way=Way.COMPOSE, spec=decided.spec)
+        return replace(asked, origin=Origin.COMPOSE, spec=decided.spec)
     if isinstance(decided, DecidedOnSource) and decided.diff:
-        return replace(asked, way=Way.PATCH, diff=decided.diff)
-    return replace(asked, way=Way.GENERATE, source=decided.source if isinstance(decided, DecidedOnSource) else "")
+        return replace(asked, origin=Origin.PATCH, diff=decided.diff)
+    return replace(asked, origin=Origin.GENERATE, source=decided.source if isinstance(decided, DecidedOnSource) else "")

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, Field, WithJsonSchema
 
-from schedagent.core.policies.proposal import Proposal, Way
+from schedagent.core.policies.proposal import Origin, Proposal
 from schedagent.core.policies.spec_reader import spec_schema
 
 LONGEST_LINE = 600
@@ -79,7 +79,7 @@ class TunableValue(BaseModel):
 class Proposed(BaseModel):
     """One candidate."""
 
-    way: Way
+    origin: Literal["configure", "compose", "patch", "generate"]
     policy: str = Field(description="configure, patch: name in the library; compose, generate: name of the new policy")
     tunables: list[TunableValue] = Field(default_factory=list, description="only those that differ from the default")
     spec: SpecTable = Field(default=None, description="compose: the spec; else null")
@@ -91,9 +91,9 @@ class Proposed(BaseModel):
     refuted_by: Line = Field(description="which measurement would show that you are wrong")
 
     def proposal(self) -> Proposal:
-        """Return what is asked for, as the workshop takes it."""
+        """Return what is asked for, as the policy builder takes it."""
         return Proposal(
-            way=self.way,
+            origin=Origin(self.origin),
             policy=self.policy,
             tunables={tunable.name: tunable.value for tunable in self.tunables},
             spec=self.spec,
@@ -116,24 +116,24 @@ class Planned(BaseModel):
 class Decided(BaseModel):
     """Execution: what to do about a policy that a gate rejected, or that failed in its trial or was lost there."""
 
-    decision: Literal["mend", "retry", "proceed", "abandon"] = Field(
-        description="mend: try it changed; retry: once more as it is, if its machine was lost; proceed: what was found "
-        "stands; abandon: it is not worth another try"
+    decision: Literal["repair", "retry", "proceed", "abandon"] = Field(
+        description="repair: try it changed; retry: once more as it is, if its machine was lost; proceed: what was "
+        "found stands; abandon: it is not worth another try"
     )
-    reason: Line = Field(description="what was wrong, and what the mend changes; or why there is none")
+    reason: Line = Field(description="what was wrong, and what the repair changes; or why there is none")
 
 
 class DecidedOnSpec(Decided):
     """The same for a composed policy."""
 
-    spec: SpecTable = Field(default=None, description="mend: the whole spec as it should be; else null")
+    spec: SpecTable = Field(default=None, description="repair: the whole spec as it should be; else null")
 
 
 class DecidedOnSource(Decided):
     """The same for a policy in C: a diff is enough for a small change."""
 
-    diff: str = Field(default="", description="mend: unified diff against the source shown; else empty")
-    source: str = Field(default="", description="mend: the whole new source instead of a diff; else empty")
+    diff: str = Field(default="", description="repair: unified diff against the source shown; else empty")
+    source: str = Field(default="", description="repair: the whole new source instead of a diff; else empty")
 
 
 class Concluded(BaseModel):

@@ -107,7 +107,7 @@ def library_text(policies: Iterable[PolicyInfo]) -> str:
 
 
 def _policy(info: PolicyInfo) -> str:
-    origin = "" if info.origin == "bundled" else f" ({info.origin.value})"
+    origin = "" if info.origin == "bundled" else f" ({info.origin.label})"
     tunables = ", ".join(f"{one.name} {one.minimum}..{one.maximum} ({one.default})" for one in info.tunables)
     targets = ", ".join(info.target_workloads) or "any work"
     inputs = f"; knows {' and '.join(info.inputs)}" if info.inputs else ""
@@ -120,7 +120,7 @@ def tried_text(tried: Sequence[tuple[CandidatePolicy, Verdict]]) -> str:
     """Tell the history of this run: each candidate with its verdict, and what its planner expected."""
     lines = []
     for candidate, verdict in tried:
-        lines.append(f"{candidate.key} {candidate.way.value} {candidate.label}: {shown.verdict(verdict)}")
+        lines.append(f"{candidate.key} {candidate.origin.value} {candidate.label}: {shown.verdict(verdict)}")
         if candidate.expected:
             lines.append(f"  expected: {candidate.expected} Refuted by: {candidate.refuted_by or '-'}")
         if verdict.outcome is Outcome.FAILED or not verdict.pairs:
@@ -152,11 +152,11 @@ def insights_text(insights: Sequence[Insight]) -> str:
     return "\n".join(f"- {one.text}" for one in insights[:INSIGHTS])
 
 
-# --- what a mend needs ----------------------------------------------------------------------------------------------
+# --- what a repair needs ----------------------------------------------------------------------------------------------
 
 
 def rejection_text(report: VerificationReport) -> str:
-    """Tell why a gate closed, as far as a mend needs it: its findings, its measurements, its words."""
+    """Tell why a gate closed, as far as a repair needs it: its findings, its measurements, its words."""
     gate = report.failure
     if gate is None:
         return ""
@@ -165,7 +165,7 @@ def rejection_text(report: VerificationReport) -> str:
         if not oracle.ok:
             measured = f"{oracle.measured:.3g}, bound {oracle.bound:.3g} {oracle.unit}"
             lines.append(f"oracle {oracle.name} (rule {oracle.rule}): {measured}. {oracle.detail}")
-            lines.append(f"  mend: {RULES[oracle.rule].mend}")
+            lines.append(f"  repair: {RULES[oracle.rule].repair}")
     lines.append(_middle_cut(gate.detail, DETAIL))
     return "\n".join(lines)
 
@@ -181,7 +181,7 @@ def _finding_lines(gate: GateResult) -> list[str]:
 def _finding(finding: Finding) -> list[str]:
     rule = finding.text
     path = [f"  {step.file}:{step.line} {step.text}" for step in finding.path[-STEPS:]]
-    return [str(finding), *path, f"  rule: {rule.text}. {rule.why}.", f"  mend: {rule.mend}"]
+    return [str(finding), *path, f"  rule: {rule.text}. {rule.why}.", f"  repair: {rule.repair}"]
 
 
 def excerpts_text(report: VerificationReport, source: str) -> str:

@@ -10,13 +10,13 @@ from sqlalchemy.orm import Session
 
 from repo_store.codec import from_json, to_json
 from repo_store.tables import ApprovalRow
-from schedagent.core.approval import Decision, Request, Stage
+from schedagent.core.approval import ApprovalRequest, ApprovalStage, Decision
 from schedagent.core.errors import UsageError
 
 Values = dict[str, Any]
 
 
-def ask(session: Session, run_id: str, request: Request, at: str) -> None:
+def ask(session: Session, run_id: str, request: ApprovalRequest, at: str) -> None:
     """Store what a run waits for, in the place of what it waited for before."""
     if session.get(ApprovalRow, (run_id, request.digest)) is not None:
         return
@@ -53,15 +53,15 @@ def decide(session: Session, run_id: str, digest: str, decision: Decision) -> No
     row.because = decision.because
 
 
-def every(session: Session, run_id: str) -> Sequence[tuple[Request, Decision | None]]:
+def every(session: Session, run_id: str) -> Sequence[tuple[ApprovalRequest, Decision | None]]:
     """Return all that a run has asked for, oldest first, with what was decided; None for what still waits."""
     query = select(ApprovalRow).where(ApprovalRow.run_id == run_id)
     rows = session.scalars(query.order_by(ApprovalRow.asked_at, ApprovalRow.decided_at == "", ApprovalRow.digest))
     return [(_request(row), _decision(row) if row.decided_at else None) for row in rows]
 
 
-def _request(row: ApprovalRow) -> Request:
-    return Request(Stage(row.stage), row.iteration, from_json(Values, row.shown))
+def _request(row: ApprovalRow) -> ApprovalRequest:
+    return ApprovalRequest(ApprovalStage(row.stage), row.iteration, from_json(Values, row.shown))
 
 
 def _decision(row: ApprovalRow) -> Decision:

@@ -14,8 +14,8 @@ from repo_store.records import RunStatus
 from repo_store.tables import (
     AntipatternRow,
     CandidateRow,
+    DerivedPolicyRow,
     InsightRow,
-    MadePolicyRow,
     MeaningRow,
     PlanRow,
     RunRow,
@@ -65,6 +65,6 @@ def _forget(session: Session, run_id: str) -> None:
     session.execute(delete(VerdictRow).where(VerdictRow.at >= run.started_at))
     session.execute(delete(AntipatternRow).where(AntipatternRow.at >= run.started_at))
     session.execute(delete(InsightRow).where(InsightRow.created_at >= run.started_at))
-    later = or_(MadePolicyRow.run_id == run_id, MadePolicyRow.created_at >= run.started_at)
-    session.execute(delete(MadePolicyRow).where(later))
+    later = or_(DerivedPolicyRow.run_id == run_id, DerivedPolicyRow.created_at >= run.started_at)
+    session.execute(delete(DerivedPolicyRow).where(later))
     run.status, run.finished_at, run.report = RunStatus.RUNNING.value, "", None

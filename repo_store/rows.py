@@ -15,8 +15,8 @@ from repo_store.tables import (
     AntipatternRow,
     Base,
     CandidateRow,
+    DerivedPolicyRow,
     InsightRow,
-    MadePolicyRow,
     PolicyRow,
     RunRow,
     SampleRow,
@@ -24,7 +24,7 @@ from repo_store.tables import (
     VerificationRow,
 )
 from schedagent.core.policies.policy import CandidatePolicy, Plan, PolicyInfo
-from schedagent.core.policies.proposal import MadePolicy, Way
+from schedagent.core.policies.proposal import DerivedPolicy, Origin
 from schedagent.core.trials.lesson import Antipattern, Insight, Lesson
 from schedagent.core.trials.trial import Block, Hardware, Outcome, Sample, Verdict
 from schedagent.core.trials.workload import WorkloadCommand
@@ -51,7 +51,7 @@ def candidate_rows(run_id: str, iteration: int, plan: Plan) -> list[CandidateRow
 
 
 def candidate_row(
-    run_id: str, iteration: int, position: int, candidate: CandidatePolicy, mends: str = ""
+    run_id: str, iteration: int, position: int, candidate: CandidatePolicy, repairs: str = ""
 ) -> CandidateRow:
     return CandidateRow(
         run_id=run_id,
@@ -63,10 +63,10 @@ def candidate_row(
         history=to_json(Numbers, candidate.history),
         classes=to_json(Numbers, candidate.classes),
         reason=candidate.reason,
-        way=candidate.way.value,
+        origin=candidate.origin.value,
         expected=candidate.expected,
         refuted_by=candidate.refuted_by,
-        mends=mends,
+        repairs=repairs,
     )
 
 
@@ -120,11 +120,11 @@ def policy_row(policy: PolicyInfo) -> PolicyRow:
     )
 
 
-def made_policy_row(made: MadePolicy) -> MadePolicyRow:
+def derived_policy_row(made: DerivedPolicy) -> DerivedPolicyRow:
     spec = None if made.spec is None else to_json(Values, dict(made.spec))
-    return MadePolicyRow(
+    return DerivedPolicyRow(
         name=made.name,
-        way=made.way.value,
+        origin=made.origin.value,
         parent=made.parent,
         source=made.source,
         manifest=made.manifest,
@@ -134,9 +134,9 @@ def made_policy_row(made: MadePolicy) -> MadePolicyRow:
     )
 
 
-def made_policy(row: MadePolicyRow) -> MadePolicy:
+def derived_policy(row: DerivedPolicyRow) -> DerivedPolicy:
     spec = None if row.spec is None else from_json(Values, row.spec)
-    return MadePolicy(**columns(row) | {"way": Way(row.way), "spec": spec})
+    return DerivedPolicy(**columns(row) | {"origin": Origin(row.origin), "spec": spec})
 
 
 def insight_row(insight: Insight) -> InsightRow:
@@ -176,7 +176,7 @@ def candidate(row: CandidateRow) -> CandidatePolicy:
         history=from_json(Numbers, row.history),
         classes=from_json(Numbers, row.classes),
         reason=row.reason,
-        way=Way(row.way),
+        origin=Origin(row.origin),
         expected=row.expected,
         refuted_by=row.refuted_by,
     )

@@ -12,15 +12,15 @@ from sqlalchemy.orm import Session
 from repo_store import rows
 from repo_store.codec import from_json, to_json
 from repo_store.engine import Database
-from repo_store.tables import BaselineRow, LookRow, RecommendationRow, RequestRow
+from repo_store.tables import BaselineRow, ReadingRow, RecommendationRow, RequestRow
 from schedagent.core.errors import UsageError
 from schedagent.core.recommendation import (
     ApplyRequest,
     Baseline,
-    Kind,
-    Look,
     Progress,
+    Reading,
     Recommendation,
+    RecommendationKind,
     Standing,
 )
 from schedagent.core.trials.workload import WorkloadCommand
@@ -41,33 +41,33 @@ class ServiceRecords(Database):
 
     # What was measured
 
-    def add_looks(self, looks: Iterable[Look], *, keep_since: float) -> None:
+    def add_looks(self, looks: Iterable[Reading], *, keep_since: float) -> None:
         """Store intervals, and forget those that ended before `keep_since` (Unix time), or are too many."""
         with self._writing() as session:
             for look in looks:
                 fields = asdict(look) | {"commands": to_json(_Shares, dict(look.commands))}
-                session.merge(LookRow(**fields))
+                session.merge(ReadingRow(**fields))
                 session.flush()
                 _forget_too_many(session, look.subject)
-            session.execute(delete(LookRow).where(LookRow.at < keep_since))
+            session.execute(delete(ReadingRow).where(ReadingRow.at < keep_since))
 
-    def looks(self, subject: str, *, since: float = 0.0, limit: int = MOST_LOOKS, busy: bool = False) -> list[Look]:
+    def looks(self, subject: str, *, since: float = 0.0, limit: int = MOST_LOOKS, busy: bool = False) -> list[Reading]:
         """Return the latest intervals of a subject that ended after `since`, oldest first.
 
         Args:
             busy: only those in which its tasks had a turn.
         """
-        query = select(LookRow).where(LookRow.subject == subject, LookRow.at > since)
+        query = select(ReadingRow).where(ReadingRow.subject == subject, ReadingRow.at > since)
         if busy:
-            query = query.where(LookRow.delay_s.is_not(None))
+            query = query.where(ReadingRow.delay_s.is_not(None))
         with self._reading() as session:
-            found = session.scalars(query.order_by(LookRow.at.desc()).limit(limit)).all()
+            found = session.scalars(query.order_by(ReadingRow.at.desc()).limit(limit)).all()
             return [_look(row) for row in reversed(found)]
 
     def first_look(self) -> float | None:
         """Return when the oldest interval ended (Unix time); None if nothing was measured."""
         with self._reading() as session:
-            return session.scalar(select(func.min(LookRow.at)))
+            return session.scalar(select(func.min(ReadingRow.at)))
 
     def save_baseline(self, baseline: Baseline) -> None:
         """Store what is usual for a subject, in the place of what was."""
@@ -96,7 +96,7 @@ class ServiceRecords(Database):
         """Forget what was usual for a subject, and the intervals behind it: something has changed on purpose."""
         with self._writing() as session:
             session.execute(delete(BaselineRow).where(BaselineRow.subject == subject))
-            session.execute(delete(LookRow).where(LookRow.subject == subject))
+            session.execute(delete(ReadingRow).where(ReadingRow.subject == subject))
 
     # What is recommended
 
@@ -114,7 +114,7 @@ class ServiceRecords(Database):
             stored = _recommendation(row)
             if stored.standing is Standing.APPLIED:
                 return stored
-            newer = found.kind is Kind.DEPLOY and found.expires_at > stored.expires_at
+            newer = found.kind is RecommendationKind.DEPLOY and found.expires_at > stored.expires_at
             again = stored.standing is not Standing.FAILED or newer
             standing, note = (Standing.OPEN, "") if again else (stored.standing, stored.note)
             merged = replace(found, since=stored.since, standing=standing, note=note)
@@ -193,7 +193,7 @@ class ServiceRecords(Database):
         """Return the latest request for each recommendation that was ever asked for, by its id."""
         return {request.recommendation_id: request for request in self.requests()}
 
-    def begun_by_service(self, kind: Kind, since: float) -> int:
+    def begun_by_service(self, kind: RecommendationKind, since: float) -> int:
         """Count the requests for recommendations of a kind that the service itself made after `since` (Unix time)."""
         query = (
             select(func.count())
@@ -206,10 +206,10 @@ class ServiceRecords(Database):
 
 
 def _forget_too_many(session: Session, subject: str) -> None:
-    newest = select(LookRow.at).where(LookRow.subject == subject).order_by(LookRow.at.desc())
+    newest = select(ReadingRow.at).where(ReadingRow.subject == subject).order_by(ReadingRow.at.desc())
     oldest_kept = session.scalar(newest.offset(MOST_LOOKS - 1).limit(1))
     if oldest_kept is not None:
-        session.execute(delete(LookRow).where(LookRow.subject == subject, LookRow.at < oldest_kept))
+        session.execute(delete(ReadingRow).where(ReadingRow.subject == subject, ReadingRow.at < oldest_kept))
 
 
 def _stand(session: Session, recommendation_id: str, standing: Standing, note: str) -> None:
@@ -218,8 +218,8 @@ def _stand(session: Session, recommendation_id: str, standing: Standing, note: s
         row.standing, row.note = standing.value, note
 
 
-def _look(row: LookRow) -> Look:
-    return Look(**rows.columns(row) | {"commands": from_json(_Shares, row.commands)})
+def _look(row: ReadingRow) -> Reading:
+    return Reading(**rows.columns(row) | {"commands": from_json(_Shares, row.commands)})
 
 
 def _baseline(row: BaselineRow) -> Baseline:
@@ -240,7 +240,7 @@ def _recommendation_row(one: Recommendation) -> RecommendationRow:
 
 def _recommendation(row: RecommendationRow) -> Recommendation:
     typed: dict[str, Any] = {
-        "kind": Kind(row.kind),
+        "kind": RecommendationKind(row.kind),
         "standing": Standing(row.standing),
         "evidence": from_json(_Values, row.evidence),
         "workload": from_json(WorkloadCommand, row.workload),

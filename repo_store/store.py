@@ -27,8 +27,8 @@ from repo_store.tables import (
     AntipatternRow,
     Base,
     CandidateRow,
+    DerivedPolicyRow,
     InsightRow,
-    MadePolicyRow,
     MeaningRow,
     PlanRow,
     PolicyRow,
@@ -38,10 +38,10 @@ from repo_store.tables import (
     VerdictRow,
     VerificationRow,
 )
-from schedagent.core.approval import Decision, Request
+from schedagent.core.approval import ApprovalRequest, Decision
 from schedagent.core.errors import NameTaken, PolicyError, RepositoryError, UsageError
 from schedagent.core.policies.policy import CandidatePolicy, Plan, PolicyInfo
-from schedagent.core.policies.proposal import MadePolicy
+from schedagent.core.policies.proposal import DerivedPolicy
 from schedagent.core.trials.lesson import Antipattern, Insight, Lesson, Meaning
 from schedagent.core.trials.trial import Block, Hardware, Outcome, Verdict
 from schedagent.core.trials.workload import WorkloadCommand, WorkloadProfile
@@ -209,12 +209,12 @@ class PolicyRepository(Database):
             candidates = tuple(rows.candidate(row) for row in _planned_rows(session, run_id, iteration))
             return Plan(candidates=candidates, reason=head.reason, learned=head.learned)
 
-    def save_mend(self, run_id: str, iteration: int, failed_key: str, candidate: CandidatePolicy) -> None:
-        """Store a candidate that mends another one of the same iteration, which may be a mend itself.
+    def save_repair(self, run_id: str, iteration: int, failed_key: str, candidate: CandidatePolicy) -> None:
+        """Store a candidate that repairs another one of the same iteration, which may be a repair itself.
 
         Raises:
             UsageError: that iteration has no candidate `failed_key`.
-            PolicyError: the mend is a candidate of the iteration already, so it mends nothing.
+            PolicyError: the repair is a candidate of the iteration already, so it repairs nothing.
         """
         with self._writing() as session:
             stored = {row.key: row for row in _candidate_rows(session, run_id, iteration)}
@@ -223,20 +223,20 @@ class PolicyRepository(Database):
             there = stored.get(candidate.key)
             if there is None:
                 session.add(rows.candidate_row(run_id, iteration, len(stored), candidate, failed_key))
-            elif there.mends != failed_key:
+            elif there.repairs != failed_key:
                 raise PolicyError(
                     f"{candidate.label} is a candidate of this iteration already", "change it, or give up"
                 )
 
     def candidates(self, run_id: str, iteration: int) -> list[CandidatePolicy]:
-        """Return all candidates of one iteration: the plan's, then the mends, in the order they were stored."""
+        """Return all candidates of one iteration: the plan's, then the repairs, in the order they were stored."""
         with self._reading() as session:
             return [rows.candidate(row) for row in _candidate_rows(session, run_id, iteration)]
 
-    def mended(self, run_id: str, iteration: int) -> dict[str, str]:
-        """Return, by the key of each mend of one iteration, the key of the candidate that it mends."""
+    def repaired(self, run_id: str, iteration: int) -> dict[str, str]:
+        """Return, by the key of each repair of one iteration, the key of the candidate that it repairs."""
         with self._reading() as session:
-            return {row.key: row.mends for row in _candidate_rows(session, run_id, iteration) if row.mends}
+            return {row.key: row.repairs for row in _candidate_rows(session, run_id, iteration) if row.repairs}
 
     def iterations(self, run_id: str) -> list[int]:
         """Return the iterations that have a plan, in order."""
@@ -301,7 +301,7 @@ class PolicyRepository(Database):
 
     # What a person has to approve
 
-    def ask_approval(self, run_id: str, request: Request) -> None:
+    def ask_approval(self, run_id: str, request: ApprovalRequest) -> None:
         """Store what a run shows and waits for, and that it waits."""
         with self._writing() as session:
             approvals.ask(session, run_id, request, _now())
@@ -316,7 +316,7 @@ class PolicyRepository(Database):
         with self._writing() as session:
             approvals.decide(session, run_id, digest, decision)
 
-    def approvals(self, run_id: str) -> Sequence[tuple[Request, Decision | None]]:
+    def approvals(self, run_id: str) -> Sequence[tuple[ApprovalRequest, Decision | None]]:
         """Return all that a run has asked for, oldest first, with what was decided; None for what still waits."""
         with self._reading() as session:
             return approvals.every(session, run_id)
@@ -407,34 +407,35 @@ class PolicyRepository(Database):
 
     # Policies that were made
 
-    def keep_policy(self, made: MadePolicy) -> MadePolicy:
+    def keep_policy(self, made: DerivedPolicy) -> DerivedPolicy:
         """Store a policy and return what is stored: the same content under this name may be there from another run.
 
         Raises:
             NameTaken: a policy of other content has this name; what was stored once is never changed.
         """
-        row = rows.made_policy_row(made)
+        row = rows.derived_policy_row(made)
         with self._writing() as session:
-            there = session.get(MadePolicyRow, made.name)
+            there = session.get(DerivedPolicyRow, made.name)
             if there is None:
                 session.add(row)
                 return made
-            stored = rows.made_policy(there)
+            stored = rows.derived_policy(there)
         if stored.digest != made.digest:
             raise NameTaken(f"another policy is called {made.name}", "give it another name")
         return stored
 
-    def made_policies(self) -> list[MadePolicy]:
+    def derived_policies(self) -> list[DerivedPolicy]:
         """Return every policy that was ever made, by name."""
         with self._reading() as session:
             return [
-                rows.made_policy(row) for row in session.scalars(select(MadePolicyRow).order_by(MadePolicyRow.name))
+                rows.derived_policy(row)
+                for row in session.scalars(select(DerivedPolicyRow).order_by(DerivedPolicyRow.name))
             ]
 
     def policies_of(self, run_id: str) -> set[str]:
         """Return the names of the policies that a run has candidates of, or made."""
         planned = select(CandidateRow.policy).where(CandidateRow.run_id == run_id)
-        made = select(MadePolicyRow.name).where(MadePolicyRow.run_id == run_id)
+        made = select(DerivedPolicyRow.name).where(DerivedPolicyRow.run_id == run_id)
         with self._reading() as session:
             return {*session.scalars(planned), *session.scalars(made)}
 
@@ -541,7 +542,7 @@ def _candidate_rows(session: Session, run_id: str, iteration: int) -> list[Candi
 
 
 def _planned_rows(session: Session, run_id: str, iteration: int) -> list[CandidateRow]:
-    return [row for row in _candidate_rows(session, run_id, iteration) if not row.mends]
+    return [row for row in _candidate_rows(session, run_id, iteration) if not row.repairs]
 
 
 def _similar(session: Session, run: RunRow, profile: WorkloadProfile, apart: float) -> SimilarRun:

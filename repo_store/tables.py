@@ -68,7 +68,7 @@ class PlanRow(Base):
 
 
 class CandidateRow(Base):
-    """A candidate of a plan, or one that mends another of the same iteration. JSON: tunables, history, classes."""
+    """A candidate of a plan, or one that repairs another of the same iteration. JSON: tunables, history, classes."""
 
     __tablename__ = "candidates"
     __table_args__ = (ForeignKeyConstraint(["run_id", "iteration"], ["plans.run_id", "plans.iteration"]),)
@@ -82,10 +82,10 @@ class CandidateRow(Base):
     history: Mapped[str]
     classes: Mapped[str]
     reason: Mapped[str]
-    way: Mapped[str]
+    origin: Mapped[str] = mapped_column("way")
     expected: Mapped[str]
     refuted_by: Mapped[str]
-    mends: Mapped[str]
+    repairs: Mapped[str] = mapped_column("mends")
 
 
 class VerificationRow(Base):
@@ -190,13 +190,13 @@ class InsightRow(Base):
     created_at: Mapped[str]
 
 
-class MadePolicyRow(Base):
+class DerivedPolicyRow(Base):
     """A policy that did not come with the program. JSON: spec. The run may be empty: nobody has to be running."""
 
     __tablename__ = "made_policies"
 
     name: Mapped[str] = mapped_column(primary_key=True)
-    way: Mapped[str]
+    origin: Mapped[str] = mapped_column("way")
     parent: Mapped[str]
     source: Mapped[str]
     manifest: Mapped[str]
@@ -217,7 +217,7 @@ class PolicyRow(Base):
     limitations: Mapped[str]
 
 
-class LookRow(Base):
+class ReadingRow(Base):
     """One interval that the agent service measured; a delay of NULL: nothing had a turn. JSON: commands."""
 
     __tablename__ = "looks"

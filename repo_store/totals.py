@@ -16,8 +16,8 @@ from repo_store.reading import read_only
 from repo_store.records import RunStatus
 from repo_store.tables import (
     CandidateRow,
-    LookRow,
-    MadePolicyRow,
+    DerivedPolicyRow,
+    ReadingRow,
     RecommendationRow,
     RequestRow,
     RunRow,
@@ -111,12 +111,12 @@ class RepositoryReader:
             return RepositoryTotals(
                 runs=_counts(connection, RunRow.status, RunRow.id),
                 samples=connection.scalar(select(func.count()).select_from(SampleRow)) or 0,
-                made=_counts(connection, MadePolicyRow.way, MadePolicyRow.name),
+                made=_counts(connection, DerivedPolicyRow.origin, DerivedPolicyRow.name),
                 verified=self._verifications(connection),
                 recommendations=_recommendations(connection),
                 requests=_counts(connection, RequestRow.progress, RequestRow.number),
                 queued_since=_moment(connection, func.min(RequestRow.asked_at), RequestRow.progress == Progress.QUEUED),
-                looked_at=_moment(connection, func.max(LookRow.at), LookRow.subject == MACHINE),
+                looked_at=_moment(connection, func.max(ReadingRow.at), ReadingRow.subject == MACHINE),
                 **_verdicts(connection),
             )
 

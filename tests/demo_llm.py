@@ -4,7 +4,7 @@
 
 The model is a script (`Demonstrator`) behind a real HTTP endpoint; everything else is what `schedagent optimize` does
 for a user: the workload is observed, a policy is composed and another one patched; the patch loses tasks, so the
-verifier rejects it; it is mended, verified and measured; at the end stands what was learned and what the model cost.
+verifier rejects it; it is repaired, verified and measured; at the end stands what was learned and what the model cost.
 Nothing that is measured is scripted, so the verdict may differ from run to run.
 """
 
@@ -40,7 +40,7 @@ DESCRIBED = {
 }
 
 COMPOSED = {
-    "way": "compose",
+    "origin": "compose",
     "policy": "tail_first",
     "tunables": [],
     "spec": {
@@ -98,7 +98,7 @@ def patched(text: str) -> str:
 def patch() -> dict[str, Any]:
     """Return the careless proposal: tasks that are bound to a CPU are forgotten, and so are lost."""
     return COMPOSED | {
-        "way": "patch",
+        "origin": "patch",
         "policy": PARENT,
         "spec": None,
         "diff": diff(SOURCE, patched(LOSES_TASKS)),
@@ -132,10 +132,10 @@ class Demonstrator:
 
     def execution(self, body: dict[str, Any]) -> dict[str, Any]:
         if "rule 18" not in body["messages"][-1]["content"]:
-            return {"content": {"decision": "abandon", "reason": "I see no mend for this.", "diff": "", "source": ""}}
-        mend = diff(patched(LOSES_TASKS), patched(SHORT_TURNS))
+            return {"content": {"decision": "abandon", "reason": "I see no repair for this.", "diff": "", "source": ""}}
+        repair = diff(patched(LOSES_TASKS), patched(SHORT_TURNS))
         reason = "The early return lost tasks that are bound to a CPU: they are queued with a shorter slice now."
-        return {"content": {"decision": "mend", "reason": reason, "diff": mend, "source": ""}}
+        return {"content": {"decision": "repair", "reason": reason, "diff": repair, "source": ""}}
 
     def learning(self, body: dict[str, Any]) -> dict[str, Any]:
         lines = [line for line in body["messages"][1]["content"].splitlines() if " pairs" in line]
@@ -202,10 +202,10 @@ def story(report: dict[str, Any]) -> list[str]:
     steps = {"observed": report["meaning"]["meaning"] if report["meaning"] else "nothing in words"}
     lines = ["", "The story:", f"  observed: {steps['observed']}"]
     for candidate in report["iterations"][0]["candidates"]:
-        how = f"{candidate['way']} {candidate['policy']}"
+        how = f"{candidate['origin']} {candidate['policy']}"
         closed = next((gate["gate"] for gate in candidate["gates"] if gate["status"] == "failed"), "")
         ended = f"rejected by gate {closed!r}" if closed else candidate["verdict"]["outcome"]
-        lines.append(f"  {'mended' if candidate['mends'] else 'planned'}: {how}: {ended}")
+        lines.append(f"  {'repaired' if candidate['repairs'] else 'planned'}: {how}: {ended}")
     lines += [f"  learned: {insight['text']}" for insight in report["insights"]]
     return [*lines, f"  cost: {report['model']['used']}"]
 

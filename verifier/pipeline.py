@@ -1,8 +1,8 @@
 """The ordered gates a candidate must pass before anything else may run it.
 
-A gate that fails closes the way: the gates behind it are skipped and say so. A gate whose VM was lost twice has neither
-passed nor failed: it is skipped too, and so is the rest. Warnings of the static gates are cleared, or not, by what the
-proving ground measures.
+A candidate stops at the gate that it fails: those behind it are skipped and say so. A gate whose VM was lost twice has
+neither passed nor failed: it is skipped too, and so is the rest. Warnings of the static gates are cleared, or not, by
+what the proving ground measures.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from verifier.logic.checks import check_logic
 from verifier.microvm import jobs
 from verifier.object.reader import read_object
 from verifier.proving.prove import PHASES, Depth
-from verifier.report_cache import KeptReports, digest_subject, verifier_version
+from verifier.report_cache import ReportCache, digest_subject, verifier_version
 from verifier.signer import Signer
 from verifier.source.checks import check_source
 
@@ -66,7 +66,7 @@ class ProvingGround(Protocol):
 
 
 @dataclass(frozen=True)
-class Bench:
+class KernelBench:
     """A kernel to verify on: its types, to compile for, and the machine that runs it."""
 
     ground: ProvingGround
@@ -107,7 +107,7 @@ class Verifier:
         on_gate: called with each result as it comes.
     """
 
-    benches: tuple[Bench, ...]
+    benches: tuple[KernelBench, ...]
     cache_dir: Path
     signer: Signer | None = None
     include_dirs: tuple[Path, ...] = ()
@@ -115,7 +115,7 @@ class Verifier:
     scope: Scope = Scope.FULL
     cgroup: str = ""
     static_only: bool = False
-    kept: KeptReports | None = None
+    kept: ReportCache | None = None
     on_gate: Callable[[GateResult], None] = field(default=lambda _result: None)
 
     @property
@@ -289,7 +289,7 @@ class _Passage:
             raise VmLost(results[0].detail)
         return Passed(told)
 
-    def _on_kernel(self, bench: Bench) -> KernelResult:
+    def _on_kernel(self, bench: KernelBench) -> KernelResult:
         """Load the policy on one kernel; the first one's machine is kept for the gates behind this one."""
         release = bench.target.release
         try:

@@ -39,7 +39,7 @@ def digest_subject(parts: Sequence[Any]) -> str:
     return hashlib.sha256(json.dumps([*parts, verifier_version()]).encode()).hexdigest()[:32]
 
 
-class KeptReports:
+class ReportCache:
     """A folder with one file per policy that passed.
 
     Args:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from agents.llm.exchange import Request, Usage
+from agents.llm.exchange import ModelRequest, Usage
 from schedagent.core.errors import BudgetSpent
 from schedagent.core.settings import ModelPrice, Settings
 
@@ -84,7 +84,7 @@ class Budget:
         limits = BudgetLimits(settings.model_max_calls, settings.model_max_tokens, settings.model_max_dollars)
         return cls(limits, settings.model_prices, spent)
 
-    def admit(self, request: Request) -> int:
+    def admit(self, request: ModelRequest) -> int:
         """Return how many tokens the answer to this request may have.
 
         Raises:
@@ -101,13 +101,13 @@ class Budget:
             raise self._spent(f"${limits.dollars:.2f}", "model_max_dollars")
         return min(LONGEST_ANSWER, by_tokens, by_money)
 
-    def add(self, request: Request, usage: Usage) -> UsageRecord:
+    def add(self, request: ModelRequest, usage: Usage) -> UsageRecord:
         """Count an answered request."""
         record = self.record(request, usage)
         self.records.append(record)
         return record
 
-    def record(self, request: Request, usage: Usage) -> UsageRecord:
+    def record(self, request: ModelRequest, usage: Usage) -> UsageRecord:
         """Return what an answered request used, without counting it."""
         price = self._prices.get(request.model)
         cost = None
@@ -116,7 +116,7 @@ class Budget:
         tokens = (usage.input_tokens, usage.output_tokens)
         return UsageRecord(request.role, request.model, 1, *tokens, cost, usage.estimated)
 
-    def _affordable(self, request: Request) -> int:
+    def _affordable(self, request: ModelRequest) -> int:
         """Tokens of an answer that the money left pays for."""
         price = self._prices.get(request.model)
         if price is None or not (price.input or price.output):

@@ -50,7 +50,7 @@ def call_tool(tools: Sequence[Tool], call: ToolCall) -> str:
 
 
 @dataclass(frozen=True)
-class Answer:
+class ToolAnswer:
     """What calling a tool came to.
 
     Args:
@@ -62,19 +62,19 @@ class Answer:
     failed: bool = False
 
 
-def try_tool(tools: Sequence[Tool], call: ToolCall) -> Answer:
+def try_tool(tools: Sequence[Tool], call: ToolCall) -> ToolAnswer:
     """Call the named tool and return what that came to."""
     from pydantic import ValidationError
 
     tool = next((tool for tool in tools if tool.name == call.name), None)
     if tool is None:
         names = ", ".join(tool.name for tool in tools) or "none"
-        return Answer(f"error: there is no tool {call.name[:64]!r}; there are: {names}", failed=True)
+        return ToolAnswer(f"error: there is no tool {call.name[:64]!r}; there are: {names}", failed=True)
     try:
         arguments = tool.arguments.model_validate_json(call.arguments or "{}")
     except ValidationError as error:
-        return Answer(f"error: the arguments of {tool.name} are not accepted:\n{problems(error)}", failed=True)
+        return ToolAnswer(f"error: the arguments of {tool.name} are not accepted:\n{problems(error)}", failed=True)
     try:
-        return Answer(tool.call(arguments))
+        return ToolAnswer(tool.call(arguments))
     except SchedagentError as error:
-        return Answer(f"error: {error}", failed=True)
+        return ToolAnswer(f"error: {error}", failed=True)

@@ -16,9 +16,9 @@ from agents.llm.exchange import (
     Failure,
     Form,
     Json,
+    ModelRequest,
     Outcome,
     Reply,
-    Request,
     Role,
     ToolCall,
 )
@@ -33,7 +33,7 @@ V = TypeVar("V")
 
 
 @dataclass(frozen=True)
-class Answer(Generic[V]):
+class ModelAnswer(Generic[V]):
     """A checked answer.
 
     Args:
@@ -76,7 +76,7 @@ class Asker:
         """The fence of this run."""
         return Fence(self.journal.mark)
 
-    def exchange(self, request: Request) -> Exchange:
+    def exchange(self, request: ModelRequest) -> Exchange:
         """Recall or send a request. What fails is in the outcome; only a replay raises, ReplayDiverged."""
         recalled = self.journal.recall(request)
         if recalled:
@@ -87,7 +87,7 @@ class Asker:
         self.journal.end(number, outcome, record)
         return Exchange(number, request, outcome, record)
 
-    def _send(self, request: Request) -> Outcome:
+    def _send(self, request: ModelRequest) -> Outcome:
         assert self.endpoint is not None, "a replay begins no request"
         try:
             longest = self.budget.admit(request)
@@ -119,7 +119,7 @@ class Conversation(Generic[T]):
         self._records: list[UsageRecord] = []
         self._called: list[str] = []
 
-    def run(self, max_turns: int) -> Answer[T]:
+    def run(self, max_turns: int) -> ModelAnswer[T]:
         """Let the model call tools in all turns but the last, then take its answer."""
         for _turn in range(max_turns - 1):
             exchange, reply = self._exchange(tools=True)
@@ -136,7 +136,7 @@ class Conversation(Generic[T]):
     def _who(self) -> str:
         return f"model {self._asker.model}, asked by {self._asker.role},"
 
-    def _answer(self, reply: Reply) -> Answer[T]:
+    def _answer(self, reply: Reply) -> ModelAnswer[T]:
         """Take an answer; one that does not fit is asked for again, once."""
         read = self._read(reply)
         if read.value is not None:
@@ -149,8 +149,8 @@ class Conversation(Generic[T]):
             raise ModelError(f"{self._who} did not give the {name} it was asked for, twice:\n{again.wrong}")
         return self._accepted(again.value, repaired=True)
 
-    def _accepted(self, value: T, repaired: bool) -> Answer[T]:
-        return Answer(value, total(self._records), repaired, tuple(self._called))
+    def _accepted(self, value: T, repaired: bool) -> ModelAnswer[T]:
+        return ModelAnswer(value, total(self._records), repaired, tuple(self._called))
 
     def _read(self, reply: Reply) -> Read[T]:
         read = read_answer(_answer_text(reply), self._schema)
@@ -177,7 +177,7 @@ class Conversation(Generic[T]):
             self._records.append(exchange.record)
         return exchange, outcome
 
-    def _request(self, tools: bool) -> Request:
+    def _request(self, tools: bool) -> ModelRequest:
         asker = self._asker
         schema, strict = strict_schema(self._schema)
         offered = [tool.schema() for tool in self._tools] if asker.form != "plain" else []
@@ -195,7 +195,7 @@ class Conversation(Generic[T]):
             offered = [*(offered if tools else []), {"type": "function", "function": told}]
         system = {"role": "system", "content": asker.clean("\n\n".join([self._system, *self._rules(schema)]))}
         messages = (system, *self._messages)
-        return Request(asker.role, self._iteration, asker.model, messages, tuple(offered), form, choice)
+        return ModelRequest(asker.role, self._iteration, asker.model, messages, tuple(offered), form, choice)
 
     def _rules(self, schema: dict[str, Any]) -> list[str]:
         """Return what the system prompt says besides the agent's own part."""

@@ -30,7 +30,7 @@ _CHARS_PER_TOKEN = 4
 
 
 @dataclass(frozen=True)
-class Request:
+class ModelRequest:
     """What is sent.
 
     Args:
@@ -135,7 +135,7 @@ Outcome = Reply | Failure
 class Endpoint(Protocol):
     """Where requests go."""
 
-    def complete(self, request: Request, max_tokens: int) -> Outcome:
+    def complete(self, request: ModelRequest, max_tokens: int) -> Outcome:
         """Send a request and wait for its answer, which may have `max_tokens` at most."""
         ...
 

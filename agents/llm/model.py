@@ -17,8 +17,19 @@ from typing import TYPE_CHECKING, Any, cast
 from agents.llm.answers import T
 from agents.llm.budget import Budget, BudgetLimits
 from agents.llm.calling import Tool
-from agents.llm.conversation import Answer, Asker, Conversation
-from agents.llm.exchange import Failure, Form, Json, Outcome, Reply, Request, Role, ToolCall, Usage, estimated_tokens
+from agents.llm.conversation import Asker, Conversation, ModelAnswer
+from agents.llm.exchange import (
+    Failure,
+    Form,
+    Json,
+    ModelRequest,
+    Outcome,
+    Reply,
+    Role,
+    ToolCall,
+    Usage,
+    estimated_tokens,
+)
 from agents.llm.fences import Fence
 from agents.llm.transcript import Journal, Replay, Unrecorded
 from schedagent.core.errors import SetupError
@@ -90,7 +101,7 @@ class Model:
         *,
         iteration: int = 0,
         max_turns: int = MAX_TURNS,
-    ) -> Answer[T]:
+    ) -> ModelAnswer[T]:
         """Ask until there is an answer that fits the schema.
 
         An answer that does not fit is asked for once more. Unknown tools and bad arguments are told to the model.
@@ -186,7 +197,7 @@ class ChatEndpoint:
     def __repr__(self) -> str:
         return f"ChatEndpoint({self._settings.model_base_url!r})"
 
-    def complete(self, request: Request, max_tokens: int) -> Outcome:
+    def complete(self, request: ModelRequest, max_tokens: int) -> Outcome:
         """Send a request, again if that may help and the endpoint does not ask for too long a wait."""
         for number in range(1, ATTEMPTS + 1):
             attempt = self._attempt(request, max_tokens)
@@ -198,7 +209,7 @@ class ChatEndpoint:
             self._sleep(wait_s)
         return attempt.outcome
 
-    def _attempt(self, request: Request, max_tokens: int) -> _Attempt:
+    def _attempt(self, request: ModelRequest, max_tokens: int) -> _Attempt:
         """Send it once. Errors become data here, so that no exception carries the request and its headers further."""
         import openai
         from langsmith import tracing_context
@@ -233,7 +244,7 @@ class ChatEndpoint:
         again = code not in _REFUSED and (code in _RETRIED or code >= 500)
         return _Attempt(failure, again, _seconds(error.response.headers.get("retry-after", "")))
 
-    def _reply(self, request: Request, message: AIMessage) -> Reply:
+    def _reply(self, request: ModelRequest, message: AIMessage) -> Reply:
         """Return what came back, cut to what is kept."""
         text = self._clean(_text(message))
         calls = [
@@ -292,7 +303,7 @@ def _bounded_client(timeout_s: float) -> Any:
     return Bounded()
 
 
-def _options(request: Request, max_tokens: int) -> dict[str, Any]:
+def _options(request: ModelRequest, max_tokens: int) -> dict[str, Any]:
     """Return what is sent besides the messages.
 
     The response format goes past the client as `extra_body`: its own way of sending one wants every tool to be strict,
@@ -329,7 +340,7 @@ def _calls(message: AIMessage) -> list[tuple[Mapping[str, Any], str, str]]:
     return [*good, *bad]
 
 
-def _usage(request: Request, message: AIMessage, text: str, calls: Sequence[ToolCall]) -> Usage:
+def _usage(request: ModelRequest, message: AIMessage, text: str, calls: Sequence[ToolCall]) -> Usage:
     reported = message.usage_metadata
     if reported and reported["input_tokens"] + reported["output_tokens"] > 0:
         return Usage(max(0, reported["input_tokens"]), max(0, reported["output_tokens"]))

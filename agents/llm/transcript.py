@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Protocol, get_args
 
 from agents.llm.budget import UsageRecord
-from agents.llm.exchange import Failure, Form, Json, Outcome, Reply, Request, Role, ToolCall, Usage
+from agents.llm.exchange import Failure, Form, Json, ModelRequest, Outcome, Reply, Role, ToolCall, Usage
 from agents.llm.fences import new_mark
 from schedagent.core.errors import ReplayDiverged, RepositoryError
 
@@ -45,7 +45,7 @@ class Exchange:
     """
 
     number: int
-    request: Request
+    request: ModelRequest
     outcome: Outcome | None = None
     record: UsageRecord | None = None
     results: Mapping[int, str] = field(default_factory=dict)
@@ -69,11 +69,11 @@ class Journal(Protocol):
 
     mark: str
 
-    def recall(self, request: Request) -> Exchange | None:
+    def recall(self, request: ModelRequest) -> Exchange | None:
         """Return what was answered to this request before; None if it has to be sent."""
         ...
 
-    def begin(self, request: Request) -> int:
+    def begin(self, request: ModelRequest) -> int:
         """Note that a request is going to be sent, and return its number."""
         ...
 
@@ -92,10 +92,10 @@ class Unrecorded:
     def __init__(self) -> None:
         self.mark = new_mark()
 
-    def recall(self, request: Request) -> None:
+    def recall(self, request: ModelRequest) -> None:
         """Nothing is known."""
 
-    def begin(self, request: Request) -> int:
+    def begin(self, request: ModelRequest) -> int:
         """Keep nothing."""
         return 0
 
@@ -143,12 +143,12 @@ class Transcript:
         if not header:
             self._write("run", run=run_id, mark=self.mark, version=VERSION)
 
-    def recall(self, request: Request) -> Exchange | None:
+    def recall(self, request: ModelRequest) -> Exchange | None:
         """Return what an earlier process of this run was answered."""
         known = self._known.get(_key(request))
         return known.popleft() if known else None
 
-    def begin(self, request: Request) -> int:
+    def begin(self, request: ModelRequest) -> int:
         """Write down a request that is going to be sent."""
         self._count += 1
         asked = {"role": request.role, "iteration": request.iteration, "digest": request.digest}
@@ -224,7 +224,7 @@ class Replay:
         first = next((exchange.request for exchange in self._left if exchange.request.role == role), None)
         return (first.model, first.form) if first else ("", "plain")
 
-    def recall(self, request: Request) -> Exchange:
+    def recall(self, request: ModelRequest) -> Exchange:
         """Return the next exchange.
 
         Raises:
@@ -242,7 +242,7 @@ class Replay:
             )
         return exchange
 
-    def begin(self, request: Request) -> int:
+    def begin(self, request: ModelRequest) -> int:
         """Refuse: nothing is sent in a replay."""
         raise ReplayDiverged(f"transcript {self.path} holds no answer to this request of {request.role}")
 
@@ -373,7 +373,7 @@ def render(header: Json, exchanges: Sequence[Exchange], longest: int = 4000) -> 
         shown = request.messages
 
 
-def difference(recorded: Request, asked: Request) -> str:
+def difference(recorded: ModelRequest, asked: ModelRequest) -> str:
     """Say in one line where two requests part."""
     for name in ("role", "iteration", "model"):
         before, now = getattr(recorded, name), getattr(asked, name)
@@ -402,7 +402,7 @@ def _final(exchanges: Sequence[Exchange]) -> Iterator[Exchange]:
             yield one
 
 
-def _key(request: Request) -> tuple[str, int, str]:
+def _key(request: ModelRequest) -> tuple[str, int, str]:
     return request.role, request.iteration, request.digest
 
 
@@ -451,7 +451,7 @@ def _read_request(exchanges: _Exchanges, event: Json) -> None:
     if event["role"] not in get_args(Role) or event["number"] != len(exchanges) + 1:
         raise ValueError(f"request {event['number']} of {event['role']}")
     body = event["body"]
-    request = Request(
+    request = ModelRequest(
         event["role"],
         event["iteration"],
         body["model"],

@@ -1,4 +1,4 @@
-"""The workshop: makes a candidate of a proposal, in one of four ways, or says what is wrong with it.
+"""The policy builder: makes a candidate of a proposal, in one of four ways, or says what is wrong with it.
 
     configure   tunables of a policy of the library
     compose     a spec of primitives -> BPF C
@@ -27,7 +27,7 @@ from kernel_bpf.policies.library import read_manifest
 from kernel_bpf.policies.manifest import write_manifest
 from schedagent.core.errors import NameTaken, PolicyError, SpecError
 from schedagent.core.policies.policy import CandidatePolicy, PolicyInfo
-from schedagent.core.policies.proposal import MadePolicy, Proposal, Way
+from schedagent.core.policies.proposal import DerivedPolicy, Origin, Proposal
 from schedagent.core.policies.spec import PROGRAM_KINDS, PolicySpec, spec_error
 from schedagent.core.policies.spec_reader import read_spec, spec_table
 from schedagent.core.trials.workload import WorkloadProfile
@@ -50,7 +50,7 @@ class PolicyShelf(Protocol):
 
     def __iter__(self) -> Iterator[str]: ...
 
-    def keep(self, made: MadePolicy) -> PolicyInfo: ...
+    def keep(self, made: DerivedPolicy) -> PolicyInfo: ...
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Draft:
     spec: Mapping[str, Any] | None = None
 
 
-class Workshop:
+class PolicyBuilder:
     """Makes candidates.
 
     Args:
@@ -86,16 +86,16 @@ class Workshop:
             PolicyError: no such policy, a diff that does not apply, or a source that is none.
         """
         made = {
-            Way.CONFIGURE: self._known,
-            Way.COMPOSE: self._compose,
-            Way.PATCH: self._patch,
-            Way.GENERATE: self._generate,
-        }[proposal.way]
+            Origin.CONFIGURE: self._known,
+            Origin.COMPOSE: self._compose,
+            Origin.PATCH: self._patch,
+            Origin.GENERATE: self._generate,
+        }[proposal.origin]
         info = made(proposal, profile)
         candidate = fill(info, info.configured(proposal.tunables), profile)
         return replace(
             candidate,
-            way=Way(proposal.way),
+            origin=Origin(proposal.origin),
             reason=sentence(proposal.reason),
             expected=sentence(proposal.expected),
             refuted_by=sentence(proposal.refuted_by),
@@ -121,7 +121,7 @@ class Workshop:
             composed = compose(named)
             return Draft(composed.source, composed.toml, spec_table(named))
 
-        return self._keep(Way.COMPOSE, "", spec.name, draft)
+        return self._keep(Origin.COMPOSE, "", spec.name, draft)
 
     # --- patch
 
@@ -136,7 +136,7 @@ class Workshop:
             limitations=f"Those of {parent.name}, from which it was patched: {parent.limitations}",
             declares=tuple(dict.fromkeys((*parent.declares, *policy_text.declares(source)))),
         )
-        return self._write(Way.PATCH, about, source, proposal, parent.name)
+        return self._write(Origin.PATCH, about, source, proposal, parent.name)
 
     # --- generate
 
@@ -153,9 +153,11 @@ class Workshop:
             source=Path(),
             declares=policy_text.declares(source),
         )
-        return self._write(Way.GENERATE, about, source, proposal)
+        return self._write(Origin.GENERATE, about, source, proposal)
 
-    def _write(self, way: Way, about: PolicyInfo, source: str, proposal: Proposal, parent: str = "") -> PolicyInfo:
+    def _write(
+        self, origin: Origin, about: PolicyInfo, source: str, proposal: Proposal, parent: str = ""
+    ) -> PolicyInfo:
         """Document a source by what it says of itself, and keep it.
 
         Args:
@@ -171,16 +173,16 @@ class Workshop:
         def draft(name: str) -> Draft:
             return Draft(policy_text.with_name(source, name), write_manifest(replace(found, name=name)))
 
-        return self._keep(way, parent, about.name, draft)
+        return self._keep(origin, parent, about.name, draft)
 
     # --- keeping
 
-    def _keep(self, way: Way, parent: str, name: str, draft: Callable[[str], Draft]) -> PolicyInfo:
+    def _keep(self, origin: Origin, parent: str, name: str, draft: Callable[[str], Draft]) -> PolicyInfo:
         """Keep a policy under its name, or under the first with a number behind it that nothing else has."""
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         for possible in namesakes(name):
             texts = draft(possible)
-            made = MadePolicy(possible, way, parent, texts.source, texts.manifest, texts.spec, self._run_id, now)
+            made = DerivedPolicy(possible, origin, parent, texts.source, texts.manifest, texts.spec, self._run_id, now)
             try:
                 return self._shelf.keep(made)
             except NameTaken:

@@ -21,11 +21,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from agents import plain_text as shown
 from agents.llm.calling import Tool
-from agents.tools.services import Bench, Services
+from agents.tools.services import Services, ToolBench
 from kernel_bpf.build.source import SOURCE_LIMIT_BYTES, read_source
 from kernel_bpf.policies.compose import compose
 from schedagent.core.errors import UsageError
-from schedagent.core.policies.proposal import Proposal, Way
+from schedagent.core.policies.proposal import Origin, Proposal
 from schedagent.core.policies.spec_reader import read_spec, spec_schema
 
 __all__ = ["ROLES", "Services", "all_tools", "tools_for"]
@@ -215,7 +215,7 @@ class ReportPart(Arguments):
     ]
     section: Literal["summary", "findings", "gates", "oracles", "kernels"] = Field(
         "summary",
-        description="summary: each gate in a line; findings: broken rules with place, path and mend; gates: in full, "
+        description="summary: each gate in a line; findings: broken rules with place, path and repair; gates: in full, "
         "with compiler and kernel logs; oracles: what the proving ground measured; kernels: each kernel's verifier",
     )
     run: RunId = ""
@@ -260,7 +260,7 @@ def describe_spec(_services: Services, _asked: NoArguments) -> str:
 
 
 class Wish(Arguments):
-    way: Literal["compose", "patch", "generate"] = Field(
+    origin: Literal["compose", "patch", "generate"] = Field(
         description="compose: from spec; patch: by diff, of the policy of that name; generate: from source"
     )
     policy: PolicyName
@@ -277,7 +277,7 @@ class Wish(Arguments):
 def make_policy(services: Services, asked: Wish) -> str:
     """A new policy in the library; nothing has looked at it yet but its reader."""
     wish = Proposal(
-        way=Way(asked.way),
+        origin=Origin(asked.origin),
         policy=asked.policy,
         spec=asked.spec,
         diff=asked.diff,
@@ -297,7 +297,7 @@ class Settled(Arguments):
 
     @property
     def proposal(self) -> Proposal:
-        return Proposal(way=Way.CONFIGURE, policy=self.policy, tunables=self.tunables)
+        return Proposal(origin=Origin.CONFIGURE, policy=self.policy, tunables=self.tunables)
 
 
 class PolicyOnly(Arguments):
@@ -341,7 +341,7 @@ def measure_policy(services: Services, asked: TrialOf) -> str:
     return show_run(services, RunPart(run=new, part="summary"))
 
 
-def _bench(services: Services) -> Bench:
+def _bench(services: Services) -> ToolBench:
     assert services.bench is not None, "acting tools are offered with a bench only"
     return services.bench
 
@@ -458,7 +458,7 @@ _BENCH = (
         make_policy,
         Wish,
         "Add a new policy to the library: composed from a spec, patched from a stored one, or written freely. It is "
-        "kept, not verified; whatever does not fit is told, so that it can be mended.",
+        "kept, not verified; whatever does not fit is told, so that it can be repaired.",
         read_only=False,
         slow=True,
     ),
@@ -472,7 +472,7 @@ _BENCH = (
         verify_policy,
         Gates,
         "Take a policy with its tunables through the verifier's gates, the static ones or all. A policy that breaks a "
-        "rule is told which, where, on which path and how that is mended.",
+        "rule is told which, where, on which path and how that is repaired.",
         read_only=False,
         slow=True,
     ),

@@ -55,7 +55,7 @@ class Records(Protocol):
     def search_policies(self, text: str, limit: int = 10) -> Sequence[PolicyMatch]: ...
 
 
-class Bench(Protocol):
+class ToolBench(Protocol):
     """What the acting tools work with. It tells how far it is by its own means."""
 
     @property
@@ -93,7 +93,7 @@ class Services:
     run_id: str = ""
     reports: Mapping[str, VerificationReport] = field(default_factory=dict)
     system: Callable[[], SystemState] = read_system
-    bench: Bench | None = None
+    bench: ToolBench | None = None
 
     def run(self, run_id: str) -> RunRecord:
         """Return the run that a call means; raise UsageError if there is none."""

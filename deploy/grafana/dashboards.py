@@ -255,7 +255,7 @@ DASHBOARDS: Mapping[str, tuple[str, str, Mapping[str, Sequence[Panel]]]] = {
                     "Error events",
                     "ops",
                     {"error events": "instance:schedagent_sched_ext_error_events:rate2m{%}"},
-                    note="What the kernel had to mend; far above ten a second schedagentd ends the policy.",
+                    note="What the kernel had to repair; far above ten a second schedagentd ends the policy.",
                 ),
                 stat("Survives schedagentd", "none", "schedagent_deployment_pinned{%}", words=YES_NO),
                 stat("One waits", "none", "schedagent_deployment_waiting{%}", words=YES_NO),
@@ -275,7 +275,7 @@ DASHBOARDS: Mapping[str, tuple[str, str, Mapping[str, Sequence[Panel]]]] = {
                     "bargauge",
                 ),
                 Panel("Verifications", "none", {"{{result}}": "schedagent_verifications_total{%}"}, "bargauge"),
-                Panel("Policies made here", "none", {"{{way}}": "schedagent_made_policies{%}"}, "bargauge"),
+                Panel("Policies made here", "none", {"{{origin}}": "schedagent_derived_policies{%}"}, "bargauge"),
             ),
             "Trials": (
                 Panel(

@@ -281,7 +281,7 @@ def _run(arguments: argparse.Namespace) -> None:
     except PermissionError as error:
         raise SetupError(f"{error.filename} cannot be written", "run it with sudo, or name a DESTDIR") from None
     except OSError as error:
-        raise SetupError(f"{error.filename}: {error.strerror}", "mend that and run it again: it goes on") from None
+        raise SetupError(f"{error.filename}: {error.strerror}", "repair that and run it again: it goes on") from None
 
 
 def main(words: Sequence[str] | None = None) -> int:

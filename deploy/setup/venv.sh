@@ -1,7 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0-only
 # Fills the private virtual environment from requirements.lock and links this checkout into it; quick if it is done.
-# A stamp is written last and removed first, so an install that was cut short is mended by the next run.
+# A stamp is written last and removed first, so an install that was cut short is repaired by the next run.
 # usage: deploy/setup/venv.sh VENV
 set -euo pipefail
 cd "$(dirname "$0")/../.."

@@ -34,7 +34,7 @@ OLDEST_CLANG = 16
 KERNEL_FOLDER = "kernel"
 """Where clang finds vmlinux.h: a name inside the sandbox, and in clang's messages."""
 
-LIMITS = sandbox.Limits()
+LIMITS = sandbox.SandboxLimits()
 
 _FLAGS = (
     *("-target", "bpf", "-mcpu=v3", "-O2", "-g", "-Wall", "-std=gnu11"),
@@ -140,7 +140,7 @@ class Setting:
         *,
         reads: Mapping[str, Path] | None = None,
         writes: Mapping[str, Path] | None = None,
-        limits: sandbox.Limits | None = None,
+        limits: sandbox.SandboxLimits | None = None,
     ) -> sandbox.Ran:
         """Run clang on a source.
 

@@ -42,7 +42,7 @@ _NO_MEMORY = re.compile(rb"LLVM ERROR: out of memory|std::bad_alloc|cannot alloc
 
 
 @dataclass(frozen=True)
-class Limits:
+class SandboxLimits:
     """What one run may use.
 
     Args:
@@ -85,7 +85,7 @@ def run(
     *,
     reads: Mapping[str, Path],
     writes: Mapping[str, Path] | None = None,
-    limits: Limits | None = None,
+    limits: SandboxLimits | None = None,
 ) -> Ran:
     """Run a program of this machine where it can reach nothing but what is named here.
 
@@ -98,7 +98,7 @@ def run(
     """
     if not program.is_absolute():
         raise SetupError(f"{program} is not installed", _INSTALL)
-    allowed = limits or Limits()
+    allowed = limits or SandboxLimits()
     with ExitStack() as opened:
         stdout, stderr, told, rules = (opened.enter_context(tempfile.TemporaryFile()).fileno() for _ in range(4))
         os.pwrite(rules, filter_program(), 0)
@@ -129,7 +129,7 @@ def prove() -> str:
     return f"{version}: own namespaces, no network, no files but the toolchain"
 
 
-def _limited(limits: Limits) -> list[str]:
+def _limited(limits: SandboxLimits) -> list[str]:
     return [
         "prlimit",
         f"--as={limits.memory_bytes}",
@@ -184,7 +184,7 @@ def _content(descriptor: int) -> bytes:
         return file.read()
 
 
-def _limit_hit(status: int, stderr: bytes, limits: Limits) -> str:
+def _limit_hit(status: int, stderr: bytes, limits: SandboxLimits) -> str:
     ended_by = status - _SIGNAL_STATUS
     if ended_by in (signal.SIGXCPU, signal.SIGKILL):
         return f"more than {limits.cpu_s} s of CPU time"

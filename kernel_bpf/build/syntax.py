@@ -44,7 +44,7 @@ _WORTH_PRECOMPILING_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
-class Place:
+class SourcePlace:
     """A place in a file, by its name inside the sandbox; for what a macro wrote, the place where it is used.
 
     Args:
@@ -102,22 +102,22 @@ class Node:
         return [Node(part) for part in self.raw.get("inner", ())]
 
     @property
-    def place(self) -> Place:
+    def place(self) -> SourcePlace:
         """Where it stands; of a declaration, where its name does."""
         return _place(self.raw.get("loc") or self.raw.get("range", {}).get("begin", {}), "expansionLoc")
 
     @property
-    def begin(self) -> Place:
+    def begin(self) -> SourcePlace:
         """Where its first token stands."""
         return _place(self.raw.get("range", {}).get("begin", {}), "expansionLoc")
 
     @property
-    def end(self) -> Place:
+    def end(self) -> SourcePlace:
         """Where its last token stands; the text ends at offset + length."""
         return _place(self.raw.get("range", {}).get("end", {}), "expansionLoc")
 
     @property
-    def spelled(self) -> Place:
+    def spelled(self) -> SourcePlace:
         """Where its first token was written: in the body of the macro, if a macro wrote it."""
         return _place(self.raw.get("range", {}).get("begin", {}), "spellingLoc")
 
@@ -154,7 +154,7 @@ class Tree:
     source: str
     declarations: tuple[Node, ...] = field(repr=False)
     macros: tuple[Macro, ...] = field(repr=False)
-    renamed: Place | None = None
+    renamed: SourcePlace | None = None
 
     def walk(self) -> Iterator[Node]:
         """Yield every node."""
@@ -267,7 +267,7 @@ def _sound(folder: Path, key: str) -> Path | None:
     return None
 
 
-def _fill_in(tree: dict[str, Any]) -> Place | None:
+def _fill_in(tree: dict[str, Any]) -> SourcePlace | None:
     """Write file and line into every location; return one that a #line directive renamed.
 
     clang leaves both out where they are those of the location it printed before. Not recursive: sources may be deep.
@@ -286,9 +286,9 @@ def _fill_in(tree: dict[str, Any]) -> Place | None:
     return renamed
 
 
-def _place(location: Mapping[str, Any], which: str) -> Place:
+def _place(location: Mapping[str, Any], which: str) -> SourcePlace:
     bare = location.get(which, location)
-    return Place(
+    return SourcePlace(
         str(bare.get("file", "")),
         int(bare.get("line", 0)),
         int(bare.get("col", 0)),

@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from kernel_bpf.load.btf import Btf, Kind
+from kernel_bpf.load.btf import Btf, BtfKind
 from schedagent.core.errors import BpfError, SetupError
 from schedagent.core.process import proc
 
@@ -264,11 +264,13 @@ def _probe(vmlinux: Path) -> set[str]:
     try:
         with Btf.parse(vmlinux) as btf:
             found.update(f"sched_ext_ops.{member}" for member in btf.members("sched_ext_ops"))
-            for type_id, kind, name in btf.named(Kind.FUNC, Kind.STRUCT, Kind.ENUM, Kind.ENUM64):
-                if kind in (Kind.ENUM, Kind.ENUM64):
+            for type_id, kind, name in btf.named(BtfKind.FUNC, BtfKind.STRUCT, BtfKind.ENUM, BtfKind.ENUM64):
+                if kind in (BtfKind.ENUM, BtfKind.ENUM64):
                     if name.startswith("scx_"):
                         found.update(btf.enumerators(type_id))
-                elif name.startswith(("scx_bpf_", "__scx_bpf_")) or (kind == Kind.STRUCT and name.startswith("scx_")):
+                elif name.startswith(("scx_bpf_", "__scx_bpf_")) or (
+                    kind == BtfKind.STRUCT and name.startswith("scx_")
+                ):
                     found.add(name)
     except BpfError as error:
         raise SetupError(f"{vmlinux.name} holds no usable BTF: {error.message}") from None

@@ -29,7 +29,7 @@ _MAGIC = 0xEB9F
 _FILE_HEADER = struct.Struct("<HBBIIIII")
 
 
-class Kind(IntEnum):
+class BtfKind(IntEnum):
     """Kinds of BTF types this module looks at."""
 
     INT = 1
@@ -50,18 +50,18 @@ class Kind(IntEnum):
     ENUM64 = 19
 
 
-_WORDS_ONCE: Mapping[int, int] = {Kind.INT: 1, Kind.ARRAY: 3, Kind.VAR: 1, Kind.DECL_TAG: 1}
+_WORDS_ONCE: Mapping[int, int] = {BtfKind.INT: 1, BtfKind.ARRAY: 3, BtfKind.VAR: 1, BtfKind.DECL_TAG: 1}
 _WORDS_EACH: Mapping[int, int] = {
-    Kind.STRUCT: 3,
-    Kind.UNION: 3,
-    Kind.ENUM: 2,
-    Kind.FUNC_PROTO: 2,
-    Kind.DATASEC: 3,
-    Kind.ENUM64: 3,
+    BtfKind.STRUCT: 3,
+    BtfKind.UNION: 3,
+    BtfKind.ENUM: 2,
+    BtfKind.FUNC_PROTO: 2,
+    BtfKind.DATASEC: 3,
+    BtfKind.ENUM64: 3,
 }
 """32-bit words that follow the header of a type: once, or for each of its vlen members."""
 
-_MODIFIERS = frozenset({Kind.TYPEDEF, Kind.VOLATILE, Kind.CONST, Kind.RESTRICT, Kind.TYPE_TAG})
+_MODIFIERS = frozenset({BtfKind.TYPEDEF, BtfKind.VOLATILE, BtfKind.CONST, BtfKind.RESTRICT, BtfKind.TYPE_TAG})
 
 
 class _Type(ctypes.Structure):
@@ -139,7 +139,7 @@ class Btf:
 
     def variables(self, section: str) -> dict[str, Variable]:
         """Return the variables of a data section such as .rodata by name; empty if there is no such section."""
-        section_id = libbpf().btf__find_by_name_kind(self._pointer, section.encode(), Kind.DATASEC)
+        section_id = libbpf().btf__find_by_name_kind(self._pointer, section.encode(), BtfKind.DATASEC)
         if section_id <= 0:
             return {}
         found = {}
@@ -153,28 +153,28 @@ class Btf:
 
     def members(self, struct: str) -> list[str]:
         """Return the names of a struct's members in order; empty if there is no such struct."""
-        struct_id = libbpf().btf__find_by_name_kind(self._pointer, struct.encode(), Kind.STRUCT)
+        struct_id = libbpf().btf__find_by_name_kind(self._pointer, struct.encode(), BtfKind.STRUCT)
         if struct_id <= 0:
             return []
         return [self._string(name) for name, _type, _offset in self._words(struct_id, words_each=3)]
 
-    def named(self, *kinds: Kind) -> Iterator[tuple[int, Kind, str]]:
+    def named(self, *kinds: BtfKind) -> Iterator[tuple[int, BtfKind, str]]:
         """Yield (id, kind, name) of every type of these kinds."""
         for type_id in range(1, libbpf().btf__type_cnt(self._pointer)):
             described = self._type(type_id)
             kind = _kind(described.info)
             if kind in kinds:
-                yield type_id, Kind(kind), self._name(described)
+                yield type_id, BtfKind(kind), self._name(described)
 
     def enumerators(self, enum_id: int) -> list[str]:
         """Return the names of the constants of an ENUM or ENUM64 type."""
-        words_each = 2 if _kind(self._type(enum_id).info) == Kind.ENUM else 3
+        words_each = 2 if _kind(self._type(enum_id).info) == BtfKind.ENUM else 3
         return [self._string(words[0]) for words in self._words(enum_id, words_each)]
 
     def _struct(self, type_id: int) -> tuple[str, dict[str, Member]]:
         """Return name and members of a struct, both empty for another type."""
         described = self._type(type_id)
-        if _kind(described.info) != Kind.STRUCT:
+        if _kind(described.info) != BtfKind.STRUCT:
             return "", {}
         bit_fields = described.info >> 31
         members = {}
@@ -191,12 +191,12 @@ class Btf:
         volatile, name = False, ""
         described = self._type(type_id)
         while (kind := _kind(described.info)) in _MODIFIERS:
-            volatile = volatile or kind == Kind.VOLATILE
-            if kind == Kind.TYPEDEF:
+            volatile = volatile or kind == BtfKind.VOLATILE
+            if kind == BtfKind.TYPEDEF:
                 name = name or self._name(described)
             type_id = described.size_or_type
             described = self._type(type_id)
-        if kind != Kind.INT:
+        if kind != BtfKind.INT:
             return volatile, None, type_id
         ((encoding,),) = self._words(type_id, words_each=1, count=1)
         integer = _integer(name or self._name(described), described.size_or_type, encoding >> 24 & 0xF)
@@ -268,9 +268,9 @@ def _enum_constants(words: memoryview) -> Iterator[tuple[int, int]]:
         kind, length = _kind(words[at + 1]), words[at + 1] & 0xFFFF
         at += _HEADER_BYTES // 4
         each = _WORDS_EACH.get(kind, 0)
-        if kind == Kind.ENUM:
+        if kind == BtfKind.ENUM:
             yield from ((words[entry], words[entry + 1]) for entry in range(at, at + 2 * length, 2))
-        elif kind == Kind.ENUM64:
+        elif kind == BtfKind.ENUM64:
             for entry in range(at, at + 3 * length, 3):
                 yield words[entry], words[entry + 1] | words[entry + 2] << 32
         at += each * length + _WORDS_ONCE.get(kind, 0)

@@ -28,7 +28,7 @@ _US = 1e-6
 
 
 @dataclass(frozen=True)
-class Sample:
+class TaskSample:
     """Counters of a scope, which only grow.
 
     Args:
@@ -166,7 +166,7 @@ class Watch:
         self._delay_ns = 0
         self._turns = 0
 
-    def sample(self) -> Sample:
+    def sample(self) -> TaskSample:
         """Look at every task of the scope (the first 4096) and at its PSI."""
         now = time.monotonic()
         seen: dict[int, tuple[int, int, int, float]] = {}
@@ -191,7 +191,7 @@ class Watch:
             seen[thread] = (ran, delay, turns, since)
         self._seen = seen
         waited_s, ran_s = self._delay_ns * _NS, self._ran_ns * _NS
-        return Sample(now, self._stalled_s(), waited_s, self._turns, ran_s, tuple(starved))
+        return TaskSample(now, self._stalled_s(), waited_s, self._turns, ran_s, tuple(starved))
 
     @property
     def ran_ns(self) -> dict[int, int]:

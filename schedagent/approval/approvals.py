@@ -19,7 +19,7 @@ from agents.learning import best
 from repo_store.records import RunStatus
 from repo_store.store import PolicyRepository
 from schedagent.core import token
-from schedagent.core.approval import Decision, Request, Stage
+from schedagent.core.approval import ApprovalRequest, ApprovalStage, Decision
 from schedagent.core.errors import TokenError, UsageError
 from schedagent.core.policies.policy import CandidatePolicy, PolicyInfo
 from schedagent.core.policies.proposal import Origin
@@ -33,7 +33,7 @@ Shown = dict[str, Any]
 
 _PLAN_ALLOWS = (
     "Each is verified in a sealed micro-VM; those that pass every gate run the workload in another one. Code of a "
-    "model that a gate refuses may be mended by it, and goes through every gate again. Nothing is loaded on this "
+    "model that a gate refuses may be repaired by it, and goes through every gate again. Nothing is loaded on this "
     "machine."
 )
 
@@ -53,26 +53,26 @@ class Approvals:
         repository: PolicyRepository,
         run_id: str,
         library: Mapping[str, PolicyInfo],
-        stages: tuple[Stage, ...],
+        stages: tuple[ApprovalStage, ...],
     ) -> None:
         self._repository = repository
         self._run_id = run_id
         self._library = library
         self._stages = stages
 
-    def request(self, stage: Stage, iteration: int) -> Request | None:
+    def request(self, stage: ApprovalStage, iteration: int) -> ApprovalRequest | None:
         """Return what has to be approved before this step; None if nothing has to be."""
         if stage not in self._stages:
             return None
-        shown = self._plan(iteration) if stage is Stage.PLAN else self._deployment()
-        return Request(stage, iteration, shown) if shown else None
+        shown = self._plan(iteration) if stage is ApprovalStage.PLAN else self._deployment()
+        return ApprovalRequest(stage, iteration, shown) if shown else None
 
-    def decision(self, request: Request) -> Decision | None:
+    def decision(self, request: ApprovalRequest) -> Decision | None:
         """Return what was decided on exactly this; None if nothing was."""
         decided = {asked.digest: decision for asked, decision in self._repository.approvals(self._run_id)}
         return decided.get(request.digest)
 
-    def ask(self, request: Request) -> Shown:
+    def ask(self, request: ApprovalRequest) -> Shown:
         """Store what the run waits for, and return it."""
         self._repository.ask_approval(self._run_id, request)
         return to_json(request)
@@ -137,12 +137,12 @@ class Approvals:
         if info is None:
             raise UsageError(f"policy {candidate.policy} is not in the library any more", "start a new run")
         defaults = {tunable.name: tunable.default for tunable in info.tunables}
-        specs = {made.name: made.spec for made in self._repository.made_policies()}
+        specs = {made.name: made.spec for made in self._repository.derived_policies()}
         return {
             "key": candidate.key,
             "policy": candidate.policy,
-            "way": candidate.way.value,
-            "origin": info.origin.value,
+            "origin": candidate.origin.value,
+            "policy_origin": info.origin.label,
             "parent": info.parent,
             "description": info.description,
             "declares": list(info.declares),
@@ -159,12 +159,12 @@ class Approvals:
         }
 
 
-def waiting(repository: PolicyRepository, run_id: str) -> Request | None:
+def waiting(repository: PolicyRepository, run_id: str) -> ApprovalRequest | None:
     """Return what a run waits for; None if it waits for nothing."""
     return next((asked for asked, decision in repository.approvals(run_id) if decision is None), None)
 
 
-def rejection(repository: PolicyRepository, run_id: str, stage: Stage, iteration: int) -> Decision | None:
+def rejection(repository: PolicyRepository, run_id: str, stage: ApprovalStage, iteration: int) -> Decision | None:
     """Return the decision by which this step was rejected; None if it was not. The latest decision counts."""
     made = [
         decision
@@ -195,8 +195,10 @@ def deployment(repository: PolicyRepository, run_id: str) -> Shown | None:
     found = winner(repository, run_id)
     if found is None or not found[2].token:
         return None
-    made = [decision for asked, decision in repository.approvals(run_id) if decision and asked.stage is Stage.DEPLOY]
-    must_ask = Stage.DEPLOY in repository.run(run_id).settings.get("approve", ())
+    made = [
+        decision for asked, decision in repository.approvals(run_id) if decision and asked.stage is ApprovalStage.DEPLOY
+    ]
+    must_ask = ApprovalStage.DEPLOY in repository.run(run_id).settings.get("approve", ())
     if must_ask and not (made and _latest(made).approved):
         return None
     candidate, _verdict, report = found
@@ -240,7 +242,7 @@ def history(repository: PolicyRepository, run_id: str) -> list[Shown]:
     ]
 
 
-def to_json(request: Request) -> Shown:
+def to_json(request: ApprovalRequest) -> Shown:
     """Return a request with its digest as JSON values."""
     return {
         "stage": request.stage.value,
@@ -272,7 +274,7 @@ def _diff(info: PolicyInfo, parent: PolicyInfo | None) -> str:
 
     A bundled policy changes nothing, and a composed one says the same in its spec.
     """
-    if info.origin in (Origin.BUNDLED, Origin.COMPOSED):
+    if info.origin in (Origin.BUNDLED, Origin.COMPOSE):
         return ""
     before = parent.source.read_text(encoding="utf-8").splitlines(keepends=True) if parent else []
     after = info.source.read_text(encoding="utf-8").splitlines(keepends=True)

@@ -48,8 +48,10 @@ def _told(waiting: Mapping[str, Any]) -> Iterator[str]:
 
 def _candidate(number: str, candidate: Mapping[str, Any]) -> Iterator[str]:
     parent = f" of {candidate['parent']}" if candidate["parent"] else ""
-    made = "" if candidate["origin"] == "bundled" else f", a policy that was {candidate['origin']}{parent}"
-    yield f"  {number}{candidate['policy']} ({candidate['way']}{made})"
+    made = (
+        "" if candidate["policy_origin"] == "bundled" else f", a policy that was {candidate['policy_origin']}{parent}"
+    )
+    yield f"  {number}{candidate['policy']} ({candidate['origin']}{made})"
     for heading, text in (
         ("What it does", candidate["description"]),
         ("Why", candidate["reason"]),

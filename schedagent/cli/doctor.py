@@ -15,7 +15,7 @@ def doctor(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Say what is there, what is missing, what follows from it, and the command that mends it."""
+    """Say what is there, what is missing, what follows from it, and the command that repairs it."""
 
     def command() -> int:
         from rich.console import Console

@@ -142,11 +142,11 @@ def _asked(one: Recommendation, cgroup: str, queue: bool) -> ApplyRequest:
 
     from schedagent.approval.approvals import user
     from schedagent.core.errors import UsageError
-    from schedagent.core.recommendation import ApplyRequest, Kind, Progress
+    from schedagent.core.recommendation import ApplyRequest, Progress, RecommendationKind
 
-    if cgroup and one.kind is not Kind.DEPLOY:
+    if cgroup and one.kind is not RecommendationKind.DEPLOY:
         raise UsageError("--cgroup is for recommendations to deploy")
-    if not (cgroup or one.cgroup) and one.kind is Kind.DEPLOY:
+    if not (cgroup or one.cgroup) and one.kind is RecommendationKind.DEPLOY:
         raise UsageError(f"recommendation {one.id} names no cgroup", "say where its tasks run: --cgroup /build.slice")
     progress = Progress.QUEUED if queue else Progress.RUNNING
     return ApplyRequest(0, one.id, cgroup, user(), time.time(), progress=progress)
@@ -170,7 +170,7 @@ def _apply_now(settings: Any, repository: Any, one: Recommendation, request: App
     import time
 
     from schedagent.cli.deploy import render_deployment, show
-    from schedagent.core.recommendation import Kind, Progress
+    from schedagent.core.recommendation import Progress, RecommendationKind
     from schedagent.run.progress import reporter
     from schedagent.service.acting import Hands, WiredLab
     from schedagent.service.loop import service_lives
@@ -182,7 +182,7 @@ def _apply_now(settings: Any, repository: Any, one: Recommendation, request: App
         stopped = replace(now, progress=Progress.FAILED, ended_at=time.time(), note="stopped by its user")
         repository.service.save_request(stopped)
         raise
-    if one.kind is Kind.OPTIMISE:
+    if one.kind is RecommendationKind.OPTIMISE:
         return show_report(told, as_json)
     if not service_lives(settings):
         typer.echo("the agent service does not run, so nobody renews the lease: schedagent daemon", err=True)

@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import Any
 
 
-class Stage(StrEnum):
+class ApprovalStage(StrEnum):
     """Before which step a run asks."""
 
     PLAN = "plan"
@@ -24,7 +24,7 @@ class Stage(StrEnum):
 
 
 @dataclass(frozen=True)
-class Request:
+class ApprovalRequest:
     """What a run shows and waits for.
 
     Args:
@@ -32,7 +32,7 @@ class Request:
         shown: everything that is shown, as JSON values; the run's id is in it.
     """
 
-    stage: Stage
+    stage: ApprovalStage
     iteration: int
     shown: Mapping[str, Any]
 

@@ -13,7 +13,7 @@ from schedagent.core.trials.workload import WorkloadCommand
 from schedagent.core.welch import Spread
 
 
-class Kind(StrEnum):
+class RecommendationKind(StrEnum):
     """What a recommendation is to do."""
 
     OPTIMISE = "optimise"
@@ -45,7 +45,7 @@ class Progress(StrEnum):
 
 
 @dataclass(frozen=True)
-class Look:
+class Reading:
     """What one interval between two looks at a cgroup, or at the machine, has shown. The service made it.
 
     Args:
@@ -80,7 +80,7 @@ class Baseline:
     """What is usual for a subject.
 
     Args:
-        subject: as for Look.
+        subject: as for Reading.
         since, until: Unix time of the first and the last interval in it.
         measures: by name, see schedagent.service.drift.
         mix: part of the CPU time by command.
@@ -114,7 +114,7 @@ class Recommendation:
     """
 
     id: str
-    kind: Kind
+    kind: RecommendationKind
     subject: str
     policy: str
     what: str
@@ -133,7 +133,7 @@ class Recommendation:
         return Standing.EXPIRED if expired else self.standing
 
 
-def recommendation_id(kind: Kind, subject: str, policy: str, key: str) -> str:
+def recommendation_id(kind: RecommendationKind, subject: str, policy: str, key: str) -> str:
     """Return the id of a finding: 8 hex digits.
 
     Args:

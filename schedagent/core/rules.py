@@ -29,7 +29,7 @@ class Rule:
         number: 1 to 30.
         text: what must hold.
         why: what happens otherwise.
-        mend: how a policy is usually mended.
+        repair: how a policy is usually repaired.
         gates: which gates check it.
         checks: names of the oracles of the proving ground that check it, if any do.
     """
@@ -37,7 +37,7 @@ class Rule:
     number: int
     text: str
     why: str
-    mend: str
+    repair: str
     gates: tuple[str, ...]
     checks: tuple[str, ...] = ()
 

@@ -67,7 +67,7 @@ class Finding:
 
     @property
     def text(self) -> Rule:
-        """The rule in words: what must hold, why, and how policies are mended."""
+        """The rule in words: what must hold, why, and how policies are repaired."""
         return RULES[self.rule]
 
     def __str__(self) -> str:

@@ -23,7 +23,7 @@ from mcp.server.lowlevel.server import Server
 from mcp.server.stdio import stdio_server
 from mcp.server.transport_security import TransportSecuritySettings
 
-from agents.llm.calling import Answer, Tool, try_tool
+from agents.llm.calling import Tool, ToolAnswer, try_tool
 from agents.llm.exchange import ToolCall
 from agents.llm.fences import Fence, new_mark
 from agents.tools.catalog import all_tools
@@ -35,7 +35,7 @@ from schedagent.core.process.child import prepare
 from schedagent.core.settings import Settings
 from schedagent.core.verification import VerificationReport
 from schedagent.mcp.bearer import admits
-from schedagent.mcp.slow_call import Errand, carry_out
+from schedagent.mcp.slow_call import SlowCall, carry_out
 from schedagent.mcp.stdin_lines import StdinLines
 from schedagent.mcp.workbench import open_services
 
@@ -105,25 +105,25 @@ class ToolServer:
                 raise UsageError(f"the arguments are {len(arguments)} characters long, accepted: {LONGEST_ARGUMENTS}")
             answer = await self._answer(context, params.name, arguments)
         except SchedagentError as error:
-            answer = Answer(f"error: {error}", failed=True)
+            answer = ToolAnswer(f"error: {error}", failed=True)
         shown = self._fence.around(f"result of {params.name}", printable(answer.text), LONGEST_ANSWER)
         return types.CallToolResult(content=[types.TextContent(text=shown)], is_error=answer.failed)
 
-    async def _answer(self, context: Context, name: str, arguments: str) -> Answer:
+    async def _answer(self, context: Context, name: str, arguments: str) -> ToolAnswer:
         tools = await self._tools()
         if any(tool.name == name and tool.slow for tool in tools):
             return await self._carry_out(context, name, arguments)
         return await anyio.to_thread.run_sync(try_tool, tools, ToolCall("", name, arguments))
 
-    async def _carry_out(self, context: Context, name: str, arguments: str) -> Answer:
+    async def _carry_out(self, context: Context, name: str, arguments: str) -> ToolAnswer:
         """Call a slow tool; a few at once, and not too many that wait."""
         if self._slow >= SLOW_IN_ALL:
             raise SetupError(f"{SLOW_IN_ALL} slow calls are under way or waiting", "wait for one of them, or cancel it")
-        errand = Errand(self._settings, self._measures, name, arguments)
+        call = SlowCall(self._settings, self._measures, name, arguments)
         self._slow += 1
         try:
             async with self._slots:
-                result = await carry_out(errand, teller(context))
+                result = await carry_out(call, teller(context))
         finally:
             self._slow -= 1
         for key, report in result.reports.items():

@@ -17,7 +17,7 @@ from pathlib import Path
 import anyio
 from pydantic import TypeAdapter
 
-from agents.llm.calling import Answer, try_tool
+from agents.llm.calling import ToolAnswer, try_tool
 from agents.llm.exchange import ToolCall
 from agents.tools.catalog import all_tools
 from schedagent.core.errors import SetupError
@@ -36,7 +36,7 @@ _LAST = b'{"text":'
 
 
 @dataclass(frozen=True)
-class Errand:
+class SlowCall:
     """One call of a slow tool.
 
     Args:
@@ -53,18 +53,18 @@ class Errand:
 
 @dataclass(frozen=True)
 class Result:
-    """What an errand came to.
+    """What a slow tool call came to.
 
     Args:
         answer: of the tool.
         reports: verifications that it made, by candidate key.
     """
 
-    answer: Answer
+    answer: ToolAnswer
     reports: Mapping[str, VerificationReport]
 
 
-async def carry_out(errand: Errand, tell: Callable[[str], Awaitable[None]]) -> Result:
+async def carry_out(call: SlowCall, tell: Callable[[str], Awaitable[None]]) -> Result:
     """Call a slow tool in another process, and pass on what it tells on its way.
 
     Cancelling this ends the process.
@@ -72,8 +72,8 @@ async def carry_out(errand: Errand, tell: Callable[[str], Awaitable[None]]) -> R
     Raises:
         SetupError: the process died.
     """
-    with tempfile.TemporaryDirectory(prefix="schedagent-errand-") as folder:
-        child = Child(_work, (errand,), Path(folder), _is_last, task=f"runs the tool {errand.tool}", grace_s=GRACE_S)
+    with tempfile.TemporaryDirectory(prefix="schedagent-call-") as folder:
+        child = Child(_work, (call,), Path(folder), _is_last, task=f"runs the tool {call.tool}", grace_s=GRACE_S)
         try:
             async with aclosing(child.answers()) as lines:
                 async for line in lines:
@@ -82,7 +82,7 @@ async def carry_out(errand: Errand, tell: Callable[[str], Awaitable[None]]) -> R
                     await tell(str(json.loads(line)["step"]))
         finally:
             await _end(child)
-    raise SetupError(f"the process for {errand.tool} ended without an answer")
+    raise SetupError(f"the process for {call.tool} ended without an answer")
 
 
 async def _end(child: Child) -> None:
@@ -97,23 +97,25 @@ def _is_last(line: bytes) -> bool:
 
 def _read(line: bytes) -> Result:
     values = json.loads(line)
-    return Result(Answer(values["text"], values["failed"]), _REPORTS.validate_python(values["reports"]))
+    return Result(ToolAnswer(values["text"], values["failed"]), _REPORTS.validate_python(values["reports"]))
 
 
-def _work(send: Callable[[bytes], None], errand: Errand) -> None:
-    """Do an errand: the child's part."""
+def _work(send: Callable[[bytes], None], call: SlowCall) -> None:
+    """Do a slow tool call: the child's part."""
 
     def tell(text: str) -> None:
         send(json.dumps({"step": text}).encode() + b"\n")
 
     reports: dict[str, VerificationReport] = {}
     try:
-        with open_services(errand.settings, reports, measures=errand.measures, tell=tell) as services:
-            answer = try_tool(all_tools(services()), ToolCall("", errand.tool, errand.arguments))
+        with open_services(call.settings, reports, measures=call.measures, tell=tell) as services:
+            answer = try_tool(all_tools(services()), ToolCall("", call.tool, call.arguments))
     except KeyboardInterrupt:
         return
     except Exception as error:
-        log.exception("%s failed", errand.tool)
-        answer = Answer(f"error: {errand.tool} failed: {type(error).__name__}; the server's log says more", failed=True)
+        log.exception("%s failed", call.tool)
+        answer = ToolAnswer(
+            f"error: {call.tool} failed: {type(error).__name__}; the server's log says more", failed=True
+        )
     told = {"text": answer.text, "failed": answer.failed, "reports": _REPORTS.dump_python(reports, mode="json")}
     send(json.dumps(told).encode() + b"\n")

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 
-from agents.planner.builder import Workshop
+from agents.planner.builder import PolicyBuilder
 from agents.tools.services import Services
 from kernel_bpf.policies.library import load_library
 from repo_store.store import PolicyRepository
-from schedagent.core.approval import Stage
+from schedagent.core.approval import ApprovalStage
 from schedagent.core.errors import UsageError
 from schedagent.core.policies.artifact import PolicyArtifact
 from schedagent.core.policies.policy import CandidatePolicy, Plan, PolicyInfo
@@ -57,7 +57,7 @@ class Workbench:
 
     def make(self, proposal: Proposal, run_id: str) -> CandidatePolicy:
         """Make a candidate; what its policy wants to know of a workload comes from the run's profile."""
-        return Workshop(self.library, run_id).make(proposal, self._profile(run_id))
+        return PolicyBuilder(self.library, run_id).make(proposal, self._profile(run_id))
 
     def compile(self, policy: PolicyInfo) -> PolicyArtifact:
         """Compile a policy for the lab's kernel."""
@@ -90,7 +90,7 @@ class Workbench:
             raise UsageError("this server may not run workloads", "the user starts it with --allow-trials")
         workload = self.repository.run(run_id).workload
         lab = open_lab(self.settings)
-        approve = (Stage.DEPLOY,)  # nobody can, over MCP: the report holds no token
+        approve = (ApprovalStage.DEPLOY,)  # nobody can, over MCP: the report holds no token
         options = RunOptions(iterations=1, budget_s=budget_s, candidates=1, rules=TrialRules(), approve=approve)
         new = self.repository.create_run(
             workload, lab.hardware, settings=asdict(options), seed=secrets.randbelow(1 << 31)

@@ -10,14 +10,13 @@ from repo_store.records import RunStatus
 from repo_store.totals import FAILED, INCOMPLETE, PASSED
 from schedagent import __version__
 from schedagent.core.deployment import End, Stage
-from schedagent.core.policies.proposal import Way
-from schedagent.core.recommendation import Kind as Recommended
-from schedagent.core.recommendation import Progress, Standing
+from schedagent.core.policies.proposal import Origin
+from schedagent.core.recommendation import Progress, RecommendationKind, Standing
 from schedagent.core.rules import GATES
 from schedagent.core.settings import AGENTS
 from schedagent.core.trials.trial import Outcome
 from schedagent.core.verification import GateStatus
-from schedagent.metrics.family import OTHER, Family, Kind
+from schedagent.metrics.family import OTHER, Family, MetricKind
 
 PREFIX = "schedagent_"
 
@@ -37,15 +36,15 @@ def member(enum_member: Enum) -> str:
 
 
 def counter(name: str, text: str, sparse: bool = False, **labels: Sequence[str]) -> Family:
-    return Family(f"{PREFIX}{name}_total", Kind.COUNTER, text, labels, sparse)
+    return Family(f"{PREFIX}{name}_total", MetricKind.COUNTER, text, labels, sparse)
 
 
 def gauge(name: str, text: str, sparse: bool = False, **labels: Sequence[str]) -> Family:
-    return Family(f"{PREFIX}{name}", Kind.GAUGE, text, labels, sparse)
+    return Family(f"{PREFIX}{name}", MetricKind.GAUGE, text, labels, sparse)
 
 
 def histogram(name: str, text: str) -> Family:
-    return Family(f"{PREFIX}{name}", Kind.HISTOGRAM, text)
+    return Family(f"{PREFIX}{name}", MetricKind.HISTOGRAM, text)
 
 
 STAGES = tuple(Stage)
@@ -162,7 +161,8 @@ SAMPLED = gauge(
 # The repository
 
 RUNS = gauge("runs", "Optimisation runs in the repository, by status.", status=tuple(RunStatus))
-MADE = gauge("made_policies", "Policies in the repository that were made here, by way.", way=tuple(Way))
+DERIVED = (Origin.COMPOSE, Origin.PATCH, Origin.GENERATE)
+MADE = gauge("derived_policies", "Policies in the repository that runs derived, by origin.", origin=DERIVED)
 VERIFICATIONS = counter("verifications", "Candidates of runs that were verified.", result=(PASSED, FAILED, INCOMPLETE))
 GATE_RESULTS = counter(
     "verifier_gates", "Gates of the verifier, by how they ended.", gate=GATE_NAMES, result=_words(tuple(GateStatus))
@@ -178,7 +178,7 @@ BEST = gauge("trial_best_ratio", "The lowest candidate / default that was judged
 RECOMMENDATIONS = gauge(
     "recommendations",
     "Recommendations of the agent service, by kind and how they stand.",
-    kind=tuple(Recommended),
+    kind=tuple(RecommendationKind),
     standing=tuple(Standing),
 )
 REQUESTS = gauge(

@@ -18,7 +18,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 OTHER = "other"
 
 
-class Kind(StrEnum):
+class MetricKind(StrEnum):
     """Prometheus' types of metrics."""
 
     COUNTER = "counter"
@@ -67,7 +67,7 @@ class Family:
     """
 
     name: str
-    kind: Kind
+    kind: MetricKind
     text: str
     labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
     sparse: bool = False
@@ -78,7 +78,7 @@ class Family:
             metric = HistogramMetricFamily(self.name, self.text)
             metric.add_metric([], buckets=values.buckets(), sum_value=values.sum)
             return metric
-        family = CounterMetricFamily if self.kind is Kind.COUNTER else GaugeMetricFamily
+        family = CounterMetricFamily if self.kind is MetricKind.COUNTER else GaugeMetricFamily
         told = family(self.name, self.text, labels=list(self.labels))
         for labels, value in self._series(values):
             told.add_metric(labels, value)
@@ -86,7 +86,7 @@ class Family:
 
     def empty(self) -> Metric:
         """Without any series: what describes it."""
-        if self.kind is Kind.HISTOGRAM:
+        if self.kind is MetricKind.HISTOGRAM:
             return HistogramMetricFamily(self.name, self.text)
         return replace(self, sparse=True).metric({})
 

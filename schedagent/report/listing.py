@@ -45,7 +45,7 @@ def show_policies(policies: Sequence[PolicyInfo], as_json: bool) -> None:
     rows = [
         {
             "policy": policy.name,
-            "origin": policy.origin.value,
+            "origin": policy.origin.label,
             "for": ", ".join(policy.target_workloads),
             "description": policy.description,
         }
@@ -61,7 +61,7 @@ def show_policy(policy: PolicyInfo, as_json: bool) -> None:
         return
     _say(f"{policy.name}: {policy.description}\n")
     for heading, text in (
-        ("Origin", f"{policy.origin.value} from {policy.parent}" if policy.parent else policy.origin.value),
+        ("Origin", f"{policy.origin.label} from {policy.parent}" if policy.parent else policy.origin.label),
         ("Meant for", ", ".join(policy.target_workloads)),
         ("How it decides", policy.algorithm),
         ("When it loses", policy.limitations),

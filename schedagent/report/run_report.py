@@ -142,13 +142,16 @@ def _iteration(repository: PolicyRepository, run_id: str, number: int) -> dict[s
     plan = repository.plan(run_id, number)
     assert plan is not None, "iterations() lists stored plans"
     verdicts = repository.verdicts(run_id, number)
-    blocks, mended = repository.blocks(run_id, number), repository.mended(run_id, number)
+    blocks, repaired = repository.blocks(run_id, number), repository.repaired(run_id, number)
     return {
         "reason": plan.reason,
         "learned": plan.learned,
         "candidates": [
             _candidate(candidate, verdicts.get(candidate.key), repository.verification(run_id, candidate.key))
-            | {"cpu_time_ratio": _finite(cpu_time_ratio(blocks, candidate.key)), "mends": mended.get(candidate.key, "")}
+            | {
+                "cpu_time_ratio": _finite(cpu_time_ratio(blocks, candidate.key)),
+                "repairs": repaired.get(candidate.key, ""),
+            }
             for candidate in repository.candidates(run_id, number)
         ],
         "runs_measured": sum(len(block.samples) for block in blocks),
@@ -162,7 +165,7 @@ def _candidate(
         "key": candidate.key,
         "policy": candidate.policy,
         "tunables": dict(candidate.tunables),
-        "way": candidate.way.value,
+        "origin": candidate.origin.value,
         "reason": candidate.reason,
         "expected": candidate.expected,
         "refuted_by": candidate.refuted_by,

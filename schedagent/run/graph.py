@@ -13,18 +13,18 @@ from langgraph.graph import END, START, StateGraph
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.types import interrupt
 
-from schedagent.core.approval import Decision, Request, Stage
+from schedagent.core.approval import ApprovalRequest, ApprovalStage, Decision
 from schedagent.run.state import RunState
 
 
 class Approvals(Protocol):
     """See schedagent.approval.approvals.Approvals."""
 
-    def request(self, stage: Stage, iteration: int) -> Request | None: ...
+    def request(self, stage: ApprovalStage, iteration: int) -> ApprovalRequest | None: ...
 
-    def decision(self, request: Request) -> Decision | None: ...
+    def decision(self, request: ApprovalRequest) -> Decision | None: ...
 
-    def ask(self, request: Request) -> dict[str, Any]: ...
+    def ask(self, request: ApprovalRequest) -> dict[str, Any]: ...
 
 
 class Node(Protocol):
@@ -54,10 +54,10 @@ def build_graph(
     graph = StateGraph(RunState)
     graph.add_node("observation", nodes.observation)
     graph.add_node("planning", nodes.planning)
-    graph.add_node("plan_approval", approval(approvals, Stage.PLAN))
+    graph.add_node("plan_approval", approval(approvals, ApprovalStage.PLAN))
     graph.add_node("execution", nodes.execution)
     graph.add_node("learning", nodes.learning)
-    graph.add_node("deploy_approval", approval(approvals, Stage.DEPLOY))
+    graph.add_node("deploy_approval", approval(approvals, ApprovalStage.DEPLOY))
     graph.add_node("ending", nodes.ending)
     graph.add_edge(START, "observation")
     graph.add_edge("observation", "planning")
@@ -70,7 +70,7 @@ def build_graph(
     return graph.compile(checkpointer=checkpointer)
 
 
-def approval(approvals: Approvals, stage: Stage) -> Node:
+def approval(approvals: Approvals, stage: ApprovalStage) -> Node:
     """Return the node that waits, if need be, until a person has decided.
 
     Whoever decides stores the decision first and then walks the graph again, so the value with which LangGraph could

@@ -1,6 +1,6 @@
 """The policy library as a run sees it: the bundled policies, and those that were made and are in the repository.
 
-The repository is the truth about made policies. For the compiler, which reads files, each is written into the folder
+The repository is the truth about derived policies. For the compiler, which reads files, each is written into the folder
 `policies` of the state folder; whatever else lies there, or was changed there, is not looked at, or is written anew.
 """
 
@@ -16,7 +16,7 @@ from kernel_bpf.policies.library import read_manifest
 from repo_store.store import PolicyRepository
 from schedagent.core.errors import NameTaken, PolicyError, SetupError
 from schedagent.core.policies.policy import PolicyInfo
-from schedagent.core.policies.proposal import MadePolicy
+from schedagent.core.policies.proposal import DerivedPolicy
 from schedagent.core.policies.spec import NAME
 
 log = logging.getLogger(__name__)
@@ -27,9 +27,9 @@ class Library(Mapping[str, PolicyInfo]):
 
     Args:
         bundled: those that came with the program.
-        repository: where made policies are.
+        repository: where derived policies are.
         folder: where their files go.
-        wanted: which of the made policies are in it, besides those kept through it; by default all.
+        wanted: which of the derived policies are in it, besides those kept through it; by default all.
     """
 
     def __init__(
@@ -37,13 +37,13 @@ class Library(Mapping[str, PolicyInfo]):
         bundled: Mapping[str, PolicyInfo],
         repository: PolicyRepository,
         folder: Path,
-        wanted: Callable[[MadePolicy], bool] = lambda _made: True,
+        wanted: Callable[[DerivedPolicy], bool] = lambda _made: True,
     ) -> None:
         self._bundled = bundled
         self._repository = repository
         self._folder = folder
         self._policies = dict(bundled)
-        for made in filter(wanted, repository.made_policies()):
+        for made in filter(wanted, repository.derived_policies()):
             self._add_stored(made)
 
     def __getitem__(self, name: str) -> PolicyInfo:
@@ -55,7 +55,7 @@ class Library(Mapping[str, PolicyInfo]):
     def __len__(self) -> int:
         return len(self._policies)
 
-    def keep(self, made: MadePolicy) -> PolicyInfo:
+    def keep(self, made: DerivedPolicy) -> PolicyInfo:
         """Store a policy that was made, and return it as a member of the library.
 
         Raises:
@@ -67,17 +67,17 @@ class Library(Mapping[str, PolicyInfo]):
         _describe(made, self._folder)
         return self._add(self._repository.keep_policy(made))
 
-    def _add_stored(self, made: MadePolicy) -> None:
+    def _add_stored(self, made: DerivedPolicy) -> None:
         """Add what another run stored; what this version of the program cannot read is left out."""
         if made.name in self._bundled:
-            log.warning("the policy %s that was %s is hidden by a bundled one", made.name, made.origin.value)
+            log.warning("the policy %s that was %s is hidden by a bundled one", made.name, made.origin.label)
             return
         try:
             self._add(made)
         except PolicyError as error:
-            log.warning("the policy %s that was %s cannot be used: %s", made.name, made.origin.value, error.message)
+            log.warning("the policy %s that was %s cannot be used: %s", made.name, made.origin.label, error.message)
 
-    def _add(self, made: MadePolicy) -> PolicyInfo:
+    def _add(self, made: DerivedPolicy) -> PolicyInfo:
         info = _describe(made, self._folder)
         _write(info.source, made.source)
         _write(info.source.with_name(f"{made.name}.toml"), made.manifest)
@@ -85,8 +85,8 @@ class Library(Mapping[str, PolicyInfo]):
         return info
 
 
-def worth_trying(repository: PolicyRepository, run_id: str) -> Callable[[MadePolicy], bool]:
-    """Return which made policies a run may plan with: its own, and those that won a trial in some other run.
+def worth_trying(repository: PolicyRepository, run_id: str) -> Callable[[DerivedPolicy], bool]:
+    """Return which derived policies a run may plan with: its own, and those that won a trial in some other run.
 
     Nobody promotes a policy by saying so: a verdict does.
 
@@ -97,8 +97,8 @@ def worth_trying(repository: PolicyRepository, run_id: str) -> Callable[[MadePol
     return lambda made: made.name in names
 
 
-def _describe(made: MadePolicy, folder: Path) -> PolicyInfo:
-    """Return what a made policy says of itself; raise PolicyError if that cannot be read."""
+def _describe(made: DerivedPolicy, folder: Path) -> PolicyInfo:
+    """Return what a derived policy says of itself; raise PolicyError if that cannot be read."""
     info = read_manifest(made.manifest, f"the manifest of {made.name}", folder / f"{made.name}.bpf.c")
     if not NAME.fullmatch(made.name):
         raise PolicyError(f"{made.name!r} cannot be the name of a policy")

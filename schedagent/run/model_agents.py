@@ -15,14 +15,14 @@ from agents import plain_text as shown
 from agents.learning import conclude
 from agents.llm.transcript import Replay, Transcript
 from agents.observation import interpret
-from agents.planner.builder import Workshop
+from agents.planner.builder import PolicyBuilder
 from agents.planning import Known, propose_with_model, still_holds
-from agents.repair import ModelMender
+from agents.repair import ModelRepairer
 from agents.session import ModelSession
 from repo_store.records import RunRecord, SimilarRun
 from repo_store.store import PolicyRepository
 from schedagent.core.policies.policy import CandidatePolicy, Plan, PolicyInfo
-from schedagent.core.policies.proposal import MadePolicy
+from schedagent.core.policies.proposal import DerivedPolicy
 from schedagent.core.trials.trial import Outcome, Verdict
 from schedagent.core.trials.workload import WorkloadProfile
 from schedagent.report.model_use import model_use
@@ -44,7 +44,7 @@ class ModelAgents:
     repository: PolicyRepository
     session: ModelSession
     transcript: Transcript | Replay
-    workshop: Workshop
+    builder: PolicyBuilder
     library: Mapping[str, PolicyInfo]
 
     def used(self) -> dict[str, Any] | None:
@@ -67,11 +67,11 @@ class ModelAgents:
     ) -> Plan | None:
         """Return the plan that the model wants; None if it gives none."""
         known = self._known(run, profile, tried, limit)
-        return propose_with_model(self.session, self.workshop, known, iteration)
+        return propose_with_model(self.session, self.builder, known, iteration)
 
-    def mender(self, iteration: int, profile: WorkloadProfile) -> ModelMender:
+    def repairer(self, iteration: int, profile: WorkloadProfile) -> ModelRepairer:
         """Return who decides on what the model wrote and what failed."""
-        return ModelMender(self.session, self.workshop, self._made, profile, iteration)
+        return ModelRepairer(self.session, self.builder, self._made, profile, iteration)
 
     def conclude(self, run: RunRecord, iteration: int, tried: Tried, measured: Collection[str]) -> None:
         """Have insights drawn from the trials of an iteration, and keep them."""
@@ -84,8 +84,8 @@ class ModelAgents:
                 said.add(insight.text)
                 self.repository.add_insight(insight)
 
-    def _made(self, name: str) -> MadePolicy | None:
-        return next((made for made in self.repository.made_policies() if made.name == name), None)
+    def _made(self, name: str) -> DerivedPolicy | None:
+        return next((made for made in self.repository.derived_policies() if made.name == name), None)
 
     def _known(self, run: RunRecord, profile: WorkloadProfile, tried: Tried, limit: int) -> Known:
         workload, hardware = run.workload, run.hardware
@@ -111,7 +111,7 @@ class ModelAgents:
 
     def _offered(self, run: RunRecord, tried: Tried) -> list[PolicyInfo]:
         """Return the library without what this run has made and not tried: the question that led to it, before."""
-        made_here = {made.name for made in self.repository.made_policies() if made.run_id == run.id}
+        made_here = {made.name for made in self.repository.derived_policies() if made.run_id == run.id}
         unknown = made_here - {candidate.policy for candidate, _verdict in tried}
         return [info for name, info in self.library.items() if name not in unknown]
 

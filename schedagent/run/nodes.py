@@ -11,8 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from agents.execution import Execution, Verifier
-from agents.execution import Lab as MeasuringLab
+from agents.execution import Execution, MeasuringLab, Verifier
 from agents.learning import learn
 from agents.observation import ObservingLab, observe
 from agents.planner import rules as offline
@@ -20,7 +19,7 @@ from agents.planning import propose
 from repo_store.records import RunRecord, RunStatus
 from repo_store.store import PolicyRepository
 from schedagent.approval.approvals import rejection
-from schedagent.core.approval import Stage
+from schedagent.core.approval import ApprovalStage
 from schedagent.core.policies.policy import CandidatePolicy, Plan, PolicyInfo
 from schedagent.core.trials.judge import judge_all
 from schedagent.core.trials.lesson import Antipattern, Lesson
@@ -56,13 +55,13 @@ class Notebook:
     def blocks(self) -> Sequence[Block]:
         return self.repository.blocks(self.run_id, self.iteration)
 
-    def mends(self) -> Mapping[str, CandidatePolicy]:
+    def repairs(self) -> Mapping[str, CandidatePolicy]:
         candidates = {one.key: one for one in self.repository.candidates(self.run_id, self.iteration)}
-        mended = self.repository.mended(self.run_id, self.iteration)
-        return {failed_key: candidates[key] for key, failed_key in mended.items()}
+        repaired = self.repository.repaired(self.run_id, self.iteration)
+        return {failed_key: candidates[key] for key, failed_key in repaired.items()}
 
-    def save_mend(self, failed_key: str, mended: CandidatePolicy) -> None:
-        self.repository.save_mend(self.run_id, self.iteration, failed_key, mended)
+    def save_repair(self, failed_key: str, repaired: CandidatePolicy) -> None:
+        self.repository.save_repair(self.run_id, self.iteration, failed_key, repaired)
 
     def add_block(self, block: Block) -> None:
         argv = ["/bin/sh", "-c", self.workload.command]
@@ -191,7 +190,7 @@ class RunNodes:
                 self._reporter,
                 self.out_of_time,
                 self._options.rules,
-                models.mender(iteration, self._profile(run_id)) if models else None,
+                models.repairer(iteration, self._profile(run_id)) if models else None,
             )
             notebook = Notebook(self._repository, run_id, iteration, run.workload)
             agent.execute(
@@ -208,7 +207,7 @@ class RunNodes:
         run_id, iteration = state["run_id"], state["iteration"]
         run = self._repository.run(run_id)
         candidates = self._repository.candidates(run_id, iteration)
-        rejected = rejection(self._repository, run_id, Stage.PLAN, iteration)
+        rejected = rejection(self._repository, run_id, ApprovalStage.PLAN, iteration)
         lessons = learn(
             candidates,
             self._library,
@@ -287,7 +286,7 @@ class RunNodes:
     def _comparisons(self, run_id: str, iteration: int) -> int:
         """What the correction counts, so that all iterations together keep the error rate.
 
-        Each iteration may spend an equal share of it, divided among its planned candidates (Bonferroni twice). A mend
+        Each iteration may spend an equal share of it, divided among its planned candidates (Bonferroni twice). A repair
         takes the place of a candidate that failed, about which nothing is claimed.
         """
         return max(1, self._options.iterations * len(self._plan(run_id, iteration).candidates))

@@ -22,8 +22,8 @@ from verifier.lab.vm import VmLab
 from verifier.microvm.image import SnapshotStore
 from verifier.microvm.kernels import KernelImage, default_kernel, find_kernels
 from verifier.microvm.kvm import kvm_usable
-from verifier.pipeline import Bench, Verifier
-from verifier.report_cache import KeptReports
+from verifier.pipeline import KernelBench, Verifier
+from verifier.report_cache import ReportCache
 from verifier.service.client import RemoteVerifier
 from verifier.signer import Signer
 
@@ -90,10 +90,10 @@ def open_lab(settings: Settings, kernel: KernelImage | None = None) -> VmLab:
     )
 
 
-def open_bench(settings: Settings, kernel: KernelImage) -> Bench:
+def open_bench(settings: Settings, kernel: KernelImage) -> KernelBench:
     """Build the lab of one kernel and look up its types."""
     target = prepare_target(kernel.vmlinuz, kernel.release, settings.cache_dir)
-    return Bench(open_lab(settings, kernel), target)
+    return KernelBench(open_lab(settings, kernel), target)
 
 
 def open_verifier(settings: Settings) -> Verifier | RemoteVerifier:
@@ -126,7 +126,7 @@ def open_local_verifier(settings: Settings, *, all_kernels: bool = False, sign: 
     if not sign:
         return Verifier(benches, cache)
     signer = open_signer(settings)
-    return Verifier(benches, cache, signer, kept=KeptReports(cache / "reports", signer.vouches))
+    return Verifier(benches, cache, signer, kept=ReportCache(cache / "reports", signer.vouches))
 
 
 def open_signer(settings: Settings, *, create: bool = True) -> Signer:
@@ -180,7 +180,7 @@ def open_models(
     from agents.llm.fences import Fence
     from agents.llm.model import open_model
     from agents.llm.transcript import Transcript
-    from agents.planner.builder import Workshop
+    from agents.planner.builder import PolicyBuilder
     from agents.session import ModelSession
     from agents.tools.catalog import Services, tools_for
     from schedagent.run.model_agents import ModelAgents
@@ -198,7 +198,7 @@ def open_models(
         reporter,
         lambda role: tools_for(role, services),
     )
-    return ModelAgents(repository, session, transcript, Workshop(library, run_id), library)
+    return ModelAgents(repository, session, transcript, PolicyBuilder(library, run_id), library)
 
 
 def approvals_of(repository: PolicyRepository, run_id: str, nodes: RunNodes) -> Approvals:

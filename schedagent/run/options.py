@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from schedagent.core.approval import Stage
+from schedagent.core.approval import ApprovalStage
 from schedagent.core.errors import UsageError
 from schedagent.core.trials.judge import TrialRules
 
@@ -27,16 +27,16 @@ class RunOptions:
     budget_s: float
     candidates: int
     rules: TrialRules
-    approve: tuple[Stage, ...] = ()
+    approve: tuple[ApprovalStage, ...] = ()
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> RunOptions:
         """Read the options a run was started with."""
-        approve = tuple(Stage(stage) for stage in stored.get("approve", ()))
+        approve = tuple(ApprovalStage(stage) for stage in stored.get("approve", ()))
         return cls(**{**stored, "rules": TrialRules(**stored["rules"]), "approve": approve})
 
 
-def read_approve(text: str) -> tuple[Stage, ...]:
+def read_approve(text: str) -> tuple[ApprovalStage, ...]:
     """Return the stages that --approve names.
 
     Raises:
@@ -45,6 +45,6 @@ def read_approve(text: str) -> tuple[Stage, ...]:
     words = {word.strip() for word in text.split(",")}
     if words == {"none"}:
         return ()
-    if not words <= set(Stage):
+    if not words <= set(ApprovalStage):
         raise UsageError(f"--approve {text!r} is not known", "accepted: none, plan, deploy, or plan,deploy")
-    return tuple(stage for stage in Stage if stage in words)
+    return tuple(stage for stage in ApprovalStage if stage in words)

@@ -1,8 +1,8 @@
 """A recorded run once more, without a network, a machine or a compiler: for debugging what the agents do.
 
-The agents, the graph and the workshop are the real ones, on a copy of the repository as it was when the run began. What
-models answered comes from the transcript; what the verifier and the lab found comes from the repository. Whatever is
-asked must be what was asked then: where a request, a candidate or a verdict is another one, the replay says so.
+The agents, the graph and the policy builder are the real ones, on a copy of the repository as it was when the run
+began. What models answered comes from the transcript; what the verifier and the lab found comes from the repository.
+Whatever is asked must be what was asked then: where a request, a candidate or a verdict differs, the replay says so.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from agents.llm.exchange import Json, Role
 from agents.llm.fences import Fence
 from agents.llm.model import replay_model
 from agents.llm.transcript import Replay
-from agents.planner.builder import Workshop
+from agents.planner.builder import PolicyBuilder
 from agents.session import ModelSession, T
 from agents.tools.catalog import Services, tools_for
 from repo_store.records import RunRecord
 from repo_store.store import PolicyRepository
-from schedagent.core.approval import Decision, Request, Stage
+from schedagent.core.approval import ApprovalRequest, ApprovalStage, Decision
 from schedagent.core.errors import ReplayDiverged, VmLost
 from schedagent.core.policies.artifact import PolicyArtifact
 from schedagent.core.policies.policy import CandidatePolicy, PolicyInfo
@@ -185,18 +185,18 @@ class RecordedLab:
 class RecordedApprovals:
     """Every question was answered then; one that was not ends the recording."""
 
-    decisions: Sequence[tuple[Request, Decision]]
+    decisions: Sequence[tuple[ApprovalRequest, Decision]]
 
-    def request(self, stage: Stage, iteration: int) -> Request | None:
+    def request(self, stage: ApprovalStage, iteration: int) -> ApprovalRequest | None:
         """Return the last question before this step that was answered."""
         asked = [one for one, _made in self.decisions if (one.stage, one.iteration) == (stage, iteration)]
         return asked[-1] if asked else None
 
-    def decision(self, request: Request) -> Decision | None:
+    def decision(self, request: ApprovalRequest) -> Decision | None:
         """Return the answer."""
         return next(made for asked, made in self.decisions if asked == request)
 
-    def ask(self, request: Request) -> dict[str, Any]:
+    def ask(self, request: ApprovalRequest) -> dict[str, Any]:
         """Never called: what is asked for has been decided."""
         raise AssertionError("a replay asks nobody")
 
@@ -256,7 +256,7 @@ def replay_nodes(
             reporter,
             lambda role: tools_for(role, services),
         )
-        return ModelAgents(repository, session, replay, Workshop(library, run_id), library)
+        return ModelAgents(repository, session, replay, PolicyBuilder(library, run_id), library)
 
     options = RunOptions.from_json(recording.run.settings)
     verifier = RecordedVerifier(recording.reports)

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from kernel_bpf.load.exit_info import ExitInfo
 from kernel_bpf.load.sched_ext import KernelState
-from kernel_bpf.observe.tasks import Sample
+from kernel_bpf.observe.tasks import TaskSample
 from schedagent.core.deployment import End
 from schedagent.core.welch import (
     DELAY,
@@ -26,7 +26,7 @@ from schedagent.core.welch import (
 )
 
 ERROR_EVENTS = ("SCX_EV_SELECT_CPU_FALLBACK", "SCX_EV_DISPATCH_LOCAL_DSQ_OFFLINE", "SCX_EV_INSERT_NOT_OWNED")
-"""Counters that say the policy did what the kernel had to mend (kernel/sched/ext_internal.h)."""
+"""Counters that say the policy did what the kernel had to repair (kernel/sched/ext_internal.h)."""
 
 STALL_KIND = 1026  # SCX_EXIT_ERROR_STALL
 SUSPENDED_S = 0.5
@@ -55,7 +55,7 @@ class Bounds:
 
 
 @dataclass(frozen=True)
-class Reading:
+class KernelReading:
     """What one look at a running policy showed.
 
     Args:
@@ -75,7 +75,7 @@ class Reading:
 Trip = tuple[End, str]
 
 
-def judge_reading(first: Reading, before: Reading, now: Reading, bounds: Bounds) -> Trip | None:
+def judge_reading(first: KernelReading, before: KernelReading, now: KernelReading, bounds: Bounds) -> Trip | None:
     """Say why a policy has to go, given the look when its stage began, the one before this, and this one."""
     if not now.state.available:
         return End.BLIND, "/sys/kernel/sched_ext cannot be read: nothing can be confirmed any more"
@@ -96,7 +96,7 @@ def _of_exit(info: ExitInfo) -> Trip:
     return (End.EJECTED if info.ejected else End.EXITED), str(info)
 
 
-def _of_counters(first: Reading, before: Reading, now: Reading, bounds: Bounds) -> Trip | None:
+def _of_counters(first: KernelReading, before: KernelReading, now: KernelReading, bounds: Bounds) -> Trip | None:
     asleep_s = (now.boot - now.monotonic) - (before.boot - before.monotonic)
     if asleep_s > SUSPENDED_S:
         return End.SUSPENDED, f"the machine was suspended for {asleep_s:.1f} s"
@@ -117,7 +117,7 @@ END_OF = {DELAY: End.RUN_QUEUE_DELAY, PRESSURE: End.PRESSURE, SHARE: End.CPU_SHA
 CPU_USED, TURNS = "cpu_used", "turns_per_s"
 
 
-def intervals(samples: Sequence[Sample]) -> dict[str, list[float]]:
+def intervals(samples: Sequence[TaskSample]) -> dict[str, list[float]]:
     """Return what each interval between two samples shows.
 
     DELAY: mean wait for a turn on a CPU, in seconds. PRESSURE: the part of the time in which some task waited (PSI).
@@ -141,7 +141,7 @@ def intervals(samples: Sequence[Sample]) -> dict[str, list[float]]:
     return found
 
 
-def summarise(samples: Sequence[Sample], metric: Sequence[float] = ()) -> dict[str, Spread]:
+def summarise(samples: Sequence[TaskSample], metric: Sequence[float] = ()) -> dict[str, Spread]:
     """Return the spreads of `intervals`, and of the workload's own metric if there is any."""
     told = intervals(samples) | ({METRIC: list(metric)} if metric else {})
     return {name: spread(values) for name, values in told.items()}

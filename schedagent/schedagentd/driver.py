@@ -16,13 +16,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from kernel_bpf.observe.tasks import Sample
+from kernel_bpf.observe.tasks import TaskSample
 from schedagent.core.deployment import Deployment, End, Order, Phase, Stage, Where
 from schedagent.core.errors import BpfError, RecordError, Refused, SchedagentError
 from schedagent.core.token import DeploymentToken
 from schedagent.core.welch import LEAST_SAMPLES, Spread
 from schedagent.schedagentd.admission import check_machine, check_token
-from schedagent.schedagentd.breaker import Reading, summarise
+from schedagent.schedagentd.breaker import KernelReading, summarise
 from schedagent.schedagentd.config import Config
 from schedagent.schedagentd.kernel import Kernel, Loaded, Watching, named, stop_hint, told
 from schedagent.schedagentd.record import Record
@@ -62,10 +62,10 @@ class Measuring:
     """
 
     watch: Watching
-    samples: list[Sample] = field(default_factory=list)
+    samples: list[TaskSample] = field(default_factory=list)
     metric: list[float] | None = None
 
-    def take(self) -> Sample:
+    def take(self) -> TaskSample:
         """Sample now; old ones are forgotten."""
         sample = self.watch.sample()
         self.samples = [*self.samples[-_MOST_SAMPLES:], sample]
@@ -95,8 +95,8 @@ class Active:
 
     deployment: Deployment
     loaded: Loaded
-    first: Reading
-    before: Reading
+    first: KernelReading
+    before: KernelReading
     now: Measuring
     step: Measuring | None = None
     worse: int = 0
@@ -312,10 +312,10 @@ class Driver:
 
     # Small things
 
-    def _reading(self, loaded: Loaded) -> Reading:
+    def _reading(self, loaded: Loaded) -> KernelReading:
         """Look at what is in charge; its last words last, or an end between two looks would have none."""
         state, enabled = self.kernel.state(), loaded.enabled()
-        return Reading(self.clock.boot(), self.clock.monotonic(), state, enabled, loaded.exit_info())
+        return KernelReading(self.clock.boot(), self.clock.monotonic(), state, enabled, loaded.exit_info())
 
     def _measure(self, where: Where) -> Measuring:
         """Begin to look at a scope, if anything is to be compared; the first sample is only a beginning."""

@@ -12,7 +12,7 @@ from kernel_bpf.load.exit_info import ExitInfo
 from kernel_bpf.load.running import core_scheduled_process, running_build_id, running_release
 from kernel_bpf.load.sched_ext import KernelState, LoadedPolicy, kernel_state
 from kernel_bpf.observe import tasks
-from kernel_bpf.observe.tasks import Sample, Watch
+from kernel_bpf.observe.tasks import TaskSample, Watch
 from schedagent.core.deployment import Order, Tree, Where
 from schedagent.core.errors import BpfError, SchedagentError
 
@@ -67,7 +67,7 @@ class Loaded(Protocol):
 class Watching(Protocol):
     """Looks at the tasks of a scope."""
 
-    def sample(self) -> Sample:
+    def sample(self) -> TaskSample:
         """Count up to now."""
 
 

@@ -249,7 +249,7 @@ class Record:
             try:
                 yield Deployment.from_json(json.loads(body))
             except (ValueError, TypeError, KeyError) as error:
-                raise RecordError(f"the record holds a deployment that cannot be read: {error}", _MEND) from None
+                raise RecordError(f"the record holds a deployment that cannot be read: {error}", _REPAIR) from None
 
     def _moment(self, name: str) -> float:
         found = self._ask("SELECT unix_s FROM moments WHERE name = ?", name)
@@ -281,7 +281,7 @@ class Record:
                 self._database.execute("ROLLBACK")
 
 
-_MEND = "restart schedagentd: it moves a damaged record aside and ends what it cannot account for"
+_REPAIR = "restart schedagentd: it moves a damaged record aside and ends what it cannot account for"
 
 
 def _connect(path: Path) -> sqlite3.Connection:

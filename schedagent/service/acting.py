@@ -20,11 +20,11 @@ from schedagent.approval.approvals import winner
 from schedagent.approval.handover import handover
 from schedagent.client.daemon import DaemonClient
 from schedagent.core import token
-from schedagent.core.approval import Stage
+from schedagent.core.approval import ApprovalStage
 from schedagent.core.errors import PolicyError, SchedagentError, UsageError
 from schedagent.core.policies.artifact import PolicyArtifact
 from schedagent.core.policies.policy import CandidatePolicy
-from schedagent.core.recommendation import ApplyRequest, Kind, Progress, Recommendation, Standing
+from schedagent.core.recommendation import ApplyRequest, Progress, Recommendation, RecommendationKind, Standing
 from schedagent.core.service_settings import ServiceSettings
 from schedagent.core.settings import Settings
 from schedagent.core.trials.judge import TrialRules
@@ -38,7 +38,7 @@ from schedagent.run.progress import LineReporter, Reporter
 Report = dict[str, Any]
 
 
-class Lab(Protocol):
+class ServiceLab(Protocol):
     """What a request needs of the lab."""
 
     def start(self, workload: WorkloadCommand, options: RunOptions, run_id: str, reporter: Reporter) -> Report: ...
@@ -92,7 +92,7 @@ class Hands:
 
     settings: Settings
     repository: PolicyRepository
-    lab: Lab
+    lab: ServiceLab
     now: Callable[[], float]
 
     def carry_out(self, number: int, reporter: Reporter) -> Report:
@@ -111,7 +111,7 @@ class Hands:
             one = records.recommendation(request.recommendation_id)
             if request.progress is Progress.KEEPING:
                 return self._freshen(request, one)
-            run_id = request.run_id or (new_run_id() if one.kind is Kind.OPTIMISE else "")
+            run_id = request.run_id or (new_run_id() if one.kind is RecommendationKind.OPTIMISE else "")
             started_at = request.started_at or self.now()
             request = replace(request, progress=Progress.RUNNING, started_at=started_at, run_id=run_id)
             records.save_request(request)
@@ -166,7 +166,7 @@ class Hands:
         found = winner(self.repository, run_id)
         if found is None or found[0].policy != one.policy:
             raise UsageError(f"run {run_id} has another winner than {one.policy}")
-        if Stage.DEPLOY in self.repository.run(run_id).settings.get("approve", ()):
+        if ApprovalStage.DEPLOY in self.repository.run(run_id).settings.get("approve", ()):
             raise UsageError(f"a person approved one token of run {run_id}, not a further one", "optimise it again")
         report = self.lab.verify(self.repository, run_id, found[0], found[2].kernel_release)
         if not report.token:
@@ -200,7 +200,7 @@ def work(send: Callable[[bytes], None], settings: Settings, number: int) -> None
 
 
 def carry(
-    send: Callable[[bytes], None], settings: Settings, repository: PolicyRepository, lab: Lab, number: int
+    send: Callable[[bytes], None], settings: Settings, repository: PolicyRepository, lab: ServiceLab, number: int
 ) -> None:
     """Carry a request out and tell how it goes: the rest of `work`, whatever the lab."""
 

@@ -6,7 +6,7 @@ mixes is the total variation distance of the parts of CPU time: 0 for the same, 
 
 All three are judged as schedagentd judges what it deployed (core/welch.py: Welch's t, one-sided, 99 %): the
 mean of the last intervals must be above the baseline's by a margin, surely, and be so three looks in a row. Only the
-margin of the mix is our own. Less waiting than usual is no drift: there is nothing to mend.
+margin of the mix is our own. Less waiting than usual is no drift: there is nothing to repair.
 
 Simulated over 2000 looks without a change, at a standard deviation of half the mean: no false alarm at neighbouring
 intervals that are independent or correlated by 0.5. A tripled wait is seen within 36 busy intervals
@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from schedagent.core.recommendation import Baseline, Look
+from schedagent.core.recommendation import Baseline, Reading
 from schedagent.core.welch import (
     DELAY,
     DELAY_FLOOR_S,
@@ -66,19 +66,19 @@ class Drift:
         return f"its tasks wait {self.now.mean * 1e3:.2g} ms for a turn, usually {self.before.mean * 1e3:.2g} ms"
 
 
-def busy(looks: Iterable[Look]) -> list[Look]:
+def busy(looks: Iterable[Reading]) -> list[Reading]:
     """Return the intervals that say something about waiting."""
     return [look for look in looks if look.delay_s is not None and look.cpu_s >= BUSY_SHARE * look.elapsed_s]
 
 
-def make_baseline(looks: Sequence[Look]) -> Baseline:
+def make_baseline(looks: Sequence[Reading]) -> Baseline:
     """Return what is usual by these busy intervals of one subject, oldest first; there must be one at least."""
     mix = mix_of(looks)
     found = {name: spread(values) for name, values in _values(looks, mix).items()}
     return Baseline(looks[0].subject, looks[0].at, looks[-1].at, found, mix)
 
 
-def mix_of(looks: Iterable[Look]) -> dict[str, float]:
+def mix_of(looks: Iterable[Reading]) -> dict[str, float]:
     """Return the parts of the CPU time by command."""
     used: Counter[str] = Counter()
     for look in looks:
@@ -97,7 +97,7 @@ def distance(one: Mapping[str, float], other: Mapping[str, float]) -> float:
     return sum(abs(one.get(name, 0.0) - other.get(name, 0.0)) for name in {*one, *other}) / 2
 
 
-def drifts(baseline: Baseline, looks: Sequence[Look], judged: Iterable[Measure] = _ALL) -> list[Drift]:
+def drifts(baseline: Baseline, looks: Sequence[Reading], judged: Iterable[Measure] = _ALL) -> list[Drift]:
     """Return which measures of these busy intervals are surely above what is usual, by the margin."""
     now = {name: spread(values) for name, values in _values(looks, baseline.mix).items()}
     found = []
@@ -108,7 +108,7 @@ def drifts(baseline: Baseline, looks: Sequence[Look], judged: Iterable[Measure] 
     return found
 
 
-def worse(baseline: Baseline, looks: Sequence[Look]) -> list[Drift]:
+def worse(baseline: Baseline, looks: Sequence[Reading]) -> list[Drift]:
     """Return what is surely worse in these busy intervals: waiting, not the mix."""
     return drifts(baseline, looks, _WAITING)
 
@@ -131,7 +131,7 @@ class InARow:
         return self._times[subject] >= TIMES_IN_A_ROW
 
 
-def _values(looks: Iterable[Look], mix: Mapping[str, float]) -> dict[str, list[float]]:
+def _values(looks: Iterable[Reading], mix: Mapping[str, float]) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {DELAY: [], PRESSURE: [], MIX: []}
     for look in looks:
         found[DELAY].append(look.delay_s or 0.0)

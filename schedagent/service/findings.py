@@ -12,7 +12,7 @@ from repo_store.records import RunRecord, RunStatus
 from repo_store.store import PolicyRepository
 from schedagent.approval.approvals import deployment, winner
 from schedagent.core import token
-from schedagent.core.recommendation import Baseline, Kind, Recommendation, Standing, recommendation_id
+from schedagent.core.recommendation import Baseline, Recommendation, RecommendationKind, Standing, recommendation_id
 from schedagent.core.service_settings import ServiceSettings, WatchedWorkload
 from schedagent.core.trials.workload import Goal, WorkloadCommand
 from schedagent.core.welch import DELAY
@@ -96,7 +96,7 @@ class Findings:
         """Return the ids of open recommendations to deploy that a newer run has taken the ground of."""
         ids = {one.id for one in current}
         stored = self.repository.service.recommendations()
-        waiting = [one for one in stored if one.kind is Kind.DEPLOY and one.at(now) is Standing.OPEN]
+        waiting = [one for one in stored if one.kind is RecommendationKind.DEPLOY and one.at(now) is Standing.OPEN]
         return [one.id for one in waiting if one.id not in ids]
 
     def workloads_in(self, subject: str, mix: Mapping[str, float]) -> list[WatchedWorkload]:
@@ -132,8 +132,8 @@ class Findings:
     ) -> Recommendation:
         subject = one.workload.key
         return Recommendation(
-            id=recommendation_id(Kind.OPTIMISE, subject, "", key),
-            kind=Kind.OPTIMISE,
+            id=recommendation_id(RecommendationKind.OPTIMISE, subject, "", key),
+            kind=RecommendationKind.OPTIMISE,
             subject=subject,
             policy="",
             what=optimize_command(one.workload),
@@ -153,11 +153,11 @@ class Findings:
         said = token.decode(handed["token"])
         cgroup = next((one.cgroup for one in self.settings.workloads if one.workload.key == run.workload.key), "")
         recommendation = recommendation_id(
-            Kind.DEPLOY, run.workload.key, candidate.policy, f"{said.artifact_digest} {candidate.key}"
+            RecommendationKind.DEPLOY, run.workload.key, candidate.policy, f"{said.artifact_digest} {candidate.key}"
         )
         return Recommendation(
             id=recommendation,
-            kind=Kind.DEPLOY,
+            kind=RecommendationKind.DEPLOY,
             subject=run.workload.key,
             policy=candidate.policy,
             what=f"schedagent apply {recommendation}" + ("" if cgroup else " --cgroup CGROUP"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
-from schedagent.core.recommendation import Kind, Recommendation, Standing
+from schedagent.core.recommendation import Recommendation, RecommendationKind, Standing
 from schedagent.core.service_settings import Mode, ServiceSettings, every_s, minute_of_day, quiet_minutes
 
 DAY_S = 86400.0
@@ -58,7 +58,7 @@ def may_begin(
         return False
     if one.subject not in {named.workload.key for named in settings.workloads}:
         return False
-    if one.kind is Kind.OPTIMISE:
+    if one.kind is RecommendationKind.OPTIMISE:
         return begun < settings.runs_per_day
     fits = bool(one.cgroup) and one.evidence.get("kernel") == kernel_release
     return settings.mode is Mode.ACT and fits and begun < settings.deployments_per_day

@@ -25,7 +25,7 @@ from repo_store.store import PolicyRepository
 from schedagent.core.errors import RepositoryError, SchedagentError, SetupError, UsageError
 from schedagent.core.process.child import Child
 from schedagent.core.process.systemd import Notifier
-from schedagent.core.recommendation import ApplyRequest, Kind, Look, Progress, Recommendation, Standing
+from schedagent.core.recommendation import ApplyRequest, Progress, Reading, Recommendation, RecommendationKind, Standing
 from schedagent.core.service_settings import Mode
 from schedagent.core.settings import Settings, service_watch, writable
 from schedagent.run.lifecycle import only_one
@@ -54,7 +54,7 @@ Work = Callable[[Callable[[bytes], None], Settings, int], None]
 class Looks(Protocol):
     """See schedagent.service.reading.Looker."""
 
-    def look(self) -> list[Look]: ...
+    def look(self) -> list[Reading]: ...
 
 
 class Service:
@@ -140,7 +140,7 @@ class Service:
             self._judge(look, now)
         self._recommend(self._findings.of_schedule(self._local()))
 
-    def _judge(self, look: Look, now: float) -> None:
+    def _judge(self, look: Reading, now: float) -> None:
         """Compare what a subject shows with what is usual, once it is known."""
         baseline = self._records.baseline(look.subject)
         if baseline is None or now - baseline.until > self._service.baseline_days * DAY_S:
@@ -212,7 +212,11 @@ class Service:
         now, asked = self._now(), {request.recommendation_id for request in requests}
         keeping = any(request.progress is Progress.KEEPING for request in requests)
         for one in reversed(self._records.recommendations()):
-            if one.at(now) is not Standing.OPEN or one.id in asked or (keeping and one.kind is Kind.DEPLOY):
+            if (
+                one.at(now) is not Standing.OPEN
+                or one.id in asked
+                or (keeping and one.kind is RecommendationKind.DEPLOY)
+            ):
                 continue
             begun = self._records.begun_by_service(one.kind, now - DAY_S)
             if may_begin(self._service, one, self._local(), begun=begun, kernel_release=platform.release()):

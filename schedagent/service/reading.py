@@ -15,8 +15,8 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from kernel_bpf.observe.tasks import PROC, Sample, Watch, cgroup_root
-from schedagent.core.recommendation import ENDED, MACHINE, Look
+from kernel_bpf.observe.tasks import PROC, TaskSample, Watch, cgroup_root
+from schedagent.core.recommendation import ENDED, MACHINE, Reading
 
 MOST_COMMANDS = 16
 OTHERS = "(others)"
@@ -37,7 +37,7 @@ class Looker:
         self._subjects = {name: _Subject(name, scope, root) for name, scope in scopes.items()}
         self._now = now
 
-    def look(self) -> list[Look]:
+    def look(self) -> list[Reading]:
         """Look at everything once; the first look at a subject shows nothing yet."""
         looks = (subject.look(self._now()) for subject in self._subjects.values())
         return [look for look in looks if look is not None]
@@ -51,9 +51,9 @@ class _Subject:
         self._cgroup = cgroup
         self._root = root
         self._watch = Watch(cgroup, math.inf, root)
-        self._before: tuple[Sample, Mapping[int, int], float | None] | None = None
+        self._before: tuple[TaskSample, Mapping[int, int], float | None] | None = None
 
-    def look(self, now: float) -> Look | None:
+    def look(self, now: float) -> Reading | None:
         sample = self._watch.sample()
         ran_ns, total_s = self._watch.ran_ns, self._total_s()
         before, self._before = self._before, (sample, ran_ns, total_s)
@@ -62,7 +62,7 @@ class _Subject:
         first, ran_before_ns, total_before_s = before
         used_s = None if total_s is None or total_before_s is None else total_s - total_before_s
         elapsed_s, turns = sample.at - first.at, sample.turns - first.turns
-        return Look(
+        return Reading(
             subject=self._name,
             at=now,
             elapsed_s=elapsed_s,

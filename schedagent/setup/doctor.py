@@ -1,4 +1,4 @@
-"""`schedagent doctor`: what is there, what is missing, what follows from it, and the command that mends it."""
+"""`schedagent doctor`: what is there, what is missing, what follows from it, and the command that repairs it."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def render(findings: Sequence[Finding]) -> Table:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    for title in ("part", "status", "found", "what follows, and what mends it"):
+    for title in ("part", "status", "found", "what follows, and what repairs it"):
         table.add_column(title, overflow="fold")
     for finding in findings:
         colour = _COLOURS[finding.status]

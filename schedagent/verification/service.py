@@ -15,7 +15,7 @@ from schedagent.core.settings import Settings
 from schedagent.core.verification import GateResult, Verified
 from verifier.microvm.kernels import default_kernel
 from verifier.pipeline import Verifier
-from verifier.service.server import Limits, VerifierService
+from verifier.service.server import ServiceLimits, VerifierService
 from verifier.service.worker import Submission
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ from schedagent.run.opening import open_local_verifier, open_signer
 
 
 @dataclass(frozen=True)
-class ServiceBench:
+class VerifierHandler:
     """What the verifier service does with a request, in a process of its own."""
 
     settings: Settings
@@ -52,5 +52,5 @@ def serve_verifier(settings: Settings, listener: socket.socket, admission: Admis
     """Be the verifier service until SIGTERM or SIGINT."""
     open_signer(settings)  # a key that cannot be used is better known now than after the first policy's gates
     default_kernel(settings)
-    limits = Limits(parallel=len(os.sched_getaffinity(0)))
-    asyncio.run(VerifierService(ServiceBench(settings), admission, limits).run(listener, preload=[__name__]))
+    limits = ServiceLimits(parallel=len(os.sched_getaffinity(0)))
+    asyncio.run(VerifierService(VerifierHandler(settings), admission, limits).run(listener, preload=[__name__]))

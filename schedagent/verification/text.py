@@ -53,11 +53,11 @@ class GatePrinter:
 
 
 def finding_lines(finding: Finding) -> Iterator[str]:
-    """The path of a finding, why it matters and how to mend it, a line each."""
+    """The path of a finding, why it matters and how to repair it, a line each."""
     for step in finding.path:
         yield printable(f"by {step.file}:{step.line}: {step.text}")
     yield f"why: {finding.text.why}"
-    yield f"mend: {finding.text.mend}"
+    yield f"repair: {finding.text.repair}"
     if causes := other_causes(finding):
         yield f"the same symptom comes from broken rules {', '.join(map(str, causes))}: see VERIFIER.md"
     if finding.cleared_by:
@@ -108,7 +108,7 @@ def to_json(report: VerificationReport) -> dict[str, Any]:
     values: dict[str, Any] = TypeAdapter(VerificationReport).dump_python(report, mode="json")
     for gate in values["gates"]:
         for finding, fields in zip(_findings_of(report, gate["gate"]), gate["findings"], strict=True):
-            fields.update(why=finding.text.why, mend=finding.text.mend, cleared=report.clears(finding))
+            fields.update(why=finding.text.why, repair=finding.text.repair, cleared=report.clears(finding))
     return {**values, "passed": report.passed}
 
 
@@ -120,7 +120,7 @@ def json_schema() -> dict[str, Any]:
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["properties"]["passed"] = {"type": "boolean", "title": "Passed"}
     finding = schema["$defs"]["Finding"]["properties"]
-    finding.update(why={"type": "string"}, mend={"type": "string"}, cleared={"type": "boolean"})
+    finding.update(why={"type": "string"}, repair={"type": "string"}, cleared={"type": "boolean"})
     return dict(schema)
 
 

@@ -11,7 +11,7 @@ from repo_store.store import PolicyRepository
 from schedagent.core.errors import SetupError
 from schedagent.core.policies.artifact import PolicyArtifact
 from schedagent.core.policies.policy import CandidatePolicy, Plan
-from schedagent.core.recommendation import MACHINE, Kind, Look, Recommendation, recommendation_id
+from schedagent.core.recommendation import MACHINE, Reading, Recommendation, RecommendationKind, recommendation_id
 from schedagent.core.rules import GATES
 from schedagent.core.trials.trial import Hardware, Outcome, Verdict
 from schedagent.core.trials.workload import CommandStats, WorkloadClass, WorkloadCommand, WorkloadProfile
@@ -65,14 +65,14 @@ def profile(commands=BUILD) -> WorkloadProfile:
 
 def look(number=0, *, subject=MACHINE, at=None, delay_s=0.004, pressure=0.2, commands=BUILD):
     """One interval of a minute; `number` says when, if `at` does not."""
-    return Look(subject, 60.0 * number if at is None else at, 60.0, delay_s, pressure, commands)
+    return Reading(subject, 60.0 * number if at is None else at, 60.0, delay_s, pressure, commands)
 
 
 def optimise(workload=WORKLOAD, key="drift", *, now, lasts_s=DAY_S, cgroup="", **evidence):
     """A recommendation to optimise."""
     return Recommendation(
-        recommendation_id(Kind.OPTIMISE, workload.key, "", key),
-        Kind.OPTIMISE,
+        recommendation_id(RecommendationKind.OPTIMISE, workload.key, "", key),
+        RecommendationKind.OPTIMISE,
         workload.key,
         "",
         "schedagent optimize ...",

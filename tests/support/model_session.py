@@ -1,4 +1,4 @@
-"""What the tests of the model's agents share: a session on a scripted endpoint, a profile, a workshop that makes."""
+"""What the tests of the model's agents share: a session on a scripted endpoint, a profile, a builder that makes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from agents.observation import build_profile
 from agents.session import ModelSession
 from schedagent.core.errors import PolicyError
 from schedagent.core.policies.policy import CandidatePolicy
-from schedagent.core.policies.proposal import Proposal, Way
+from schedagent.core.policies.proposal import Origin, Proposal
 from schedagent.core.trials.trial import Outcome, Verdict
 from tests.support.scripted_endpoint import settings_for
 from tests.support.scripted_lab import HARDWARE, LIBRARY, WORKLOAD, long_tail
@@ -35,7 +35,7 @@ class Told:
 
 @dataclass
 class Maker:
-    """A workshop without a kitchen: a candidate is what was proposed, or an error if the policy is named so."""
+    """A builder without a kitchen: a candidate is what was proposed, or an error if the policy is named so."""
 
     asked: list[Proposal] = field(default_factory=list)
 
@@ -43,11 +43,15 @@ class Maker:
         self.asked.append(proposal)
         if proposal.policy == "cannot":
             raise PolicyError("the diff does not apply: hunk 1, line 7", "take the lines as they are")
-        source = (proposal.diff or proposal.source or str(proposal.spec or "")) if proposal.way != Way.CONFIGURE else ""
+        source = (
+            (proposal.diff or proposal.source or str(proposal.spec or ""))
+            if proposal.origin != Origin.CONFIGURE
+            else ""
+        )
         name = f"{proposal.policy}{len(source)}" if source else proposal.policy
         tunables = tuple(sorted(proposal.tunables.items()))
         told = {"reason": proposal.reason, "expected": proposal.expected, "refuted_by": proposal.refuted_by}
-        return CandidatePolicy(name, tunables, way=proposal.way, **told)
+        return CandidatePolicy(name, tunables, origin=proposal.origin, **told)
 
 
 @contextmanager
@@ -63,10 +67,10 @@ def session_on(server, folder: Path, run_id: str = "run", tools=(), **changed):
         yield ModelSession(open_agent, Fence(transcript.mark), budget, transcript, Told(), lambda _role: tools)
 
 
-def proposed(policy="longest_first", way="configure", **changed):
+def proposed(policy="longest_first", origin="configure", **changed):
     """Return a proposal as a model answers it."""
     told = {"expected": "the long task ends earlier", "refuted_by": "no shorter makespan", "reason": "one long task"}
-    return {"way": way, "policy": policy, **told} | changed
+    return {"origin": origin, "policy": policy, **told} | changed
 
 
 def verdict(outcome=Outcome.BETTER, ratio=0.8, pairs=8, reason="measured so"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import yaml
 
 from schedagent.metrics.catalog import FAMILIES
-from schedagent.metrics.family import Kind
+from schedagent.metrics.family import MetricKind
 from tests.support.paths import ROOT
 
 FOLDER = ROOT / "deploy" / "prometheus"
@@ -16,7 +16,7 @@ RULES, ALERTS, TESTS = (FOLDER / f"schedagent.{kind}.yml" for kind in ("rules", 
 
 def series(families):
     """Families by the names of their series."""
-    suffixes = {Kind.HISTOGRAM: ("_bucket", "_count", "_sum")}
+    suffixes = {MetricKind.HISTOGRAM: ("_bucket", "_count", "_sum")}
     return {f"{one.name}{suffix}": one for one in families for suffix in suffixes.get(one.kind, ("",))}
 
 

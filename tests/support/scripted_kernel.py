@@ -22,7 +22,7 @@ from pathlib import Path
 
 from kernel_bpf.load.exit_info import ExitInfo
 from kernel_bpf.load.sched_ext import KernelState
-from kernel_bpf.observe.tasks import Sample
+from kernel_bpf.observe.tasks import TaskSample
 from schedagent.core import errors
 from schedagent.core.deployment import Tree
 from schedagent.core.errors import BpfError, KernelRejected
@@ -316,7 +316,7 @@ class ScriptedKernel:
         class Watching:
             def sample(self):
                 *told, starved = kernel.call("sample", f"{where}", kernel._clock.monotonic())
-                return Sample(*told, tuple(starved))
+                return TaskSample(*told, tuple(starved))
 
         return Watching()
 

@@ -176,7 +176,7 @@ def _held(name: str):
 for _name in (
     *("save_profile", "save_plan", "save_verification", "add_block"),
     *("save_verdict", "add_antipattern", "ask_approval", "decide_approval", "finish_run"),
-    *("save_meaning", "save_mend", "add_insight", "keep_policy"),
+    *("save_meaning", "save_repair", "add_insight", "keep_policy"),
 ):
     setattr(Repository, _name, _held(_name))
 

@@ -1,6 +1,6 @@
 """The real verifier service over a bench that follows the policy's name, as a program of its own: tests kill it.
 
-python scripted_service.py SOCKET KEYS [name=value of Limits]...
+python scripted_service.py SOCKET KEYS [name=value of ServiceLimits]...
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from schedagent.core.policies.artifact import PolicyArtifact
 from schedagent.core.process.listener import Admission, listen
 from schedagent.core.token import digest_inputs
 from schedagent.core.verification import GateResult, GateStatus, VerificationReport, Verified
-from verifier.service.server import Limits, VerifierService
+from verifier.service.server import ServiceLimits, VerifierService
 from verifier.signer import Signer
 
 
@@ -33,7 +33,7 @@ class ScriptedBench:
 
     def compile(self, submission):
         if submission.info.name == "refused":
-            raise CompileError("refused.bpf.c:1:1: error: no", "mend it")
+            raise CompileError("refused.bpf.c:1:1: error: no", "repair it")
         return PolicyArtifact(submission.info.name, submission.info.source.read_bytes(), "source", "cd" * 20, "fine")
 
     def verify(self, submission, on_gate):
@@ -93,7 +93,7 @@ def main(path, keys, *options):
         name: float(value) if name.endswith("_s") else int(value) for name, value in (o.split("=") for o in options)
     }
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    service = VerifierService(ScriptedBench(Path(keys)), Admission(), Limits(**{"parallel": 2} | chosen))
+    service = VerifierService(ScriptedBench(Path(keys)), Admission(), ServiceLimits(**{"parallel": 2} | chosen))
     listener = listen(Path(path), None)
     try:
         asyncio.run(service.run(listener, preload=["tests.support.scripted_verifier_service"]))

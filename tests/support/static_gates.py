@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from tests.support import scripted_lab as scripted
 from tests.support.scripted_lab import Script
-from verifier.pipeline import Bench
+from verifier.pipeline import KernelBench
 from verifier.pipeline import Verifier as Gates
 
 
@@ -20,7 +20,7 @@ class StaticGates(scripted.Verifier):
         self.script.reach("static gates")
         cache = self.script.settings.cache_dir
         cache.mkdir(exist_ok=True)
-        found = Gates((Bench(None, self.target),), cache, static_only=True).verify(candidate, info)
+        found = Gates((KernelBench(None, self.target),), cache, static_only=True).verify(candidate, info)
         return found if found.report.failure else super().verify(candidate, info)
 
 

@@ -68,7 +68,7 @@ def test_a_killed_build_leaves_nothing_that_looks_finished_and_two_others_build_
     assert sound(state.parent)
 
 
-def test_damage_is_mended_even_after_the_check(folder, caplog):
+def test_damage_is_repaired_even_after_the_check(folder, caplog):
     """Runs behind the test above, whose snapshot it damages twice."""
     kernel, store = default_kernel(load_settings()), SnapshotStore(folder)
     with store.open(kernel, **SIZE):

@@ -337,7 +337,7 @@ class TrialSession:
             raise WorkloadFailed(
                 f"the workload {self._workload.command!r} failed under the default scheduler: {sample.failure}\n"
                 + last_lines(answer.output),
-                "mend the command until it works; nothing was changed on this machine",
+                "repair the command until it works; nothing was changed on this machine",
             )
 
 

@@ -36,7 +36,7 @@ _TO_PRINTABLE = bytes(byte if 32 <= byte < 127 else b" ?"[byte >= 128] for byte 
 _WORD_LIMIT = 1 << 32
 
 
-class Kind(IntEnum):
+class BtfKind(IntEnum):
     """BTF_KIND_*."""
 
     VOID = 0
@@ -61,19 +61,19 @@ class Kind(IntEnum):
     ENUM64 = 19
 
 
-_MODIFIERS = frozenset({Kind.TYPEDEF, Kind.VOLATILE, Kind.CONST, Kind.RESTRICT, Kind.TYPE_TAG})
-_ENUMS = frozenset({Kind.ENUM, Kind.ENUM64})
-_SIZED = frozenset({Kind.INT, Kind.STRUCT, Kind.UNION, Kind.ENUM, Kind.ENUM64, Kind.FLOAT})
+_MODIFIERS = frozenset({BtfKind.TYPEDEF, BtfKind.VOLATILE, BtfKind.CONST, BtfKind.RESTRICT, BtfKind.TYPE_TAG})
+_ENUMS = frozenset({BtfKind.ENUM, BtfKind.ENUM64})
+_SIZED = frozenset({BtfKind.INT, BtfKind.STRUCT, BtfKind.UNION, BtfKind.ENUM, BtfKind.ENUM64, BtfKind.FLOAT})
 
 _POINTER_BYTES = 8
-_TRAILING_WORDS = {Kind.INT: 1, Kind.ARRAY: 3, Kind.VAR: 1, Kind.DECL_TAG: 1}
+_TRAILING_WORDS = {BtfKind.INT: 1, BtfKind.ARRAY: 3, BtfKind.VAR: 1, BtfKind.DECL_TAG: 1}
 _WORDS_PER_MEMBER = {
-    Kind.STRUCT: 3,
-    Kind.UNION: 3,
-    Kind.ENUM: 2,
-    Kind.ENUM64: 3,
-    Kind.FUNC_PROTO: 2,
-    Kind.DATASEC: 3,
+    BtfKind.STRUCT: 3,
+    BtfKind.UNION: 3,
+    BtfKind.ENUM: 2,
+    BtfKind.ENUM64: 3,
+    BtfKind.FUNC_PROTO: 2,
+    BtfKind.DATASEC: 3,
 }
 
 
@@ -92,7 +92,7 @@ class Type:
     """
 
     id: int
-    kind: Kind
+    kind: BtfKind
     name: str
     flag: bool
     target: int
@@ -130,7 +130,7 @@ class Placed:
     """
 
     name: str
-    kind: Kind
+    kind: BtfKind
     type_id: int
     offset: int
     size: int
@@ -152,7 +152,7 @@ class Btf:
         if self._lookups > LOOKUP_LIMIT:
             raise malformed(f"its types refer to each other so much that {LOOKUP_LIMIT} steps did not suffice")
         if type_id == 0:
-            return Type(0, Kind.VOID, "", False, 0, b"", 0, 0, 0)
+            return Type(0, BtfKind.VOID, "", False, 0, b"", 0, 0, 0)
         if type_id > len(self._offsets):
             raise malformed(f"type {type_id} is asked for, there are {len(self._offsets)}")
         offset = self._offsets[type_id - 1]
@@ -162,7 +162,7 @@ class Btf:
             type_id, kind, self.name(name), bool(info >> 31), target, self._types, offset + _TYPE.size, each, length
         )
 
-    def of_kind(self, *kinds: Kind) -> Iterator[Type]:
+    def of_kind(self, *kinds: BtfKind) -> Iterator[Type]:
         """Yield the types of some kinds in order."""
         for type_id, offset in enumerate(self._offsets, start=1):
             if self._types[offset + 7] & 0x1F in kinds:
@@ -198,9 +198,9 @@ class Btf:
         """Whether a type, or what it is an array of, is volatile."""
         for _depth in range(DEPTH_LIMIT):
             chain = self.chain(type_id)
-            if any(described.kind is Kind.VOLATILE for described in chain):
+            if any(described.kind is BtfKind.VOLATILE for described in chain):
                 return True
-            if chain[-1].kind is not Kind.ARRAY:
+            if chain[-1].kind is not BtfKind.ARRAY:
                 return False
             type_id = self.element(chain[-1])[0]
         raise malformed(f"type {type_id} is an array of more than {DEPTH_LIMIT} dimensions")
@@ -210,13 +210,13 @@ class Btf:
         size = 1
         for _depth in range(DEPTH_LIMIT):
             described = self.resolve(type_id)
-            if described.kind is Kind.ARRAY:
+            if described.kind is BtfKind.ARRAY:
                 type_id, count = self.element(described)
                 size *= count
                 continue
-            if described.kind is not Kind.PTR and described.kind not in _SIZED:
+            if described.kind is not BtfKind.PTR and described.kind not in _SIZED:
                 raise malformed(f"type {type_id}, a {described.kind.name}, has no size")
-            size *= _POINTER_BYTES if described.kind is Kind.PTR else described.target
+            size *= _POINTER_BYTES if described.kind is BtfKind.PTR else described.target
             if size >= _WORD_LIMIT:
                 raise malformed(f"type {type_id} takes {size} bytes")
             return size
@@ -229,7 +229,7 @@ class Btf:
 
     def member(self, composite: Type, index: int) -> Member:
         """Return one member of a STRUCT or UNION, or parameter of a FUNC_PROTO."""
-        if composite.kind not in (Kind.STRUCT, Kind.UNION, Kind.FUNC_PROTO) or index >= composite.length:
+        if composite.kind not in (BtfKind.STRUCT, BtfKind.UNION, BtfKind.FUNC_PROTO) or index >= composite.length:
             raise malformed(f"member {index} of type {composite.id}, a {composite.kind.name} with {composite.length}")
         name, type_id, *bits = composite.group(index)
         mask = 0xFFFFFF if composite.flag else 0xFFFFFFFF
@@ -247,7 +247,7 @@ class Btf:
         """Return name and value of the constants of an ENUM or ENUM64."""
         if enum.kind not in _ENUMS:
             raise malformed(f"type {enum.id}, a {enum.kind.name}, has no constants")
-        bits = 64 if enum.kind is Kind.ENUM64 else 32
+        bits = 64 if enum.kind is BtfKind.ENUM64 else 32
         found = []
         for name, low, *high in enum.groups():
             value = low | high[0] << 32 if high else low
@@ -259,9 +259,9 @@ class Btf:
         found = []
         for type_id, offset, size in datasec.groups():
             described = self.type(type_id)
-            if described.kind not in (Kind.VAR, Kind.FUNC) or not described.name:
+            if described.kind not in (BtfKind.VAR, BtfKind.FUNC) or not described.name:
                 raise malformed(f"section {datasec.name!r} lists type {type_id}, a {described.kind.name}")
-            static = described.kind is Kind.VAR and described.group(0)[0] == 0
+            static = described.kind is BtfKind.VAR and described.group(0)[0] == 0
             found.append(Placed(described.name, described.kind, described.target, offset, size, static))
         return found
 
@@ -308,12 +308,12 @@ def _type_offsets(types: bytes) -> array[int]:
     return offsets
 
 
-def _shape(info: int) -> tuple[Kind, int, int]:
+def _shape(info: int) -> tuple[BtfKind, int, int]:
     """Return kind, 32-bit words in each group that follows the header of a type, and number of groups."""
     number = info >> 24 & 0x1F
-    if not 0 < number <= Kind.ENUM64:
-        raise malformed(f"a type of kind {number}; known are 1 to {Kind.ENUM64.value}")
-    kind = Kind(number)
+    if not 0 < number <= BtfKind.ENUM64:
+        raise malformed(f"a type of kind {number}; known are 1 to {BtfKind.ENUM64.value}")
+    kind = BtfKind(number)
     if each := _TRAILING_WORDS.get(kind, 0):
         return kind, each, 1
     each = _WORDS_PER_MEMBER.get(kind, 0)
@@ -321,4 +321,4 @@ def _shape(info: int) -> tuple[Kind, int, int]:
 
 
 def _is_named(described: Type) -> bool:
-    return bool(described.name) and described.kind is not Kind.TYPE_TAG
+    return bool(described.name) and described.kind is not BtfKind.TYPE_TAG

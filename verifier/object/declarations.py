@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from verifier.object.btf import ENUMERATOR_LIMIT, Btf, Kind, Placed, Type
+from verifier.object.btf import ENUMERATOR_LIMIT, Btf, BtfKind, Placed, Type
 from verifier.object.elf import ElfObject, Relocation, RelocationType, Section, SectionType, Symbol, malformed
 from verifier.object.image import MapInfo, OpsStruct, Variable
 
@@ -68,7 +68,7 @@ def read_placements(elf: ElfObject, btf: Btf) -> Placements:
     symbols = {(symbol.section, symbol.name): symbol for symbol in elf.symbols if symbol.is_global}
     found: dict[str, list[Placed]] = {}
     count = 0
-    for datasec in btf.of_kind(Kind.DATASEC):
+    for datasec in btf.of_kind(BtfKind.DATASEC):
         count += datasec.length
         if datasec.name in found or count > VARIABLE_LIMIT:
             raise malformed(f"section {datasec.name!r} is described twice, or more than {VARIABLE_LIMIT} variables")
@@ -98,7 +98,7 @@ def _settled(
     settled.sort(key=lambda variable: variable.offset)
     end = 0
     for variable in settled:
-        if variable.kind is not Kind.VAR or variable.offset < end or variable.offset + variable.size > section.size:
+        if variable.kind is not BtfKind.VAR or variable.offset < end or variable.offset + variable.size > section.size:
             raise malformed(f"variable {variable.name!r} overlaps another or leaves section {section.name!r}")
         end = variable.offset + variable.size
     return settled
@@ -111,7 +111,7 @@ def read_externs(placements: Placements) -> dict[str, Extern]:
         for placed in placements.get(section, ()):
             if placed.name in found:
                 raise malformed(f"the extern symbol {placed.name!r} is declared twice")
-            found[placed.name] = Extern(section, placed.kind is Kind.FUNC)
+            found[placed.name] = Extern(section, placed.kind is BtfKind.FUNC)
     return found
 
 
@@ -141,7 +141,7 @@ def read_enums(btf: Btf) -> dict[str, int]:
     exact: dict[str, int] = {}
     stripped: dict[str, int] = {}
     count = 0
-    for enum in btf.of_kind(Kind.ENUM, Kind.ENUM64):
+    for enum in btf.of_kind(BtfKind.ENUM, BtfKind.ENUM64):
         count += enum.length
         if count > ENUMERATOR_LIMIT:
             raise malformed(f"more than {ENUMERATOR_LIMIT} enum constants")
@@ -168,7 +168,7 @@ def read_maps(btf: Btf, placements: Placements) -> list[tuple[int, MapInfo]]:
 
 def _read_map(btf: Btf, name: str, definition: Type, outer: bool = True) -> MapInfo:
     """Read one map from the struct that declares it; a map of maps holds the inner one's in `values`."""
-    if definition.kind is not Kind.STRUCT:
+    if definition.kind is not BtfKind.STRUCT:
         raise malformed(f"map {name!r} is declared by a {definition.kind.name}")
     numbers = dict.fromkeys(("type", "key_size", "value_size", "max_entries", "map_flags", "pinning"), 0)
     inner = None
@@ -176,7 +176,7 @@ def _read_map(btf: Btf, name: str, definition: Type, outer: bool = True) -> MapI
         if member.name in numbers:
             number = _uint(btf, member.type_id, f"{name}.{member.name}")
         elif member.name in ("key", "value"):
-            number = btf.size(_target(btf, member.type_id, Kind.PTR, f"{name}.{member.name}").target)
+            number = btf.size(_target(btf, member.type_id, BtfKind.PTR, f"{name}.{member.name}").target)
         elif member.name == "values" and outer:
             inner = _read_values(btf, name, member.type_id)
             number = _REFERENCE_BYTES
@@ -204,18 +204,18 @@ def _read_map(btf: Btf, name: str, definition: Type, outer: bool = True) -> MapI
 
 def _read_values(btf: Btf, name: str, type_id: int) -> MapInfo | None:
     """Read `values`, an array of pointers to inner maps or, in a program array, to programs."""
-    element, _count = btf.element(_target(btf, type_id, Kind.ARRAY, f"{name}.values"))
-    pointed = btf.resolve(_target(btf, element, Kind.PTR, f"{name}.values").target)
-    return None if pointed.kind is Kind.FUNC_PROTO else _read_map(btf, f"{name}.inner", pointed, outer=False)
+    element, _count = btf.element(_target(btf, type_id, BtfKind.ARRAY, f"{name}.values"))
+    pointed = btf.resolve(_target(btf, element, BtfKind.PTR, f"{name}.values").target)
+    return None if pointed.kind is BtfKind.FUNC_PROTO else _read_map(btf, f"{name}.inner", pointed, outer=False)
 
 
 def _uint(btf: Btf, type_id: int, what: str) -> int:
     """Return the number that __uint() hides in `int (*member)[number]`."""
-    array = _target(btf, _target(btf, type_id, Kind.PTR, what).target, Kind.ARRAY, what)
+    array = _target(btf, _target(btf, type_id, BtfKind.PTR, what).target, BtfKind.ARRAY, what)
     return btf.element(array)[1]
 
 
-def _target(btf: Btf, type_id: int, kind: Kind, what: str) -> Type:
+def _target(btf: Btf, type_id: int, kind: BtfKind, what: str) -> Type:
     found = btf.resolve(type_id)
     if found.kind is not kind:
         raise malformed(f"{what} is a {found.kind.name}, not a {kind.name}")
@@ -272,11 +272,11 @@ class _OpsReader:
             raw = content[offset : offset + size]
             if odd_bits or len(raw) != size:
                 raise malformed(f"member {member.name!r} of {variable.name!r} leaves its {variable.size} bytes")
-            if kind.kind is Kind.PTR:
+            if kind.kind is BtfKind.PTR:
                 pointers.add(variable.offset + offset)
                 if callback := self._callback(variable.offset + offset, raw, f"{variable.name}.{member.name}"):
                     callbacks[member.name] = callback
-            elif kind.kind in (Kind.INT, Kind.ENUM, Kind.ENUM64):
+            elif kind.kind in (BtfKind.INT, BtfKind.ENUM, BtfKind.ENUM64):
                 numbers[member.name] = int.from_bytes(raw, "little", signed=_is_signed(kind))
             elif member.name == "name":
                 name = _printable(raw.partition(b"\0")[0], f"the name of {variable.name!r}")
@@ -298,7 +298,7 @@ class _OpsReader:
 
 
 def _is_signed(described: Type) -> bool:
-    return bool(described.group(0)[0] & _INT_SIGNED) if described.kind is Kind.INT else described.flag
+    return bool(described.group(0)[0] & _INT_SIGNED) if described.kind is BtfKind.INT else described.flag
 
 
 def _printable(raw: bytes, what: str) -> str:

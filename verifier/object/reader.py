@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from verifier.object import declarations
-from verifier.object.btf import Btf, Kind, read_btf
+from verifier.object.btf import Btf, BtfKind, read_btf
 from verifier.object.btf_ext import NO_RECORDS, BtfExt, read_btf_ext
 from verifier.object.elf import ElfObject, Section, Symbol, SymbolType, malformed, read_elf
 from verifier.object.image import BpfImage, Function, Line
@@ -125,8 +125,8 @@ def _parameters(btf: Btf, type_id: int) -> tuple[str, ...]:
     if type_id == 0:
         return ()
     function = btf.type(type_id)
-    prototype = btf.type(function.target) if function.kind is Kind.FUNC else function
-    if prototype.kind is not Kind.FUNC_PROTO:
+    prototype = btf.type(function.target) if function.kind is BtfKind.FUNC else function
+    if prototype.kind is not BtfKind.FUNC_PROTO:
         raise malformed(f"BTF says that type {type_id}, a {function.kind.name}, is a function")
     return tuple(parameter.name for parameter in btf.members(prototype, _PARAMETER_LIMIT))
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from enum import IntEnum
 
 from verifier.object import declarations
-from verifier.object.btf import Btf, Kind, Type
+from verifier.object.btf import Btf, BtfKind, Type
 from verifier.object.btf_ext import NO_RECORDS, BtfExt
 from verifier.object.declarations import essential
 from verifier.object.elf import ElfObject, Relocation, RelocationType, Section, Symbol, malformed
@@ -186,7 +186,7 @@ class References:
         return Reference(Ref.FIELD, name + self._path(type_id, indexes[1:]), core_kind=kind)
 
     def _constant(self, enum: Type, indexes: list[int]) -> str:
-        if enum.kind not in (Kind.ENUM, Kind.ENUM64) or len(indexes) != 1 or indexes[0] >= enum.length:
+        if enum.kind not in (BtfKind.ENUM, BtfKind.ENUM64) or len(indexes) != 1 or indexes[0] >= enum.length:
             raise malformed(f"constant {indexes} of type {enum.id}, a {enum.kind.name} with {enum.length} values")
         return self._btf.name(enum.group(indexes[0])[0])
 
@@ -195,7 +195,7 @@ class References:
         path = ""
         for index in indexes:
             container = self._btf.resolve(type_id)
-            if container.kind is Kind.ARRAY:
+            if container.kind is BtfKind.ARRAY:
                 type_id, _length = self._btf.element(container)
                 path += f"[{index}]" if index else ""
             else:

@@ -21,7 +21,7 @@ from schedagent.core.policies.artifact import PolicyArtifact
 from schedagent.core.policies.policy import CandidatePolicy, PolicyInfo
 from schedagent.core.token import Scope, check, decode, digest_inputs
 from schedagent.core.verification import GateResult, VerificationReport, Verified
-from verifier.service.messages import MOST_HEADERS, FaultAnswer, FinalAnswer, GateAnswer, Request, read_answer
+from verifier.service.messages import MOST_HEADERS, FaultAnswer, FinalAnswer, GateAnswer, VerifyRequest, read_answer
 
 ANSWER_TIMEOUT_S = 1860.0
 """A little longer than the service gives a request."""
@@ -98,11 +98,11 @@ class RemoteVerifier:
             now=time.time(),
         )
 
-    def _request(self, action: str, candidate: CandidatePolicy, info: PolicyInfo) -> Request:
+    def _request(self, action: str, candidate: CandidatePolicy, info: PolicyInfo) -> VerifyRequest:
         try:
             content = info.source.read_bytes()
             headers = {} if info.is_object else collect_headers(info.source, self.include_dirs)
-            return Request.model_validate(
+            return VerifyRequest.model_validate(
                 {
                     "version": 1,
                     "action": action,
@@ -126,7 +126,7 @@ class RemoteVerifier:
         except ValueError as error:
             raise UsageError(f"policy {info.name} cannot be sent to the verifier service: {error}") from None
 
-    def _ask(self, request: Request) -> FinalAnswer:
+    def _ask(self, request: VerifyRequest) -> FinalAnswer:
         """Send a request and return the last answer, telling of gates on the way."""
         with self._connect() as connection, connection.makefile("rb") as answers:
             with suppress(ConnectionError):  # it may refuse us before it has read all: then it says why

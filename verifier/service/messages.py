@@ -41,7 +41,7 @@ class Message(BaseModel):
         return self.model_dump_json().encode() + b"\n"
 
 
-class Request(Message):
+class VerifyRequest(Message):
     """One policy to verify.
 
     Args:
@@ -76,7 +76,7 @@ class Request(Message):
     cgroup: Annotated[str, Field(max_length=4096)] = ""
 
     @model_validator(mode="after")
-    def _coherent(self) -> Request:
+    def _coherent(self) -> VerifyRequest:
         if (self.source is None) == (self.object_base64 is None):
             raise ValueError("one of source and object_base64 must be there, and not both")
         paths = set(self.headers)
@@ -175,10 +175,10 @@ Answer = GateAnswer | FinalAnswer | FaultAnswer
 _ANSWER: TypeAdapter[Any] = TypeAdapter(Answer)
 
 
-def read_request(line: bytes) -> Request:
+def read_request(line: bytes) -> VerifyRequest:
     """Read a request; raise UsageError that says which field is wrong."""
     try:
-        return Request.model_validate_json(line)
+        return VerifyRequest.model_validate_json(line)
     except ValidationError as error:
         raise UsageError(
             f"the request cannot be used: {_mistakes(error)}", "see verifier/service/messages.py: Request"

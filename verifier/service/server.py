@@ -19,8 +19,8 @@ from pathlib import Path
 from schedagent.core.errors import SchedagentError, SetupError, UsageError
 from schedagent.core.process.child import prepare
 from schedagent.core.process.listener import Admission, peer_of
-from verifier.service.messages import FaultAnswer, Request, read_request
-from verifier.service.worker import Bench, Worker, is_last, unpack
+from verifier.service.messages import FaultAnswer, VerifyRequest, read_request
+from verifier.service.worker import RequestHandler, Worker, is_last, unpack
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ _LAST_WORD_S = 5.0
 
 
 @dataclass(frozen=True)
-class Limits:
+class ServiceLimits:
     """What one peer, and all together, may take.
 
     Args:
@@ -57,7 +57,7 @@ class VerifierService:
         admission: who may ask.
     """
 
-    def __init__(self, bench: Bench, admission: Admission, limits: Limits) -> None:
+    def __init__(self, bench: RequestHandler, admission: Admission, limits: ServiceLimits) -> None:
         self._bench = bench
         self._admission = admission
         self._limits = limits
@@ -132,7 +132,7 @@ class VerifierService:
         finally:
             await _cancel(work, gone)
 
-    async def _read(self, reader: asyncio.StreamReader) -> Request:
+    async def _read(self, reader: asyncio.StreamReader) -> VerifyRequest:
         """Read the one line that a peer sends."""
         try:
             line = await asyncio.wait_for(reader.readuntil(b"\n"), self._limits.request_s)
@@ -144,7 +144,7 @@ class VerifierService:
             raise UsageError(f"the request was not complete within {self._limits.request_s:g} s") from None
         return read_request(line)
 
-    async def _work(self, request: Request, writer: asyncio.StreamWriter) -> None:
+    async def _work(self, request: VerifyRequest, writer: asyncio.StreamWriter) -> None:
         """Wait for a slot, work, and pass on what the worker answers; its last word when nothing of it is left."""
         last = b""
         async with self._slot():

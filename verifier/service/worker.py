@@ -14,7 +14,7 @@ from schedagent.core.policies.policy import CandidatePolicy, PolicyInfo
 from schedagent.core.process.child import Child
 from schedagent.core.token import Scope
 from schedagent.core.verification import GateResult, Verified
-from verifier.service.messages import FaultAnswer, FinalAnswer, GateAnswer, Message, Object, Request
+from verifier.service.messages import FaultAnswer, FinalAnswer, GateAnswer, Message, Object, VerifyRequest
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class Submission:
     cgroup: str
 
 
-class Bench(Protocol):
+class RequestHandler(Protocol):
     """What does the work; it goes to another process, so it must be picklable."""
 
     def verify(self, submission: Submission, on_gate: Callable[[GateResult], None]) -> Verified: ...
@@ -46,7 +46,7 @@ class Bench(Protocol):
     def compile(self, submission: Submission) -> PolicyArtifact: ...
 
 
-def unpack(request: Request, folder: Path) -> Submission:
+def unpack(request: VerifyRequest, folder: Path) -> Submission:
     """Write a request's files into a new folder of our own; its paths were checked when it was read."""
     folder.mkdir()
     for name, text in request.headers.items():
@@ -86,12 +86,12 @@ def is_last(line: bytes) -> bool:
 class Worker(Child):
     """A process that works on one submission."""
 
-    def __init__(self, bench: Bench, action: str, submission: Submission) -> None:
+    def __init__(self, bench: RequestHandler, action: str, submission: Submission) -> None:
         task = f"works on {submission.info.name}"
         super().__init__(_work, (bench, action, submission), submission.include_dir.parent, is_last, task=task)
 
 
-def _work(send: Callable[[bytes], None], bench: Bench, action: str, submission: Submission) -> None:
+def _work(send: Callable[[bytes], None], bench: RequestHandler, action: str, submission: Submission) -> None:
     """Do what a request asks for."""
 
     def tell(message: Message) -> None:

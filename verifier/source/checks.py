@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from kernel_bpf.build.compile import KERNEL_FOLDER
-from kernel_bpf.build.syntax import Macro, Node, Place, Tree, parse_source
+from kernel_bpf.build.syntax import Macro, Node, SourcePlace, Tree, parse_source
 from kernel_bpf.build.target import KernelTarget, features
 from kernel_bpf.load.btf import Btf
 from schedagent.core.errors import CompileError
@@ -120,7 +120,7 @@ def check_tree(
     )
 
 
-def _error(rule: int, place: Place, message: str, where: str = "") -> Finding:
+def _error(rule: int, place: SourcePlace, message: str, where: str = "") -> Finding:
     return Finding(rule, Severity.ERROR, where, place.file, place.line, message)
 
 
@@ -189,7 +189,7 @@ def _check_license(tree: Tree) -> Iterator[Finding]:
             if texts and texts[0] not in _GPL:
                 yield _error(27, node.place, f"the licence is {texts[0]!r}, and sched_ext is for GPL programs only")
             return
-    start = Place(tree.source, 1, 1, 0, 0)
+    start = SourcePlace(tree.source, 1, 1, 0, 0)
     yield _error(27, start, 'there is no licence: char _license[] SEC("license") = "GPL";')
 
 
@@ -225,7 +225,7 @@ def _check_section(node: Node) -> Iterator[Finding]:
         yield _error(27, node.place, f"section '.maps' holds maps, and this is of type {node.type}", node.name)
 
 
-def _is_system(place: Place) -> bool:
+def _is_system(place: SourcePlace) -> bool:
     """Whether a place lies in a header of the system or of the kernel."""
     return place.file.startswith(("/", f"{KERNEL_FOLDER}/"))
 

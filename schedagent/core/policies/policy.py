@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from schedagent.core.errors import TunableError
-from schedagent.core.policies.proposal import Origin, Way
+from schedagent.core.policies.proposal import Origin
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class CandidatePolicy:
         history: (identity, expected CPU time in ns), measured by observation; empty if the policy has no such input.
         classes: (identity, class number); empty if the policy has no such input.
         reason: one sentence: why this candidate.
-        way: how it came about.
+        origin: how it came about.
         expected: one sentence: the effect its planner expects; empty if it said none.
         refuted_by: one sentence: what measurement would refute that; empty if it said none.
     """
@@ -131,7 +131,7 @@ class CandidatePolicy:
     history: tuple[tuple[int, int], ...] = ()
     classes: tuple[tuple[int, int], ...] = ()
     reason: str = ""
-    way: Way = Way.CONFIGURE
+    origin: Origin = Origin.CONFIGURE
     expected: str = ""
     refuted_by: str = ""
 

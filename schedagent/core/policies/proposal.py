@@ -1,8 +1,8 @@
-"""What a planner asks for before it exists, and the policies that were made of such wishes.
+"""What a planner asks for before it exists, and the policies derived from such wishes.
 
-    proposal -> agents.planner.builder.Workshop.make -> CandidatePolicy
+    proposal -> agents.planner.builder.PolicyBuilder.make -> CandidatePolicy
 
-There are four ways to a candidate, cheapest first; the last three make a policy that did not come with the program.
+A candidate has one of four origins, cheapest first; the last three make a policy that did not come with the program.
 """
 
 from __future__ import annotations
@@ -15,31 +15,24 @@ from enum import StrEnum
 from typing import Any
 
 
-class Way(StrEnum):
-    """How a candidate comes about."""
-
-    CONFIGURE = "configure"
-    """Set tunables of a policy of the library."""
-    COMPOSE = "compose"
-    """Build a policy from the primitives of a spec (core.spec)."""
-    PATCH = "patch"
-    """Change a policy of the library by a unified diff."""
-    GENERATE = "generate"
-    """Write BPF C freely."""
-
-
 class Origin(StrEnum):
-    """Where a policy comes from."""
+    """How a candidate, or a policy, came about; only policies are bundled, and only candidates are configured."""
 
     BUNDLED = "bundled"
-    COMPOSED = "composed"
-    PATCHED = "patched"
-    GENERATED = "generated"
+    """It came with the program."""
+    CONFIGURE = "configure"
+    """Tunables of a policy of the library were set."""
+    COMPOSE = "compose"
+    """A policy was built from the primitives of a spec (core.policies.spec)."""
+    PATCH = "patch"
+    """A policy of the library was changed by a unified diff."""
+    GENERATE = "generate"
+    """BPF C was written freely."""
 
-    @classmethod
-    def of(cls, way: Way) -> Origin:
-        """Return the origin of a policy that was made this way; raise KeyError for CONFIGURE, which makes none."""
-        return {Way.COMPOSE: cls.COMPOSED, Way.PATCH: cls.PATCHED, Way.GENERATE: cls.GENERATED}[way]
+    @property
+    def label(self) -> str:
+        """The same as people read it: "patched" of a policy that a patch made."""
+        return {"bundled": "bundled", "patch": "patched"}.get(self, f"{self}d")
 
 
 @dataclass(frozen=True)
@@ -47,7 +40,7 @@ class Proposal:
     """What a planner asks for. It comes from a model as likely as not: nothing in it is checked yet.
 
     Args:
-        way: how to make it; decides which of the other fields count.
+        origin: how to make it; decides which of the other fields count.
         policy: configure, patch: name of a policy of the library; compose, generate: name of the new one (a spec that
             names itself otherwise is right).
         tunables: configure: tunable -> value; the others: changes to the defaults of what is made.
@@ -60,7 +53,7 @@ class Proposal:
         refuted_by: one sentence: what measurement would refute that.
     """
 
-    way: Way
+    origin: Origin
     policy: str
     tunables: Mapping[str, int] = field(default_factory=dict)
     spec: Mapping[str, Any] | None = None
@@ -73,12 +66,12 @@ class Proposal:
 
 
 @dataclass(frozen=True)
-class MadePolicy:
+class DerivedPolicy:
     """A policy that was composed, patched or generated in some run: two texts, and where they come from.
 
     Args:
         name: as of any policy of the library, where it may not stand twice.
-        way: how it was made; never CONFIGURE.
+        origin: how it was made; never CONFIGURE.
         parent: the policy of the library that was patched; else empty.
         source: BPF C.
         manifest: TOML, as kernel_bpf.policies.library reads it.
@@ -88,7 +81,7 @@ class MadePolicy:
     """
 
     name: str
-    way: Way
+    origin: Origin
     parent: str
     source: str
     manifest: str
@@ -100,8 +93,3 @@ class MadePolicy:
     def digest(self) -> str:
         """Hex SHA-256 over both texts: what the policy is, whoever made it and when."""
         return hashlib.sha256(json.dumps([self.source, self.manifest]).encode()).hexdigest()
-
-    @property
-    def origin(self) -> Origin:
-        """How it came about, in the words of the library."""
-        return Origin.of(self.way)

@@ -285,7 +285,7 @@ def spec_error(found: list[str]) -> SpecError:
     """Return the error that tells all mistakes, one per line."""
     count = "1 mistake" if len(found) == 1 else f"{len(found)} mistakes"
     return SpecError(f"the spec has {count}:\n" + "\n".join(f"  {problem}" for problem in found),
-                     "mend these fields; the schema: schedagent compose --schema")  # fmt: skip
+                     "repair these fields; the schema: schedagent compose --schema")  # fmt: skip
 
 
 def problems(spec: PolicySpec) -> Iterator[str]:

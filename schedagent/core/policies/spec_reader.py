@@ -1,7 +1,7 @@
 """Specs as they are written by people and models: read from a TOML or JSON table, told as a table and as a schema.
 
 Reading is strict: nothing is converted, unknown fields are mistakes, and all mistakes are told at once, each by the
-name of its field, so that a model can mend them in one turn.
+name of its field, so that a model can repair them in one turn.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ class Antipattern:
         gate: the gate or stage that failed: compile, load, stress, trial ...
         reason: what was seen.
         at: ISO 8601 UTC time.
-        source_digest: hex SHA-256 of the source that failed: a mended policy is worth another try.
+        source_digest: hex SHA-256 of the source that failed: a repaired policy is worth another try.
     """
 
     policy: str

@@ -1,4 +1,4 @@
-"""What each agent asks a model and takes from its answer, over real HTTP: meaning, plan, mend, insights."""
+"""What each agent asks a model and takes from its answer, over real HTTP: meaning, plan, repair, insights."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from agents.learning import conclude
 from agents.llm.transcript import read_notes
 from agents.observation import interpret
 from agents.planning import Known, propose_with_model
-from agents.repair import ModelMender
+from agents.repair import ModelRepairer
 from schedagent.core.policies.policy import CandidatePolicy
-from schedagent.core.policies.proposal import MadePolicy, Way
+from schedagent.core.policies.proposal import DerivedPolicy, Origin
 from schedagent.core.trials.lesson import Antipattern, Insight, Meaning
 from schedagent.core.trials.trial import Outcome
 from schedagent.core.verification import Finding, GateResult, GateStatus, Severity, VerificationReport
@@ -85,14 +85,14 @@ def planned(*proposals, reason="because"):
 def test_a_plan_is_made_of_proposals(tmp_path):
     tunables = [{"name": "slice_us", "value": 9000}]
     answer = planned(proposed(tunables=tunables), proposed("mine", "compose", spec=SPEC), reason="1.40 s, or 99 s")
-    workshop = Maker()
+    builder = Maker()
     with ModelServer([answer]) as server, session_on(server, tmp_path) as session:
-        plan = propose_with_model(session, workshop, KNOWN, 0)
+        plan = propose_with_model(session, builder, KNOWN, 0)
     first, second = plan.candidates
-    assert (first.policy, first.tunables, first.way) == ("longest_first", (("slice_us", 9000),), Way.CONFIGURE)
+    assert (first.policy, first.tunables, first.origin) == ("longest_first", (("slice_us", 9000),), Origin.CONFIGURE)
     assert (first.expected, first.refuted_by) == ("the long task ends earlier", "no shorter makespan")
-    assert second.way is Way.COMPOSE
-    assert workshop.asked[1].spec == SPEC
+    assert second.origin is Origin.COMPOSE
+    assert builder.asked[1].spec == SPEC
     assert plan.reason == f"1.40 s, or {REMOVED} s"
     assert "library>>>\nlongest_first: d For batch-long-tail" in said(server)
 
@@ -163,26 +163,28 @@ def rejection() -> VerificationReport:
     return VerificationReport("mine", "ab" * 8, "cd" * 32, "7.3.4", (gate,))
 
 
-def mender(session, workshop, way=Way.GENERATE) -> ModelMender:
-    spec = SPEC if way is Way.COMPOSE else None
-    made = MadePolicy("mine", way, "", SOURCE, "", spec, "run", "2026-01-01")
-    return ModelMender(session, workshop, {"mine": made}.get, PROFILE, 0)
+def repairer(session, builder, origin=Origin.GENERATE) -> ModelRepairer:
+    spec = SPEC if origin is Origin.COMPOSE else None
+    made = DerivedPolicy("mine", origin, "", SOURCE, "", spec, "run", "2026-01-01")
+    return ModelRepairer(session, builder, {"mine": made}.get, PROFILE, 0)
 
 
 def decided(decision, **changed):
     return {"content": {"decision": decision, "reason": "it lost a task", **changed}}
 
 
-MINE = CandidatePolicy("mine", way=Way.GENERATE, expected="e", refuted_by="r")
+MINE = CandidatePolicy("mine", origin=Origin.GENERATE, expected="e", refuted_by="r")
 
 
-@pytest.mark.parametrize(("change", "way"), [({"diff": "@@ -1"}, Way.PATCH), ({"source": "int x;"}, Way.GENERATE)])
-def test_a_rejected_source_is_mended(tmp_path, change, way):
-    workshop = Maker()
-    with ModelServer([decided("mend", **change)]) as server, session_on(server, tmp_path) as session:
-        decision = mender(session, workshop).after_gate(MINE, rejection())
-    assert decision.mended.way is way
-    [asked] = workshop.asked
+@pytest.mark.parametrize(
+    ("change", "origin"), [({"diff": "@@ -1"}, Origin.PATCH), ({"source": "int x;"}, Origin.GENERATE)]
+)
+def test_a_rejected_source_is_repaired(tmp_path, change, origin):
+    builder = Maker()
+    with ModelServer([decided("repair", **change)]) as server, session_on(server, tmp_path) as session:
+        decision = repairer(session, builder).after_gate(MINE, rejection())
+    assert decision.repaired.origin is origin
+    [asked] = builder.asked
     assert (asked.policy, asked.expected, asked.refuted_by, asked.reason) == ("mine", "e", "r", "it lost a task")
     told = said(server)
     assert "rule 18" in told
@@ -191,71 +193,71 @@ def test_a_rejected_source_is_mended(tmp_path, change, way):
     assert '"spec"' not in json.dumps(server.chats[0]["response_format"]), "what it cannot use is not paid for"
 
 
-def test_a_rejected_spec_is_mended_as_a_spec(tmp_path):
-    workshop = Maker()
-    with ModelServer([decided("mend", spec=SPEC | {"goal": "h"})]) as server, session_on(server, tmp_path) as session:
-        decision = mender(session, workshop, Way.COMPOSE).after_gate(MINE, rejection())
-    assert decision.mended.way is Way.COMPOSE
-    assert workshop.asked[0].spec["goal"] == "h"
+def test_a_rejected_spec_is_repaired_as_a_spec(tmp_path):
+    builder = Maker()
+    with ModelServer([decided("repair", spec=SPEC | {"goal": "h"})]) as server, session_on(server, tmp_path) as session:
+        decision = repairer(session, builder, Origin.COMPOSE).after_gate(MINE, rejection())
+    assert decision.repaired.origin is Origin.COMPOSE
+    assert builder.asked[0].spec["goal"] == "h"
     assert json.dumps(SPEC) in said(server)
     assert SOURCE not in said(server), "it did not write the C"
 
 
 def test_an_abandoned_policy_is_noted(tmp_path):
     with ModelServer([decided("abandon")]) as server, session_on(server, tmp_path) as session:
-        decision = mender(session, Maker()).after_gate(MINE, rejection())
-    assert (decision.mended, decision.retry) == (None, False)
+        decision = repairer(session, Maker()).after_gate(MINE, rejection())
+    assert (decision.repaired, decision.retry) == (None, False)
     assert notes(tmp_path) == ["mine: abandon: it lost a task"]
 
 
 def test_what_a_gate_rejected_is_not_tried_as_it_is(tmp_path):
     with ModelServer([decided("retry")]) as server, session_on(server, tmp_path) as session:
-        decision = mender(session, Maker()).after_gate(MINE, rejection())
+        decision = repairer(session, Maker()).after_gate(MINE, rejection())
     assert not decision.retry
 
 
-def test_a_mend_that_cannot_be_made_is_asked_for_once_more(tmp_path):
+def test_a_repair_that_cannot_be_made_is_asked_for_once_more(tmp_path):
     class Strict(Maker):
         def make(self, proposal, profile):
             return super().make(proposal if self.asked else replace(proposal, policy="cannot"), profile)
 
-    turns = [decided("mend", diff="@@ -9"), decided("mend", diff="@@ -1")]
+    turns = [decided("repair", diff="@@ -9"), decided("repair", diff="@@ -1")]
     with ModelServer(turns) as server, session_on(server, tmp_path) as session:
-        decision = mender(session, Strict()).after_gate(MINE, rejection())
-    assert decision.mended
+        decision = repairer(session, Strict()).after_gate(MINE, rejection())
+    assert decision.repaired
     assert "hunk 1, line 7" in server.chats[1]["messages"][-1]["content"]
-    assert "the mend of mine cannot be made" in notes(tmp_path)[0]
+    assert "the repair of mine cannot be made" in notes(tmp_path)[0]
 
 
-def test_a_mend_that_changes_nothing_is_none(tmp_path):
-    nothing = decided("mend")
+def test_a_repair_that_changes_nothing_is_none(tmp_path):
+    nothing = decided("repair")
     with ModelServer([nothing, nothing]) as server, session_on(server, tmp_path) as session:
-        decision = mender(session, Maker()).after_gate(MINE, rejection())
-    assert decision.mended is None
+        decision = repairer(session, Maker()).after_gate(MINE, rejection())
+    assert decision.repaired is None
     assert "it changes nothing" in notes(tmp_path)[0]
 
 
 @pytest.mark.parametrize(
-    ("answer", "lost", "mended", "retry"),
+    ("answer", "lost", "repaired", "retry"),
     [
         (decided("retry"), True, False, True),
         (decided("retry"), False, False, False),
         (decided("proceed"), True, False, False),
-        (decided("mend", diff="@@ -1"), False, True, False),
+        (decided("repair", diff="@@ -1"), False, True, False),
     ],
 )
-def test_after_a_trial(tmp_path, answer, lost, mended, retry):
+def test_after_a_trial(tmp_path, answer, lost, repaired, retry):
     with ModelServer([answer]) as server, session_on(server, tmp_path) as session:
-        decision = mender(session, Maker()).after_trial(MINE, "runnable task stall", lost=lost)
-    assert (bool(decision.mended), decision.retry) == (mended, retry)
+        decision = repairer(session, Maker()).after_trial(MINE, "runnable task stall", lost=lost)
+    assert (bool(decision.repaired), decision.retry) == (repaired, retry)
     assert "runnable task stall" in said(server)
 
 
-def test_policies_of_the_library_are_not_mended(tmp_path):
+def test_policies_of_the_library_are_not_repaired(tmp_path):
     with ModelServer([]) as server, session_on(server, tmp_path) as session:
-        found = mender(session, Maker())
-        assert found.after_gate(CandidatePolicy("fifo"), rejection()).mended is None
-        assert found.after_trial(CandidatePolicy("fifo"), "stall", lost=False).mended is None
+        found = repairer(session, Maker())
+        assert found.after_gate(CandidatePolicy("fifo"), rejection()).repaired is None
+        assert found.after_trial(CandidatePolicy("fifo"), "stall", lost=False).repaired is None
     assert server.chats == []
 
 

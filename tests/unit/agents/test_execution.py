@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from agents.execution import MENDS, Execution, Trial
+from agents.execution import REPAIRS, Execution, Trial
 from schedagent.core.errors import KernelRejected, PolicyError
 from schedagent.core.policies.artifact import PolicyArtifact
 from schedagent.core.policies.policy import CandidatePolicy
@@ -28,14 +28,14 @@ class Notebook:
 
     reports: dict = field(default_factory=dict)
     kept: list = field(default_factory=list)
-    mended: dict = field(default_factory=dict)
+    repaired: dict = field(default_factory=dict)
 
-    def mends(self):
-        return dict(self.mended)
+    def repairs(self):
+        return dict(self.repaired)
 
-    def save_mend(self, failed_key, mended):
-        assert failed_key not in self.mended
-        self.mended[failed_key] = mended
+    def save_repair(self, failed_key, repaired):
+        assert failed_key not in self.repaired
+        self.repaired[failed_key] = repaired
 
     def verification(self, key):
         return self.reports.get(key)
@@ -71,10 +71,10 @@ def execute(
     seed=1,
     rules=scripted.RULES,
     out_of_time=lambda: False,
-    mender=None,
+    repairer=None,
 ):
     notebook = notebook or Notebook()
-    agent = Execution(scripted.Verifier(script), scripted.Lab(script), LIBRARY, Silent(), out_of_time, rules, mender)
+    agent = Execution(scripted.Verifier(script), scripted.Lab(script), LIBRARY, Silent(), out_of_time, rules, repairer)
     agent.execute(WORKLOAD, candidates, notebook, seed=seed, comparisons=len(candidates))
     return notebook
 
@@ -226,7 +226,7 @@ def test_the_default_runs_beside_a_candidate_so_that_both_arms_pay_for_the_attac
     assert all(block.sample(DEFAULT_ARM) for block in kept)
 
 
-# --- mends ----------------------------------------------------------------------------------------------------------
+# --- repairs ----------------------------------------------------------------------------------------------------------
 
 
 PLAIN, TURNS, LONGEST = (BY_NAME[name] for name in ("plain", "turns", "longest_first"))
@@ -236,55 +236,55 @@ PLAIN, TURNS, LONGEST = (BY_NAME[name] for name in ("plain", "turns", "longest_f
 class Mender:
     """Decides as told, by policy; remembers what it was asked."""
 
-    mends: dict = field(default_factory=dict)
+    repairs: dict = field(default_factory=dict)
     retries: set = field(default_factory=set)
     asked: list = field(default_factory=list)
 
     def after_gate(self, candidate, report):
         self.asked.append(("gate", candidate, report.failure.gate))
-        return SimpleNamespace(mended=self.mends.get(candidate.label), retry=False)
+        return SimpleNamespace(repaired=self.repairs.get(candidate.label), retry=False)
 
     def after_trial(self, candidate, trouble, *, lost):
         self.asked.append(("trial", candidate, trouble))
-        return SimpleNamespace(mended=self.mends.get(candidate.label), retry=candidate.policy in self.retries)
+        return SimpleNamespace(repaired=self.repairs.get(candidate.label), retry=candidate.policy in self.retries)
 
 
-def test_a_rejected_candidate_is_mended_verified_and_run(script):
-    mender = Mender({PLAIN.label: TURNS})
-    notebook = execute(replace(script, faults={"plain": "attach"}), candidates=[PLAIN, LONGEST], mender=mender)
-    assert mender.asked == [("gate", PLAIN, "attach")]
-    assert notebook.mended == {PLAIN.key: TURNS}
+def test_a_rejected_candidate_is_repaired_verified_and_run(script):
+    repairer = Mender({PLAIN.label: TURNS})
+    notebook = execute(replace(script, faults={"plain": "attach"}), candidates=[PLAIN, LONGEST], repairer=repairer)
+    assert repairer.asked == [("gate", PLAIN, "attach")]
+    assert notebook.repaired == {PLAIN.key: TURNS}
     assert notebook.reports[TURNS.key].passed
     assert runs_of(notebook, "plain") == 0
     assert runs_of(notebook, "turns") > 0
     assert runs_of(notebook, "longest_first") == 7
 
 
-def test_a_mend_may_be_mended_but_not_for_ever(script):
+def test_a_repair_may_be_repaired_but_not_for_ever(script):
     faulty = replace(script, faults={"plain": "attach"})
     chain = [replace(PLAIN, tunables=(("slice_us", 1000 + number),)) for number in range(5)]
-    mender = Mender({before.label: after for before, after in itertools.pairwise(chain)})
-    notebook = execute(faulty, candidates=chain[:1], mender=mender)
-    assert len(mender.asked) == MENDS
-    assert list(notebook.reports) == [candidate.key for candidate in chain[: MENDS + 1]]
+    repairer = Mender({before.label: after for before, after in itertools.pairwise(chain)})
+    notebook = execute(faulty, candidates=chain[:1], repairer=repairer)
+    assert len(repairer.asked) == REPAIRS
+    assert list(notebook.reports) == [candidate.key for candidate in chain[: REPAIRS + 1]]
 
 
-def test_a_mend_that_is_stored_is_not_asked_for_again(script):
+def test_a_repair_that_is_stored_is_not_asked_for_again(script):
     faulty = replace(script, faults={"plain": "attach"})
-    notebook = execute(faulty, candidates=[PLAIN], mender=Mender({PLAIN.label: TURNS}))
+    notebook = execute(faulty, candidates=[PLAIN], repairer=Mender({PLAIN.label: TURNS}))
     del notebook.reports[TURNS.key]
     notebook.kept.clear()
-    mender = Mender()
-    execute(faulty, notebook, candidates=[PLAIN], mender=mender)
-    assert mender.asked == []
+    repairer = Mender()
+    execute(faulty, notebook, candidates=[PLAIN], repairer=repairer)
+    assert repairer.asked == []
     assert notebook.reports[TURNS.key].passed
     assert runs_of(notebook, "turns") > 0
 
 
-def test_what_fails_in_its_trial_is_mended_and_goes_through_the_gates(script):
-    mender = Mender({PLAIN.label: TURNS})
-    notebook = execute(replace(script, faults={"plain": "ejected"}), candidates=[PLAIN, LONGEST], mender=mender)
-    [(when, candidate, trouble)] = mender.asked
+def test_what_fails_in_its_trial_is_repaired_and_goes_through_the_gates(script):
+    repairer = Mender({PLAIN.label: TURNS})
+    notebook = execute(replace(script, faults={"plain": "ejected"}), candidates=[PLAIN, LONGEST], repairer=repairer)
+    [(when, candidate, trouble)] = repairer.asked
     assert (when, candidate) == ("trial", PLAIN)
     assert "runnable task stall" in trouble
     assert notebook.reports[TURNS.key].passed
@@ -292,27 +292,27 @@ def test_what_fails_in_its_trial_is_mended_and_goes_through_the_gates(script):
     assert runs_of(notebook, "turns") > 0
 
 
-def test_what_was_lost_is_retried_as_often_as_it_may_be_mended(script):
+def test_what_was_lost_is_retried_as_often_as_it_may_be_repaired(script):
     lossy = replace(script, faults={"plain": "lost"})
-    mender = Mender(retries={"plain"})
-    execute(lossy, candidates=[PLAIN], mender=mender)
-    assert [asked[0] for asked in mender.asked] == ["trial"] * (MENDS + 1)
-    assert script.log.count("session") == MENDS + 1
+    repairer = Mender(retries={"plain"})
+    execute(lossy, candidates=[PLAIN], repairer=repairer)
+    assert [asked[0] for asked in repairer.asked] == ["trial"] * (REPAIRS + 1)
+    assert script.log.count("session") == REPAIRS + 1
 
 
-def test_a_mend_that_is_in_the_plan_already_is_none(script):
+def test_a_repair_that_is_in_the_plan_already_is_none(script):
     class Strict(Notebook):
-        def save_mend(self, failed_key, mended):
+        def save_repair(self, failed_key, repaired):
             raise PolicyError("it is a candidate of this iteration already")
 
     faulty = replace(script, faults={"plain": "attach"})
-    notebook = execute(faulty, Strict(), candidates=[PLAIN, TURNS], mender=Mender({PLAIN.label: TURNS}))
+    notebook = execute(faulty, Strict(), candidates=[PLAIN, TURNS], repairer=Mender({PLAIN.label: TURNS}))
     assert set(notebook.reports) == {PLAIN.key, TURNS.key}
     assert runs_of(notebook, "turns") > 0
 
 
-def test_without_time_nothing_is_mended(script):
-    mender = Mender({PLAIN.label: TURNS})
+def test_without_time_nothing_is_repaired(script):
+    repairer = Mender({PLAIN.label: TURNS})
     faulty = replace(script, faults={"plain": "attach"})
-    execute(faulty, candidates=[PLAIN], mender=mender, out_of_time=lambda: "verify" in script.log)
-    assert mender.asked == []
+    execute(faulty, candidates=[PLAIN], repairer=repairer, out_of_time=lambda: "verify" in script.log)
+    assert repairer.asked == []

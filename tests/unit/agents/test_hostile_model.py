@@ -226,9 +226,9 @@ def test_code_that_tries_the_tricks_of_the_verifiers_corpus(tmp_path, real_targe
     chosen = STATIC[start :: len(STATIC) // 9][:3]
     sources = [readable((BROKEN / name).read_text()) for name in chosen]
     trick = proposed("trick", "generate", source=sources[0])
-    mends = [decided("mend", source=source, diff="") for source in sources[1:]]
+    repairs = [decided("repair", source=source, diff="") for source in sources[1:]]
     script = Gated(tmp_path, options=replace(ONE_PLAN, candidates=1), target=real_target)
-    report, asked = run(script, Mind([plan(trick)], mends))
+    report, asked = run(script, Mind([plan(trick)], repairs))
     found = report["iterations"][0]["candidates"]
     assert len(found) == 3, f"{chosen}: {report['model']['notes']}"
     for candidate in found:
@@ -242,7 +242,7 @@ def test_code_that_tries_the_tricks_of_the_verifiers_corpus(tmp_path, real_targe
 
 
 def readable(source: str) -> str:
-    """A source of the corpus whose tunables say their range, as the workshop wants it."""
+    """A source of the corpus whose tunables say their range, as the policy builder wants it."""
     lines = []
     for line in source.splitlines():
         lines += ["/* As it likes. 0 to 1000000000. */"] if line.startswith("const volatile") else []
@@ -253,13 +253,16 @@ def readable(source: str) -> str:
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        ({"way": "generate", "policy": "mine", "source": "int main(void) { return 0; }"}, "no struct sched_ext_ops"),
-        ({"way": "generate", "policy": "mine", "source": "x" * 60_000}, "no struct sched_ext_ops"),
-        ({"way": "generate", "policy": "fifo\n", "source": ""}, "cannot be the name of a policy"),
-        ({"way": "patch", "policy": "plain", "diff": "--- a\n+++ b\n@@ -1 +1 @@\n-nothing like it\n+x\n"}, "apply"),
-        ({"way": "compose", "policy": "mine", "spec": {"name": "mine", "goal": "*/ int x;", "classes": []}}, "classes"),
-        ({"way": "compose", "policy": "mine", "spec": None}, "no spec"),
-        ({"way": "configure", "policy": "plain", "tunables": [{"name": "slice_us", "value": -1}]}, "out of range"),
+        ({"origin": "generate", "policy": "mine", "source": "int main(void) { return 0; }"}, "no struct sched_ext_ops"),
+        ({"origin": "generate", "policy": "mine", "source": "x" * 60_000}, "no struct sched_ext_ops"),
+        ({"origin": "generate", "policy": "fifo\n", "source": ""}, "cannot be the name of a policy"),
+        ({"origin": "patch", "policy": "plain", "diff": "--- a\n+++ b\n@@ -1 +1 @@\n-nothing like it\n+x\n"}, "apply"),
+        (
+            {"origin": "compose", "policy": "mine", "spec": {"name": "mine", "goal": "*/ int x;", "classes": []}},
+            "classes",
+        ),
+        ({"origin": "compose", "policy": "mine", "spec": None}, "no spec"),
+        ({"origin": "configure", "policy": "plain", "tunables": [{"name": "slice_us", "value": -1}]}, "out of range"),
     ],
 )
 def test_proposals_that_are_none(script, change, why):

@@ -1,4 +1,4 @@
-"""The whole loop with a scripted lab and a scripted model over real HTTP: what it plans, mends, learns and costs."""
+"""The whole loop with a scripted lab and a scripted model over real HTTP: what it plans, repairs, learns and costs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_a_composed_policy_wins(script):
     assert report["meaning"] == DESCRIBED
     assert report["best"]["policy"] == "tail_first"
     found = by_policy(report)["tail_first"]
-    assert (found["way"], found["expected"]) == ("compose", "the long task ends earlier")
+    assert (found["origin"], found["expected"]) == ("compose", "the long task ends earlier")
     assert [insight["text"] for insight in report["insights"]] == ["The order decides."]
     assert report["insights"][0]["evidence"] == [found["key"]]
     assert report["model"]["used"].startswith("3 calls, ")
@@ -43,7 +43,7 @@ def test_a_composed_policy_wins(script):
     assert report["model"]["notes"] == []
     with script.repository() as repository:
         assert repository.run(report["run"]).status is RunStatus.FINISHED
-        assert [made.name for made in repository.made_policies()] == ["tail_first"]
+        assert [made.name for made in repository.derived_policies()] == ["tail_first"]
     assert json.dumps(report)
 
 
@@ -65,7 +65,7 @@ def test_what_won_is_offered_to_later_runs_and_what_was_only_made_is_not(script)
         library = server.chats[-2]["messages"][1]["content"].partition("library>>>")[2]
     assert "tail_first (composed)" in library
     assert "tail_last" not in library
-    assert by_policy(second)["tail_first"]["way"] == "configure"
+    assert by_policy(second)["tail_first"]["origin"] == "configure"
     asked = server.chats[-2]["messages"][1]["content"]
     assert "exact match" in asked
     assert "The order decides." in asked
@@ -85,11 +85,11 @@ def test_the_next_plan_knows_what_the_first_one_led_to(script):
     assert len(report["iterations"]) == 2
 
 
-def test_a_rejected_policy_is_mended(script):
+def test_a_rejected_policy_is_repaired(script):
     faulty = replace(script, faults={"tail_first": "proving ground"}, ratios={"tail_first_1": 0.8})
-    mended = {"decision": "mend", "reason": "slices were too long", "spec": SPEC | {"starvation_ms": 150}}
-    mended["spec"]["classes"] = [SPEC["classes"][0] | {"patience_ms": 100}]
-    mind = Mind([plan(COMPOSED)], [{"content": mended}])
+    repaired = {"decision": "repair", "reason": "slices were too long", "spec": SPEC | {"starvation_ms": 150}}
+    repaired["spec"]["classes"] = [SPEC["classes"][0] | {"patience_ms": 100}]
+    mind = Mind([plan(COMPOSED)], [{"content": repaired}])
     with ModelServer(mind) as server:
         thinking = on(faulty, server)
         report = thinking.drive(thinking.create())
@@ -99,7 +99,7 @@ def test_a_rejected_policy_is_mended(script):
     assert report["best"]["policy"] == "tail_first_1"
     found = by_policy(report)
     assert found["tail_first"]["verdict"]["outcome"] == "failed"
-    assert found["tail_first_1"]["mends"] == found["tail_first"]["key"]
+    assert found["tail_first_1"]["repairs"] == found["tail_first"]["key"]
     assert found["tail_first_1"]["reason"] == "slices were too long"
 
 

@@ -23,7 +23,7 @@ RANGE = "/* Time a task runs before the order is looked at. 500 to 100000. */"
 MINE = SOURCE.replace("longest_first", "mine").replace(
     "/* Time a task of default weight runs before the order is looked at. */", RANGE
 )
-MEND = f"""--- a/mine.bpf.c
+REPAIR = f"""--- a/mine.bpf.c
 +++ b/mine.bpf.c
 @@ -29,2 +29,2 @@
  {RANGE}
@@ -66,17 +66,17 @@ def test_a_composed_policy(script):
     assert tokens <= 12_000
 
 
-def test_a_generated_policy_with_one_mend(script):
+def test_a_generated_policy_with_one_repair(script):
     assert estimated_tokens(MINE) > 1400
     generated = proposed("mine", "generate", source=MINE)
-    mind = Mind([looks("longest_first"), plan(generated)], [decided("mend", diff=MEND)], usage=None)
+    mind = Mind([looks("longest_first"), plan(generated)], [decided("repair", diff=REPAIR)], usage=None)
     with ModelServer(mind) as server:
         thinking = on(replace(script, faults={"mine": "scheduling logic"}), server)
         report = thinking.drive(thinking.create())
     found = by_policy(report)
     assert found["mine"]["verdict"]["outcome"] == "failed"
-    [mend] = [one for one in found.values() if one["mends"] == found["mine"]["key"]]
-    assert mend["gates"][-1]["status"] == "passed"
+    [repair] = [one for one in found.values() if one["repairs"] == found["mine"]["key"]]
+    assert repair["gates"][-1]["status"] == "passed"
     calls, tokens = spent_until_verified(thinking, report)
-    assert calls == 4, "observation, one look, the plan, the mend: eight may be needed"
+    assert calls == 4, "observation, one look, the plan, the repair: eight may be needed"
     assert tokens <= 30_000

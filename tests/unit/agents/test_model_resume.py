@@ -17,7 +17,7 @@ from tests.support.scripted_lab import Script
 from tests.support.scripted_model import COMPOSED, ONE_PLAN, SPEC, Mind, by_policy, decided, on, plan, role_of
 
 LOOK = {"tool_calls": [{"name": "show_policy", "arguments": {"policy": "plain", "part": "source"}}]}
-MENDED = SPEC | {"starvation_ms": 150, "classes": [SPEC["classes"][0] | {"patience_ms": 100}]}
+REPAIRED = SPEC | {"starvation_ms": 150, "classes": [SPEC["classes"][0] | {"patience_ms": 100}]}
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +28,7 @@ def _direct(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def script(tmp_path) -> Script:
     (tmp_path / "state").mkdir()
-    faults = {"tail_first": "proving ground"}  # so that the run holds a mend, too
+    faults = {"tail_first": "proving ground"}  # so that the run holds a repair, too
     return Script(tmp_path, options=ONE_PLAN, ratios={"tail_first_1": 0.8}, faults=faults)
 
 
@@ -36,7 +36,7 @@ class Steady:
     """A model that says the same whenever it is asked the same; it takes for ever over one role's first answer."""
 
     def __init__(self, slow: str = "") -> None:
-        self.mind = Mind([LOOK, plan(COMPOSED)], [decided("mend", spec=MENDED)])
+        self.mind = Mind([LOOK, plan(COMPOSED)], [decided("repair", spec=REPAIRED)])
         self.said: dict[str, dict] = {}
         self.slow = slow
         self.thinking = threading.Event()
@@ -55,7 +55,7 @@ class Steady:
 
 def assert_good(report) -> None:
     assert report["best"]["policy"] == "tail_first_1"
-    assert by_policy(report)["tail_first_1"]["mends"] == by_policy(report)["tail_first"]["key"]
+    assert by_policy(report)["tail_first_1"]["repairs"] == by_policy(report)["tail_first"]["key"]
     assert [insight["text"] for insight in report["insights"]] == ["The order decides."]
     assert report["model"]["notes"] == []
 
@@ -90,7 +90,7 @@ def test_killed_while_a_model_answers(script, role):
     "where",
     [
         *("before save_meaning 1", "after save_meaning 1", "after keep_policy 1", "before save_plan 1"),
-        *("verify 1", "after save_verification 1", "before save_mend 1", "after save_mend 1", "verify 2"),
+        *("verify 1", "after save_verification 1", "before save_repair 1", "after save_repair 1", "verify 2"),
         *("after add_block 3", "before add_insight 1", "after add_insight 1", "before finish_run 1"),
     ],
 )

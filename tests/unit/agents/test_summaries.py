@@ -114,12 +114,12 @@ def test_lessons_are_the_latest_and_winners_come_first():
     assert len(lessons_text(many).splitlines()) == LESSONS
 
 
-def test_a_rejection_holds_what_a_mend_needs_and_no_more():
+def test_a_rejection_holds_what_a_repair_needs_and_no_more():
     gate = GateResult("scheduling logic", GateStatus.FAILED, "1 error", findings=(LOST, NO_KICK))
     text = rejection_text(report(gate))
     assert "mine.bpf.c:7: rule 18 (in enqueue): a path neither" in text
     assert "mine.bpf.c:5 if (!slot)" in text
-    assert "mend: end such a path with an insert" in text
+    assert "repair: end such a path with an insert" in text
     assert "no kick" not in text, "warnings are for the proving ground"
     assert estimated_tokens(text) < 200
 
@@ -194,6 +194,6 @@ def test_prompts_are_short(role, most):
 
 
 def test_a_plan_is_bounded():
-    one = {"way": "configure", "policy": "fifo", "reason": "", "expected": "", "refuted_by": ""}
+    one = {"origin": "configure", "policy": "fifo", "reason": "", "expected": "", "refuted_by": ""}
     with pytest.raises(ValueError, match="at most 8"):
         Planned.model_validate({"reason": "", "proposals": [one] * 9})

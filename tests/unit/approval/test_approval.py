@@ -19,10 +19,10 @@ from schedagent.approval import approvals as approval
 from schedagent.approval.approvals import Approvals, decided_now, waiting
 from schedagent.approval.text import show_waiting
 from schedagent.core import token
-from schedagent.core.approval import Decision, Request, Stage
+from schedagent.core.approval import ApprovalRequest, ApprovalStage, Decision
 from schedagent.core.errors import UsageError
 from schedagent.core.policies.policy import CandidatePolicy, Plan
-from schedagent.core.policies.proposal import MadePolicy, Origin, Way
+from schedagent.core.policies.proposal import DerivedPolicy, Origin
 from tests.support import scripted_lab as scripted
 from tests.support.killed_runs import kill_where_held
 from tests.support.model_server import ModelServer
@@ -33,8 +33,8 @@ from tests.support.scripted_model import COMPOSED, Mind, on, plan, role_of
 ME = pwd.getpwuid(os.getuid()).pw_name
 YES = Decision(True, "ada", "2026-11-22T10:00:00.000+00:00")
 NO = Decision(False, "ada", "2026-11-22T10:00:00.000+00:00", "the slice is too long")
-PLAN = replace(OPTIONS, approve=(Stage.PLAN,))
-DEPLOY = replace(OPTIONS, iterations=1, approve=(Stage.DEPLOY,))
+PLAN = replace(OPTIONS, approve=(ApprovalStage.PLAN,))
+DEPLOY = replace(OPTIONS, iterations=1, approve=(ApprovalStage.DEPLOY,))
 FORKSERVER = multiprocessing.get_context("forkserver")
 ANSWER_S = 30
 
@@ -96,7 +96,7 @@ def test_a_run_waits_before_each_plan_and_goes_on_when_it_is_approved(asking):
 
 def test_what_is_shown_of_a_candidate(asking):
     [candidate, _other] = asking.drive(asking.create())["waiting"]["candidates"]
-    assert candidate["way"] == "configure"
+    assert candidate["origin"] == "configure"
     assert candidate["tunables"]["slice_us"]["default"] == 5000
     assert candidate["tunables"]["slice_us"]["value"] != 5000
     assert candidate["inputs"] == {"history": 4, "classes": 0}
@@ -151,7 +151,7 @@ def test_a_model_is_told_why_its_plan_was_rejected(asking, monkeypatch):
         asked = [body for body in server.chats if role_of(body) == "planning"][1]["messages"][1]["content"]
     [composed] = first["candidates"]
     assert composed["spec"]["name"] == "tail_first"
-    assert (composed["way"], composed["expected"]) == ("compose", "the long task ends earlier")
+    assert (composed["origin"], composed["expected"]) == ("compose", "the long task ends earlier")
     assert "not tried: rejected by ada: the slice is too long" in asked.partition("history of this run>>>")[2]
     assert mind.asked == ["observation", "planning", "planning"], "a call was paid for trials that never were"
 
@@ -197,21 +197,21 @@ def test_what_a_made_policy_changes_is_shown(asking, tmp_path):
     old = replace(LIBRARY["plain"], name="old", source=sources["old"])
     library = {
         "old": old,
-        "changed": replace(old, name="changed", source=sources["changed"], origin=Origin.PATCHED, parent="old"),
-        "new": replace(old, name="new", source=sources["new"], origin=Origin.GENERATED),
-        "said": replace(old, name="said", source=sources["said"], origin=Origin.COMPOSED),
+        "changed": replace(old, name="changed", source=sources["changed"], origin=Origin.PATCH, parent="old"),
+        "new": replace(old, name="new", source=sources["new"], origin=Origin.GENERATE),
+        "said": replace(old, name="said", source=sources["said"], origin=Origin.COMPOSE),
     }
     made = (
-        CandidatePolicy("changed", reason="r", way=Way.PATCH, expected="a tenth less", refuted_by="no change"),
-        CandidatePolicy("new", way=Way.GENERATE),
-        CandidatePolicy("said", way=Way.COMPOSE),
+        CandidatePolicy("changed", reason="r", origin=Origin.PATCH, expected="a tenth less", refuted_by="no change"),
+        CandidatePolicy("new", origin=Origin.GENERATE),
+        CandidatePolicy("said", origin=Origin.COMPOSE),
     )
     spec = {"name": "said", "goal": "in turn"}
     run_id = asking.create()
     with asking.repository() as repository:
-        repository.keep_policy(MadePolicy("said", Way.COMPOSE, "", "six\n", "", spec, run_id, "now"))
+        repository.keep_policy(DerivedPolicy("said", Origin.COMPOSE, "", "six\n", "", spec, run_id, "now"))
         repository.save_plan(run_id, 0, Plan(made, "because"))
-        request = Approvals(repository, run_id, library, (Stage.PLAN,)).request(Stage.PLAN, 0)
+        request = Approvals(repository, run_id, library, (ApprovalStage.PLAN,)).request(ApprovalStage.PLAN, 0)
         patched, generated, composed = request.shown["candidates"]
         assert "-two\n+three\n" in patched["diff"]
         assert "old.bpf.c" in patched["diff"]
@@ -219,15 +219,21 @@ def test_what_a_made_policy_changes_is_shown(asking, tmp_path):
         assert "+four\n" in generated["diff"]
         assert (composed["spec"], composed["diff"]) == (spec, "")
         sources["said"].write_text("seven")
-        again = Approvals(repository, run_id, library, (Stage.PLAN,)).request(Stage.PLAN, 0)
+        again = Approvals(repository, run_id, library, (ApprovalStage.PLAN,)).request(ApprovalStage.PLAN, 0)
         assert again.digest != request.digest
         with pytest.raises(UsageError, match="is not in the library any more"):
-            Approvals(repository, run_id, {}, (Stage.PLAN,)).request(Stage.PLAN, 0)
+            Approvals(repository, run_id, {}, (ApprovalStage.PLAN,)).request(ApprovalStage.PLAN, 0)
 
 
 def test_what_is_shown_of_made_policies_in_words(capsys):
     candidate = {
-        **{"policy": "changed", "way": "patch", "origin": "patched", "parent": "old", "declares": ["weights"]},
+        **{
+            "policy": "changed",
+            "origin": "patch",
+            "policy_origin": "patched",
+            "parent": "old",
+            "declares": ["weights"],
+        },
         **{"description": "d", "reason": "r", "expected": "less", "refuted_by": "more", "spec": {"goal": "g"}},
         **{"tunables": {"slice_us": {"value": 1, "default": 2}}, "inputs": {"history": 3}, "diff": "-a\n+b\n"},
     }
@@ -323,14 +329,18 @@ def test_without_its_checkpoints_a_run_asks_nothing_again(asking):
 
 def test_a_request_is_the_same_after_it_was_stored(asking):
     shown = {"run": "x", "ratio": 0.1 + 0.2, "whole": 1.0, "text": "é\n", "large": 1 << 63, "none": None}
-    request = Request(Stage.DEPLOY, 3, shown)
+    request = ApprovalRequest(ApprovalStage.DEPLOY, 3, shown)
     run_id = asking.create()
     with asking.repository() as repository:
         repository.ask_approval(run_id, request)
         [(stored, _)] = repository.approvals(run_id)
     assert stored == request
     assert stored.digest == request.digest
-    others = [replace(request, stage=Stage.PLAN), replace(request, iteration=2), replace(request, shown={"run": "x"})]
+    others = [
+        replace(request, stage=ApprovalStage.PLAN),
+        replace(request, iteration=2),
+        replace(request, shown={"run": "x"}),
+    ]
     assert len({request.digest, *(other.digest for other in others)}) == 4
 
 
@@ -424,7 +434,9 @@ def test_that_time_ran_out_is_still_known_after_the_wait(deploying):
 
 
 def test_both_can_be_asked_for(asking):
-    script = replace(asking, signs=True, options=replace(OPTIONS, iterations=1, approve=(Stage.PLAN, Stage.DEPLOY)))
+    script = replace(
+        asking, signs=True, options=replace(OPTIONS, iterations=1, approve=(ApprovalStage.PLAN, ApprovalStage.DEPLOY))
+    )
     run_id = script.create()
     assert script.drive(run_id)["waiting"]["stage"] == "plan"
     assert script.drive(run_id, YES)["waiting"]["stage"] == "deploy"
@@ -501,8 +513,8 @@ def test_a_repository_of_before_there_were_approvals(asking):
 def test_asking_for_something_else_replaces_the_question(asking):
     run_id = asking.create()
     with asking.repository() as repository:
-        repository.ask_approval(run_id, Request(Stage.PLAN, 0, {"run": run_id}))
-        repository.ask_approval(run_id, Request(Stage.PLAN, 0, {"run": run_id, "more": 1}))
+        repository.ask_approval(run_id, ApprovalRequest(ApprovalStage.PLAN, 0, {"run": run_id}))
+        repository.ask_approval(run_id, ApprovalRequest(ApprovalStage.PLAN, 0, {"run": run_id, "more": 1}))
         [(asked, decision)] = repository.approvals(run_id)
         assert asked.shown == {"run": run_id, "more": 1}
         assert decision is None

@@ -19,7 +19,7 @@ from schedagent.approval.approvals import waiting
 from schedagent.cli import app as cli
 from schedagent.cli import common
 from schedagent.core import token
-from schedagent.core.approval import Stage
+from schedagent.core.approval import ApprovalStage
 from schedagent.run import opening
 from schedagent.run.lifecycle import only_one
 from schedagent.run.options import RunOptions, read_approve
@@ -134,11 +134,11 @@ def test_a_run_that_is_worked_on_is_not_decided(run, script):
 
 def test_which_approvals():
     assert read_approve("none") == ()
-    assert read_approve("plan") == (Stage.PLAN,)
-    assert read_approve("deploy, plan") == (Stage.PLAN, Stage.DEPLOY)
+    assert read_approve("plan") == (ApprovalStage.PLAN,)
+    assert read_approve("deploy, plan") == (ApprovalStage.PLAN, ApprovalStage.DEPLOY)
     stored = {"iterations": 1, "budget_s": 1.0, "candidates": 1, "rules": {}}
     assert RunOptions.from_json(stored).approve == (), "a run of before there were approvals"
-    assert RunOptions.from_json({**stored, "approve": ["deploy"]}).approve == (Stage.DEPLOY,)
+    assert RunOptions.from_json({**stored, "approve": ["deploy"]}).approve == (ApprovalStage.DEPLOY,)
 
 
 # --- at the terminal -------------------------------------------------------------------------------------------------

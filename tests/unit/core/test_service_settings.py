@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from schedagent.core.errors import UsageError
-from schedagent.core.recommendation import Kind, Standing
+from schedagent.core.recommendation import RecommendationKind, Standing
 from schedagent.core.service_settings import Mode, ServiceSettings, WatchedWorkload
 from schedagent.core.settings import load_settings, workload_environment
 from schedagent.core.trials.workload import Goal, WorkloadCommand
@@ -148,7 +148,7 @@ def test_slots_of_the_schedule():
 def test_what_may_begin_by_itself():
     now = NOON.timestamp()
     one = optimise(now=now, cgroup="/a")
-    deploy = replace(one, kind=Kind.DEPLOY, policy="good", evidence={"kernel": "7.3"})
+    deploy = replace(one, kind=RecommendationKind.DEPLOY, policy="good", evidence={"kernel": "7.3"})
 
     def may(found, begun=0, release="7.3", when=NOON, **settings):
         chosen = ServiceSettings(**{"workloads": (WatchedWorkload(WORKLOAD),)} | settings)

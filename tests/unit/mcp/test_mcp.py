@@ -126,7 +126,7 @@ class TestStdio:
 
         async def body():
             async with over_stdio(state) as client:
-                made = await client.call_tool("make_policy", {"way": "compose", "policy": "mine", "spec": spec})
+                made = await client.call_tool("make_policy", {"origin": "compose", "policy": "mine", "spec": spec})
                 assert text_of(made).startswith("policy mine is in the library now, unverified")
                 source = {"policy": "mine", "part": "source"}
                 assert "SPDX" in text_of(await client.call_tool("show_policy", source))
@@ -143,18 +143,18 @@ class TestStdio:
         assert [number for number, _message in told] == [1, 2, 3, 4, 5, 6, 7]
         assert told[2][1] == "gate 3 of 7, scheduling logic: passed"
 
-    def test_a_broken_policy_is_told_rule_place_and_mend(self, state):
+    def test_a_broken_policy_is_told_rule_place_and_repair(self, state):
         source = (FIXTURES / "policies" / "broken" / "returns_next_cpu.bpf.c").read_text()
 
         async def body():
             async with over_stdio(state) as client:
-                wish = {"way": "generate", "policy": "next_cpu", "source": source}
+                wish = {"origin": "generate", "policy": "next_cpu", "source": source}
                 made = await client.call_tool("make_policy", wish)
                 assert not made.is_error, text_of(made)
                 result = await client.call_tool("verify_policy", {"policy": "next_cpu"})
                 assert "gate 'scheduling logic' closed" in text_of(result)
                 assert "rule 1 (in select_cpu)" in text_of(result)
-                assert "  mend: " in text_of(result)
+                assert "  repair: " in text_of(result)
 
         run(body())
 
@@ -163,7 +163,7 @@ class TestStdio:
 
         async def body():
             async with over_stdio(state) as client:
-                result = await client.call_tool("make_policy", {"way": "patch", "policy": "fifo", "diff": diff})
+                result = await client.call_tool("make_policy", {"origin": "patch", "policy": "fifo", "diff": diff})
                 assert result.is_error
                 assert "hunk" in text_of(result)
 
@@ -312,7 +312,9 @@ class TestLongCalls:
             yield service
 
     async def make(self, client, name):
-        result = await client.call_tool("make_policy", {"way": "generate", "policy": name, "source": source_of(name)})
+        result = await client.call_tool(
+            "make_policy", {"origin": "generate", "policy": name, "source": source_of(name)}
+        )
         assert not result.is_error, text_of(result)
 
     async def cancelled_call(self, client, service):

@@ -12,7 +12,7 @@ from agents.llm.exchange import ToolCall
 from agents.tools.catalog import all_tools
 from repo_store.records import RunStatus
 from schedagent.core.errors import UsageError
-from schedagent.core.policies.proposal import Proposal, Way
+from schedagent.core.policies.proposal import Origin, Proposal
 from schedagent.core.trials.trial import Outcome
 from schedagent.mcp import workbench
 from schedagent.mcp.workbench import open_services
@@ -28,7 +28,7 @@ class Signing(scripted.Verifier):
         return replace(verified, report=replace(verified.report, token="sat2.a.b.c"))
 
 
-LONGEST = Proposal(way=Way.CONFIGURE, policy="longest_first", tunables={"slice_us": 7000})
+LONGEST = Proposal(origin=Origin.CONFIGURE, policy="longest_first", tunables={"slice_us": 7000})
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_the_tool_tells_the_verdict(services, earlier):
 
 
 def test_a_policy_that_fails_a_gate_is_not_measured(services, earlier):
-    new = services.bench.measure(Proposal(way=Way.CONFIGURE, policy="fifo"), earlier, 600)
+    new = services.bench.measure(Proposal(origin=Origin.CONFIGURE, policy="fifo"), earlier, 600)
     [candidate] = services.records.plan(new, 0).candidates
     assert services.records.verdicts(new, 0)[candidate.key].outcome is Outcome.FAILED
     assert services.records.blocks(new, 0) == []

@@ -27,7 +27,7 @@ from schedagent.core.recommendation import ApplyRequest
 from schedagent.metrics import exporter, run_queue
 from schedagent.metrics.catalog import EVENT_KINDS, FAMILIES, PARTS, POLICIES, SCX_EVENT_LABELS, SCX_EVENTS, word
 from schedagent.metrics.exporter import build_registry, machine_parts
-from schedagent.metrics.family import OTHER, Family, Histogram, Kind
+from schedagent.metrics.family import OTHER, Family, Histogram, MetricKind
 from schedagent.metrics.models import ModelPart
 from schedagent.metrics.parts import DaemonPart, HostPart, KernelPart, RepositoryPart
 from schedagent.metrics.run_queue import RunQueue
@@ -62,7 +62,7 @@ def recorded(tmp_path_factory):
 
 
 class TestFamily:
-    FIXED = Family("schedagent_x_total", Kind.COUNTER, "X.", {"a": ("1", "2"), "b": ("y", OTHER)})
+    FIXED = Family("schedagent_x_total", MetricKind.COUNTER, "X.", {"a": ("1", "2"), "b": ("y", OTHER)})
 
     def test_every_series_is_there_from_the_beginning(self):
         [*samples] = self.FIXED.metric({("1", "y"): 3}).samples
@@ -96,7 +96,7 @@ class TestCatalog:
         assert len({family.name for family in families}) == len(families)
         for family in families:
             assert family.name.startswith("schedagent_")
-            assert family.name.endswith("_total") == (family.kind is Kind.COUNTER)
+            assert family.name.endswith("_total") == (family.kind is MetricKind.COUNTER)
             assert family.text.endswith(".")
         assert set(FAMILIES) == {"", *PARTS}
 
@@ -107,7 +107,7 @@ class TestCatalog:
             for values in family.labels.values():
                 assert len(set(values)) == len(values)
                 series *= len(values)
-            most += series * (20 if family.kind is Kind.HISTOGRAM else 1)
+            most += series * (20 if family.kind is MetricKind.HISTOGRAM else 1)
         assert most < 500, most
 
 
@@ -376,7 +376,7 @@ class TestRepository:
         assert found("trial_best_ratio", policy=OTHER) == best.ratio < 0.9
         assert found("trial_ratio_count") == 2
         assert found("trial_ratio_bucket", le="0.9") == 1
-        assert found("made_policies", way="compose") == 1
+        assert found("derived_policies", origin="compose") == 1
         with script.repository() as repository:
             blocks = repository.blocks(report["run"], 0)
         assert found("trial_samples_total") == sum(len(block.samples) for block in blocks)

@@ -12,7 +12,7 @@ import repo_store.engine
 import repo_store.service_records as module
 from repo_store.store import PolicyRepository
 from schedagent.core.errors import UsageError
-from schedagent.core.recommendation import MACHINE, ApplyRequest, Kind, Progress, Standing
+from schedagent.core.recommendation import MACHINE, ApplyRequest, Progress, RecommendationKind, Standing
 from schedagent.service.drift import make_baseline
 from tests.support.finished_runs import DAY_S, look, optimise, win
 
@@ -102,7 +102,7 @@ def test_what_was_applied_or_failed_stays_so_and_what_was_withdrawn_comes_back(r
     ):
         records.set_standing(one.id, standing, "note")
         assert records.recommend(optimise(now=NOW + 60)).standing is then
-    deploy = replace(one, id="d", kind=Kind.DEPLOY)
+    deploy = replace(one, id="d", kind=RecommendationKind.DEPLOY)
     records.recommend(deploy)
     records.set_standing("d", Standing.FAILED, "no")
     assert records.recommend(deploy).standing is Standing.FAILED
@@ -139,6 +139,6 @@ def test_what_the_service_began_by_itself_is_counted(records):
         made = records.ask(replace(asked(one), asked_by=asked_by, asked_at=at))
         assert made.number == number + 1
         records.save_request(replace(made, progress=Progress.DONE))
-    assert records.begun_by_service(Kind.OPTIMISE, NOW - 50) == 1
-    assert records.begun_by_service(Kind.OPTIMISE, NOW - 500) == 2
-    assert records.begun_by_service(Kind.DEPLOY, 0) == 0
+    assert records.begun_by_service(RecommendationKind.OPTIMISE, NOW - 50) == 1
+    assert records.begun_by_service(RecommendationKind.OPTIMISE, NOW - 500) == 2
+    assert records.begun_by_service(RecommendationKind.DEPLOY, 0) == 0

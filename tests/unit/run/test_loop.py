@@ -312,7 +312,7 @@ def test_the_workload_fails_under_the_default(script):
         failing.drive(run_id)
     assert status(script, run_id) is RunStatus.FAILED
     assert len(stored(script, run_id)) == 3
-    assert_complete(script.drive(run_id))  # mended, and resumed
+    assert_complete(script.drive(run_id))  # repaired, and resumed
 
 
 def test_the_machine_is_lost_under_the_default(script, monkeypatch):

@@ -1,5 +1,5 @@
-"""Made policies in the repository and in the library: kept, found after a restart, promoted by a verdict; words beside
-numbers; mends; similar runs; and a database of the schema before.
+"""Derived policies in the repository and in the library: kept, found after a restart, promoted by a verdict; words
+beside numbers; repairs; similar runs; and a database of the schema before.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import repo_store.engine
 from agents.observation import build_profile
-from agents.planner.builder import Workshop
+from agents.planner.builder import PolicyBuilder
 from kernel_bpf.policies.library import load_library
 from repo_store.similar import distance
 from repo_store.store import PolicyRepository
@@ -22,7 +22,7 @@ from repo_store.tables import SCHEMA
 from schedagent.cli import app as cli
 from schedagent.core.errors import NameTaken, PolicyError, RepositoryError, SetupError, UsageError
 from schedagent.core.policies.policy import CandidatePolicy, Plan
-from schedagent.core.policies.proposal import MadePolicy, Origin, Proposal, Way
+from schedagent.core.policies.proposal import DerivedPolicy, Origin, Proposal
 from schedagent.core.settings import Settings
 from schedagent.core.trials.lesson import Insight, Meaning
 from schedagent.core.trials.trial import Hardware, Outcome, Verdict
@@ -47,7 +47,7 @@ algorithm = "a"
 limitations = "l"
 inputs = []
 """
-MADE = MadePolicy("mine", Way.GENERATE, "", "int x;\n", MANIFEST, None, "r1", "2026-01-01T00:00:00.000+00:00")
+MADE = DerivedPolicy("mine", Origin.GENERATE, "", "int x;\n", MANIFEST, None, "r1", "2026-01-01T00:00:00.000+00:00")
 SPEC = {"name": "two", "goal": "g", "classes": [{"name": "a", "match": {"programs": ["ü"]}}, {"name": "b"}]}
 
 
@@ -86,12 +86,12 @@ def run(repository, name, workload=WORKLOAD, hardware=HARDWARE, policy="fair", v
 
 
 def test_a_made_policy_survives_the_repository(repository):
-    composed = named("two", way=Way.COMPOSE, spec=SPEC)
-    patched = named("fair_1", way=Way.PATCH, parent="fair", source="/* ü */\n")
+    composed = named("two", origin=Origin.COMPOSE, spec=SPEC)
+    patched = named("fair_1", origin=Origin.PATCH, parent="fair", source="/* ü */\n")
     for made in (MADE, composed, patched):
         assert repository.keep_policy(made) == made
-    assert repository.made_policies() == [patched, MADE, composed]
-    assert [made.origin for made in repository.made_policies()] == ["patched", "generated", "composed"]
+    assert repository.derived_policies() == [patched, MADE, composed]
+    assert [made.origin for made in repository.derived_policies()] == ["patch", "generate", "compose"]
 
 
 def test_the_same_content_is_kept_once_and_other_content_not_at_all(repository):
@@ -102,14 +102,14 @@ def test_the_same_content_is_kept_once_and_other_content_not_at_all(repository):
     for changed in ({"source": "int y;\n"}, {"manifest": f"{MANIFEST}\n"}):
         with pytest.raises(NameTaken, match="another policy is called mine"):
             repository.keep_policy(dataclasses.replace(MADE, **changed))
-    assert repository.made_policies() == [MADE]
+    assert repository.derived_policies() == [MADE]
 
 
 def test_the_library_has_bundled_and_made_policies(repository, state):
     opened = library(repository, state)
     assert dict(opened) == BUNDLED
-    info = opened.keep(named("fair_1", way=Way.PATCH, parent="fair"))
-    assert (info.origin, info.parent) == (Origin.PATCHED, "fair")
+    info = opened.keep(named("fair_1", origin=Origin.PATCH, parent="fair"))
+    assert (info.origin, info.parent) == (Origin.PATCH, "fair")
     assert opened["fair_1"] == info
     assert list(opened) == sorted([*BUNDLED, "fair_1"])
     assert library(repository, state)["fair_1"] == info, "the next process finds it, too"
@@ -146,7 +146,7 @@ def test_names_and_manifests_that_cannot_be(repository, state):
         opened.keep(dataclasses.replace(MADE, manifest="="))
     with pytest.raises(RepositoryError):
         opened.keep(dataclasses.replace(MADE, source="\ud800"))
-    assert repository.made_policies() == []
+    assert repository.derived_policies() == []
     assert not (state.state_dir / "policies").exists()
 
 
@@ -192,7 +192,7 @@ def test_only_promoted_policies_are_found_by_words(state):
         assert [found.name for found in repository.search_policies("zebras")] == ["mine"]
 
 
-# --- a run with a made policy, and the command line
+# --- a run with a derived policy, and the command line
 
 
 def test_a_resumed_run_finds_the_policy_that_it_made(state, monkeypatch, tmp_path):
@@ -203,13 +203,13 @@ def test_a_resumed_run_finds_the_policy_that_it_made(state, monkeypatch, tmp_pat
         options = dataclasses.asdict(dataclasses.replace(scripted.OPTIONS, iterations=1))
         run_id = repository.create_run(scripted.WORKLOAD, scripted.HARDWARE, settings=options, seed=7)
         repository.save_profile(run_id, PROFILE)
-        shop = Workshop(opening.open_run_library(state, repository, run_id), run_id)
-        asked = Proposal(Way.COMPOSE, "two", spec={"goal": "g", "classes": [{"name": "all"}]}, expected="less")
+        shop = PolicyBuilder(opening.open_run_library(state, repository, run_id), run_id)
+        asked = Proposal(Origin.COMPOSE, "two", spec={"goal": "g", "classes": [{"name": "all"}]}, expected="less")
         repository.save_plan(run_id, 0, Plan((shop.make(asked, PROFILE),), "r"))
     with (tmp_path / "said").open("w") as said:
         report = resume_run(state, run_id, PlainReporter(Console(file=said)))
     assert report["best"]["policy"] == "two"
-    assert (report["best"]["way"], report["best"]["expected"]) == ("compose", "less")
+    assert (report["best"]["origin"], report["best"]["expected"]) == ("compose", "less")
     with opening.open_repository(state) as repository:
         assert "two" in opening.open_run_library(state, repository), "it has won, so other runs may use it"
 
@@ -221,15 +221,15 @@ def command(state, monkeypatch):
 
 
 def test_the_command_line_knows_made_policies(repository, state, command):
-    library(repository, state).keep(named("fair_1", way=Way.PATCH, parent="fair"))
+    library(repository, state).keep(named("fair_1", origin=Origin.PATCH, parent="fair"))
     listed = {one["name"]: one for one in json.loads(command("policies", "list", "--json").stdout)}
     assert set(listed) == {*BUNDLED, "fair_1"}
-    assert (listed["fair_1"]["origin"], listed["fair"]["origin"]) == ("patched", "bundled")
+    assert (listed["fair_1"]["origin"], listed["fair"]["origin"]) == ("patch", "bundled")
     shown = command("policies", "show", "fair_1").stdout
     assert "Origin:\n  patched from fair" in shown
     assert "patched" in command("policies", "list").stdout
     assert "did you mean fair_1?" in command("policies", "show", "fair_11").stderr
-    assert find(state, Path("fair_1")).origin is Origin.PATCHED
+    assert find(state, Path("fair_1")).origin is Origin.PATCH
     assert find(state, Path("fifo")) == BUNDLED["fifo"]
     with pytest.raises(UsageError, match="no policy 'fair_2' in the library"):
         find(state, Path("fair_2"))
@@ -240,46 +240,48 @@ def test_looking_at_policies_creates_no_repository(state, command):
     assert not state.state_dir.exists()
 
 
-# --- candidates and mends
+# --- candidates and repairs
 
-PLANNED = CandidatePolicy("mine", (("slice_us", 5),), ((1, 2),), ((3, 4),), "r", Way.GENERATE, "10 % less", "no gain")
-MEND = dataclasses.replace(PLANNED, policy="mine_1")
+PLANNED = CandidatePolicy(
+    "mine", (("slice_us", 5),), ((1, 2),), ((3, 4),), "r", Origin.GENERATE, "10 % less", "no gain"
+)
+REPAIR = dataclasses.replace(PLANNED, policy="mine_1")
 
 
 def test_a_candidate_keeps_what_its_planner_said(repository):
     repository.create_run(WORKLOAD, HARDWARE, run_id="r1")
     repository.save_plan("r1", 0, Plan((PLANNED,), "why"))
     assert repository.plan("r1", 0).candidates == (PLANNED,)
-    assert repository.plan("r1", 0).candidates[0].way is Way.GENERATE
+    assert repository.plan("r1", 0).candidates[0].origin is Origin.GENERATE
 
 
-def test_mends_follow_the_plan_they_are_not_part_of(repository):
+def test_repairs_follow_the_plan_they_are_not_part_of(repository):
     repository.create_run(WORKLOAD, HARDWARE, run_id="r1")
     plan = Plan((PLANNED, CandidatePolicy("fair")), "why")
     second = dataclasses.replace(PLANNED, policy="mine_2")
     for _ in range(2):
         repository.save_plan("r1", 0, plan)
-        repository.save_mend("r1", 0, PLANNED.key, MEND)
-        repository.save_mend("r1", 0, MEND.key, second)
+        repository.save_repair("r1", 0, PLANNED.key, REPAIR)
+        repository.save_repair("r1", 0, REPAIR.key, second)
     assert repository.plan("r1", 0) == plan
-    assert repository.candidates("r1", 0) == [*plan.candidates, MEND, second]
-    assert repository.mended("r1", 0) == {MEND.key: PLANNED.key, second.key: MEND.key}
+    assert repository.candidates("r1", 0) == [*plan.candidates, REPAIR, second]
+    assert repository.repaired("r1", 0) == {REPAIR.key: PLANNED.key, second.key: REPAIR.key}
     assert repository.candidates("r1", 1) == []
-    repository.save_verdict("r1", 0, MEND.key, BETTER)
+    repository.save_verdict("r1", 0, REPAIR.key, BETTER)
     repository.save_verdict("r1", 0, PLANNED.key, BETTER)
-    assert list(repository.verdicts("r1", 0)) == [PLANNED.key, MEND.key]
+    assert list(repository.verdicts("r1", 0)) == [PLANNED.key, REPAIR.key]
 
 
-def test_mends_that_mend_nothing(repository):
+def test_repairs_that_repair_nothing(repository):
     repository.create_run(WORKLOAD, HARDWARE, run_id="r1")
     repository.save_plan("r1", 0, Plan((PLANNED, CandidatePolicy("fair")), "why"))
     with pytest.raises(UsageError, match="iteration 0 has no candidate 'nope'"):
-        repository.save_mend("r1", 0, "nope", MEND)
+        repository.save_repair("r1", 0, "nope", REPAIR)
     with pytest.raises(UsageError, match="iteration 1 has no candidate"):
-        repository.save_mend("r1", 1, PLANNED.key, MEND)
+        repository.save_repair("r1", 1, PLANNED.key, REPAIR)
     for same in (PLANNED, CandidatePolicy("fair")):
         with pytest.raises(PolicyError, match="is a candidate of this iteration already"):
-            repository.save_mend("r1", 0, PLANNED.key, same)
+            repository.save_repair("r1", 0, PLANNED.key, same)
     assert len(repository.candidates("r1", 0)) == 2
 
 
@@ -386,13 +388,13 @@ def test_a_database_of_the_schema_before_is_brought_up_to_date(before):
     with PolicyRepository(before) as repository:
         [candidate] = repository.plan("old", 0).candidates
         assert candidate == CandidatePolicy("fair", (("slice_us", 500),), reason="first")
-        assert candidate.way is Way.CONFIGURE
+        assert candidate.origin is Origin.CONFIGURE
         assert repository.verdicts("old", 0) == {candidate.key: BETTER}
         assert repository.profile("old") == PROFILE
-        assert repository.made_policies() == []
+        assert repository.derived_policies() == []
         assert repository.winners() == {"fair"}
         repository.save_plan("old", 0, Plan((candidate,), "why"))
-        repository.save_mend("old", 0, candidate.key, MEND)
+        repository.save_repair("old", 0, candidate.key, REPAIR)
         repository.keep_policy(MADE)
         repository.save_meaning("old", Meaning("a", "b"))
         repository.add_insight(Insight("x", (candidate.key,), "old", "2026"))

@@ -15,7 +15,7 @@ from repo_store.rewind import rewind
 from repo_store.store import PolicyRepository
 from schedagent.approval.approvals import waiting
 from schedagent.cli import common
-from schedagent.core.approval import Decision, Stage
+from schedagent.core.approval import ApprovalStage, Decision
 from schedagent.core.trials.trial import Outcome
 from tests.support.command_line import refused
 from tests.support.killed_runs import kill_where_held
@@ -79,7 +79,7 @@ def test_a_run_is_replayed_without_network_machine_or_compiler(run, base):
 
 
 def test_two_plans_with_a_rejected_one(run, base):
-    script = replace(base, options=replace(TWO_PLANS, approve=(Stage.PLAN,)))
+    script = replace(base, options=replace(TWO_PLANS, approve=(ApprovalStage.PLAN,)))
     mind = Mind([plan(COMPOSED), plan(proposed())])
     run_id = recorded(script, mind, NO, YES)
     assert replayed(run, run_id)["same"]
@@ -87,10 +87,10 @@ def test_two_plans_with_a_rejected_one(run, base):
         assert repository.run(run_id).status is RunStatus.FINISHED
 
 
-def test_a_mended_policy(run, base):
+def test_a_repaired_policy(run, base):
     faulty = replace(base, faults={"tail_first": "proving ground"}, ratios={"tail_first_1": 0.8})
     spec = SPEC | {"classes": [SPEC["classes"][0] | {"slice_us": 5000}]}
-    run_id = recorded(faulty, Mind([plan(COMPOSED)], [decided("mend", spec=spec)]))
+    run_id = recorded(faulty, Mind([plan(COMPOSED)], [decided("repair", spec=spec)]))
     found = replayed(run, run_id)
     assert (found["same"], found["requests"]) == (True, 4)
 
@@ -113,7 +113,7 @@ def test_a_run_whose_endpoint_died(run, base):
 
 
 def test_an_endpoint_that_came_back_for_a_later_process(run, base):
-    script = replace(base, options=replace(ONE_PLAN, approve=(Stage.PLAN,)))
+    script = replace(base, options=replace(ONE_PLAN, approve=(ApprovalStage.PLAN,)))
     mind = Mind([])
     with ModelServer(lambda body: mind(body) if mind.asked else {"status": 401, "message": "gone"}) as server:
         thinking = on(script, server)
@@ -127,7 +127,7 @@ def test_an_endpoint_that_came_back_for_a_later_process(run, base):
 
 
 def test_a_run_that_waits_is_replayed_so_far(run, base):
-    run_id = recorded(replace(base, options=replace(ONE_PLAN, approve=(Stage.PLAN,))), Mind([plan(COMPOSED)]))
+    run_id = recorded(replace(base, options=replace(ONE_PLAN, approve=(ApprovalStage.PLAN,))), Mind([plan(COMPOSED)]))
     assert replayed(run, run_id)["requests"] == 2
     with base.repository() as repository:
         assert waiting(repository, run_id)
@@ -158,7 +158,7 @@ def test_a_rewound_repository_holds_what_was_known_when_the_run_began(base, tmp_
         assert {lesson.run_id for lesson in copy.lessons(*key)} == {first}
         assert {insight.run_id for insight in copy.insights(*key)} == {first}
         assert copy.antipatterns(*key) == []
-        assert [made.name for made in copy.made_policies()] == ["tail_first"]
+        assert [made.name for made in copy.derived_policies()] == ["tail_first"]
         assert len(copy.blocks(first, 0)) == whole[0]
     with base.repository() as repository:
         assert [len(repository.blocks(one, 0)) for one in (first, second, third)] == whole

@@ -17,11 +17,11 @@ from kernel_bpf.load.exit_info import ExitInfo
 from kernel_bpf.load.running import core_scheduled_process, running_build_id
 from kernel_bpf.load.sched_ext import KernelState
 from kernel_bpf.observe import tasks
-from kernel_bpf.observe.tasks import Sample, Threads, Watch, cgroup_of, cgroup_root, move_in, tree_of
+from kernel_bpf.observe.tasks import TaskSample, Threads, Watch, cgroup_of, cgroup_root, move_in, tree_of
 from schedagent.core.deployment import End, Tree
 from schedagent.core.errors import SetupError
 from schedagent.core.welch import DELAY, PRESSURE, Better, Spread, spread
-from schedagent.schedagentd.breaker import Bounds, Reading, judge_reading, judge_spreads, measures, summarise
+from schedagent.schedagentd.breaker import Bounds, KernelReading, judge_reading, judge_spreads, measures, summarise
 from schedagent.schedagentd.kernel import HostKernel, Scheduler, stop_hint
 
 RUNNING = KernelState(True, "enabled", "good", True, enable_seq=3)
@@ -29,7 +29,7 @@ NORMAL, STEPS = 0, 13
 
 
 def reading(at, state=RUNNING, enabled=True, exit_info=None, asleep_s=0.0):
-    return Reading(at + asleep_s, at, state, enabled, exit_info)
+    return KernelReading(at + asleep_s, at, state, enabled, exit_info)
 
 
 def judged(now, before=None):
@@ -62,10 +62,10 @@ class TestReadings:
 
 def samples(pressures, delay_s=0.001):
     at, stalled_s, turns = 0.0, 0.0, 0
-    found = [Sample(at, stalled_s, 0.0, turns)]
+    found = [TaskSample(at, stalled_s, 0.0, turns)]
     for pressure in pressures:
         at, stalled_s, turns = at + 5, stalled_s + 5 * pressure, turns + 100
-        found.append(Sample(at, stalled_s, turns * delay_s, turns))
+        found.append(TaskSample(at, stalled_s, turns * delay_s, turns))
     return found
 
 
@@ -116,12 +116,16 @@ def spreads(name, value, deviation=0.0):
 class TestMeasures:
     def test_what_the_counters_say(self):
         """Two tasks want a CPU for all of 5 s: one of them runs, the other waits."""
-        found = [Sample(0.0, 0.0, 0.0, 0, 0.0), Sample(5.0, 5.0, 5.0, 1000, 5.0), Sample(10.0, 10.0, 5.0, 1000, 5.0)]
+        found = [
+            TaskSample(0.0, 0.0, 0.0, 0, 0.0),
+            TaskSample(5.0, 5.0, 5.0, 1000, 5.0),
+            TaskSample(10.0, 10.0, 5.0, 1000, 5.0),
+        ]
         told = summarise(found)
         assert (told["cpu_share"], told["cpu_used"].mean, told["turns_per_s"].mean) == (Spread(1, 0.5, 0.0), 0.5, 100.0)
 
     def test_what_nothing_tells_of_is_not_compared(self):
-        told = summarise([Sample(0.0, None, 0.0, 0), Sample(5.0, None, 1.0, 10)])
+        told = summarise([TaskSample(0.0, None, 0.0, 0), TaskSample(5.0, None, 1.0, 10)])
         assert (told["pressure"].count, told["run_queue_delay_s"].count, told["cpu_share"].mean) == (0, 1, 0.0)
 
     @pytest.mark.parametrize(("now", "end"), [(0.9, None), (0.55, None), (0.5, End.CPU_SHARE), (0.0, End.CPU_SHARE)])

@@ -109,7 +109,7 @@ class Hurt:
                 self.host.stop()
                 self.host.start()
 
-    def mend(self):
+    def repair(self):
         """The fault is over; what was not stored is now."""
         self.host.world.set(available=True)
         if self.fault == "read-only disk":
@@ -165,7 +165,7 @@ def test_scripted(tmp_path, fault, step, outcome):
         hurt.wait(2)
         assert host.running is None
     if fault != "corrupt record":
-        hurt.mend()
+        hurt.repair()
         nothing_is_lost(host, hurt.accepted)
     agree(host)
     hurt.start_anew()

@@ -14,7 +14,7 @@ from repo_store.records import RunStatus
 from repo_store.store import PolicyRepository
 from schedagent.cli.app import app
 from schedagent.client.daemon import DaemonClient
-from schedagent.core.approval import Stage
+from schedagent.core.approval import ApprovalStage
 from schedagent.core.errors import PolicyError, SchedagentError, SetupError, UsageError
 from schedagent.core.recommendation import ApplyRequest, Progress, Standing
 from schedagent.core.service_settings import ServiceSettings, WatchedWorkload
@@ -249,7 +249,7 @@ def test_what_a_person_approved_is_one_token(hands, repository, settings, report
     number, _deployment = kept(hands, repository, settings, reporter, life_s=3600)
     request = repository.service.request(number)
     one = repository.service.recommendation(request.recommendation_id)
-    asking = win(repository, approve=(Stage.DEPLOY,))
+    asking = win(repository, approve=(ApprovalStage.DEPLOY,))
     repository.service.recommend(replace(one, id="asked", evidence={**one.evidence, "run": asking}))
     repository.service.save_request(replace(request, recommendation_id="asked"))
     with pytest.raises(UsageError, match="a person approved one token"):

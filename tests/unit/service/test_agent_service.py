@@ -22,7 +22,7 @@ from repo_store.store import PolicyRepository
 from schedagent.client.daemon import DaemonClient
 from schedagent.core.errors import RepositoryError, UsageError
 from schedagent.core.process.systemd import Notifier
-from schedagent.core.recommendation import MACHINE, ApplyRequest, Kind, Progress, Standing
+from schedagent.core.recommendation import MACHINE, ApplyRequest, Progress, RecommendationKind, Standing
 from schedagent.core.service_settings import Mode, ServiceSettings, WatchedWorkload
 from schedagent.core.settings import Settings
 from schedagent.run.lifecycle import REPOSITORY, only_one
@@ -137,7 +137,7 @@ def test_drift_is_recommended_once_and_nothing_is_begun_while_it_monitors(bench)
     bench.seen.delay_s = 0.03
     bench.minutes(30)
     [one] = bench.records.recommendations()
-    assert (one.kind, one.workload, one.cgroup) == (Kind.OPTIMISE, WORKLOAD, GROUP)
+    assert (one.kind, one.workload, one.cgroup) == (RecommendationKind.OPTIMISE, WORKLOAD, GROUP)
     assert "usually 4 ms" in one.why
     for _ in range(3):
         bench.service.begin_next()
@@ -249,7 +249,7 @@ def test_nothing_begins_in_quiet_hours(settings, repository):
 
 
 def test_what_fits_this_machine_is_deployed_in_mode_act_only(settings, repository, monkeypatch):
-    deploy = replace(optimise(now=NOON, cgroup=GROUP, kernel="7.3"), kind=Kind.DEPLOY, policy="good")
+    deploy = replace(optimise(now=NOON, cgroup=GROUP, kernel="7.3"), kind=RecommendationKind.DEPLOY, policy="good")
     monkeypatch.setattr(loop.platform, "release", lambda: "7.3")
     assert begun(Bench(settings, repository, mode=Mode.OPTIMISE)) == []
     bench = Bench(settings, repository, mode=Mode.ACT)

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from schedagent.core.recommendation import MACHINE, Look
+from schedagent.core.recommendation import MACHINE, Reading
 from schedagent.core.welch import DELAY, PRESSURE
 from schedagent.service.drift import (
     MIX,
@@ -27,7 +27,7 @@ BUILD = {"cc1": 30.0, "ld": 5.0, "make": 1.0}
 
 
 def look(number, *, delay_s=0.004, pressure=0.2, commands=BUILD):
-    return Look(MACHINE, 60.0 * number, 60.0, delay_s, pressure, commands)
+    return Reading(MACHINE, 60.0 * number, 60.0, delay_s, pressure, commands)
 
 
 def varied(seed, count, *, mean_s=0.004, correlation=0.0, start=0):

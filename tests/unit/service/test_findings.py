@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 import pytest
 
 from repo_store.store import PolicyRepository
-from schedagent.core.approval import Stage
-from schedagent.core.recommendation import MACHINE, Kind, Standing
+from schedagent.core.approval import ApprovalStage
+from schedagent.core.recommendation import MACHINE, RecommendationKind, Standing
 from schedagent.core.service_settings import ServiceSettings, WatchedWorkload
 from schedagent.core.trials.workload import Goal, WorkloadCommand
 from schedagent.service.drift import RECENT, drifts, make_baseline, mix_of
@@ -39,7 +39,7 @@ def drifted(subject=MACHINE, commands=BUILD, since=0):
 def test_drift_of_a_named_cgroup_recommends_its_workload(repository):
     findings = Findings(repository, NAMED)
     [one] = findings.of_drift(*drifted("/build.slice"), now=9000.0)
-    assert (one.kind, one.workload, one.cgroup) == (Kind.OPTIMISE, WORKLOAD, "/build.slice")
+    assert (one.kind, one.workload, one.cgroup) == (RecommendationKind.OPTIMISE, WORKLOAD, "/build.slice")
     assert one.what == "schedagent optimize --workload 'make -j' --dir /srv/project --prepare 'make clean'"
     assert one.why == "cgroup /build.slice is not as usual: its tasks wait 20 ms for a turn, usually 4 ms."
     assert one.evidence["drift"]["run_queue_delay_s"]["now"]["count"] == RECENT
@@ -91,7 +91,12 @@ def test_a_finished_run_s_winner_is_recommended_while_its_token_holds(repository
     run_id = win(repository, life_s=DAY_S)
     findings, now = Findings(repository, NAMED), time.time()
     [one] = findings.of_runs(now)
-    assert (one.kind, one.policy, one.cgroup, one.workload) == (Kind.DEPLOY, "good", "/build.slice", WORKLOAD)
+    assert (one.kind, one.policy, one.cgroup, one.workload) == (
+        RecommendationKind.DEPLOY,
+        "good",
+        "/build.slice",
+        WORKLOAD,
+    )
     assert (one.evidence["run"], one.evidence["kernel"]) == (run_id, RELEASE)
     assert (one.evidence["interval"], one.evidence["pairs"]) == ([0.65, 0.75], 8)
     assert one.what == f"schedagent apply {one.id}"
@@ -103,7 +108,7 @@ def test_a_finished_run_s_winner_is_recommended_while_its_token_holds(repository
 
 
 def test_no_token_no_recommendation(repository):
-    win(repository, approve=(Stage.DEPLOY,))
+    win(repository, approve=(ApprovalStage.DEPLOY,))
     assert list(Findings(repository, NAMED).of_runs(time.time())) == []
 
 

@@ -90,12 +90,12 @@ def test_nothing_missing_leaves_apt_alone(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_failure_is_reported(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def refuse(*_: object) -> None:
-        raise SetupError("it broke", "mend it")
+        raise SetupError("it broke", "repair it")
 
     monkeypatch.setattr(packages, "missing_packages", lambda wanted: [Requirement("gcc")])
     monkeypatch.setattr(packages, "install", refuse)
     assert packages.main() == 1
-    assert "error: it broke\n  hint: mend it" in capsys.readouterr().err
+    assert "error: it broke\n  hint: repair it" in capsys.readouterr().err
 
 
 def test_ordinary_user_without_sudo_is_given_the_command(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The script of `make demo-llm`, without machines: what it proposes is made, rejected, mended and told as it says."""
+"""The script of `make demo-llm`, without machines: what it proposes is made, rejected, repaired and told as it says."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def test_the_story(demonstrated):
     report = demonstrated
     assert report["model"]["notes"] == []
     assert [step["role"] for step in report["model"]["steps"]] == ["execution", "learning", "observation", "planning"]
-    composed, patched, mended = report["iterations"][0]["candidates"]
-    assert (composed["policy"], composed["way"], patched["way"], mended["way"]) == (
+    composed, patched, repaired = report["iterations"][0]["candidates"]
+    assert (composed["policy"], composed["origin"], patched["origin"], repaired["origin"]) == (
         "tail_first",
         "compose",
         "patch",
@@ -42,12 +42,17 @@ def test_the_story(demonstrated):
     )
     [closed] = [gate for gate in patched["gates"] if gate["status"] == "failed"]
     assert closed["gate"] == "scheduling logic"
-    assert mended["mends"] == patched["key"]
-    assert all(gate["status"] == "passed" for gate in mended["gates"])
+    assert repaired["repairs"] == patched["key"]
+    assert all(gate["status"] == "passed" for gate in repaired["gates"])
     assert by_policy(report)["tail_first"]["verdict"]["outcome"] == "better"
     assert len(report["insights"]) == 2
     told = "\n".join(story(report))
-    for part in ("observed: A parallel build", "rejected by gate 'scheduling logic'", "mended: patch", "cost: 5 calls"):
+    for part in (
+        "observed: A parallel build",
+        "rejected by gate 'scheduling logic'",
+        "repaired: patch",
+        "cost: 5 calls",
+    ):
         assert part in told
 
 

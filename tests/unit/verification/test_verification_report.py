@@ -50,12 +50,12 @@ def shown(capsys, verified, *, static_only=False):
     return capsys.readouterr().out
 
 
-def test_a_finding_tells_place_path_why_and_how_to_mend(capsys):
+def test_a_finding_tells_place_path_why_and_how_to_repair(capsys):
     text = " ".join(shown(capsys, report(LOST)).split())
     assert "error fifo.bpf.c:57: rule 18 (in enqueue): a path loses the task" in text
     assert "by fifo.bpf.c:45: if" in text
     assert "why: a task on the other path is lost" in text
-    assert "mend: end such a path with an insert" in text
+    assert "repair: end such a path with an insert" in text
     assert "fifo is rejected: gate 'scheduling logic' closed. No token was issued." in text
 
 
@@ -102,7 +102,7 @@ def test_json_carries_what_follows_and_fits_its_schema():
     assert set(lost) == set(properties["$defs"]["Finding"]["properties"])
     for gate in values["gates"]:
         for finding in gate["findings"]:
-            del finding["why"], finding["mend"], finding["cleared"]
+            del finding["why"], finding["repair"], finding["cleared"]
     del values["passed"]
     assert TypeAdapter(VerificationReport).validate_python(values) == report(LOST, NO_KICK, oracles=(KICKED,))
 

@@ -20,8 +20,8 @@ from schedagent.core.rules import GATES
 from schedagent.core.verification import Finding, GateStatus, Severity
 from verifier import pipeline, submission
 from verifier.microvm import jobs
-from verifier.pipeline import Bench, Verifier
-from verifier.report_cache import KeptReports
+from verifier.pipeline import KernelBench, Verifier
+from verifier.report_cache import ReportCache
 from verifier.signer import Signer
 
 TARGET = KernelTarget("7.3.4", "ab" * 20, Path("/nowhere/vmlinux"), Path("/nowhere"))
@@ -126,7 +126,7 @@ def signer(tmp_path):
 
 
 def verifier(ground, signer=None, **fields):
-    return Verifier((Bench(ground, TARGET),), Path("/nowhere"), signer, **fields)
+    return Verifier((KernelBench(ground, TARGET),), Path("/nowhere"), signer, **fields)
 
 
 def verify(ground, candidate, info, signer=None, **fields):
@@ -312,7 +312,7 @@ def test_a_compiled_object_has_no_source_gates(candidate, info, signer, static):
 
 def test_other_kernels_are_told_of_but_do_not_close_the_gate(candidate, info, signer, static):
     older = Ground(load_error=KernelRejected("unknown func scx_bpf_new"))
-    both = (Bench(Ground(), TARGET), Bench(older, OLDER))
+    both = (KernelBench(Ground(), TARGET), KernelBench(older, OLDER))
     report = Verifier(both, Path("/nowhere"), signer).verify(candidate, info).report
     assert report.passed
     assert [(kernel.release, kernel.status) for kernel in report.kernels] == [("7.3.4", PASSED), ("6.16.12", FAILED)]
@@ -337,7 +337,7 @@ def test_the_scope_asked_for_stands_in_the_token(candidate, info, signer):
 
 @pytest.fixture
 def kept(tmp_path, signer):
-    return KeptReports(tmp_path / "reports", signer.vouches)
+    return ReportCache(tmp_path / "reports", signer.vouches)
 
 
 def test_a_policy_that_passed_is_not_proved_twice(candidate, info, signer, kept, static):
@@ -388,7 +388,7 @@ def test_a_kept_report_that_was_tampered_with_is_not_believed(candidate, info, s
     elif change == "figure":
         report["oracles"][0]["measured"] = 0.05
     elif change == "key":
-        kept = KeptReports(tmp_path / "reports", Signer(tmp_path / "others" / "signing.key").vouches)
+        kept = ReportCache(tmp_path / "reports", Signer(tmp_path / "others" / "signing.key").vouches)
     path.write_text("garbage" if change == "garbage" else json.dumps(report))
     verify(ground, candidate, info, signer, kept=kept)
     assert len(ground.asked) == 4

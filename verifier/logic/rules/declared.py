@@ -10,7 +10,7 @@ from verifier.logic.walk import calls
 from verifier.logic.walk.calls import names
 from verifier.logic.walk.events import Event
 from verifier.logic.walk.marking import KICKS
-from verifier.logic.walk.terms import Kind, inside, signed
+from verifier.logic.walk.terms import TermKind, inside, signed
 from verifier.object.image import Function, Instruction, MapInfo, Ref
 
 MAP_BYTES_MAX = 64 << 20
@@ -100,7 +100,7 @@ def _check_last_task(subject: Subject) -> None:
     last = subject.enums.get("SCX_ENQ_LAST", 1 << 41)
     for comparison in subject.walk.comparisons:
         for side in comparison.condition[2:]:
-            masks = [t.parts[2] for t in inside(side) if t.kind is Kind.OP and t.parts[0] == "and"]
+            masks = [t.parts[2] for t in inside(side) if t.kind is TermKind.OP and t.parts[0] == "and"]
             if comparison.member == "enqueue" and any(mask.is_const and mask.value & last for mask in masks):
                 return
     kicked_elsewhere = any(event.member != "enqueue" for event in subject.events(*KICKS))

@@ -9,7 +9,7 @@ from verifier.logic.walk.calls import MOST_CPUS, names
 from verifier.logic.walk.events import Event, Exit
 from verifier.logic.walk.facts import Condition, Facts, Range, range_of
 from verifier.logic.walk.marking import is_callback_task
-from verifier.logic.walk.terms import Kind, Term, describe, inside, low_half, number, signed
+from verifier.logic.walk.terms import Term, TermKind, describe, inside, low_half, number, signed
 
 _MASK_RESULTS = names(
     "bpf_cpumask_first bpf_cpumask_first_and bpf_cpumask_any_distribute bpf_cpumask_any_and_distribute"
@@ -35,7 +35,7 @@ def check(subject: Subject) -> None:
         task = event.argument(0)
         if event.member not in subject.ops.callbacks:
             continue  # from a program that no lock surrounds any task will do
-        if task is not None and task.kind is not Kind.UNKNOWN and not is_callback_task(task):
+        if task is not None and task.kind is not TermKind.UNKNOWN and not is_callback_task(task):
             subject.error(14, event, f"{event.raw}() is called for {describe(task)}, not for the callback's task p")
 
 
@@ -52,13 +52,13 @@ def _check_answer(subject: Subject, path: Exit) -> None:
                 _check_fixed_answer(subject, path, signed(cpu.value, 32))
         elif joined:
             continue  # what was tested before the paths met is not known
-        elif cpu.kind is Kind.CALL and cpu.name in _NEEDS_CHECK:
+        elif cpu.kind is TermKind.CALL and cpu.name in _NEEDS_CHECK:
             _check_found(subject, path, cpu)
-        elif cpu.kind is Kind.PURE and cpu.name == "scx_bpf_nr_cpu_ids":
+        elif cpu.kind is TermKind.PURE and cpu.name == "scx_bpf_nr_cpu_ids":
             subject.error(1, path, "select_cpu returns scx_bpf_nr_cpu_ids(), one more than the last CPU")
-        elif cpu.kind in (Kind.OP, Kind.LINEAR):
+        elif cpu.kind in (TermKind.OP, TermKind.LINEAR):
             _check_computed_answer(subject, path, cpu)
-        elif cpu.kind is Kind.LOAD and not _tested(path.facts, cpu, None):
+        elif cpu.kind is TermKind.LOAD and not _tested(path.facts, cpu, None):
             subject.warning(
                 1, path, f"select_cpu returns {describe(cpu)} without a test that the task may use it", "affinity"
             )
@@ -92,7 +92,7 @@ def _check_computed_answer(subject: Subject, path: Exit, cpu: Term) -> None:
 
 def _below_cpu_count(facts: Facts, cpu: Term) -> bool:
     """Whether a number is kept below something that is no constant: `x % nr_cpus`, or a test `x < nr_cpus`."""
-    if cpu.kind is Kind.OP and cpu.parts[0].startswith(("mod", "smod")) and not cpu.parts[2].is_const:
+    if cpu.kind is TermKind.OP and cpu.parts[0].startswith(("mod", "smod")) and not cpu.parts[2].is_const:
         return True
     return any(
         isinstance(key, Condition) and key.operator != "eq"
@@ -108,7 +108,7 @@ def _below_cpu_count(facts: Facts, cpu: Term) -> bool:
 def _tested(facts: Facts, cpu: Term, task: Term | None) -> bool:
     """Whether the path tested that the CPU is in the mask (of the task, if one is given)."""
     for term, true in truths(facts):
-        if not true or term.kind is not Kind.PURE or term.name != "bpf_cpumask_test_cpu":
+        if not true or term.kind is not TermKind.PURE or term.name != "bpf_cpumask_test_cpu":
             continue
         tested, mask = term.parts[1]
         if low_half(tested) is cpu and (task is None or not _is_foreign(mask)):
@@ -120,7 +120,7 @@ def may_use_all(facts: Facts) -> bool:
     """Whether the path knows that the task may use every CPU: nr_cpus_allowed against a number that is no constant."""
     for key, known in facts.items():
         if isinstance(key, Condition) and not key.left.is_const and not key.right.is_const:
-            names = [t.name for side in (key.left, key.right) for t in inside(side) if t.kind is Kind.FIELD]
+            names = [t.name for side in (key.left, key.right) for t in inside(side) if t.kind is TermKind.FIELD]
             if "task_struct.nr_cpus_allowed" in names and (key.operator == "eq") == (known is True):
                 return True
     return False
@@ -128,20 +128,20 @@ def may_use_all(facts: Facts) -> bool:
 
 def _is_foreign(mask: Term) -> bool:
     """Whether a mask certainly is not the task's own cpus_ptr."""
-    if mask.kind in (Kind.CALL, Kind.PURE):
+    if mask.kind in (TermKind.CALL, TermKind.PURE):
         return mask.name in _FOREIGN_MASKS
-    return mask.kind is Kind.ADDRESS and mask.name == "task_struct.cpus_mask"
+    return mask.kind is TermKind.ADDRESS and mask.name == "task_struct.cpus_mask"
 
 
 def allowed(facts: Facts, cpu: Term, task: Term) -> bool:
     """Whether a CPU is one that the task may use, as far as its origin or a test on the path tells."""
-    if cpu.kind is Kind.UNKNOWN:
+    if cpu.kind is TermKind.UNKNOWN:
         return True  # several paths were joined: nothing can be said
-    if cpu.kind is Kind.PURE and cpu.name == "scx_bpf_task_cpu":
+    if cpu.kind is TermKind.PURE and cpu.name == "scx_bpf_task_cpu":
         return cpu.parts[1][0] is task
-    if cpu.kind in (Kind.PURE, Kind.CALL) and cpu.name in _MASK_RESULTS:
+    if cpu.kind in (TermKind.PURE, TermKind.CALL) and cpu.name in _MASK_RESULTS:
         return not all(_is_foreign(mask) for mask in cpu.parts[-1])
-    if cpu.kind is Kind.CALL and cpu.name in _PICKS:
+    if cpu.kind is TermKind.CALL and cpu.name in _PICKS:
         masked = cpu.name.startswith("scx_bpf_select") or not _is_foreign(cpu.parts[2][0])
         sure = cpu.name not in _NEEDS_CHECK or range_of(facts, 32, cpu).signed_low >= 0
         return masked and sure
@@ -158,7 +158,7 @@ def _check_local_on(subject: Subject, insert: Insert) -> None:
                                            "its mask has this CPU")  # fmt: skip
     if cpu is None:
         fixed = insert.queue.constant & 0xFFFFFFFF
-        if not any(true and term.kind is Kind.PURE and term.name == "bpf_cpumask_test_cpu" and
+        if not any(true and term.kind is TermKind.PURE and term.name == "bpf_cpumask_test_cpu" and
                    term.parts[1][0].is_const and term.parts[1][0].value == fixed
                    for term, true in truths(insert.event.facts)):  # fmt: skip
             subject.error(6, insert.event, f"the task goes to the local DSQ of CPU {fixed} without a test of its mask")
@@ -167,12 +167,12 @@ def _check_local_on(subject: Subject, insert: Insert) -> None:
 def _check_local_of_dispatch(subject: Subject, insert: Insert) -> None:
     """In dispatch SCX_DSQ_LOCAL is the dispatching CPU's, which the task must be allowed to use."""
     task = insert.task
-    if task.kind is Kind.UNKNOWN or (task.kind is Kind.ARGUMENT and task.parts[1] == "prev"):
+    if task.kind is TermKind.UNKNOWN or (task.kind is TermKind.ARGUMENT and task.parts[1] == "prev"):
         return
     for term, true in truths(insert.event.facts):
         if (
             true
-            and term.kind is Kind.PURE
+            and term.kind is TermKind.PURE
             and term.name == "bpf_cpumask_test_cpu"
             and not _is_foreign(term.parts[1][1])
         ):
@@ -187,7 +187,7 @@ def _check_masks(subject: Subject) -> None:
     """p->cpus_mask does not show that migration is disabled; p->cpus_ptr does."""
     for event in subject.events("bpf_cpumask_test_cpu", *CHOOSES_CPU, "scx_bpf_pick_any_cpu"):
         for mask in event.arguments:
-            if mask.kind is Kind.ADDRESS and mask.name == "task_struct.cpus_mask":
+            if mask.kind is TermKind.ADDRESS and mask.name == "task_struct.cpus_mask":
                 subject.report(7, Severity.WARNING, event.member, event.line, f"{event.name}() looks at p->cpus_mask: "
                                "a task whose migration is disabled may use only what p->cpus_ptr says",
                                trail=event.trail, cleared_by="migration disabled")  # fmt: skip

@@ -10,7 +10,7 @@ from verifier.logic.rules.subject import Drain, Insert, Subject, truths
 from verifier.logic.walk.events import Event
 from verifier.logic.walk.facts import Condition, Facts, Range, range_of
 from verifier.logic.walk.marking import is_callback_task
-from verifier.logic.walk.terms import Kind, Term, describe, inside, low_half, signed
+from verifier.logic.walk.terms import Term, TermKind, describe, inside, low_half, signed
 
 _CREATORS_ANYWHERE = frozenset({"init_task", "cgroup_init", "cpu_online"})
 _ZERO_HINT = "an SCX_* number that became 0? take it with bpf_core_enum_value()"
@@ -127,9 +127,9 @@ def _of_one_cpu(queue: Queue) -> bool:
 
 def _dispatching(term: Term) -> bool:
     term = low_half(term)
-    if term.kind is Kind.PURE and term.name == "bpf_get_smp_processor_id":
+    if term.kind is TermKind.PURE and term.name == "bpf_get_smp_processor_id":
         return True
-    return term.kind is Kind.ARGUMENT and term.parts[1] == "cpu"
+    return term.kind is TermKind.ARGUMENT and term.parts[1] == "cpu"
 
 
 def _check_everywhere(subject: Subject, insert: Insert, drains: list[Drain]) -> None:
@@ -163,7 +163,7 @@ _SIGN = {"eq": "==", "ult": "<", "slt": "<"}
 
 
 def _is_prev(term: Term) -> bool:
-    return term.kind is Kind.ARGUMENT and term.parts[1] == "prev"
+    return term.kind is TermKind.ARGUMENT and term.parts[1] == "prev"
 
 
 def _mentions_cpu(term: Term) -> bool:
@@ -171,7 +171,7 @@ def _mentions_cpu(term: Term) -> bool:
 
 
 def _calls_inside(key: Condition) -> bool:
-    return any(t.kind in (Kind.CALL, Kind.LOAD, Kind.PURE) and not _dispatching(t)
+    return any(t.kind in (TermKind.CALL, TermKind.LOAD, TermKind.PURE) and not _dispatching(t)
                for side in (key.left, key.right) for t in inside(side))  # fmt: skip
 
 
@@ -191,7 +191,7 @@ def _check_indexes(subject: Subject, inserts: list[Insert], drains: list[Drain])
         if _index_is_allowed(insert, index):
             continue
         where = f"the task waits in {queue}, which only CPU {describe(index)} drains"
-        if index.kind is Kind.LOAD:
+        if index.kind is TermKind.LOAD:
             subject.warning(
                 7, insert.event, f"{where}, and nothing here tests that the task may use that CPU", "affinity"
             )
@@ -200,11 +200,17 @@ def _check_indexes(subject: Subject, inserts: list[Insert], drains: list[Drain])
 
 
 def _index_is_allowed(insert: Insert, index: Term) -> bool:
-    if index.kind is Kind.ARGUMENT and index.parts[1] == "prev_cpu":
+    if index.kind is TermKind.ARGUMENT and index.parts[1] == "prev_cpu":
         return True
-    if index.kind is Kind.FIELD and ("cpu" in index.name):
+    if index.kind is TermKind.FIELD and ("cpu" in index.name):
         return True
-    if not is_cpu(index) and index.kind not in (Kind.OP, Kind.PURE, Kind.LOAD, Kind.INDEX, Kind.LINEAR):
+    if not is_cpu(index) and index.kind not in (
+        TermKind.OP,
+        TermKind.PURE,
+        TermKind.LOAD,
+        TermKind.INDEX,
+        TermKind.LINEAR,
+    ):
         return True
     return allowed(insert.event.facts, index, insert.task)
 

@@ -8,7 +8,7 @@ from enum import StrEnum
 
 from verifier.logic.walk.calls import CPU_ARGUMENTS
 from verifier.logic.walk.facts import Facts, range_of
-from verifier.logic.walk.terms import MASK32, Kind, Term, describe, linear, low_half, number
+from verifier.logic.walk.terms import MASK32, Term, TermKind, describe, linear, low_half, number
 
 _BUILTIN = 1 << 63
 _LOCAL_ON = _BUILTIN | 1 << 62
@@ -104,29 +104,29 @@ def _decode_number(term: Term, enums: Mapping[str, int]) -> Queue:
 def _sum(term: Term) -> tuple[int, tuple[tuple[Term, int], ...]]:
     """Split an id into base and addends; `base | x` is a sum too, and extensions do not matter."""
     inner = low_half(term)
-    if inner.kind is Kind.OP and inner.parts[0] == "or":
+    if inner.kind is TermKind.OP and inner.parts[0] == "or":
         left, right = _sum(inner.parts[1]), _sum(inner.parts[2])
         constant, addends = left[0] | right[0], left[1] + right[1]
     else:
         constant, addends = linear(inner)
-    if term.kind is Kind.ZEXT:
+    if term.kind is TermKind.ZEXT:
         constant &= MASK32
     return constant, tuple((low_half(atom), factor) for atom, factor in addends)
 
 
 def _tells_nothing(term: Term) -> bool:
     """Whether an id comes from memory, or from a call that gives no CPU."""
-    return term.kind in (Kind.LOAD, Kind.UNKNOWN) or (term.kind is Kind.CALL and "cpu" not in term.name)
+    return term.kind in (TermKind.LOAD, TermKind.UNKNOWN) or (term.kind is TermKind.CALL and "cpu" not in term.name)
 
 
 def is_cpu(term: Term) -> bool:
     """Whether a value is the number of a CPU, as far as its origin tells."""
     term = low_half(term)
-    if term.kind is Kind.ARGUMENT:
+    if term.kind is TermKind.ARGUMENT:
         return term.parts[1] in CPU_ARGUMENTS
-    if term.kind in (Kind.CALL, Kind.PURE):
+    if term.kind in (TermKind.CALL, TermKind.PURE):
         return "cpu" in term.name or term.name == "bpf_get_smp_processor_id"
-    return term.kind is Kind.FIELD and "cpu" in term.name
+    return term.kind is TermKind.FIELD and "cpu" in term.name
 
 
 def span(queue: Queue) -> tuple[int, int] | None:
@@ -135,7 +135,7 @@ def span(queue: Queue) -> tuple[int, int] | None:
     for atom, factor in queue.addends:
         known = range_of(Facts(), 32, atom)
         top = known.high
-        if is_cpu(atom) or atom.kind is Kind.INDEX:
+        if is_cpu(atom) or atom.kind is TermKind.INDEX:
             top = min(top, _LIKELY_CPUS - 1)
         if top >= 1 << 31 or factor >> 63:
             return None
@@ -186,5 +186,7 @@ def must_be(one: Queue, other: Queue) -> bool:
         return _is_step_of(*((other, one) if one.single else (one, other)))
     if not (one.family and other.family) or one.constant != other.constant:
         return False
-    shapes = [[(factor, is_cpu(atom) or atom.kind is Kind.INDEX) for atom, factor in q.addends] for q in (one, other)]
+    shapes = [
+        [(factor, is_cpu(atom) or atom.kind is TermKind.INDEX) for atom, factor in q.addends] for q in (one, other)
+    ]
     return one.addends == other.addends or (shapes[0] == shapes[1] and all(cpu for _factor, cpu in shapes[0]))

@@ -10,7 +10,7 @@ from verifier.logic.rules.queues import Queue, decode
 from verifier.logic.walk.calls import names
 from verifier.logic.walk.events import Event, Exit, Trail, Walk, steps
 from verifier.logic.walk.facts import Condition, Facts, Range
-from verifier.logic.walk.terms import Kind, Term, low_half
+from verifier.logic.walk.terms import Term, TermKind, low_half
 from verifier.object.image import BpfImage, Function, Line, OpsStruct
 
 FLAT_IDLE = names("scx_bpf_get_idle_cpumask scx_bpf_get_idle_smtmask scx_bpf_pick_idle_cpu scx_bpf_pick_any_cpu")
@@ -123,9 +123,9 @@ class Subject:
     def _sources(self, event: Event) -> tuple[Queue, ...]:
         """The DSQ that an iterator goes through: remembered in the task that its next() returned."""
         task = event.argument(1)
-        if task is not None and task.kind is Kind.CALL and task.name == "bpf_iter_scx_dsq_next" and task.parts[2]:
+        if task is not None and task.kind is TermKind.CALL and task.name == "bpf_iter_scx_dsq_next" and task.parts[2]:
             iterator = task.parts[2][0]
-            if iterator.kind is Kind.ITERATOR and iterator.parts[2]:
+            if iterator.kind is TermKind.ITERATOR and iterator.parts[2]:
                 return self.queues(iterator.parts[2][0])
         return ()
 

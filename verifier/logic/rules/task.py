@@ -6,7 +6,7 @@ from verifier.logic.rules.subject import Subject
 from verifier.logic.walk.events import Event, Exit
 from verifier.logic.walk.facts import range_of
 from verifier.logic.walk.marking import INSERTS, is_callback_task
-from verifier.logic.walk.terms import Kind, Term, describe, inside, low_half, signed
+from verifier.logic.walk.terms import Term, TermKind, describe, inside, low_half, signed
 
 _DEFAULT_BATCH = 32
 _MAY_INSERT = frozenset({"select_cpu", "enqueue", "dispatch"})
@@ -42,7 +42,7 @@ def _check_insert(subject: Subject, event: Event) -> None:
     elif is_callback_task(task):
         if event.marks.inserts:
             subject.error(5, event, f"{member} inserts the task a second time on this path")
-    elif task.kind is not Kind.UNKNOWN:
+    elif task.kind is not TermKind.UNKNOWN:
         subject.error(5, event, f"{member} inserts {describe(task)}; only its own task p may be inserted here")
 
 
@@ -69,7 +69,7 @@ def _check_fork(subject: Subject, path: Exit) -> None:
             continue
         if value.is_const:
             subject.error(17, path, f"init_task returns {signed(value.value, 32)} on this path: every fork then fails")
-        elif value.kind in (Kind.CALL, Kind.LOAD) or known.signed_high < 0:
+        elif value.kind in (TermKind.CALL, TermKind.LOAD) or known.signed_high < 0:
             subject.error(17, path, f"init_task returns {describe(value)}, which need not be 0: fork then fails")
 
 
@@ -77,7 +77,7 @@ def _not_a_fork(path: Exit) -> bool:
     """Whether the path is only taken while the policy is being loaded (args->fork is false)."""
     for key, known in path.facts.items():
         term = key[1] if not hasattr(key, "operator") else None
-        if isinstance(term, Term) and term.kind is Kind.FIELD and term.name == "scx_init_task_args.fork":
+        if isinstance(term, Term) and term.kind is TermKind.FIELD and term.name == "scx_init_task_args.fork":
             return getattr(known, "high", 1) == 0
     return False
 
@@ -105,9 +105,9 @@ def _places(subject: Subject, term: Term) -> set[str]:
     found = set()
     for value in subject.values(term):
         for part in inside(value):
-            if part.kind is Kind.MAP:
+            if part.kind is TermKind.MAP:
                 found.add(part.name)
-            elif part.kind is Kind.GLOBAL:
+            elif part.kind is TermKind.GLOBAL:
                 found.update(v.name for v in subject.image.variables.values() if v.section == part.name)
     return found
 

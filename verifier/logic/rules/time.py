@@ -8,7 +8,7 @@ from schedagent.core.verification import Severity
 from verifier.logic.rules.subject import Insert, Subject
 from verifier.logic.walk.events import Event
 from verifier.logic.walk.facts import range_of
-from verifier.logic.walk.terms import MASK64, Kind, Term, describe, inside, low_half
+from verifier.logic.walk.terms import MASK64, Term, TermKind, describe, inside, low_half
 from verifier.object.image import Line
 
 SLICE_MIN_NS = 100_000
@@ -50,7 +50,7 @@ def _certain_bits(term: Term) -> int:
     term = low_half(term)
     if term.is_const:
         return term.value
-    if term.kind is Kind.OP and term.parts[0] == "or":
+    if term.kind is TermKind.OP and term.parts[0] == "or":
         return _certain_bits(term.parts[1]) | _certain_bits(term.parts[2])
     return 0
 
@@ -61,7 +61,7 @@ def _check_performance(subject: Subject, event: Event) -> None:
         known = range_of(event.facts, 32, low_half(value))
         if known.low > top:
             subject.error(11, event, f"{event.raw}() is given {known.low}; the most is SCX_CPUPERF_ONE ({top})")
-        elif known.high > top and value.kind is not Kind.UNKNOWN:
+        elif known.high > top and value.kind is not TermKind.UNKNOWN:
             subject.error(11, event, f"{event.raw}() is given {describe(value)}, which is not kept to at most "
                                      f"SCX_CPUPERF_ONE ({top})")  # fmt: skip
 
@@ -78,7 +78,7 @@ def _slices(subject: Subject, inserts: list[Insert]) -> Iterator[tuple[Event, Te
         if len(event.arguments) > 1:
             yield event, event.arguments[1]
     for event in subject.events("store"):
-        if event.arguments[0].kind is Kind.ADDRESS and event.arguments[0].name == "task_struct.scx.slice":
+        if event.arguments[0].kind is TermKind.ADDRESS and event.arguments[0].name == "task_struct.scx.slice":
             yield event, event.arguments[1]
 
 
@@ -103,7 +103,7 @@ def _check_slice(subject: Subject, event: Event, value: Term) -> None:
 
 def _is_share(value: Term) -> bool:
     """Whether a slice is some time divided by a number that may grow."""
-    return value.kind is Kind.OP and value.parts[0] in ("div", "div32") and not value.parts[2].is_const
+    return value.kind is TermKind.OP and value.parts[0] in ("div", "div32") and not value.parts[2].is_const
 
 
 def _check_infinite(subject: Subject, event: Event) -> None:
@@ -153,7 +153,7 @@ def _check_vtime(subject: Subject, inserts: list[Insert]) -> None:
 
 
 def _is_raw_vtime(term: Term) -> bool:
-    return term.kind is Kind.FIELD and term.name == _VTIME
+    return term.kind is TermKind.FIELD and term.name == _VTIME
 
 
 def _is_accumulated(term: Term) -> bool:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from schedagent.core.verification import Step
 from verifier.logic.walk.code import Code
 from verifier.logic.walk.facts import Condition, Facts
-from verifier.logic.walk.terms import Kind, Term, Terms, describe, number, signed
+from verifier.logic.walk.terms import Term, TermKind, Terms, describe, number, signed
 from verifier.object.image import Line
 
 _MOST_STEPS = 8
@@ -202,4 +202,4 @@ def replace_marks(marks: Marks, **changes: object) -> Marks:
     return marks._replace(**changes)  # type: ignore[arg-type]
 
 
-__all__ = ["Code", "Comparison", "Event", "Exit", "Kind", "Marks", "Pending", "Site", "Trail", "replace", "steps"]
+__all__ = ["Code", "Comparison", "Event", "Exit", "Marks", "Pending", "Site", "TermKind", "Trail", "replace", "steps"]

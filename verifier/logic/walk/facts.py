@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from verifier.logic.walk.calls import RESULT_RANGES
-from verifier.logic.walk.terms import MASK32, Kind, Term, Terms, fits_32_bits, linear, low_half, signed
+from verifier.logic.walk.terms import MASK32, Term, TermKind, Terms, fits_32_bits, linear, low_half, signed
 
 
 class Condition(NamedTuple):
@@ -72,7 +72,7 @@ def condition(terms: Terms, jump: str, bits: int, left: Term, right: Term) -> tu
     if operator == "eq" and (left.is_const or (not right.is_const and left.number > right.number)):
         left, right = right, left
     bits, left, right = _narrowed(terms, operator, bits, left, right)
-    if operator == "eq" and right.is_const and left.kind is Kind.LINEAR:
+    if operator == "eq" and right.is_const and left.kind is TermKind.LINEAR:
         left, right = _solved(terms, bits, left, right)
     return Condition(operator, bits, left, right), negated
 
@@ -91,7 +91,7 @@ def _narrowed(terms: Terms, operator: str, bits: int, left: Term, right: Term) -
 def _sign_extended(term: Term) -> bool:
     if term.is_const:
         return -(1 << 31) <= signed(term.value) < 1 << 31
-    return term.kind is Kind.SEXT
+    return term.kind is TermKind.SEXT
 
 
 def _low_const(terms: Terms, term: Term) -> Term:
@@ -136,7 +136,14 @@ def _below(low: int, high: int, other_low: int, other_high: int) -> bool | None:
 
 
 def _never_null(term: Term) -> bool:
-    return term.kind in (Kind.STACK, Kind.MAP, Kind.GLOBAL, Kind.FUNCTION, Kind.CONTEXT, Kind.ADDRESS)
+    return term.kind in (
+        TermKind.STACK,
+        TermKind.MAP,
+        TermKind.GLOBAL,
+        TermKind.FUNCTION,
+        TermKind.CONTEXT,
+        TermKind.ADDRESS,
+    )
 
 
 def assume(facts: Facts, asked: Condition, holds: bool) -> Facts | None:
@@ -233,21 +240,21 @@ def _unsigned_span(facts: Facts, bits: int, term: Term) -> tuple[int, int] | Non
     parts = term.parts
     span: tuple[int, int] | None = None
     match term.kind:
-        case Kind.CONST:
+        case TermKind.CONST:
             value = term.value & ((1 << bits) - 1)
             span = value, value
-        case Kind.LOAD | Kind.FIELD if parts[2] < 8:
+        case TermKind.LOAD | TermKind.FIELD if parts[2] < 8:
             span = 0, (1 << (8 * parts[2])) - 1
-        case Kind.CALL | Kind.PURE:
+        case TermKind.CALL | TermKind.PURE:
             span = RESULT_RANGES.get(parts[0])
-        case Kind.INDEX if parts[1].is_const and parts[2].is_const and parts[1].value < parts[2].value:
+        case TermKind.INDEX if parts[1].is_const and parts[2].is_const and parts[1].value < parts[2].value:
             span = parts[1].value, parts[2].value - 1
-        case Kind.ZEXT:
+        case TermKind.ZEXT:
             found = range_of(facts, 32, parts[0])
             span = found.low, found.high
-        case Kind.OP:
+        case TermKind.OP:
             span = _span_of_operation(facts, bits, term)
-        case Kind.LINEAR:
+        case TermKind.LINEAR:
             span = _span_of_sum(facts, bits, term)
     return span
 
@@ -307,7 +314,7 @@ def living(facts: Facts, roots: frozenset[Term]) -> Facts:
 
 def tells_the_mask(key: Fact) -> bool:
     """Whether a fact is about how many CPUs a task may use: it stays true however the other number was come by."""
-    return any(term.kind is Kind.FIELD and term.name == "task_struct.nr_cpus_allowed" for term in terms_of(key))
+    return any(term.kind is TermKind.FIELD and term.name == "task_struct.nr_cpus_allowed" for term in terms_of(key))
 
 
 def terms_of(key: Fact) -> tuple[Term, ...]:

@@ -27,7 +27,7 @@ from verifier.logic.walk.facts import (
 )
 from verifier.logic.walk.machine import Machine
 from verifier.logic.walk.state import Frame, State
-from verifier.logic.walk.terms import Kind, Term, low_half
+from verifier.logic.walk.terms import Term, TermKind, low_half
 from verifier.object.image import BpfImage, Function, Line
 
 STEP_BUDGET = 20_000
@@ -59,7 +59,7 @@ class Walker(Machine):
         self._waiting: list[State] = []
         self._seen: dict[tuple[object, ...], set[tuple[object, ...]]] = {}
         self._joined: dict[tuple[object, ...], State] = {}
-        self._dead = self.terms.make(Kind.UNKNOWN, "dead")
+        self._dead = self.terms.make(TermKind.UNKNOWN, "dead")
         self._known_events: set[tuple[object, ...]] = set()
         self._deferred: list[tuple[str, str]] = []
         self._handlers = {
@@ -86,7 +86,7 @@ class Walker(Machine):
         except BadCode as error:
             self.entry.unreadable = str(error)
             return
-        state.regs.append(self.terms.make(Kind.STACK, 0, 0))
+        state.regs.append(self.terms.make(TermKind.STACK, 0, 0))
         self._set_arguments(state, member, function)
         self._waiting = [state]
         spent = sum(entry.steps for entry in self.walk.entries)
@@ -100,10 +100,10 @@ class Walker(Machine):
     def _set_arguments(self, state: State, member: str, function: Function) -> None:
         names = calls.CALLBACK_ARGUMENTS.get(member)
         if names is not None or function.is_program:
-            state.regs[1] = self.terms.make(Kind.CONTEXT)
+            state.regs[1] = self.terms.make(TermKind.CONTEXT)
             return
         for index in range(3):  # a timer's callback: map, key, value
-            state.regs[1 + index] = self.terms.make(Kind.UNKNOWN, "argument", function.name, index)
+            state.regs[1 + index] = self.terms.make(TermKind.UNKNOWN, "argument", function.name, index)
 
     def _code(self, name: str) -> Code:
         if name not in self._codes:
@@ -163,16 +163,18 @@ class Walker(Machine):
             if other is None or other[0] != size:
                 del state.stack[slot]
             elif (
-                value.kind is Kind.ITERATOR and other[1].kind is Kind.ITERATOR and value.parts[:3] == other[1].parts[:3]
+                value.kind is TermKind.ITERATOR
+                and other[1].kind is TermKind.ITERATOR
+                and value.parts[:3] == other[1].parts[:3]
             ):
-                used = self.terms.make(Kind.ITERATOR, *value.parts[:3], value.parts[3] and other[1].parts[3])
+                used = self.terms.make(TermKind.ITERATOR, *value.parts[:3], value.parts[3] and other[1].parts[3])
                 state.stack[slot] = (size, used)
             elif other[1] is not value:
                 state.stack[slot] = (size, self._merged(state, (value, other[1]), (*at, slot)))
 
     def _merged(self, state: State, values: tuple[Term, Term], place: tuple[object, ...]) -> Term:
         """Return the unknown that stands for these values, and remember which they were."""
-        term = self.terms.make(Kind.UNKNOWN, "merged", place)
+        term = self.terms.make(TermKind.UNKNOWN, "merged", place)
         known = self.walk.merged.setdefault(term, set())
         known.update(value for value in values if value is not term)
         state.remake(term, self.terms)
@@ -259,7 +261,7 @@ class Walker(Machine):
         state.stack = {place: held for place, held in state.stack.items() if place[0] < depth}
         state.code, state.index = frame.code, frame.back
         state.regs[6:10] = frame.saved
-        state.regs[FRAME_POINTER] = self.terms.make(Kind.STACK, depth - 1, 0)
+        state.regs[FRAME_POINTER] = self.terms.make(TermKind.STACK, depth - 1, 0)
         if frame.result is not None:
             state.regs[0] = frame.result
         for register in range(1, 6):
@@ -282,7 +284,7 @@ class Walker(Machine):
             state.regs[register] = self._dead
         for register, value in enumerate(frame.again or (), start=1):
             state.regs[register] = value
-        state.regs[FRAME_POINTER] = self.terms.make(Kind.STACK, depth, 0)
+        state.regs[FRAME_POINTER] = self.terms.make(TermKind.STACK, depth, 0)
         if self._arrive(state, _ENTRY):
             self._waiting.append(state)
 
@@ -334,16 +336,16 @@ class Walker(Machine):
         saved = tuple(state.regs[r] if live >> r & 1 else self._dead for r in range(6, 10))
         state.frames = (*state.frames, Frame(state.code, state.index, saved))
         state.code, state.index = code, 0
-        state.regs[FRAME_POINTER] = self.terms.make(Kind.STACK, len(state.frames), 0)
+        state.regs[FRAME_POINTER] = self.terms.make(TermKind.STACK, len(state.frames), 0)
         return True
 
     def _run_callback(self, state: State, name: str, arguments: tuple[Term, ...]) -> None:
         """Follow the function given to bpf_loop() and its like, any number of times; remember those called later."""
         later = calls.DEFERRED_CALLBACK.get(name)
-        if later is not None and later < len(arguments) and arguments[later].kind is Kind.FUNCTION:
+        if later is not None and later < len(arguments) and arguments[later].kind is TermKind.FUNCTION:
             self._deferred.append((f"{name.split('_')[1]} callback {arguments[later].name}", arguments[later].name))
         position = calls.CALLBACK_ARGUMENT.get(name)
-        if position is None or position >= len(arguments) or arguments[position].kind is not Kind.FUNCTION:
+        if position is None or position >= len(arguments) or arguments[position].kind is not TermKind.FUNCTION:
             return
         again = self._callback_arguments(name, arguments, Site(state.code.name, state.index - 1))
         inner = state.fork()
@@ -355,11 +357,13 @@ class Walker(Machine):
     def _callback_arguments(self, name: str, arguments: tuple[Term, ...], site: Site) -> tuple[Term, ...]:
         context = arguments[2] if len(arguments) > 2 else self._dead
         if name == "bpf_loop":
-            return self.terms.make(Kind.INDEX, site, self.terms.const(0), arguments[0]), context
+            return self.terms.make(TermKind.INDEX, site, self.terms.const(0), arguments[0]), context
         if name == "bpf_for_each_map_elem":
-            key, value = (self.terms.make(Kind.CALL, what, site, arguments[:1]) for what in ("map key", "map value"))
+            key, value = (
+                self.terms.make(TermKind.CALL, what, site, arguments[:1]) for what in ("map key", "map value")
+            )
             return arguments[0], key, value, context
-        return self.terms.make(Kind.CALL, "dynptr", site, arguments[:1]), context
+        return self.terms.make(TermKind.CALL, "dynptr", site, arguments[:1]), context
 
     def _report(self, state: State, name: str, raw: str, site: Site, op: Op, arguments: tuple[Term, ...]) -> None:
         looped = name.startswith("scx_bpf_dsq_insert") and site in state.marks.batch
@@ -387,10 +391,10 @@ def _loop_bound(state: State) -> int | None:
     counted = [
         value.parts[2][:2]
         for _size, value in state.stack.values()
-        if value.kind is Kind.ITERATOR and value.name == "bpf_iter_num" and len(value.parts[2]) >= 2
+        if value.kind is TermKind.ITERATOR and value.name == "bpf_iter_num" and len(value.parts[2]) >= 2
     ]
     counted += [(None, frame.again[0].parts[2]) for frame in state.frames
-                if frame.again is not None and frame.again[0].kind is Kind.INDEX]  # fmt: skip
+                if frame.again is not None and frame.again[0].kind is TermKind.INDEX]  # fmt: skip
     bound = 1
     for start, end in counted:
         if not end.is_const or (start is not None and not start.is_const):
@@ -401,7 +405,7 @@ def _loop_bound(state: State) -> int | None:
     tops = [
         known.high + 1
         for key, known in state.facts.items()
-        if isinstance(known, Range) and not isinstance(key, Condition) and key[1].kind is Kind.UNKNOWN
+        if isinstance(known, Range) and not isinstance(key, Condition) and key[1].kind is TermKind.UNKNOWN
     ]
     return min((top for top in tops if top < 1 << 31), default=None)
 

@@ -9,15 +9,15 @@ from verifier.logic.walk.code import Op, call_arity
 from verifier.logic.walk.events import Event, Site, Walk, Walked
 from verifier.logic.walk.facts import Condition, Fact, Facts, Range, range_of, terms_of
 from verifier.logic.walk.state import State
-from verifier.logic.walk.terms import MASK64, Kind, Term, linear, low_half, pointer, signed
+from verifier.logic.walk.terms import MASK64, Term, TermKind, linear, low_half, pointer, signed
 from verifier.object.image import BpfImage, MapInfo, Ref, Reference, Variable
 
 _ADDRESSES = {
-    Ref.MAP: Kind.MAP,
-    Ref.VARIABLE: Kind.GLOBAL,
-    Ref.FUNCTION: Kind.FUNCTION,
-    Ref.KFUNC: Kind.FUNCTION,
-    Ref.KSYM: Kind.GLOBAL,
+    Ref.MAP: TermKind.MAP,
+    Ref.VARIABLE: TermKind.GLOBAL,
+    Ref.FUNCTION: TermKind.FUNCTION,
+    Ref.KFUNC: TermKind.FUNCTION,
+    Ref.KSYM: TermKind.GLOBAL,
 }
 """What the address that an ld_imm64 loads is the address of."""
 
@@ -114,7 +114,7 @@ class Machine:
         elif op.name == "neg":
             regs[dst] = self.terms.alu("sub", self.terms.const(0), regs[dst], op.bits)
         elif op.name == "end":
-            regs[dst] = self.terms.make(Kind.OP, "end", regs[dst], self.terms.const(op.raw.imm))
+            regs[dst] = self.terms.make(TermKind.OP, "end", regs[dst], self.terms.const(op.raw.imm))
         else:
             name = "s" + op.name if op.name in ("div", "mod") and op.raw.offset == 1 else op.name
             regs[dst] = self.terms.alu(name, regs[dst], right, op.bits)
@@ -122,7 +122,9 @@ class Machine:
 
     def _moved(self, op: Op, value: Term) -> Term:
         if op.from_register and op.raw.offset in (8, 16, 32):  # movsx, cpu v4
-            extended = self.terms.sext(value) if op.raw.offset == 32 else self.terms.make(Kind.OP, "sx", value, value)
+            extended = (
+                self.terms.sext(value) if op.raw.offset == 32 else self.terms.make(TermKind.OP, "sx", value, value)
+            )
             return extended if op.bits == 64 else self.terms.zext(extended)
         if op.from_register and op.raw.offset == 1 and op.bits == 64:  # cast between address spaces
             return value
@@ -144,15 +146,15 @@ class Machine:
         return True
 
     def _loaded(self, state: State, address: Term, size: int, site: Site) -> Term:
-        if address.kind is Kind.STACK:
+        if address.kind is TermKind.STACK:
             found = state.read_stack(address.parts[0], address.parts[1], size, self.terms)
-            return found or self.terms.make(Kind.UNKNOWN, "stack", address, size)
+            return found or self.terms.make(TermKind.UNKNOWN, "stack", address, size)
         base, offset = pointer(address)
-        if base.kind is Kind.CONTEXT:
+        if base.kind is TermKind.CONTEXT:
             return self._argument(offset // 8)
-        if base.kind is Kind.CALL and base.name == "bpf_iter_num_next" and base.parts[2]:
+        if base.kind is TermKind.CALL and base.name == "bpf_iter_num_next" and base.parts[2]:
             return self._index(state, base, site)
-        if base.kind is Kind.GLOBAL and base.name.startswith(".rodata"):
+        if base.kind is TermKind.GLOBAL and base.name.startswith(".rodata"):
             constant = (
                 self._constant(base.name, offset, size) if address is base or len(linear(address)[1]) == 1 else None
             )
@@ -161,28 +163,28 @@ class Machine:
         return self._loaded_from_memory(state, address, base, offset, size, site)
 
     def _loaded_from_memory(self, state: State, address: Term, base: Term, offset: int, size: int, site: Site) -> Term:
-        if address.kind is Kind.ADDRESS:
+        if address.kind is TermKind.ADDRESS:
             self.walk.fields.add(address.name)
-            return self.terms.make(Kind.FIELD, address.parts[0], address.name, size)
-        if base.kind in (Kind.ARGUMENT, Kind.FIELD, Kind.ADDRESS):
+            return self.terms.make(TermKind.FIELD, address.parts[0], address.name, size)
+        if base.kind in (TermKind.ARGUMENT, TermKind.FIELD, TermKind.ADDRESS):
             self.walk.fields.add(f"{base.name}.+{offset}")
-            return self.terms.make(Kind.FIELD, base, f"+{offset}", size)
-        term = self.terms.make(Kind.LOAD, site, address, size)
+            return self.terms.make(TermKind.FIELD, base, f"+{offset}", size)
+        term = self.terms.make(TermKind.LOAD, site, address, size)
         state.remake(term, self.terms)
         return term
 
     def _argument(self, index: int) -> Term:
         names = calls.CALLBACK_ARGUMENTS.get(self.member, ())
         name = names[index] if index < len(names) else f"argument {index}"
-        return self.terms.make(Kind.ARGUMENT, index, name)
+        return self.terms.make(TermKind.ARGUMENT, index, name)
 
     def _index(self, state: State, base: Term, site: Site) -> Term:
         """The counter of bpf_for(i, start, end)."""
         iterator = base.parts[2][0]
-        if iterator.kind is not Kind.ITERATOR or len(iterator.parts[2]) < 2:
-            return self.terms.make(Kind.UNKNOWN, "counter", site)
+        if iterator.kind is not TermKind.ITERATOR or len(iterator.parts[2]) < 2:
+            return self.terms.make(TermKind.UNKNOWN, "counter", site)
         start, end = iterator.parts[2][:2]
-        return self.terms.make(Kind.INDEX, base.parts[1], low_half(start), low_half(end))
+        return self.terms.make(TermKind.INDEX, base.parts[1], low_half(start), low_half(end))
 
     def _constant(self, section: str, offset: int, size: int) -> Term | None:
         """Return what a constant or a tunable holds at first, under its name."""
@@ -198,7 +200,7 @@ class Machine:
     def _enumerator(self, name: str) -> Term:
         """Return a constant that the loader fills in from the kernel's BTF, as scx's own headers have it."""
         known = self.enums.get(name)
-        return self.terms.make(Kind.UNKNOWN, name) if known is None else self.terms.const(known, name)
+        return self.terms.make(TermKind.UNKNOWN, name) if known is None else self.terms.const(known, name)
 
     def _variable(self, section: str, offset: int, size: int) -> Variable | None:
         for variable in self._constants:
@@ -211,12 +213,12 @@ class Machine:
         value = state.regs[op.src] if op.from_register else self.terms.const(op.raw.imm)
         site = Site(state.code.name, state.index)
         state.index += 1
-        if address.kind is Kind.STACK:
+        if address.kind is TermKind.STACK:
             state.write_stack(address.parts[0], address.parts[1], op.size, value)
             return True
         base, _offset = pointer(address)
-        if address.kind is Kind.ADDRESS or base.kind in (Kind.ARGUMENT, Kind.FIELD):
-            owner = address.parts[0] if address.kind is Kind.ADDRESS else base
+        if address.kind is TermKind.ADDRESS or base.kind in (TermKind.ARGUMENT, TermKind.FIELD):
+            owner = address.parts[0] if address.kind is TermKind.ADDRESS else base
             state.facts = _without_fields_of(state.facts, owner)
             self._note_store(state, op, site, address, value)
         else:
@@ -248,7 +250,7 @@ class Machine:
     def _atomic(self, state: State, op: Op) -> bool:
         site = Site(state.code.name, state.index)
         state.index += 1
-        fetched = self.terms.make(Kind.UNKNOWN, "atomic", site)
+        fetched = self.terms.make(TermKind.UNKNOWN, "atomic", site)
         if op.raw.imm == 0xF1:
             state.regs[0] = fetched
         elif op.raw.imm & 1:
@@ -267,17 +269,17 @@ class Machine:
         if name in calls.ALIASES and arguments:
             return arguments[0]
         if name in calls.PURE:
-            return self.terms.make(Kind.PURE, name, arguments)
+            return self.terms.make(TermKind.PURE, name, arguments)
         if name == "bpf_probe_read_kernel" and self._copy_field(state, arguments):
             return self.terms.const(0)
         self._write_stack_arguments(state, name, arguments, site)
         first_round = False
-        if name.startswith("bpf_iter_") and arguments and arguments[0].kind is Kind.STACK:
+        if name.startswith("bpf_iter_") and arguments and arguments[0].kind is TermKind.STACK:
             first_round = _is_first_round(self._iterator_at(state, arguments[0]))
             arguments = self._iterate(state, name, arguments, site)
-            if name.endswith("_next") and arguments[0].kind is Kind.ITERATOR:
+            if name.endswith("_next") and arguments[0].kind is TermKind.ITERATOR:
                 site = arguments[0].parts[1]  # clang asks for the first element and for the others in two places
-        term = self.terms.make(Kind.CALL, name, site, arguments)
+        term = self.terms.make(TermKind.CALL, name, site, arguments)
         state.remake(term, self.terms)
         found = name == "bpf_map_lookup_elem" and self._is_always_found(state, arguments)
         if found or (first_round and name == "bpf_iter_num_next"):
@@ -288,56 +290,56 @@ class Machine:
         """Keep an iterator's arguments in its stack slot; its next() then knows what it goes through."""
         depth, offset = arguments[0].parts
         if name.endswith("_new"):
-            iterator = self.terms.make(Kind.ITERATOR, name.removesuffix("_new"), site, arguments[1:], True)
+            iterator = self.terms.make(TermKind.ITERATOR, name.removesuffix("_new"), site, arguments[1:], True)
             state.write_stack(depth, offset, 8, iterator)
             return arguments
         held = self._iterator_at(state, arguments[0])
         if held is not None and held.parts[3]:
-            held = self.terms.make(Kind.ITERATOR, *held.parts[:3], False)
+            held = self.terms.make(TermKind.ITERATOR, *held.parts[:3], False)
             state.write_stack(depth, offset, 8, held)
         return (held or arguments[0], *arguments[1:])
 
     def _iterator_at(self, state: State, place: Term) -> Term | None:
         held = state.read_stack(place.parts[0], place.parts[1], 8, self.terms)
-        return held if held is not None and held.kind is Kind.ITERATOR else None
+        return held if held is not None and held.kind is TermKind.ITERATOR else None
 
     def _copy_field(self, state: State, arguments: tuple[Term, ...]) -> bool:
         """BPF_CORE_READ(): bpf_probe_read_kernel(buffer, size, address of a field)."""
-        if len(arguments) < 3 or arguments[0].kind is not Kind.STACK or not arguments[1].is_const:
+        if len(arguments) < 3 or arguments[0].kind is not TermKind.STACK or not arguments[1].is_const:
             return False
         size, source = arguments[1].value, arguments[2]
-        if source.kind is not Kind.ADDRESS or size not in (1, 2, 4, 8):
+        if source.kind is not TermKind.ADDRESS or size not in (1, 2, 4, 8):
             return False
         self.walk.fields.add(source.name)
-        value = self.terms.make(Kind.FIELD, source.parts[0], source.name, size)
+        value = self.terms.make(TermKind.FIELD, source.parts[0], source.name, size)
         state.write_stack(arguments[0].parts[0], arguments[0].parts[1], size, value)
         return True
 
     def _write_stack_arguments(self, state: State, name: str, arguments: tuple[Term, ...], site: Site) -> None:
-        if name in calls.WRITES_FIRST_ARGUMENT and arguments and arguments[0].kind is Kind.STACK:
+        if name in calls.WRITES_FIRST_ARGUMENT and arguments and arguments[0].kind is TermKind.STACK:
             size = arguments[1].value if len(arguments) > 1 and arguments[1].is_const else 512
             state.forget_stack(arguments[0].parts[0], arguments[0].parts[1], min(size, 512))
-        elif name in calls.WRITES_SECOND_ARGUMENT and len(arguments) > 1 and arguments[1].kind is Kind.STACK:
+        elif name in calls.WRITES_SECOND_ARGUMENT and len(arguments) > 1 and arguments[1].kind is TermKind.STACK:
             depth, offset = arguments[1].parts
             info = self._map_of(arguments[0])
             size = info.value_size if info is not None else 8
             state.forget_stack(depth, offset, size)
-            taken = self.terms.make(Kind.CALL, "an element", site, arguments[:1])
+            taken = self.terms.make(TermKind.CALL, "an element", site, arguments[:1])
             state.remake(taken, self.terms)
             for start in range(0, min(size, 64), 8):
                 state.write_stack(depth, offset + start, min(8, size - start), taken)
         elif name not in calls.ONLY_READS and not name.startswith("bpf_iter_"):
             for argument in arguments:
-                if argument.kind is Kind.STACK:
+                if argument.kind is TermKind.STACK:
                     state.forget_stack(argument.parts[0], argument.parts[1], _LIKELY_BYTES)
 
     def _map_of(self, term: Term) -> MapInfo | None:
-        return self.image.maps.get(term.name) if term.kind is Kind.MAP else None
+        return self.image.maps.get(term.name) if term.kind is TermKind.MAP else None
 
     def _is_always_found(self, state: State, arguments: tuple[Term, ...]) -> bool:
         """Whether the index of an array lookup is certainly in range."""
         info = self._map_of(arguments[0]) if arguments else None
-        if info is None or info.type not in calls.ALWAYS_FOUND or arguments[1].kind is not Kind.STACK:
+        if info is None or info.type not in calls.ALWAYS_FOUND or arguments[1].kind is not TermKind.STACK:
             return False
         key = state.read_stack(arguments[1].parts[0], arguments[1].parts[1], 4, self.terms)
         return key is not None and range_of(state.facts, 32, low_half(key)).high < info.max_entries
@@ -356,7 +358,7 @@ def _without_fields_of(facts: Facts, base: Term) -> Facts:
     """Return the facts that do not depend on fields of a struct that was written to."""
 
     def stale(key: Fact) -> bool:
-        return any(term.kind is Kind.FIELD and term.parts[0] is base for term in terms_of(key))
+        return any(term.kind is TermKind.FIELD and term.parts[0] is base for term in terms_of(key))
 
     return Facts((key, value) for key, value in facts.items() if not stale(key))
 

@@ -9,7 +9,7 @@ from verifier.logic.walk.calls import names
 from verifier.logic.walk.events import Marks, Pending, Site, settled
 from verifier.logic.walk.facts import Facts, range_of
 from verifier.logic.walk.state import State
-from verifier.logic.walk.terms import Kind, Term, Terms, inside, linear, low_half, pointer
+from verifier.logic.walk.terms import Term, TermKind, Terms, inside, linear, low_half, pointer
 from verifier.object.image import BpfImage, Line
 
 INSERTS = frozenset({"scx_bpf_dsq_insert", "scx_bpf_dsq_insert_vtime"})
@@ -44,9 +44,9 @@ def plain_arguments(
 
     def member(offset: int, size: int) -> Term:
         found = None
-        if struct.kind is Kind.STACK:
+        if struct.kind is TermKind.STACK:
             found = state.read_stack(struct.parts[0], struct.parts[1] + offset, size, terms)
-        return found or terms.make(Kind.UNKNOWN, "member", struct, offset)
+        return found or terms.make(TermKind.UNKNOWN, "member", struct, offset)
 
     if name == "scx_bpf_dsq_insert_vtime":  # struct scx_bpf_dsq_insert_vtime_args
         return (arguments[0], *(member(offset, 8) for offset in (0, 8, 16, 24)))
@@ -57,20 +57,20 @@ def plain_arguments(
 
 def _is_builtin(queue: Term) -> bool:
     """Whether a DSQ id has bit 63, as far as it is a number or a sum with one."""
-    if queue.kind is Kind.OP:
+    if queue.kind is TermKind.OP:
         return any(part.is_const and part.value >> 63 for part in queue.parts[1:])
     return linear(queue)[0] >> 63 == 1
 
 
 def is_callback_task(term: Term | None) -> bool:
-    return term is not None and term.kind is Kind.ARGUMENT and term.parts[1] == "p"
+    return term is not None and term.kind is TermKind.ARGUMENT and term.parts[1] == "p"
 
 
 def identifies_task(term: Term) -> bool:
     """Whether a value leads back to the callback's task: the pointer, its pid, or a number made of it."""
     return any(
         is_callback_task(part)
-        or (part.kind is Kind.FIELD and part.name in _IDENTITY_FIELDS and is_callback_task(part.parts[0]))
+        or (part.kind is TermKind.FIELD and part.name in _IDENTITY_FIELDS and is_callback_task(part.parts[0]))
         for part in _made_of(term)
     )
 
@@ -81,26 +81,26 @@ def _made_of(term: Term) -> list[Term]:
     while waiting:
         part = waiting.pop()
         found.append(part)
-        if part.kind in (Kind.ZEXT, Kind.SEXT):
+        if part.kind in (TermKind.ZEXT, TermKind.SEXT):
             waiting.append(part.parts[0])
-        elif part.kind is Kind.OP and part.parts[0] in ("or", "lsh"):
+        elif part.kind is TermKind.OP and part.parts[0] in ("or", "lsh"):
             waiting += part.parts[1:3]
-        elif part.kind is Kind.LINEAR:
+        elif part.kind is TermKind.LINEAR:
             waiting += [atom for atom, _factor in part.parts[1]]
     return found
 
 
 def is_timelike(term: Term) -> bool:
     """Whether a value may be a virtual time or a slice worth looking at."""
-    return any(part.kind is Kind.FIELD and part.name.startswith("task_struct.scx.") for part in inside(term))
+    return any(part.kind is TermKind.FIELD and part.name.startswith("task_struct.scx.") for part in inside(term))
 
 
 def region(callback: Callback, address: Term) -> str:
     """Return the map or variable that an address lies in, "" if it cannot be told."""
     for part in inside(address):
-        if part.kind is Kind.MAP:
+        if part.kind is TermKind.MAP:
             return part.name
-        if part.kind is Kind.GLOBAL:
+        if part.kind is TermKind.GLOBAL:
             return variable_at(callback, part, address) or part.name
     return ""
 
@@ -181,7 +181,7 @@ def _stored_in_map(
 
 def _holds_task(callback: Callback, state: State, place: str, operand: Term, which: int) -> bool:
     """Whether the key or value that is handed over names the callback's task."""
-    if operand.kind is not Kind.STACK:
+    if operand.kind is not TermKind.STACK:
         return region(callback, operand) in state.marks.stores
     info = callback.image.maps.get(place)
     size = 8

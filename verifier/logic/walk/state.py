@@ -7,7 +7,7 @@ from typing import NamedTuple
 from verifier.logic.walk.code import ALL_STACK, REGISTERS, Code, stack_bits
 from verifier.logic.walk.events import Marks, Trail
 from verifier.logic.walk.facts import Facts, living, without
-from verifier.logic.walk.terms import Kind, Term, Terms
+from verifier.logic.walk.terms import Term, TermKind, Terms
 from verifier.object.image import Line
 
 SavedRegisters = tuple[Term, ...]
@@ -98,10 +98,10 @@ class State:
         self.facts = without(self.facts, term)
         for register, value in enumerate(self.regs):
             if term in value.roots:
-                self.regs[register] = terms.make(Kind.UNKNOWN, "before", term, register)
+                self.regs[register] = terms.make(TermKind.UNKNOWN, "before", term, register)
         for place, (size, value) in self.stack.items():
             if term in value.roots:
-                self.stack[place] = (size, terms.make(Kind.UNKNOWN, "before", term, place))
+                self.stack[place] = (size, terms.make(TermKind.UNKNOWN, "before", term, place))
 
     def trim(self, dead: Term) -> None:
         """Drop what nothing reads any more, so that paths that differ in nothing else become one."""

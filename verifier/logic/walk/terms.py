@@ -17,7 +17,7 @@ MASK32 = (1 << 32) - 1
 _DEEPEST = 16
 
 
-class Kind(StrEnum):
+class TermKind(StrEnum):
     """What a term is; in brackets what its parts are."""
 
     CONST = "const"  # (value: unsigned 64 bits, label: enumerator or tunable it comes from)
@@ -41,8 +41,20 @@ class Kind(StrEnum):
     UNKNOWN = "unknown"  # (place,): anything
 
 
-_COMPOSITE = frozenset({Kind.LINEAR, Kind.ZEXT, Kind.SEXT, Kind.OP, Kind.PURE, Kind.ADDRESS, Kind.FIELD})
-_ETERNAL = frozenset({Kind.CONST, Kind.ARGUMENT, Kind.CONTEXT, Kind.STACK, Kind.MAP, Kind.FUNCTION, Kind.GLOBAL})
+_COMPOSITE = frozenset(
+    {TermKind.LINEAR, TermKind.ZEXT, TermKind.SEXT, TermKind.OP, TermKind.PURE, TermKind.ADDRESS, TermKind.FIELD}
+)
+_ETERNAL = frozenset(
+    {
+        TermKind.CONST,
+        TermKind.ARGUMENT,
+        TermKind.CONTEXT,
+        TermKind.STACK,
+        TermKind.MAP,
+        TermKind.FUNCTION,
+        TermKind.GLOBAL,
+    }
+)
 
 
 class Term:
@@ -58,9 +70,9 @@ class Term:
     depth: int
     roots: frozenset[Term]
 
-    def __init__(self, kind: Kind, parts: tuple, number: int) -> None:  # type: ignore[type-arg]
+    def __init__(self, kind: TermKind, parts: tuple, number: int) -> None:  # type: ignore[type-arg]
         self.kind = kind
-        self.is_const = kind is Kind.CONST
+        self.is_const = kind is TermKind.CONST
         self.parts = parts
         self.number = number
         inner = list(children(self))
@@ -80,7 +92,9 @@ class Term:
     @property
     def name(self) -> str:
         """First part of a CALL, PURE, MAP, FUNCTION, GLOBAL or ITERATOR; the field's name of a FIELD or ADDRESS."""
-        return str(self.parts[1] if self.kind in (Kind.FIELD, Kind.ADDRESS, Kind.ARGUMENT) else self.parts[0])
+        return str(
+            self.parts[1] if self.kind in (TermKind.FIELD, TermKind.ADDRESS, TermKind.ARGUMENT) else self.parts[0]
+        )
 
     def __repr__(self) -> str:
         return describe(self)
@@ -88,7 +102,7 @@ class Term:
 
 def children(term: Term) -> Iterator[Term]:
     """Yield the terms that a term is made of directly; the place that names an UNKNOWN is no such part."""
-    if term.kind is Kind.UNKNOWN:
+    if term.kind is TermKind.UNKNOWN:
         return
     for part in term.parts:
         if isinstance(part, Term):
@@ -120,7 +134,7 @@ def signed(value: int, bits: int = 64) -> int:
 
 def low_half(term: Term) -> Term:
     """Drop extensions that do not change the low 32 bits."""
-    while term.kind in (Kind.ZEXT, Kind.SEXT):
+    while term.kind in (TermKind.ZEXT, TermKind.SEXT):
         term = term.parts[0]
     return term
 
@@ -129,40 +143,40 @@ def fits_32_bits(term: Term) -> bool:
     """Whether the value is certainly below 2^32."""
     if term.is_const:
         return term.value <= MASK32
-    if term.kind in (Kind.LOAD, Kind.FIELD):
+    if term.kind in (TermKind.LOAD, TermKind.FIELD):
         return bool(term.parts[2] <= 4)
-    return term.kind is Kind.ZEXT
+    return term.kind is TermKind.ZEXT
 
 
 def _is_bool(term: Term) -> bool:
-    return term.kind in (Kind.CALL, Kind.PURE) and term.parts[0] in BOOLEANS
+    return term.kind in (TermKind.CALL, TermKind.PURE) and term.parts[0] in BOOLEANS
 
 
 class Terms:
     """The table that interns terms, with the arithmetic on them."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[Kind, tuple], Term] = {}  # type: ignore[type-arg]
+        self._known: dict[tuple[TermKind, tuple], Term] = {}  # type: ignore[type-arg]
         self._consts: dict[int, Term] = {}
 
-    def make(self, kind: Kind, *parts: object) -> Term:
+    def make(self, kind: TermKind, *parts: object) -> Term:
         """Return the one term of this kind and these parts."""
         key = (kind, parts)
         term = self._known.get(key)
         if term is None:
             term = self._known[key] = Term(kind, parts, len(self._known))
             if term.depth > _DEEPEST:
-                term = self._known[key] = self.make(Kind.UNKNOWN, "too deep", term.number)
+                term = self._known[key] = self.make(TermKind.UNKNOWN, "too deep", term.number)
         return term
 
     def const(self, value: int, label: str = "") -> Term:
         """Return a number, known under a name if `label` is given."""
         value &= MASK64
         if label:
-            return self.make(Kind.CONST, value, label)
+            return self.make(TermKind.CONST, value, label)
         term = self._consts.get(value)
         if term is None:
-            term = self._consts[value] = self.make(Kind.CONST, value, "")
+            term = self._consts[value] = self.make(TermKind.CONST, value, "")
         return term
 
     def zext(self, term: Term) -> Term:
@@ -171,13 +185,13 @@ class Terms:
             return term if term.value <= MASK32 else self.const(term.value & MASK32, term.parts[1])
         if fits_32_bits(term):
             return term
-        return self.make(Kind.ZEXT, low_half(term))
+        return self.make(TermKind.ZEXT, low_half(term))
 
     def sext(self, term: Term) -> Term:
         """Return the low 32 bits, sign-extended."""
         if term.is_const:
             return self.const(signed(term.value, 32), term.parts[1])
-        return self.make(Kind.SEXT, low_half(term))
+        return self.make(TermKind.SEXT, low_half(term))
 
     def alu(self, operator: str, left: Term, right: Term, bits: int = 64) -> Term:
         """Apply a BPF ALU operator: add sub mul div or and lsh rsh mod xor arsh sdiv smod."""
@@ -195,7 +209,7 @@ class Terms:
             return self._alu64(operator, left, right)
         if operator in ("and", "or", "xor"):
             return self._bitwise(operator, left, right)
-        return self.make(Kind.OP, f"{operator}32", left, right)
+        return self.make(TermKind.OP, f"{operator}32", left, right)
 
     def _alu64(self, operator: str, left: Term, right: Term) -> Term:
         if operator in ("add", "sub"):
@@ -208,22 +222,22 @@ class Terms:
             return self.scale(left, right.value if operator == "mul" else 1 << (right.value & 63))
         if right.is_const and operator in ("rsh", "arsh"):
             return self._shift_right(operator, left, right)
-        return self.make(Kind.OP, operator, left, right)
+        return self.make(TermKind.OP, operator, left, right)
 
     def _add(self, left: Term, right: Term) -> Term:
         for base, offset in ((left, right), (right, left)):
             named = offset.is_const and offset.parts[1].startswith(".")  # the relocated offset of a kernel field
-            if named and base.kind is not Kind.STACK:
-                return self.make(Kind.ADDRESS, base, offset.parts[1][1:])
+            if named and base.kind is not TermKind.STACK:
+                return self.make(TermKind.ADDRESS, base, offset.parts[1][1:])
         return self._combine(left, right, 1)
 
     def _shift_right(self, operator: str, left: Term, right: Term) -> Term:
         """Recognise `x << 32 >> n`, which is how 32-bit values are extended and scaled."""
-        if left.kind is Kind.OP and left.parts[0] == "lsh" and left.parts[2].is_const and left.parts[2].value == 32:
+        if left.kind is TermKind.OP and left.parts[0] == "lsh" and left.parts[2].is_const and left.parts[2].value == 32:
             extended = self.zext(left.parts[1]) if operator == "rsh" else self.sext(left.parts[1])
             if right.value <= 32:
                 return self.scale(extended, 1 << (32 - right.value))
-        return self.make(Kind.OP, operator, left, right)
+        return self.make(TermKind.OP, operator, left, right)
 
     def _bitwise(self, operator: str, left: Term, right: Term) -> Term:
         left, right = self._ordered(left, right)
@@ -236,7 +250,7 @@ class Terms:
                 return right if operator == "and" else left
         elif left is right:
             return left if operator != "xor" else self.const(0)
-        return self.make(Kind.OP, operator, left, right)
+        return self.make(TermKind.OP, operator, left, right)
 
     @staticmethod
     def _ordered(left: Term, right: Term) -> tuple[Term, Term]:
@@ -254,8 +268,8 @@ class Terms:
 
     def _combine(self, left: Term, right: Term, sign: int) -> Term:
         """Return left + sign * right."""
-        if left.kind is Kind.STACK and right.is_const:
-            return self.make(Kind.STACK, left.parts[0], left.parts[1] + sign * signed(right.value))
+        if left.kind is TermKind.STACK and right.is_const:
+            return self.make(TermKind.STACK, left.parts[0], left.parts[1] + sign * signed(right.value))
         constant, addends = linear(left)
         more, others = linear(right)
         sums = dict(addends)
@@ -271,14 +285,14 @@ class Terms:
         if constant == 0 and len(addends) == 1 and addends[0][1] == 1:
             return addends[0][0]
         addends.sort(key=lambda addend: addend[0].number)
-        return self.make(Kind.LINEAR, constant, tuple(addends))
+        return self.make(TermKind.LINEAR, constant, tuple(addends))
 
 
 def linear(term: Term) -> tuple[int, tuple[tuple[Term, int], ...]]:
     """Split a term into a constant and addends (term, factor), all modulo 2^64."""
     if term.is_const:
         return term.value, ()
-    if term.kind is Kind.LINEAR:
+    if term.kind is TermKind.LINEAR:
         return term.parts[0], term.parts[1]
     return 0, ((term, 1),)
 
@@ -286,7 +300,7 @@ def linear(term: Term) -> tuple[int, tuple[tuple[Term, int], ...]]:
 def pointer(term: Term) -> tuple[Term, int]:
     """Split an address into the pointer it starts from and a constant offset; an index in between is dropped."""
     constant, addends = linear(term)
-    bases = [atom for atom, factor in addends if factor == 1 and atom.kind is not Kind.ZEXT]
+    bases = [atom for atom, factor in addends if factor == 1 and atom.kind is not TermKind.ZEXT]
     return (bases[0] if bases else term), signed(constant)
 
 
@@ -333,34 +347,34 @@ def describe(term: Term, levels: int = 6) -> str:
     parts = term.parts
     text = "a value"
     match term.kind:
-        case Kind.CONST:
+        case TermKind.CONST:
             text = parts[1].lstrip(".") or number(parts[0])
-        case Kind.ARGUMENT:
+        case TermKind.ARGUMENT:
             text = parts[1]
-        case Kind.FIELD | Kind.ADDRESS:
+        case TermKind.FIELD | TermKind.ADDRESS:
             field = parts[1].partition(".")[2] or parts[1]
-            text = f"{'&' if term.kind is Kind.ADDRESS else ''}{describe(parts[0], levels)}->{field}"
-        case Kind.CALL | Kind.PURE:
+            text = f"{'&' if term.kind is TermKind.ADDRESS else ''}{describe(parts[0], levels)}->{field}"
+        case TermKind.CALL | TermKind.PURE:
             text = f"{parts[0]}({_first_argument(term, levels)})"
-        case Kind.INDEX:
+        case TermKind.INDEX:
             text = "i"
-        case Kind.ZEXT | Kind.SEXT:
+        case TermKind.ZEXT | TermKind.SEXT:
             text = describe(parts[0], levels)
-        case Kind.OP:
+        case TermKind.OP:
             sign = _SIGNS.get(parts[0].removesuffix("32"), parts[0])
             text = f"({describe(parts[1], levels)} {sign} {describe(parts[2], levels)})"
-        case Kind.LINEAR:
+        case TermKind.LINEAR:
             text = _describe_sum(parts[0], parts[1], levels)
-        case Kind.LOAD:
+        case TermKind.LOAD:
             text = _describe_load(parts[1], levels)
-        case Kind.MAP | Kind.GLOBAL | Kind.FUNCTION:
+        case TermKind.MAP | TermKind.GLOBAL | TermKind.FUNCTION:
             text = f"&{parts[0]}"
     return text
 
 
 def _first_argument(term: Term, levels: int) -> str:
     arguments = term.parts[-1]
-    if not arguments or arguments[0].kind in (Kind.STACK, Kind.UNKNOWN, Kind.CALL):
+    if not arguments or arguments[0].kind in (TermKind.STACK, TermKind.UNKNOWN, TermKind.CALL):
         return ""
     return describe(arguments[0], levels) + (", ..." if len(arguments) > 1 else "")
 
@@ -378,9 +392,11 @@ def _describe_sum(constant: int, addends: Iterable[tuple[Term, int]], levels: in
 
 def _describe_load(address: Term, levels: int) -> str:
     base, _offset = pointer(address)
-    if base.kind is Kind.GLOBAL:
+    if base.kind is TermKind.GLOBAL:
         return f"a variable in {base.name}"
-    return f"what {describe(base, levels)} points at" if base.kind in (Kind.CALL, Kind.PURE) else "a loaded value"
+    return (
+        f"what {describe(base, levels)} points at" if base.kind in (TermKind.CALL, TermKind.PURE) else "a loaded value"
+    )
 
 
 def number(value: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from agents.llm.budget import LONGEST_ANSWER, Budget, BudgetLimits, UsageRecord, summary, total
-from agents.llm.exchange import Request, Usage
+from agents.llm.exchange import ModelRequest, Usage
 from agents.llm.model import open_model
 from schedagent.core.errors import BudgetSpent, ModelError
 from tests.support.model_server import ModelServer
@@ -22,7 +22,7 @@ from tests.support.scripted_endpoint import (
 )
 
 WIDE = BudgetLimits(100, 10**9, 10**9)
-REQUEST = Request("planning", 1, "small", ({"role": "user", "content": "x" * 4000},))
+REQUEST = ModelRequest("planning", 1, "small", ({"role": "user", "content": "x" * 4000},))
 
 
 @pytest.fixture(autouse=True)

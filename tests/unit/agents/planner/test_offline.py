@@ -328,7 +328,7 @@ def test_the_node_asks_for_this_workload_and_hardware_and_passes_the_answer_on()
     assert policies(chosen)[0] == "layered"
 
 
-def test_a_policy_that_failed_and_was_mended_is_tried_again(tmp_path):
+def test_a_policy_that_failed_and_was_repaired_is_tried_again(tmp_path):
     source = tmp_path / "longest_first.bpf.c"
     source.write_text("broken")
     library = {**LIBRARY, "longest_first": dataclasses.replace(LIBRARY["longest_first"], source=source)}
@@ -349,7 +349,7 @@ def test_a_policy_that_failed_and_was_mended_is_tried_again(tmp_path):
         return policies(chosen)
 
     assert "longest_first" not in proposed()
-    source.write_text("mended")
+    source.write_text("repaired")
     assert "longest_first" in proposed()
 
 

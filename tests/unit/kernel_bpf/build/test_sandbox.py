@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from kernel_bpf.build import sandbox
-from kernel_bpf.build.sandbox import Limits
+from kernel_bpf.build.sandbox import SandboxLimits
 from kernel_bpf.build.seccomp import DENIED, filter_program
 from schedagent.core.errors import SetupError
 from tests.support.paths import FIXTURES, ROOT
@@ -29,7 +29,7 @@ def probe(tmp_path_factory) -> Path:
     return folder / "probe"
 
 
-def run(probe: Path, *arguments: str, limits: Limits | None = None, **where) -> sandbox.Ran:
+def run(probe: Path, *arguments: str, limits: SandboxLimits | None = None, **where) -> sandbox.Ran:
     return sandbox.run(probe, arguments, reads=where.get("reads", {}), writes=where.get("writes"), limits=limits)
 
 
@@ -102,7 +102,7 @@ def test_reads_what_is_named_and_follows_no_link_out_of_it(probe, tmp_path):
 def test_writes_only_the_files_that_are_named(probe, tmp_path):
     output = tmp_path / "out"
     output.touch()
-    ran = run(probe, "fill", writes={"/src/out": output}, limits=Limits(output_bytes=1 << 20))
+    ran = run(probe, "fill", writes={"/src/out": output}, limits=SandboxLimits(output_bytes=1 << 20))
     assert output.stat().st_size == 1 << 20
     assert ran.stopped == "more than 1 MiB of output"
 
@@ -117,8 +117,8 @@ def test_what_is_shown_cannot_be_changed(probe, tmp_path):
 @pytest.mark.parametrize(
     ("what", "limits", "stopped"),
     [
-        ("spin", Limits(cpu_s=1), "more than 1 s of CPU time"),
-        ("flood", Limits(output_bytes=2 << 20), "more than 2 MiB of output"),
+        ("spin", SandboxLimits(cpu_s=1), "more than 1 s of CPU time"),
+        ("flood", SandboxLimits(output_bytes=2 << 20), "more than 2 MiB of output"),
     ],
 )
 def test_limits(probe, what, limits, stopped):
@@ -129,8 +129,8 @@ def test_limits(probe, what, limits, stopped):
 
 
 def test_memory_is_limited(probe):
-    assert run(probe, "memory", limits=Limits(memory_bytes=2 << 30)).status == 0
-    assert run(probe, "memory", limits=Limits(memory_bytes=512 << 20)).status == 7
+    assert run(probe, "memory", limits=SandboxLimits(memory_bytes=2 << 30)).status == 0
+    assert run(probe, "memory", limits=SandboxLimits(memory_bytes=512 << 20)).status == 7
 
 
 def test_crash_is_told_from_a_limit(probe):
@@ -142,7 +142,7 @@ def test_crash_is_told_from_a_limit(probe):
 def test_one_that_never_ends_is_ended(probe):
     started = time.monotonic()
     with pytest.raises(SetupError, match=r"did not end within 0\.5 s"):
-        run(probe, "sleep", limits=Limits(wall_s=0.5))
+        run(probe, "sleep", limits=SandboxLimits(wall_s=0.5))
     assert time.monotonic() - started < 10
     assert eventually(lambda: not alive(probe))
 

@@ -1,4 +1,4 @@
-"""verifier.logic.checks on small compiled policies: every rule broken and mended, with the real clang."""
+"""verifier.logic.checks on small compiled policies: every rule broken and repaired, with the real clang."""
 
 from dataclasses import dataclass, field
 
@@ -21,7 +21,7 @@ class Case:
     changes: dict[str, str | None]
     severity: Severity = ERROR
     cleared_by: str = ""
-    mended: dict[str, str | None] | None = field(default=None)
+    repaired: dict[str, str | None] | None = field(default=None)
 
     def __str__(self) -> str:
         return f"rule{self.rule}-{'-'.join(self.changes)}"
@@ -102,13 +102,13 @@ VTIME = {
 
 CASES = (
     Case(1, "s32 CALLBACK(t_select_cpu", {"select_cpu": "if (!prev_cpu)\n\treturn -1;\nreturn prev_cpu;"}),
-    Case(1, "return prev_cpu + 1", {"select_cpu": "return prev_cpu + 1;"}, mended={"select_cpu": "return prev_cpu;"}),
+    Case(1, "return prev_cpu + 1", {"select_cpu": "return prev_cpu + 1;"}, repaired={"select_cpu": "return prev_cpu;"}),
     Case(1, "return scx_bpf_nr", {"select_cpu": "return scx_bpf_nr_cpu_ids();"}),
     Case(
         1,
         "return scx_bpf_select_cpu_and",
         {"select_cpu": "return scx_bpf_select_cpu_and(p, prev_cpu, wake_flags, p->cpus_ptr, 0);"},
-        mended={
+        repaired={
             "select_cpu": "s32 cpu = scx_bpf_select_cpu_and(p, prev_cpu, wake_flags, p->cpus_ptr, 0);\n"
             "return cpu >= 0 ? cpu : prev_cpu;"
         },
@@ -117,7 +117,7 @@ CASES = (
         1,
         "return (prev_cpu",
         {"select_cpu": "return (prev_cpu + 1) % scx_bpf_nr_cpu_ids();"},
-        mended={
+        repaired={
             "select_cpu": "s32 cpu = (prev_cpu + 1) % scx_bpf_nr_cpu_ids();\n"
             "return bpf_cpumask_test_cpu(cpu, p->cpus_ptr) ? cpu : prev_cpu;"
         },
@@ -130,7 +130,7 @@ CASES = (
         2,
         "scx_bpf_dsq_insert(p, 4096",
         {**PER_CPU, "enqueue": "scx_bpf_dsq_insert(p, 4096 + scx_bpf_task_cpu(p), SLICE, enq_flags); s32 cpu;" + KICK},
-        mended=PER_CPU,
+        repaired=PER_CPU,
     ),
     Case(3, "insert_vtime(p, GLOBAL", {"enqueue": "scx_bpf_dsq_insert_vtime(p, GLOBAL, SLICE, scx_bpf_now(), 0);"}),
     Case(
@@ -157,7 +157,7 @@ CASES = (
             "enqueue": "if (p->pid & 1)\n\tscx_bpf_dsq_insert(p, LOCAL, SLICE, 1);\n"
             "scx_bpf_dsq_insert(p, GLOBAL, SLICE, 2);"
         },
-        mended={
+        repaired={
             "enqueue": "if (p->pid & 1) {\n\tscx_bpf_dsq_insert(p, LOCAL, SLICE, 1);\n\treturn;\n}\n"
             "scx_bpf_dsq_insert(p, GLOBAL, SLICE, 2);"
         },
@@ -172,7 +172,7 @@ CASES = (
         6,
         "LOCAL_ON | 3",
         {"enqueue": "scx_bpf_dsq_insert(p, LOCAL_ON | 3, SLICE, 0);"},
-        mended={
+        repaired={
             "enqueue": "if (bpf_cpumask_test_cpu(3, p->cpus_ptr))\n\tscx_bpf_dsq_insert(p, LOCAL_ON | 3, SLICE, 0);\n"
             "else\n\tscx_bpf_dsq_insert(p, GLOBAL, SLICE, 0);"
         },
@@ -184,7 +184,7 @@ CASES = (
             "enqueue": "u64 cpu = bpf_get_prandom_u32() % scx_bpf_nr_cpu_ids();\n"
             "scx_bpf_dsq_insert(p, LOCAL_ON | cpu, SLICE, 1);"
         },
-        mended={
+        repaired={
             "enqueue": "s32 cpu = scx_bpf_pick_idle_cpu(p->cpus_ptr, 0);\n"
             "scx_bpf_dsq_insert(p, cpu >= 0 ? LOCAL_ON | cpu : GLOBAL, SLICE, 0);"
         },
@@ -193,7 +193,7 @@ CASES = (
         7,
         "scx_bpf_dsq_insert(p, bpf_get_smp",
         {**PER_CPU, "enqueue": "scx_bpf_dsq_insert(p, bpf_get_smp_processor_id(), SLICE, enq_flags); s32 cpu;" + KICK},
-        mended={
+        repaired={
             **PER_CPU,
             "enqueue": "scx_bpf_dsq_insert(p, bpf_cpumask_first(p->cpus_ptr), SLICE, 0); s32 cpu;" + KICK,
         },
@@ -202,7 +202,7 @@ CASES = (
         7,
         "SLICE, 5)",
         {"before": WAITING, "enqueue": STORE, "dispatch": FEED.replace("GLOBAL, SLICE, 0", "LOCAL, SLICE, 5")},
-        mended={"before": WAITING, "enqueue": STORE, "dispatch": FEED},
+        repaired={"before": WAITING, "enqueue": STORE, "dispatch": FEED},
     ),
     Case(
         7,
@@ -228,7 +228,7 @@ CASES = (
             "enqueue": STORE.replace("SLICE, enq_flags", "SLICE, 1"),
             "dispatch": f"int i;\nbpf_for(i, 0, 64) {{{FEED}}}",
         },
-        mended={
+        repaired={
             "before": WAITING,
             "enqueue": STORE,
             "dispatch": f"int i;\nbpf_for(i, 0, 64) {{ if (!scx_bpf_dispatch_nr_slots()) return; {FEED}}}",
@@ -238,26 +238,26 @@ CASES = (
         10,
         "IDLE | PREEMPT",
         {"tick": "scx_bpf_kick_cpu(scx_bpf_task_cpu(p), IDLE | PREEMPT);"},
-        mended={"tick": "scx_bpf_kick_cpu(scx_bpf_task_cpu(p), PREEMPT);"},
+        repaired={"tick": "scx_bpf_kick_cpu(scx_bpf_task_cpu(p), PREEMPT);"},
     ),
     Case(
         11,
         "cpuperf_set(0, p->scx.weight",
         {"running": "scx_bpf_cpuperf_set(0, p->scx.weight);"},
-        mended={"running": "u32 perf = p->scx.weight;\nscx_bpf_cpuperf_set(0, perf > 1024 ? 1024 : perf);"},
+        repaired={"running": "u32 perf = p->scx.weight;\nscx_bpf_cpuperf_set(0, perf > 1024 ? 1024 : perf);"},
     ),
     Case(11, "cpuperf_set(0, 2048", {"running": "scx_bpf_cpuperf_set(0, 2048);"}),
     Case(
         12,
         "pick_idle_cpu(p->cpus_ptr",
         {"update_idle": "exit_kind = cpu;"},
-        mended={"update_idle": "exit_kind = cpu;", "ops": ".timeout_ms = 5000, .flags = SCX_OPS_KEEP_BUILTIN_IDLE,"},
+        repaired={"update_idle": "exit_kind = cpu;", "ops": ".timeout_ms = 5000, .flags = SCX_OPS_KEEP_BUILTIN_IDLE,"},
     ),
     Case(
         13,
         "pick_idle_cpu(p->cpus_ptr",
         {"ops": ".timeout_ms = 5000, .flags = SCX_OPS_BUILTIN_IDLE_PER_NODE,"},
-        mended={
+        repaired={
             "ops": ".timeout_ms = 5000, .flags = SCX_OPS_BUILTIN_IDLE_PER_NODE,",
             "enqueue": "scx_bpf_dsq_insert(p, SHARED, SLICE, 0);\n"
             "s32 cpu = scx_bpf_pick_idle_cpu_node(p->cpus_ptr, 0, 0);\nif (cpu >= 0)\n\tscx_bpf_kick_cpu(cpu, IDLE);",
@@ -270,13 +270,13 @@ CASES = (
             "select_cpu": "bool idle = false;\n"
             "return scx_bpf_select_cpu_dfl((void *)bpf_get_current_task_btf(), prev_cpu, wake_flags, &idle);"
         },
-        mended={"select_cpu": "bool idle = false;\nreturn scx_bpf_select_cpu_dfl(p, prev_cpu, wake_flags, &idle);"},
+        repaired={"select_cpu": "bool idle = false;\nreturn scx_bpf_select_cpu_dfl(p, prev_cpu, wake_flags, &idle);"},
     ),
     Case(
         15,
         "if (cpu >= 0)",
         {"ops": ".timeout_ms = 5000, .flags = SCX_OPS_ENQ_LAST,"},
-        mended={
+        repaired={
             "ops": ".timeout_ms = 5000, .flags = SCX_OPS_ENQ_LAST,",
             "enqueue": "s32 cpu;\nif (enq_flags & ENUM(scx_enq_flags, SCX_ENQ_LAST)) {\n"
             "\tscx_bpf_dsq_insert(p, LOCAL, SLICE, 0);\n\treturn;\n}\nscx_bpf_dsq_insert(p, SHARED, SLICE, 0);\n"
@@ -291,19 +291,19 @@ CASES = (
             "before": RECORDS,
             "init_task": "if (!bpf_task_storage_get(&records, p, NULL, 1))\n\treturn -12;\nreturn 0;",
         },
-        mended={"before": RECORDS, "init_task": "bpf_task_storage_get(&records, p, NULL, 1);\nreturn 0;"},
+        repaired={"before": RECORDS, "init_task": "bpf_task_storage_get(&records, p, NULL, 1);\nreturn 0;"},
     ),
     Case(
         18,
         "if (p->pid & 1)",
         {"enqueue": "if (p->pid & 1)\n\treturn;\nscx_bpf_dsq_insert(p, GLOBAL, SLICE, 0);"},
-        mended={"enqueue": "scx_bpf_dsq_insert(p, p->pid & 1 ? GLOBAL : LOCAL, SLICE, 0);"},
+        repaired={"enqueue": "scx_bpf_dsq_insert(p, p->pid & 1 ? GLOBAL : LOCAL, SLICE, 0);"},
     ),
     Case(
         18,
         "bpf_map_push_elem(",
         {"before": WAITING, "enqueue": "s32 pid = p->pid;\nbpf_map_push_elem(&waiting, &pid, 0);", "dispatch": FEED},
-        mended={"before": WAITING, "enqueue": STORE, "dispatch": FEED},
+        repaired={"before": WAITING, "enqueue": STORE, "dispatch": FEED},
     ),
     Case(18, "if (bpf_map_push_elem(", {"before": WAITING, "enqueue": STORE}),
     Case(19, "scx_bpf_dsq_insert(p, SHARED", {"dispatch": "exit_kind = cpu;"}),
@@ -311,9 +311,11 @@ CASES = (
         19,
         "scx_bpf_dsq_insert(p, SHARED",
         {"dispatch": "if (cpu == 0)\n\tscx_bpf_dsq_move_to_local(SHARED);"},
-        mended={"dispatch": "if (cpu < scx_bpf_nr_cpu_ids())\n\tscx_bpf_dsq_move_to_local(SHARED);"},
+        repaired={"dispatch": "if (cpu < scx_bpf_nr_cpu_ids())\n\tscx_bpf_dsq_move_to_local(SHARED);"},
     ),
-    Case(19, "insert(p, scx_bpf_task_cpu(p)", {**PER_CPU, "dispatch": "scx_bpf_dsq_move_to_local(0);"}, mended=PER_CPU),
+    Case(
+        19, "insert(p, scx_bpf_task_cpu(p)", {**PER_CPU, "dispatch": "scx_bpf_dsq_move_to_local(0);"}, repaired=PER_CPU
+    ),
     Case(
         20,
         "scx_bpf_dsq_insert(p, SHARED",
@@ -325,7 +327,7 @@ CASES = (
         20,
         "cpu = scx_bpf_pick_idle_cpu(p->cpus_ptr, 0);",
         {"enqueue": CLAIM},
-        mended={"enqueue": f"{CLAIM}\nif (cpu >= 0)\n\tscx_bpf_kick_cpu(cpu, IDLE);"},
+        repaired={"enqueue": f"{CLAIM}\nif (cpu >= 0)\n\tscx_bpf_kick_cpu(cpu, IDLE);"},
     ),
     Case(21, "SCX_SLICE_INF, 0)", {"enqueue": "scx_bpf_dsq_insert(p, GLOBAL, SCX_SLICE_INF, 0);"}),
     Case(
@@ -344,7 +346,7 @@ CASES = (
         {**VTIME, "enqueue": "s32 cpu;\nscx_bpf_dsq_insert_vtime(p, SHARED, SLICE, p->scx.dsq_vtime, 0);\n" + KICK},
         WARNING,
         "sleeper's return",
-        mended=VTIME,
+        repaired=VTIME,
     ),
     Case(22, "insert_vtime(p, SHARED", {**VTIME, "stopping": "p->scx.dsq_vtime += SLICE;"}, WARNING, "weights"),
     Case(
@@ -355,7 +357,7 @@ CASES = (
             "enqueue": "s32 cpu;\nu64 vtime = p->scx.dsq_vtime;\nif (vtime < now - SLICE)\n\tvtime = now - SLICE;\n"
             "scx_bpf_dsq_insert_vtime(p, SHARED, SLICE, vtime, 0);\n" + KICK,
         },
-        mended=VTIME,
+        repaired=VTIME,
     ),
     Case(24, "GLOBAL, 99999,", {"enqueue": "scx_bpf_dsq_insert(p, GLOBAL, 99999, 0);"}),
     Case(24, "GLOBAL, 100000001,", {"enqueue": "scx_bpf_dsq_insert(p, GLOBAL, 100000001, 0);"}),
@@ -364,7 +366,7 @@ CASES = (
         24,
         "GLOBAL, slice_ns,",
         {"before": "const volatile u64 slice_ns = 50;", "enqueue": "scx_bpf_dsq_insert(p, GLOBAL, slice_ns, 0);"},
-        mended={
+        repaired={
             "before": "const volatile u64 slice_ns = 50;",
             "enqueue": "scx_bpf_dsq_insert(p, GLOBAL, slice_ns < 100000 ? 100000 : slice_ns, 0);",
         },
@@ -409,9 +411,9 @@ def test_broken_rule_is_found_with_its_line(case, tmp_path):
     assert {finding.cleared_by for finding in found} == {case.cleared_by}
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.mended is not None], ids=str)
-def test_mended_policy_is_silent(case, tmp_path):
-    assert check(tmp_path, **case.mended).report.findings == ()
+@pytest.mark.parametrize("case", [case for case in CASES if case.repaired is not None], ids=str)
+def test_repaired_policy_is_silent(case, tmp_path):
+    assert check(tmp_path, **case.repaired).report.findings == ()
 
 
 def test_plain_policy_is_silent_and_summed_up(tmp_path):

@@ -9,7 +9,7 @@ from verifier.logic import checks as bytecode_checks
 from verifier.logic.checks import check_logic
 from verifier.logic.walk import calls, flow
 from verifier.logic.walk.flow import Walker
-from verifier.logic.walk.terms import Kind, describe
+from verifier.logic.walk.terms import TermKind, describe
 from verifier.object.image import BpfImage, Function, Instruction, MapInfo, OpsStruct, Ref, Reference
 
 MOV, MOV32, ADD, LSH, RSH, OR = 0xB7, 0xB4, 0x07, 0x67, 0x77, 0x47
@@ -136,7 +136,7 @@ def test_many_paths_are_joined_and_what_they_brought_is_remembered():
     assert found.entries[0].joined
     assert not found.entries[0].exhausted
     assert found.entries[0].steps < 4000
-    assert any(path.result.kind is Kind.UNKNOWN and path.result in found.merged for path in found.exits)
+    assert any(path.result.kind is TermKind.UNKNOWN and path.result in found.merged for path in found.exits)
 
 
 def test_exhausted_budget_is_a_warning_that_an_oracle_must_clear(monkeypatch):

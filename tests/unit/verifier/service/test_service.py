@@ -103,7 +103,7 @@ class TestAnswers:
         assert client(service).compile(info).object_bytes == b"int x;\n"
         with pytest.raises(CompileError, match=r"refused\.bpf\.c:1:1: error") as caught:
             client(service).compile(info_of(tmp_path, "refused"))
-        assert caught.value.hint == "mend it"
+        assert caught.value.hint == "repair it"
 
     def test_an_object_instead_of_a_source(self, service, tmp_path):
         place = tmp_path / "made.bpf.o"
