@@ -1,4 +1,5 @@
-"""Writes what is generated of the pages: the tables of rules and oracles, of metrics and alerts, and the fault matrix.
+"""Writes what is generated of the pages: the tables of packages, rules and oracles, metrics and alerts, and the fault
+matrix.
 
 python -m tests.documentation          (make docs)
 python -m tests.documentation --check  says whether it is up to date
@@ -18,6 +19,7 @@ from schedagent.metrics.catalog import FAMILIES
 from tests.corpus import load_corpus
 from tests.support.fault_matrix import FAULTS as FAULT_CELLS
 from tests.support.fault_matrix import OUTCOMES, REAL, STEPS
+from tests.support.packages import packages
 from tests.support.paths import ROOT
 from verifier.proving.prove import ORACLES
 
@@ -92,7 +94,17 @@ def fault_matrix_table() -> str:
     return f"{steps}\n\n{table(('Fault', *STEPS, 'Tried on'), rows)}\n\n{words}"
 
 
+def packages_table() -> str:
+    """One line per package: what it is for, and what it may import (tests/architecture holds it to that)."""
+    rows = []
+    for package in packages().values():
+        allowed = ", ".join(f"`{name.removeprefix('schedagent.')}`" for name in package.may_import)
+        rows.append((f"`{package.name}`", package.purpose.rstrip("."), allowed or "-"))
+    return table(("Package", "Holds", "May import, besides its own"), rows)
+
+
 PAGES = {
+    ROOT / "ARCHITECTURE.md": {"packages": packages_table},
     ROOT / "deploy/prometheus/METRICS.md": {"metrics": metrics_table, "alerts": alerts_table},
     ROOT / "VERIFIER.md": {"rules": rules_table, "oracles": oracles_table},
     ROOT / "SECURITY.md": {"fault matrix": fault_matrix_table, "faults": faults_table},

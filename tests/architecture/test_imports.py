@@ -3,44 +3,17 @@
 from __future__ import annotations
 
 import ast
-import re
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatch
 from graphlib import CycleError, TopologicalSorter
 
 import pytest
 
+from tests.support.packages import OURS, SOURCES, module_of, packages
 from tests.support.paths import ROOT
 
-OURS = ("schedagent", "agents", "verifier", "repo_store", "kernel_bpf")
-SOURCES = sorted(path.relative_to(ROOT).as_posix() for package in OURS for path in (ROOT / package).rglob("*.py"))
-
-
-def module_of(path: str) -> str:
-    """Return the dotted name of a file."""
-    return path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
-
-
 MODULES = frozenset(map(module_of, SOURCES))
-
-
-def may_import() -> dict[str, tuple[str, ...]]:
-    """Return which of our packages each package may import, as the docstring of its `__init__` says.
-
-    A package without such a line is bound by that of the package around it; its own modules it may import always.
-    """
-    allowed = {}
-    for path in SOURCES:
-        if not path.endswith("/__init__.py"):
-            continue
-        text = ast.get_docstring(ast.parse((ROOT / path).read_text(encoding="utf-8"))) or ""
-        if match := re.search(r"^May import: ([\w., ]+)\.$", text, re.MULTILINE):
-            package = module_of(path)
-            allowed[package] = (package, *(() if match[1] == "nothing of ours" else match[1].split(", ")))
-    return allowed
-
-
-LAYERS = may_import()
+LAYERS = {name: (name, *package.may_import) for name, package in packages().items()}
 """Which of our packages a package may import; the longest matching key decides."""
 
 AGENT_NODES = ("agents.observation", "agents.planning", "agents.execution", "agents.learning")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from schedagent.core.rules import GATES, RULES
 from tests import documentation
 from tests.support.fault_matrix import FAULTS, STEPS
+from tests.support.paths import ROOT
 
 
 @pytest.mark.parametrize("page", documentation.PAGES, ids=lambda page: page.name)
@@ -34,3 +37,23 @@ def test_every_rule_is_in_the_table_with_a_gate_and_a_test():
         assert cells[0] == str(number)
         assert any(gate in cells[2] for gate in GATES)
         assert cells[3].startswith("`broken-"), f"no test shows that rule {number} is checked"
+
+
+ARCHITECTURE = (ROOT / "ARCHITECTURE.md").read_text()
+
+
+def test_the_architecture_is_read_in_ten_minutes():
+    assert len(ARCHITECTURE.split()) <= 2000
+
+
+@pytest.mark.parametrize("page", ["ARCHITECTURE.md", "DECISIONS.md", "HACKING.md", "SECURITY.md", "VERIFIER.md"])
+def test_every_file_that_a_document_names_exists(page):
+    """Paths in backquotes; a bare file name may lie anywhere below a folder of ours."""
+    names = set(re.findall(r"`((?:[\w.-]+/)*[\w.-]+\.(?:py|md|toml|c|h|lock))`", (ROOT / page).read_text()))
+    assert page != "ARCHITECTURE.md" or len(names) >= 30
+    assert [name for name in sorted(names) if not there(name)] == []
+
+
+def there(name: str) -> bool:
+    """Whether a name is that of a file: from the root, or the end of a path of ours."""
+    return (ROOT / name).exists() or any(path.match(name) for path in ROOT.rglob(name.rpartition("/")[2]))

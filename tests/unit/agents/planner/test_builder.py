@@ -345,9 +345,9 @@ def test_what_is_made_of_good_parts_passes_the_static_gates(builder, library, pr
     cut=st.integers(0, len(SOURCE)),
     noise=st.text(max_size=30),
 )  # fmt: skip
-def test_any_proposal_is_made_or_refused_in_words(builder, way, policy, tunables, spec, cut, noise):
+def test_any_proposal_is_made_or_refused_in_words(builder, origin, policy, tunables, spec, cut, noise):
     source, change = SOURCE[:cut] + noise + SOURCE[cut:], diff(LONGER)[:cut] + noise
-    proposal = Proposal(way, policy, tunables, spec, change, source, noise, noise, noise, noise)
+    proposal = Proposal(origin, policy, tunables, spec, change, source, noise, noise, noise, noise)
     try:
         candidate = builder.make(proposal, PROFILE)
     except SchedagentError as error:
