@@ -70,8 +70,7 @@ def uses_history(spec: PolicySpec) -> bool:
 
 
 def _uses_bursts(spec: PolicySpec) -> bool:
-    timed = (DEADLINE, LONGEST_FIRST, SHORTEST_FIRST)
-    return any(kind.order in timed or kind.match.burst_us for kind in spec.classes)
+    return any(kind.order in (DEADLINE, SHORTEST_FIRST) or kind.match.burst_us for kind in spec.classes)
 
 
 def _uses_wakeups(spec: PolicySpec) -> bool:
@@ -367,8 +366,10 @@ def callbacks(spec: PolicySpec) -> Iterator[str]:
         stopping.append("note_rank(scx_bpf_task_cpu(p), NO_RANK);")
     yield callback("void", f"{name}_running", [_TASK], running)
     yield callback("void", f"{name}_stopping", [_TASK, "bool runnable"], stopping)
-    if _uses_bursts(spec):
-        yield callback("void", f"{name}_quiescent", [_TASK, "u64 deq_flags"], ["burst_end(p, deq_flags);"])
+    sleeping = ["burst_end(p, deq_flags);"] if _uses_bursts(spec) else []
+    sleeping += ["prelude_restart(p, deq_flags);"] if uses_history(spec) else []
+    if sleeping:
+        yield callback("void", f"{name}_quiescent", [_TASK, "u64 deq_flags"], sleeping)
     yield _init_task(spec)
     yield callback("s32", f"{name}_init", [], ["return create_queues(NR_CLASSES);"], sleepable=True)
     yield callback("void", f"{name}_exit", ["struct scx_exit_info *ei"], ["record_exit(ei);"])
@@ -439,6 +440,7 @@ def _init_task(spec: PolicySpec) -> str:
     calls = {
         "vtask_init": True,
         "burst_init": _uses_bursts(spec),
+        "prelude_init": uses_history(spec),
         "wakeups_init": _uses_wakeups(spec),
         "cgroup_name_init": _uses_cgroups(spec),
         "identity_init": uses_programs(spec) or uses_history(spec),
@@ -450,7 +452,7 @@ def _init_task(spec: PolicySpec) -> str:
 
 def ops_struct(spec: PolicySpec) -> str:
     """The ops struct, which stands last."""
-    optional = {"runnable": _uses_wakeups(spec), "quiescent": _uses_bursts(spec)}
+    optional = {"runnable": _uses_wakeups(spec), "quiescent": _uses_bursts(spec) or uses_history(spec)}
     lines = [f".{member} = (void *){spec.name}_{member}," for member in MEMBERS if optional.get(member, True)]
     lines += [".timeout_ms = WATCHDOG_MS,", ".exit_dump_len = DUMP_BYTES,", f'.name = "{spec.name}",']
     written = "\n".join(f"\t{line}" for line in lines)

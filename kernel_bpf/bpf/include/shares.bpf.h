@@ -80,4 +80,18 @@ static __always_inline u32 next_class(u32 nr_classes, s32 cpu, u32 tried,
 	return next;
 }
 
+/* For ops.dump: how much each class has had. */
+static __always_inline void dump_class_vtimes(u32 nr_classes)
+{
+	u64 *vtime;
+	u32 class;
+
+	scx_dump("class clock: %llu\n", class_clock);
+	bpf_for(class, 0, nr_classes) {
+		vtime = class_vtime(class);
+		if (vtime)
+			scx_dump("  class %u: vtime %llu\n", class, *vtime);
+	}
+}
+
 #endif
