@@ -21,7 +21,7 @@ OLDEST = (1, 4)
 
 
 class OpenOptions(ctypes.Structure):
-    """The first fields of `struct bpf_object_open_opts`; `sz` tells libbpf how many it is given.
+    """The first fields of `struct bpf_object_open_opts`; `sz` is how many bytes libbpf is given.
 
     Without object_name libbpf invents one from the buffer's address, and map names with it.
     """

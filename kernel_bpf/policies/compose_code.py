@@ -212,7 +212,7 @@ def _slice_ns(spec: PolicySpec) -> str:
 
 
 def _slice(spec: PolicySpec, task: str) -> str:
-    """The call that says a task's slice."""
+    """The call that returns a task's slice."""
     return f"slice_ns({task}, class)" if _adapts_slices(spec) else "class_slice(class)"
 
 
@@ -260,7 +260,7 @@ def _enter(spec: PolicySpec) -> str:
 
 
 def _charge(spec: PolicySpec) -> str:
-    """Account for CPU time, to the burst first: it may tell that the task is of another class now."""
+    """Account for CPU time, to the burst first: it may show that the task is of another class now."""
     about = "Account for the CPU time since the last time."
     burst = ["burst_add(p, used);"] if _uses_bursts(spec) else []
     if not _has_shares(spec):
@@ -300,7 +300,7 @@ def _serve(spec: PolicySpec) -> str:
 
     declared = ["u64 slack;", ""] if any(kind.order == DEADLINE for kind in spec.classes) else []
     passed_on = ["if (class != running)", "\tprev = NULL;"]
-    about = "Give the CPU to a task of @class, or let @prev go on if it is @running, of this class, and still first."
+    about = "Give the CPU to a task of @class, or let @prev continue if it is @running, of this class, and still first."
     parameters = ["u32 class", "s32 cpu", "struct task_struct *prev", "u32 running"]
     return function("bool", "serve", parameters, [*declared, *passed_on, *_switch(spec.classes, lines)], about)
 
@@ -316,7 +316,7 @@ def _serve_classes(spec: PolicySpec) -> str:
     elif spec.dispatch == SHARES:
         body, about = _BY_SHARES, "The class with the least CPU time for its share; if it has no task for us, the next."
     else:
-        body, about = _IN_TURN, "The classes in turn; those without a task for this CPU are passed over."
+        body, about = _ROUND_ROBIN, "Round robin; a class without a task for this CPU is passed over."
     return function("void", "serve_classes", ["s32 cpu", "struct task_struct *prev", "u32 running"], body, about)
 
 
@@ -334,7 +334,7 @@ _BY_SHARES = [
     "\ttried |= 1U << class;",
     "}",
 ]
-_IN_TURN = [
+_ROUND_ROBIN = [
     "u32 first = round_start(), step;",
     "",
     "bpf_for(step, 0, NR_CLASSES) {",

@@ -41,7 +41,7 @@ static __always_inline void burst_add(struct task_struct *p, u64 used_ns)
 		burst->current_ns += used_ns;
 }
 
-/* For ops.running, in a policy without vtime_stop(), which says what was used. */
+/* For ops.running, in a policy without vtime_stop(), which returns the same. */
 static __always_inline void burst_start(struct task_struct *p)
 {
 	struct burst *burst = burst_of(p);

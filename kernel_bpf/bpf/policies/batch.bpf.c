@@ -8,7 +8,7 @@
  * Algorithm: long slices, and a waking task goes back to the CPU it last used
  * if that one idles, even where another core would be faster to reach. Order
  * among the waiting is by weighted virtual time, so that long slices do not
- * cost fairness. Nothing preempts; a task that is alone just goes on.
+ * cost fairness. Nothing preempts; a task that is alone just continues.
  *
  * Loses: a woken task may wait for a whole slice of every CPU, so pipelines of
  * short steps, servers and desktops feel it at once.

@@ -12,7 +12,7 @@
  * starvation_ms at background_us; the earliest deadline goes first, so nobody
  * waits behind a newcomer for longer than that. A short-burst task that wakes
  * and finds no idle CPU preempts one that runs background work: only on a
- * wake-up and only such a CPU, or the preempted would kick in their turn and
+ * wake-up and only such a CPU, or the preempted would kick others in return and
  * nobody would finish. Background tasks share by weight, through their slices.
  *
  * Loses: a program that sleeps briefly on purpose is served like a desktop;

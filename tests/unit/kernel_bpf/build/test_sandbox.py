@@ -46,7 +46,7 @@ def seen(probe, tmp_path_factory, request) -> dict:
         os.set_inheritable(leaked.fileno(), True)
         patch.setenv("SCHEDAGENT_SECRET", "secret")
         if request.param == "without":
-            patch.setattr(sandbox, "filter_program", lambda: filter_program("none that is known"))
+            patch.setattr(sandbox, "filter_program", lambda: struct.pack("=HBBI", 0x06, 0, 0, 0x7FFF0000))
         ran = run(probe, "look")
     assert ran.status == 0, ran.stderr
     return {"filtered": request.param == "with the filter", **ast.literal_eval(ran.stdout.decode())}
