@@ -8,4 +8,4 @@ May import: schedagent.core.
 from pathlib import Path
 
 BPF = Path(__file__).resolve().parent / "bpf"
-"""The BPF C: `include` (the shared headers), `policies` and `specs`."""
+"""The BPF C: `include` (the shared headers) and `policies`."""

@@ -81,11 +81,11 @@ def compile_policy(
     entry = _entry(cache_dir, text, setting) if cache_dir else None
     compiled = _recall(entry) if entry else None
     if compiled is None:
-        object_bytes, said, read_files = _run_clang(text, setting)
-        compiled = object_bytes, said
+        object_bytes, messages, read_files = _run_clang(text, setting)
+        compiled = object_bytes, messages
         if entry:
             _remember(
-                entry, object_bytes, said, [setting.outside(file) for file in read_files if file != setting.source]
+                entry, object_bytes, messages, [setting.outside(file) for file in read_files if file != setting.source]
             )
     return PolicyArtifact(name, compiled[0], hashlib.sha256(text).hexdigest(), target.btf_build_id, compiled[1])
 
@@ -201,39 +201,39 @@ def prepare(source_name: str, target: KernelTarget, include_dirs: Sequence[Path]
 @functools.cache
 def _resource_folder(clang: Path) -> Path:
     """Return the folder of clang's own headers, which it could not find in the sandbox by itself."""
-    said = proc.run([clang, "--print-resource-dir"], timeout_s=30).stdout.decode(errors="replace")
-    return Path(said.strip())
+    printed = proc.run([clang, "--print-resource-dir"], timeout_s=30).stdout.decode(errors="replace")
+    return Path(printed.strip())
 
 
 def _system_headers() -> dict[str, Path]:
     """The headers of libbpf and of the kernel's user interface."""
-    found: dict[str, Path] = {}
+    headers: dict[str, Path] = {}
     for name in _SYSTEM_HEADERS:
         choices = (Path("/usr/include", name), Path("/usr/include", f"{platform.machine()}-linux-gnu", name))
-        found |= {f"/usr/include/{name}": path for path in choices if path.is_dir()}
-    return found
+        headers |= {f"/usr/include/{name}": path for path in choices if path.is_dir()}
+    return headers
 
 
 def _run_clang(text: bytes, setting: Setting) -> tuple[bytes, str, list[str]]:
-    """Return the object, what clang said, and every file it read, by its path inside."""
+    """Return the object, what clang printed, and every file it read, by its path inside."""
     with tempfile.TemporaryDirectory(prefix="schedagent-clang-") as folder:
         output, dependencies = Path(folder, "policy.o"), Path(folder, "policy.d")
         dependencies.touch()
         arguments = ["-c", "-o", "-", "-MD", "-MT", "policy.o", "-MF", dependencies.name]
         ran = setting.run(text, arguments, writes={dependencies.name: dependencies})
-        said = shown(ran.stderr)
+        messages = shown(ran.stderr)
         if ran.status != 0:
-            raise CompileError(f"{setting.source} does not compile:\n{said or f'status {ran.status}'}")
+            raise CompileError(f"{setting.source} does not compile:\n{messages or f'status {ran.status}'}")
         output.write_bytes(ran.stdout)
-        return _without_dwarf(output), said, _read_dependencies(dependencies.read_text(errors="replace"))
+        return _without_dwarf(output), messages, _read_dependencies(dependencies.read_text(errors="replace"))
 
 
-def shown(said: bytes) -> str:
-    """Return what clang said, fit for a terminal: no control characters, and only as much as anybody reads."""
-    lines = printable(said[:_SHOWN_BYTES].decode(errors="replace")).strip().splitlines()
-    told = [line for line in lines if not line.startswith("In file included from ")]  # up to 200 for one error
-    more = ["... and more"] if len(told) > _SHOWN_LINES or len(said) > _SHOWN_BYTES else []
-    return "\n".join([*told[:_SHOWN_LINES], *more])
+def shown(printed: bytes) -> str:
+    """Return what clang printed, fit for a terminal: no control characters, and only as much as anybody reads."""
+    lines = printable(printed[:_SHOWN_BYTES].decode(errors="replace")).strip().splitlines()
+    shown_lines = [line for line in lines if not line.startswith("In file included from ")]  # up to 200 for one error
+    more = ["... and more"] if len(shown_lines) > _SHOWN_LINES or len(printed) > _SHOWN_BYTES else []
+    return "\n".join([*shown_lines[:_SHOWN_LINES], *more])
 
 
 def _without_dwarf(compiled: Path) -> bytes:
@@ -272,7 +272,7 @@ def _recall(entry: Path) -> tuple[bytes, str] | None:
         header, _newline, object_bytes = entry.read_bytes().partition(b"\n")
         known = json.loads(header)
         if hashlib.sha256(object_bytes).hexdigest() != known["object"]:
-            log.warning("the compiled policy in %s is damaged: compiling anew", entry)
+            log.warning("the compiled policy in %s is damaged: compiling again", entry)
             return None
         if any(_digest(Path(path)) != digest for path, digest in known["headers"].items()):
             return None
@@ -281,13 +281,13 @@ def _recall(entry: Path) -> tuple[bytes, str] | None:
         return None
 
 
-def _remember(entry: Path, object_bytes: bytes, said: str, headers: Sequence[Path]) -> None:
+def _remember(entry: Path, object_bytes: bytes, messages: str, headers: Sequence[Path]) -> None:
     """Write a cache file beside its place and rename it; a full or read-only disk costs only the next run's time."""
     try:
         known = {
             "object": hashlib.sha256(object_bytes).hexdigest(),
             "headers": {str(path): _digest(path) for path in headers},
-            "log": said,
+            "log": messages,
         }
         entry.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".partial-", dir=entry.parent) as folder:

@@ -100,24 +100,24 @@ def run(
         raise SetupError(f"{program} is not installed", _INSTALL)
     allowed = limits or SandboxLimits()
     with ExitStack() as opened:
-        stdout, stderr, told, rules = (opened.enter_context(tempfile.TemporaryFile()).fileno() for _ in range(4))
+        stdout, stderr, report, rules = (opened.enter_context(tempfile.TemporaryFile()).fileno() for _ in range(4))
         os.pwrite(rules, filter_program(), 0)
-        walls = _walls({**_program_files(program), **reads}, writes or {}, told, rules)
+        walls = _walls({**_program_files(program), **reads}, writes or {}, report, rules)
         ended = proc.run(
             [*_limited(allowed), *walls, "--", program, *arguments],
             timeout_s=allowed.wall_s,
             output=(stdout, stderr),
-            pass_fds=[told, rules],
+            pass_fds=[report, rules],
         )
-        said = [_content(descriptor) for descriptor in (stdout, stderr, told)]
-    if b'"exit-code"' not in said[2]:
-        last = said[1].decode(errors="replace").strip().splitlines()[-1:] or [f"status {ended.returncode}"]
+        printed, errors, reported = map(_content, (stdout, stderr, report))
+    if b'"exit-code"' not in reported:
+        last = errors.decode(errors="replace").strip().splitlines()[-1:] or [f"status {ended.returncode}"]
         raise SetupError(f"the compiler sandbox cannot be set up: {last[0]}", _ALLOW)
-    return Ran(ended.returncode, said[0], said[1], _limit_hit(ended.returncode, said[1], allowed))
+    return Ran(ended.returncode, printed, errors, _limit_hit(ended.returncode, errors, allowed))
 
 
 def prove() -> str:
-    """Run a program in the sandbox, and say what it is.
+    """Run a program in the sandbox, and return what the sandbox is.
 
     Raises:
         SetupError: there is no working sandbox here: nothing of unknown origin will be compiled.
@@ -156,10 +156,10 @@ def _walls(reads: Mapping[str, Path], writes: Mapping[str, Path], status_fd: int
 
 @functools.cache
 def _bubblewrap() -> str:
-    found = shutil.which("bwrap")
-    if found is None:
+    path = shutil.which("bwrap")
+    if path is None:
         raise SetupError("bubblewrap is not installed, and without it nothing of unknown origin is compiled", _INSTALL)
-    return found
+    return path
 
 
 @functools.cache

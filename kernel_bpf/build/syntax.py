@@ -256,13 +256,13 @@ def _precompile(setting: Setting, target: KernelTarget, folder: Path) -> Path | 
 
 
 def _sound(folder: Path, key: str) -> Path | None:
-    """Return the precompiled header with this key whose content is what its name says; remove one that is damaged."""
+    """Return the precompiled header with this key whose digest is that in its name; remove one that is damaged."""
     for place in folder.glob(f"{key}-*.pch"):
         with place.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         if place.stem == f"{key}-{digest[:32]}":
             return place
-        log.warning("the precompiled kernel types in %s are damaged: making them anew", place)
+        log.warning("the precompiled kernel types in %s are damaged: making them again", place)
         place.unlink(missing_ok=True)
     return None
 

@@ -3,7 +3,7 @@
     prepare_target(vmlinuz)  ->  <cache>/btf/<build id>/{vmlinux, vmlinux.h, features.txt, manifest.json}
 
 A target folder is filled beside its final place and renamed into it, under a lock; every use checks it against its
-manifest, and a damaged one is built anew.
+manifest, and a damaged one is built again.
 """
 
 from __future__ import annotations
@@ -73,16 +73,16 @@ def prepare_target(vmlinuz: Path, release: str, cache_dir: Path) -> KernelTarget
     """
     root = cache_dir / "btf"
     try:
-        found = _cached(root, vmlinuz)
-        if found is None:
+        folder = _cached(root, vmlinuz)
+        if folder is None:
             root.mkdir(parents=True, exist_ok=True)
             with _locked(root / ".lock"):
-                found = _cached(root, vmlinuz) or _build(root, vmlinuz)
+                folder = _cached(root, vmlinuz) or _build(root, vmlinuz)
     except OSError as error:
         raise SetupError(
             f"cannot prepare the types of kernel {release}: {error}", f"needs about 80 MB, writable, in {cache_dir}"
         ) from None
-    return KernelTarget(release, found.name, found / _VMLINUX, found)
+    return KernelTarget(release, folder.name, folder / _VMLINUX, folder)
 
 
 def features(target: KernelTarget) -> frozenset[str]:
@@ -115,14 +115,14 @@ def enum_values(target: KernelTarget) -> Mapping[str, int]:
 
 
 def find_bpftool() -> str:
-    """Return the path of bpftool, or its bare name if it is not installed: running that says what to do."""
+    """Return the path of bpftool, or its bare name if it is not installed: running that reports what to do."""
     return shutil.which("bpftool") or shutil.which("bpftool", path=_SYSTEM_FOLDERS) or "bpftool"
 
 
 def extract_elf(image: bytes) -> bytes:
     """Return the vmlinux inside a kernel image.
 
-    The place of the payload in a bzImage is told by its setup header (Documentation/arch/x86/boot.rst), and the
+    The place of the payload in a bzImage is in its setup header (Documentation/arch/x86/boot.rst), and the
     payload's last four bytes hold its uncompressed length (arch/x86/boot/compressed/Makefile).
 
     Raises:
@@ -238,7 +238,7 @@ def _sound(place: Path) -> bool:
     except (OSError, ValueError, AttributeError):
         return False
     if damaged:
-        log.warning("the kernel types in %s are damaged (%s): reading them anew", place, ", ".join(damaged))
+        log.warning("the kernel types in %s are damaged (%s): reading them again", place, ", ".join(damaged))
     return not damaged
 
 
@@ -260,21 +260,21 @@ def _dump_header(vmlinux: Path) -> bytes:
 
 def _probe(vmlinux: Path) -> set[str]:
     """List what sched_ext has in this kernel, from its BTF; see `features`."""
-    found: set[str] = set()
+    present: set[str] = set()
     try:
         with Btf.parse(vmlinux) as btf:
-            found.update(f"sched_ext_ops.{member}" for member in btf.members("sched_ext_ops"))
+            present.update(f"sched_ext_ops.{member}" for member in btf.members("sched_ext_ops"))
             for type_id, kind, name in btf.named(BtfKind.FUNC, BtfKind.STRUCT, BtfKind.ENUM, BtfKind.ENUM64):
                 if kind in (BtfKind.ENUM, BtfKind.ENUM64):
                     if name.startswith("scx_"):
-                        found.update(btf.enumerators(type_id))
+                        present.update(btf.enumerators(type_id))
                 elif name.startswith(("scx_bpf_", "__scx_bpf_")) or (
                     kind == BtfKind.STRUCT and name.startswith("scx_")
                 ):
-                    found.add(name)
+                    present.add(name)
     except BpfError as error:
         raise SetupError(f"{vmlinux.name} holds no usable BTF: {error.message}") from None
-    return found
+    return present
 
 
 @contextmanager

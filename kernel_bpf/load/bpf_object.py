@@ -84,8 +84,8 @@ class BpfObject:
     def tunables(self) -> dict[str, Variable]:
         """Return the `const volatile` variables, by name; a loader may set those that are integers."""
         if self._tunables is None:
-            found = self.variables(TUNABLES)
-            self._tunables = {name: variable for name, variable in found.items() if variable.volatile}
+            declared = self.variables(TUNABLES)
+            self._tunables = {name: variable for name, variable in declared.items() if variable.volatile}
         return self._tunables
 
     def variables(self, section: str) -> dict[str, Variable]:
@@ -118,7 +118,7 @@ class BpfObject:
 
     def struct_ops(self) -> dict[str, Variable]:
         """Return the struct_ops variables by name, which is that of their map, too."""
-        return {name: found for section in STRUCT_OPS for name, found in self.variables(section).items()}
+        return {name: variable for section in STRUCT_OPS for name, variable in self.variables(section).items()}
 
     def read_ops(self, ops: Variable, member: str) -> bytes:
         """Return what the source gave a member of a struct_ops variable; empty if its struct has no such member."""
@@ -165,8 +165,8 @@ class BpfObject:
 
     def find_map(self, name: str) -> int | None:
         """Return the pointer of a map by its name; a section's map goes by the section's name (.data)."""
-        found: int | None = libbpf().bpf_object__find_map_by_name(self._pointer, name.encode())
-        return found
+        pointer: int | None = libbpf().bpf_object__find_map_by_name(self._pointer, name.encode())
+        return pointer
 
     def fill_map(self, name: str, entries: Mapping[int, int]) -> None:
         """Write unsigned keys and values into a loaded hash map.
@@ -271,8 +271,8 @@ class BpfObject:
     def detach(self) -> None:
         """Unpin, undo and destroy all links, the newest first; idempotent.
 
-        A link ends with its last file, and a process that was forked since holds one: so it is told to end, too. Links
-        that cannot be told (EOPNOTSUPP: tracing programs) or have ended already answer with an error of no interest.
+        A link ends with its last file, and a process that was forked since holds one: so it is detached, too. Links
+        that cannot be detached (EOPNOTSUPP: tracing programs) or have ended answer with an error of no interest.
         """
         self.unpin()
         for link in reversed(self._links):
@@ -326,15 +326,15 @@ def _section_file(section: str) -> str:
 def last_lines(log: str, lines: int = _LOG_LINES) -> str:
     """Cut libbpf's log down to what explains a refusal: the end of the first refused program's verifier log.
 
-    Without such a log (an unknown kfunc, a failed relocation) the end of libbpf's own messages says why.
+    Without such a log (an unknown kfunc, a failed relocation) the end of libbpf's own messages gives the reason.
     """
     before, begin, rest = log.partition("-- BEGIN PROG LOAD LOG --")
     if not begin:
         return "\n".join(log.rstrip().splitlines()[-lines:])
     verifier_log = rest.partition("-- END PROG LOAD LOG --")[0]
-    told = [line for line in verifier_log.splitlines() if line.strip() and not line.startswith("processed ")]
+    verdict = [line for line in verifier_log.splitlines() if line.strip() and not line.startswith("processed ")]
     program = [line for line in before.splitlines() if "BPF program load failed" in line][-1:]
-    return "\n".join(program + told[-lines:])
+    return "\n".join(program + verdict[-lines:])
 
 
 def count_loaded() -> tuple[int, int]:
@@ -344,12 +344,12 @@ def count_loaded() -> tuple[int, int]:
 
 def _count(next_id: str) -> int:
     """Walk the kernel's ids with a call that answers ENOENT behind the last one."""
-    number, found = ctypes.c_uint32(0), 0
+    number, count = ctypes.c_uint32(0), 0
     while True:
         try:
             call(next_id, number, ctypes.byref(number))
         except BpfError as error:
             if error.errno == errno.ENOENT:
-                return found
+                return count
             raise
-        found += 1
+        count += 1

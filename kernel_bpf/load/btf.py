@@ -142,14 +142,14 @@ class Btf:
         section_id = libbpf().btf__find_by_name_kind(self._pointer, section.encode(), BtfKind.DATASEC)
         if section_id <= 0:
             return {}
-        found = {}
+        variables = {}
         for type_id, offset, size_bytes in self._words(section_id, words_each=3):
             variable = self._type(type_id)
             volatile, integer, resolved = self._resolve(variable.size_or_type)
             name = self._name(variable)
             struct_name, members = self._struct(resolved)
-            found[name] = Variable(name, offset, size_bytes, volatile, integer, struct_name, members)
-        return found
+            variables[name] = Variable(name, offset, size_bytes, volatile, integer, struct_name, members)
+        return variables
 
     def members(self, struct: str) -> list[str]:
         """Return the names of a struct's members in order; empty if there is no such struct."""
@@ -206,7 +206,7 @@ class Btf:
         return _Type.from_address(call("btf__type_by_id", self._pointer, type_id, about=f"type {type_id}"))
 
     def _words(self, type_id: int, words_each: int, count: int = -1) -> Iterator[tuple[int, ...]]:
-        """Yield the 32-bit words that follow a type's header, in groups; as many groups as its vlen says."""
+        """Yield the 32-bit words that follow a type's header, in groups; as many groups as its vlen counts."""
         described = self._type(type_id)
         groups = described.info & 0xFFFF if count < 0 else count
         words = (c_uint32 * (groups * words_each)).from_address(ctypes.addressof(described) + _HEADER_BYTES)
@@ -240,7 +240,7 @@ def kernel_constants(prefix: str, path: Path = KERNEL_BTF) -> Mapping[str, int]:
     """Return the constants of a kernel's enums whose name starts with `prefix`.
 
     Args:
-        path: a raw BTF file; that of the running kernel unless a test says otherwise.
+        path: a raw BTF file; that of the running kernel unless a test gives another.
 
     Raises:
         BpfError: it cannot be read, or is no BTF.
@@ -254,11 +254,11 @@ def kernel_constants(prefix: str, path: Path = KERNEL_BTF) -> Mapping[str, int]:
         raise BpfError(f"{path} is no BTF: it starts with {magic:#x}")
     words = memoryview(raw)[header + types : header + types + types_size].cast("I")
     texts = raw[header + strings : header + strings + strings_size]
-    wanted, found = prefix.encode(), {}
+    wanted, constants = prefix.encode(), {}
     for name_offset, value in _enum_constants(words):
         if texts.startswith(wanted, name_offset):
-            found[texts[name_offset : texts.index(0, name_offset)].decode()] = value
-    return found
+            constants[texts[name_offset : texts.index(0, name_offset)].decode()] = value
+    return constants
 
 
 def _enum_constants(words: memoryview) -> Iterator[tuple[int, int]]:

@@ -1,6 +1,6 @@
 """Why a policy ended, as its own exit callback recorded it: ours, and those written elsewhere.
 
-The kernel tells the reason to nobody but the policy. By convention a policy copies `struct scx_exit_info` into a global
+The kernel gives the reason to nobody but the policy. By convention a policy copies `struct scx_exit_info` into a global
 `struct user_exit_info`, whose members have the same names everywhere but lie where each project put them, so they are
 found by name in the object's BTF.
 """
@@ -83,8 +83,8 @@ class ExitInfo:
         return cls(kind, _EXIT_KINDS.get(kind, f"kind {kind}"), code, reason, message, dump)
 
     def __str__(self) -> str:
-        told = ": ".join(part for part in (self.reason, self.message) if part)
-        return f"{self.kind_name} (kind {self.kind}, code {self.code:#x}): {told or 'no reason given'}"
+        reasons = ": ".join(part for part in (self.reason, self.message) if part)
+        return f"{self.kind_name} (kind {self.kind}, code {self.code:#x}): {reasons or 'no reason given'}"
 
 
 def _text(raw: bytes) -> str:
@@ -123,7 +123,7 @@ class ExitRecord:
     def make_room(self, policy: BpfObject) -> None:
         """Before load: give a dump that is an array of its own its size.
 
-        Objects of the scx project declare one byte, and a constant NAME_dump_len that says how much there really is.
+        Objects of the scx project declare one byte, and a constant NAME_dump_len that holds how much there really is.
         """
         length = f"{self.variable.name}_dump_len"
         if self.dump_section and length in policy.tunables():

@@ -1,5 +1,5 @@
 """libbpf through ctypes: declared signatures, errno handling and libbpf's own log. Nothing else.
-Signatures follow libbpf 1.4's libbpf.h, bpf.h and btf.h; newer symbols are probed with `has`.
+Signatures follow libbpf 1.4's libbpf.h, bpf.h and btf.h; no newer symbol is used.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ OLDEST = (1, 4)
 
 
 class OpenOptions(ctypes.Structure):
-    """The first fields of `struct bpf_object_open_opts`; `sz` tells libbpf how many it is given.
+    """The first fields of `struct bpf_object_open_opts`; `sz` is how many bytes libbpf is given.
 
     Without object_name libbpf invents one from the buffer's address, and map names with it.
     """
@@ -143,11 +143,6 @@ def libbpf() -> ctypes.CDLL:
         raise SetupError(f"libbpf {version[0]}.{version[1]} is too old, 1.4 is the first that works", "run: make setup")
     library.libbpf_set_print(ctypes.cast(_print_callback, c_void_p))
     return library
-
-
-def has(symbol: str) -> bool:
-    """Say whether this libbpf has a symbol: newer functions are probed, never guessed from the version."""
-    return hasattr(libbpf(), symbol)
 
 
 def call(function: str, *arguments: Any, about: str = "") -> int:

@@ -55,7 +55,7 @@ def load_module(path: Path) -> None:
 class SleepingThreads:
     """Threads that run no Python: each wakes, runs for some microseconds and sleeps again whenever `wake` is called.
 
-    Each waits for a mutex that nobody ever unlocks; a signal with a handler wakes it, and it goes on waiting.
+    Each waits for a mutex that nobody ever unlocks; a signal with a handler wakes it, and it waits again.
     They inherit the affinity of the thread that makes them, and end with the process.
     """
 

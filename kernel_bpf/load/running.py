@@ -46,7 +46,7 @@ def running_build_id(notes: Path = NOTES) -> str:
 def core_scheduled_process(proc: Path = Path("/proc")) -> int | None:
     """Return the id of a process that shares CPU cores only with chosen others (core scheduling), None if none does.
 
-    The kernel has no single place that says so: each task's cookie is asked for (prctl(2): PR_SCHED_CORE).
+    The kernel has no single place for it: each task's cookie is asked for (prctl(2): PR_SCHED_CORE).
     Source: kernel/sched/core_sched.c; ENODEV without SMT, EINVAL if it was not compiled in.
     """
     prctl = ctypes.CDLL(None, use_errno=True).prctl

@@ -1,4 +1,4 @@
-"""sched_ext control: load, attach, confirm, detach, and what the kernel itself says.
+"""sched_ext control: load, attach, confirm, detach, and what the kernel itself shows.
 Kernel facts: kernel/sched/ext.c and Documentation/scheduler/sched-ext.rst.
 """
 
@@ -29,7 +29,7 @@ _POLL_S = 0.01
 
 @dataclass(frozen=True)
 class KernelState:
-    """What sysfs says about sched_ext.
+    """What sysfs shows of sched_ext.
 
     Args:
         available: this kernel has sched_ext.
@@ -122,7 +122,7 @@ class LoadedPolicy:
             history: identity -> expected CPU time in ns, for the map `task_history`.
             classes: identity -> class number, for the map `task_class`.
             watchdog_ms: upper limit of the policy's own timeout_ms; 0 for none.
-            partial: let it schedule only tasks of policy SCHED_EXT, whatever its source says; else as that says.
+            partial: let it schedule only tasks of policy SCHED_EXT, whatever its source has; else as the source has it.
 
         Raises:
             SetupError: this kernel has no sched_ext, or this process may not load BPF.
@@ -162,7 +162,7 @@ class LoadedPolicy:
         Args:
             object_bytes: what that process loaded.
             folder: where it was pinned.
-            enable_seq: what `enable_seq` was there; tells it from a later policy of the same name.
+            enable_seq: what `enable_seq` was there; distinguishes it from a later policy of the same name.
 
         Raises:
             PolicyError: the object is none.
@@ -258,7 +258,7 @@ class LoadedPolicy:
     def enabled(self) -> bool:
         """Whether this very policy schedules tasks now, by sysfs and by its own exit info.
 
-        The kernel may append to the name; enable_seq tells us from a later policy of the same name.
+        The kernel may append to the name; enable_seq distinguishes us from a later policy of the same name.
         """
         state = kernel_state()
         ours = state.ops.startswith(self.ops_name) and state.enable_seq == self._enable_seq
@@ -271,7 +271,7 @@ class LoadedPolicy:
         return self._exit
 
     def detach(self, timeout_s: float = 10.0) -> ExitInfo | None:
-        """Return every task to the default scheduler, wait until sysfs says so, and tell how the policy ended.
+        """Return every task to the default scheduler, wait until sysfs confirms it, and return how the policy ended.
 
         Raises:
             BpfError: the policy is still in charge after `timeout_s`.
@@ -290,7 +290,7 @@ class LoadedPolicy:
 
     @property
     def records_exit(self) -> bool:
-        """Whether the policy records why it ended; of one that does not, sysfs alone says that it did."""
+        """Whether the policy records why it ended; of one that does not, sysfs alone shows that it did."""
         return self._record is not None
 
     def verifier_stats(self) -> dict[str, dict[str, int]]:
@@ -303,10 +303,10 @@ class LoadedPolicy:
         return state.state == "disabled" or another
 
     def _rejected(self, why: str, hint: str = "") -> KernelRejected:
-        """Undo a failed attach and build the error that tells why."""
+        """Undo a failed attach and build the error that gives the reason."""
         info = self.detach()
-        told = f"\nthe kernel ended it: {info}" if info else "" if self._record else f"\n{NO_RECORD}"
-        return KernelRejected(f"the kernel did not enable {self.name}: {why}{told}", hint)
+        ending = f"\nthe kernel ended it: {info}" if info else "" if self._record else f"\n{NO_RECORD}"
+        return KernelRejected(f"the kernel did not enable {self.name}: {why}{ending}", hint)
 
 
 def _busy_hint(error: BpfError, state: KernelState) -> str:
@@ -318,11 +318,11 @@ def _busy_hint(error: BpfError, state: KernelState) -> str:
 
 def _find_ops(policy: BpfObject) -> Variable:
     """Return the object's ops struct; raise PolicyError unless it has exactly one struct_ops, of the right type."""
-    found = list(policy.struct_ops().values())
-    if len(found) != 1 or found[0].struct != OPS_STRUCT:
-        names = ", ".join(f"{ops.struct} {ops.name}" for ops in found) or "none"
+    declared = list(policy.struct_ops().values())
+    if len(declared) != 1 or declared[0].struct != OPS_STRUCT:
+        names = ", ".join(f"{ops.struct} {ops.name}" for ops in declared) or "none"
         raise PolicyError(f"{policy.name} must define one struct {OPS_STRUCT}, it has: {names}", "define one")
-    return found[0]
+    return declared[0]
 
 
 def _limit_watchdog(policy: BpfObject, ops: Variable, limit_ms: int) -> None:
@@ -346,10 +346,10 @@ def _kernel_values(policy: BpfObject) -> dict[str, int]:
 
     Objects of the scx project take the enum values of the kernel from such variables; what it does not have stays 0.
     """
-    asked = [
+    wanted = [
         name
         for name, variable in policy.tunables().items()
         if name.startswith(f"__{CONSTANT_PREFIX}") and variable.size_bytes == 8 and not policy.tunable_value(name)
     ]
-    known = kernel_constants(CONSTANT_PREFIX) if asked else {}
-    return {name: known[name[2:]] for name in asked if name[2:] in known}
+    known = kernel_constants(CONSTANT_PREFIX) if wanted else {}
+    return {name: known[name[2:]] for name in wanted if name[2:] in known}

@@ -1,6 +1,6 @@
 """What this machine is and does now, as far as scheduling goes: kernel, CPUs, sched_ext, pressure, load.
 
-Everything is read from /proc and /sys, nothing is changed, and what a kernel does not tell is left out.
+Everything is read from /proc and /sys, nothing is changed, and what a kernel does not show is left out.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ class CpuPlace:
 
     Args:
         number: of the CPU.
-        package, core: physical package, and core inside it; -1 if the kernel does not say.
+        package, core: physical package, and core inside it; -1 if the kernel does not show it.
         siblings: CPUs that share its core (hardware threads).
-        llc: CPUs that share its last level cache; empty if the kernel does not say.
-        node: NUMA node; -1 if the kernel does not say.
+        llc: CPUs that share its last level cache; empty if the kernel does not show it.
+        node: NUMA node; -1 if the kernel does not show it.
     """
 
     number: int
@@ -36,11 +36,11 @@ class CpuPlace:
 
 @dataclass(frozen=True)
 class SystemState:
-    """One look at a machine.
+    """One reading of a machine.
 
     Args:
         release: uname -r.
-        config: build options of the kernel that matter here, where /boot or /proc tells them.
+        config: build options of the kernel that matter here, where /boot or /proc has them.
         cpus: the online CPUs.
         memory_mib: of the machine; 0 if unknown.
         load: load averages over 1, 5 and 15 minutes, as /proc/loadavg has them.
@@ -60,7 +60,7 @@ class SystemState:
 
 
 def read_system(root: Path = Path("/")) -> SystemState:
-    """Look at the machine.
+    """Read what the machine is and does.
 
     Args:
         root: folder with proc, sys and boot in it.
@@ -77,15 +77,15 @@ def read_system(root: Path = Path("/")) -> SystemState:
         memory_mib=_memory_mib(root / "proc/meminfo"),
         load=" ".join(_text(root / "proc/loadavg").split()[:3]),
         pressure={name: text.splitlines()[0] for name, text in pressure.items() if text},
-        sched_ext={name: found for name in files if (found := _text(state / name))},
+        sched_ext={name: content for name in files if (content := _text(state / name))},
         governor=_text(cpus / "cpu0/cpufreq/scaling_governor"),
     )
 
 
 def _online(folder: Path) -> list[Path]:
     """The folders of the online CPUs, by number; a CPU that cannot be taken offline has no file `online`."""
-    found = [path for path in folder.glob("cpu*") if _CPU.fullmatch(path.name)]
-    return sorted((path for path in found if _text(path / "online") != "0"), key=_number_of)
+    cpus = [path for path in folder.glob("cpu*") if _CPU.fullmatch(path.name)]
+    return sorted((path for path in cpus if _text(path / "online") != "0"), key=_number_of)
 
 
 def _number_of(path: Path) -> int:
@@ -95,7 +95,7 @@ def _number_of(path: Path) -> int:
 def _place(path: Path) -> CpuPlace:
     topology = path / "topology"
     levels = {_integer(cache / "level"): cache for cache in sorted(path.glob("cache/index*"))}
-    node = next((int(found.name.removeprefix("node")) for found in path.glob("node[0-9]*")), -1)
+    node = next((int(link.name.removeprefix("node")) for link in path.glob("node[0-9]*")), -1)
     return CpuPlace(
         number=_number_of(path),
         package=_integer(topology / "physical_package_id"),
@@ -113,8 +113,8 @@ def _config(path: Path) -> dict[str, str]:
 
 
 def _memory_mib(path: Path) -> int:
-    found = re.search(r"^MemTotal:\s*([0-9]+) kB", _text(path), re.MULTILINE)
-    return int(found.group(1)) >> 10 if found else 0
+    total = re.search(r"^MemTotal:\s*([0-9]+) kB", _text(path), re.MULTILINE)
+    return int(total.group(1)) >> 10 if total else 0
 
 
 def _integer(path: Path) -> int:
@@ -123,7 +123,7 @@ def _integer(path: Path) -> int:
 
 
 def _text(path: Path) -> str:
-    """Return what a file says; empty if it is not there or not ours to read."""
+    """Return what a file contains; empty if it is not there or not ours to read."""
     try:
         return path.read_text(encoding="utf-8", errors="replace").strip()
     except OSError:

@@ -70,8 +70,7 @@ def uses_history(spec: PolicySpec) -> bool:
 
 
 def _uses_bursts(spec: PolicySpec) -> bool:
-    timed = (DEADLINE, LONGEST_FIRST, SHORTEST_FIRST)
-    return any(kind.order in timed or kind.match.burst_us for kind in spec.classes)
+    return any(kind.order in (DEADLINE, SHORTEST_FIRST) or kind.match.burst_us for kind in spec.classes)
 
 
 def _uses_wakeups(spec: PolicySpec) -> bool:
@@ -213,7 +212,7 @@ def _slice_ns(spec: PolicySpec) -> str:
 
 
 def _slice(spec: PolicySpec, task: str) -> str:
-    """The call that says a task's slice."""
+    """The call that returns a task's slice."""
     return f"slice_ns({task}, class)" if _adapts_slices(spec) else "class_slice(class)"
 
 
@@ -261,7 +260,7 @@ def _enter(spec: PolicySpec) -> str:
 
 
 def _charge(spec: PolicySpec) -> str:
-    """Account for CPU time, to the burst first: it may tell that the task is of another class now."""
+    """Account for CPU time, to the burst first: it may show that the task is of another class now."""
     about = "Account for the CPU time since the last time."
     burst = ["burst_add(p, used);"] if _uses_bursts(spec) else []
     if not _has_shares(spec):
@@ -301,7 +300,7 @@ def _serve(spec: PolicySpec) -> str:
 
     declared = ["u64 slack;", ""] if any(kind.order == DEADLINE for kind in spec.classes) else []
     passed_on = ["if (class != running)", "\tprev = NULL;"]
-    about = "Give the CPU to a task of @class, or let @prev go on if it is @running, of this class, and still first."
+    about = "Give the CPU to a task of @class, or let @prev continue if it is @running, of this class, and still first."
     parameters = ["u32 class", "s32 cpu", "struct task_struct *prev", "u32 running"]
     return function("bool", "serve", parameters, [*declared, *passed_on, *_switch(spec.classes, lines)], about)
 
@@ -317,7 +316,7 @@ def _serve_classes(spec: PolicySpec) -> str:
     elif spec.dispatch == SHARES:
         body, about = _BY_SHARES, "The class with the least CPU time for its share; if it has no task for us, the next."
     else:
-        body, about = _IN_TURN, "The classes in turn; those without a task for this CPU are passed over."
+        body, about = _ROUND_ROBIN, "Round robin; a class without a task for this CPU is passed over."
     return function("void", "serve_classes", ["s32 cpu", "struct task_struct *prev", "u32 running"], body, about)
 
 
@@ -335,7 +334,7 @@ _BY_SHARES = [
     "\ttried |= 1U << class;",
     "}",
 ]
-_IN_TURN = [
+_ROUND_ROBIN = [
     "u32 first = round_start(), step;",
     "",
     "bpf_for(step, 0, NR_CLASSES) {",
@@ -367,8 +366,10 @@ def callbacks(spec: PolicySpec) -> Iterator[str]:
         stopping.append("note_rank(scx_bpf_task_cpu(p), NO_RANK);")
     yield callback("void", f"{name}_running", [_TASK], running)
     yield callback("void", f"{name}_stopping", [_TASK, "bool runnable"], stopping)
-    if _uses_bursts(spec):
-        yield callback("void", f"{name}_quiescent", [_TASK, "u64 deq_flags"], ["burst_end(p, deq_flags);"])
+    sleeping = ["burst_end(p, deq_flags);"] if _uses_bursts(spec) else []
+    sleeping += ["prelude_restart(p, deq_flags);"] if uses_history(spec) else []
+    if sleeping:
+        yield callback("void", f"{name}_quiescent", [_TASK, "u64 deq_flags"], sleeping)
     yield _init_task(spec)
     yield callback("s32", f"{name}_init", [], ["return create_queues(NR_CLASSES);"], sleepable=True)
     yield callback("void", f"{name}_exit", ["struct scx_exit_info *ei"], ["record_exit(ei);"])
@@ -439,6 +440,7 @@ def _init_task(spec: PolicySpec) -> str:
     calls = {
         "vtask_init": True,
         "burst_init": _uses_bursts(spec),
+        "prelude_init": uses_history(spec),
         "wakeups_init": _uses_wakeups(spec),
         "cgroup_name_init": _uses_cgroups(spec),
         "identity_init": uses_programs(spec) or uses_history(spec),
@@ -450,7 +452,7 @@ def _init_task(spec: PolicySpec) -> str:
 
 def ops_struct(spec: PolicySpec) -> str:
     """The ops struct, which stands last."""
-    optional = {"runnable": _uses_wakeups(spec), "quiescent": _uses_bursts(spec)}
+    optional = {"runnable": _uses_wakeups(spec), "quiescent": _uses_bursts(spec) or uses_history(spec)}
     lines = [f".{member} = (void *){spec.name}_{member}," for member in MEMBERS if optional.get(member, True)]
     lines += [".timeout_ms = WATCHDOG_MS,", ".exit_dump_len = DUMP_BYTES,", f'.name = "{spec.name}",']
     written = "\n".join(f"\t{line}" for line in lines)

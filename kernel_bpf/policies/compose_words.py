@@ -1,4 +1,4 @@
-"""What a composed policy says about itself: its header comment, its tunables, its .toml.
+"""How a composed policy describes itself: its header comment, its tunables, its .toml.
 
 Everything follows from the spec: the goal is the spec's, the algorithm and the limits are those of its primitives.
 """
@@ -60,7 +60,7 @@ _PLACEMENTS = {
 _DISPATCHES = {
     PRIORITY: "A CPU serves the class of the highest priority that has a task for it",
     SHARES: "A CPU serves the class that used the least CPU time for its share",
-    ROUND_ROBIN: "A CPU serves the classes in turn",
+    ROUND_ROBIN: "A CPU serves the classes round robin",
 }
 _LOSSES = {
     FIFO: "Tasks that sleep often wait behind those that compute.",
@@ -76,7 +76,7 @@ _LOSSES = {
 
 @dataclass(frozen=True)
 class Setting:
-    """A tunable as both files tell it.
+    """A tunable as both files describe it.
 
     Args:
         tunable: for the .toml.
@@ -106,10 +106,10 @@ def _share(spec: PolicySpec) -> tuple[str, ...]:
 
 
 def _setting(name: str, accepted: Number, value: int, c_type: str = "u64", about: str = "") -> Setting:
-    said = _lower(accepted.about) if about else accepted.about
+    description = _lower(accepted.about) if about else accepted.about
     effect = f"{about}{_lower(accepted.effect) if about else accepted.effect}"
     tunable = Tunable(name, c_type, accepted.unit, accepted.minimum, accepted.maximum, value, effect)
-    return Setting(tunable, f"{about}{said}")
+    return Setting(tunable, f"{about}{description}")
 
 
 def _lower(sentence: str) -> str:
@@ -154,7 +154,7 @@ def _description(spec: PolicySpec) -> str:
     if len(spec.classes) == 1:
         return f"one class of tasks, {_ORDERS[spec.classes[0].order].partition(':')[0]}."
     names = [kind.name for kind in spec.classes]
-    how = {PRIORITY: "by priority", SHARES: "by shares", ROUND_ROBIN: "in turn"}[spec.dispatch]
+    how = {PRIORITY: "by priority", SHARES: "by shares", ROUND_ROBIN: "round robin"}[spec.dispatch]
     return f"classes {', '.join(names[:-1])} and {names[-1]}, served {how}."
 
 
@@ -198,15 +198,15 @@ def _range(bounds: Bounds) -> str:
 
 
 def _limitations(spec: PolicySpec) -> str:
-    said = [_LOSSES[order] for order in _LOSSES if any(kind.order == order for kind in spec.classes)]
+    losses = [_LOSSES[order] for order in _LOSSES if any(kind.order == order for kind in spec.classes)]
     if spec.dispatch == PRIORITY and len(spec.classes) > 1:
-        said.append("A class of low priority may get no more than the starvation bound grants.")
+        losses.append("A class of low priority may get no more than the starvation bound grants.")
     if spec.preempts:
-        said.append("Preemption costs those of lower priority the rest of their slices.")
+        losses.append("Preemption costs those of lower priority the rest of their slices.")
     if declares(spec):
-        said.append(f"It does not seek to satisfy the oracles for: {', '.join(declares(spec))}.")
-    said.append("All CPUs share the queue of a class, which costs warm caches on large machines.")
-    return " ".join(said)
+        losses.append(f"It does not seek to satisfy the oracles for: {', '.join(declares(spec))}.")
+    losses.append("All CPUs share the queue of a class, which costs warm caches on large machines.")
+    return " ".join(losses)
 
 
 def declares(spec: PolicySpec) -> tuple[str, ...]:

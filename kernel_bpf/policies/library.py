@@ -1,4 +1,4 @@
-"""The policy library: what each `<name>.toml` beside its `<name>.bpf.c` says.
+"""The policy library: what each `<name>.toml` documents beside its `<name>.bpf.c`.
 
 Writing one is the business of kernel_bpf.policies.manifest.
 """
@@ -76,7 +76,7 @@ def _read(path: Path, source: Path) -> PolicyInfo:
 
 
 def read_manifest(text: str, where: str, source: Path) -> PolicyInfo:
-    """Return what a manifest says of the policy whose source is at `source`, which is not looked at.
+    """Return the policy that a manifest documents; its source at `source` is not read.
 
     Args:
         where: name of the manifest, for messages.

@@ -1,7 +1,7 @@
-"""What the source of a policy says about itself, for policies that nobody documented by hand: written by a model, or
+"""What a policy's source states about itself, for policies that nobody documented by hand: written by a model or
 patched.
 
-The conventions are those of the bundled policies, and simple enough to be told in a prompt:
+The conventions are those of the bundled policies, and simple enough for a prompt:
 
     struct sched_ext_ops NAME = { ... .name = "NAME" }      one in each source
     /* Effect of the tunable, in words. 500 to 100000. */   the range ends the comment before it
@@ -117,22 +117,22 @@ def tunables(source: str, known: Mapping[str, Tunable]) -> tuple[Tunable, ...]:
     """Return the tunables of a source, in its order.
 
     Args:
-        known: documented before, by name: their range, unit and effect are kept, their default is the source's.
+        known: documented before, by name: their range, unit and effect stay, their default is the source's.
 
     Raises:
-        PolicyError: a tunable's type or default cannot be read, or nothing says its range.
+        PolicyError: a tunable's type or default cannot be read, or nothing gives its range.
     """
-    found: dict[str, Tunable] = {}
+    described: dict[str, Tunable] = {}
     comment, end = "", 0
     for match in _TUNABLE.finditer(_code(source)):
         before = source[end : match.start()].rstrip()
-        if before or not found:  # one comment may stand for several that follow each other
+        if before or not described:  # one comment may stand for several that follow each other
             comment = before[before.rfind("/*") :] if before.endswith("*/") else ""
         end = match.end()
         name = match["name"]
         if not name.startswith("__"):  # by the convention of the scx headers the loader sets these
-            found[name] = _tunable(match, comment, known.get(name))
-    return tuple(found.values())
+            described[name] = _tunable(match, comment, known.get(name))
+    return tuple(described.values())
 
 
 def _tunable(match: re.Match[str], comment: str, known: Tunable | None) -> Tunable:
@@ -157,15 +157,15 @@ def _tunable(match: re.Match[str], comment: str, known: Tunable | None) -> Tunab
 def _described(name: str, kind: str, default: int, comment: str) -> Tunable:
     """A tunable as the comment before it describes it."""
     words = " ".join(re.sub(r"^\s*\*", " ", comment[2:-2], flags=re.MULTILINE).split())
-    told = _RANGE.search(words)
-    if kind != "bool" and not told:
+    accepted = _RANGE.search(words)
+    if kind != "bool" and not accepted:
         raise PolicyError(
-            f"nothing says which values the tunable {name} may have",
+            f"no comment gives the range of the tunable {name}",
             "end the comment right before it with its range, for example: "
             f"/* What raising it does. {min(default, 1)} to {max(default * 10, 10)}. */",
         )
-    minimum, maximum = (int(told[1]), int(told[2])) if told else (0, 1)
-    effect = printable(words[: told.start()].strip() if told else words)
+    minimum, maximum = (int(accepted[1]), int(accepted[2])) if accepted else (0, 1)
+    effect = printable(words[: accepted.start()].strip() if accepted else words)
     unit = name.rpartition("_")[2]
     unit = unit if unit in UNITS else "none"
     return Tunable(name, kind, unit, minimum, maximum, default, effect[:_EFFECT_LENGTH] or "not said")
@@ -178,13 +178,13 @@ def inputs(source: str) -> tuple[str, ...]:
 
 
 def declares(source: str) -> tuple[str, ...]:
-    """Return the oracles that the policy says it does not mean to satisfy.
+    """Return the oracles that the policy declares it does not mean to satisfy.
 
     Raises:
         PolicyError: one of them cannot be declared away.
     """
     comments = "\n".join(match["comment"] for match in _TOKEN.finditer(source) if match["comment"])
-    words = [word.strip() for told in _DECLARES.findall(comments) for word in told.split(",")]
+    words = [word.strip() for declared in _DECLARES.findall(comments) for word in declared.split(",")]
     wrong = [word for word in words if word not in DECLARABLE]
     if wrong:
         raise PolicyError(

@@ -67,7 +67,24 @@ def taskstats(version: int, **values: int | bytes) -> bytes:
     return bytes(data)
 
 
-def event(what: int, cpu: int, sequence: int, *ids: int) -> bytes:
-    body = struct.pack("=IIQ4I", what, cpu, 123, *ids, *[0] * (4 - len(ids)))
+def event(what: int, cpu: int, sequence: int, *ids: int, rest: bytes = b"") -> bytes:
+    """Lay out a process event: up to four numbers, and what follows them."""
+    body = struct.pack("=IIQ4I", what, cpu, 123, *ids, *[0] * (4 - len(ids))) + rest
     message = struct.pack("=IIIIHH", 1, 1, sequence, 0, len(body), 0) + body
     return struct.pack("=IHHII", 16 + len(message), 3, 0, 0, 0) + message
+
+
+TASKSTATS_FAMILY = 0x1B
+
+
+def exit_message(stats: bytes, group: bytes = b"") -> bytes:
+    """Lay out what the kernel sends when a task exits: its record, and with its last thread's that of the group."""
+
+    def attribute(kind: int, value: bytes) -> bytes:
+        return struct.pack("=HH", 4 + len(value), kind) + value + b"\0" * (-len(value) % 4)
+
+    body = struct.pack("=BBH", 2, 1, 0)
+    for aggregate, id_kind, record in ((4, 1, stats), (5, 2, group)):
+        if record:
+            body += attribute(aggregate, attribute(id_kind, struct.pack("=I", 70)) + attribute(3, record))
+    return struct.pack("=IHHII", 16 + len(body), TASKSTATS_FAMILY, 0, 0, 0) + body

@@ -11,6 +11,7 @@
 struct burst {
 	u64 average_ns; /* of finished bursts */
 	u64 current_ns; /* used since the last sleep */
+	u64 exec_start; /* sum_exec_runtime when burst_start() saw it last */
 };
 
 struct {
@@ -38,6 +39,26 @@ static __always_inline void burst_add(struct task_struct *p, u64 used_ns)
 
 	if (burst)
 		burst->current_ns += used_ns;
+}
+
+/* For ops.running, in a policy without vtime_stop(), which returns the same. */
+static __always_inline void burst_start(struct task_struct *p)
+{
+	struct burst *burst = burst_of(p);
+
+	if (burst)
+		burst->exec_start = p->se.sum_exec_runtime;
+}
+
+/* Add what the task used since burst_start(), or since the last time. */
+static __always_inline void burst_charge(struct task_struct *p)
+{
+	struct burst *burst = burst_of(p);
+
+	if (!burst)
+		return;
+	burst->current_ns += p->se.sum_exec_runtime - burst->exec_start;
+	burst->exec_start = p->se.sum_exec_runtime;
 }
 
 /* For ops.quiescent. One long burst is forgotten in a few short ones. */
@@ -103,23 +124,6 @@ static __always_inline u64 burst_slack(struct task_struct *p, u64 slack_us)
 	u64 length = current_burst_us(p);
 
 	return (length < slack_us ? length : slack_us) * NSEC_PER_USEC;
-}
-
-/* What is left of the first @prelude_us after a wake-up, in ns. */
-static __always_inline u64 prelude_left(struct task_struct *p, u64 prelude_us)
-{
-	u64 length = current_burst_us(p);
-
-	return length < prelude_us ? (prelude_us - length) * NSEC_PER_USEC : 0;
-}
-
-/* The slice of a task that first gets a prelude, @slice_ns behind it. */
-static __always_inline u64 prelude_or(struct task_struct *p, u64 prelude_us,
-				      u64 slice_ns)
-{
-	u64 left = prelude_left(p, prelude_us);
-
-	return left ? clamp_slice(left) : slice_ns;
 }
 
 #endif

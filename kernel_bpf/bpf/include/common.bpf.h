@@ -77,8 +77,8 @@ static __always_inline u64 clamp_slice(u64 slice_ns)
 }
 
 /*
- * A slice in proportion to the task's weight: tasks served in turn then share
- * their CPU by weight, without virtual time.
+ * A slice in proportion to the task's weight: tasks served round robin then
+ * share their CPU by weight, without virtual time.
  */
 static __always_inline u64 weighted_slice(const struct task_struct *p,
 					  u64 slice_ns)

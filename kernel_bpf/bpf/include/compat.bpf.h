@@ -24,7 +24,7 @@ struct select_cpu_and_args {
 	u64 flags;
 };
 
-/* Until 6.18 inserts returned nothing; since 6.19 they say if they happened. */
+/* Until 6.18 inserts returned nothing; since 6.19, whether they happened. */
 extern void scx_bpf_dsq_insert___sa(struct task_struct *p, u64 dsq_id,
 				    u64 slice, u64 enq_flags) __ksym __weak;
 extern bool scx_bpf_dsq_insert___v2___sa(struct task_struct *p, u64 dsq_id,

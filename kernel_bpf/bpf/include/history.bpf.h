@@ -6,8 +6,8 @@
 #ifndef SCHEDAGENT_HISTORY_BPF_H
 #define SCHEDAGENT_HISTORY_BPF_H
 
-#include "burst.bpf.h"
 #include "identity.bpf.h"
+#include "prelude.bpf.h"
 
 #define HISTORY_MAX 4096
 

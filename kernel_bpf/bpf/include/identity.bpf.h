@@ -111,8 +111,8 @@ int BPF_PROG(identify_exec, struct task_struct *p)
 }
 
 /*
- * What the loader's @map says about the task: by command line, else by name.
- * NULL if it says nothing.
+ * What the loader's @map holds for the task: by command line, else by name.
+ * NULL if it holds nothing.
  */
 static __always_inline void *identity_lookup(struct task_struct *p, void *map)
 {

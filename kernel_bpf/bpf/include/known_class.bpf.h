@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * What the loader says about a task: its class, by the identity of its program.
+ * What the loader knows of a task: its class, by the identity of its program.
  */
 #ifndef SCHEDAGENT_KNOWN_CLASS_BPF_H
 #define SCHEDAGENT_KNOWN_CLASS_BPF_H

@@ -2,7 +2,7 @@
 /*
  * Preemption by rank: a task that wakes and finds no idle CPU asks one that
  * runs a task of a lower rank to look again. Only on a wake-up, only such a
- * CPU and each only once, or the preempted would kick in their turn.
+ * CPU and each only once, or the preempted would kick in return.
  */
 #ifndef SCHEDAGENT_PREEMPT_BPF_H
 #define SCHEDAGENT_PREEMPT_BPF_H

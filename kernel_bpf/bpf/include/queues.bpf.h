@@ -105,9 +105,9 @@ static __always_inline bool wake_idle_cpu(const struct task_struct *p)
 }
 
 /*
- * For ops.dispatch: does @prev want to go on? It is in no queue then, so the
+ * For ops.dispatch: does @prev want to continue? It is in no queue then, so the
  * policy has to compare it with those that are: otherwise two tasks on one CPU
- * take strict turns whatever their weights or keys.
+ * alternate strictly whatever their weights or keys.
  */
 static __always_inline bool wants_cpu(const struct task_struct *prev)
 {

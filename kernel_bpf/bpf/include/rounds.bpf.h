@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Classes served in turn: where each CPU's round goes on.
+ * Classes served round robin: where each CPU's round continues.
  */
 #ifndef SCHEDAGENT_ROUNDS_BPF_H
 #define SCHEDAGENT_ROUNDS_BPF_H
@@ -14,7 +14,7 @@ struct {
 	__type(value, u32);
 } round_next SEC(".maps");
 
-/* The class whose turn it is on this CPU. */
+/* The class that is due on this CPU. */
 static __always_inline u32 round_start(void)
 {
 	u32 zero = 0, *next = bpf_map_lookup_elem(&round_next, &zero);

@@ -57,7 +57,7 @@ static __always_inline void advance_class_clock(u32 class)
 
 /*
  * The class that is due on this CPU and not in @tried; NO_CLASS for none.
- * @running has a task on the CPU that wants to go on, so it counts as waiting.
+ * @running has a task on the CPU that wants to continue: it counts as waiting.
  */
 static __always_inline u32 next_class(u32 nr_classes, s32 cpu, u32 tried,
 				      u32 running)
@@ -78,6 +78,20 @@ static __always_inline u32 next_class(u32 nr_classes, s32 cpu, u32 tried,
 		earliest = *vtime;
 	}
 	return next;
+}
+
+/* For ops.dump: how much each class has had. */
+static __always_inline void dump_class_vtimes(u32 nr_classes)
+{
+	u64 *vtime;
+	u32 class;
+
+	scx_dump("class clock: %llu\n", class_clock);
+	bpf_for(class, 0, nr_classes) {
+		vtime = class_vtime(class);
+		if (vtime)
+			scx_dump("  class %u: vtime %llu\n", class, *vtime);
+	}
 }
 
 #endif

@@ -5,7 +5,7 @@
  *
  * Each queue has its own clock because shares cannot be equal across queues:
  * four tasks pinned to one CPU get less than a task that has another CPU to
- * itself, and on a common clock they would look like creditors forever.
+ * itself, and on a common clock they would look like creditors for good.
  */
 #ifndef SCHEDAGENT_VTIME_BPF_H
 #define SCHEDAGENT_VTIME_BPF_H
@@ -128,8 +128,8 @@ static __always_inline void vtime_start(struct task_struct *p)
 /*
  * Settle @used_ns between the pinned and the shared tasks of a CPU. Each are
  * due a part in proportion to their number per CPU; whoever ran owes the other
- * its part. It is time that is shared out, not turns: sleepers, which the order
- * by vtime lets in first, would use up the turns of their queue.
+ * its part. It is time that is shared out, not slices: sleepers, which the
+ * order by vtime lets in first, would use up the slices of their queue.
  */
 static __always_inline void settle_credit(struct task_struct *p, u64 queue,
 					  u64 used_ns)
@@ -171,8 +171,8 @@ static __always_inline u64 vtime_stop(struct task_struct *p)
 }
 
 /*
- * Let @prev go on. It takes the clock along, or the first to come after a long
- * time alone would find it deep in debt.
+ * Let @prev continue. It takes the clock along, or the first to come after a
+ * long time alone would find it deep in debt.
  */
 static __always_inline bool vtime_continue(struct task_struct *prev,
 					   u64 slice_ns)
@@ -189,7 +189,7 @@ static __always_inline bool vtime_continue(struct task_struct *prev,
 	return true;
 }
 
-/* Whose clock @prev runs by, if it wants to go on. */
+/* Whose clock @prev runs by, if it wants to continue. */
 static __always_inline u64 running_queue(struct task_struct *prev)
 {
 	struct vtask *vt;
@@ -217,7 +217,7 @@ static __always_inline bool deadline_precedes(struct task_struct *prev,
 	       time_before(vt->vtime + slack_ns, key);
 }
 
-/* Is it @prev's turn again, before all that wait in @queue? */
+/* Is @prev due again, before all that wait in @queue? */
 static __always_inline bool vtime_precedes(struct task_struct *prev, u64 queue)
 {
 	return deadline_precedes(prev, queue, 0);
@@ -237,8 +237,8 @@ static __always_inline u64 due_queue(u32 class, s32 cpu, u64 running)
 }
 
 /*
- * Give this CPU the task of @class that is due, or let @prev go on, where keys
- * are deadlines: a vtime and a slack, which is @slack_ns for @prev.
+ * Give this CPU the task of @class that is due, or let @prev continue, where
+ * keys are deadlines: a vtime and a slack, which is @slack_ns for @prev.
  */
 static __always_inline bool deadline_dispatch(u32 class, s32 cpu,
 					      struct task_struct *prev,

@@ -8,11 +8,12 @@
  * Algorithm: long slices, and a waking task goes back to the CPU it last used
  * if that one idles, even where another core would be faster to reach. Order
  * among the waiting is by weighted virtual time, so that long slices do not
- * cost fairness. Nothing preempts; a task that is alone just goes on.
+ * cost fairness. Nothing preempts; a task that is alone just continues.
  *
  * Loses: a woken task may wait for a whole slice of every CPU, so pipelines of
  * short steps, servers and desktops feel it at once.
  */
+#include "placement.bpf.h"
 #include "vtime.bpf.h"
 
 /* Time a task runs undisturbed. 10000 to 100000. */
@@ -34,16 +35,10 @@ static __always_inline u64 slice_ns(void)
 	return clamp_slice(slice_us * NSEC_PER_USEC);
 }
 
-static __always_inline bool may_stay(const struct task_struct *p, s32 cpu)
-{
-	return bpf_cpumask_test_cpu(cpu, p->cpus_ptr) &&
-	       scx_bpf_test_and_clear_cpu_idle(cpu);
-}
-
 s32 SCX_CALLBACK(batch_select_cpu, struct task_struct *p, s32 prev_cpu,
 		 u64 wake_flags)
 {
-	if (!may_stay(p, prev_cpu))
+	if (claim_previous(p, prev_cpu) < 0)
 		return select_idle_cpu(p, prev_cpu, wake_flags, slice_ns());
 	dsq_insert(p, DSQ_LOCAL, slice_ns(), 0);
 	return prev_cpu;

@@ -17,7 +17,7 @@
  */
 #include "vtime.bpf.h"
 
-/* Time a task runs before the next one gets its turn. 500 to 100000. */
+/* Time a task runs before the next one does. 500 to 100000. */
 const volatile u64 slice_us = 5000;
 
 /* A task that waited this long goes next, whatever its weight. 100 to 1500. */

@@ -7,7 +7,7 @@
  * Algorithm: a waking task takes an idle CPU at once. Otherwise it joins the
  * end of one queue that all CPUs serve, for a fixed slice. Tasks pinned to one
  * CPU wait in a queue of that CPU. Queues are ordered by the time of arrival, so
- * a CPU can tell which of the two has the task that came first.
+ * a CPU can see which of the two has the task that came first.
  *
  * Loses: weights and nice levels mean nothing here; a task that sleeps often
  * waits behind every CPU-bound one; on large machines the single queue becomes

@@ -6,19 +6,19 @@
  * a server beside a build, a build's driver beside its compilers.
  *
  * Algorithm: the loader sorts tasks into four classes, by the identity of
- * their program or by their cgroup. Each class has a virtual time that grows
- * by the CPU time its tasks use, divided by the class's share; a CPU serves
- * the class with the smallest that has a task for it, and within the class the
- * task with the smallest weighted virtual time. A class that had nothing to do
- * starts again beside the others, and a task that waited for starvation_ms is
- * served next, so a small share is slow but never stands still.
+ * their program. Each class has a virtual time that grows by the CPU time its
+ * tasks use, divided by the class's share; a CPU serves the class with the
+ * smallest that has a task for it, and within the class the task with the
+ * smallest weighted virtual time. A class that had nothing to do starts again
+ * beside the others, and a task that waited for starvation_ms is served next,
+ * so a small share is slow but never stands still.
  *
  * Loses: with wrong or no classes it is a slower fair queue; classes do not
  * preempt each other, a short-slice class waits for the end of a slice of the
- * others; only the task's own cgroup counts, not its ancestors.
+ * others.
  */
-#include "vtime.bpf.h"
-#include "identity.bpf.h"
+#include "known_class.bpf.h"
+#include "shares.bpf.h"
 
 #define NR_CLASSES 4
 
@@ -37,31 +37,6 @@ const volatile u64 slice_us_3 = 20000;
 /* A task that waited this long goes next, whatever its share. 100 to 1500. */
 const volatile u64 starvation_ms = 1000;
 
-/* Virtual time a class keeps as a credit when it had nothing to run. */
-#define CLASS_CREDIT_NS (20 * NSEC_PER_MSEC)
-
-#define TASK_CLASSES_MAX   4096
-#define CGROUP_CLASSES_MAX 1024
-
-/* Filled by the loader: identity of a program -> class. */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, TASK_CLASSES_MAX);
-	__type(key, u64);
-	__type(value, u32);
-} task_class SEC(".maps");
-
-/* Filled by the loader: cgroup id -> class, for tasks task_class omits. */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, CGROUP_CLASSES_MAX);
-	__type(key, u64);
-	__type(value, u32);
-} cgroup_class SEC(".maps");
-
-u64 class_vtime[NR_CLASSES];
-u64 class_clock;
-
 static __always_inline u64 starvation_ns(void)
 {
 	return starvation_ms * NSEC_PER_MSEC;
@@ -70,16 +45,11 @@ static __always_inline u64 starvation_ns(void)
 /* Tasks of no known class are class 0; numbers beyond the last are the last. */
 static __always_inline u32 class_of(struct task_struct *p)
 {
-	u32 *class = identity_lookup(p, &task_class);
-	u64 cgroup;
+	u32 class = known_class(p);
 
-	if (!class) {
-		cgroup = BPF_CORE_READ(p, cgroups, dfl_cgrp, kn, id);
-		class = bpf_map_lookup_elem(&cgroup_class, &cgroup);
-	}
-	if (!class)
+	if (class == UNKNOWN_CLASS)
 		return 0;
-	return *class < NR_CLASSES ? *class : NR_CLASSES - 1;
+	return class < NR_CLASSES ? class : NR_CLASSES - 1;
 }
 
 static __always_inline u64 class_share(u32 class)
@@ -116,61 +86,21 @@ static __always_inline u64 class_slice(u32 class)
 	return clamp_slice(slice_us * NSEC_PER_USEC);
 }
 
-static __always_inline s32 class_waiting(u32 class, s32 cpu)
-{
-	return scx_bpf_dsq_nr_queued(shared_queue(class)) +
-	       scx_bpf_dsq_nr_queued(cpu_queue(class, cpu));
-}
-
-/* A class that comes back keeps only a small credit of the time it missed. */
-static __always_inline void refresh_class(u32 class)
-{
-	u64 earliest = class_clock - CLASS_CREDIT_NS;
-
-	if (class < NR_CLASSES && time_before(class_vtime[class], earliest))
-		class_vtime[class] = earliest;
-}
-
-/* The clock follows the class that is served. */
-static __always_inline void advance_class_clock(u32 class)
-{
-	if (class < NR_CLASSES && time_before(class_clock, class_vtime[class]))
-		class_clock = class_vtime[class];
-}
-
 /* Charge the task and its class for the CPU time used since the last time. */
 static __always_inline void charge(struct task_struct *p)
 {
 	u32 class = class_of(p);
-	u64 used = vtime_stop(p);
 
-	if (class < NR_CLASSES)
-		__sync_fetch_and_add(&class_vtime[class],
-				     used * 100 / class_share(class));
+	charge_class(class, vtime_stop(p), class_share(class));
 }
 
 /*
- * The class that is due on this CPU and not in @tried; NR_CLASSES for none.
- * @running has a task on the CPU that wants to go on, so it counts as waiting.
- * Global, not inlined: the kernel verifies it once, not for each of the ways
- * that lead here.
+ * The class that is due on this CPU, see next_class(). Global, not inlined: the
+ * kernel verifies it once, not for each of the ways that lead here.
  */
-__noinline u32 next_class(s32 cpu, u32 tried, u32 running)
+__noinline u32 due_class(s32 cpu, u32 tried, u32 running)
 {
-	u32 class, next = NR_CLASSES;
-	u64 earliest = 0;
-
-	for (class = 0; class < NR_CLASSES; class ++) {
-		if ((tried & (1U << class)) ||
-		    (class != running && !class_waiting(class, cpu)))
-			continue;
-		if (next < NR_CLASSES &&
-		    !time_before(class_vtime[class], earliest))
-			continue;
-		next = class;
-		earliest = class_vtime[class];
-	}
-	return next;
+	return next_class(NR_CLASSES, cpu, tried, running);
 }
 
 /* Give this CPU a waiting task of @class. Global for the same reason. */
@@ -182,14 +112,14 @@ __noinline bool serve_class(u32 class, s32 cpu)
 /* Serve the class that is due; if it has no task for this CPU, the next. */
 static __always_inline void dispatch_class(s32 cpu, struct task_struct *prev)
 {
-	u32 round, class, tried = 0, running = NR_CLASSES;
+	u32 round, class, tried = 0, running = NO_CLASS;
 
 	if (wants_cpu(prev)) {
 		charge(prev);
 		running = class_of(prev);
 	}
 	bpf_for(round, 0, NR_CLASSES) {
-		class = next_class(cpu, tried, running);
+		class = due_class(cpu, tried, running);
 		if (class >= NR_CLASSES)
 			return;
 		if (class == running) {
@@ -259,9 +189,7 @@ void SCX_CALLBACK(layered_exit, struct scx_exit_info *ei)
 
 void SCX_CALLBACK(layered_dump, struct scx_dump_ctx *dump)
 {
-	scx_dump("class vtimes: %llu %llu %llu %llu, clock %llu\n",
-		 class_vtime[0], class_vtime[1], class_vtime[2], class_vtime[3],
-		 class_clock);
+	dump_class_vtimes(NR_CLASSES);
 	dump_queues(NR_CLASSES);
 }
 

@@ -9,7 +9,7 @@
  * takes the first task it may run from the next queue that has one. A CPU with
  * work of its own still looks at one other queue each time, and takes from it
  * if that one is longer by steal_imbalance tasks, but never twice in a row, so
- * its own tasks get at least every second turn. A thief skips tasks it may not
+ * its own tasks get at least every second slice. A thief skips tasks it may not
  * run; with work of its own it looks at the first few only, since a crowd of
  * pinned tasks is not worth walking through.
  *

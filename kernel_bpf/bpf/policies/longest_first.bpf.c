@@ -10,118 +10,39 @@
  * runs (task_history) minus what this one has used. The key of a waiting task
  * is the time it came plus a patience, from 0 for the longest to starvation_ms
  * for one that is nearly done: a task that has waited that long beats every
- * newcomer. A task that woke, was forked or has just called exec first gets a
- * short prelude at once, so that the shells and drivers that feed the batch do
- * not queue behind it, and a new program runs far enough to be recognised.
+ * newcomer. A task that woke or was forked first gets a short prelude at once,
+ * so that the shells and drivers that feed the batch do not queue behind it,
+ * and a new program runs far enough to be recognised.
  *
  * Loses: without history it is a plain round robin; where all tasks are alike
  * it changes nothing; short tasks are late by design; weights only scale the
  * slices. One task very much longer than the rest makes the rest look alike.
  */
 #include "queues.bpf.h"
-#include "identity.bpf.h"
+#include "history.bpf.h"
 
 /* Time a task of default weight runs before the order is looked at. */
 const volatile u64 slice_us = 10000;
 
-/* CPU time served at once after a wake-up, fork or exec. 0 to 20000. */
+/* CPU time served at once after a wake-up or fork. 0 to 20000. */
 const volatile u64 prelude_us = 2000;
 
-/* CPU time expected of a task that no earlier run tells about. 0 to 600000. */
+/* CPU time expected of a task that no earlier run knows. 0 to 600000. */
 const volatile u64 unknown_ms = 100;
 
 /* Longest wait before a task beats every newcomer. 100 to 3000. */
 const volatile u64 starvation_ms = 1500;
 
-#define HISTORY_MAX 4096
-
-/* Filled by the loader: identity -> CPU time in ns a task is expected to use. */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, HISTORY_MAX);
-	__type(key, u64);
-	__type(value, u64);
-} task_history SEC(".maps");
-
-struct progress {
-	u64 prelude_start; /* sum_exec_runtime at the last wake-up */
-};
-
-struct {
-	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, int);
-	__type(value, struct progress);
-} task_progress SEC(".maps");
-
-/* The most CPU time any task seen so far had to come: patience 0. */
-u64 longest_ns = NSEC_PER_MSEC;
-
-static __always_inline u64 expected_runtime(struct task_struct *p)
-{
-	u64 *expected = identity_lookup(p, &task_history);
-
-	return expected ? *expected : 0;
-}
-
-/* A task that outlives its expectation is again one that nobody knows. */
-static __always_inline u64 remaining_runtime(struct task_struct *p)
-{
-	u64 expected = expected_runtime(p), used = p->se.sum_exec_runtime;
-
-	if (used < expected)
-		return expected - used;
-	return unknown_ms * NSEC_PER_MSEC;
-}
-
-/* How long a task is made to wait for those with more to do. */
-static __always_inline u64 patience_ns(struct task_struct *p)
-{
-	u64 starvation_us = starvation_ms * 1000;
-	u64 remaining = remaining_runtime(p), longest = longest_ns;
-
-	if (remaining >= longest) {
-		longest_ns = remaining;
-		return 0;
-	}
-	return starvation_us * ((longest - remaining) / NSEC_PER_USEC) /
-	       (longest / NSEC_PER_USEC + 1) * NSEC_PER_USEC;
-}
-
-/* What is left of the prelude of a task, in ns. */
-static __always_inline u64 prelude_left(struct task_struct *p)
-{
-	struct progress *progress;
-	u64 used, prelude = prelude_us * NSEC_PER_USEC;
-
-	progress = bpf_task_storage_get(&task_progress, p, NULL, 0);
-	if (!progress)
-		return 0;
-	used = p->se.sum_exec_runtime - progress->prelude_start;
-	return used < prelude ? prelude - used : 0;
-}
-
-static __always_inline void restart_prelude(struct task_struct *p)
-{
-	struct progress *progress;
-
-	progress = bpf_task_storage_get(&task_progress, p, NULL, 0);
-	if (progress)
-		progress->prelude_start = p->se.sum_exec_runtime;
-}
-
 static __always_inline u64 slice_ns(struct task_struct *p)
 {
-	u64 prelude = prelude_left(p);
+	u64 slice = weighted_slice(p, slice_us * NSEC_PER_USEC);
 
-	if (prelude)
-		return clamp_slice(prelude);
-	return weighted_slice(p, slice_us * NSEC_PER_USEC);
+	return prelude_or(p, prelude_us, slice);
 }
 
 static __always_inline u64 key_of(struct task_struct *p)
 {
-	return scx_bpf_now() + (prelude_left(p) ? 0 : patience_ns(p));
+	return longest_key(p, prelude_us, starvation_ms, unknown_ms);
 }
 
 s32 SCX_CALLBACK(longest_first_select_cpu, struct task_struct *p, s32 prev_cpu,
@@ -150,15 +71,13 @@ void SCX_CALLBACK(longest_first_dispatch, s32 cpu, struct task_struct *prev)
 
 void SCX_CALLBACK(longest_first_quiescent, struct task_struct *p, u64 deq_flags)
 {
-	if (deq_flags & DEQ_SLEEP)
-		restart_prelude(p);
+	prelude_restart(p, deq_flags);
 }
 
 s32 SCX_CALLBACK_SLEEPABLE(longest_first_init_task, struct task_struct *p,
 			   struct scx_init_task_args *args)
 {
-	bpf_task_storage_get(&task_progress, p, NULL,
-			     BPF_LOCAL_STORAGE_GET_F_CREATE);
+	prelude_init(p);
 	identity_init(p);
 	return 0;
 }
@@ -182,8 +101,8 @@ void SCX_CALLBACK(longest_first_dump, struct scx_dump_ctx *dump)
 void SCX_CALLBACK(longest_first_dump_task, struct scx_dump_ctx *dump,
 		  struct task_struct *p)
 {
-	scx_dump("expected %llu ns, used %llu ns\n", expected_runtime(p),
-		 p->se.sum_exec_runtime);
+	scx_dump("%llu ns still to come, used %llu ns\n",
+		 remaining_ns(p, unknown_ms), p->se.sum_exec_runtime);
 }
 
 SEC(".struct_ops.link")

@@ -237,7 +237,7 @@ def test_a_source_becomes_a_policy_that_says_what_it_says_of_itself(builder, lib
         ({"source": "x" * (256 * 1024 + 1)}, CompileError, "the source is too long"),
         ({"source": SOURCE + "\0"}, CompileError, "is zero"),
         ({"source": SOURCE + "/* \ud800 */"}, CompileError, "is not UTF-8"),
-        ({"source": SOURCE.replace(" 500 to 100000.", "")}, PolicyError, "which values the tunable slice_us may have"),
+        ({"source": SOURCE.replace(" 500 to 100000.", "")}, PolicyError, "gives the range of the tunable slice_us"),
         ({"policy": "../../etc/x"}, PolicyError, "cannot be the name of a policy"),
         ({"policy": "static"}, PolicyError, "cannot be the name of a policy"),
         ({"policy": "sixteen_letters_"}, PolicyError, "1 to 15 of a-z"),

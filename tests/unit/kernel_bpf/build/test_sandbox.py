@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import signal
 import struct
 import subprocess
@@ -45,7 +46,7 @@ def seen(probe, tmp_path_factory, request) -> dict:
         os.set_inheritable(leaked.fileno(), True)
         patch.setenv("SCHEDAGENT_SECRET", "secret")
         if request.param == "without":
-            patch.setattr(sandbox, "filter_program", lambda: filter_program("none that is known"))
+            patch.setattr(sandbox, "filter_program", lambda: struct.pack("=HBBI", 0x06, 0, 0, 0x7FFF0000))
         ran = run(probe, "look")
     assert ran.status == 0, ran.stderr
     return {"filtered": request.param == "with the filter", **ast.literal_eval(ran.stdout.decode())}
@@ -207,8 +208,13 @@ def test_sandbox_that_did_not_come_up_is_none(probe, monkeypatch, tmp_path, scri
     assert "user namespaces" in caught.value.hint
 
 
-def test_filter_knows_its_machine_and_refuses_no_unknown_one():
-    instructions = list(struct.iter_unpack("=HBBI", filter_program("x86_64")))
+AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
+
+
+@pytest.mark.parametrize("machine", DENIED)
+def test_filter_refuses_the_calls_of_its_machine(machine):
+    instructions = list(struct.iter_unpack("=HBBI", filter_program(machine)))
+    assert instructions[1][3] == AUDIT_ARCH[machine], "calls of any other interface end the program"
     ends = {
         position + 1 + jump
         for position, (code, *jumps, _) in enumerate(instructions)
@@ -221,8 +227,33 @@ def test_filter_knows_its_machine_and_refuses_no_unknown_one():
         0x00050001,
         0x80000000,
     }
-    assert len(set(DENIED["x86_64"].values())) == len(DENIED["x86_64"])
-    assert filter_program("riscv64") == struct.pack("=HBBI", 0x06, 0, 0, 0x7FFF0000)
+    refused = {number for code, _, to_next, number in instructions[4:-3] if code == 0x15 and to_next == 0}
+    assert refused == set(DENIED[machine].values())
+    assert len(refused) == len(DENIED[machine])
+
+
+@pytest.mark.parametrize(
+    ("machine", "header"),
+    [("x86_64", "x86_64-linux-gnu/asm/unistd_64.h"), ("aarch64", "asm-generic/unistd.h")],
+)
+def test_numbers_of_the_refused_calls_are_those_of_the_kernel_headers(machine, header):
+    path = Path("/usr/include") / header
+    if not path.is_file():
+        pytest.skip(f"no {path}: linux-libc-dev is not installed")
+    defined = re.findall(r"^#define __NR(?:3264)?_(\w+)\s+(\d+)$", path.read_text(), re.MULTILINE)
+    numbers = {name: int(number) for name, number in defined}
+    assert {name: numbers[name] for name in DENIED[machine]} == DENIED[machine]
+
+
+def test_nothing_runs_on_a_machine_whose_calls_are_not_known(monkeypatch, tmp_path):
+    """It was run with a filter that allowed everything."""
+    monkeypatch.setattr("platform.machine", lambda: "riscv64")
+    started = []
+    monkeypatch.setattr(sandbox.proc, "run", lambda *arguments, **_options: started.append(arguments))
+    with pytest.raises(SetupError, match="does not know the system calls of a riscv64") as caught:
+        sandbox.run(Path("/bin/true"), [], reads={})
+    assert caught.value.hint == "compile policies on: x86_64, aarch64"
+    assert started == []
 
 
 def test_program_that_is_not_there():

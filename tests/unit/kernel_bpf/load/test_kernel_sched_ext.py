@@ -143,11 +143,6 @@ def test_failed_call_carries_errno_and_log():
     assert caught.value.errno == 2
 
 
-def test_symbols_are_probed():
-    assert libbpf.has("bpf_object__load")
-    assert not libbpf.has("bpf_object__from_the_future")
-
-
 def test_kernel_without_sched_ext(tmp_path, tiny_object, monkeypatch):
     assert kernel_state(tmp_path) == KernelState(available=False)
     monkeypatch.setattr(sched_ext, "kernel_state", lambda: KernelState(available=False))

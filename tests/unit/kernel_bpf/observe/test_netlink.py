@@ -99,15 +99,6 @@ def test_a_child_is_seen_to_fork_exec_and_exit_and_each_thread_leaves_one_record
     assert len({one.pid for one in threads}) == 2
 
 
-@pytest.fixture
-def on_one_cpu():
-    """Children inherit it: events are numbered per CPU, and a gap shows only on a CPU that sends another one."""
-    allowed = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(allowed)})
-    yield
-    os.sched_setaffinity(0, allowed)
-
-
 @ROOT
 def test_a_flood_that_overflows_the_buffer_is_counted_not_raised(on_one_cpu):
     import socket

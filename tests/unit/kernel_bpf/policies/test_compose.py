@@ -10,10 +10,9 @@ import pytest
 from hypothesis import given, settings
 
 import kernel_bpf.policies.compose
-from kernel_bpf import BPF
 from kernel_bpf.policies.c_text import call, comment, switch
 from kernel_bpf.policies.compose import compose
-from kernel_bpf.policies.library import load_library, policy_from_file
+from kernel_bpf.policies.library import policy_from_file
 from schedagent.core.errors import SpecError
 from schedagent.core.policies.identity import cgroup_identity, fnv1a
 from schedagent.core.policies.spec import MAX_CLASSES, Bounds, Match, PolicySpec, TaskClass
@@ -23,9 +22,7 @@ from tests.corpus import STATIC, Entry, corpus_verifier, judge
 from tests.support.paths import ROOT
 from tests.support.random_specs import drawn, specs
 
-SPECS = BPF / "specs"
-BUNDLED = {path.stem: read_spec(tomllib.loads(path.read_text())) for path in sorted(SPECS.glob("*.toml"))}
-SAMPLE = {spec.name: spec for spec in drawn(12)}
+SAMPLE = {spec.name: spec for spec in drawn(18)}
 PLAIN = PolicySpec("plain", "Something simple.", (TaskClass("everyone"),))
 
 
@@ -74,7 +71,7 @@ def test_the_library_reads_what_is_composed(tmp_path):
 
 @pytest.mark.skipif(shutil.which("clang-format-19") is None, reason="no clang-format-19")
 def test_clang_format_finds_nothing_to_change(tmp_path):
-    sources = [written(spec, tmp_path) for spec in [*drawn(30), *BUNDLED.values()]]
+    sources = [written(spec, tmp_path) for spec in drawn(36)]
     style = ROOT / ".clang-format"
     command = ["clang-format-19", f"--style=file:{style}", "--dry-run", "--Werror", *map(str, sources)]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
@@ -113,6 +110,7 @@ def test_every_primitive_leaves_its_mark():
     source = compose(replace(PLAIN, classes=(first, TaskClass("rest", order="deadline", placement="spread")))).source
     for mark in (
         f"cgroup_name_hash(p) != {cgroup_identity('build.slice'):#x}ULL", "if (is_pinned(p))",
+        "prelude_init(p);", "prelude_restart(p, deq_flags);",
         "task_nice(p) < first_nice_from", "task_nice(p) >= first_nice_below", "longest_key(p, first_prelude_us",
         "claim_packed(p)", "claim_spread(p)", "burst_slack(p, rest_slack_us)", "preempt_lower(p, class_rank(class)",
         "rescue_classes(NR_CLASSES, 0x2, cpu, starvation_ns())",
@@ -160,19 +158,7 @@ def test_switches_say_only_what_differs():
     ]  # fmt: skip
 
 
-# --- the bundled policies, said as specs
-
-
-@pytest.mark.parametrize("name", BUNDLED)
-def test_a_bundled_policy_said_as_a_spec_asks_for_the_same(name, tmp_path):
-    said, bundled = policy_from_file(written(BUNDLED[name], tmp_path)), load_library()[name]
-    assert (said.name, said.target_workloads) == (bundled.name, bundled.target_workloads)
-    assert (said.inputs, said.declares) == (bundled.inputs, bundled.declares)
-
-
-def test_all_but_one_bundled_policy_can_be_said():
-    """local_steal has a queue of its own for each CPU, which no primitive says."""
-    assert set(load_library()) - set(BUNDLED) == {"local_steal"}
+# --- the example
 
 
 def test_the_spec_of_the_readme_is_composed():
@@ -190,7 +176,7 @@ def verifier():
     return corpus_verifier(static_only=True)
 
 
-@pytest.mark.parametrize("spec", [*SAMPLE.values(), *BUNDLED.values()], ids=lambda spec: spec.name)
+@pytest.mark.parametrize("spec", SAMPLE.values(), ids=lambda spec: spec.name)
 def test_composed_policies_pass_the_static_gates(spec, verifier, tmp_path):
     info = policy_from_file(written(spec, tmp_path))
     report = judge(Entry("correct", info), verifier)
