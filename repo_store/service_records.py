@@ -26,7 +26,7 @@ from schedagent.core.recommendation import (
 from schedagent.core.trials.workload import WorkloadCommand
 from schedagent.core.welch import Spread
 
-MOST_LOOKS = 50_000
+MAX_READINGS = 50_000
 """Of one subject, whatever the retention: about 20 MB."""
 MOST_RECOMMENDATIONS = 1000
 _OLDEST_FIRST = (RequestRow.asked_at, RequestRow.number)
@@ -41,7 +41,7 @@ class ServiceRecords(Database):
 
     # What was measured
 
-    def add_looks(self, looks: Iterable[Reading], *, keep_since: float) -> None:
+    def add_readings(self, looks: Iterable[Reading], *, keep_since: float) -> None:
         """Store intervals, and forget those that ended before `keep_since` (Unix time), or are too many."""
         with self._writing() as session:
             for look in looks:
@@ -51,7 +51,9 @@ class ServiceRecords(Database):
                 _forget_too_many(session, look.subject)
             session.execute(delete(ReadingRow).where(ReadingRow.at < keep_since))
 
-    def looks(self, subject: str, *, since: float = 0.0, limit: int = MOST_LOOKS, busy: bool = False) -> list[Reading]:
+    def readings(
+        self, subject: str, *, since: float = 0.0, limit: int = MAX_READINGS, busy: bool = False
+    ) -> list[Reading]:
         """Return the latest intervals of a subject that ended after `since`, oldest first.
 
         Args:
@@ -64,7 +66,7 @@ class ServiceRecords(Database):
             found = session.scalars(query.order_by(ReadingRow.at.desc()).limit(limit)).all()
             return [_look(row) for row in reversed(found)]
 
-    def first_look(self) -> float | None:
+    def first_reading_at(self) -> float | None:
         """Return when the oldest interval ended (Unix time); None if nothing was measured."""
         with self._reading() as session:
             return session.scalar(select(func.min(ReadingRow.at)))
@@ -207,7 +209,7 @@ class ServiceRecords(Database):
 
 def _forget_too_many(session: Session, subject: str) -> None:
     newest = select(ReadingRow.at).where(ReadingRow.subject == subject).order_by(ReadingRow.at.desc())
-    oldest_kept = session.scalar(newest.offset(MOST_LOOKS - 1).limit(1))
+    oldest_kept = session.scalar(newest.offset(MAX_READINGS - 1).limit(1))
     if oldest_kept is not None:
         session.execute(delete(ReadingRow).where(ReadingRow.subject == subject, ReadingRow.at < oldest_kept))
 

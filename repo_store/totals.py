@@ -12,8 +12,8 @@ from typing import Any
 
 from sqlalchemy import Connection, func, select
 
-from repo_store.reading import read_only
 from repo_store.records import RunStatus
+from repo_store.snapshot import read_only
 from repo_store.tables import (
     CandidateRow,
     DerivedPolicyRow,
@@ -67,12 +67,12 @@ class RepositoryTotals:
         verdicts: (policy, outcome) -> how many.
         ratios: candidate / default of every conclusive verdict.
         best: policy -> the lowest ratio of its verdicts "better".
-        made: policies that did not come with the program, by how they were made.
+        derived: policies that did not come with the program, by their origin.
         verified: verifications of candidates.
         recommendations: of the agent service: (kind, standing) -> how many.
         requests: to carry them out, by progress.
         queued_since: Unix time at which the oldest one was asked for that has not begun; 0 without any.
-        looked_at: Unix time at which the agent service last looked at the machine; 0 if it never did.
+        last_reading_at: Unix time at which the agent service last looked at the machine; 0 if it never did.
     """
 
     runs: Mapping[str, int] = field(default_factory=dict)
@@ -80,12 +80,12 @@ class RepositoryTotals:
     verdicts: Mapping[tuple[str, str], int] = field(default_factory=dict)
     ratios: tuple[float, ...] = ()
     best: Mapping[str, float] = field(default_factory=dict)
-    made: Mapping[str, int] = field(default_factory=dict)
+    derived: Mapping[str, int] = field(default_factory=dict)
     verified: GateTotals = field(default_factory=GateTotals)
     recommendations: Mapping[tuple[str, str], int] = field(default_factory=dict)
     requests: Mapping[str, int] = field(default_factory=dict)
     queued_since: float = 0.0
-    looked_at: float = 0.0
+    last_reading_at: float = 0.0
 
 
 class RepositoryReader:
@@ -111,12 +111,12 @@ class RepositoryReader:
             return RepositoryTotals(
                 runs=_counts(connection, RunRow.status, RunRow.id),
                 samples=connection.scalar(select(func.count()).select_from(SampleRow)) or 0,
-                made=_counts(connection, DerivedPolicyRow.origin, DerivedPolicyRow.name),
+                derived=_counts(connection, DerivedPolicyRow.origin, DerivedPolicyRow.name),
                 verified=self._verifications(connection),
                 recommendations=_recommendations(connection),
                 requests=_counts(connection, RequestRow.progress, RequestRow.number),
                 queued_since=_moment(connection, func.min(RequestRow.asked_at), RequestRow.progress == Progress.QUEUED),
-                looked_at=_moment(connection, func.max(ReadingRow.at), ReadingRow.subject == MACHINE),
+                last_reading_at=_moment(connection, func.max(ReadingRow.at), ReadingRow.subject == MACHINE),
                 **_verdicts(connection),
             )
 
