@@ -17,7 +17,7 @@ from prometheus_client import generate_latest
 
 from agents.llm.budget import BudgetLimits, UsageRecord
 from agents.llm.transcript import read_transcript, read_usage, transcript_path
-from repo_store import snapshot
+from repo_store.database import snapshot
 from repo_store.store import PolicyRepository
 from repo_store.totals import RepositoryReader, RepositoryTotals
 from schedagent.client.daemon import DaemonClient

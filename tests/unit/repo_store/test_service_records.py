@@ -8,13 +8,13 @@ from dataclasses import replace
 
 import pytest
 
-import repo_store.engine
+import repo_store.database.engine
 import repo_store.service_records as module
 from repo_store.store import PolicyRepository
 from schedagent.core.errors import UsageError
 from schedagent.core.recommendation import MACHINE, ApplyRequest, Progress, RecommendationKind, Standing
 from schedagent.service.drift import make_baseline
-from tests.support.finished_runs import DAY_S, look, optimise, win
+from tests.support.finished_runs import DAY_S, HARDWARE, WORKLOAD, look, optimise
 
 NOW = 1_800_000_000.0
 
@@ -36,9 +36,9 @@ def asked(one, **fields):
 
 def test_a_repository_of_the_schema_before_is_upgraded(path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(repo_store.engine, "SCHEMA", "0003")
+        patch.setattr(repo_store.database.engine, "SCHEMA", "0003")
         with PolicyRepository(path) as old:
-            run_id = win(old)
+            run_id = old.create_run(WORKLOAD, HARDWARE)
     with closing(sqlite3.connect(path)) as raw:
         assert not raw.execute("SELECT name FROM sqlite_master WHERE name = 'looks'").fetchall()
     with PolicyRepository(path) as upgraded:
