@@ -9,21 +9,20 @@ from pathlib import Path
 from sqlalchemy import delete, or_
 from sqlalchemy.orm import Session
 
-from repo_store.engine import mapped_errors, open_engine
-from repo_store.records import RunStatus
-from repo_store.tables import (
+from repo_store.database.engine import mapped_errors, open_engine
+from repo_store.database.tables import (
     AntipatternRow,
     CandidateRow,
     DerivedPolicyRow,
     InsightRow,
     MeaningRow,
     PlanRow,
-    RunRow,
     SampleRow,
     VerdictRow,
     VerificationRow,
 )
-from schedagent.core.errors import UsageError
+from repo_store.records import RunStatus
+from repo_store.runs import run_row
 
 _OF_THE_RUN = (VerdictRow, SampleRow, VerificationRow, CandidateRow, PlanRow, MeaningRow, InsightRow)
 """In an order that keeps every row's parent until it is gone."""
@@ -57,14 +56,12 @@ def rewind(source: Path, target: Path, run_id: str) -> None:
 
 
 def _forget(session: Session, run_id: str) -> None:
-    run = session.get(RunRow, run_id)
-    if run is None:
-        raise UsageError(f"there is no run {run_id!r}", "see which there are: schedagent runs list")
+    run = run_row(session, run_id)
     for table in _OF_THE_RUN:
-        session.execute(delete(table).where(table.__table__.c.run_id == run_id))
+        session.execute(delete(table).where(table.run_id == run_id))
     session.execute(delete(VerdictRow).where(VerdictRow.at >= run.started_at))
     session.execute(delete(AntipatternRow).where(AntipatternRow.at >= run.started_at))
     session.execute(delete(InsightRow).where(InsightRow.created_at >= run.started_at))
     later = or_(DerivedPolicyRow.run_id == run_id, DerivedPolicyRow.created_at >= run.started_at)
     session.execute(delete(DerivedPolicyRow).where(later))
-    run.status, run.finished_at, run.report = RunStatus.RUNNING.value, "", None
+    run.status, run.finished_at, run.report = RunStatus.RUNNING, "", None

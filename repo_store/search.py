@@ -9,11 +9,9 @@ from dataclasses import dataclass
 from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
-from repo_store.codec import from_json
+from repo_store.database.tables import CandidateRow, PolicyRow, RunRow, VerdictRow
 from repo_store.records import PolicyMatch
-from repo_store.tables import CandidateRow, PolicyRow, RunRow, VerdictRow
 from schedagent.core.trials.trial import Outcome
-from schedagent.core.trials.workload import WorkloadCommand
 
 INDEX_TABLE = "policy_search"
 CREATE_INDEX = (
@@ -70,8 +68,8 @@ def has_index(session: Session) -> bool:
     """Tell whether this database has the FTS5 index."""
     if session.get_bind().dialect.name != "sqlite":
         return False
-    found = session.execute(text("SELECT 1 FROM sqlite_master WHERE name = :name"), {"name": INDEX_TABLE})
-    return found.first() is not None
+    query = text("SELECT 1 FROM sqlite_master WHERE name = :name")
+    return session.execute(query, {"name": INDEX_TABLE}).first() is not None
 
 
 def _search_plain(documents: Sequence[_Document], words: Sequence[str]) -> list[PolicyMatch]:
@@ -100,20 +98,14 @@ def _documents(session: Session) -> list[_Document]:
 
 def _experience(session: Session) -> dict[str, str]:
     """Return, per policy, the commands of the workloads on which a trial found it better, and their goals."""
-    rows = session.execute(
+    query = (
         select(CandidateRow.policy, RunRow.workload)
-        .join(
-            VerdictRow,
-            (VerdictRow.run_id == CandidateRow.run_id)
-            & (VerdictRow.iteration == CandidateRow.iteration)
-            & (VerdictRow.candidate_key == CandidateRow.key),
-        )
+        .join(VerdictRow)
         .join(RunRow, RunRow.id == CandidateRow.run_id)
-        .where(VerdictRow.outcome == Outcome.BETTER.value)
+        .where(VerdictRow.outcome == Outcome.BETTER)
         .distinct()
     )
     texts: dict[str, set[str]] = {}
-    for policy, stored in rows:
-        workload = from_json(WorkloadCommand, stored)
+    for policy, workload in session.execute(query):
         texts.setdefault(policy, set()).add(f"{workload.command} {workload.goal.value}")
     return {policy: "\n".join(sorted(lines)) for policy, lines in texts.items()}

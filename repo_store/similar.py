@@ -10,10 +10,10 @@ _OTHER_KIND = 2.0
 """Distance between two kinds of work, in the unit of the figures: factors of e, or a whole machine."""
 
 
-def distance(one: WorkloadProfile, other: WorkloadProfile) -> float:
+def distance(profile: WorkloadProfile, other: WorkloadProfile) -> float:
     """Return how far two profiles are apart: 0 for the same figures, about 1 for a factor of e in one of them."""
-    kinds = 0.0 if one.kind is other.kind else _OTHER_KIND
-    return kinds + math.dist(figures(one), figures(other))
+    kinds = 0.0 if profile.kind is other.kind else _OTHER_KIND
+    return kinds + math.dist(figures(profile), figures(other))
 
 
 def figures(profile: WorkloadProfile) -> tuple[float, ...]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import math
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,9 +12,8 @@ from typing import Any
 
 from sqlalchemy import Connection, func, select
 
-from repo_store.reading import read_only
-from repo_store.records import RunStatus
-from repo_store.tables import (
+from repo_store.database.snapshot import read_only
+from repo_store.database.tables import (
     CandidateRow,
     DerivedPolicyRow,
     ReadingRow,
@@ -25,6 +24,7 @@ from repo_store.tables import (
     VerdictRow,
     VerificationRow,
 )
+from repo_store.records import RunStatus
 from schedagent.core.recommendation import MACHINE, Progress, Standing
 from schedagent.core.trials.trial import Outcome
 from schedagent.core.verification import GateStatus
@@ -48,13 +48,14 @@ class GateTotals:
 
     results: Counter[str] = field(default_factory=Counter)
     gates: Counter[tuple[str, str]] = field(default_factory=Counter)
-    seconds: Counter[str] = field(default_factory=Counter)
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
 
     def add(self, other: GateTotals) -> None:
         """Count the other's, too."""
         self.results.update(other.results)
         self.gates.update(other.gates)
-        self.seconds.update(other.seconds)
+        for gate, seconds in other.seconds.items():
+            self.seconds[gate] += seconds
 
 
 @dataclass(frozen=True)
@@ -67,12 +68,12 @@ class RepositoryTotals:
         verdicts: (policy, outcome) -> how many.
         ratios: candidate / default of every conclusive verdict.
         best: policy -> the lowest ratio of its verdicts "better".
-        made: policies that did not come with the program, by how they were made.
+        derived: policies that did not come with the program, by their origin.
         verified: verifications of candidates.
         recommendations: of the agent service: (kind, standing) -> how many.
         requests: to carry them out, by progress.
         queued_since: Unix time at which the oldest one was asked for that has not begun; 0 without any.
-        looked_at: Unix time at which the agent service last looked at the machine; 0 if it never did.
+        last_reading_at: Unix time at which the agent service last looked at the machine; 0 if it never did.
     """
 
     runs: Mapping[str, int] = field(default_factory=dict)
@@ -80,12 +81,12 @@ class RepositoryTotals:
     verdicts: Mapping[tuple[str, str], int] = field(default_factory=dict)
     ratios: tuple[float, ...] = ()
     best: Mapping[str, float] = field(default_factory=dict)
-    made: Mapping[str, int] = field(default_factory=dict)
+    derived: Mapping[str, int] = field(default_factory=dict)
     verified: GateTotals = field(default_factory=GateTotals)
     recommendations: Mapping[tuple[str, str], int] = field(default_factory=dict)
     requests: Mapping[str, int] = field(default_factory=dict)
     queued_since: float = 0.0
-    looked_at: float = 0.0
+    last_reading_at: float = 0.0
 
 
 class RepositoryReader:
@@ -111,12 +112,12 @@ class RepositoryReader:
             return RepositoryTotals(
                 runs=_counts(connection, RunRow.status, RunRow.id),
                 samples=connection.scalar(select(func.count()).select_from(SampleRow)) or 0,
-                made=_counts(connection, DerivedPolicyRow.origin, DerivedPolicyRow.name),
+                derived=_counts(connection, DerivedPolicyRow.origin, DerivedPolicyRow.name),
                 verified=self._verifications(connection),
                 recommendations=_recommendations(connection),
                 requests=_counts(connection, RequestRow.progress, RequestRow.number),
                 queued_since=_moment(connection, func.min(RequestRow.asked_at), RequestRow.progress == Progress.QUEUED),
-                looked_at=_moment(connection, func.max(ReadingRow.at), ReadingRow.subject == MACHINE),
+                last_reading_at=_moment(connection, func.max(ReadingRow.at), ReadingRow.subject == MACHINE),
                 **_verdicts(connection),
             )
 
@@ -128,7 +129,7 @@ class RepositoryReader:
         """
         if not self._path.exists():
             return frozenset()
-        alive = (RunStatus.RUNNING.value, RunStatus.WAITING.value)
+        alive = (RunStatus.RUNNING, RunStatus.WAITING)
         with read_only(self._path) as connection:
             return frozenset(connection.scalars(select(RunRow.id).where(RunRow.status.in_(alive))))
 
@@ -166,32 +167,26 @@ def _moment(connection: Connection, moment: Any, condition: Any) -> float:
 
 def _verdicts(connection: Connection) -> dict[str, Any]:
     """The verdicts, by the names of RepositoryTotals."""
-    same = (
-        (CandidateRow.run_id == VerdictRow.run_id)
-        & (CandidateRow.iteration == VerdictRow.iteration)
-        & (CandidateRow.key == VerdictRow.candidate_key)
-    )
-    query = select(CandidateRow.policy, VerdictRow.outcome, VerdictRow.ratio).join(VerdictRow, same)
+    query = select(CandidateRow.policy, VerdictRow.outcome, VerdictRow.ratio).join(VerdictRow)
     counts: Counter[tuple[str, str]] = Counter()
     ratios: list[float] = []
     best: dict[str, float] = {}
     for policy, outcome, ratio in connection.execute(query):
         counts[policy, outcome] += 1
-        if outcome in CONCLUSIVE and ratio is not None:
-            ratios.append(float(ratio))
-        if outcome == Outcome.BETTER and ratio is not None:
-            best[policy] = min(float(ratio), best.get(policy, float(ratio)))
+        if outcome in CONCLUSIVE and not math.isnan(ratio):
+            ratios.append(ratio)
+            if outcome is Outcome.BETTER:
+                best[policy] = min(ratio, best.get(policy, ratio))
     return {"verdicts": counts, "ratios": tuple(ratios), "best": best}
 
 
 def _verifications_of(connection: Connection, run: str) -> GateTotals:
     totals = GateTotals()
-    for text in connection.scalars(select(VerificationRow.report).where(VerificationRow.run_id == run)):
-        statuses = set()
-        for gate in json.loads(text)["gates"]:
-            statuses.add(gate["status"])
-            totals.gates[gate["gate"], gate["status"]] += 1
-            totals.seconds[gate["gate"]] += gate["seconds"]
+    for report in connection.scalars(select(VerificationRow.report).where(VerificationRow.run_id == run)):
+        statuses = {gate.status for gate in report.gates}
+        for gate in report.gates:
+            totals.gates[gate.gate, gate.status] += 1
+            totals.seconds[gate.gate] += gate.seconds
         failed, skipped = GateStatus.FAILED in statuses, GateStatus.SKIPPED in statuses
         totals.results[FAILED if failed else INCOMPLETE if skipped or not statuses else PASSED] += 1
     return totals

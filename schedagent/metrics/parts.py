@@ -173,7 +173,7 @@ class RepositoryPart:
         found = self.reader.read()
         return {
             catalog.RUNS: _named(found.runs),
-            catalog.MADE: _named(found.made),
+            catalog.MADE: _named(found.derived),
             catalog.SAMPLES: {_ONE: found.samples},
             **_verified(found),
             **_judged(found),
@@ -199,7 +199,7 @@ def _recommended(found: RepositoryTotals) -> Readings:
         catalog.RECOMMENDATIONS: recommendations,
         catalog.REQUESTS: _named(found.requests),
         catalog.QUEUED_SINCE: {_ONE: found.queued_since} if found.queued_since else {},
-        catalog.LOOKED_AT: {_ONE: found.looked_at} if found.looked_at else {},
+        catalog.LOOKED_AT: {_ONE: found.last_reading_at} if found.last_reading_at else {},
     }
 
 

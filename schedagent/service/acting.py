@@ -15,7 +15,8 @@ from functools import partial
 from typing import Any, Protocol
 
 from repo_store.records import RunStatus
-from repo_store.store import PolicyRepository, new_run_id
+from repo_store.runs import new_run_id
+from repo_store.store import PolicyRepository
 from schedagent.approval.approvals import winner
 from schedagent.approval.handover import handover
 from schedagent.client.daemon import DaemonClient

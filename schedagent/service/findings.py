@@ -72,7 +72,7 @@ class Findings:
 
     def of_schedule(self, now: datetime) -> Iterator[Recommendation]:
         """Yield what the schedule asks for, if it asked for it since the service came to this machine."""
-        slot, first = latest_slot(self.settings, now), self.repository.service.first_look()
+        slot, first = latest_slot(self.settings, now), self.repository.service.first_reading_at()
         if slot is None or first is None or slot < first:
             return
         when = f"every {self.settings.every}" if self.settings.every else f"at {self.settings.at}"

@@ -106,7 +106,7 @@ class Keeper:
         baseline = self._records.baseline(request.cgroup)
         if baseline is None or baseline.until > request.started_at:
             return ""
-        looks = busy(self._records.looks(request.cgroup, since=request.started_at, limit=4 * RECENT, busy=True))[
+        looks = busy(self._records.readings(request.cgroup, since=request.started_at, limit=4 * RECENT, busy=True))[
             -RECENT:
         ]
         if not looks or looks[-1].at == self._judged.get(request.number):

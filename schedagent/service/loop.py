@@ -135,7 +135,7 @@ class Service:
         if self._disturbed:  # it would measure its own work
             self._disturbed = self._works
             return
-        self._records.add_looks(looks, keep_since=now - self._service.keep_days * DAY_S)
+        self._records.add_readings(looks, keep_since=now - self._service.keep_days * DAY_S)
         for look in looks:
             self._judge(look, now)
         self._recommend(self._findings.of_schedule(self._local()))
@@ -145,7 +145,7 @@ class Service:
         baseline = self._records.baseline(look.subject)
         if baseline is None or now - baseline.until > self._service.baseline_days * DAY_S:
             count = self._service.baseline_looks
-            looks = busy(self._records.looks(look.subject, limit=4 * count, busy=True))[-count:]
+            looks = busy(self._records.readings(look.subject, limit=4 * count, busy=True))[-count:]
             if len(looks) == count:
                 made = make_baseline(looks)
                 self._records.save_baseline(made)
@@ -155,7 +155,7 @@ class Service:
             return
         if not busy([look]):
             return
-        latest = busy(self._records.looks(look.subject, since=baseline.until, limit=4 * RECENT, busy=True))[-RECENT:]
+        latest = busy(self._records.readings(look.subject, since=baseline.until, limit=4 * RECENT, busy=True))[-RECENT:]
         found = drifts(baseline, latest)
         if not self._drifting.enough(look.subject, bool(found)):
             return

@@ -17,7 +17,7 @@ from prometheus_client import generate_latest
 
 from agents.llm.budget import BudgetLimits, UsageRecord
 from agents.llm.transcript import read_transcript, read_usage, transcript_path
-from repo_store import reading
+from repo_store.database import snapshot
 from repo_store.store import PolicyRepository
 from repo_store.totals import RepositoryReader, RepositoryTotals
 from schedagent.client.daemon import DaemonClient
@@ -410,7 +410,7 @@ class TestRepository:
         now = time.time()
         with PolicyRepository(tmp_path / "repository.sqlite") as repository:
             service = repository.service
-            service.add_looks([look(1), look(2), look(9, subject="/a")], keep_since=0)
+            service.add_readings([look(1), look(2), look(9, subject="/a")], keep_since=0)
             one = service.recommend(replace(optimise(now=now), expires_at=now + 1000))
             service.recommend(replace(optimise(now=now - 1000), id="00000001", expires_at=now - 1))
             service.ask(ApplyRequest(0, one.id, "", "ada", now - 60))
@@ -451,8 +451,8 @@ class TestRepository:
         path = tmp_path / "repository.sqlite"
         with PolicyRepository(path):
             pass
-        monkeypatch.setattr(reading, "_connect_reading", lambda _path: (connect(path), True))
-        with pytest.raises(RepositoryError, match="written to while"), reading.read_only(path):
+        monkeypatch.setattr(snapshot, "_connect_reading", lambda _path: (connect(path), True))
+        with pytest.raises(RepositoryError, match="written to while"), snapshot.read_only(path):
             os.utime(path)
 
     def test_of_another_version(self, tmp_path):

@@ -19,11 +19,11 @@ from sqlalchemy import text
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateIndex, CreateTable
 
-import repo_store.engine
+import repo_store.database.engine
+from repo_store.database.tables import SCHEMA, Base
 from repo_store.records import RunStatus
 from repo_store.search import INDEX_TABLE
 from repo_store.store import PolicyRepository
-from repo_store.tables import SCHEMA, Base
 from schedagent.core.errors import RepositoryError, UsageError
 from schedagent.core.policies.policy import CandidatePolicy, Plan, PolicyInfo
 from schedagent.core.trials.lesson import Antipattern
@@ -358,7 +358,7 @@ class TestCrash:
         assert raw(path, "PRAGMA integrity_check") == [("ok",)]
 
     def test_settings_of_every_connection(self, repository):
-        for engine in (repository._engine, repo_store.engine.for_writing(repository._engine)):
+        for engine in (repository._engine, repo_store.database.engine.for_writing(repository._engine)):
             with engine.connect() as connection:
                 pragmas = ("foreign_keys", "journal_mode", "busy_timeout", "synchronous")
                 found = [connection.execute(text(f"PRAGMA {name}")).scalar() for name in pragmas]
@@ -387,7 +387,7 @@ class TestTwoAtOnce:
         assert repository.blocks(run_id, 1) == [block(number) for number in range(10)]
 
     def test_locked_for_too_long(self, path, monkeypatch):
-        monkeypatch.setattr(repo_store.engine, "_PRAGMAS", ("PRAGMA busy_timeout = 50",))
+        monkeypatch.setattr(repo_store.database.engine, "_PRAGMAS", ("PRAGMA busy_timeout = 50",))
         PolicyRepository(path).close()
         holder = sqlite3.connect(path, isolation_level=None)
         holder.execute("BEGIN IMMEDIATE")
@@ -508,7 +508,7 @@ class TestUnusable:
             raise RuntimeError("power cut")
 
         with monkeypatch.context() as patch:
-            patch.setattr(repo_store.engine, "_upgrade", fail)
+            patch.setattr(repo_store.database.engine, "_upgrade", fail)
             with pytest.raises(RuntimeError, match="power cut"):
                 PolicyRepository(path)
         assert raw(path, "SELECT name FROM sqlite_master") == []
@@ -545,7 +545,7 @@ class TestSchema:
             assert compare_metadata(context, Base.metadata) == []
 
     def test_newest_migration_is_the_schema(self):
-        script = ScriptDirectory(str(Path(repo_store.engine.__file__).with_name("migrations")))
+        script = ScriptDirectory(str(ROOT / "repo_store" / "migrations"))
         assert script.get_heads() == [SCHEMA]
 
     def test_tables_fit_postgresql(self):

@@ -8,13 +8,13 @@ from dataclasses import replace
 
 import pytest
 
-import repo_store.engine
+import repo_store.database.engine
 import repo_store.service_records as module
 from repo_store.store import PolicyRepository
 from schedagent.core.errors import UsageError
 from schedagent.core.recommendation import MACHINE, ApplyRequest, Progress, RecommendationKind, Standing
 from schedagent.service.drift import make_baseline
-from tests.support.finished_runs import DAY_S, look, optimise, win
+from tests.support.finished_runs import DAY_S, HARDWARE, WORKLOAD, look, optimise
 
 NOW = 1_800_000_000.0
 
@@ -36,35 +36,35 @@ def asked(one, **fields):
 
 def test_a_repository_of_the_schema_before_is_upgraded(path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(repo_store.engine, "SCHEMA", "0003")
+        patch.setattr(repo_store.database.engine, "SCHEMA", "0003")
         with PolicyRepository(path) as old:
-            run_id = win(old)
+            run_id = old.create_run(WORKLOAD, HARDWARE)
     with closing(sqlite3.connect(path)) as raw:
         assert not raw.execute("SELECT name FROM sqlite_master WHERE name = 'looks'").fetchall()
     with PolicyRepository(path) as upgraded:
         assert upgraded.run(run_id).id == run_id
-        upgraded.service.add_looks([look(1)], keep_since=0)
-        assert upgraded.service.looks(MACHINE) == [look(1)]
+        upgraded.service.add_readings([look(1)], keep_since=0)
+        assert upgraded.service.readings(MACHINE) == [look(1)]
 
 
 def test_looks_come_back_in_order_and_the_idle_ones_can_be_left_out(records):
     idle = look(2, delay_s=None, commands={})
-    records.add_looks([look(3), look(1), idle, look(1, subject="/a")], keep_since=0)
-    assert records.looks(MACHINE) == [look(1), idle, look(3)]
-    assert records.looks(MACHINE, busy=True) == [look(1), look(3)]
-    assert records.looks(MACHINE, limit=2) == [idle, look(3)]
-    assert records.looks(MACHINE, since=120.0) == [look(3)]
-    assert (records.first_look(), records.looks("/b")) == (60.0, [])
+    records.add_readings([look(3), look(1), idle, look(1, subject="/a")], keep_since=0)
+    assert records.readings(MACHINE) == [look(1), idle, look(3)]
+    assert records.readings(MACHINE, busy=True) == [look(1), look(3)]
+    assert records.readings(MACHINE, limit=2) == [idle, look(3)]
+    assert records.readings(MACHINE, since=120.0) == [look(3)]
+    assert (records.first_reading_at(), records.readings("/b")) == (60.0, [])
 
 
 def test_looks_are_bounded_by_age_and_number(records, monkeypatch):
-    monkeypatch.setattr(module, "MOST_LOOKS", 5)
+    monkeypatch.setattr(module, "MAX_READINGS", 5)
     for number in range(20):
-        records.add_looks([look(number), look(number, subject="/a")], keep_since=0)
-    assert [one.at / 60 for one in records.looks(MACHINE)] == [15, 16, 17, 18, 19]
-    records.add_looks([look(20)], keep_since=60 * 18)
-    assert [one.at / 60 for one in records.looks(MACHINE)] == [18, 19, 20]
-    assert [one.at / 60 for one in records.looks("/a")] == [18, 19]
+        records.add_readings([look(number), look(number, subject="/a")], keep_since=0)
+    assert [one.at / 60 for one in records.readings(MACHINE)] == [15, 16, 17, 18, 19]
+    records.add_readings([look(20)], keep_since=60 * 18)
+    assert [one.at / 60 for one in records.readings(MACHINE)] == [18, 19, 20]
+    assert [one.at / 60 for one in records.readings("/a")] == [18, 19]
 
 
 def test_a_baseline_is_replaced_and_forgotten_with_what_it_was_made_of(records):
@@ -72,11 +72,11 @@ def test_a_baseline_is_replaced_and_forgotten_with_what_it_was_made_of(records):
     assert records.baseline(MACHINE) is None
     for baseline in (first, second):
         records.save_baseline(baseline)
-    records.add_looks([look(3), look(3, subject="/a")], keep_since=0)
+    records.add_readings([look(3), look(3, subject="/a")], keep_since=0)
     assert records.baseline(MACHINE) == second
     assert records.baselines() == [second]
     records.forget_baseline(MACHINE)
-    assert (records.baseline(MACHINE), records.looks(MACHINE), len(records.looks("/a"))) == (None, [], 1)
+    assert (records.baseline(MACHINE), records.readings(MACHINE), len(records.readings("/a"))) == (None, [], 1)
 
 
 def test_the_same_finding_is_stored_once_and_lives_longer(records):

@@ -304,7 +304,7 @@ def test_what_makes_its_workload_wait_more_is_not_renewed(hands, repository, set
     keeper, begin = keeper_of(repository, settings), time.time()
     for minute in range(1, 15):
         at = begin + 60 * minute
-        repository.service.add_looks([look(subject=CANARY, at=at, delay_s=0.03)], keep_since=0)
+        repository.service.add_readings([look(subject=CANARY, at=at, delay_s=0.03)], keep_since=0)
         keeper.tick()
         progress = repository.service.request(number).progress
         assert progress is (Progress.KEEPING if minute < 14 else Progress.DONE), minute
@@ -321,7 +321,7 @@ def test_waiting_as_usual_is_no_reason(hands, repository, settings, reporter, da
     number, _deployment = kept(hands, repository, settings, reporter)
     looks = [look(subject=CANARY, at=time.time() + 60 * minute) for minute in range(1, 20)]
     for one in looks:
-        repository.service.add_looks([one], keep_since=0)
+        repository.service.add_readings([one], keep_since=0)
         keeper_of(repository, settings).tick()
     assert repository.service.request(number).progress is Progress.KEEPING
 

@@ -195,14 +195,14 @@ def test_old_intervals_are_forgotten(bench):
     bench.minutes(5)
     bench.clock.now += 15 * DAY_S
     bench.minutes(1)
-    assert len(bench.records.looks(GROUP)) == 1
+    assert len(bench.records.readings(GROUP)) == 1
 
 
 def test_a_full_disk_does_not_end_the_service(bench, monkeypatch, caplog):
     def full(*_arguments, **_options):
         raise RepositoryError("the disk is full")
 
-    monkeypatch.setattr(type(bench.records), "add_looks", full)
+    monkeypatch.setattr(type(bench.records), "add_readings", full)
     bench.service.tick()
     assert "the disk is full" in caplog.text
 
@@ -368,9 +368,9 @@ def test_its_own_work_is_not_measured(settings, repository):
         bench.minutes(5)
         return True
 
-    bench.records.add_looks([], keep_since=0)
+    bench.records.add_readings([], keep_since=0)
     bench.run(looked)
-    assert len(bench.records.looks(GROUP)) <= 1, "the first look is before the work"
+    assert len(bench.records.readings(GROUP)) <= 1, "the first look is before the work"
     hang.unlink()
 
 
@@ -520,8 +520,8 @@ def test_monitoring_changes_nothing_on_this_machine(tmp_path):
     with running(tmp_path, config, program) as process:
         until((state / REPOSITORY).exists, 60)
         with PolicyRepository(state / REPOSITORY) as repository:
-            until(lambda: process.poll() is not None or len(repository.service.looks(MACHINE)) >= 4, 60)
-            looks = repository.service.looks(MACHINE)
+            until(lambda: process.poll() is not None or len(repository.service.readings(MACHINE)) >= 4, 60)
+            looks = repository.service.readings(MACHINE)
         assert process.poll() is None
         assert children(process.pid) == []
         process.send_signal(signal.SIGTERM)

@@ -76,9 +76,9 @@ def test_the_schedule_recommends_each_workload_once_a_slot(repository):
     findings = Findings(repository, settings)
     noon = datetime(2026, 11, 22, 12, 30, tzinfo=UTC)
     assert list(findings.of_schedule(noon)) == [], "the service has just come"
-    repository.service.add_looks([look(at=noon.timestamp() - 1000)], keep_since=0)
+    repository.service.add_readings([look(at=noon.timestamp() - 1000)], keep_since=0)
     assert list(findings.of_schedule(noon)) == [], "the slot began later than that"
-    repository.service.add_looks([look(at=noon.timestamp() - 2000)], keep_since=0)
+    repository.service.add_readings([look(at=noon.timestamp() - 2000)], keep_since=0)
     [one] = findings.of_schedule(noon)
     assert (one.why, one.expires_at) == ("The schedule says so: every 6h.", noon.replace(hour=18, minute=0).timestamp())
     [same] = findings.of_schedule(noon.replace(hour=17))

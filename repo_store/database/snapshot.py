@@ -11,8 +11,8 @@ from urllib.parse import quote
 from sqlalchemy import Connection, create_engine, event
 from sqlalchemy.pool import NullPool
 
-from repo_store.engine import begin, mapped_errors, revision_of
-from repo_store.tables import SCHEMA
+from repo_store.database.engine import begin, mapped_errors, revision_of
+from repo_store.database.tables import SCHEMA
 from schedagent.core.errors import RepositoryError
 
 _PATIENCE_S = 2.0

@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from repo_store.tables import SCHEMA
+from repo_store.database.tables import SCHEMA
 from schedagent.core.errors import RepositoryError
 
 BUSY_TIMEOUT_MS = 10_000
@@ -67,12 +67,12 @@ class Database:
         self.place = place_of(engine.url)
 
     @contextmanager
-    def _reading(self) -> Iterator[Session]:
+    def _session(self) -> Iterator[Session]:
         with mapped_errors(self.place), Session(self._engine) as session:
             yield session
 
     @contextmanager
-    def _writing(self) -> Iterator[Session]:
+    def _transaction(self) -> Iterator[Session]:
         with mapped_errors(self.place), Session(for_writing(self._engine)) as session, session.begin():
             yield session
 
@@ -124,7 +124,9 @@ def _mapped(place: str, error: BaseException) -> RepositoryError:
             f"reading or writing the repository {place} failed: {error}",
             "check the disk and its quota, then resume the run",
         )
-    return RepositoryError(f"the repository {place} cannot be used: {error}")
+    other_tables = any(words in str(error) for words in ("no such table", "no such column", "has no column named"))
+    hint = "if a newer schedagent has been installed since this one was started, restart it" if other_tables else ""
+    return RepositoryError(f"the repository {place} cannot be used: {error}", hint)
 
 
 def _move_away(place: str) -> str:
@@ -173,7 +175,7 @@ def _upgrade(connection: Connection) -> None:
 
     config = Config()
     # The option goes through a ConfigParser, to which % is special.
-    config.set_main_option("script_location", str(Path(__file__).with_name("migrations")).replace("%", "%%"))
+    config.set_main_option("script_location", str(Path(__file__).parents[1] / "migrations").replace("%", "%%"))
     config.attributes["connection"] = connection
     command.upgrade(config, SCHEMA)
 

@@ -12,13 +12,13 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-import repo_store.engine
+import repo_store.database.engine
 from agents.observation import build_profile
 from agents.planner.builder import PolicyBuilder
 from kernel_bpf.policies.library import load_library
+from repo_store.database.tables import SCHEMA
 from repo_store.similar import distance
 from repo_store.store import PolicyRepository
-from repo_store.tables import SCHEMA
 from schedagent.cli import app as cli
 from schedagent.core.errors import NameTaken, PolicyError, RepositoryError, SetupError, UsageError
 from schedagent.core.policies.policy import CandidatePolicy, Plan
@@ -367,7 +367,7 @@ def before(state, monkeypatch):
     """A database of schema 0001, with a run in it that ended there."""
     path = state.state_dir / "repository.sqlite"
     with monkeypatch.context() as patch:
-        patch.setattr(repo_store.engine, "SCHEMA", "0001")
+        patch.setattr(repo_store.database.engine, "SCHEMA", "0001")
         with PolicyRepository(path) as old:
             old.create_run(WORKLOAD, HARDWARE, run_id="old")
             old.save_profile("old", PROFILE)
