@@ -356,7 +356,17 @@ def rss_kib(pid):
 OWN_MODULES = {
     "schedagent.core": {"accept", "deployment", "errors", "settings", "token", "trusted", "welch"}
     | {"process", "process.listener", "process.systemd"},
-    "schedagent.schedagentd": {"__main__", "admission", "breaker", "config", "driver", "kernel", "messages", "record"}
+    "schedagent.schedagentd": {
+        "__main__",
+        "admission",
+        "breaker",
+        "config",
+        "decisions",
+        "driver",
+        "kernel",
+        "messages",
+        "record",
+    }
     | {"rollout", "server"},
     "kernel_bpf": {"load", "observe", "observe.tasks"}
     | {f"load.{name}" for name in ("bpf_object", "btf", "exit_info", "libbpf", "running", "sched_ext")},
