@@ -35,35 +35,35 @@ class DaemonClient:
     timeout_s: float = TIMEOUT_S
 
     def ask(self, verb: str, **fields: Any) -> dict[str, Any]:
-        """Ask for one thing and return the answer; fields are those of schedagentd/messages.py.
+        """Send one request and return the answer; fields are those of schedagentd/messages.py.
 
         Raises:
-            SetupError: it is not there, or its answer is none.
+            SetupError: it is not running, or gives no answer that can be read.
             SchedagentError: what it refused, by its own type; the message begins with "schedagentd: ".
         """
-        with self._asked(verb, fields) as stream:
+        with self._request(verb, fields) as stream:
             return _answer(stream)
 
     def events(self, after: int = -1, follow: bool = True) -> Iterator[dict[str, Any]]:
-        """Yield events: those behind number `after` (-1: none) and, if `follow`, whatever happens until it ends."""
-        with self._asked("events", {"after": after, "follow": follow}, patient=follow) as stream:
+        """Yield events: those after number `after` (-1: none) and, if `follow`, whatever happens until it ends."""
+        with self._request("events", {"after": after, "follow": follow}, patient=follow) as stream:
             if follow:
                 _answer(stream)
             for line in stream:
-                told = json.loads(line)
-                if "event" in told:
-                    yield told["event"]
+                message = json.loads(line)
+                if "event" in message:
+                    yield message["event"]
                 else:
-                    _checked(told)
+                    _checked(message)
 
     @contextmanager
-    def _asked(self, verb: str, fields: dict[str, Any], patient: bool = False) -> Iterator[BinaryIO]:
+    def _request(self, verb: str, fields: dict[str, Any], patient: bool = False) -> Iterator[BinaryIO]:
         request = json.dumps({"version": VERSION, "verb": verb, **fields}).encode() + b"\n"
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
                 connection.settimeout(self.timeout_s)
                 connection.connect(str(self.path))
-                with suppress(BrokenPipeError, ConnectionResetError):  # it refused before it read all; it says why
+                with suppress(BrokenPipeError, ConnectionResetError):  # it refused half-way; its answer says why
                     connection.sendall(request)
                 if patient:
                     connection.settimeout(None)
@@ -85,19 +85,19 @@ _START = "start it: systemctl start schedagentd.socket"
 def _answer(stream: BinaryIO) -> dict[str, Any]:
     line = stream.readline(_LONGEST_ANSWER)
     if not line.endswith(b"\n"):
-        raise SetupError("schedagentd ended before it answered", "its log says more: journalctl -u schedagentd")
+        raise SetupError("schedagentd ended before it answered", "see its log: journalctl -u schedagentd")
     try:
         return _checked(json.loads(line))
     except ValueError as error:
         raise SetupError(f"schedagentd gave an answer that cannot be read: {error}") from None
 
 
-def _checked(told: dict[str, Any]) -> dict[str, Any]:
-    """Return what an answer holds; raise the error that it tells."""
-    if "error" not in told:
-        content: dict[str, Any] = told["ok"]
+def _checked(answer: dict[str, Any]) -> dict[str, Any]:
+    """Return what an answer contains; raise the error that it reports."""
+    if "error" not in answer:
+        content: dict[str, Any] = answer["ok"]
         return content
-    fault = told["error"]
+    fault = answer["error"]
     kind = getattr(errors, fault["kind"], None)
     chosen = kind if isinstance(kind, type) and issubclass(kind, SchedagentError) else SchedagentError
     raise chosen(f"{_SIDE}{fault['message']}", hint=fault["hint"])

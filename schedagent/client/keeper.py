@@ -1,4 +1,4 @@
-"""Keeping what was deployed: its lease is renewed, the workload's own metric reported, and what happens told.
+"""Keeping what was deployed: renews its lease, reports the workload's own metric, and shows what happens.
 
 schedagentd takes a policy away that nobody keeps. So a keeper that dies needs no clean-up: its lease lapses.
 """
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from schedagent.client.daemon import DaemonClient
-from schedagent.core.errors import MetricError, SchedagentError, SetupError
+from schedagent.core.errors import MetricUnavailable, SchedagentError, SetupError, UsageError
 from schedagent.core.process import proc
 
 POLL_S = 1.0
@@ -32,22 +32,36 @@ class CommandMetric:
 
     Args:
         command: words as a shell splits them; no shell runs them.
+
+    Raises:
+        UsageError: the command cannot be split into words.
     """
 
     command: str
     timeout_s: float
 
+    def __post_init__(self) -> None:
+        self._words()
+
     def __call__(self) -> float:
+        """Run the command; raise MetricUnavailable if that gives no number."""
         try:
-            ended = proc.run(shlex.split(self.command), timeout_s=self.timeout_s)
-        except ValueError as error:
-            raise MetricError(f"the command of the metric cannot be read: {error}") from None
+            ended = proc.run(self._words(), timeout_s=self.timeout_s)
         except SetupError as error:
-            raise MetricError(f"the metric's command failed: {error.message}") from None
+            raise MetricUnavailable(f"the metric's command failed: {error.message}") from None
         printed = ended.stdout.decode(errors="replace").strip()
         if ended.returncode != 0:
-            raise MetricError(f"the metric's command ended with status {ended.returncode}: {self.command}")
+            raise MetricUnavailable(f"the metric's command ended with status {ended.returncode}: {self.command}")
         return _number(printed, f"what the metric's command printed, {printed[:80]!r},")
+
+    def _words(self) -> list[str]:
+        try:
+            words = shlex.split(self.command)
+        except ValueError as error:
+            raise UsageError(f"the metric's command cannot be read: {error}") from None
+        if not words:
+            raise UsageError("the metric's command is empty")
+        return words
 
 
 @dataclass(frozen=True)
@@ -57,37 +71,42 @@ class QueryMetric:
     Args:
         url: of the server, such as http://localhost:9090.
         query: an expression of PromQL with one value.
+
+    Raises:
+        UsageError: the address is no address of a web server.
     """
 
     url: str
     query: str
     timeout_s: float
 
+    def __post_init__(self) -> None:
+        if not self.url.lower().startswith(("http://", "https://")):
+            raise UsageError(f"{self.url} is not the address of a Prometheus server", "such as http://localhost:9090")
+
     def __call__(self) -> float:
-        """Ask for the value now (Prometheus HTTP API, instant queries)."""
-        import urllib.error
+        """Ask for the value now (Prometheus HTTP API, instant queries); raise MetricUnavailable if there is none."""
+        import http.client
         import urllib.parse
         import urllib.request
 
-        if urllib.parse.urlsplit(self.url).scheme not in ("http", "https"):
-            raise MetricError(f"{self.url} is no address of a Prometheus server", "such as http://localhost:9090")
         address = f"{self.url.rstrip('/')}/api/v1/query?{urllib.parse.urlencode({'query': self.query})}"
         try:
             with urllib.request.urlopen(address, timeout=self.timeout_s) as answer:
-                told = json.loads(answer.read(_LONGEST_ANSWER))
-        except (OSError, ValueError) as error:
-            raise MetricError(f"the metric's query {self.query!r} was not answered: {error}") from None
-        return self._value(told)
+                content = json.loads(answer.read(_LONGEST_ANSWER))
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            raise MetricUnavailable(f"the metric's query {self.query!r} was not answered: {error}") from None
+        return self._value(content)
 
-    def _value(self, told: Any) -> float:
+    def _value(self, answer: Any) -> float:
+        query = f"the metric's query {self.query!r}"
         try:
-            found = told["data"]["result"]
-            [_at, value] = found if told["data"]["resultType"] == "scalar" else found[0]["value"]
-            alone = told["data"]["resultType"] == "scalar" or len(found) == 1
+            is_scalar, result = answer["data"]["resultType"] == "scalar", answer["data"]["result"]
+            [_at, value] = result if is_scalar else result[0]["value"]
         except (KeyError, IndexError, TypeError, ValueError):
-            raise MetricError(f"the metric's query {self.query!r} has no value now", "try it in Prometheus") from None
-        if not alone:
-            raise MetricError(f"the metric's query {self.query!r} has {len(found)} values", "aggregate them: sum(...)")
+            raise MetricUnavailable(f"{query} has no value now", "try it in Prometheus") from None
+        if not is_scalar and len(result) != 1:
+            raise MetricUnavailable(f"{query} has {len(result)} values", "aggregate them: sum(...)")
         return _number(value, f"the value of {self.query!r}, {value!r},")
 
 
@@ -97,7 +116,7 @@ class Keeper:
     Args:
         number: of the deployment.
         lease_s: how long each renewal is for; it is renewed three times as often.
-        tell: gets a line for whatever happens.
+        report: gets a line for whatever happens.
         metric, every_s: the workload's own metric, and how often it is measured.
     """
 
@@ -106,15 +125,15 @@ class Keeper:
         client: DaemonClient,
         number: int,
         lease_s: float,
-        tell: Callable[[str], None],
+        report: Callable[[str], None],
         metric: Metric | None = None,
         every_s: float = 5.0,
     ) -> None:
-        self._client, self._number, self._lease_s, self._tell = client, number, lease_s, tell
+        self._client, self._number, self._lease_s, self._report = client, number, lease_s, report
         self._metric, self._every_s = metric, every_s
         self._failures = 0
-        self._seen: tuple[Any, ...] = ()
-        self._said = ""
+        self._shown_state: tuple[Any, ...] = ()
+        self._last_trouble = ""
         self._renewed_at = time.monotonic()
         self._measured_at = 0.0
 
@@ -122,20 +141,20 @@ class Keeper:
         """Keep it; return its summary when it has ended.
 
         Raises:
-            SchedagentError: schedagentd was not to be reached, or refused to renew, for longer than a lease lasts.
-            MetricError: the metric could not be measured any more; it was rolled back.
+            SchedagentError: schedagentd could not be reached, or refused to renew, for longer than a lease lasts.
+            MetricUnavailable: the metric could not be measured any more; it was rolled back.
         """
         while True:
             try:
-                if ended := self._look():
+                if ended := self._check():
                     return ended
                 self._renew_if_due()
-            except MetricError:
+            except MetricUnavailable:
                 raise
             except SchedagentError as error:  # it is being started again, is busy, or refuses: the lease decides
                 if time.monotonic() - self._renewed_at > self._lease_s + 2 * POLL_S:
                     raise
-                self._say(error.message)
+                self._report_once(error.message)
             time.sleep(min(POLL_S, self._lease_s / 10, max(0.05, self._every_s)))
 
     def roll_back(self) -> dict[str, Any] | None:
@@ -143,27 +162,30 @@ class Keeper:
         self._client.ask("rollback", deployment=self._number)
         return self._end()
 
-    def _look(self) -> dict[str, Any] | None:
-        """Tell what is new of it; return its summary if it has ended."""
+    def _check(self) -> dict[str, Any] | None:
+        """Report what changed; return its summary if it has ended."""
         status = self._client.ask("status")
-        for told in (status["active"], status["waiting"]):
-            if told and told["deployment"] == self._number:
-                self._show(told)
+        for summary in (status["active"], status["waiting"]):
+            if summary and summary["deployment"] == self._number:
+                self._show(summary)
                 return None
         return self._end()
 
     def _end(self) -> dict[str, Any] | None:
-        found = self._client.ask("history", limit=100)["history"]
-        return next((one for one in found if one["deployment"] == self._number and one["phase"] == "ended"), None)
+        for summary in self._client.ask("history", limit=100)["history"]:
+            if summary["deployment"] == self._number and summary["phase"] == "ended":
+                ended: dict[str, Any] = summary
+                return ended
+        return None
 
-    def _show(self, told: dict[str, Any]) -> None:
-        seen = (told["phase"], told["stage"], told["proven"], told["pinned"], told["next_stage"])
-        if seen == self._seen:
+    def _show(self, summary: dict[str, Any]) -> None:
+        state = tuple(summary[name] for name in ("phase", "stage", "proven", "pinned", "next_stage"))
+        if state == self._shown_state:
             return
-        self._seen = seen
-        state = " and ".join([told["phase"], *(name for name in ("proven", "pinned") if told[name])])
-        following = f"; next: stage {told['next_stage']}" if told["next_stage"] else ""
-        self._tell(f"deployment {self._number}: {state}, stage {told['stage']}{following}")
+        self._shown_state = state
+        words = " and ".join([summary["phase"], *(name for name in ("proven", "pinned") if summary[name])])
+        following = f"; next: stage {summary['next_stage']}" if summary["next_stage"] else ""
+        self._report(f"deployment {self._number}: {words}, stage {summary['stage']}{following}")
 
     def _renew_if_due(self) -> None:
         now = time.monotonic()
@@ -177,12 +199,12 @@ class Keeper:
         """Measure; what fails a few times in a row rolls the deployment back."""
         try:
             value = metric()
-        except MetricError as error:
+        except MetricUnavailable as error:
             self._failures += 1
-            self._say(error.message)
+            self._report_once(error.message)
             if self._failures >= FAILURES:
                 self.roll_back()
-                raise MetricError(
+                raise MetricUnavailable(
                     f"deployment {self._number} was rolled back, because it could not be watched: {error.message}",
                     error.hint,
                 ) from None
@@ -191,15 +213,15 @@ class Keeper:
         return [value]
 
     def _renew(self, metric: list[float]) -> None:
-        asked: dict[str, Any] = {"metric": metric} if metric else {}
-        self._client.ask("renew", deployment=self._number, lease_s=self._lease_s, **asked)
+        fields: dict[str, Any] = {"metric": metric} if metric else {}
+        self._client.ask("renew", deployment=self._number, lease_s=self._lease_s, **fields)
         self._renewed_at = time.monotonic()
 
-    def _say(self, message: str) -> None:
-        """Tell something once, not at each turn, until something else is to be told."""
-        if message != self._said:
-            self._tell(message)
-        self._said = message
+    def _report_once(self, trouble: str) -> None:
+        """Report a trouble once, not each time it is met, until there is another."""
+        if trouble != self._last_trouble:
+            self._report(trouble)
+        self._last_trouble = trouble
 
 
 def _number(text: Any, what: str) -> float:
@@ -208,5 +230,5 @@ def _number(text: Any, what: str) -> float:
     except (TypeError, ValueError):
         value = math.nan
     if not math.isfinite(value) or abs(value) > 1e18:  # as much as schedagentd takes
-        raise MetricError(f"{what} is no number that can be compared")
+        raise MetricUnavailable(f"{what} is not a number that can be compared")
     return value

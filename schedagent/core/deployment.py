@@ -30,8 +30,15 @@ class Stage(StrEnum):
 
     def is_beyond(self, other: Stage) -> bool:
         """Whether it takes more of the machine than `other`."""
-        order = list(Stage)
-        return order.index(self) > order.index(other)
+        return other in _SMALLER[self]
+
+
+_SMALLER = {
+    Stage.CANARY: frozenset[Stage](),
+    Stage.WIDER: frozenset({Stage.CANARY}),
+    Stage.FULL: frozenset({Stage.CANARY, Stage.WIDER}),
+}
+"""The stages that take less of the machine, by stage."""
 
 
 class Phase(StrEnum):
@@ -49,7 +56,7 @@ class Phase(StrEnum):
 
 
 class End(StrEnum):
-    """Why a deployment ended. The first group are trips of the circuit breaker."""
+    """Why a deployment ended. TRIPS and BLAMES say which of them mean what."""
 
     STALL = "stall"
     EJECTED = "ejected by the kernel"
@@ -66,7 +73,6 @@ class End(StrEnum):
     HOTPLUG = "CPU hotplug"
     FOREIGN = "another scheduler"
     BLIND = "sched_ext's state cannot be read"
-
     ROLLED_BACK = "rolled back"
     REPLACED = "replaced"
     GONE = "its process ended"
@@ -77,12 +83,32 @@ class End(StrEnum):
     @property
     def is_trip(self) -> bool:
         """Whether the circuit breaker did it: the same object is then not loaded again unless that is asked for."""
-        return list(End).index(self) < list(End).index(End.ROLLED_BACK)
+        return self in TRIPS
 
     @property
     def blames_policy(self) -> bool:
         """Whether the policy before it deserves another chance: the machine is as it was, and somebody is there."""
-        return list(End).index(self) < list(End).index(End.LEASE_LAPSED) or self is End.NOT_LOADED
+        return self in BLAMES
+
+
+_MISBEHAVED = frozenset(
+    {
+        End.STALL,
+        End.EJECTED,
+        End.EXITED,
+        End.ERROR_EVENTS,
+        End.REJECTED_TASKS,
+        End.STARVATION,
+        End.RUN_QUEUE_DELAY,
+        End.PRESSURE,
+        End.CPU_SHARE,
+        End.METRIC,
+    }
+)
+TRIPS = _MISBEHAVED | {End.LEASE_LAPSED, End.SUSPENDED, End.HOTPLUG, End.FOREIGN, End.BLIND}
+"""Ends that the circuit breaker decides: the policy misbehaved, or nobody can vouch for it any more."""
+BLAMES = _MISBEHAVED | {End.NOT_LOADED}
+"""Ends that are the policy's own fault."""
 
 
 @dataclass(frozen=True)
@@ -199,27 +225,27 @@ class Deployment:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, told: dict[str, Any]) -> Self:
+    def from_json(cls, stored: dict[str, Any]) -> Self:
         """Read what to_json wrote; raise ValueError, TypeError or KeyError if it is something else."""
-        order = told["order"]
+        order = stored["order"]
         for name in ("tunables", "history", "classes"):
             order[name] = tuple((first, second) for first, second in order[name])
         return cls(
-            **told
+            **stored
             | {
                 "order": Order(**order),
-                "stage": Stage(told["stage"]),
-                "phase": Phase(told["phase"]),
-                "tree": Tree(**told["tree"]) if told.get("tree") else None,
-                "next_stage": Stage(told["next_stage"]) if told["next_stage"] else None,
-                "better": Better(told["better"]) if told.get("better") else None,
-                "baseline": {name: Spread(**spread) for name, spread in told["baseline"].items()},
-                "end": End(told["end"]) if told["end"] else None,
+                "stage": Stage(stored["stage"]),
+                "phase": Phase(stored["phase"]),
+                "tree": Tree(**stored["tree"]) if stored.get("tree") else None,
+                "next_stage": Stage(stored["next_stage"]) if stored["next_stage"] else None,
+                "better": Better(stored["better"]) if stored.get("better") else None,
+                "baseline": {name: Spread(**spread) for name, spread in stored["baseline"].items()},
+                "end": End(stored["end"]) if stored["end"] else None,
             }
         )
 
     def summary(self, boot_now: float) -> dict[str, Any]:
-        """What people and programs are told of it; without maps, object and token."""
+        """What people and programs are shown of it: everything but maps, object and token."""
         alive = self.phase is not Phase.ENDED
         return {
             "deployment": self.number,
@@ -251,7 +277,7 @@ class Deployment:
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened, as the stream of events tells it.
+    """Something that happened, as the stream of events reports it.
 
     Args:
         number: counts up.

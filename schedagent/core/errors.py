@@ -13,6 +13,7 @@ SchedagentError                 message + hint: what failed with values, and wha
 │   └── KernelRejected          the kernel refused to load or to attach it
 ├── BpfError                    a libbpf call failed (errno and libbpf's own log)
 ├── WorkloadFailed              the workload failed under the default scheduler
+├── MetricUnavailable           a running workload's metric could not be measured
 ├── VmLost                      the micro-VM died, hung or panicked: neither a pass nor a failure
 ├── RepositoryError             the policy repository cannot be read or written
 ├── RecordError                 schedagentd's record of deployments cannot be read or written
@@ -100,6 +101,11 @@ class BpfError(SchedagentError):
 
 class WorkloadFailed(SchedagentError):
     """The workload failed under the default scheduler, so nothing can be compared."""
+
+
+class MetricUnavailable(SchedagentError):
+    """A running workload's own metric could not be measured: its command failed, its server did not answer, or what
+    came back is no number."""
 
 
 class VmLost(SchedagentError):

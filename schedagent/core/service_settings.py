@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
@@ -10,11 +9,11 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from schedagent.core import accept
 from schedagent.core.trials.workload import Goal, WorkloadCommand
 
 Accept = Callable[[Any], Any]
 
-_CGROUP = re.compile(r"(/(?!\.{1,2}(/|\Z))[ -.0-~]{1,255}){1,16}")
 _TIME = r"([01][0-9]|2[0-3]):([0-5][0-9])"
 _QUIET = re.compile(f"{_TIME}-{_TIME}")
 _EVERY = re.compile(r"([1-9][0-9]{0,4})([mhd])")
@@ -162,73 +161,26 @@ def _workload(number: int, value: Mapping[str, Any]) -> WatchedWorkload:
     return WatchedWorkload(WorkloadCommand(directory=directory, **chosen), cgroup)
 
 
-def _said(value: object) -> str:
-    if not isinstance(value, str) or not value.strip() or not value.isprintable():
-        raise ValueError("a line of text")
-    return value
-
-
 def _directory(value: object) -> str:
-    if not Path(_said(value)).is_absolute():
+    if not Path(accept.line(value)).is_absolute():
         raise ValueError("an absolute path")
-    return str(Path(_said(value)).resolve())
+    return str(Path(accept.line(value)).resolve())
 
 
 def _metric(value: object) -> str:
     try:
-        groups = re.compile(_said(value)).groups
+        groups = re.compile(accept.line(value)).groups
     except re.error as error:
         raise ValueError(f"a regular expression ({error})") from None
     if groups > 1:
         raise ValueError("a regular expression with one group")
-    return _said(value)
-
-
-def _cgroup(value: object) -> str:
-    if not isinstance(value, str) or not _CGROUP.fullmatch(value):
-        raise ValueError("the path of a cgroup, such as /system.slice/build.service")
-    return value
-
-
-def _cgroups(value: object) -> tuple[str, ...]:
-    if not isinstance(value, list):
-        raise TypeError("a list of cgroups")
-    return tuple(map(_cgroup, value))
-
-
-def _number(minimum: float, maximum: float, unit: str) -> Accept:
-    def accept(value: object) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise TypeError(f"{unit}, from {minimum:g} to {maximum:g}")
-        if not minimum <= value <= maximum:
-            raise ValueError(f"{unit}, from {minimum:g} to {maximum:g}")
-        return float(value)
-
-    return accept
-
-
-def _whole(minimum: int, maximum: int) -> Accept:
-    def accept(value: object) -> int:
-        if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= maximum:
-            raise ValueError(f"a whole number from {minimum} to {maximum}")
-        return value
-
-    return accept
-
-
-def _one_of(kind: Accept, accepted: tuple[str, ...]) -> Accept:
-    def accept(value: object) -> Any:
-        if not isinstance(value, str) or value not in accepted:
-            raise ValueError(", ".join(accepted))
-        return kind(value)
-
-    return accept
+    return accept.line(value)
 
 
 def _checked(check: Callable[[str], object]) -> Accept:
     """Accept an empty text, or one that `check` accepts."""
 
-    def accept(value: object) -> str:
+    def read(value: object) -> str:
         if value == "":
             return ""
         if not isinstance(value, str):
@@ -236,45 +188,39 @@ def _checked(check: Callable[[str], object]) -> Accept:
         check(value)
         return value
 
-    return accept
-
-
-def _socket(value: object) -> Path:
-    if not isinstance(value, str) or not value.startswith("/") or len(value.encode()) > 107:
-        raise ValueError("the absolute path of a unix socket, at most 107 bytes long")
-    return Path(value)
+    return read
 
 
 _OF_A_WORKLOAD: dict[str, Accept] = {
-    "command": _said,
+    "command": accept.line,
     "dir": _directory,
-    "prepare": _said,
-    "goal": _one_of(Goal, tuple(Goal)),
+    "prepare": accept.line,
+    "goal": accept.one_of(Goal),
     "metric": _metric,
-    "timeout_s": _number(1, 7 * 86400, "seconds"),
-    "cgroup": _cgroup,
+    "timeout_s": accept.number(1, 7 * 86400, "seconds"),
+    "cgroup": accept.cgroup,
 }
 
 _ACCEPTED: dict[str, Accept] = {
-    "mode": _one_of(Mode, tuple(Mode)),
-    "look_every_s": _number(1, 3600, "seconds"),
-    "cgroups": _cgroups,
+    "mode": accept.one_of(Mode),
+    "look_every_s": accept.number(1, 3600, "seconds"),
+    "cgroups": accept.list_of(accept.cgroup, "cgroups"),
     "workloads": _workloads,
-    "baseline_looks": _whole(12, 10_000),
-    "baseline_days": _number(1, 90, "days"),
-    "keep_days": _number(8, 90, "days"),
-    "much_delay_s": _number(0.0001, 60, "seconds"),
-    "recommend_days": _number(1, 90, "days"),
+    "baseline_looks": accept.whole(12, 10_000),
+    "baseline_days": accept.number(1, 90, "days"),
+    "keep_days": accept.number(8, 90, "days"),
+    "much_delay_s": accept.number(0.0001, 60, "seconds"),
+    "recommend_days": accept.number(1, 90, "days"),
     "every": _checked(every_s),
     "at": _checked(minute_of_day),
     "quiet": _checked(quiet_minutes),
-    "runs_per_day": _whole(0, 1000),
-    "deployments_per_day": _whole(0, 1000),
-    "promote": _one_of(str, STAGES),
-    "lease_s": _number(30, 3600, "seconds"),
-    "iterations": _whole(1, 100),
-    "candidates": _whole(1, 8),
-    "budget_minutes": _number(0.1, 7 * 24 * 60, "minutes"),
-    "socket": _socket,
+    "runs_per_day": accept.whole(0, 1000),
+    "deployments_per_day": accept.whole(0, 1000),
+    "promote": accept.one_of(STAGES),
+    "lease_s": accept.number(30, 3600, "seconds"),
+    "iterations": accept.whole(1, 100),
+    "candidates": accept.whole(1, 8),
+    "budget_minutes": accept.number(0.1, 7 * 24 * 60, "minutes"),
+    "socket": accept.socket_path,
 }
 assert set(_ACCEPTED) == {one.name for one in fields(ServiceSettings)}

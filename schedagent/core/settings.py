@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from schedagent.core import accept
 from schedagent.core.errors import SetupError, UsageError
 
 if TYPE_CHECKING:
@@ -221,10 +222,10 @@ def _xdg(env: Mapping[str, str], variable: str, below_home: str) -> Path:
 
 def _from_environment(env: Mapping[str, str]) -> dict[str, Any]:
     chosen = {}
-    for key, (variable, accept) in _OPTIONS.items():
+    for key, (variable, check) in _OPTIONS.items():
         text = env.get(variable, "") if variable else ""
         if text:
-            chosen[key] = _accepted(accept, text, f"{variable}={_shown(key, text)}")
+            chosen[key] = _accepted(check, text, f"{variable}={_shown(key, text)}")
     return chosen
 
 
@@ -250,9 +251,9 @@ def _from_file(path: Path, must_exist: bool) -> dict[str, Any]:
     return chosen
 
 
-def _accepted(accept: Callable[[Any], Any], value: object, where: str) -> Any:
+def _accepted(check: Callable[[Any], Any], value: object, where: str) -> Any:
     try:
-        return accept(value)
+        return check(value)
     except (TypeError, ValueError) as error:
         raise UsageError(f"{where} is not accepted", f"accepted: {error}") from None
 
@@ -274,8 +275,8 @@ def _folder(value: object) -> Path:
 
 
 def _socket(value: object) -> Path:
-    if not isinstance(value, str) or not value or len(os.fsencode(value)) > _LONGEST_SOCKET_PATH:
-        raise ValueError(f"the path of a unix socket, at most {_LONGEST_SOCKET_PATH} bytes long")
+    if not isinstance(value, str) or not value or len(os.fsencode(value)) > accept.LONGEST_SOCKET_PATH:
+        raise ValueError(f"the path of a unix socket, at most {accept.LONGEST_SOCKET_PATH} bytes long")
     return Path(value).expanduser().absolute()
 
 
@@ -304,15 +305,6 @@ def _token(value: object) -> str:
     return _key(value)
 
 
-def _one_of(*accepted: str) -> Callable[[object], str]:
-    def accept(value: object) -> str:
-        if not isinstance(value, str) or value not in accepted:
-            raise ValueError(", ".join(accepted))
-        return value
-
-    return accept
-
-
 def _dollars(value: object) -> float:
     try:
         number = math.nan if isinstance(value, bool) else float(value)  # type: ignore[arg-type]
@@ -334,19 +326,21 @@ def _prices(value: object) -> tuple[ModelPrice, ...]:
 
 
 def _whole(minimum: int, maximum: int) -> Callable[[object], int]:
-    def accept(value: object) -> int:
-        number = int(value) if isinstance(value, str) and value.isascii() and value.isdigit() else value
-        if isinstance(number, bool) or not isinstance(number, int) or not minimum <= number <= maximum:
-            raise ValueError(f"a whole number from {minimum} to {maximum}")
-        return number
+    """As accept.whole; the environment knows digits only."""
+    check = accept.whole(minimum, maximum)
 
-    return accept
+    def read(value: object) -> int:
+        if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= _MOST_DIGITS:
+            return check(int(value))
+        return check(value)
+
+    return read
 
 
 _SECRETS = frozenset(("model_api_key", "mcp_token"))
 _SIDES = frozenset(("input", "output"))
 _LEAST_TOKEN = 32
-_LONGEST_SOCKET_PATH = 107  # unix(7): sun_path, with its NUL
+_MOST_DIGITS = 20
 _RELEASE_CHARACTERS = frozenset("0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.+~_-")
 
 _OPTIONS: dict[
@@ -362,7 +356,7 @@ _OPTIONS: dict[
     "model_planning": ("SCHEDAGENT_MODEL_PLANNING", _text),
     "model_execution": ("SCHEDAGENT_MODEL_EXECUTION", _text),
     "model_learning": ("SCHEDAGENT_MODEL_LEARNING", _text),
-    "model_answers": ("SCHEDAGENT_MODEL_ANSWERS", _one_of("json_schema", "tool", "plain")),
+    "model_answers": ("SCHEDAGENT_MODEL_ANSWERS", accept.one_of(("json_schema", "tool", "plain"))),
     "model_timeout_s": ("SCHEDAGENT_MODEL_TIMEOUT_S", _whole(1, 3600)),
     "model_max_calls": ("SCHEDAGENT_MODEL_MAX_CALLS", _whole(0, 1_000_000)),
     "model_max_tokens": ("SCHEDAGENT_MODEL_MAX_TOKENS", _whole(0, 1_000_000_000)),

@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from schedagent.core.accept import C_NAME, SHA256, is_cgroup, is_whole
 from schedagent.core.errors import TokenError
 
 if TYPE_CHECKING:
@@ -37,18 +38,17 @@ _LONGEST_TOKEN = 65536
 _LAST_MOMENT = 253402300799  # the end of the year 9999, the last that datetime knows
 _VERIFY_AGAIN = "verify the policy again: schedagent verify"
 
-_SHA256 = "[0-9a-f]{64}"
+_KEY_ID = re.compile("[0-9a-f]{16}")
 _PATTERNS = {
-    "artifact_digest": _SHA256,
-    "inputs_digest": _SHA256,
-    "report_digest": _SHA256,
-    "kernel_release": "[0-9A-Za-z.+~_-]{1,64}",
-    "btf_build_id": "[0-9a-f]{8,128}",
-    "cgroup": r"(/(?!\.{1,2}(/|\Z))[ -.0-~]{1,255}){0,64}",
-    "nonce": "[0-9a-f]{32}",
-    "key_id": "[0-9a-f]{16}",
+    "artifact_digest": SHA256,
+    "inputs_digest": SHA256,
+    "report_digest": SHA256,
+    "kernel_release": re.compile("[0-9A-Za-z.+~_-]{1,64}"),
+    "btf_build_id": re.compile("[0-9a-f]{8,128}"),
+    "nonce": re.compile("[0-9a-f]{32}"),
+    "key_id": _KEY_ID,
 }
-"""What the text fields may hold. A path of a cgroup is printable ASCII without empty, `.` or `..` components."""
+"""What the text fields may contain."""
 
 Pairs = tuple[tuple[str, int], ...]
 
@@ -100,11 +100,13 @@ class DeploymentToken:
     def __post_init__(self) -> None:
         for name, pattern in _PATTERNS.items():
             value = getattr(self, name)
-            if not isinstance(value, str) or not re.fullmatch(pattern, value):
+            if not isinstance(value, str) or not pattern.fullmatch(value):
                 raise _malformed(f"{name} is {_shown(value)}")
+        if not isinstance(self.cgroup, str) or (self.cgroup and not is_cgroup(self.cgroup)):
+            raise _malformed(f"cgroup is {_shown(self.cgroup)}")
         if not isinstance(self.scope, Scope) or (self.cgroup and self.scope is not Scope.PARTIAL):
             raise _malformed(f"scope is {_shown(self.scope)} with cgroup {self.cgroup!r}")
-        if not (_whole(self.not_before, 0, _LAST_MOMENT) and _whole(self.expires_at, 0, _LAST_MOMENT)):
+        if not (is_whole(self.not_before, 0, _LAST_MOMENT) and is_whole(self.expires_at, 0, _LAST_MOMENT)):
             raise _malformed(f"valid from {_shown(self.not_before)} to {_shown(self.expires_at)}")
         if not 0 < self.expires_at - self.not_before <= LONGEST_LIFETIME_S:
             raise _malformed(
@@ -212,7 +214,7 @@ def check(
 
 def _check_scope(token: DeploymentToken, scope: Scope, cgroup: str) -> None:
     """A wanted scope must be the token's or lie within it."""
-    sane = isinstance(scope, Scope) and re.fullmatch(_PATTERNS["cgroup"], cgroup)
+    sane = isinstance(scope, Scope) and (not cgroup or is_cgroup(cgroup))
     meaningful = sane and (scope is Scope.PARTIAL or not cgroup)
     below = not token.cgroup or f"{cgroup}/".startswith(f"{token.cgroup}/")
     within = token.scope is Scope.FULL or (scope is Scope.PARTIAL and below)
@@ -292,7 +294,7 @@ class _Parts:
 
 def _split(token_text: str) -> _Parts:
     parts = token_text.split(".") if len(token_text) <= _LONGEST_TOKEN else []
-    if len(parts) != 4 or parts[0] != TOKEN_PREFIX or not re.fullmatch(_PATTERNS["key_id"], parts[1]):
+    if len(parts) != 4 or parts[0] != TOKEN_PREFIX or not _KEY_ID.fullmatch(parts[1]):
         raise _malformed(f"it must read {TOKEN_PREFIX}.KEYID.PAYLOAD.SIGNATURE")
     payload, signature = _from_base64(parts[2]), _from_base64(parts[3])
     return _Parts(parts[1], payload, signature, _CONTEXT + ".".join(parts[:3]).encode("ascii"))
@@ -317,17 +319,13 @@ def _check_tunables(tunables: Pairs) -> None:
     """Names are C identifiers in order, none twice; values fit into 64 bits."""
     for pair in tunables:
         name, value = pair
-        if not isinstance(name, str) or not re.fullmatch("[A-Za-z_][A-Za-z0-9_]{0,127}", name):
+        if not isinstance(name, str) or not C_NAME.fullmatch(name):
             raise _malformed(f"a tunable is called {_shown(name)}")
-        if not _whole(value, -(1 << 63), (1 << 64) - 1):
+        if not is_whole(value, -(1 << 63), (1 << 64) - 1):
             raise _malformed(f"tunable {name} is {_shown(value)}")
     names = [name for name, _value in tunables]
     if names != sorted(set(names)):
         raise _malformed("its tunables are not in order")
-
-
-def _whole(value: object, minimum: int, maximum: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and minimum <= value <= maximum
 
 
 def _shown(value: object) -> str:

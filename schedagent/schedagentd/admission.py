@@ -1,13 +1,16 @@
-"""What must hold before a policy is loaded. Pure but for what it is told of the kernel."""
+"""What must hold before a policy is loaded or gets more of the machine. It asks, and changes nothing."""
 
 from __future__ import annotations
 
 from collections.abc import Container, Iterable
 
-from schedagent.core.deployment import Order
+from schedagent.core.deployment import Deployment, Order, Stage, Tree
 from schedagent.core.errors import Refused, TokenError
 from schedagent.core.token import DeploymentToken, Scope, check
 from schedagent.schedagentd.kernel import Kernel, named, stop_hint
+
+_KTHREADD = 2
+"""Process 1 has all of user space below it, process 2 all threads of the kernel."""
 
 
 def check_machine(kernel: Kernel, ours: bool) -> None:
@@ -21,13 +24,11 @@ def check_machine(kernel: Kernel, ours: bool) -> None:
     """
     state = kernel.state()
     if not state.available:
-        raise Refused(
-            "this kernel has no sched_ext", "boot one with CONFIG_SCHED_CLASS_EXT=y; schedagent doctor says more"
-        )
+        raise Refused("this kernel has no sched_ext", "boot one with CONFIG_SCHED_CLASS_EXT=y; see: schedagent doctor")
     if not ours and state.state != "disabled":
-        found = kernel.schedulers()
+        others = kernel.schedulers()
         raise Refused(
-            f"another sched_ext scheduler is loaded: {state.ops or state.state}{named(found)}", stop_hint(found)
+            f"another sched_ext scheduler is loaded: {state.ops or state.state}{named(others)}", stop_hint(others)
         )
     process = kernel.core_scheduled()
     if process is not None:
@@ -35,6 +36,60 @@ def check_machine(kernel: Kernel, ours: bool) -> None:
             f"core scheduling is in use (process {process}): together with sched_ext, tasks can hang",
             "end it for every process (prctl PR_SCHED_CORE; coresched of util-linux shows them)",
         )
+
+
+def check_scope(kernel: Kernel, stage: Stage, cgroup: str, direct_full: bool, inner: str = "") -> None:
+    """Refuse a stage that comes too early, or a cgroup that does not fit it.
+
+    Args:
+        direct_full: a deployment may begin with the full stage.
+        inner: cgroup that a promotion has to contain; empty for a deployment that begins.
+
+    Raises:
+        Refused: with what to do.
+    """
+    if stage is Stage.FULL:
+        if cgroup:
+            raise Refused("the full stage is for the whole machine, not for a cgroup")
+        if not inner and not direct_full:
+            raise Refused("a deployment begins with stage canary", "or allow it: direct_full in the configuration")
+        return
+    if stage is Stage.WIDER and not inner:
+        raise Refused("a deployment begins with stage canary", "promote it when it is proven")
+    if not cgroup:
+        raise Refused(f"stage {stage} needs a cgroup or a process", "name one: --cgroup /build.slice, --pid 42")
+    if inner and not f"{inner}/".startswith(f"{cgroup}/"):
+        raise Refused(f"cgroup {cgroup} does not hold {inner}, where the policy is proven")
+    if not kernel.has_cgroup(cgroup):
+        raise Refused(f"there is no cgroup {cgroup}", "see: systemd-cgls")
+
+
+def tree_of(kernel: Kernel, stage: Stage, cgroup: str, pid: int) -> Tree:
+    """Return the process tree that is to be a canary; raise Refused if it cannot be one."""
+    if stage is not Stage.CANARY or cgroup:
+        raise Refused("a process tree is for stage canary, and without a cgroup")
+    if pid <= _KTHREADD:
+        raise Refused(f"process {pid} has every process of its kind below it", "name one, or a cgroup")
+    tree = kernel.tree_of(pid)
+    if tree is None:
+        raise Refused(f"there is no process {pid}", "see: pstree -p")
+    return tree
+
+
+def cgroup_of(kernel: Kernel, deployment: Deployment) -> str:
+    """Return the cgroup that a wider one has to contain; raise Refused if its process ended."""
+    if deployment.tree is None:
+        return deployment.cgroup
+    cgroup = kernel.cgroup_of(deployment.tree)
+    if not cgroup:
+        raise Refused(f"{deployment.tree} ended", "see: schedagent status")
+    return cgroup
+
+
+def is_gone(kernel: Kernel, deployment: Deployment) -> bool:
+    """Whether the process ended that a deployment's tree begins with."""
+    tree = deployment.tree
+    return tree is not None and kernel.tree_of(tree.pid) != tree
 
 
 def check_token(
@@ -61,7 +116,7 @@ def check_token(
     Raises:
         TokenError: with the first reason found.
     """
-    found = check(
+    checked = check(
         token,
         public_keys,
         artifact_digest=order.digest,
@@ -76,9 +131,9 @@ def check_token(
         last_seen=last_seen,
         used_nonces=used_nonces,
     )
-    if found.not_before < tokens_from:
+    if checked.not_before < tokens_from:
         raise TokenError(
-            "the token is older than the record of used tokens, which was damaged and begun anew",
+            "the token is older than the record of used tokens, which was damaged and begun again",
             "verify the policy again: schedagent verify",
         )
-    return found
+    return checked

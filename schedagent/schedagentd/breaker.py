@@ -1,4 +1,4 @@
-"""The circuit breaker: when a running policy has to go. Pure: it is told what was seen, and says why or nothing."""
+"""The circuit breaker: when a running policy has to go. Pure: given what was seen, it returns why, or nothing."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Bounds:
 
 @dataclass(frozen=True)
 class KernelReading:
-    """What one look at a running policy showed.
+    """What the kernel showed of a running policy at one moment.
 
     Args:
         boot, monotonic: CLOCK_BOOTTIME and CLOCK_MONOTONIC in seconds; they part while the machine is suspended.
@@ -76,7 +76,7 @@ Trip = tuple[End, str]
 
 
 def judge_reading(first: KernelReading, before: KernelReading, now: KernelReading, bounds: Bounds) -> Trip | None:
-    """Say why a policy has to go, given the look when its stage began, the one before this, and this one."""
+    """Say why a policy has to go, given the reading when its stage began, the one before this, and this one."""
     if not now.state.available:
         return End.BLIND, "/sys/kernel/sched_ext cannot be read: nothing can be confirmed any more"
     if now.exit is not None:
@@ -84,7 +84,7 @@ def judge_reading(first: KernelReading, before: KernelReading, now: KernelReadin
     if not now.enabled and now.state.enable_seq != first.state.enable_seq:
         return End.FOREIGN, f"{now.state.ops!r} is in charge instead"
     if not now.enabled and now.state.state == "disabled":
-        return End.EXITED, f"state is {now.state.state!r}; the policy does not tell why"
+        return End.EXITED, f"state is {now.state.state!r}; the policy does not report why"
     return _of_counters(first, before, now, bounds) if now.enabled else None  # ending: it will say why
 
 
@@ -120,35 +120,35 @@ CPU_USED, TURNS = "cpu_used", "turns_per_s"
 def intervals(samples: Sequence[TaskSample]) -> dict[str, list[float]]:
     """Return what each interval between two samples shows.
 
-    DELAY: mean wait for a turn on a CPU, in seconds. PRESSURE: the part of the time in which some task waited (PSI).
+    DELAY: mean wait for a CPU before a run, in seconds. PRESSURE: the part of the time in which some task waited (PSI).
     SHARE: how much of the CPU time that its tasks wanted (ran or waited in a run queue) they got. CPU_USED: CPU time a
-    second, in CPUs. TURNS: how often a second a task was given a CPU, which is how often one was switched to.
+    second, in CPUs. TURNS: how often a second a task was given a CPU (a context switch to it).
     """
-    found: dict[str, list[float]] = {name: [] for name in (DELAY, PRESSURE, SHARE, CPU_USED, TURNS)}
+    series: dict[str, list[float]] = {name: [] for name in (DELAY, PRESSURE, SHARE, CPU_USED, TURNS)}
     for before, now in pairwise(samples):
         elapsed_s, turns = now.at - before.at, now.turns - before.turns
         waited_s, ran_s = now.delay_s - before.delay_s, now.ran_s - before.ran_s
         if elapsed_s <= 0:
             continue
-        found[CPU_USED].append(ran_s / elapsed_s)
-        found[TURNS].append(turns / elapsed_s)
+        series[CPU_USED].append(ran_s / elapsed_s)
+        series[TURNS].append(turns / elapsed_s)
         if now.stalled_s is not None and before.stalled_s is not None:
-            found[PRESSURE].append((now.stalled_s - before.stalled_s) / elapsed_s)
+            series[PRESSURE].append((now.stalled_s - before.stalled_s) / elapsed_s)
         if turns > 0:
-            found[DELAY].append(waited_s / turns)
+            series[DELAY].append(waited_s / turns)
         if ran_s + waited_s > 0:
-            found[SHARE].append(ran_s / (ran_s + waited_s))
-    return found
+            series[SHARE].append(ran_s / (ran_s + waited_s))
+    return series
 
 
 def summarise(samples: Sequence[TaskSample], metric: Sequence[float] = ()) -> dict[str, Spread]:
     """Return the spreads of `intervals`, and of the workload's own metric if there is any."""
-    told = intervals(samples) | ({METRIC: list(metric)} if metric else {})
-    return {name: spread(values) for name, values in told.items()}
+    series = intervals(samples) | ({METRIC: list(metric)} if metric else {})
+    return {name: spread(values) for name, values in series.items()}
 
 
 def measures(bounds: Bounds, better: Better | None) -> tuple[Measure, ...]:
-    """Return what is judged. CPU_USED and TURNS are told only: less of them may be an idle hour as well as a fault."""
+    """Return what is judged. CPU_USED and TURNS are only shown: less of them may be an idle hour as well as a fault."""
     own = (Measure(METRIC, bounds.metric_ratio, 0.0, better=better),) if better else ()
     return (
         Measure(DELAY, bounds.worse_ratio, bounds.delay_floor_s, " s"),

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from schedagent.core import accept
 from schedagent.core.deployment import Stage
 from schedagent.core.errors import UsageError
 from schedagent.core.welch import LEAST_SAMPLES
@@ -79,83 +79,33 @@ def _checked(table: object, accepted: Mapping[str, Callable[[Any], Any]], where:
             raise UsageError(f"unknown key {key!r} in {where}", f"accepted: {', '.join(sorted(accepted))}")
         try:
             chosen[key] = accepted[key](value)
-        except (TypeError, ValueError) as error:
+        except ValueError as error:
             raise UsageError(f"{key} = {value!r} in {where} is not accepted", f"accepted: {error}") from None
     return chosen
 
 
-def _text(value: object) -> str:
-    if not isinstance(value, str) or not value:
-        raise TypeError("a text")
-    return value
-
-
-def _names(value: object) -> tuple[str, ...]:
-    if not isinstance(value, list) or not all(isinstance(name, str) and name for name in value):
-        raise TypeError("a list of user names")
-    return tuple(value)
-
-
-def _path(value: object) -> Path:
-    if not isinstance(value, str) or not value.startswith("/"):
-        raise TypeError("an absolute path")
-    return Path(value)
-
-
-def _flag(value: object) -> bool:
-    if not isinstance(value, bool):
-        raise TypeError("true or false")
-    return value
-
-
-def _rollback(value: object) -> str:
-    if value not in (AUTO, NOT_ON_EXIT):
-        raise ValueError(f"{AUTO}, {NOT_ON_EXIT}")
-    return str(value)
-
-
-def _number(minimum: float, maximum: float) -> Callable[[object], float]:
-    def accept(value: object) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise TypeError(f"a number from {minimum:g} to {maximum:g}")
-        if not minimum <= value <= maximum:
-            raise ValueError(f"a number from {minimum:g} to {maximum:g}")
-        return float(value)
-
-    return accept
-
-
-def _whole(minimum: int, maximum: int) -> Callable[[object], int]:
-    def accept(value: object) -> int:
-        if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= maximum:
-            raise ValueError(f"a whole number from {minimum} to {maximum}")
-        return value
-
-    return accept
-
-
 def _probation(value: object) -> dict[Stage, float]:
-    stages = {str(stage): _number(0, 30 * 86400) for stage in Stage}
+    stages = {str(stage): accept.number(0, 30 * 86400) for stage in Stage}
     chosen = _checked(value, stages, "probation_s")
     return {**Config().probation_s, **{Stage(name): seconds for name, seconds in chosen.items()}}
 
 
 def _bounds(value: object) -> Bounds:
-    return Bounds(**_checked(value, {one.name: _number(0, 1e6) for one in fields(Bounds)}, "bounds"))
+    return Bounds(**_checked(value, {bound.name: accept.number(0, 1e6) for bound in fields(Bounds)}, "bounds"))
 
 
 _ACCEPTED: dict[str, Callable[[Any], Any]] = {
-    "state_dir": _path,
-    "socket": _path,
-    "keys_dir": _path,
-    "group": _text,
-    "users": _names,
-    "rollback": _rollback,
-    "direct_full": _flag,
+    "state_dir": accept.absolute_path,
+    "socket": accept.socket_path,
+    "keys_dir": accept.absolute_path,
+    "group": accept.line,
+    "users": accept.list_of(accept.line, "user names"),
+    "rollback": accept.one_of((AUTO, NOT_ON_EXIT)),
+    "direct_full": accept.flag,
     "probation_s": _probation,
-    "longest_lease_s": _number(10, 7 * 86400),
-    "sample_s": _number(0.1, 60),
-    "baseline_samples": _whole(0, 50),
-    "watchdog_ms": _whole(1000, 30_000),
+    "longest_lease_s": accept.number(10, 7 * 86400),
+    "sample_s": accept.number(0.1, 60),
+    "baseline_samples": accept.whole(0, 50),
+    "watchdog_ms": accept.whole(1000, 30_000),
     "bounds": _bounds,
 }

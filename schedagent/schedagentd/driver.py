@@ -1,8 +1,8 @@
-"""What is in charge: one policy is given to the kernel, confirmed, taken away, restored or taken over.
+"""Carries decisions out: one policy is given to the kernel, confirmed, taken away, restored or taken over.
 
 Always in this order, so that whatever ends this process between two steps can be put right by the next one:
 
-    write what is meant to the record ─► do it ─► read from sysfs that it is so ─► write that to the record
+    write the intent to the record ─► do it ─► read from sysfs that it is so ─► write that to the record
 
 What was not pinned ends with this process, and only what proved itself is ever pinned. Taking a policy away never waits
 for the record: a full disk must not keep a bad one in charge.
@@ -21,10 +21,25 @@ from schedagent.core.deployment import Deployment, End, Order, Phase, Stage, Whe
 from schedagent.core.errors import BpfError, RecordError, Refused, SchedagentError
 from schedagent.core.token import DeploymentToken
 from schedagent.core.welch import LEAST_SAMPLES, Spread
-from schedagent.schedagentd.admission import check_machine, check_token
+from schedagent.schedagentd import decisions
+from schedagent.schedagentd.admission import check_machine, check_token, is_gone
 from schedagent.schedagentd.breaker import KernelReading, summarise
-from schedagent.schedagentd.config import Config
-from schedagent.schedagentd.kernel import Kernel, Loaded, Watching, named, stop_hint, told
+from schedagent.schedagentd.decisions import (
+    Accept,
+    Decision,
+    Drop,
+    EndWith,
+    Leave,
+    Load,
+    Moment,
+    Pin,
+    Promote,
+    Prove,
+    Renew,
+    Restore,
+    Widen,
+)
+from schedagent.schedagentd.kernel import Kernel, Loaded, Watching, named, one_line, stop_hint
 from schedagent.schedagentd.record import Record
 
 log = logging.getLogger(__name__)
@@ -58,7 +73,7 @@ class Measuring:
     """Samples of one scope, and of the workload's own metric as its keeper reports it.
 
     Args:
-        metric: None until the first report, which is left out: some of what it tells of was before.
+        metric: None until the first report, which is left out: some of it was measured before.
     """
 
     watch: Watching
@@ -86,10 +101,10 @@ class Active:
     """What is in charge now.
 
     Args:
-        first, before: the look at it when its stage began, and the last one.
+        first, before: the reading when its stage began, and the last one.
         now: of its tasks, since its stage began.
-        step: of the scope that it is about to get; None while it is not to be promoted.
-        worse: how often in a row it looked worse than the baseline.
+        step: of the scope that it is about to get; None while it is not being promoted.
+        worse: how many times in a row it was worse than the baseline.
         pinnable: False once pinning it failed.
     """
 
@@ -113,44 +128,297 @@ class Pending:
 
 
 class Driver:
-    """Does one thing to the kernel at a time, and writes it down; `rollout` decides what.
+    """Does one thing to the kernel at a time, and writes it down.
 
     Args:
         public_keys: returns the keys, in PEM, whose tokens count now.
+        sample_s: how often tasks are sampled.
+        starvation_s: how long a runnable task may not run.
     """
 
     def __init__(
         self,
         kernel: Kernel,
         record: Record,
-        config: Config,
         public_keys: Callable[[], Sequence[bytes]],
-        clock: Clock | None = None,
+        clock: Clock,
+        sample_s: float,
+        starvation_s: float,
     ) -> None:
-        self.kernel, self.record, self.config = kernel, record, config
-        self.clock = clock or Clock()
+        self.kernel, self.record, self.public_keys, self.clock = kernel, record, public_keys, clock
         self.active: Active | None = None
-        self._public_keys = public_keys
-        self._boot_id = self.clock.boot_id()
-        self._unsaved: dict[int, Deployment] = {}
+        self.pending: Pending | None = None
+        self.unsaved: dict[int, Deployment] = {}
+        """What ended while the record could not be written, by number."""
+        self._sample_s, self._starvation_s = sample_s, starvation_s
+        self._boot_id = clock.boot_id()
         self._next_sample = 0.0
+
+    # What is so
+
+    @property
+    def running(self) -> Deployment | None:
+        """The deployment in charge."""
+        return self.active.deployment if self.active else None
+
+    @property
+    def waiting(self) -> Deployment | None:
+        """The deployment that waits to be loaded."""
+        return self.pending.deployment if self.pending else None
+
+    @property
+    def now(self) -> Moment:
+        """What time it is."""
+        return Moment(self._boot_id, self.clock.boot(), self.clock.unix())
 
     @property
     def in_charge(self) -> str:
         """What schedules tasks now, in words, by sysfs."""
         state = self.kernel.state()
         if not state.available:
-            return "the default scheduler (this kernel has no sched_ext, or does not tell)"
+            return "the default scheduler (this kernel has no sched_ext, or does not show it)"
         if state.state == "disabled":
             return "the default scheduler"
         if self.active is None:
             return f"{state.ops or state.state}, which is not ours"
         return f"{self.active.deployment.label} at stage {self.active.deployment.stage}"
 
+    def read(self, active: Active) -> KernelReading:
+        """Read what the kernel shows of what runs, and keep it as the last reading."""
+        active.before = self._reading(active.loaded)
+        return active.before
+
+    def sample(self, active: Active) -> TaskSample:
+        """Sample the tasks of what runs; newcomers of its scope are moved in first."""
+        if active.deployment.stage is not Stage.FULL:
+            self.kernel.move_in(active.deployment.where)
+        return active.now.take()
+
+    def is_sample_due(self) -> bool:
+        """Whether tasks are to be sampled now; the next time is set then."""
+        due = self.clock.monotonic() >= self._next_sample
+        if due:
+            self._next_sample = self.clock.monotonic() + self._sample_s
+        return due
+
+    def check_token(
+        self, order: Order, token: str, stage: Stage, cgroup: str, used: frozenset[str] = frozenset()
+    ) -> DeploymentToken:
+        """Return the token if it allows this order here and now; raise TokenError or RecordError otherwise."""
+        return check_token(
+            order,
+            token,
+            self.public_keys(),
+            self.kernel.identity(),
+            stage.scope,
+            cgroup,
+            self.clock.unix(),
+            self.record.last_seen,
+            self.record.tokens_from,
+            used,
+        )
+
+    # What is done
+
+    def carry_out(self, decision: Decision) -> None:
+        """Carry out a decision.
+
+        Raises:
+            RecordError: an Accept, Renew or Promote could not be stored, and nothing was changed.
+        """
+        match decision:
+            case Accept():
+                self._accept(decision)
+            case Renew():
+                self._renew(decision)
+            case Promote(promoted):
+                self._promote(promoted)
+            case Load(loading):
+                self._load(loading)
+            case Widen(wider):
+                self._widen(wider)
+            case Prove(proven):
+                self._prove(proven)
+            case Pin(pinned):
+                self._pin(pinned)
+            case Drop(end, detail):
+                self._drop(end, detail)
+            case EndWith(end, detail):
+                self._end(end, detail)
+            case Restore(number):
+                self._restore(number)
+            case Leave():
+                self._leave()
+
+    def _accept(self, decision: Accept) -> None:
+        deployment = decision.deployment
+        scope = f"{deployment.stage} {deployment.where} by user {deployment.uid}"
+        deployment = self.record.begin(deployment, decision.content, decision.token, "accepted", scope)
+        self.pending = Pending(deployment, decision.content, self._measure(deployment.where))
+
+    def _renew(self, decision: Renew) -> None:
+        renewed = decision.renewed
+        kind = "renewed" if decision.token else ""  # an event each minute would drown the others
+        self.record.save(renewed, kind, "with a newer token", decision.token)
+        self._became(renewed)
+        if self.pending and self.pending.deployment.number == renewed.number:
+            self.pending.before.report(decision.metric)
+        elif self.active and self.active.deployment.number == renewed.number:
+            self.active.now.report(decision.metric)
+
+    def _promote(self, promoted: Deployment) -> None:
+        assert self.active is not None
+        self.record.save(promoted, "promoting", f"to {promoted.next_stage} {promoted.next_cgroup}".rstrip())
+        self._became(promoted)
+        self.active.step = self._measure(promoted.next_cgroup)
+
+    def _load(self, loading: Deployment) -> None:
+        assert self.pending is not None
+        content = self.pending.content
+        try:
+            check_machine(self.kernel, ours=self.active is not None)
+            if is_gone(self.kernel, loading):
+                raise Refused(f"{loading.tree} ended")
+            self.check_token(loading.order, loading.order.token, loading.stage, loading.cgroup)
+            self.record.save(loading, "loading")
+        except SchedagentError as error:  # what runs stays
+            self._drop(End.NOT_LOADED, one_line(error))
+            return
+        self.pending = None
+        if self.active:
+            self._end(End.REPLACED, f"by deployment {loading.number}")
+        if not self._attach(loading, content) and loading.previous:
+            self._restore(loading.previous)
+
+    def _widen(self, wider: Deployment) -> None:
+        active = self.active
+        assert active is not None
+        loads = wider.stage is Stage.FULL
+        try:
+            check_machine(self.kernel, ours=True)
+            self.check_token(wider.order, wider.order.token, wider.stage, wider.cgroup)
+            content = self.record.content(wider.order.digest) if loads else b""
+            if content is None:
+                raise Refused("its object is not kept any more")
+            self.record.save(wider, "promoted", f"to {wider.stage} {wider.cgroup}".rstrip())
+        except SchedagentError as error:  # it stays as it is
+            active.step = None
+            active.deployment = replace(active.deployment, next_stage=None, next_cgroup="")
+            self._try_save(active.deployment, "not promoted", one_line(error))
+            return
+        if loads:
+            if self._take_away(active, wider, End.NOT_LOADED):
+                self._attach(wider, content)
+            return
+        active.loaded.unpin()
+        self.kernel.move_in(wider.cgroup)
+        first = self._reading(active.loaded)
+        self.active = Active(wider, active.loaded, first, first, self._measure(wider.cgroup))
+
+    def _prove(self, proven: Deployment) -> None:
+        assert self.active is not None
+        if self._try_save(proven, "proven", f"at stage {proven.stage}", owed=False):
+            self.active.deployment = proven
+
+    def _pin(self, pinned: Deployment) -> None:
+        active = self.active
+        assert active is not None
+        if not self._try_save(pinned, "pinned", "it survives this process", owed=False):
+            return
+        try:
+            active.loaded.pin()
+            active.deployment = pinned
+        except BpfError as error:  # it stays, and ends with this process
+            active.pinnable = False
+            self._try_save(active.deployment, "not pinned", one_line(error), owed=False)
+
+    def _drop(self, end: End, detail: str) -> None:
+        assert self.pending is not None
+        waiting, self.pending = self.pending.deployment, None
+        self._confirm_end(waiting, end, detail)
+
+    def _leave(self) -> None:
+        assert self.active is not None
+        self._try_save(self.active.deployment, "left", "pinned; the next schedagentd takes it over")
+        self.active.loaded.leave()
+        self.active = None
+
+    # Giving to the kernel, taking away, restoring
+
+    def _attach(self, loading: Deployment, content: bytes) -> bool:
+        """Give a policy to the kernel; return whether it is in charge and the record knows it."""
+        partial = loading.stage is not Stage.FULL
+        try:
+            loaded = self.kernel.load(loading.number, loading.order, content, partial)
+        except SchedagentError as error:
+            log.warning("%s: %s", loading.label, error)
+            self._confirm_end(loading, End.NOT_LOADED, one_line(error))
+            return False
+        running = replace(loading, phase=Phase.RUNNING, enable_seq=loaded.enable_seq, since=self.clock.boot())
+        first = self._reading(loaded)
+        self.active = Active(running, loaded, first, first, self._measure(loading.where))
+        if not self._try_save(running, "running", f"{running.stage} {running.where}".rstrip()):
+            self._end(End.NOT_LOADED, "the record could not be written")
+            return False
+        if partial:
+            self.kernel.move_in(running.where)
+        return True
+
+    def _take_away(self, active: Active, then: Deployment, failed: End) -> bool:
+        """Detach what runs, so that it can be loaded again; if that fails it has ended."""
+        self.active = None
+        try:
+            active.loaded.detach()
+        except BpfError as error:
+            self._confirm_end(then, failed, one_line(error))
+            return False
+        self.kernel.move_out()
+        return True
+
+    def _end(self, end: End, detail: str) -> None:
+        """Take away what runs, confirmed by sysfs. It never waits for the record."""
+        assert self.active is not None
+        active, self.active = self.active, None
+        ending = replace(active.deployment, phase=Phase.ENDING, end=end, detail=detail)
+        self._try_save(ending, "ending", f"{end}: {detail}")
+        dump = active.before.exit.dump if active.before.exit else ""
+        try:
+            info = active.loaded.detach()
+            dump = info.dump if info and info.dump else dump
+        except BpfError as error:
+            log.error("%s", error)
+            detail = f"{detail}; {one_line(error)}"
+        if ending.stage is not Stage.FULL:
+            self.kernel.move_out()
+        self._confirm_end(ending, end, detail, dump)
+
+    def _confirm_end(self, deployment: Deployment, end: End, detail: str, dump: str = "") -> None:
+        ended = decisions.ended(deployment, end, detail, dump, self.clock.unix())
+        self._try_save(ended, "tripped" if end.is_trip else "ended", f"{end}: {detail}".removesuffix(": "))
+
+    def _restore(self, number: int) -> None:
+        """Load the last known good again, if its token still allows that; else the default scheduler stays."""
+        try:
+            before = self.record.get(number)
+            content = self.record.content(before.order.digest) if before else None
+            if before is None or content is None:
+                raise Refused(f"deployment {number} is not kept any more")
+            check_machine(self.kernel, ours=False)
+            token = self.check_token(before.order, before.order.token, before.stage, before.cgroup)
+            restored = decisions.restored(before, token, self.now)
+            restored = self.record.begin(restored, content, None, "restoring", f"the last known good, {before.label}")
+        except SchedagentError as error:
+            log.warning("the last known good is not restored: %s", error)
+            self._try_note("not restored", one_line(error), number)
+            return
+        self._attach(restored, content)
+
+    # What an earlier process left
+
     def reconcile(self) -> None:
         """Bring record and kernel together, once, when this process begins.
 
-        What an earlier process pinned goes on if all of it is there and its lease holds; everything else ends.
+        What an earlier process pinned stays if all of it is there and its lease holds; everything else ends.
         """
         if self.record.moved_aside:
             self.record.note("record lost", f"it was damaged and is kept as {self.record.moved_aside.name}")
@@ -169,118 +437,18 @@ class Driver:
         self.record.note("started", f"in charge: {self.in_charge}")
 
     def _note_foreign(self) -> None:
-        """Tell of a scheduler that somebody else loaded: what it is, whose, and how to be rid of it."""
+        """Note a scheduler that somebody else loaded: what it is, whose, and how to unload it."""
         state = self.kernel.state()
         if self.active is None and state.available and state.state != "disabled":
-            found = self.kernel.schedulers()
-            told = f"{state.ops or state.state}{named(found)} is in charge; to deploy: {stop_hint(found)}"
-            log.warning("another scheduler: %s", told)
-            self.record.note("another scheduler", told)
-
-    # Giving and taking
-
-    def _attach(self, loading: Deployment, content: bytes) -> bool:
-        """Give a policy to the kernel; say whether it is in charge and the record knows it."""
-        partial = loading.stage is not Stage.FULL
-        try:
-            loaded = self.kernel.load(loading.number, loading.order, content, partial)
-        except SchedagentError as error:
-            log.warning("%s: %s", loading.label, error)
-            self._confirm_end(loading, End.NOT_LOADED, told(error))
-            return False
-        running = replace(loading, phase=Phase.RUNNING, enable_seq=loaded.enable_seq, since=self.clock.boot())
-        first = self._reading(loaded)
-        self.active = Active(running, loaded, first, first, self._measure(loading.where))
-        if not self._try_save(running, "running", f"{running.stage} {running.where}".rstrip()):
-            self._end(End.NOT_LOADED, "the record could not be written")
-            return False
-        if partial:
-            self.kernel.move_in(running.where)
-        return True
-
-    def _take_away(self, active: Active, then: Deployment, failed: End) -> bool:
-        """Detach what runs, so that it can be loaded anew; if that fails it has ended."""
-        self.active = None
-        try:
-            active.loaded.detach()
-        except BpfError as error:
-            self._confirm_end(then, failed, told(error))
-            return False
-        self.kernel.move_out()
-        return True
-
-    def _end(self, end: End, detail: str) -> None:
-        """Take away what runs, confirmed by sysfs."""
-        assert self.active is not None
-        active, self.active = self.active, None
-        ending = replace(active.deployment, phase=Phase.ENDING, end=end, detail=detail)
-        self._try_save(ending, "ending", f"{end}: {detail}")
-        dump = active.before.exit.dump if active.before.exit else ""
-        try:
-            info = active.loaded.detach()
-            dump = info.dump if info and info.dump else dump
-        except BpfError as error:
-            log.error("%s", error)
-            detail = f"{detail}; {told(error)}"
-        if ending.stage is not Stage.FULL:
-            self.kernel.move_out()
-        self._confirm_end(ending, end, detail, dump)
-
-    def _confirm_end(self, deployment: Deployment, end: End, detail: str, dump: str = "") -> None:
-        ended = replace(
-            deployment,
-            phase=Phase.ENDED,
-            end=end,
-            detail=detail,
-            dump=dump,
-            pinned=False,
-            next_stage=None,
-            next_cgroup="",
-            ended_at=self.clock.unix(),
-        )
-        self._try_save(ended, "tripped" if end.is_trip else "ended", f"{end}: {detail}".removesuffix(": "))
-
-    def _restore(self, number: int) -> None:
-        """Load the last known good again, if its token still allows that; else the default scheduler stays."""
-        try:
-            before = self.record.get(number)
-            content = self.record.content(before.order.digest) if before else None
-            if before is None or content is None:
-                raise Refused(f"deployment {number} is not kept any more")
-            check_machine(self.kernel, ours=False)
-            token = self._check_token(before.order, before.order.token, before.stage, before.cgroup)
-            boot, unix = self.clock.boot(), self.clock.unix()
-            until = boot + token.expires_at - unix
-            restored = replace(
-                before,
-                phase=Phase.LOADING,
-                boot_id=self._boot_id,
-                lease_until=min(boot + before.lease_s, until),
-                token_until=until,
-                created_at=unix,
-                since=boot,
-                enable_seq=-1,
-                pinned=False,
-                end=None,
-                detail="",
-                dump="",
-                ended_at=0.0,
-            )
-            restored = self.record.begin(restored, content, None, "restoring", f"the last known good, {before.label}")
-        except SchedagentError as error:
-            log.warning("the last known good is not restored: %s", error)
-            self._try_note("not restored", told(error), number)
-            return
-        self._attach(restored, content)
-
-    # What an earlier process left
+            others = self.kernel.schedulers()
+            detail = f"{state.ops or state.state}{named(others)} is in charge; to deploy: {stop_hint(others)}"
+            log.warning("another scheduler: %s", detail)
+            self.record.note("another scheduler", detail)
 
     def _adopt(self, deployment: Deployment) -> bool:
-        """Take over a pinned deployment; False if anything about it is not as it should be."""
+        """Take over a pinned deployment; return False if anything about it is not as it should be."""
         content = self.record.content(deployment.order.digest)
-        lapsed = self.clock.boot() >= deployment.lease_until
-        kept = deployment.phase is Phase.RUNNING and deployment.pinned and deployment.boot_id == self._boot_id
-        if not kept or lapsed or content is None:
+        if content is None or not decisions.may_adopt(deployment, self.now):
             return False
         try:
             loaded = self.kernel.adopt(deployment.number, deployment.order, content, deployment.enable_seq)
@@ -300,61 +468,49 @@ class Driver:
             self.kernel.remove_pins(number)
         except BpfError as error:
             log.error("%s", error)
-            self._try_note("not removed", told(error), number)
+            self._try_note("not removed", one_line(error), number)
 
     def _account_for(self, deployment: Deployment) -> None:
         """Store the end of what ended with an earlier process."""
-        here = deployment.boot_id == self._boot_id
-        lapsed = here and deployment.pinned and self.clock.boot() >= deployment.lease_until
-        end = deployment.end or (End.LEASE_LAPSED if lapsed else End.DIED)
-        detail = deployment.detail or ("while nobody watched" if lapsed else f"in phase {deployment.phase}")
-        self._confirm_end(deployment, end, detail if here else "the machine was restarted")
+        end, detail = decisions.account_for(deployment, self.now)
+        self._confirm_end(deployment, end, detail)
 
     # Small things
 
     def _reading(self, loaded: Loaded) -> KernelReading:
-        """Look at what is in charge; its last words last, or an end between two looks would have none."""
+        """Read what the kernel shows; exit_info comes last, or an end between two of these would have no cause."""
         state, enabled = self.kernel.state(), loaded.enabled()
         return KernelReading(self.clock.boot(), self.clock.monotonic(), state, enabled, loaded.exit_info())
 
     def _measure(self, where: Where) -> Measuring:
-        """Begin to look at a scope, if anything is to be compared; the first sample is only a beginning."""
-        self._next_sample = self.clock.monotonic() + self.config.sample_s
-        measuring = Measuring(self.kernel.watch(where, self.config.bounds.starvation_s))
+        """Begin to sample a scope; the first sample only begins the first interval."""
+        self._next_sample = self.clock.monotonic() + self._sample_s
+        measuring = Measuring(self.kernel.watch(where, self._starvation_s))
         measuring.take()
         return measuring
 
-    def _check_token(
-        self, order: Order, token: str, stage: Stage, cgroup: str, used: frozenset[str] = frozenset()
-    ) -> DeploymentToken:
-        return check_token(
-            order,
-            token,
-            self._public_keys(),
-            self.kernel.identity(),
-            stage.scope,
-            cgroup,
-            self.clock.unix(),
-            self.record.last_seen,
-            self.record.tokens_from,
-            used,
-        )
+    def _became(self, deployment: Deployment) -> None:
+        """Remember what the record now contains of what runs or waits."""
+        for holder in (self.active, self.pending):
+            if holder and holder.deployment.number == deployment.number:
+                holder.deployment = deployment
 
     def _try_save(self, deployment: Deployment, kind: str, detail: str, owed: bool = True) -> bool:
-        """Write to the record; if that fails go on without, and (if owed) write the end of it later."""
+        """Write to the record; if that fails continue without, and (if owed) write the end of it later."""
         try:
             self.record.save(deployment, kind, detail)
-            self._unsaved.pop(deployment.number, None)
+            self.unsaved.pop(deployment.number, None)
             return True
         except RecordError as error:
-            said = deployment.number in self._unsaved  # a full disk must not be filled further, by the log
-            log.log(logging.DEBUG if said else logging.ERROR, "%s %s, but: %s", deployment.label, kind, error)
+            known = deployment.number in self.unsaved  # a full disk must not be filled further, by the log
+            log.log(logging.DEBUG if known else logging.ERROR, "%s %s, but: %s", deployment.label, kind, error)
             if owed and deployment.phase is Phase.ENDED:
-                self._unsaved[deployment.number] = deployment
+                self.unsaved[deployment.number] = deployment
             return False
 
-    def _save_unsaved(self) -> None:
-        for deployment in list(self._unsaved.values()):
+    def save_unsaved(self) -> None:
+        """Write to the record what it could not take before, if it can now."""
+        for deployment in list(self.unsaved.values()):
             self._try_save(deployment, "ended", f"{deployment.end}: {deployment.detail}; stored late")
 
     def _try_note(self, kind: str, detail: str, number: int) -> None:

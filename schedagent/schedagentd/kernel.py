@@ -18,7 +18,7 @@ from schedagent.core.errors import BpfError, SchedagentError
 
 PINS = Path("/sys/fs/bpf/schedagent")
 """One folder for each pinned deployment, by its number."""
-_LONGEST_TOLD = 4000
+_LONGEST_LINE = 4000
 
 
 @dataclass(frozen=True)
@@ -249,7 +249,7 @@ def _schedulers() -> Iterator[Scheduler]:
     """Find processes whose command begins with scx_, as those of the scx project do, and the unit they belong to.
 
     Anybody may call a process that. So root's count only, for nobody else's could load anything; and a unit only within
-    system.slice, where nobody but systemd makes one: people are told to stop it.
+    system.slice, where nobody but systemd makes one: people are advised to stop it.
     """
     for process in tasks.processes():
         folder = tasks.PROC / str(process)
@@ -276,7 +276,7 @@ def named(schedulers: Sequence[Scheduler]) -> str:
 
 def stop_hint(schedulers: Sequence[Scheduler]) -> str:
     """What to do about another scheduler, given who may have loaded it."""
-    units = sorted({one.unit for one in schedulers if one.unit})
+    units = sorted({scheduler.unit for scheduler in schedulers if scheduler.unit})
     if units:
         return f"systemctl disable --now {' '.join(units)}"
     if schedulers:
@@ -284,6 +284,6 @@ def stop_hint(schedulers: Sequence[Scheduler]) -> str:
     return "stop whoever loaded it (scx.service and scx_loader.service are the usual ones)"
 
 
-def told(error: SchedagentError) -> str:
+def one_line(error: SchedagentError) -> str:
     """An error's message in one line, of a long one the end: a log of the kernel's verifier may have megabytes."""
-    return " ".join(error.message[-_LONGEST_TOLD:].split())
+    return " ".join(error.message[-_LONGEST_LINE:].split())

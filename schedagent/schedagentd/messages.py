@@ -10,13 +10,13 @@ import base64
 import binascii
 import hashlib
 import json
-import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
+from schedagent.core import accept
+from schedagent.core.accept import C_NAME, SHA256, is_whole
 from schedagent.core.deployment import Order, Stage
 from schedagent.core.errors import UsageError
 from schedagent.core.welch import Better
@@ -31,9 +31,6 @@ LONGEST_HISTORY = 100
 MOST_MEASURED = 64
 LARGEST_MEASURED = 1e18
 
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
-_DIGEST = re.compile(r"[0-9a-f]{64}")
-_CGROUP = re.compile(r"(/(?!\.{1,2}(/|\Z))[ -.0-~]{1,255}){0,16}")
 _TOKEN = re.compile(r"[A-Za-z0-9_.-]{1,65536}")
 _U64 = (1 << 64) - 1
 
@@ -128,31 +125,30 @@ Request = Status | Policies | History | Events | Deploy | Renew | Promote | Roll
 CHANGES = (Deploy, Renew, Promote, Rollback)
 """Requests that only configured users may make."""
 
-Check = Callable[[Any], Any]
-_Fields = Mapping[str, tuple[Check, Any]]
+_Fields = Mapping[str, tuple[Callable[[Any], Any], Any]]
 
 
 def read_request(line: bytes) -> Request:
     """Read a request; raise UsageError that says what is wrong with it, without repeating its content."""
-    told = _json(line)
-    verb = told.pop("verb", None)
-    version = told.pop("version", None)
+    message = _json(line)
+    verb = message.pop("verb", None)
+    version = message.pop("version", None)
     if type(version) is not int or version != VERSION:
         raise UsageError(f"version must be {VERSION}", "client and schedagentd must be of one version")
     if not isinstance(verb, str) or verb not in _VERBS:
         raise UsageError("verb is unknown", f"accepted: {', '.join(_VERBS)}")
     fields, build = _VERBS[verb]
-    return build(**_take(told, fields))
+    return build(**_take(message, fields))
 
 
 def _json(line: bytes) -> dict[str, Any]:
     try:
-        told = json.loads(line, parse_constant=_refuse, object_pairs_hook=_once)
+        message = json.loads(line, parse_constant=_refuse, object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
         raise UsageError(f"not a JSON object: {str(error)[:200]}") from None
-    if not isinstance(told, dict):
+    if not isinstance(message, dict):
         raise UsageError("not a JSON object")
-    return told
+    return message
 
 
 def _refuse(constant: str) -> object:
@@ -160,20 +156,20 @@ def _refuse(constant: str) -> object:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    told = dict(pairs)
-    if len(told) != len(pairs):
+    message = dict(pairs)
+    if len(message) != len(pairs):
         raise ValueError("a key is there twice")
-    return told
+    return message
 
 
 _REQUIRED = object()
 
 
-def _take(told: dict[str, Any], fields: _Fields) -> dict[str, Any]:
+def _take(message: dict[str, Any], fields: _Fields) -> dict[str, Any]:
     """Check each field by its rule; what is missing has its default, what is left over is refused."""
     chosen = {}
     for name, (check, default) in fields.items():
-        value = told.pop(name, default)
+        value = message.pop(name, default)
         if value is _REQUIRED:
             raise UsageError(f"{name} is missing")
         if value is default and value is not _REQUIRED:
@@ -183,48 +179,9 @@ def _take(told: dict[str, Any], fields: _Fields) -> dict[str, Any]:
             chosen[name] = check(value)
         except (TypeError, ValueError) as error:
             raise UsageError(f"{name} is not accepted", f"accepted: {error}") from None
-    if told:
-        raise UsageError(f"{len(told)} fields are unknown", f"accepted: {', '.join(fields) or 'none'}")
+    if message:
+        raise UsageError(f"{len(message)} fields are unknown", f"accepted: {', '.join(fields) or 'none'}")
     return chosen
-
-
-def _whole(minimum: int, maximum: int) -> Check:
-    def check(value: Any) -> int:
-        if type(value) is not int or not minimum <= value <= maximum:
-            raise ValueError(f"a whole number from {minimum} to {maximum}")
-        return value
-
-    return check
-
-
-def _seconds(value: Any) -> float:
-    if type(value) not in (int, float) or not math.isfinite(value) or not 1 <= value <= 7 * 86400:
-        raise ValueError("seconds, from 1 to 604800")
-    return float(value)
-
-
-def _flag(value: Any) -> bool:
-    if type(value) is not bool:
-        raise ValueError("true or false")
-    return value
-
-
-def _matching(pattern: re.Pattern[str], what: str) -> Check:
-    def check(value: Any) -> str:
-        if type(value) is not str or not pattern.fullmatch(value):
-            raise ValueError(what)
-        return value
-
-    return check
-
-
-def _one_of(kind: type[StrEnum]) -> Check:
-    def check(value: Any) -> StrEnum:
-        if type(value) is not str or value not in list(kind):
-            raise ValueError(", ".join(kind))
-        return kind(value)
-
-    return check
 
 
 def _measured(value: Any) -> tuple[float, ...]:
@@ -232,9 +189,9 @@ def _measured(value: Any) -> tuple[float, ...]:
     accepted = ValueError(f"at most {MOST_MEASURED} numbers from -{LARGEST_MEASURED:g} to {LARGEST_MEASURED:g}")
     if type(value) is not list or len(value) > MOST_MEASURED:
         raise accepted
-    if not all(type(one) in (int, float) and abs(one) <= LARGEST_MEASURED for one in value):  # NaN is not, either
+    if not all(type(number) in (int, float) and abs(number) <= LARGEST_MEASURED for number in value):  # no NaN is
         raise accepted
-    return tuple(float(one) for one in value)
+    return tuple(map(float, value))
 
 
 def _content(value: Any) -> bytes:
@@ -251,7 +208,7 @@ def _tunables(value: Any) -> tuple[tuple[str, int], ...]:
     if type(value) is not dict or len(value) > 256:
         raise accepted
     for name, number in value.items():
-        if not _NAME.fullmatch(name) or type(number) is not int or not -(1 << 63) <= number <= _U64:
+        if not C_NAME.fullmatch(name) or not is_whole(number, -(1 << 63), _U64):
             raise accepted
     return tuple(sorted(value.items()))
 
@@ -261,34 +218,35 @@ def _entries(value: Any) -> tuple[tuple[int, int], ...]:
     if type(value) is not list or len(value) > MOST_ENTRIES:
         raise accepted
     pairs = [tuple(pair) if type(pair) is list and len(pair) == 2 else () for pair in value]
-    if not all(pair and all(type(number) is int and 0 <= number <= _U64 for number in pair) for pair in pairs):
+    if not all(pair and all(is_whole(number, 0, _U64) for number in pair) for pair in pairs):
         raise accepted
     return tuple(pairs)
 
 
-def _deploy(**told: Any) -> Deploy:
-    content = told.pop("object_base64")
+def _deploy(**fields: Any) -> Deploy:
+    content = fields.pop("object_base64")
     names = ("policy", "tunables", "history", "classes", "report_digest", "token")
-    order = Order(digest=hashlib.sha256(content).hexdigest(), **{name: told.pop(name) for name in names})
-    return Deploy(order, content, **told)
+    order = Order(digest=hashlib.sha256(content).hexdigest(), **{name: fields.pop(name) for name in names})
+    return Deploy(order, content, **fields)
 
 
-_cgroup = _matching(_CGROUP, "a path below the root of cgroups, such as /build.slice")
-_digest = _matching(_DIGEST, "a SHA-256 in lower-case hex")
-_token = _matching(_TOKEN, "a deployment token")
-_number = _whole(1, 1 << 53)
-_stage = _one_of(Stage)
-_pid = _whole(1, 1 << 22)
+_cgroup = accept.or_empty(accept.cgroup)
+_digest = accept.matching(SHA256, "a SHA-256 in lower-case hex")
+_token = accept.matching(_TOKEN, "a deployment token")
+_number = accept.whole(1, 1 << 53)
+_seconds = accept.number(1, 7 * 86400, "seconds")
+_stage = accept.one_of(Stage)
+_pid = accept.whole(1, 1 << 22)
 """PID_MAX_LIMIT (include/linux/threads.h)."""
 
 _VERBS: dict[str, tuple[_Fields, Callable[..., Request]]] = {
     "status": ({}, Status),
     "policies": ({}, Policies),
-    "history": ({"limit": (_whole(1, LONGEST_HISTORY), 20), "dumps": (_flag, False)}, History),
-    "events": ({"after": (_whole(-1, 1 << 53), -1), "follow": (_flag, True)}, Events),
+    "history": ({"limit": (accept.whole(1, LONGEST_HISTORY), 20), "dumps": (accept.flag, False)}, History),
+    "events": ({"after": (accept.whole(-1, 1 << 53), -1), "follow": (accept.flag, True)}, Events),
     "deploy": (
         {
-            "policy": (_matching(_NAME, "a name of C"), _REQUIRED),
+            "policy": (accept.matching(C_NAME, "a name of C"), _REQUIRED),
             "object_base64": (_content, _REQUIRED),
             "tunables": (_tunables, _REQUIRED),
             "history": (_entries, ()),
@@ -298,9 +256,9 @@ _VERBS: dict[str, tuple[_Fields, Callable[..., Request]]] = {
             "stage": (_stage, Stage.CANARY),
             "cgroup": (_cgroup, ""),
             "lease_s": (_seconds, 600.0),
-            "again": (_flag, False),
+            "again": (accept.flag, False),
             "pid": (_pid, 0),
-            "better": (_one_of(Better), None),
+            "better": (accept.one_of(Better), None),
         },
         _deploy,
     ),
@@ -318,5 +276,5 @@ _VERBS: dict[str, tuple[_Fields, Callable[..., Request]]] = {
         {"deployment": (_number, _REQUIRED), "stage": (_stage, _REQUIRED), "cgroup": (_cgroup, "")},
         Promote,
     ),
-    "rollback": ({"deployment": (_number, 0), "to_default": (_flag, False)}, Rollback),
+    "rollback": ({"deployment": (_number, 0), "to_default": (accept.flag, False)}, Rollback),
 }

@@ -1,8 +1,8 @@
-"""The socket: who is there, what they ask, and one thread that answers, ticks the roll-out and tells systemd.
+"""The socket: who is there, what they ask, and one thread that answers, ticks the roll-out and notifies systemd.
 
-One thread, because everything that changes the kernel must happen one after the other anyway; a request that is being
-loaded makes the others wait for a second or so. A mistake in here ends the process, and with it what is not pinned: the
-kernel's own safety net is better than one of ours.
+One thread, because everything that changes the kernel must happen one after the other anyway; a policy that is being
+loaded makes other requests wait for a second or so. A mistake in here ends the process, and with it what is not pinned:
+the kernel's own safety net is better than one of ours.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class Rates:
         self._buckets[uid] = (level - cost if enough else level, now)
         if len(self._buckets) > 4 * CONNECTIONS:
             full_s = BURST / PER_S
-            self._buckets = {one: told for one, told in self._buckets.items() if now - told[1] < full_s}
+            self._buckets = {user: bucket for user, bucket in self._buckets.items() if now - bucket[1] < full_s}
         return enough
 
 
@@ -104,7 +104,7 @@ class Connection:
     Args:
         limit: longest request, in bytes.
         deadline: when (monotonic) it must have asked, or read its answer; None for one that reads events.
-        after: number of the last event it was told; None for one that does not read events.
+        after: number of the last event that was sent to it; None for one that does not read events.
         closing: close it when everything is written.
     """
 
@@ -119,7 +119,7 @@ class Connection:
 
 
 class Server:
-    """Answers until it is told to stop."""
+    """Answers until it is stopped."""
 
     def __init__(self, listener: socket.socket, rollout: Rollout, gate: Gate, notifier: Notifier) -> None:
         self._listener, self._rollout, self._gate, self._notifier = listener, rollout, gate, notifier
@@ -142,7 +142,7 @@ class Server:
         self._selector.register(woken, selectors.EVENT_READ)
         self._notifier.tell(f"READY=1\nSTATUS={self._rollout.in_charge}")
         while not self._stopping:
-            self._turn(woken)
+            self._step(woken)
         self._notifier.tell("STOPPING=1")
         for connection in list(self._connections.values()):
             self._close(connection)
@@ -151,7 +151,7 @@ class Server:
     def _stop(self, *_: object) -> None:
         self._stopping = True
 
-    def _turn(self, woken: socket.socket) -> None:
+    def _step(self, woken: socket.socket) -> None:
         """Wait for something to do, and do it."""
         for key, events in self._selector.select(self._patience()):
             if key.fileobj is self._listener:
@@ -170,7 +170,7 @@ class Server:
                 if not connection.closing:
                     self._answer(connection, _fault(UsageError(f"nothing was asked within {REQUEST_S:g} s")))
                 self._close(connection)
-        self._tell_events()
+        self._send_events()
         self._notifier.tell(f"WATCHDOG=1\nSTATUS={self._rollout.in_charge}")
 
     def _patience(self) -> float:
@@ -181,7 +181,9 @@ class Server:
         now = time.monotonic()
         if self._rollout.busy:
             waits.append(self._next_tick - now)
-        waits += [one.deadline - now for one in self._connections.values() if one.deadline is not None]
+        waits += [
+            connection.deadline - now for connection in self._connections.values() if connection.deadline is not None
+        ]
         return max(0.0, min(waits))
 
     # Connections
@@ -209,7 +211,7 @@ class Server:
             return Refused(
                 f"{peer} may not ask schedagentd", "be of its group, or be named under users in its configuration"
             )
-        same = sum(1 for one in self._connections.values() if one.peer.uid == peer.uid)
+        same = sum(1 for other in self._connections.values() if other.peer.uid == peer.uid)
         most = CONNECTIONS if self._gate.may_change(peer) else CONNECTIONS - KEPT_FOR_CHANGES
         if len(self._connections) >= most or same >= CONNECTIONS_EACH:
             return Refused("schedagentd has too many connections already", "close some, or try later")
@@ -259,7 +261,7 @@ class Server:
 
     def _require_leave(self, peer: Peer, request: Request) -> None:
         if not isinstance(request, CHANGES):
-            if sum(len(one.unsent) for one in self._connections.values()) > MOST_UNREAD_BYTES:
+            if sum(len(other.unsent) for other in self._connections.values()) > MOST_UNREAD_BYTES:
                 raise Refused("too many answers wait to be read", "read them, or try later")
             return
         verb = type(request).__name__.lower()
@@ -308,17 +310,19 @@ class Server:
         record = self._rollout.record
         connection.after = record.last_event if request.after < 0 else request.after
         if not request.follow:
-            self._send(connection, _told(record.events(connection.after, EVENTS_AT_ONCE)))
+            self._send(connection, _event_lines(record.events(connection.after, EVENTS_AT_ONCE)))
             self._answer(connection, {"ok": {}})
             return
         connection.deadline = None
         self._send(connection, [{"ok": {"after": connection.after}}])
 
-    def _tell_events(self) -> None:
-        """Send what happened to those who listen; whoever does not read is let go."""
-        for connection in [one for one in self._connections.values() if one.after is not None and not one.closing]:
+    def _send_events(self) -> None:
+        """Send what happened to those who listen; whoever does not read is dropped."""
+        for connection in list(self._connections.values()):
+            if connection.after is None or connection.closing:
+                continue
             try:
-                events = self._rollout.record.events(connection.after or 0, EVENTS_AT_ONCE)
+                events = self._rollout.record.events(connection.after, EVENTS_AT_ONCE)
             except SchedagentError as error:
                 self._answer(connection, _fault(error))
                 continue
@@ -326,22 +330,27 @@ class Server:
                 self._close(connection)
             elif events:
                 connection.after = events[-1].number
-                self._send(connection, _told(events))
+                self._send(connection, _event_lines(events))
 
     # Verbs
 
     def _do(self, peer: Peer, request: Request) -> dict[str, Any]:  # noqa: PLR0911 - one return for each verb
         rollout = self._rollout
-        boot = rollout.clock.boot  # asked afterwards: what is new began a moment ago, not in a moment
+        boot = rollout.clock.boot  # called afterwards: what is new began a moment ago, not in a moment
         match request:
             case Status():
                 return rollout.status()
             case Policies():
-                return self._policies()
+                return rollout.policies()
             case History():
-                found = rollout.record.history(request.limit)
+                deployments = rollout.record.history(request.limit)
                 now = boot()
-                return {"history": [one.summary(now) | ({"dump": one.dump} if request.dumps else {}) for one in found]}
+                return {
+                    "history": [
+                        deployment.summary(now) | ({"dump": deployment.dump} if request.dumps else {})
+                        for deployment in deployments
+                    ]
+                }
             case Deploy():
                 deployment = rollout.deploy(
                     peer.uid,
@@ -366,14 +375,8 @@ class Server:
                 return {"in_charge": rollout.rollback(request.deployment, request.to_default)}
         raise AssertionError("every request has its verb")
 
-    def _policies(self) -> dict[str, Any]:
-        active, state = self._rollout.active, self._rollout.kernel.state()
-        loaded = [{"ops": state.ops, "ours": active is not None, "switch_all": state.switch_all}] if state.ops else []
-        trips = [{"digest": digest, "cause": cause, "at": at} for digest, cause, at in self._rollout.record.trips()]
-        return {"loaded": loaded, "tripped": trips}
 
-
-def _told(events: Iterable[Any]) -> list[dict[str, Any]]:
+def _event_lines(events: Iterable[Any]) -> list[dict[str, Any]]:
     return [{"event": asdict(event)} for event in events]
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kernel_bpf.policies.library import find_policy, policy_from_file
+from schedagent.core.accept import is_cgroup
 from schedagent.core.errors import UsageError
 from schedagent.core.policies.policy import CandidatePolicy, PolicyInfo
 from schedagent.core.settings import Settings
@@ -142,7 +143,7 @@ def read_depth(text: str) -> Depth:
 def read_scope(text: str) -> tuple[Scope, str]:
     """Read --scope; raise UsageError unless it is full, partial or partial:/a/cgroup."""
     scope, colon, cgroup = text.partition(":")
-    if scope not in ("full", "partial") or (colon and (scope == "full" or not cgroup.startswith("/"))):
+    if scope not in ("full", "partial") or (colon and (scope == "full" or not is_cgroup(cgroup))):
         raise UsageError(f"--scope {text!r} is no scope", "use full, partial or partial:/a/cgroup")
     return Scope(scope), cgroup
 

@@ -56,9 +56,13 @@ class Host:
     def wait(self, seconds, step_s=1.0, renewing=False):
         for _second in range(round(seconds / step_s)):
             self.clock.now += step_s
-            if renewing and self.rollout.active:
-                self.rollout.renew(self.rollout.active.deployment.number, 600.0)
+            if renewing and self.driver.active:
+                self.rollout.renew(self.driver.active.deployment.number, 600.0)
             self.rollout.tick()
+
+    @property
+    def driver(self):
+        return self.rollout.driver
 
     @property
     def running(self):

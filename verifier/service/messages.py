@@ -10,9 +10,9 @@ import binascii
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from schedagent.core import errors
+from schedagent.core import accept, errors
 from schedagent.core.errors import SchedagentError, SetupError, UsageError
 from schedagent.core.policies.artifact import PolicyArtifact
 from schedagent.core.policies.policy import DECLARABLE, Tunable
@@ -73,7 +73,7 @@ class VerifyRequest(Message):
     classes: Entries = ()
     kernel: Annotated[str, Field(pattern=r"\A([0-9][0-9A-Za-z.+~_-]{0,63})?\z")] = ""
     scope: Scope = Scope.FULL
-    cgroup: Annotated[str, Field(max_length=4096)] = ""
+    cgroup: Annotated[str, AfterValidator(accept.or_empty(accept.cgroup))] = ""
 
     @model_validator(mode="after")
     def _coherent(self) -> VerifyRequest:

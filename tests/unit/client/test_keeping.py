@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from schedagent.cli.app import app
 from schedagent.client.keeper import CommandMetric, Keeper, QueryMetric
-from schedagent.core.errors import MetricError, Refused, SetupError
+from schedagent.core.errors import MetricUnavailable, Refused, SetupError, UsageError
 from schedagent.core.token import digest_inputs
 from tests.support.daemon_processes import ROOT, Agent, Daemon, until
 from tests.support.deploy_orders import CANARY, content_of, order_of
@@ -136,11 +136,11 @@ class TestMetric:
             try:
                 return next(values)
             except StopIteration:
-                raise MetricError("it is gone") from None
+                raise MetricUnavailable("it is gone") from None
 
         number = daemon.deploy(lease_s=30, better="lower")["deployment"]
         said = []
-        with pytest.raises(MetricError, match="was rolled back, because it could not be watched: it is gone"):
+        with pytest.raises(MetricUnavailable, match="was rolled back, because it could not be watched: it is gone"):
             Keeper(daemon.client, number, 1.0, said.append, metric, 0.0).run()
         assert (newest(daemon)["end"], daemon.state["enabled"]) == ("rolled back", False)
         assert said.count("it is gone") == 1
@@ -148,42 +148,49 @@ class TestMetric:
     @pytest.mark.parametrize(
         ("command", "why"),
         [
-            ("echo fast", "is no number"),
-            ("echo nan", "is no number"),
-            ("echo 1e300", "is no number"),
-            ("echo", "is no number"),
+            ("echo fast", "is not a number"),
+            ("echo nan", "is not a number"),
+            ("echo 1e300", "is not a number"),
+            ("echo", "is not a number"),
             ("sh -c 'echo 3; exit 4'", "ended with status 4"),
             ("no-such-program", "is not installed"),
             ("sleep 5", "did not end"),
-            ("echo 'a", "cannot be read"),
         ],
     )
     def test_commands_without_a_number(self, command, why):
-        with pytest.raises(MetricError, match=why):
+        with pytest.raises(MetricUnavailable, match=why):
             CommandMetric(command, 0.3)()
+
+    @pytest.mark.parametrize(("command", "why"), [("echo 'a", "cannot be read"), ("", "is empty")])
+    def test_no_commands(self, command, why):
+        with pytest.raises(UsageError, match=why):
+            CommandMetric(command, 0.3)
 
     def test_a_command(self):
         assert CommandMetric("echo -12.5", 5.0)() == -12.5
         assert CommandMetric("echo 3; echo 4", 5.0).command, "no shell runs it"
-        with pytest.raises(MetricError):
+        with pytest.raises(MetricUnavailable):
             CommandMetric("echo 3; echo 4", 5.0)()
 
 
 class _Prometheus(BaseHTTPRequestHandler):
     def do_GET(self):
-        asked = parse_qs(urlsplit(self.path).query)["query"][0]
+        query = parse_qs(urlsplit(self.path).query)["query"][0]
         result = {
             "up": [{"metric": {}, "value": [1.0, "1"]}],
             "two": [{"value": [1.0, "1"]}, {"value": [1.0, "2"]}],
             "none": [],
             "nan": [{"value": [1.0, "NaN"]}],
             "scalar(up)": [1.0, "7.5"],
-        }.get(asked)
-        kind = "scalar" if asked.startswith("scalar") else "vector"
+        }.get(query)
+        kind = "scalar" if query.startswith("scalar") else "vector"
         content = json.dumps({"status": "success", "data": {"resultType": kind, "result": result}}).encode()
+        if query == "garbage":
+            self.wfile.write(b"SSH-2.0-OpenSSH_9.9\r\n")
+            return
         self.send_response(200 if result is not None else 400)
         self.end_headers()
-        self.wfile.write(content if asked != "up" or self.path.startswith("/api/v1/query?") else b"")
+        self.wfile.write(content if query != "up" or self.path.startswith("/api/v1/query?") else b"")
 
     def log_message(self, *_):
         pass
@@ -208,16 +215,26 @@ class TestQuery:
 
     @pytest.mark.parametrize(
         ("query", "why"),
-        [("two", "has 2 values"), ("none", "has no value"), ("nan", "is no number"), ("bad(", "was not answered")],
+        [
+            ("two", "has 2 values"),
+            ("none", "has no value"),
+            ("nan", "is not a number"),
+            ("bad(", "was not answered"),
+            ("garbage", "was not answered"),
+        ],
     )
     def test_no_values(self, url, query, why):
-        with pytest.raises(MetricError, match=why):
+        with pytest.raises(MetricUnavailable, match=why):
             QueryMetric(url, query, 5.0)()
 
-    @pytest.mark.parametrize("url", ["http://127.0.0.1:1", "file:///etc", "prometheus"])
+    def test_a_server_that_is_down(self):
+        with pytest.raises(MetricUnavailable, match="was not answered"):
+            QueryMetric("http://127.0.0.1:1", "up", 1.0)()
+
+    @pytest.mark.parametrize("url", ["file:///etc", "prometheus", ""])
     def test_no_servers(self, url):
-        with pytest.raises(MetricError, match=r"was not answered|is no address"):
-            QueryMetric(url, "up", 1.0)()
+        with pytest.raises(UsageError, match="is not the address"):
+            QueryMetric(url, "up", 1.0)
 
 
 def request_with(**fields):
@@ -261,13 +278,30 @@ class TestCommandLine:
             (["--metric-command", "x", "--metric-query", "u", "q", "--metric-better", "lower"], "a metric is one of"),
             (["--metric-command", "echo 5", "--metric-better", "lower"], "add --keep"),
             (["--metric-command", "echo 5", "--metric-better", "faster", "--keep"], "is not one of 'higher', 'lower'"),
-            (["--metric-command", "echo x", "--metric-better", "lower", "--keep"], "is no number"),
+            (["--metric-command", "echo 'x", "--metric-better", "lower", "--keep"], "cannot be read"),
+            (["--metric-query", "prometheus", "up", "--metric-better", "lower", "--keep"], "is not the address"),
         ],
     )
     def test_mistakes_deploy_nothing(self, start, files, words, why):
         daemon = start()
         result = CliRunner().invoke(app, ["deploy", *files, *words, "--socket", str(daemon.config.socket)])
         assert (result.exit_code, why in result.output) == (2, True), result.output
+        assert daemon.client.ask("history")["history"] == []
+
+    @pytest.mark.parametrize(
+        ("words", "why"),
+        [
+            (["--metric-command", "echo x"], "is not a number"),
+            (["--metric-command", "false"], "ended with status 1"),
+            (["--metric-query", "http://127.0.0.1:1", "up"], "was not answered"),
+        ],
+    )
+    def test_a_metric_that_cannot_be_measured_deploys_nothing(self, start, files, words, why):
+        """A failure (1), not bad usage (2): the same words work once the server is up."""
+        daemon = start()
+        words = ["deploy", *files, *words, "--metric-better", "lower", "--keep", "--socket", str(daemon.config.socket)]
+        result = CliRunner().invoke(app, words)
+        assert (result.exit_code, why in result.output) == (1, True), result.output
         assert daemon.client.ask("history")["history"] == []
 
     def test_a_process_tree(self, start, files):

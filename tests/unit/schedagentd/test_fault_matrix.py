@@ -115,7 +115,7 @@ class Hurt:
         if self.fault == "read-only disk":
             self.host.record._database.execute("PRAGMA query_only = OFF")
         self.wait(1)
-        assert self.host.rollout._unsaved == {}
+        assert self.host.driver.unsaved == {}
 
     def start_anew(self):
         self.host.kill()
@@ -124,7 +124,7 @@ class Hurt:
 
 def agree(host):
     """The record says what the kernel does."""
-    active = host.rollout.active
+    active = host.driver.active
     assert host.running == (active and active.deployment.number)
     assert host.world.truth()["pin"] in (None, host.running)
     assert host.running or host.world.moved == []
@@ -155,12 +155,12 @@ def test_scripted(tmp_path, fault, step, outcome):
     else:
         hurt.wait(BASELINE_S if step == "waiting" or (step, outcome) == ("promoting", ON) else 2)
     if outcome == DEFAULT:
-        assert (host.running, host.rollout.active, host.rollout.pending) == (None, None, None)
+        assert (host.running, host.driver.active, host.driver.pending) == (None, None, None)
     elif outcome == KNOWN:
-        assert (host.rollout.active.deployment.order.policy, host.running) == ("first", hurt.accepted[-1] + 1)
+        assert (host.driver.active.deployment.order.policy, host.running) == ("first", hurt.accepted[-1] + 1)
     else:
         assert (outcome, host.running) == (ON, hurt.accepted[-1])
-        assert host.rollout.active.deployment.next_stage is None
+        assert host.driver.active.deployment.next_stage is None
         host.world.end_policy()
         hurt.wait(2)
         assert host.running is None

@@ -160,8 +160,8 @@ class TestTrees:
             host.rollout.promote(number, Stage.WIDER, WIDER)
         host.wait(6)
         assert (host.get(number).end, host.get(number).end.is_trip) == (End.GONE, False)
-        assert host.rollout.active.deployment.order.policy == "first"
-        assert host.rollout.active.deployment.number != first
+        assert host.driver.active.deployment.order.policy == "first"
+        assert host.driver.active.deployment.number != first
 
     def test_it_is_not_loaded_for_a_process_that_ended_meanwhile(self, host):
         host.rollout.config = Config(probation_s=PROBATION, baseline_samples=12)
@@ -280,7 +280,7 @@ class TestLeases:
         host.rollout.config = Config(probation_s=PROBATION, baseline_samples=12)
         number = host.deploy(lease_s=20.0).number
         host.wait(21)
-        assert (host.rollout.pending, host.get(number).end) == (None, End.NOT_LOADED)
+        assert (host.driver.pending, host.get(number).end) == (None, End.NOT_LOADED)
 
 
 class TestRefusals:
@@ -317,7 +317,7 @@ class TestRefusals:
 
     def test_a_key_that_is_not_trusted_any_more_gets_no_further_lease(self, host):
         number = host.deploy(lease_s=30.0).number
-        host.rollout._public_keys = lambda: []
+        host.driver.public_keys = lambda: []
         with pytest.raises(TokenError, match="none of the trusted ones"):
             host.rollout.renew(number, 600.0)
         host.wait(30)
@@ -326,7 +326,7 @@ class TestRefusals:
     def test_but_with_a_newer_token_of_a_trusted_one(self, host):
         number = host.deploy(lease_s=30.0).number
         newer = order_of(now=host.clock.unix(), key=OTHER, key_id=key_id(OTHER_PUBLIC))
-        host.rollout._public_keys = lambda: [OTHER_PUBLIC]
+        host.driver.public_keys = lambda: [OTHER_PUBLIC]
         host.rollout.renew(number, 600.0, newer.token, newer.report_digest)
         host.rollout.renew(number, 600.0)
         host.wait(31)
@@ -335,7 +335,7 @@ class TestRefusals:
     def test_nor_is_what_waits_loaded(self, host):
         host.rollout.config = Config(probation_s=PROBATION, baseline_samples=12)
         number = host.deploy().number
-        host.rollout._public_keys = lambda: []
+        host.driver.public_keys = lambda: []
         host.wait(61)
         assert (host.running, host.get(number).end) == (None, End.NOT_LOADED)
         assert "none of the trusted ones" in host.get(number).detail
@@ -344,7 +344,7 @@ class TestRefusals:
         number = host.proven()
         host.rollout.config = Config(probation_s=PROBATION, baseline_samples=12)
         host.rollout.promote(number, Stage.WIDER, WIDER)
-        host.rollout._public_keys = lambda: []
+        host.driver.public_keys = lambda: []
         host.wait(61)
         assert (host.running, host.get(number).stage, host.get(number).next_stage) == (number, Stage.CANARY, None)
         assert "not promoted" in host.kinds

@@ -44,7 +44,7 @@ class TestCircuitBreaker:
         ended = host.get(number)
         assert (ended.phase, ended.end, host.running) == (Phase.ENDED, end, None)
         assert "tripped" in host.kinds
-        assert (host.world.moved, host.rollout.active) == ([], None)
+        assert (host.world.moved, host.driver.active) == ([], None)
         if end is End.STALL:
             assert ended.dump == "CPU states"
 
@@ -93,7 +93,7 @@ class TestCircuitBreaker:
         host.deploy("second")
         host.world.end_policy()
         host.wait(1)
-        restored = host.rollout.active.deployment
+        restored = host.driver.active.deployment
         assert (host.running, restored.order.policy, restored.proven) == (restored.number, "first", True)
         assert host.world.truth()["moved"] == [CANARY]
 
@@ -120,7 +120,7 @@ class TestCircuitBreaker:
         if cause == "foreign":
             host.world.take_over()
         host.wait(11)
-        assert host.rollout.active is None
+        assert host.driver.active is None
         assert host.get(number).end.is_trip
 
     def test_no_second_try_unless_asked_for(self, host):
@@ -162,7 +162,7 @@ class TestRollback:
         host.rollout.config = Config(probation_s=PROBATION, baseline_samples=12)
         second = host.deploy("second").number
         host.rollout.rollback(second)
-        assert (host.running, host.rollout.pending, host.get(second).end) == (first, None, End.ROLLED_BACK)
+        assert (host.running, host.driver.pending, host.get(second).end) == (first, None, End.ROLLED_BACK)
 
 
 class TestRestart:
@@ -188,7 +188,7 @@ class TestRestart:
         getattr(staying, way)()
         assert staying.running == number
         staying.start()
-        assert staying.rollout.active.deployment.number == number
+        assert staying.driver.active.deployment.number == number
         staying.rollout.rollback()
         assert staying.running is None
         assert staying.world.truth()["pin"] is None
@@ -237,7 +237,7 @@ class TestRestart:
             database.commit()
             database.close()
         staying.start()
-        assert (staying.running, staying.world.policy, staying.rollout.active) == (None, None, None)
+        assert (staying.running, staying.world.policy, staying.driver.active) == (None, None, None)
         assert staying.record.unfinished() == ()
         assert way in ("never stored", "damaged") or staying.get(number).end is End.DIED
 

@@ -354,9 +354,19 @@ def rss_kib(pid):
 
 
 OWN_MODULES = {
-    "schedagent.core": {"deployment", "errors", "settings", "token", "trusted", "welch"}
+    "schedagent.core": {"accept", "deployment", "errors", "settings", "token", "trusted", "welch"}
     | {"process", "process.listener", "process.systemd"},
-    "schedagent.schedagentd": {"__main__", "admission", "breaker", "config", "driver", "kernel", "messages", "record"}
+    "schedagent.schedagentd": {
+        "__main__",
+        "admission",
+        "breaker",
+        "config",
+        "decisions",
+        "driver",
+        "kernel",
+        "messages",
+        "record",
+    }
     | {"rollout", "server"},
     "kernel_bpf": {"load", "observe", "observe.tasks"}
     | {f"load.{name}" for name in ("bpf_object", "btf", "exit_info", "libbpf", "running", "sched_ext")},
@@ -457,7 +467,9 @@ class TestConfiguration:
             ('rollback = "never"', "auto, not_on_exit"),
             ("sample_s = 0", "a number from 0.1 to 60"),
             ("watchdog_ms = 1.5", "a whole number"),
-            ('socket = "relative"', "an absolute path"),
+            ('socket = "relative"', "the absolute path of a unix socket"),
+            (f'socket = "/{"a" * 107}"', "at most 107 bytes long"),
+            ('state_dir = "relative"', "an absolute path"),
             ("probation_s = { later = 5 }", "unknown key 'later'"),
             ("bounds = 3", "bounds is not a table"),
             ("bounds = { worse_ratio = true }", "a number from"),

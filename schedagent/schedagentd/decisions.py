@@ -1,0 +1,453 @@
+"""What follows from what is so: decisions as values, for the driver to carry out. Pure.
+
+Every function takes what is deployed, what was seen and what time it is, and returns a decision, or None for nothing to
+do. None of them asks the kernel, the record or a clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from kernel_bpf.observe.tasks import TaskSample
+from schedagent.core.deployment import Deployment, End, Order, Phase, Stage, Tree
+from schedagent.core.errors import Refused
+from schedagent.core.token import DeploymentToken
+from schedagent.core.welch import METRIC, TIMES_IN_A_ROW, Better, Spread
+from schedagent.schedagentd.breaker import Bounds, KernelReading, judge_reading, judge_spreads, measures
+from schedagent.schedagentd.config import NOT_ON_EXIT, Config
+
+# What may be decided
+
+
+@dataclass(frozen=True)
+class Accept:
+    """Store a new deployment, mark its token as used, and begin to measure the machine without it.
+
+    Args:
+        deployment: not numbered yet.
+    """
+
+    deployment: Deployment
+    content: bytes
+    token: DeploymentToken
+
+
+@dataclass(frozen=True)
+class Renew:
+    """Store a longer lease.
+
+    Args:
+        token: a newer one that is used with it; None for none.
+        metric: what its keeper measured since the last renewal.
+    """
+
+    renewed: Deployment
+    token: DeploymentToken | None
+    metric: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Promote:
+    """Store where a deployment goes next, and begin to measure the machine there."""
+
+    promoted: Deployment
+
+
+@dataclass(frozen=True)
+class Load:
+    """Replace what runs by what waits; if that fails, restore the last known good."""
+
+    loading: Deployment
+
+
+@dataclass(frozen=True)
+class Widen:
+    """Take what runs to its next stage; the full one needs it loaded again."""
+
+    wider: Deployment
+
+
+@dataclass(frozen=True)
+class Prove:
+    """Store that what runs survived its probation."""
+
+    proven: Deployment
+
+
+@dataclass(frozen=True)
+class Pin:
+    """Let what runs survive this process."""
+
+    pinned: Deployment
+
+
+@dataclass(frozen=True)
+class Drop:
+    """End what waits; nothing of it is loaded."""
+
+    end: End
+    detail: str
+
+
+@dataclass(frozen=True)
+class EndWith:
+    """Take what runs away from the kernel."""
+
+    end: End
+    detail: str
+
+
+@dataclass(frozen=True)
+class Restore:
+    """Load an earlier deployment again, as one of its own; otherwise the default scheduler stays."""
+
+    number: int
+
+
+@dataclass(frozen=True)
+class Leave:
+    """Let go of what is pinned, for the next process to take over."""
+
+
+Decision = Accept | Renew | Promote | Load | Widen | Prove | Pin | Drop | EndWith | Restore | Leave
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Now.
+
+    Args:
+        boot_id: of this boot.
+        boot: seconds since then, suspended or not.
+        unix: the time of day.
+    """
+
+    boot_id: str
+    boot: float
+    unix: float
+
+
+# What may be asked for
+
+
+def accept(
+    order: Order,
+    content: bytes,
+    token: DeploymentToken,
+    *,
+    uid: int,
+    stage: Stage,
+    cgroup: str,
+    tree: Tree | None,
+    lease_s: float,
+    better: Better | None,
+    now: Moment,
+    config: Config,
+) -> Accept:
+    """Accept a policy whose token and scope were checked."""
+    lease_s = min(lease_s, config.longest_lease_s)
+    token_until = _expiry(token, now)
+    deployment = Deployment(
+        number=0,
+        order=order,
+        stage=stage,
+        cgroup=cgroup,
+        phase=Phase.WAITING,
+        uid=uid,
+        boot_id=now.boot_id,
+        lease_s=lease_s,
+        lease_until=min(now.boot + lease_s, token_until),
+        token_until=token_until,
+        created_at=now.unix,
+        since=now.boot,
+        tree=tree,
+        better=better,
+    )
+    return Accept(deployment, content, token)
+
+
+def token_scope(deployment: Deployment) -> tuple[Stage, str]:
+    """Return the stage and cgroup that a newer token has to allow: the next ones of what is being promoted."""
+    if deployment.next_stage is not None:
+        return deployment.next_stage, deployment.next_cgroup
+    return deployment.stage, deployment.cgroup
+
+
+def renew(
+    deployment: Deployment,
+    order: Order,
+    token: DeploymentToken | None,
+    metric: Sequence[float],
+    lease_s: float,
+    now: Moment,
+    config: Config,
+) -> Renew:
+    """Prolong a lease from now on, never beyond the end of the token.
+
+    Args:
+        order, token: the same with a newer token, which was checked; the deployment's own and None without one.
+
+    Raises:
+        Refused: there is no metric to report.
+    """
+    if metric and deployment.better is None:
+        raise Refused(f"{deployment.label} has no metric", "say which way it is better when it is deployed")
+    lease_s = min(lease_s, config.longest_lease_s)
+    token_until = deployment.token_until if token is None else _expiry(token, now)
+    lease_until = min(now.boot + lease_s, token_until)
+    renewed = replace(deployment, order=order, lease_s=lease_s, lease_until=lease_until, token_until=token_until)
+    return Renew(renewed, token, tuple(metric))
+
+
+def check_promotion(deployment: Deployment, stage: Stage, now: Moment, config: Config) -> None:
+    """Raise Refused unless what runs may have more of the machine now."""
+    if not stage.is_beyond(deployment.stage):
+        raise Refused(f"{deployment.label} is at stage {deployment.stage} already, not before {stage}")
+    if not deployment.proven:
+        left_s = config.probation_s[deployment.stage] - (now.boot - deployment.since)
+        raise Refused(
+            f"{deployment.label} is on probation for {max(0.0, left_s):.0f} s more", "promote it when it is proven"
+        )
+
+
+def promote(deployment: Deployment, stage: Stage, cgroup: str) -> Promote:
+    """Give what proved itself more of the machine, once the machine was measured at that scope."""
+    return Promote(replace(deployment, next_stage=stage, next_cgroup=cgroup))
+
+
+def roll_back(
+    running: Deployment | None, waiting: Deployment | None, number: int, to_default: bool
+) -> tuple[Decision, ...]:
+    """End what waits and what runs, or only the one of that number (0 for both); then restore the last known good.
+
+    Raises:
+        Refused: nothing is deployed, or nothing of that number.
+    """
+    if not (running or waiting):
+        raise Refused("nothing is deployed", "the default scheduler is in charge already")
+    if number:
+        find(number, running, waiting)
+    decisions: list[Decision] = []
+    if waiting and number in (0, waiting.number):
+        decisions.append(Drop(End.ROLLED_BACK, "asked for"))
+    if running and number in (0, running.number):
+        decisions.append(EndWith(End.ROLLED_BACK, "asked for"))
+        decisions += [] if to_default else _back_from(running)
+    return tuple(decisions)
+
+
+def find(number: int, running: Deployment | None, waiting: Deployment | None) -> Deployment:
+    """Return what runs or waits by its number; raise Refused if it is neither."""
+    alive = [deployment for deployment in (running, waiting) if deployment]
+    for deployment in alive:
+        if deployment.number == number:
+            return deployment
+    names = ", ".join(str(deployment.number) for deployment in alive) or "none"
+    raise Refused(f"deployment {number} is neither running nor waiting", f"there are: {names}")
+
+
+# What time brings
+
+
+def at_once(
+    running: Deployment, first: KernelReading, before: KernelReading, now: KernelReading, bounds: Bounds
+) -> EndWith | None:
+    """End what runs if the kernel ended it, harm shows in its counters, or its lease lapsed."""
+    if trip := judge_reading(first, before, now, bounds):
+        return EndWith(*trip)
+    if now.boot < running.lease_until:
+        return None
+    expired = running.token_until <= running.lease_until
+    return EndWith(End.LEASE_LAPSED, "its token expired" if expired else "nobody renewed it")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a new sample of the tasks means.
+
+    Args:
+        worse: how many times in a row it was worse than the baseline by now.
+        decision: what follows.
+    """
+
+    worse: int
+    decision: EndWith | None
+
+
+def compare(
+    running: Deployment, sample: TaskSample, now: Mapping[str, Spread], worse: int, bounds: Bounds
+) -> Comparison:
+    """End what runs if it starves tasks, or was surely worse than its baseline a few times in a row.
+
+    Args:
+        sample, now: the newest, and all since the stage began in short.
+        worse: how many times in a row it was worse before this sample.
+    """
+    if sample.starved:
+        shown = ", ".join(sample.starved[:5])
+        detail = f"runnable for {bounds.starvation_s:g} s without running: {shown}"
+        return Comparison(worse, EndWith(End.STARVATION, detail))
+    trip = judge_spreads(running.baseline, now, measures(bounds, running.better))
+    worse = worse + 1 if trip else 0
+    return Comparison(worse, EndWith(*trip) if trip and worse >= TIMES_IN_A_ROW else None)
+
+
+def after_trip(ended: Deployment, end: End, previous: Deployment | None) -> Restore | None:
+    """Restore the last known good if the policy is to blame, and it is not the same object.
+
+    Args:
+        previous: the one that `ended` names; None if it is not known any more.
+    """
+    if previous is None or not end.blames_policy or previous.order.digest == ended.order.digest:
+        return None
+    return Restore(previous.number)
+
+
+def gone(running: Deployment) -> tuple[Decision, ...]:
+    """End a canary whose process ended: what is left of its tree is no canary of anything."""
+    return EndWith(End.GONE, str(running.tree)), *_back_from(running)
+
+
+def prove(running: Deployment, boot: float, config: Config) -> Prove | None:
+    """Note that what runs survived the probation of its stage."""
+    if running.proven or not _is_over(running, boot, config):
+        return None
+    return Prove(replace(running, proven=True))
+
+
+def pin(running: Deployment, pinnable: bool, boot: float, config: Config) -> Pin | None:
+    """Pin what is proven, if it is to survive this process.
+
+    Args:
+        pinnable: False once pinning it failed.
+    """
+    wanted = config.rollback == NOT_ON_EXIT and pinnable and not running.pinned
+    if not (wanted and running.proven and _is_over(running, boot, config)):
+        return None
+    return Pin(replace(running, pinned=True))
+
+
+def wait_on(waiting: Deployment, boot: float) -> Drop | None:
+    """Give up what waits if its lease lapsed."""
+    return Drop(End.NOT_LOADED, "its lease lapsed first") if boot >= waiting.lease_until else None
+
+
+def is_enough(samples: int, metric: Sequence[float] | None, config: Config) -> bool:
+    """Whether enough was measured for a baseline: as many intervals as are wanted, and values of its metric.
+
+    Args:
+        samples: their number; the first one only begins the first interval.
+        metric: what was measured of it; None if it has none.
+    """
+    wanted = config.baseline_samples
+    return samples > wanted and (metric is None or len(metric) >= wanted)
+
+
+def load(
+    waiting: Deployment, running: Deployment | None, measured: Mapping[str, Spread], boot: float, config: Config
+) -> Load:
+    """Load what waits; the last known good is what runs if it is proven, else the one before that."""
+    previous = (running.number if running.proven else running.previous) if running else 0
+    baseline = measured if config.baseline_samples else {}
+    return Load(replace(waiting, phase=Phase.LOADING, previous=previous, baseline=baseline, since=boot))
+
+
+def widen(running: Deployment, measured: Mapping[str, Spread], boot: float, config: Config) -> Widen:
+    """Take what runs to its next stage, where it is on probation again.
+
+    Its own metric is still compared with the time before the first stage.
+    """
+    stage = running.next_stage
+    assert stage is not None, "it is being promoted"
+    metric = {name: spread for name, spread in running.baseline.items() if name == METRIC}
+    wider = replace(
+        running,
+        stage=stage,
+        cgroup=running.next_cgroup,
+        tree=None,
+        next_stage=None,
+        next_cgroup="",
+        phase=Phase.LOADING if stage is Stage.FULL else Phase.RUNNING,
+        proven=False,
+        pinned=False,
+        baseline={**(measured if config.baseline_samples else {}), **metric},
+        since=boot,
+    )
+    return Widen(wider)
+
+
+# This process begins and ends
+
+
+def stop(running: Deployment | None, waiting: Deployment | None, config: Config) -> tuple[Decision, ...]:
+    """End everything but what is pinned, if that is still wanted."""
+    decisions: list[Decision] = [Drop(End.STOPPED, "")] if waiting else []
+    if running:
+        stays = running.pinned and config.rollback == NOT_ON_EXIT
+        decisions.append(Leave() if stays else EndWith(End.STOPPED, ""))
+    return tuple(decisions)
+
+
+def may_adopt(deployment: Deployment, now: Moment) -> bool:
+    """Whether what an earlier process pinned may be taken over: it ran, in this boot, and its lease holds."""
+    ran = deployment.phase is Phase.RUNNING and deployment.pinned and deployment.boot_id == now.boot_id
+    return ran and now.boot < deployment.lease_until
+
+
+def account_for(deployment: Deployment, now: Moment) -> tuple[End, str]:
+    """Return how and why a deployment ended that an earlier process left unfinished."""
+    here = deployment.boot_id == now.boot_id
+    lapsed = here and deployment.pinned and now.boot >= deployment.lease_until
+    end = deployment.end or (End.LEASE_LAPSED if lapsed else End.DIED)
+    detail = deployment.detail or ("while nobody watched" if lapsed else f"in phase {deployment.phase}")
+    return end, detail if here else "the machine was restarted"
+
+
+def restored(before: Deployment, token: DeploymentToken, now: Moment) -> Deployment:
+    """Return the deployment that loads an earlier one again; not numbered yet."""
+    token_until = _expiry(token, now)
+    return replace(
+        before,
+        phase=Phase.LOADING,
+        boot_id=now.boot_id,
+        lease_until=min(now.boot + before.lease_s, token_until),
+        token_until=token_until,
+        created_at=now.unix,
+        since=now.boot,
+        enable_seq=-1,
+        pinned=False,
+        end=None,
+        detail="",
+        dump="",
+        ended_at=0.0,
+    )
+
+
+def ended(deployment: Deployment, end: End, detail: str, dump: str, unix: float) -> Deployment:
+    """Return a deployment as it is when it has ended."""
+    return replace(
+        deployment,
+        phase=Phase.ENDED,
+        end=end,
+        detail=detail,
+        dump=dump,
+        pinned=False,
+        next_stage=None,
+        next_cgroup="",
+        ended_at=unix,
+    )
+
+
+def _back_from(running: Deployment) -> tuple[Restore, ...]:
+    return (Restore(running.previous),) if running.previous else ()
+
+
+def _is_over(running: Deployment, boot: float, config: Config) -> bool:
+    """Whether the probation of its stage is over."""
+    return boot - running.since >= config.probation_s[running.stage]
+
+
+def _expiry(token: DeploymentToken, now: Moment) -> float:
+    """When (boot clock) a token expires."""
+    return now.boot + token.expires_at - now.unix
