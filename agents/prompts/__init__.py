@@ -1,4 +1,4 @@
-"""What each agent is told about its task: one Markdown file per agent, under its name.
+"""The system prompts: one Markdown file per agent, under its name.
 
 May import: nothing of ours.
 """

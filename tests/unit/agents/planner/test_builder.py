@@ -196,7 +196,7 @@ def test_a_patched_policy_is_patched_again(builder, library):
         ({"policy": "fare"}, "there is no policy 'fare'"),
         ({"diff": ""}, "the diff has no hunk"),
         ({"diff": diff(LONGER).replace("-const volatile u64 slice_us = 5000;", "-const volatile u64 slice_us = 4000;")},
-         "hunk 1 (line 3 of the diff) does not apply: line 7 of the diff says 'const volatile u64 slice_us = 4000;', "
+         "hunk 1 (line 3 of the diff) does not apply: line 7 of the diff is 'const volatile u64 slice_us = 4000;', "
          "but line 21 of the source is 'const volatile u64 slice_us = 5000;'"),
         ({"diff": diff(FAIR.replace("slice_us = 5000", "slice_us = 5"))}, "slice_us = 5 is not between 500 and 100000"),
         ({"diff": diff(FAIR.replace('.name = "fair"', ".flags = 0"))}, "the ops struct has no name"),
@@ -345,9 +345,9 @@ def test_what_is_made_of_good_parts_passes_the_static_gates(builder, library, pr
     cut=st.integers(0, len(SOURCE)),
     noise=st.text(max_size=30),
 )  # fmt: skip
-def test_any_proposal_is_made_or_refused_in_words(builder, way, policy, tunables, spec, cut, noise):
+def test_any_proposal_is_made_or_refused_in_words(builder, origin, policy, tunables, spec, cut, noise):
     source, change = SOURCE[:cut] + noise + SOURCE[cut:], diff(LONGER)[:cut] + noise
-    proposal = Proposal(way, policy, tunables, spec, change, source, noise, noise, noise, noise)
+    proposal = Proposal(origin, policy, tunables, spec, change, source, noise, noise, noise, noise)
     try:
         candidate = builder.make(proposal, PROFILE)
     except SchedagentError as error:
