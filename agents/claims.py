@@ -21,7 +21,7 @@ def without_claims(text: str, shown: str) -> str:
         shown: all that the model was shown as measured.
     """
     known = {_value(number) for number in _NUMBER.findall(shown)}
-    return _NUMBER.sub(lambda found: found[0] if _value(found[0]) in known else REMOVED, text)
+    return _NUMBER.sub(lambda match: match[0] if _value(match[0]) in known else REMOVED, text)
 
 
 def _value(number: str) -> float:

@@ -72,7 +72,7 @@ class Notebook(Protocol):
 
 
 class RepairDecision(Protocol):
-    """See agents.repair.Decision."""
+    """See agents.repair.Repair."""
 
     @property
     def repaired(self) -> CandidatePolicy | None: ...
@@ -82,7 +82,7 @@ class RepairDecision(Protocol):
 
 
 class Repairer(Protocol):
-    """See agents.repair.ModelMender."""
+    """See agents.repair.ModelRepairer."""
 
     def after_gate(self, candidate: CandidatePolicy, report: VerificationReport) -> RepairDecision: ...
 
@@ -90,7 +90,7 @@ class Repairer(Protocol):
 
 
 class Reporter(Protocol):
-    """Tells the user how far the work is."""
+    """Shows the user how far the work is."""
 
     def step(self, text: str) -> None: ...
 
@@ -310,7 +310,7 @@ class Trial:
         if arm == DEFAULT_ARM:
             try:
                 return runs.run_default(beside)
-            except KernelRejected:  # its own run says so
+            except KernelRejected:  # its own run reports it
                 return runs.run_default()
         policy = self._policies[arm]
         started_at = datetime.now(UTC).isoformat()

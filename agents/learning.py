@@ -1,4 +1,4 @@
-"""The Learning agent: turns what was measured into verdicts, lessons and antipatterns, and decides whether to go on.
+"""The Learning agent: turns what was measured into verdicts, lessons and antipatterns, and decides whether to continue.
 
 `learn` and `best` are rules. `conclude` has a model put into words what the trials teach; a verdict, a promotion or an
 antipattern never follows from its words.
@@ -50,7 +50,7 @@ def learn(
         library: where the candidates' policies come from.
         reports: verification reports by candidate key; a candidate without one was not reached.
         measured: verdicts by candidate key from the blocks.
-        workload_key, hardware_key: what the lessons hold for.
+        workload_key, hardware_key: where the lessons apply.
         rejected: who rejected the whole plan before it was carried out, and why; empty if nobody did.
     """
     verdicts: dict[str, Verdict] = {}
@@ -60,7 +60,7 @@ def learn(
         gate = report.failure if report else None
         verdict = measured[candidate.key]
         if gate:
-            verdict = failed([f"gate {gate.gate!r} closed: {gate.detail}"])
+            verdict = failed([f"gate {gate.gate!r} failed: {gate.detail}"])
             antipatterns.append(_antipattern(candidate, info, "", hardware_key, gate.gate, gate.detail))
         elif not report or not report.passed:
             verdict = replace(verdict, reason=f"not tried: {rejected}" if rejected else _why_unmeasured(report))
@@ -71,11 +71,11 @@ def learn(
 
 
 def _why_unmeasured(report: VerificationReport | None) -> str:
-    """Say why a candidate that failed no gate was not measured."""
+    """Return why a candidate that failed no gate was not measured."""
     if report is None:
         return "not reached: the time was used up before it could be verified"
     gate = next(gate for gate in report.gates if gate.status is not GateStatus.PASSED)
-    return f"gate {gate.gate!r} did not end: {gate.detail}"
+    return f"gate {gate.gate!r} did not complete: {gate.detail}"
 
 
 def _antipattern(
@@ -117,14 +117,14 @@ def conclude(
     sections = {"workload in words": meaning_text(meaning), "trials": tried_text(tried)}
     answer = session.ask("learning", iteration, session.question("What do these trials teach?", sections), Reflected)
     now = datetime.now(UTC).isoformat()
-    found = []
+    insights = []
     for insight in answer.insights if answer else ():
         if set(insight.evidence) <= set(measured):
             text = without_claims(insight.text, sections["trials"])
-            found.append(Insight(text, tuple(dict.fromkeys(insight.evidence)), run_id, now))
+            insights.append(Insight(text, tuple(dict.fromkeys(insight.evidence)), run_id, now))
         else:
             session.note("learning", iteration, "an insight was refused: its evidence was not measured")
-    return tuple(found)
+    return tuple(insights)
 
 
 def best(verdicts: Mapping[str, Verdict], *, lower_is_better: bool) -> str | None:

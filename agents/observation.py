@@ -1,4 +1,4 @@
-"""Observation: run the workload once under the default scheduler and say what kind of work it is.
+"""Observation: run the workload once under the default scheduler and classify it.
 
 `build_profile` and everything below it is pure: it turns one recorded run into tables, a classification and the
 sentences that carry the evidence. Command names never decide; only shapes and measured times do. `interpret` has a
@@ -64,7 +64,7 @@ def observe(lab: ObservingLab, workload: WorkloadCommand) -> tuple[Sample, Workl
 def interpret(
     session: ModelSession, workload: WorkloadCommand, hardware: Hardware, profile: WorkloadProfile
 ) -> Meaning | None:
-    """Have a model say in words what the profile means; None if it gives no answer. Its words hold no new numbers."""
+    """Have a model put into words what the profile means; None if it gives no answer. Its words hold no new numbers."""
     sections = {"workload": workload_text(workload, hardware), "profile": profile_text(profile)}
     answer = session.ask("observation", 0, session.question("What do these figures mean?", sections), Described)
     if answer is None:
@@ -118,7 +118,7 @@ def command_table(records: Iterable[TaskRecord]) -> tuple[CommandStats, ...]:
 def history_table(records: Sequence[TaskRecord]) -> tuple[CommandStats, ...]:
     """Return the rows a policy may look up, by total CPU time, descending, at most HISTORY_LIMIT.
 
-    Every command name has a row. Its command lines have rows of their own only where that says more: they differ
+    Every command name has a row. Its command lines have rows of their own only where that is informative: they differ
     clearly in CPU time and the command matters at all.
     """
     rows = []
@@ -163,8 +163,8 @@ def _labels(comm: str, lines: Mapping[int, Sequence[TaskRecord]]) -> dict[int, s
     labels = {}
     for key, words in arguments.items():
         own = [word.decode(errors="replace") for word in words if word not in shared] or [""]
-        told = " ".join(own)
-        labels[key] = f"{comm} {told if len(told) <= _LABEL_LENGTH else min(own, key=len)}"[:_LABEL_LENGTH].rstrip()
+        label = " ".join(own)
+        labels[key] = f"{comm} {label if len(label) <= _LABEL_LENGTH else min(own, key=len)}"[:_LABEL_LENGTH].rstrip()
     return labels
 
 
@@ -358,7 +358,7 @@ def _serial_evidence(run: _Run) -> str:
 
 
 def _build_evidence(run: _Run) -> str:
-    """Many short processes that go on being started after others have ended, under a tree of commands."""
+    """Many short processes, still being started after others have ended, under a tree of commands."""
     processes = [record for record in run.records if record.pid == record.tgid]
     later = succession(processes)
     typical_ns = _quantile(sorted(record.cpu_ns for record in processes), 0.5)

@@ -1,4 +1,4 @@
-"""How stored records are told to a model: short plain text, most telling first, one line for each thing.
+"""How stored records are shown to a model: short plain text, most important first, one line for each thing.
 
 A model pays for every word, so there is neither markup nor a name repeated on each line. Numbers keep their units.
 Pure functions.
@@ -30,8 +30,8 @@ def lines(*parts: str | Iterable[str]) -> str:
 
 def short(text: str, limit: int = LONGEST_DETAIL) -> str:
     """Return a text that is not longer than `limit` characters, on one line."""
-    one = " ".join(text.split())
-    return one if len(one) <= limit else f"{one[: limit - 3]}..."
+    line = " ".join(text.split())
+    return line if len(line) <= limit else f"{line[: limit - 3]}..."
 
 
 def tunables(pairs: Iterable[tuple[str, int]]) -> str:
@@ -68,8 +68,8 @@ def _ordering(ratio: float) -> str:
 
 def hardware(run: RunRecord) -> str:
     """Where a run measured."""
-    found = run.hardware
-    return f"{found.lab}, {found.cpus} CPUs ({found.cpu_model}), {found.memory_mib} MiB, kernel {found.kernel_release}"
+    lab = run.hardware
+    return f"{lab.lab}, {lab.cpus} CPUs ({lab.cpu_model}), {lab.memory_mib} MiB, kernel {lab.kernel_release}"
 
 
 def command_lines(commands: Iterable[CommandStats]) -> Iterator[str]:
@@ -137,7 +137,7 @@ def _s(nanoseconds: int) -> str:
 
 def policy_line(policy: PolicyInfo) -> str:
     """One policy of a list."""
-    meant = ", ".join(policy.target_workloads) or "not said"
+    meant = ", ".join(policy.target_workloads) or "not stated"
     return f"- {policy.name} ({policy.origin.label}): {short(policy.description, 200)} Meant for: {meant}."
 
 
@@ -152,18 +152,18 @@ def policy_summary(policy: PolicyInfo) -> str:
         f"declares not to keep: {', '.join(policy.declares)}" if policy.declares else "",
         "tunables:" if policy.tunables else "no tunables",
         (
-            f"- {found.name}={found.default} ({found.minimum} to {found.maximum} {found.unit}): {found.effect}"
-            for found in policy.tunables
+            f"- {item.name}={item.default} ({item.minimum} to {item.maximum} {item.unit}): {item.effect}"
+            for item in policy.tunables
         ),
     )
 
 
-def verdict(found: Verdict | Lesson) -> str:
+def verdict(result: Verdict | Lesson) -> str:
     """What was measured, on one line."""
-    if math.isnan(found.ratio):
-        return f"{found.outcome.value}, nothing compared"
-    interval = "" if math.isnan(found.low) or math.isnan(found.high) else f" ({found.low:.3f} to {found.high:.3f})"
-    return f"{found.outcome.value}, candidate / default {found.ratio:.3f}{interval} in {found.pairs} pairs"
+    if math.isnan(result.ratio):
+        return f"{result.outcome.value}, nothing compared"
+    interval = "" if math.isnan(result.low) or math.isnan(result.high) else f" ({result.low:.3f} to {result.high:.3f})"
+    return f"{result.outcome.value}, candidate / default {result.ratio:.3f}{interval} in {result.pairs} pairs"
 
 
 def lesson_line(lesson: Lesson, where: str = "") -> str:
@@ -175,32 +175,32 @@ def lesson_line(lesson: Lesson, where: str = "") -> str:
     )
 
 
-def antipattern_line(found: Antipattern) -> str:
+def antipattern_line(pattern: Antipattern) -> str:
     """One candidate that failed."""
-    where = "this workload" if found.workload_key else "any workload"
+    where = "this workload" if pattern.workload_key else "any workload"
     return (
-        f"- {found.policy} {tunables(found.tunables)}: failed at {found.gate} on {where}: {short(found.reason, 300)}; "
-        f"candidate {found.candidate_key}, {found.at[:16]}"
+        f"- {pattern.policy} {tunables(pattern.tunables)}: failed at {pattern.gate} on {where}: "
+        f"{short(pattern.reason, 300)}; candidate {pattern.candidate_key}, {pattern.at[:16]}"
     )
 
 
-def insight_line(found: Insight) -> str:
+def insight_line(insight: Insight) -> str:
     """One conclusion, with what it rests on."""
-    return f"- {short(found.text, 400)} (evidence: candidates {', '.join(found.evidence)}; run {found.run_id})"
+    return f"- {short(insight.text, 400)} (evidence: candidates {', '.join(insight.evidence)}; run {insight.run_id})"
 
 
-def meaning_lines(found: Meaning | None) -> Iterator[str]:
-    """What was said of a workload in words, which is no measurement."""
-    if found:
-        yield f"in words of the Observation agent: {short(found.meaning)}"
-        yield f"what a scheduler should do for it: {short(found.goal)}"
+def meaning_lines(meaning: Meaning | None) -> Iterator[str]:
+    """A workload in a model's words, which are no measurement."""
+    if meaning:
+        yield f"in words of the Observation agent: {short(meaning.meaning)}"
+        yield f"what a scheduler should do for it: {short(meaning.goal)}"
 
 
-def similar_lines(found: SimilarRun) -> Iterator[str]:
+def similar_lines(similar: SimilarRun) -> Iterator[str]:
     """Another workload that looked alike, and what was measured on it."""
-    where = f"{short(found.workload.command, 120)!r} ({found.kind.value})"
-    yield f"run {found.run_id}: {where}, distance {found.distance:.2f}"
-    yield from map(lesson_line, found.lessons)
+    where = f"{short(similar.workload.command, 120)!r} ({similar.kind.value})"
+    yield f"run {similar.run_id}: {where}, distance {similar.distance:.2f}"
+    yield from map(lesson_line, similar.lessons)
 
 
 # Runs
@@ -219,8 +219,8 @@ def plan_lines(number: int, plan: Plan, verdicts: Mapping[str, Verdict]) -> Iter
         yield f"  learned earlier: {short(plan.learned)}"
     for candidate in plan.candidates:
         measured = verdicts.get(candidate.key)
-        told = f"{verdict(measured)}: {short(measured.reason, 300)}" if measured else "not judged yet"
-        yield f"- {candidate.key} {candidate.label}: {told}"
+        judged = f"{verdict(measured)}: {short(measured.reason, 300)}" if measured else "not judged yet"
+        yield f"- {candidate.key} {candidate.label}: {judged}"
 
 
 def candidate_reasons(candidate: CandidatePolicy) -> Iterator[str]:
@@ -248,8 +248,8 @@ def block_lines(blocks: Sequence[Block]) -> Iterator[str]:
 def report_summary(report: VerificationReport) -> str:
     """How a verification ended, gate by gate."""
     errors = sum(finding.severity is Severity.ERROR for finding in report.findings)
-    closed = f"gate {report.failure.gate!r} closed" if report.failure else ""
-    ended = "passed every gate" if report.passed else closed or "not every gate ran"
+    failed = f"gate {report.failure.gate!r} failed" if report.failure else ""
+    ended = "passed every gate" if report.passed else failed or "not every gate ran"
     return lines(
         f"{report.policy} (candidate {report.candidate_key}) on kernel {report.kernel_release}: {ended}",
         (f"- {gate.gate}: {gate.status.value}: {short(gate.detail, 300)}" for gate in report.gates),
@@ -271,7 +271,7 @@ def finding_lines(report: VerificationReport) -> Iterator[str]:
 
 
 def gate_lines(report: VerificationReport) -> Iterator[str]:
-    """Every gate in full; the one that closed may carry a compiler's or the kernel's log."""
+    """Every gate in full; the one that failed may carry a compiler's or the kernel's log."""
     for gate in report.gates:
         yield f"{gate.gate}: {gate.status.value} ({gate.seconds:.1f} s)"
         if gate.detail:
@@ -290,8 +290,8 @@ def oracle_line(oracle: OracleResult) -> str:
 def kernel_line(kernel: KernelResult) -> str:
     """One kernel's verifier."""
     walked = sum(stats.get("verified_instructions", 0) for stats in kernel.programs.values())
-    told = f"{len(kernel.programs)} programs, {walked} instructions walked" if kernel.programs else kernel.detail
-    return f"- {kernel.release}: {kernel.status.value}: {short(told, 2000)}"
+    detail = f"{len(kernel.programs)} programs, {walked} instructions walked" if kernel.programs else kernel.detail
+    return f"- {kernel.release}: {kernel.status.value}: {short(detail, 2000)}"
 
 
 # The machine

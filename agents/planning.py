@@ -1,7 +1,7 @@
 """Planning: ask the repository what is known, let rules or a model decide, and accept only candidates that can exist.
 
 `propose` asks the rules of agents/planner/rules.py; `propose_with_model` asks a model for proposals, has the policy
-builder make candidates of them, and tells the model once which could not be made.
+builder make candidates of them, and reports to the model once which could not be made.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from agents import plain_text as shown
+from agents import plain_text
 from agents.claims import without_claims
 from agents.schemas import Planned, Proposed, one_line
 from agents.session import ModelSession, answered, in_short
@@ -185,7 +185,7 @@ def propose_with_model(session: ModelSession, builder: PolicyBuilder, known: Kno
     if planned.proposals and not made.candidates:
         session.note("planning", iteration, "none of its proposals could be made")
         return None
-    return Plan(tuple(made.candidates), made.plain(planned.reason), _told(known))
+    return Plan(tuple(made.candidates), made.plain(planned.reason), _earlier_results(known))
 
 
 _CORRECT = (
@@ -194,16 +194,16 @@ _CORRECT = (
 )
 
 
-def _told(known: Known) -> str:
-    """Say what earlier results were in the question; empty if there were none."""
-    found = {
+def _earlier_results(known: Known) -> str:
+    """Return which earlier results were in the question; empty if there were none."""
+    parts = {
         "verdicts": known.lessons,
         "failures": known.antipatterns,
         "insights": known.insights,
         "similar runs": known.similar,
     }
-    told = ", ".join(f"{name} {len(records)}" for name, records in found.items() if records)
-    return f"the model was told of earlier runs ({told})" if told else ""
+    counts = ", ".join(f"{name} {len(records)}" for name, records in parts.items() if records)
+    return f"the model was shown earlier runs ({counts})" if counts else ""
 
 
 @dataclass
@@ -239,12 +239,14 @@ class _Making:
                 self.session.note("planning", self.iteration, f"{what} cannot be made: {in_short(error.message)}")
 
     def _make(self, proposed: Proposed) -> CandidatePolicy:
-        asked = proposed.proposal()
-        asked = replace(asked, description=self.plain(asked.description), reason=self.plain(asked.reason))
-        candidate = self.builder.make(asked, self.known.profile)
+        proposal = proposed.proposal()
+        proposal = replace(proposal, description=self.plain(proposal.description), reason=self.plain(proposal.reason))
+        candidate = self.builder.make(proposal, self.known.profile)
         for tried, verdict in self.known.tried:
             if tried.key == candidate.key:
-                raise UsageError(f"this run has tried it: {shown.verdict(verdict)}", "propose what differs from it")
+                raise UsageError(
+                    f"this run has tried it: {plain_text.verdict(verdict)}", "propose what differs from it"
+                )
         if any(other.key == candidate.key for other in self.candidates):
             raise UsageError("it is the same as an earlier proposal", "propose what differs from it")
         for failed in self.known.antipatterns:

@@ -1,6 +1,6 @@
-"""What becomes of a policy that a model wrote and that failed: a model repairs it, has it tried again, or gives it up.
+"""What becomes of a policy that a model wrote and that failed: a model repairs it, has it retried, or abandons it.
 
-It is told only what a repair needs: the policy, what was found, and where.
+The model is shown only what a repair needs: the policy, what was found, and where.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class ModelRepairer:
 
         Args:
             trouble: what was seen.
-            lost: whether its machine was lost, which says nothing of it.
+            lost: whether its machine was lost, which is no evidence against it.
         """
         policy = self.made(candidate.policy)
         if policy is None:
@@ -106,16 +106,16 @@ class ModelRepairer:
                     raise UsageError("it changes nothing: this is the policy that failed")
                 return Repair(repaired)
             except (PolicyError, UsageError) as error:
-                told = f"the repair of {candidate.policy} cannot be made: {in_short(error.message)}"
-                self.session.note("execution", self.iteration, told)
+                note = f"the repair of {candidate.policy} cannot be made: {in_short(error.message)}"
+                self.session.note("execution", self.iteration, note)
                 messages += [answered(decided), *self.session.question(_AGAIN, {"what is wrong": str(error)})]
         return NOTHING
 
     def _unrepaired(self, candidate: CandidatePolicy, decided: Decided | None) -> Repair:
         if decided is None:
             return NOTHING
-        told = f"{candidate.policy}: {decided.decision}: {decided.reason}"
-        self.session.note("execution", self.iteration, told)
+        note = f"{candidate.policy}: {decided.decision}: {decided.reason}"
+        self.session.note("execution", self.iteration, note)
         return Repair(retry=decided.decision == "retry")
 
 
@@ -128,7 +128,7 @@ def _texts(policy: DerivedPolicy) -> dict[str, str]:
 
 def _proposal(candidate: CandidatePolicy, decided: Decided, reason: str) -> Proposal:
     """Return the repair as a proposal of the policy's own origin; a diff is against the policy that failed."""
-    asked = Proposal(
+    proposal = Proposal(
         origin=candidate.origin,
         policy=candidate.policy,
         reason=reason,
@@ -136,7 +136,9 @@ def _proposal(candidate: CandidatePolicy, decided: Decided, reason: str) -> Prop
         refuted_by=candidate.refuted_by,
     )
     if isinstance(decided, DecidedOnSpec):
-        return replace(asked, origin=Origin.COMPOSE, spec=decided.spec)
+        return replace(proposal, origin=Origin.COMPOSE, spec=decided.spec)
     if isinstance(decided, DecidedOnSource) and decided.diff:
-        return replace(asked, origin=Origin.PATCH, diff=decided.diff)
-    return replace(asked, origin=Origin.GENERATE, source=decided.source if isinstance(decided, DecidedOnSource) else "")
+        return replace(proposal, origin=Origin.PATCH, diff=decided.diff)
+    return replace(
+        proposal, origin=Origin.GENERATE, source=decided.source if isinstance(decided, DecidedOnSource) else ""
+    )

@@ -35,13 +35,13 @@ def _optional_as_null(schema: Any) -> Any:
         return [_optional_as_null(part) for part in schema]
     if not isinstance(schema, Mapping):
         return schema
-    told = {key: _optional_as_null(value) for key, value in schema.items()}
-    if "properties" in told:
+    nullable = {key: _optional_as_null(value) for key, value in schema.items()}
+    if "properties" in nullable:
         required = schema.get("required", ())
-        told["properties"] = {
-            name: part if name in required else _or_null(part) for name, part in told["properties"].items()
+        nullable["properties"] = {
+            name: part if name in required else _or_null(part) for name, part in nullable["properties"].items()
         }
-    return told
+    return nullable
 
 
 def _or_null(schema: dict[str, Any]) -> dict[str, Any]:
@@ -59,7 +59,7 @@ Line = Annotated[str, AfterValidator(one_line)]
 SpecTable = Annotated[
     dict[str, Any] | None, WithJsonSchema({"anyOf": [_optional_as_null(spec_schema()), {"type": "null"}]})
 ]
-"""A policy spec as core.spec_reader reads it, which also says what is wrong with it."""
+"""A policy spec as core.spec_reader reads it, which also reports what is wrong with it."""
 
 
 class Described(BaseModel):
@@ -117,8 +117,8 @@ class Decided(BaseModel):
     """Execution: what to do about a policy that a gate rejected, or that failed in its trial or was lost there."""
 
     decision: Literal["repair", "retry", "proceed", "abandon"] = Field(
-        description="repair: try it changed; retry: once more as it is, if its machine was lost; proceed: what was "
-        "found stands; abandon: it is not worth another try"
+        description="repair: try it changed; retry: once more as it is, if its machine was lost; proceed: the "
+        "result stands; abandon: it is not worth another try"
     )
     reason: Line = Field(description="what was wrong, and what the repair changes; or why there is none")
 

@@ -1,7 +1,7 @@
 """The models of one run: one budget, one transcript, and what happened when there was no answer.
 
-An agent asks and gets a checked answer, or None. None means: go on without a model. Why is noted beside the run, so
-that the report tells it. An endpoint that is lost, or a budget that is spent, is not asked again in this process.
+An agent asks and gets a checked answer, or None. None means: continue without a model. Why is noted beside the run, so
+that the report shows it. An endpoint that is lost, or a budget that is spent, is not asked again in this process.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Notes(Protocol):
 
 
 class Reporter(Protocol):
-    """Tells the user how far the work is."""
+    """Shows the user how far the work is."""
 
     def step(self, text: str) -> None: ...
 
@@ -102,14 +102,14 @@ class ModelSession:
         return answer.value
 
     def note(self, role: Role, iteration: int, text: str) -> None:
-        """Keep what happened, and tell the user."""
+        """Keep what happened, and show it to the user."""
         log.info("%s, iteration %d: %s", role, iteration + 1, text)
         self.notes.note(role, iteration, text)
         self.reporter.step(f"{role}: {text}")
 
 
 def answered(value: BaseModel) -> Json:
-    """Return the message that holds what a model answered, so that it can be told what is wrong with it."""
+    """Return a model's answer as a message, so that what is wrong with it can follow."""
     return {"role": "assistant", "content": value.model_dump_json()}
 
 

@@ -1,14 +1,14 @@
 """The summaries that agents start from: a few hundred tokens each, pure functions of what is stored.
 
 The same records always give the same text, so that a resumed run asks what it asked before. Numbers are rounded to what
-the measurements can tell. Everything here is data in a prompt and goes there inside fences.
+the measurements can show. Everything here is data in a prompt and goes there inside fences.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from agents import plain_text as shown
+from agents import plain_text
 from agents.plain_text import short
 from schedagent.core.policies.policy import CandidatePolicy, PolicyInfo
 from schedagent.core.rules import RULES
@@ -19,7 +19,7 @@ from schedagent.core.verification import Finding, GateResult, Severity, Verifica
 
 COMMANDS = 6
 SPLIT = 4
-"""Command lines that are told apart from their command's other tasks."""
+"""Command lines shown apart from their command's other tasks."""
 LESSONS = 8
 INSIGHTS = 6
 FINDINGS = 4
@@ -32,7 +32,7 @@ _SENTENCE = 240
 
 
 def workload_text(workload: WorkloadCommand, hardware: Hardware) -> str:
-    """Say what is to be made better, and where it runs."""
+    """Return what is to be improved, and where it runs."""
     better = "less" if workload.goal.lower_is_better else "more"
     of_what = f"the number that {workload.metric!r} finds in its output" if workload.metric else "wall time"
     return "\n".join(
@@ -46,7 +46,7 @@ def workload_text(workload: WorkloadCommand, hardware: Hardware) -> str:
 
 
 def profile_text(profile: WorkloadProfile) -> str:
-    """Say what one run under the default scheduler has shown: the first tier, without task histories."""
+    """Return what one run under the default scheduler has shown: the first tier, without task histories."""
     lines = [
         f"kind: {profile.kind.value}",
         *(f"- {sentence}" for sentence in profile.evidence),
@@ -94,7 +94,7 @@ def _figure(value: float) -> str:
 
 
 def meaning_text(meaning: Meaning | None) -> str:
-    """Say what Observation made of the profile; empty if it said nothing."""
+    """Return what Observation made of the profile; empty if it made nothing of it."""
     return f"meaning: {meaning.meaning}\ngoal: {meaning.goal}" if meaning else ""
 
 
@@ -102,13 +102,15 @@ def meaning_text(meaning: Meaning | None) -> str:
 
 
 def library_text(policies: Iterable[PolicyInfo]) -> str:
-    """Say what the library holds: a line for each policy and its tunables."""
+    """Return what the library holds: a line for each policy and its tunables."""
     return "\n".join(_policy(info) for info in policies)
 
 
 def _policy(info: PolicyInfo) -> str:
     origin = "" if info.origin == "bundled" else f" ({info.origin.label})"
-    tunables = ", ".join(f"{one.name} {one.minimum}..{one.maximum} ({one.default})" for one in info.tunables)
+    tunables = ", ".join(
+        f"{tunable.name} {tunable.minimum}..{tunable.maximum} ({tunable.default})" for tunable in info.tunables
+    )
     targets = ", ".join(info.target_workloads) or "any work"
     inputs = f"; knows {' and '.join(info.inputs)}" if info.inputs else ""
     return (
@@ -117,10 +119,10 @@ def _policy(info: PolicyInfo) -> str:
 
 
 def tried_text(tried: Sequence[tuple[CandidatePolicy, Verdict]]) -> str:
-    """Tell the history of this run: each candidate with its verdict, and what its planner expected."""
+    """Return the history of this run: each candidate with its verdict, and what its planner expected."""
     lines = []
     for candidate, verdict in tried:
-        lines.append(f"{candidate.key} {candidate.origin.value} {candidate.label}: {shown.verdict(verdict)}")
+        lines.append(f"{candidate.key} {candidate.origin.value} {candidate.label}: {plain_text.verdict(verdict)}")
         if candidate.expected:
             lines.append(f"  expected: {candidate.expected} Refuted by: {candidate.refuted_by or '-'}")
         if verdict.outcome is Outcome.FAILED or not verdict.pairs:
@@ -129,34 +131,38 @@ def tried_text(tried: Sequence[tuple[CandidatePolicy, Verdict]]) -> str:
 
 
 def lessons_text(lessons: Sequence[Lesson]) -> str:
-    """Tell the verdicts of earlier runs, those that won first, the latest of each configuration."""
-    latest = {(lesson.policy, lesson.tunables): lesson for lesson in sorted(lessons, key=lambda one: one.at)}
-    ranked = sorted(latest.values(), key=lambda one: (one.outcome is not Outcome.BETTER, one.policy, one.tunables))
+    """Return the verdicts of earlier runs, those that won first, the latest of each configuration."""
+    latest = {(lesson.policy, lesson.tunables): lesson for lesson in sorted(lessons, key=lambda lesson: lesson.at)}
+    ranked = sorted(
+        latest.values(), key=lambda lesson: (lesson.outcome is not Outcome.BETTER, lesson.policy, lesson.tunables)
+    )
     lines = [
-        f"{lesson.policy} {shown.tunables(lesson.tunables)}: {shown.verdict(lesson)}" for lesson in ranked[:LESSONS]
+        f"{lesson.policy} {plain_text.tunables(lesson.tunables)}: {plain_text.verdict(lesson)}"
+        for lesson in ranked[:LESSONS]
     ]
     return "\n".join(lines)
 
 
 def antipatterns_text(antipatterns: Sequence[Antipattern]) -> str:
-    """Tell what failed in earlier runs, one line for each policy and gate."""
-    seen = {(one.policy, one.gate): one for one in sorted(antipatterns, key=lambda one: one.at)}
+    """Return what failed in earlier runs, one line for each policy and gate."""
+    seen = {(pattern.policy, pattern.gate): pattern for pattern in sorted(antipatterns, key=lambda pattern: pattern.at)}
     lines = [
-        f"{policy} failed at {gate}: {short(one.reason, _SENTENCE)}" for (policy, gate), one in sorted(seen.items())
+        f"{policy} failed at {gate}: {short(pattern.reason, _SENTENCE)}"
+        for (policy, gate), pattern in sorted(seen.items())
     ]
     return "\n".join(lines[:LESSONS])
 
 
 def insights_text(insights: Sequence[Insight]) -> str:
-    """Tell what earlier runs concluded."""
-    return "\n".join(f"- {one.text}" for one in insights[:INSIGHTS])
+    """Return what earlier runs concluded."""
+    return "\n".join(f"- {insight.text}" for insight in insights[:INSIGHTS])
 
 
 # --- what a repair needs ----------------------------------------------------------------------------------------------
 
 
 def rejection_text(report: VerificationReport) -> str:
-    """Tell why a gate closed, as far as a repair needs it: its findings, its measurements, its words."""
+    """Return why a gate failed, as far as a repair needs it: its findings, measurements and messages."""
     gate = report.failure
     if gate is None:
         return ""
@@ -185,7 +191,7 @@ def _finding(finding: Finding) -> list[str]:
 
 
 def excerpts_text(report: VerificationReport, source: str) -> str:
-    """Return the lines around the findings of the gate that closed, numbered as the findings name them."""
+    """Return the lines around the findings of the gate that failed, numbered as the findings name them."""
     if report.failure is None:
         return ""
     errors = [finding for finding in report.failure.findings if finding.severity is Severity.ERROR and finding.line]

@@ -45,7 +45,10 @@ class Read(Generic[T]):
 def strict_schema(model: type[BaseModel]) -> tuple[dict[str, Any], bool]:
     """Return the JSON schema of a pydantic model in the form strict endpoints take, and whether it is strict.
 
-    Strict means: every property required, none besides them. A model with a free mapping cannot be said that way.
+    Strict means: every property required, none besides them. A model with a free mapping has no such form.
+
+    Detour: the converters of langchain-core and openai leave keywords in it that strict endpoints refuse, such as
+    `default` and `minLength`, of which Planned alone has 25 (tests/unit/agents/llm/test_detours.py).
     """
     schema = model.model_json_schema()
     closed = not any("additionalProperties" in part and part["additionalProperties"] for part in _objects(schema))
@@ -72,19 +75,23 @@ def _strict(part: Any) -> Any:
         return part
     if "$ref" in part:  # nothing may stand beside it
         return {"$ref": part["$ref"]}
-    told = {"anyOf" if key == "oneOf" else key: value for key, value in part.items() if key not in _NOT_STRICT}
+    kept = {"anyOf" if key == "oneOf" else key: value for key, value in part.items() if key not in _NOT_STRICT}
     for named in ("properties", "$defs"):  # there the keys are names, not keywords
         if named in part:
-            told[named] = {name: _strict(value) for name, value in part[named].items()}
-    for key in set(told) - {"properties", "$defs", "enum", "const"}:
-        told[key] = _strict(told[key])
-    if "properties" in told:
-        told |= {"required": list(told["properties"]), "additionalProperties": False}
-    return told
+            kept[named] = {name: _strict(value) for name, value in part[named].items()}
+    for key in set(kept) - {"properties", "$defs", "enum", "const"}:
+        kept[key] = _strict(kept[key])
+    if "properties" in kept:
+        kept |= {"required": list(kept["properties"]), "additionalProperties": False}
+    return kept
 
 
 def read_answer(text: str, model: type[T]) -> Read[T]:
-    """Find and validate the JSON object in an answer, which should be all of it but often is not."""
+    """Find and validate the JSON object in an answer, which should be all of it but often is not.
+
+    Detour: langchain's JSON parsers complete an object that was cut, and half a plan would pass for a whole one
+    (tests/unit/agents/llm/test_detours.py).
+    """
     from pydantic import ValidationError
 
     wrong = ""
@@ -98,11 +105,11 @@ def read_answer(text: str, model: type[T]) -> Read[T]:
 
 def _candidates(text: str) -> Iterator[str]:
     """Yield what may be meant as the answer: all of it, a fenced block, an object inside prose; the last one first."""
-    said = _THOUGHTS.sub("", text)
-    if said.lstrip().startswith("{"):
-        yield said
-    yield from (found.strip() for found in reversed(_FENCED_JSON.findall(said)))
-    yield from reversed(list(_objects_in(said)))
+    answer = _THOUGHTS.sub("", text)
+    if answer.lstrip().startswith("{"):
+        yield answer
+    yield from (block.strip() for block in reversed(_FENCED_JSON.findall(answer)))
+    yield from reversed(list(_objects_in(answer)))
 
 
 def _objects_in(text: str) -> Iterator[str]:
@@ -121,7 +128,7 @@ def _objects_in(text: str) -> Iterator[str]:
 
 
 def repair_request(wrong: str, model: type[BaseModel]) -> str:
-    """Return what the model is told when its answer does not fit."""
+    """Return the message to a model whose answer does not fit."""
     schema = json.dumps(strict_schema(model)[0], separators=(",", ":"))
     return (
         f"Your answer is not accepted:\n{wrong}\n"
@@ -131,7 +138,7 @@ def repair_request(wrong: str, model: type[BaseModel]) -> str:
 
 def problems(error: ValidationError) -> str:
     """Return what did not validate, one line for each of the first few places."""
-    found = error.errors(include_url=False, include_context=False, include_input=False)
-    lines = [f"- {'.'.join(str(part) for part in one['loc']) or 'all'}: {one['msg']}" for one in found]
+    places = error.errors(include_url=False, include_context=False, include_input=False)
+    lines = [f"- {'.'.join(str(part) for part in place['loc']) or 'all'}: {place['msg']}" for place in places]
     more = [f"- and {len(lines) - _MOST_PROBLEMS} more"] if len(lines) > _MOST_PROBLEMS else []
     return "\n".join(lines[:_MOST_PROBLEMS] + more)

@@ -63,7 +63,7 @@ class BudgetLimits:
 
 
 class Budget:
-    """Counts what is used and says no when it is used up.
+    """Counts what is used, and refuses when it is used up.
 
     Args:
         limits: of the whole run, over all its processes.
@@ -153,7 +153,7 @@ def total(records: Sequence[UsageRecord]) -> UsageRecord:
 
 
 def summary(records: Sequence[UsageRecord]) -> str:
-    """Return it in words, such as "3 calls, 9.4k tokens, $0.02"."""
+    """Return the usage in words, such as "3 calls, 9.4k tokens, $0.02"."""
     used = total(records)
     if not used.calls:
         return "no calls"

@@ -25,9 +25,9 @@ class Tool:
         name: letters, digits and underscores.
         description: for the model: what it does, and when to use it.
         arguments: model of the arguments; its field descriptions reach the model, too.
-        call: takes the checked arguments and returns a text. What it raises as SchedagentError is told to the model.
+        call: takes the checked arguments and returns a text. What it raises as SchedagentError reaches the model.
         read_only: whether calling it changes nothing.
-        slow: whether it takes seconds or more, and tells how far it is meanwhile.
+        slow: whether it takes seconds or more, and reports its progress meanwhile.
     """
 
     name: str
@@ -40,12 +40,12 @@ class Tool:
     def schema(self) -> Json:
         """Return it as chat completions describes a tool."""
         parameters, strict = strict_schema(self.arguments)
-        told = {"name": self.name, "description": self.description, "parameters": parameters, "strict": strict}
-        return {"type": "function", "function": told}
+        function = {"name": self.name, "description": self.description, "parameters": parameters, "strict": strict}
+        return {"type": "function", "function": function}
 
 
 def call_tool(tools: Sequence[Tool], call: ToolCall) -> str:
-    """Call the named tool and return its result; an unknown name or bad arguments give a text that says so."""
+    """Call the named tool and return its result; an unknown name or bad arguments give an error text."""
     return try_tool(tools, call).text
 
 

@@ -126,7 +126,7 @@ class Conversation(Generic[T]):
             if _is_answer(reply):
                 return self._answer(reply)
             self._answer_calls(exchange, reply)
-        self._say(_NOW_ANSWER)
+        self._add_user(_NOW_ANSWER)
         _exchange, reply = self._exchange(tools=False)
         if not _is_answer(reply):
             raise ModelError(f"{self._who} called tools in each of {max_turns} turns and gave no answer")
@@ -161,7 +161,7 @@ class Conversation(Generic[T]):
     # --- one exchange -----------------------------------------------------------------------------------------------
 
     def _exchange(self, *, tools: bool) -> tuple[Exchange, Reply]:
-        """Send what was said so far; raise what an endpoint that fails is mapped to."""
+        """Send the conversation so far; raise the ModelError of an endpoint that fails."""
         asker = self._asker
         while True:
             exchange = asker.exchange(self._request(tools))
@@ -186,19 +186,19 @@ class Conversation(Generic[T]):
             choice = "none" if offered and not tools else ""
             form = {"type": "json_schema", "json_schema": {"name": ANSWER_TOOL, "schema": schema, "strict": strict}}
         elif asker.form == "tool":
-            told = {
+            function = {
                 "name": ANSWER_TOOL,
                 "description": "Give your final answer.",
                 "parameters": schema,
                 "strict": strict,
             }
-            offered = [*(offered if tools else []), {"type": "function", "function": told}]
+            offered = [*(offered if tools else []), {"type": "function", "function": function}]
         system = {"role": "system", "content": asker.clean("\n\n".join([self._system, *self._rules(schema)]))}
         messages = (system, *self._messages)
         return ModelRequest(asker.role, self._iteration, asker.model, messages, tuple(offered), form, choice)
 
     def _rules(self, schema: dict[str, Any]) -> list[str]:
-        """Return what the system prompt says besides the agent's own part."""
+        """Return the rules that the system prompt adds to the agent's own part."""
         rules = [self._asker.fence.rule()]
         if self._asker.form == "tool":
             rules.append(f"Give your final answer by calling the tool {ANSWER_TOOL}.")
@@ -207,13 +207,13 @@ class Conversation(Generic[T]):
             rules.append(f"Answer with nothing but one JSON object that fits this schema:\n{text}")
         return rules
 
-    # --- what is said -----------------------------------------------------------------------------------------------
+    # --- messages ---------------------------------------------------------------------------------------------------
 
-    def _say(self, text: str) -> None:
+    def _add_user(self, text: str) -> None:
         if self._called:
             self._messages.append({"role": "user", "content": text})
 
-    def _heard(self, reply: Reply) -> None:
+    def _add_reply(self, reply: Reply) -> None:
         calls = [
             {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
             for call in reply.tool_calls
@@ -222,7 +222,7 @@ class Conversation(Generic[T]):
 
     def _answer_calls(self, exchange: Exchange, reply: Reply) -> None:
         """Call what the model wants called; a result that was recorded with the call is taken from there."""
-        self._heard(reply)
+        self._add_reply(reply)
         for place, call in enumerate(reply.tool_calls):
             result = exchange.results.get(place)
             if result is None:
@@ -236,14 +236,14 @@ class Conversation(Generic[T]):
         return self._asker.fence.around(f"result of {call.name}", result, LONGEST_RESULT)
 
     def _repair(self, reply: Reply, wrong: str) -> None:
-        """Tell the model what does not fit; an answer that came as a call is answered as one."""
-        self._heard(reply)
-        told = repair_request(self._asker.clean(wrong), self._schema)
+        """Add the answer and what does not fit in it; an answer that came as a call is answered as one."""
+        self._add_reply(reply)
+        request = repair_request(self._asker.clean(wrong), self._schema)
         if not reply.tool_calls:
-            self._messages.append({"role": "user", "content": told})
+            self._messages.append({"role": "user", "content": request})
         for call in reply.tool_calls:
-            said = told if call.name == ANSWER_TOOL else "not called"
-            self._messages.append({"role": "tool", "tool_call_id": call.id, "content": said})
+            content = request if call.name == ANSWER_TOOL else "not called"
+            self._messages.append({"role": "tool", "tool_call_id": call.id, "content": content})
 
 
 def _is_answer(reply: Reply) -> bool:

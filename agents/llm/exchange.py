@@ -123,7 +123,7 @@ class Failure:
     status: int | None = None
 
     def error(self) -> ModelError:
-        """Return the exception that says the same."""
+        """Return the exception of the same meaning."""
         if self.kind == "budget":
             return BudgetSpent(self.message, self.hint)
         return EndpointError(self.message, self.hint, self.status)

@@ -2,7 +2,7 @@
 
 Workload output, file contents, comments of policies and earlier lessons may hold sentences that read like
 instructions. In a prompt they stand between two lines with a mark that is random for each run, below a label that we
-wrote; the system prompt says what that means (`Fence.rule`). Whoever wrote the data cannot know the mark. A model does,
+wrote; the system prompt explains it (`Fence.rule`). Whoever wrote the data cannot know the mark. A model does,
 and what it wrote may come back as data, so a mark in the data, however disguised, is taken out.
 """
 
@@ -44,14 +44,14 @@ class Fence:
 
         Args:
             label: what it is, in our words; cut to one short line.
-            limit: characters; a longer content loses its middle, and the label says so.
+            limit: characters; a longer content loses its middle, which the label notes.
         """
-        told = " ".join(_plain(label).split())[:_LONGEST_LABEL]
+        title = " ".join(_plain(label).split())[:_LONGEST_LABEL]
         shown = content
         if len(content) > limit:
-            told += f"; {len(content) - limit} of {len(content)} characters in the middle are left out"
+            title += f"; {len(content) - limit} of {len(content)} characters in the middle are left out"
             shown = f"{content[: limit - limit // 2]}\n...\n{content[len(content) - limit // 2 :]}"
-        return f"<<<DATA {self.mark} {told}>>>\n{self._without_mark(shown)}\n<<<END {self.mark}>>>"
+        return f"<<<DATA {self.mark} {title}>>>\n{self._without_mark(shown)}\n<<<END {self.mark}>>>"
 
     def _without_mark(self, content: str) -> str:
         folded = _folded(content)

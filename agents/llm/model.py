@@ -1,17 +1,15 @@
 """Models behind OpenAI-compatible endpoints; the only user of langchain-openai, which is imported at the first call.
 
-`open_model` gives an agent its model; `Model.ask` gives back a checked answer, or raises a ModelError, upon which the
-caller goes on without a model. The key is taken from the settings, handed to the client, and taken out of every text
+`open_model` gives an agent its model; `Model.ask` returns a checked answer, or raises a ModelError, upon which the
+caller continues without a model. The key is taken from the settings, handed to the client, and taken out of every text
 that is sent, received, recorded or raised.
 """
 
 from __future__ import annotations
 
-import logging
-import random
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from agents.llm.answers import T
@@ -38,15 +36,12 @@ from schedagent.core.settings import Settings
 if TYPE_CHECKING:
     import openai
     from langchain_core.messages import AIMessage
+    from langchain_core.runnables import Runnable
     from langchain_openai import ChatOpenAI
 
-log = logging.getLogger(__name__)
-
 ATTEMPTS = 4
-"""Times a request is sent before the endpoint counts as lost."""
-
-LONGEST_WAIT_S = 60.0
-"""Between two attempts; an endpoint that asks for more counts as lost."""
+"""Times a request is sent before the endpoint counts as lost. The client honours Retry-After up to two minutes; an
+endpoint that asks for a longer wait counts as lost at once."""
 
 LONGEST_TEXT = 64_000
 """Characters of an answer that are kept, four for each of budget.LONGEST_ANSWER tokens."""
@@ -58,16 +53,17 @@ MOST_CALLS = 16
 """Tool calls of one answer that are kept."""
 
 MAX_TURNS = 8
-"""Requests of one question, unless the caller says otherwise; a repair comes on top."""
+"""Requests of one question, unless the caller gives another number; a repair comes on top."""
 
-_FIRST_WAIT_S = 1.0
 _LONGEST_ERROR = 300
 _SHORTEST_SECRET = 8
 _NO_KEY = "none"
 _OF_THE_STREAM = ("content-encoding", "content-length", "transfer-encoding")
 _SHOWN_KEY = "[key removed]"
 _REFUSED = (400, 415, 422, 501)
-_RETRIED = (408, 409, 429)
+_NONSENSE = (ValueError, TypeError, LookupError, AttributeError)
+"""What langchain-openai raises on an answer that is no chat completion."""
+
 _HINTS = {
     401: "check OPENAI_API_KEY",
     403: "check OPENAI_API_KEY, and what it may use",
@@ -104,7 +100,7 @@ class Model:
     ) -> ModelAnswer[T]:
         """Ask until there is an answer that fits the schema.
 
-        An answer that does not fit is asked for once more. Unknown tools and bad arguments are told to the model.
+        An answer that does not fit is asked for once more. Unknown tools and bad arguments are reported to the model.
 
         Args:
             system: the agent's prompt; what fences mean is added.
@@ -124,19 +120,13 @@ class Model:
 
 
 def open_model(
-    settings: Settings,
-    role: Role,
-    *,
-    budget: Budget | None = None,
-    journal: Journal | None = None,
-    sleep: Callable[[float], None] = time.sleep,
+    settings: Settings, role: Role, *, budget: Budget | None = None, journal: Journal | None = None
 ) -> Model:
     """Return the model of one agent. Nothing is sent and no library is loaded before the first question.
 
     Args:
         budget: that all agents of the run share; None: a budget of its own, as the settings have it.
         journal: the run's transcript; None: nothing is kept.
-        sleep: waits between attempts, in seconds.
 
     Raises:
         SetupError: the settings name no endpoint or no model.
@@ -145,8 +135,7 @@ def open_model(
     if not settings.model_base_url or not name:
         raise SetupError("no model is configured", "set OPENAI_BASE_URL, SCHEDAGENT_MODEL and OPENAI_API_KEY")
     clean = _cleaner(settings.model_api_key)
-    endpoint = ChatEndpoint(settings, clean, sleep)
-    shared = (endpoint, budget or Budget.of(settings), journal or Unrecorded())
+    shared = (ChatEndpoint(settings, name, clean), budget or Budget.of(settings), journal or Unrecorded())
     return Model(Asker(role, name, *shared, clean, form=cast("Form", settings.model_answers)))
 
 
@@ -170,79 +159,93 @@ def _cleaner(key: str) -> Callable[[str], str]:
 # --- the endpoint ---------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Attempt:
-    """One attempt: what came of it, whether another may help, and how long the endpoint asks to wait before."""
-
-    outcome: Outcome
-    again: bool = False
-    retry_after_s: float | None = None
-
-
 class ChatEndpoint:
     """Chat completions over HTTP.
 
     Args:
         settings: address, key and time-out.
+        model: name at the endpoint.
         clean: takes the key out of a text.
-        sleep: waits, in seconds.
     """
 
-    def __init__(self, settings: Settings, clean: Callable[[str], str], sleep: Callable[[float], None]) -> None:
+    def __init__(self, settings: Settings, model: str, clean: Callable[[str], str]) -> None:
         self._settings = settings
+        self._model = model
         self._clean = clean
-        self._sleep = sleep
-        self._clients: dict[str, ChatOpenAI] = {}
+        self._chat: ChatOpenAI | None = None
 
     def __repr__(self) -> str:
         return f"ChatEndpoint({self._settings.model_base_url!r})"
 
     def complete(self, request: ModelRequest, max_tokens: int) -> Outcome:
-        """Send a request, again if that may help and the endpoint does not ask for too long a wait."""
-        for number in range(1, ATTEMPTS + 1):
-            attempt = self._attempt(request, max_tokens)
-            wait_s = _backoff_s(number) if attempt.retry_after_s is None else attempt.retry_after_s
-            if not attempt.again or number == ATTEMPTS or wait_s > LONGEST_WAIT_S:
-                break
-            assert isinstance(attempt.outcome, Failure), "answers are final"
-            log.info("%s; again in %.1f s", attempt.outcome.message, wait_s)
-            self._sleep(wait_s)
-        return attempt.outcome
-
-    def _attempt(self, request: ModelRequest, max_tokens: int) -> _Attempt:
-        """Send it once. Errors become data here, so that no exception carries the request and its headers further."""
+        """Send a request. Errors become data here, so that no exception carries it and its headers further."""
         import openai
         from langsmith import tracing_context
 
         address = self._settings.model_base_url
         try:
-            with tracing_context(enabled=False):  # whatever the user's environment says
-                message = self._client(request.model).invoke(
-                    [_message(message) for message in request.messages], **_options(request, max_tokens)
-                )
-            return _Attempt(self._reply(request, message))
+            # Nothing is traced, whatever the user's environment asks for. The library's warnings are for programmers.
+            with tracing_context(enabled=False), warnings.catch_warnings(action="ignore", category=UserWarning):
+                message = self._bound(request, max_tokens).invoke([_message(part) for part in request.messages])
+            return self._reply(request, message)
         except openai.APIStatusError as error:
-            return self._status(error)
+            return self._refusal(error)
         except openai.APITimeoutError:
-            told = f"the model's endpoint {address} did not answer within {self._settings.model_timeout_s} s"
-            return _Attempt(Failure("endpoint", told, "a larger SCHEDAGENT_MODEL_TIMEOUT_S waits longer"), again=True)
+            late = f"the model's endpoint {address} did not answer within {self._settings.model_timeout_s} s"
+            return Failure("endpoint", late, "a larger SCHEDAGENT_MODEL_TIMEOUT_S waits longer")
         except openai.APIConnectionError as error:
             why = self._clean(_root(error))[:_LONGEST_ERROR]
-            told = f"the model's endpoint {address} cannot be reached: {why}"
-            return _Attempt(Failure("endpoint", told, "check OPENAI_BASE_URL"), again=True)
-        except (openai.OpenAIError, ValueError, TypeError, LookupError, AttributeError) as error:
-            # What langchain-openai raises on an answer that is no chat completion.
+            return Failure(
+                "endpoint", f"the model's endpoint {address} cannot be reached: {why}", "check OPENAI_BASE_URL"
+            )
+        except (openai.OpenAIError, *_NONSENSE) as error:
             why = self._clean(f"{type(error).__name__}: {error}")[:_LONGEST_ERROR]
-            return _Attempt(Failure("endpoint", f"the model's endpoint {address} answers nonsense: {why}"), again=True)
+            return Failure("endpoint", f"the model's endpoint {address} answers nonsense: {why}")
 
-    def _status(self, error: openai.APIStatusError) -> _Attempt:
+    def _bound(self, request: ModelRequest, max_tokens: int) -> Runnable[Any, AIMessage]:
+        """Return the client with everything bound that is sent besides the messages.
+
+        Detour: the answer's schema is sent as `extra_body`, not as `response_format` or by `with_structured_output`.
+        With those the client parses the answer itself: it raises on one that was cut or filtered, and on a call whose
+        arguments are no JSON, so that an answer that was paid for is lost with its usage; and it refuses to send tools
+        that are not strict (tests/unit/agents/llm/test_detours.py).
+        """
+        options: dict[str, Any] = {"max_tokens": max_tokens}
+        if request.response_format:
+            options["extra_body"] = {"response_format": request.response_format}
+        chat = self._client()
+        if request.tools:
+            bound = chat.bind_tools(
+                [dict(tool) for tool in request.tools], tool_choice=request.tool_choice or None, **options
+            )
+        else:
+            bound = chat.bind(**options)
+        return bound.with_retry(retry_if_exception_type=_NONSENSE, stop_after_attempt=ATTEMPTS)
+
+    def _client(self) -> ChatOpenAI:
+        from langchain_openai import ChatOpenAI
+        from pydantic import SecretStr
+
+        if self._chat is None:
+            self._chat = ChatOpenAI(
+                model=self._model,
+                base_url=self._settings.model_base_url,
+                api_key=SecretStr(self._settings.model_api_key or _NO_KEY),
+                timeout=float(self._settings.model_timeout_s),
+                max_retries=ATTEMPTS - 1,
+                http_client=_bounded_client(self._settings.model_timeout_s),
+                http_socket_options=(),  # of the client it would build itself, about which it warns behind a proxy
+                use_responses_api=False,
+                cache=False,
+            )
+        return self._chat
+
+    def _refusal(self, error: openai.APIStatusError) -> Failure:
         code = error.status_code
-        said = error.body.get("message") if isinstance(error.body, Mapping) else error.body
-        why = self._clean(str(said or "no reason given"))[:_LONGEST_ERROR]
-        told = f"the model's endpoint {self._settings.model_base_url} answers HTTP {code}: {why}"
-        failure = Failure("refused" if code in _REFUSED else "endpoint", told, _HINTS.get(code, ""), code)
-        again = code not in _REFUSED and (code in _RETRIED or code >= 500)
-        return _Attempt(failure, again, _seconds(error.response.headers.get("retry-after", "")))
+        reason = error.body.get("message") if isinstance(error.body, Mapping) else error.body
+        why = self._clean(str(reason or "no reason given"))[:_LONGEST_ERROR]
+        message = f"the model's endpoint {self._settings.model_base_url} answers HTTP {code}: {why}"
+        return Failure("refused" if code in _REFUSED else "endpoint", message, _HINTS.get(code, ""), code)
 
     def _reply(self, request: ModelRequest, message: AIMessage) -> Reply:
         """Return what came back, cut to what is kept."""
@@ -256,29 +259,12 @@ class ChatEndpoint:
         finish = "length" if longer else str(message.response_metadata.get("finish_reason") or "")
         return Reply(text[:LONGEST_TEXT], kept, finish, _usage(request, message, text, calls))
 
-    def _client(self, model: str) -> ChatOpenAI:
-        from langchain_openai import ChatOpenAI
-        from pydantic import SecretStr
-
-        if model not in self._clients:
-            self._clients[model] = ChatOpenAI(
-                model=model,
-                base_url=self._settings.model_base_url,
-                api_key=SecretStr(self._settings.model_api_key or _NO_KEY),
-                timeout=float(self._settings.model_timeout_s),
-                http_client=_bounded_client(self._settings.model_timeout_s),
-                http_socket_options=(),  # of the client it would build itself, about which it warns behind a proxy
-                max_retries=0,  # ours are recorded and bounded
-                use_responses_api=False,
-                cache=False,
-            )
-        return self._clients[model]
-
 
 def _bounded_client(timeout_s: float) -> Any:
-    """Return an HTTP client that ends an answer that takes too long or is too large.
+    """Return an HTTP client that ends an answer that takes too long or is too large; neither is asked for again.
 
-    The SDK's time-out is for each silence: a gateway that sends white space while it waits would hold us for ever.
+    Detour: the client's own time-out is for each silence. A gateway that sends white space while it waits would hold us
+    indefinitely, and no option bounds the size of an answer (tests/unit/agents/llm/test_detours.py).
     """
     import openai
 
@@ -293,8 +279,8 @@ def _bounded_client(timeout_s: float) -> Any:
                     if time.monotonic() > until:
                         raise openai.APITimeoutError(request)
                     if len(body) > LONGEST_BODY:
-                        told = f"its answer has more than {LONGEST_BODY} bytes"
-                        raise openai.APIConnectionError(message=told, request=request)
+                        too_large = f"its answer has more than {LONGEST_BODY} bytes"
+                        raise openai.APIConnectionError(message=too_large, request=request)
             finally:
                 response.close()
             kept = [pair for pair in response.headers.multi_items() if pair[0].lower() not in _OF_THE_STREAM]
@@ -303,28 +289,15 @@ def _bounded_client(timeout_s: float) -> Any:
     return Bounded()
 
 
-def _options(request: ModelRequest, max_tokens: int) -> dict[str, Any]:
-    """Return what is sent besides the messages.
+def _message(message: Json) -> Json:
+    """Return a message as langchain takes it.
 
-    The response format goes past the client as `extra_body`: its own way of sending one wants every tool to be strict,
-    and raises on an answer that was cut.
+    Detour: tool calls are handed over as the endpoint sent them. langchain's own reading of them raises on arguments
+    that are no JSON, which a model has to see again with the complaint (tests/unit/agents/llm/test_detours.py).
     """
-    optional: dict[str, Any] = {"tools": list(request.tools), "tool_choice": request.tool_choice}
-    if request.response_format:
-        optional["extra_body"] = {"response_format": request.response_format}
-    return {"max_tokens": max_tokens, **{name: value for name, value in optional.items() if value}}
-
-
-def _message(message: Json) -> Any:
-    from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
-
-    content = message["content"]
-    if message["role"] == "assistant":
-        calls = {"tool_calls": list(message["tool_calls"])} if message.get("tool_calls") else {}
-        return AIMessage(content=content, additional_kwargs=calls)
-    if message["role"] == "tool":
-        return ToolMessage(content=content, tool_call_id=message["tool_call_id"])
-    return SystemMessage(content=content) if message["role"] == "system" else HumanMessage(content=content)
+    calls = message.get("tool_calls")
+    rest = {name: value for name, value in message.items() if name != "tool_calls"}
+    return rest | {"additional_kwargs": {"tool_calls": [*calls]}} if calls else rest
 
 
 def _text(message: AIMessage) -> str:
@@ -353,22 +326,3 @@ def _root(error: BaseException) -> str:
     while error.__cause__:
         error = error.__cause__
     return str(error) or type(error).__name__
-
-
-def _backoff_s(attempt: int) -> float:
-    """Return how long to wait after this attempt: 1, 2, 4 s, up to a quarter less, so that clients part."""
-    return _FIRST_WAIT_S * 2.0 ** (attempt - 1) * random.uniform(0.75, 1.0)
-
-
-def _seconds(retry_after: str) -> float | None:
-    """Return the seconds of a Retry-After header (RFC 9110, 10.2.3: a number or a date); None if it says nothing."""
-    from email.utils import parsedate_to_datetime
-
-    try:
-        return max(0.0, float(retry_after))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, parsedate_to_datetime(retry_after).timestamp() - time.time())
-    except (ValueError, TypeError):
-        return None

@@ -1,10 +1,10 @@
 """The transcript of a run: every exchange with a model, as it was, in a JSON lines file beside the run.
 
-It serves three ends. People read it (`render`). A run that was cut short finds in it what was already answered, so no
-call is paid for twice (`Transcript.recall`). And a whole run can be played again without a network (`Replay`).
+It has three uses. People read it (`render`). A run that was cut short finds in it what was already answered, so no
+call is paid for twice (`Transcript.recall`). And a whole run can be replayed without a network (`Replay`).
 
 One line is one event: `run` (the first: run id and mark of the fences), `request`, `answer`, `error`, `tool`, `note`
-(what an agent did without an answer, or refused of one). A request without an answer behind it was cut short. The file
+(what an agent did without an answer, or refused of one). A request without an answer was cut short. The file
 is for its owner only (mode 0600); it holds what was sent and answered, never a header or a key (agents.llm.model takes
 the key out of every text before it gets here).
 """
@@ -30,7 +30,7 @@ VERSION = 1
 
 _READ = (KeyError, TypeError, ValueError, AttributeError)
 _LONG = (b'{"event": "request"', b'{"event": "tool"')
-"""How lines begin that tell nothing of what was used."""
+"""How lines begin that hold no usage."""
 
 
 @dataclass(frozen=True)
@@ -151,8 +151,8 @@ class Transcript:
     def begin(self, request: ModelRequest) -> int:
         """Write down a request that is going to be sent."""
         self._count += 1
-        asked = {"role": request.role, "iteration": request.iteration, "digest": request.digest}
-        self._write("request", number=self._count, **asked, body=request.body)
+        about = {"role": request.role, "iteration": request.iteration, "digest": request.digest}
+        self._write("request", number=self._count, **about, body=request.body)
         return self._count
 
     def end(self, number: int, outcome: Outcome, record: UsageRecord | None) -> None:
@@ -165,7 +165,7 @@ class Transcript:
         self._write("tool", number=number, place=place, name=name, result=result)
 
     def note(self, role: Role, iteration: int, text: str) -> None:
-        """Write down what happened besides the exchanges; a step that is repeated says nothing twice."""
+        """Write down what happened besides the exchanges; a step that is repeated adds no second note."""
         note = Note(role, iteration, text)
         if note not in self._notes:
             self._notes.add(note)
@@ -228,11 +228,11 @@ class Replay:
         """Return the next exchange.
 
         Raises:
-            ReplayDiverged: it holds another request, with the place where they part; or the recording ends here.
+            ReplayDiverged: it holds another request, with the place where they differ; or the recording ends here.
         """
         if not self._left:
-            asked = f"{request.role}, iteration {request.iteration}"
-            raise ReplayDiverged(f"transcript {self.path} ends before this request ({asked})")
+            asker = f"{request.role}, iteration {request.iteration}"
+            raise ReplayDiverged(f"transcript {self.path} ends before this request ({asker})")
         exchange = self._left.popleft()
         if _key(exchange.request) != _key(request):
             where = difference(exchange.request, request)
@@ -273,7 +273,7 @@ def read_transcript(path: Path) -> tuple[Json, tuple[Exchange, ...]]:
     exchanges: dict[int, Exchange] = {}
     header: Json = {}
     for number, event in _events(path):
-        with _damage_told(path, number):
+        with _naming_damage(path, number):
             if number == 1:
                 header = {"run": str(event["run"]), "mark": str(event["mark"]), "at": str(event["at"])}
                 if event["version"] != VERSION:
@@ -291,22 +291,22 @@ def read_notes(path: Path) -> tuple[Note, ...]:
     Raises:
         RepositoryError: it cannot be read, or is damaged.
     """
-    found = []
+    notes = []
     for number, event in _events(path):
-        with _damage_told(path, number):
+        with _naming_damage(path, number):
             if event["event"] == "note":
-                found.append(Note(event["role"], int(event["iteration"]), str(event["text"])))
-    return tuple(found)
+                notes.append(Note(event["role"], int(event["iteration"]), str(event["text"])))
+    return tuple(notes)
 
 
 def read_usage(path: Path, offset: int = 0) -> tuple[tuple[UsageRecord, ...], int, int]:
-    """Return what the answers behind a place of a growing transcript used, without reading the long requests.
+    """Return what the answers after a place of a growing transcript used, without reading the long requests.
 
     Args:
         offset: in bytes; 0, or what an earlier call returned.
 
     Returns:
-        What answers used, how many requests failed, and the place to go on from.
+        What answers used, how many requests failed, and the place to continue from.
 
     Raises:
         RepositoryError: it cannot be read, or is damaged.
@@ -321,7 +321,7 @@ def read_usage(path: Path, offset: int = 0) -> tuple[tuple[UsageRecord, ...], in
                 offset += len(line)
                 if line.startswith(_LONG):
                     continue
-                with _damage_told(path, offset, "byte"):
+                with _naming_damage(path, offset, "byte"):
                     event = json.loads(line)
                     failed += event["event"] == "error"
                     if event["event"] == "answer":
@@ -338,13 +338,13 @@ def _events(path: Path) -> Iterator[tuple[int, Any]]:
     except OSError as error:
         raise RepositoryError(f"transcript {path} cannot be read: {error.strerror}") from None
     for number, line in enumerate(lines, 1):
-        with _damage_told(path, number):
+        with _naming_damage(path, number):
             event = json.loads(line)
         yield number, event
 
 
 @contextmanager
-def _damage_told(path: Path, number: int, unit: str = "line") -> Iterator[None]:
+def _naming_damage(path: Path, number: int, unit: str = "line") -> Iterator[None]:
     try:
         yield
     except _READ as error:
@@ -362,28 +362,28 @@ def render(header: Json, exchanges: Sequence[Exchange], longest: int = 4000) -> 
     for exchange in exchanges:
         request = exchange.request
         yield f"--- {exchange.number}: {request.role}, iteration {request.iteration}, to {request.model}"
-        goes_on = request.messages[: len(shown)] == shown and bool(shown)
-        if goes_on:
+        continues = request.messages[: len(shown)] == shown and bool(shown)
+        if continues:
             yield f"(after the {len(shown)} messages above)"
-        new = request.messages[len(shown) if goes_on else 0 :]
-        repeated = ("assistant", "tool") if goes_on else ()  # they stand above as answer and results
-        yield from (_shown(_told(message), longest) for message in new if message["role"] not in repeated)
+        new = request.messages[len(shown) if continues else 0 :]
+        repeated = ("assistant", "tool") if continues else ()  # they stand above as answer and results
+        yield from (_shown(_message_text(message), longest) for message in new if message["role"] not in repeated)
         yield _shown(_ending(exchange), longest)
         yield from (_shown(f"[result {place}] {text}", longest) for place, text in sorted(exchange.results.items()))
         shown = request.messages
 
 
-def difference(recorded: ModelRequest, asked: ModelRequest) -> str:
-    """Say in one line where two requests part."""
+def difference(recorded: ModelRequest, present: ModelRequest) -> str:
+    """Return in one line where two requests differ."""
     for name in ("role", "iteration", "model"):
-        before, now = getattr(recorded, name), getattr(asked, name)
+        before, now = getattr(recorded, name), getattr(present, name)
         if before != now:
             return f"its {name} is {before!r}, asked now: {now!r}"
-    for number, (before, now) in enumerate(zip(recorded.messages, asked.messages, strict=False)):
+    for number, (before, now) in enumerate(zip(recorded.messages, present.messages, strict=False)):
         if before != now:
-            return f"message {number} ({now.get('role')}) differs: {_apart(_told(before), _told(now))}"
-    if len(recorded.messages) != len(asked.messages):
-        return f"it has {len(recorded.messages)} messages, asked now: {len(asked.messages)}"
+            return f"message {number} ({now.get('role')}) differs: {_apart(_message_text(before), _message_text(now))}"
+    if len(recorded.messages) != len(present.messages):
+        return f"it has {len(recorded.messages)} messages, asked now: {len(present.messages)}"
     return "tools or answer schema differ"
 
 
@@ -395,18 +395,20 @@ def _apart(before: str, now: str) -> str:
 
 def _final(exchanges: Sequence[Exchange]) -> Iterator[Exchange]:
     """Leave out requests that were cut short, and failures that a later process of the run asked again with success."""
-    answered = {(_key(one.request), one.number) for one in exchanges if isinstance(one.outcome, Reply)}
-    for one in exchanges:
-        later = any(key == _key(one.request) and number > one.number for key, number in answered)
-        if isinstance(one.outcome, Reply) or (one.outcome and not later):
-            yield one
+    answered = {
+        (_key(exchange.request), exchange.number) for exchange in exchanges if isinstance(exchange.outcome, Reply)
+    }
+    for exchange in exchanges:
+        later = any(key == _key(exchange.request) and number > exchange.number for key, number in answered)
+        if isinstance(exchange.outcome, Reply) or (exchange.outcome and not later):
+            yield exchange
 
 
 def _key(request: ModelRequest) -> tuple[str, int, str]:
     return request.role, request.iteration, request.digest
 
 
-def _told(message: Json) -> str:
+def _message_text(message: Json) -> str:
     calls = [
         f"[calls {call['function']['name']}] {call['function']['arguments']}" for call in message.get("tool_calls", ())
     ]
@@ -477,9 +479,9 @@ def _read_error(exchanges: _Exchanges, event: Json) -> None:
 
 
 def _read_tool(exchanges: _Exchanges, event: Json) -> None:
-    asked = exchanges[event["number"]]
-    results = {**asked.results, int(event["place"]): str(event["result"])}
-    exchanges[event["number"]] = replace(asked, results=results)
+    exchange = exchanges[event["number"]]
+    results = {**exchange.results, int(event["place"]): str(event["result"])}
+    exchanges[event["number"]] = replace(exchange, results=results)
 
 
 def _finish(exchanges: _Exchanges, number: int, outcome: Outcome, record: UsageRecord | None) -> None:

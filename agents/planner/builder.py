@@ -1,4 +1,4 @@
-"""The policy builder: makes a candidate of a proposal, in one of four ways, or says what is wrong with it.
+"""The policy builder: makes a candidate of a proposal, by one of four origins, or reports what is wrong with it.
 
     configure   tunables of a policy of the library
     compose     a spec of primitives -> BPF C
@@ -6,7 +6,7 @@
     generate    BPF C as it was written
 
 Proposals come from a model as likely as not. Nothing is believed here: what comes out is a candidate like any other,
-and only the verifier decides about it. Errors are for the model to act upon: they say what is wrong, and what is
+and only the verifier decides about it. Errors are for the model to act upon: they name what is wrong, and what is
 accepted.
 """
 
@@ -146,8 +146,8 @@ class PolicyBuilder:
             name=proposal.policy,
             description=sentence(proposal.description) or "Written for one workload.",
             target_workloads=(profile.kind.value,),
-            algorithm="Written freely; the comments of its source say how it decides.",
-            limitations="Nobody has said when it loses.",
+            algorithm="Written freely; the comments of its source explain how it decides.",
+            limitations="When it loses is not known.",
             tunables=(),
             inputs=(),
             source=Path(),
@@ -158,7 +158,7 @@ class PolicyBuilder:
     def _write(
         self, origin: Origin, about: PolicyInfo, source: str, proposal: Proposal, parent: str = ""
     ) -> PolicyInfo:
-        """Document a source by what it says of itself, and keep it.
+        """Document a source by its own comments, and keep it.
 
         Args:
             about: what else is known: description, algorithm, tunables that were documented before ...
@@ -167,11 +167,11 @@ class PolicyBuilder:
         inputs = policy_text.inputs(source)
         classes = (about.classes or KIND_NUMBERS) if "classes" in inputs else ()
         tunables = policy_text.tunables(source, known)
-        found = replace(about, tunables=tunables, inputs=inputs, classes=classes)
-        found.configured(proposal.tunables)  # before anything is kept
+        info = replace(about, tunables=tunables, inputs=inputs, classes=classes)
+        info.configured(proposal.tunables)  # before anything is kept
 
         def draft(name: str) -> Draft:
-            return Draft(policy_text.with_name(source, name), write_manifest(replace(found, name=name)))
+            return Draft(policy_text.with_name(source, name), write_manifest(replace(info, name=name)))
 
         return self._keep(origin, parent, about.name, draft)
 
@@ -202,7 +202,7 @@ def namesakes(name: str) -> Iterator[str]:
 
 
 def sentence(text: str) -> str:
-    """Return what a model said as one printable line of bounded length."""
+    """Return a model's words as one printable line of bounded length."""
     line = printable(" ".join(text.split()))
     return line if len(line) <= LONGEST_SENTENCE else f"{line[: LONGEST_SENTENCE - 3]}..."
 
@@ -223,11 +223,11 @@ def _check_programs(spec: PolicySpec, profile: WorkloadProfile) -> None:
     """Raise SpecError if a class is to take a program that the workload does not run."""
     labels = dict.fromkeys(row.label for row in (*profile.commands, *profile.histories))
     known = ", ".join([*list(labels)[:_SHOWN_PROGRAMS], *PROGRAM_KINDS])
-    found = [
+    mistakes = [
         f"classes[{position}].match.programs[{place}] = {program!r}: the profile has no such label; there are {known}"
         for position, kind in enumerate(spec.classes)
         for place, program in enumerate(kind.match.programs)
         if program not in labels and program not in PROGRAM_KINDS
     ]
-    if found:
-        raise spec_error(found)
+    if mistakes:
+        raise spec_error(mistakes)

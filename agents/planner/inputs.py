@@ -22,7 +22,7 @@ Numbers = tuple[tuple[int, int], ...]
 
 
 def fill(info: PolicyInfo, tunables: tuple[tuple[str, int], ...], profile: WorkloadProfile) -> CandidatePolicy:
-    """Return a candidate with what this profile says in the maps that the policy has.
+    """Return a candidate with what this profile measured in the maps that the policy has.
 
     Args:
         tunables: all of the policy's, as PolicyInfo.configured returns them.
@@ -57,12 +57,12 @@ def program_classes(classes: tuple[tuple[str, int], ...], profile: WorkloadProfi
     """
     numbers = dict(classes)
     kinds = program_kinds(profile)
-    found: dict[int, int] = {}
+    by_identity: dict[int, int] = {}
     for row in (*profile.commands, *profile.histories):
         number = numbers.get(row.label, numbers.get(kinds.get(row.identity, "")))
         if number is not None:
-            found[row.identity] = number
-    return tuple(sorted(found.items()))
+            by_identity[row.identity] = number
+    return tuple(sorted(by_identity.items()))
 
 
 def program_kinds(profile: WorkloadProfile) -> Mapping[int, str]:

@@ -1,6 +1,6 @@
 """The rule-based planner: no model, no network, no I/O.
 
-It works in two ways, cheapest first: *configure* (the policies meant for this kind of work, their tunables and input
+It has two methods, cheapest first: *configure* (the policies meant for this kind of work, their tunables and input
 maps derived from the measured profile) and *search* (double or halve one tunable of the best candidate so far).
 Earlier results on the same workload and hardware decide what comes first and what is left out. Expected run times and
 classes are measured ones; nothing is read off a command's name.
@@ -55,7 +55,7 @@ def plan(
     configure = _Configurator(profile)
     suited = [library[name] for name in suited_policies(profile, library) if name not in memory.failed]
     candidates = tuple(islice(_unrepeated(_proposals(configure, suited, memory, iteration), memory), limit))
-    learned = memory.told()
+    learned = memory.contribution()
     if not candidates:
         return Plan((), "nothing is left to try: every suited policy and its neighbours were tried or failed", learned)
     return Plan(candidates, _reason(profile, candidates, memory), learned)
@@ -305,7 +305,7 @@ class _Memory:
         """Winners of earlier runs, best first; those of this run need no second look."""
         return [result for result in self._results if result.gained and not result.here]
 
-    def told(self) -> str:
+    def contribution(self) -> str:
         """Return one sentence on what earlier results contributed; empty if there were none."""
         parts = []
         winners = [result.figures for result in self._results if result.gained]

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from schedagent.core.errors import PolicyError
 
 MOST_LINES = 1000
-"""Of a diff: what changes more is better written anew. It also bounds the search for a place."""
+"""Of a diff: what changes more is better written again. It also bounds the search for a place."""
 
 _HEADER = re.compile(r"@@\s+-(\d{1,9})(?:,\d+)?\s+\+\d", re.ASCII)
 _SHOWN = 100
@@ -42,7 +42,7 @@ class Hunk:
 
     Args:
         number: which of the diff, from 1.
-        start: line of the source, from 1, that its header says; 0 if it says none.
+        start: line of the source, from 1, that its header names; 0 if it names none.
         lines: all of it.
     """
 
@@ -70,7 +70,7 @@ def apply_diff(source: str, diff: str) -> str:
     """Return the source with all hunks applied, in their order.
 
     Raises:
-        PolicyError: telling the hunk and the line where it failed, and what stands there instead.
+        PolicyError: with the hunk and the line where it failed, and what stands there instead.
     """
     lines = source.split("\n")
     done: list[str] = []
@@ -89,7 +89,9 @@ def read_diff(diff: str) -> list[Hunk]:
     """Return the hunks of a diff of one file; raise PolicyError if it is none."""
     rows = diff.removesuffix("\n").split("\n")
     if len(rows) > MOST_LINES:
-        raise PolicyError(f"the diff has {len(rows)} lines, accepted are at most {MOST_LINES}", "write the policy anew")
+        raise PolicyError(
+            f"the diff has {len(rows)} lines, accepted are at most {MOST_LINES}", "write the whole policy instead"
+        )
     starts = [place for place, row in enumerate(rows) if row.startswith("@@")]
     if not starts:
         raise PolicyError(
@@ -139,7 +141,7 @@ def _read_hunk(number: int, rows: Sequence[str], start: int, end: int) -> Hunk:
 
 
 def _find(lines: Sequence[str], hunk: Hunk, after: int) -> int:
-    """Return the index of the first line of a hunk: where its header says, else the only place where it fits.
+    """Return the index of the first line of a hunk: where its header points, else the only place where it fits.
 
     Args:
         after: lines before this index are changed already.
@@ -165,18 +167,18 @@ def _places(lines: Sequence[str], wanted: Sequence[Line], after: int) -> list[in
     """Return where these lines stand in the source, by the index of the first; as text, which is fast."""
     text = "\n".join(["", *lines[after:], ""])
     pattern = "\n".join(["", *(line.text for line in wanted), ""])
-    found: list[int] = []
+    places: list[int] = []
     last, line = 0, after
     place = text.find(pattern)
     while place >= 0:
         line += text.count("\n", last, place)
-        found.append(line)
+        places.append(line)
         last, place = place, text.find(pattern, place + 1)
-    return found
+    return places
 
 
 def _misfit(lines: Sequence[str], hunk: Hunk, after: int) -> PolicyError:
-    """Say how far a hunk fits at the place where it fits best."""
+    """Return the error that shows how far a hunk fits, at the place where it fits best."""
     old = hunk.old
     hint = "context and removed lines must be the source's own, to the letter; hunks must be in the source's order"
     best = bisect(range(1, len(old) + 1), 0, key=lambda count: 0 if _places(lines, old[:count], after) else 1)
@@ -191,7 +193,7 @@ def _misfit(lines: Sequence[str], hunk: Hunk, after: int) -> PolicyError:
     nearest = min(_places(lines, old[:best], after), key=lambda place: abs(place - (hunk.start - 1)))
     there = repr(lines[nearest + best][:_SHOWN]) if nearest + best < len(lines) else "its end"
     return PolicyError(
-        f"{hunk.where} does not apply: line {wanted.number} of the diff says {wanted.text[:_SHOWN]!r}, "
+        f"{hunk.where} does not apply: line {wanted.number} of the diff is {wanted.text[:_SHOWN]!r}, "
         f"but line {nearest + best + 1} of the source is {there}",
         hint,
     )

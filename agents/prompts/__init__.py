@@ -1,4 +1,4 @@
-"""The task of each agent, in words: one Markdown file per agent, under its name.
+"""The system prompts: one Markdown file per agent, under its name.
 
 May import: nothing of ours.
 """

@@ -3,8 +3,8 @@
     tools_for("planning", services)     # what one of our agents gets
     all_tools(services)                 # what `schedagent mcp` offers
 
-A tool takes checked arguments and returns a text that a model can act upon; what it raises as SchedagentError is told
-to the model. Arguments come from a model: they are bounded in size, and where a thing is named no path is accepted.
+A tool takes checked arguments and returns a text that a model can act upon; what it raises as SchedagentError reaches
+the model. Arguments come from a model: they are bounded in size, and where a thing is named no path is accepted.
 To add a tool: an arguments model, a function and an entry here.
 """
 
@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from agents import plain_text as shown
+from agents import plain_text
 from agents.llm.calling import Tool
 from agents.tools.services import Services, ToolBench
 from kernel_bpf.build.source import SOURCE_LIMIT_BYTES, read_source
@@ -65,32 +65,36 @@ class ProfilePart(Arguments):
     )
 
 
-def workload_profile(services: Services, asked: ProfilePart) -> str:
+def workload_profile(services: Services, arguments: ProfilePart) -> str:
     """One tier of what observing a workload has shown."""
-    run = services.run(asked.run)
+    run = services.run(arguments.run)
     profile = services.profile(run)
-    match asked.part:
+    match arguments.part:
         case "commands":
-            return _rows(f"commands of run {run.id}", shown.command_lines(profile.commands), len(profile.commands))
+            return _rows(f"commands of run {run.id}", plain_text.command_lines(profile.commands), len(profile.commands))
         case "identities":
-            return _rows(f"identities of run {run.id}", shown.history_lines(profile.histories), len(profile.histories))
+            return _rows(
+                f"identities of run {run.id}", plain_text.history_lines(profile.histories), len(profile.histories)
+            )
         case "pressure":
-            return shown.pressure(profile)
-    return shown.lines(shown.profile_summary(run, profile), shown.meaning_lines(services.records.meaning(run.id)))
+            return plain_text.pressure(profile)
+    return plain_text.lines(
+        plain_text.profile_summary(run, profile), plain_text.meaning_lines(services.records.meaning(run.id))
+    )
 
 
 class Search(Arguments):
     words: Annotated[str, Field(max_length=500, description="what to look for; empty: list all policies")] = ""
 
 
-def search_policies(services: Services, asked: Search) -> str:
+def search_policies(services: Services, arguments: Search) -> str:
     """Policies by what they are for."""
-    if not asked.words.strip():
-        found = list(services.library.values())
+    if not arguments.words.strip():
+        policies = list(services.library.values())
     else:
-        matches = services.records.search_policies(asked.words, MOST_ROWS)
-        found = [services.library[match.name] for match in matches if match.name in services.library]
-    return _rows("policies, best match first", map(shown.policy_line, found), len(found))
+        matches = services.records.search_policies(arguments.words, MOST_ROWS)
+        policies = [services.library[match.name] for match in matches if match.name in services.library]
+    return _rows("policies, best match first", map(plain_text.policy_line, policies), len(policies))
 
 
 class PolicyPart(Arguments):
@@ -103,18 +107,18 @@ class PolicyPart(Arguments):
     most_lines: Annotated[int, Field(ge=1, le=1000)] = 300
 
 
-def show_policy(services: Services, asked: PolicyPart) -> str:
+def show_policy(services: Services, arguments: PolicyPart) -> str:
     """A policy's documentation or text."""
-    policy = services.policy(asked.policy)
-    if asked.part == "summary":
-        return shown.policy_summary(policy)
-    if asked.part == "source" and policy.is_object:
+    policy = services.policy(arguments.policy)
+    if arguments.part == "summary":
+        return plain_text.policy_summary(policy)
+    if arguments.part == "source" and policy.is_object:
         raise UsageError(f"policy {policy.name} came as a compiled object: there is no source")
-    path = policy.source if asked.part == "source" else policy.source.with_name(f"{policy.name}.toml")
+    path = policy.source if arguments.part == "source" else policy.source.with_name(f"{policy.name}.toml")
     text = read_source(path).decode().splitlines()
-    start = asked.first_line - 1
-    chosen = text[start : start + asked.most_lines]
-    head = f"{path.name}, lines {asked.first_line} to {start + len(chosen)} of {len(text)}:"
+    start = arguments.first_line - 1
+    chosen = text[start : start + arguments.most_lines]
+    head = f"{path.name}, lines {arguments.first_line} to {start + len(chosen)} of {len(text)}:"
     return "\n".join([head, *chosen])
 
 
@@ -123,20 +127,16 @@ class History(Arguments):
     limit: Limit = 20
 
 
-def policy_history(services: Services, asked: History) -> str:
+def policy_history(services: Services, arguments: History) -> str:
     """Every verdict on a policy, whatever the workload."""
-    policy = services.policy(asked.policy)
-    found = services.records.results_of(policy.name, asked.limit)
-    places = (services.records.run(lesson.run_id) for lesson in found)
+    policy = services.policy(arguments.policy)
+    results = services.records.results_of(policy.name, arguments.limit)
+    places = (services.records.run(lesson.run_id) for lesson in results)
     rows = (
-        shown.lesson_line(lesson, f"{shown.short(run.workload.command, 80)!r} on {run.hardware.lab}")
-        for lesson, run in zip(found, places, strict=True)
+        plain_text.lesson_line(lesson, f"{plain_text.short(run.workload.command, 80)!r} on {run.hardware.lab}")
+        for lesson, run in zip(results, places, strict=True)
     )
-    return _rows(f"verdicts on {policy.name}, newest first", rows, len(found))
-
-
-class RunOnly(Arguments):
-    run: RunId = ""
+    return _rows(f"verdicts on {policy.name}, newest first", rows, len(results))
 
 
 class RunAndLimit(Arguments):
@@ -144,42 +144,49 @@ class RunAndLimit(Arguments):
     limit: Limit = 20
 
 
-def lessons(services: Services, asked: RunAndLimit) -> str:
+def lessons(services: Services, arguments: RunAndLimit) -> str:
     """What was measured on the same workload and hardware."""
-    run = services.run(asked.run)
-    found = list(services.records.lessons(run.workload.key, run.hardware.key))
+    run = services.run(arguments.run)
+    verdicts = list(services.records.lessons(run.workload.key, run.hardware.key))
     about = f"verdicts on the workload and hardware of run {run.id}, newest first"
-    told = list(services.records.insights(run.workload.key, run.hardware.key))
-    concluded = _rows("what runs concluded from them, in words", map(shown.insight_line, told), len(told), asked.limit)
-    return shown.lines(_rows(about, map(shown.lesson_line, found), len(found), asked.limit), concluded)
-
-
-def similar_runs(services: Services, asked: RunAndLimit) -> str:
-    """What was measured on other workloads that looked alike."""
-    run = services.run(asked.run)
-    found = services.records.similar_runs(
-        services.profile(run), run.hardware.key, asked.limit, but_not=run.workload.key
+    insights = list(services.records.insights(run.workload.key, run.hardware.key))
+    concluded = _rows(
+        "insights of those runs, in words",
+        map(plain_text.insight_line, insights),
+        len(insights),
+        arguments.limit,
     )
-    told = [line for similar in found for line in shown.similar_lines(similar)]
-    return _rows(f"runs of other workloads, the one most like run {run.id} first", told, len(told), len(told))
+    return plain_text.lines(
+        _rows(about, map(plain_text.lesson_line, verdicts), len(verdicts), arguments.limit), concluded
+    )
 
 
-def antipatterns(services: Services, asked: RunAndLimit) -> str:
+def similar_runs(services: Services, arguments: RunAndLimit) -> str:
+    """What was measured on other workloads that looked alike."""
+    run = services.run(arguments.run)
+    runs = services.records.similar_runs(
+        services.profile(run), run.hardware.key, arguments.limit, but_not=run.workload.key
+    )
+    rows = [line for similar in runs for line in plain_text.similar_lines(similar)]
+    return _rows(f"runs of other workloads, the one most like run {run.id} first", rows, len(rows), len(rows))
+
+
+def antipatterns(services: Services, arguments: RunAndLimit) -> str:
     """What failed on the same workload or hardware."""
-    run = services.run(asked.run)
-    found = list(services.records.antipatterns(run.workload.key, run.hardware.key))
+    run = services.run(arguments.run)
+    patterns = list(services.records.antipatterns(run.workload.key, run.hardware.key))
     about = f"candidates that failed where run {run.id} measured, newest first"
-    return _rows(about, map(shown.antipattern_line, found), len(found), asked.limit)
+    return _rows(about, map(plain_text.antipattern_line, patterns), len(patterns), arguments.limit)
 
 
 class Latest(Arguments):
     limit: Limit = 10
 
 
-def list_runs(services: Services, asked: Latest) -> str:
+def list_runs(services: Services, arguments: Latest) -> str:
     """The latest runs."""
-    found = services.records.list_runs(asked.limit)
-    return _rows("runs, newest first", map(shown.run_line, found), len(found))
+    runs = services.records.list_runs(arguments.limit)
+    return _rows("runs, newest first", map(plain_text.run_line, runs), len(runs))
 
 
 class RunPart(Arguments):
@@ -191,22 +198,22 @@ class RunPart(Arguments):
     )
 
 
-def show_run(services: Services, asked: RunPart) -> str:
+def show_run(services: Services, arguments: RunPart) -> str:
     """One run."""
-    run = services.run(asked.run)
+    run = services.run(arguments.run)
     records = services.records
     plans = [(number, plan) for number in records.iterations(run.id) if (plan := records.plan(run.id, number))]
-    head = f"{shown.run_line(run)[2:]}; status {run.status.value}; lab {shown.hardware(run)}"
-    match asked.part:
+    head = f"{plain_text.run_line(run)[2:]}; status {run.status.value}; lab {plain_text.hardware(run)}"
+    match arguments.part:
         case "reasons":
             candidates = (candidate for _number, plan in plans for candidate in plan.candidates)
-            told = (line for candidate in candidates for line in shown.candidate_reasons(candidate))
+            rows = (line for candidate in candidates for line in plain_text.candidate_reasons(candidate))
         case "samples":
-            told = (line for number, _plan in plans for line in shown.block_lines(records.blocks(run.id, number)))
+            rows = (line for number, _plan in plans for line in plain_text.block_lines(records.blocks(run.id, number)))
         case _:
             judged = ((number, plan, records.verdicts(run.id, number)) for number, plan in plans)
-            told = (line for number, plan, verdicts in judged for line in shown.plan_lines(number, plan, verdicts))
-    return shown.lines(head, told)
+            rows = (line for number, plan, verdicts in judged for line in plain_text.plan_lines(number, plan, verdicts))
+    return plain_text.lines(head, rows)
 
 
 class ReportPart(Arguments):
@@ -215,47 +222,47 @@ class ReportPart(Arguments):
     ]
     section: Literal["summary", "findings", "gates", "oracles", "kernels"] = Field(
         "summary",
-        description="summary: each gate in a line; findings: broken rules with place, path and repair; gates: in full, "
+        description="summary: each gate in a line; findings: broken rules with place, path and fix; gates: in full, "
         "with compiler and kernel logs; oracles: what the proving ground measured; kernels: each kernel's verifier",
     )
     run: RunId = ""
 
 
-def verification_report(services: Services, asked: ReportPart) -> str:
-    """One section of what the verifier said of a candidate."""
-    report = services.reports.get(asked.candidate)
+def verification_report(services: Services, arguments: ReportPart) -> str:
+    """One section of the verifier's report on a candidate."""
+    report = services.reports.get(arguments.candidate)
     if report is None:
-        run = services.run(asked.run)
-        report = services.records.verification(run.id, asked.candidate)
+        run = services.run(arguments.run)
+        report = services.records.verification(run.id, arguments.candidate)
         if report is None:
             raise UsageError(
-                f"run {run.id} holds no verification of candidate {asked.candidate}",
+                f"run {run.id} holds no verification of candidate {arguments.candidate}",
                 "show_run lists its candidates with their keys",
             )
-    match asked.section:
+    match arguments.section:
         case "findings":
-            return shown.lines(*shown.finding_lines(report)) or "no open findings"
+            return plain_text.lines(*plain_text.finding_lines(report)) or "no open findings"
         case "gates":
-            return shown.lines(*shown.gate_lines(report))
+            return plain_text.lines(*plain_text.gate_lines(report))
         case "oracles":
-            return shown.lines(map(shown.oracle_line, report.oracles)) or "the proving ground did not run"
+            return plain_text.lines(map(plain_text.oracle_line, report.oracles)) or "the proving ground did not run"
         case "kernels":
-            return shown.lines(map(shown.kernel_line, report.kernels)) or "no kernel's verifier saw it"
-    return shown.report_summary(report)
+            return plain_text.lines(map(plain_text.kernel_line, report.kernels)) or "no kernel's verifier saw it"
+    return plain_text.report_summary(report)
 
 
 class SpecOnly(Arguments):
-    spec: dict[str, Any] = Field(description="the policy spec, as the schema of describe_spec says")
+    spec: dict[str, Any] = Field(description="the policy spec; its schema: describe_spec")
 
 
-def compose_policy(_services: Services, asked: SpecOnly) -> str:
+def compose_policy(_services: Services, arguments: SpecOnly) -> str:
     """A spec turned into the two texts of a policy; nothing is kept."""
-    composed = compose(read_spec(asked.spec))
+    composed = compose(read_spec(arguments.spec))
     return "\n".join([f"{composed.name}.toml:", composed.toml, f"{composed.name}.bpf.c:", composed.source])
 
 
-def describe_spec(_services: Services, _asked: NoArguments) -> str:
-    """What a spec may say."""
+def describe_spec(_services: Services, _arguments: NoArguments) -> str:
+    """What a spec may contain."""
     return json.dumps(spec_schema(), separators=(",", ":"))
 
 
@@ -274,15 +281,15 @@ class Wish(Arguments):
     description: Annotated[str, Field(max_length=300, description="one sentence: what the new policy does")] = ""
 
 
-def make_policy(services: Services, asked: Wish) -> str:
-    """A new policy in the library; nothing has looked at it yet but its reader."""
+def make_policy(services: Services, arguments: Wish) -> str:
+    """A new policy in the library; only its reader has checked it so far."""
     wish = Proposal(
-        origin=Origin(asked.origin),
-        policy=asked.policy,
-        spec=asked.spec,
-        diff=asked.diff,
-        source=asked.source,
-        description=asked.description,
+        origin=Origin(arguments.origin),
+        policy=arguments.policy,
+        spec=arguments.spec,
+        diff=arguments.diff,
+        source=arguments.source,
+        description=arguments.description,
     )
     made = _bench(services).make(wish, "")
     return f"policy {made.policy} is in the library now, unverified; with its defaults it is candidate {made.key}"
@@ -304,11 +311,11 @@ class PolicyOnly(Arguments):
     policy: PolicyName
 
 
-def compile_policy(services: Services, asked: PolicyOnly) -> str:
+def compile_policy(services: Services, arguments: PolicyOnly) -> str:
     """A policy as the kernel would get it, or the compiler's words."""
-    made = _bench(services).compile(services.policy(asked.policy))
-    said = f"the compiler said:\n{made.log}" if made.log.strip() else "without a warning"
-    return f"{made.name} compiles to {len(made.object_bytes)} bytes, digest {made.digest}, {said}"
+    made = _bench(services).compile(services.policy(arguments.policy))
+    log = f"the compiler's words:\n{made.log}" if made.log.strip() else "without a warning"
+    return f"{made.name} compiles to {len(made.object_bytes)} bytes, digest {made.digest}, {log}"
 
 
 class Gates(Settled):
@@ -320,14 +327,14 @@ class Gates(Settled):
     run: RunId = Field("", description="id of the run whose profile fills the policy's inputs; empty: none are filled")
 
 
-def verify_policy(services: Services, asked: Gates) -> str:
-    """How a candidate fares at the gates."""
+def verify_policy(services: Services, arguments: Gates) -> str:
+    """What the gates make of a candidate."""
     bench = _bench(services)
-    candidate = bench.make(asked.proposal, asked.run)
-    report = bench.verify(candidate, static=asked.gates == "static")
-    found = list(shown.finding_lines(report))
-    more = f"more: verification_report with candidate {candidate.key}; no token is handed out here"
-    return shown.lines(shown.report_summary(report), found[:MOST_ROWS], more)
+    candidate = bench.make(arguments.proposal, arguments.run)
+    report = bench.verify(candidate, static=arguments.gates == "static")
+    findings = list(plain_text.finding_lines(report))
+    more = f"more: verification_report with candidate {candidate.key}; no token is issued here"
+    return plain_text.lines(plain_text.report_summary(report), findings[:MOST_ROWS], more)
 
 
 class TrialOf(Settled):
@@ -335,9 +342,9 @@ class TrialOf(Settled):
     minutes: Annotated[int, Field(ge=1, le=60, description="begin no new block of runs after this long")] = 10
 
 
-def measure_policy(services: Services, asked: TrialOf) -> str:
+def measure_policy(services: Services, arguments: TrialOf) -> str:
     """A candidate against the default scheduler, on a workload that the user has run before."""
-    new = _bench(services).measure(asked.proposal, services.run(asked.run).id, 60.0 * asked.minutes)
+    new = _bench(services).measure(arguments.proposal, services.run(arguments.run).id, 60.0 * arguments.minutes)
     return show_run(services, RunPart(run=new, part="summary"))
 
 
@@ -346,16 +353,16 @@ def _bench(services: Services) -> ToolBench:
     return services.bench
 
 
-def system_state(services: Services, _asked: NoArguments) -> str:
+def system_state(services: Services, _arguments: NoArguments) -> str:
     """The machine."""
-    return shown.system_summary(services.system())
+    return plain_text.system_summary(services.system())
 
 
 def _rows(about: str, rows: Any, count: int, limit: int = MOST_ROWS) -> str:
     """A headed list, cut to `limit` rows."""
-    told = list(islice(rows, limit))
-    left = f"({count - len(told)} more are left out)" if count > len(told) else ""
-    return shown.lines(f"{about}:" if told else f"{about}: none", told, left)
+    kept = list(islice(rows, limit))
+    left = f"({count - len(kept)} more are left out)" if count > len(kept) else ""
+    return plain_text.lines(f"{about}:" if kept else f"{about}: none", kept, left)
 
 
 @dataclass(frozen=True)
@@ -429,7 +436,7 @@ _TOOLS = (
     _Entry(
         verification_report,
         ReportPart,
-        "What the verifier said of one candidate, section by section.",
+        "The verifier's report on one candidate, section by section.",
         (EXECUTION, LEARNING),
     ),
     _Entry(
@@ -441,7 +448,8 @@ _TOOLS = (
     _Entry(
         compose_policy,
         SpecOnly,
-        "Turn a policy spec into BPF C and its manifest; nothing is kept. A mistake is told by the name of its field.",
+        "Turn a policy spec into BPF C and its manifest; nothing is kept. Each mistake is reported by the name of its "
+        "field.",
         (),
     ),
     _Entry(
@@ -458,7 +466,7 @@ _BENCH = (
         make_policy,
         Wish,
         "Add a new policy to the library: composed from a spec, patched from a stored one, or written freely. It is "
-        "kept, not verified; whatever does not fit is told, so that it can be repaired.",
+        "kept, not verified; errors name what does not fit, so that it can be fixed.",
         read_only=False,
         slow=True,
     ),
@@ -471,8 +479,8 @@ _BENCH = (
     _Entry(
         verify_policy,
         Gates,
-        "Take a policy with its tunables through the verifier's gates, the static ones or all. A policy that breaks a "
-        "rule is told which, where, on which path and how that is repaired.",
+        "Take a policy with its tunables through the verifier's gates, the static ones or all. Each broken rule is "
+        "reported with its place, its path and how to fix it.",
         read_only=False,
         slow=True,
     ),
@@ -502,7 +510,7 @@ def all_tools(services: Services) -> tuple[Tool, ...]:
 def tools_for(role: str, services: Services) -> tuple[Tool, ...]:
     """Return the tools of one of our agents; all of them only read.
 
-    Every description is paid for with every request, so an agent has those that tell more than its question does.
+    Every description is paid for with every request, so an agent has only those that add to its question.
 
     Args:
         role: one of ROLES.

@@ -56,7 +56,7 @@ class Records(Protocol):
 
 
 class ToolBench(Protocol):
-    """What the acting tools work with. It tells how far it is by its own means."""
+    """What the acting tools work with. It reports its progress by its own means."""
 
     @property
     def measures(self) -> bool:
@@ -107,10 +107,10 @@ class Services:
 
     def profile(self, run: RunRecord) -> WorkloadProfile:
         """Return what observing the run's workload has shown; raise UsageError if it was not observed yet."""
-        found = self.records.profile(run.id)
-        if found is None:
+        profile = self.records.profile(run.id)
+        if profile is None:
             raise UsageError(f"the workload of run {run.id} was not observed yet", "name another run, or wait")
-        return found
+        return profile
 
     def policy(self, name: str) -> PolicyInfo:
         """Return a policy of the library; raise UsageError naming those that exist."""

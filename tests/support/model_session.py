@@ -16,7 +16,7 @@ from schedagent.core.errors import PolicyError
 from schedagent.core.policies.policy import CandidatePolicy
 from schedagent.core.policies.proposal import Origin, Proposal
 from schedagent.core.trials.trial import Outcome, Verdict
-from tests.support.scripted_endpoint import settings_for
+from tests.support.scripted_endpoint import settings_for, waits_skipped
 from tests.support.scripted_lab import HARDWARE, LIBRARY, WORKLOAD, long_tail
 
 PROFILE = build_profile(long_tail())
@@ -58,11 +58,11 @@ class Maker:
 def session_on(server, folder: Path, run_id: str = "run", tools=(), **changed):
     """Open the models of one run, with a transcript in this folder; waits between attempts take no time."""
     settings = replace(settings_for(server, **changed), state_dir=folder)
-    with Transcript(transcript_path(folder, run_id), run_id) as transcript:
+    with waits_skipped(), Transcript(transcript_path(folder, run_id), run_id) as transcript:
         budget = Budget.of(settings, transcript.earlier)
 
         def open_agent(role):
-            return open_model(settings, role, budget=budget, journal=transcript, sleep=lambda _s: None)
+            return open_model(settings, role, budget=budget, journal=transcript)
 
         yield ModelSession(open_agent, Fence(transcript.mark), budget, transcript, Told(), lambda _role: tools)
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 from pydantic import BaseModel, Field
 
@@ -50,9 +55,22 @@ def settings_for(server: ModelServer | None, **changed: Any) -> Settings:
     return Settings(Path("/nonexistent"), Path("/nonexistent"), **chosen)
 
 
+@contextmanager
+def waits_skipped() -> Iterator[list[float]]:
+    """Let the client's waits between attempts take no time; yields what they would have taken, in seconds."""
+    waits: list[float] = []
+    clock = SimpleNamespace(time=time.time, sleep=waits.append)
+    with mock.patch("openai._base_client.time", clock), mock.patch("tenacity.nap.time", clock):
+        yield waits
+
+
 def ask(server: ModelServer | None, *, tools=(), schema=Choice, max_turns=8, iteration=0, waits=None, **opened):
-    """Ask one question of a fresh model."""
+    """Ask one question of a fresh model; waits between attempts take no time, and are appended to `waits`."""
     settings = opened.pop("settings", None) or settings_for(server)
-    sleep = [].append if waits is None else waits.append
-    model = open_model(settings, "planning", sleep=sleep, **opened)
-    return model.ask("You plan.", QUESTION, schema, tools, max_turns=max_turns, iteration=iteration)
+    model = open_model(settings, "planning", **opened)
+    with waits_skipped() as skipped:
+        try:
+            return model.ask("You plan.", QUESTION, schema, tools, max_turns=max_turns, iteration=iteration)
+        finally:
+            if waits is not None:
+                waits += skipped

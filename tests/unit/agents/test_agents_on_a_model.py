@@ -109,7 +109,7 @@ def test_what_is_known_is_in_the_question(tmp_path):
     asked = said(server)
     for told in ("meaning: words", "turns failed at attach", "The long task decides.", "near: x won", "worse, candid"):
         assert told in asked
-    assert plan.learned == "the model was told of earlier runs (failures 1, insights 1, similar runs 1)"
+    assert plan.learned == "the model was shown earlier runs (failures 1, insights 1, similar runs 1)"
 
 
 def test_proposals_that_cannot_be_made_are_answered_back_once(tmp_path):

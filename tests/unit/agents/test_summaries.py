@@ -92,7 +92,7 @@ def test_library_is_told_in_a_line_each():
 
 def test_history_holds_key_verdict_and_expectation():
     candidate = CandidatePolicy("fifo", (("slice_us", 5),), expected="less waiting", refuted_by="no gain")
-    failed = replace(verdict(Outcome.FAILED, math.nan, 0), reason="gate 'compile' closed: no such file")
+    failed = replace(verdict(Outcome.FAILED, math.nan, 0), reason="gate 'compile' failed: no such file")
     text = tried_text([(candidate, verdict()), (candidate, failed)])
     assert f"{candidate.key} configure fifo slice_us=5: better, candidate / default 0.800" in text
     assert "expected: less waiting Refuted by: no gain" in text

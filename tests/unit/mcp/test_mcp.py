@@ -152,7 +152,7 @@ class TestStdio:
                 made = await client.call_tool("make_policy", wish)
                 assert not made.is_error, text_of(made)
                 result = await client.call_tool("verify_policy", {"policy": "next_cpu"})
-                assert "gate 'scheduling logic' closed" in text_of(result)
+                assert "gate 'scheduling logic' failed" in text_of(result)
                 assert "rule 1 (in select_cpu)" in text_of(result)
                 assert "  repair: " in text_of(result)
 

@@ -196,7 +196,7 @@ def test_a_patched_policy_is_patched_again(builder, library):
         ({"policy": "fare"}, "there is no policy 'fare'"),
         ({"diff": ""}, "the diff has no hunk"),
         ({"diff": diff(LONGER).replace("-const volatile u64 slice_us = 5000;", "-const volatile u64 slice_us = 4000;")},
-         "hunk 1 (line 3 of the diff) does not apply: line 7 of the diff says 'const volatile u64 slice_us = 4000;', "
+         "hunk 1 (line 3 of the diff) does not apply: line 7 of the diff is 'const volatile u64 slice_us = 4000;', "
          "but line 21 of the source is 'const volatile u64 slice_us = 5000;'"),
         ({"diff": diff(FAIR.replace("slice_us = 5000", "slice_us = 5"))}, "slice_us = 5 is not between 500 and 100000"),
         ({"diff": diff(FAIR.replace('.name = "fair"', ".flags = 0"))}, "the ops struct has no name"),

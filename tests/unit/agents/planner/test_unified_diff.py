@@ -98,12 +98,12 @@ def test_a_place_is_named_by_its_number_or_must_be_the_only_one():
         ("@@ -1 +1 @@\n-line 1\n+x\n--- a/y\n+++ b/y\n@@ -1 +1 @@\n-y\n+z\n",
          "line 4 of the diff begins a second file: --- a/y"),
         ("@@ -5 +5 @@\n line 5\n-line  6\n+x\n",
-         "hunk 1 (line 1 of the diff) does not apply: line 3 of the diff says 'line  6', but line 6 of the source is "
+         "hunk 1 (line 1 of the diff) does not apply: line 3 of the diff is 'line  6', but line 6 of the source is "
          "'line 6'"),
         ("@@ -5 +5 @@\n-nothing\n+x\n",
          "hunk 1 (line 1 of the diff) does not apply: line 2 of the diff is nowhere in the source: 'nothing'"),
         ("@@ -20 +20 @@\n line 20\n \n-line 21\n+x\n",
-         "line 4 of the diff says 'line 21', but line 22 of the source is its end"),
+         "line 4 of the diff is 'line 21', but line 22 of the source is its end"),
         ("@@ -9 +9 @@\n-line 9\n+x\n@@ -2 +2 @@\n-line 2\n+y\n",
          "hunk 2 (line 4 of the diff) does not apply: line 5 of the diff is nowhere in the source behind line 9, where "
          "the hunk before it ends: 'line 2'"),
