@@ -354,7 +354,7 @@ def rss_kib(pid):
 
 
 OWN_MODULES = {
-    "schedagent.core": {"deployment", "errors", "settings", "token", "trusted", "welch"}
+    "schedagent.core": {"deployment", "errors", "installation", "settings", "token", "trusted", "welch"}
     | {"process", "process.listener", "process.systemd"},
     "schedagent.schedagentd": {"__main__", "admission", "breaker", "config", "driver", "kernel", "messages", "record"}
     | {"rollout", "server"},

@@ -30,7 +30,7 @@ def test_empty_cache_lacks_a_kernel(settings: Settings, monkeypatch: pytest.Monk
     monkeypatch.setattr("os.uname", lambda: type("Name", (), {"release": "0.0-none"}))
     findings = by_name(examine(settings))
     assert findings["VM kernel"].status == "missing"
-    assert findings["VM kernel"].remedy == "run: make setup"
+    assert findings["VM kernel"].remedy == "run: make kernel"
     assert findings["KVM"].status == "warning"
     assert findings["cache folder"].status == "ok"
     assert findings["model"].status == "info"
