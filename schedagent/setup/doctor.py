@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 Status = Literal["ok", "info", "warning", "missing"]
 """info: a fact without a judgement; warning: works, but worse; missing: the main job cannot run without it."""
 
-EXIT_UNAVAILABLE = 69  # EX_UNAVAILABLE of sysexits.h
 MODEL_TIMEOUT_S = 3.0
 LOW_DISK_MIB = 2048
 
@@ -74,14 +73,14 @@ def examine(settings: Settings) -> list[Finding]:
     ]
 
 
-def exit_status(findings: Sequence[Finding]) -> int:
-    """Return 0 if the main job can run, EXIT_UNAVAILABLE if something it needs is missing."""
-    return EXIT_UNAVAILABLE if any(finding.status == "missing" for finding in findings) else 0
+def is_ready(findings: Sequence[Finding]) -> bool:
+    """Whether the main job can run: nothing that it needs is missing."""
+    return all(finding.status != "missing" for finding in findings)
 
 
 def to_json(findings: Sequence[Finding]) -> dict[str, Any]:
     """Return the findings for machines."""
-    return {"ready": exit_status(findings) == 0, "findings": [asdict(finding) for finding in findings]}
+    return {"ready": is_ready(findings), "findings": [asdict(finding) for finding in findings]}
 
 
 def restore_bench(lab: VmLab, restores: int = 20) -> Finding:
