@@ -52,7 +52,7 @@ test-unit: setup promtool ## run the tests that need no micro-VM, side by side: 
 test-vm: setup ## run only the tests that need the micro-VM
 	$(PYTEST) -m "vm or e2e"
 
-test-host: setup ## install it on a Debian in QEMU and walk the whole life of a policy there; prints a transcript
+test-host: setup ## install it on a Debian in QEMU and walk the whole life of a policy there; transcript: build/host-test.txt
 	$(PYTEST) -x --capture=no -q -m host tests/host
 
 check: setup promtool ## types, lint, formats, import rules, Prometheus rules and Grafana dashboards
