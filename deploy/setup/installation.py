@@ -86,27 +86,27 @@ class Entry:
 def entries(place: Place) -> list[Entry]:
     """Return all files but those of the virtual environment."""
     below = place.prefix
-    found = [
+    files = [
         Entry(below / folder / name, link=os.path.relpath(place.venv / "bin" / name, below / folder))
         for name, folder in PROGRAMS.items()
     ]
     for source in sorted(UNITS.iterdir()):
-        found += _of_systemd(place, source)
-    found += [
+        files += _of_systemd(place, source)
+    files += [
         Entry(below / "share/doc/schedagent" / source.name, source.read_bytes()) for source in sorted(ROOT.glob("*.md"))
     ]
-    found += [
+    files += [
         Entry(below / "share/man" / f"man{name[-1]}" / f"{name}.gz", gzip.compress(text.encode(), mtime=0))
         for name, text in manuals.pages().items()
     ]
-    found += [Entry(path, completions.script(shell).encode()) for shell, path in completions.files(below).items()]
+    files += [Entry(path, completions.script(shell).encode()) for shell, path in completions.files(below).items()]
     for folder in (ROOT / "deploy" / "prometheus", ROOT / "deploy" / "grafana"):
-        found += [
+        files += [
             Entry(below / "share/schedagent" / folder.name / source.name, source.read_bytes())
             for source in sorted(folder.glob("*"))
             if source.suffix in DATA_KINDS and not source.name.endswith(".tests.yml")
         ]
-    return found
+    return files
 
 
 def _of_systemd(place: Place, source: Path) -> list[Entry]:
