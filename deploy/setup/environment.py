@@ -83,7 +83,7 @@ def build(folder: Path, final: Path, python: Path, *, bytecode: bool) -> None:
         script.write_text(_SCRIPT.format(python=final / "bin" / interpreter.name, module=module, function=function))
     stamp = Path(sys.prefix) / "packages.stamp"
     if stamp.is_file():
-        shutil.copy2(stamp, folder)  # tells doctor that these are the locked versions
+        shutil.copy2(stamp, folder)  # for doctor: these are the locked versions
     if bytecode:
         compile_all(folder, final)
     _set_modes(folder)

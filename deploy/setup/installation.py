@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""`make install`, `make uninstall` and `make purge`: the whole of schedagent into a system, or a folder, and out again.
+"""`make install`, `make uninstall` and `make purge`: all of schedagent into a system or a folder, and out again.
 
 What is installed is a list of entries made from this checkout (`entries`), and a virtual environment (`environment`).
-A manifest beside the environment says which files and folders were made; uninstalling goes by it. Configuration that
-is there is never overwritten, and goes only with `purge`, like everything that schedagent wrote at run time.
+A manifest beside the environment lists the files and folders that were made; uninstalling removes those. Configuration
+that is there is never overwritten, and goes only with `purge`, like everything that schedagent wrote at run time.
 """
 
 from __future__ import annotations
@@ -128,11 +128,11 @@ def _of_systemd(place: Place, source: Path) -> list[Entry]:
 
 
 def install(place: Place, *, bytecode: bool = True, manifest: bool = True) -> None:
-    """Install all, or bring an older installation up to date; what that one had and this one has not is removed.
+    """Install all, or bring an older installation up to date; what that one had and this one lacks is removed.
 
     Args:
         bytecode: compile the modules.
-        manifest: write the list that uninstalling goes by.
+        manifest: write the list that uninstalling needs.
 
     Raises:
         SetupError: the interpreter does not fit, or the target cannot be written.
@@ -160,7 +160,7 @@ def uninstall(place: Place) -> None:
     """Remove what was installed; state and configuration stay.
 
     Raises:
-        SetupError: nothing is installed there, or not by this.
+        SetupError: nothing is installed there, or not by `make install`.
     """
     manifest = _read_manifest(place)
     if not manifest:
@@ -281,7 +281,7 @@ def _run(arguments: argparse.Namespace) -> None:
     except PermissionError as error:
         raise SetupError(f"{error.filename} cannot be written", "run it with sudo, or name a DESTDIR") from None
     except OSError as error:
-        raise SetupError(f"{error.filename}: {error.strerror}", "repair that and run it again: it goes on") from None
+        raise SetupError(f"{error.filename}: {error.strerror}", "fix that and run it again: it continues") from None
 
 
 def main(words: Sequence[str] | None = None) -> int:

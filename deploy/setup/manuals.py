@@ -56,7 +56,7 @@ def pages() -> dict[str, str]:
 
 
 def configuration_page(name: str, text: str) -> str:
-    """Return the page of a configuration file whose comments say what each key below them is.
+    """Return the page of a configuration file whose comments describe the keys below them.
 
     Args:
         name: of the file in /etc/schedagent.
