@@ -14,7 +14,7 @@ LINK_DIR ?= $(HOME)/.local/bin
 INSTALLATION = $(BIN)/python -m deploy.setup.installation --prefix "$(PREFIX)" --destdir "$(DESTDIR)"
 C_SOURCES = find kernel_bpf tests -name '*.[ch]' -not -name vmlinux.h -print0
 
-.PHONY: help venv setup demo demo-llm test test-unit test-vm test-host test-verifier older-kernel promtool docs mutation fuzz-socket check bench kernel link install uninstall purge deb fmt lock clean
+.PHONY: help venv setup demo demo-llm test test-unit test-vm test-host test-verifier older-kernel promtool docs man mutation fuzz-socket check bench kernel link install uninstall purge deb fmt lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -52,7 +52,7 @@ test-unit: setup promtool ## run the tests that need no micro-VM, side by side: 
 test-vm: setup ## run only the tests that need the micro-VM
 	$(PYTEST) -m "vm or e2e"
 
-test-host: setup ## install it on a Debian in QEMU and walk the whole life of a policy there; prints a transcript
+test-host: setup ## install it on a Debian in QEMU and walk the whole life of a policy there; transcript: build/host-test.txt
 	$(PYTEST) -x --capture=no -q -m host tests/host
 
 check: setup promtool ## types, lint, formats, import rules, Prometheus rules and Grafana dashboards
@@ -94,6 +94,9 @@ deb: venv ## make a Debian package of what install installs: dist/schedagent_VER
 docs: setup ## write the generated tables and dashboards anew
 	$(BIN)/python -m tests.documentation
 	$(BIN)/python deploy/grafana/dashboards.py
+
+man: venv ## show a manual page without installing it: make man PAGE=schedagent-verify.1
+	@$(BIN)/python -m deploy.setup.manuals $(PAGE) | man -l -
 
 fmt: setup ## format Python and C
 	$(BIN)/ruff check --quiet --fix

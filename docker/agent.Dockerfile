@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
-# The agent side: plans, measures in micro-VMs, remembers. It neither signs nor loads: it asks a verifier (verifier.Dockerfile)
-# over a socket in a shared volume, and trusts its key once that was told: schedagent keys trust.
+# The agent side: plans, measures in micro-VMs, remembers. It neither signs nor loads: it uses a verifier
+# (verifier.Dockerfile) over a socket in a shared volume, and trusts its key after: schedagent keys trust.
 #
 #   podman build -f docker/agent.Dockerfile -t schedagent-agent .
 #   podman run --rm --device /dev/kvm -v sockets:/run/schedagent-verifier -v state:/var/lib/schedagent \
@@ -26,7 +26,7 @@ RUN deploy/setup/venv.sh /venv \
 RUN SCHEDAGENT_CACHE=/kernel /venv/bin/python -m verifier.microvm.kernels
 
 FROM debian:trixie-slim
-# The numbers are the verifier's image's as well: who may ask goes by the group.
+# The verifier's image has the same numbers: members of the group may use it.
 # hadolint ignore=DL3008
 RUN apt-get update && apt-get install -y --no-install-recommends libbpf1 python3 qemu-system-x86 \
     && rm -rf /var/lib/apt/lists/* \

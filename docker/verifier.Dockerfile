@@ -7,7 +7,7 @@
 #     --security-opt seccomp=unconfined schedagent-verifier
 #
 # seccomp=unconfined: clang runs in namespaces of its own (bubblewrap), which the default filters of some runtimes forbid;
-# schedagent doctor says whether it is needed. Its own filters are loaded in any case.
+# schedagent doctor shows whether it is needed. Its own filters are loaded in any case.
 FROM debian:trixie-slim AS build
 SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
 # Versions are those of the Debian release that FROM names.
@@ -27,7 +27,7 @@ RUN deploy/setup/venv.sh /venv \
 RUN SCHEDAGENT_CACHE=/kernel /venv/bin/python -m verifier.microvm.kernels
 
 FROM debian:trixie-slim
-# The numbers are the agent's image's as well: who may ask goes by the group.
+# The agent's image has the same numbers: members of the group may use the verifier.
 # hadolint ignore=DL3008
 RUN apt-get update && apt-get install -y --no-install-recommends \
     bpftool bubblewrap clang-19 libbpf-dev libbpf1 libc6-dev python3 qemu-system-x86 \

@@ -58,7 +58,7 @@ def stat(title: str, unit: str, expression: str, note: str = "", **more: Any) ->
 
 
 def waited(part: float) -> str:
-    """How long, at most, this part of the turns was waited for."""
+    """The longest of this part of the waits for a CPU."""
     return f"histogram_quantile({part}, sum by (le) (rate(schedagent_run_queue_delay_seconds_bucket{{%}}[$w])))"
 
 
@@ -71,12 +71,12 @@ DELAY = Panel(
     "Waits for a CPU",
     "s",
     {
-        "half of the turns": waited(0.5),
+        "half of the waits": waited(0.5),
         "90 %": waited(0.9),
         "99 %": waited(0.99),
         "mean": "instance:schedagent_run_queue_delay_seconds:mean5m{%}",
     },
-    note="How long a turn on a CPU was waited for. The turns of a thread between two scrapes count at their mean.",
+    note="How long threads waited for a CPU. The waits of a thread between two scrapes count at their mean.",
 )
 PRESSURE = Panel(
     "CPU pressure (PSI)",
@@ -95,7 +95,7 @@ SCOPE = Panel(
     "Run-queue delay in the scope of the deployment",
     "s",
     {"{{when}}": "schedagent_deployment_run_queue_delay_seconds{%}"},
-    note="Mean wait for a turn: before this stage began, and since. schedagentd ends the policy if it is surely worse.",
+    note="Mean wait for a CPU: before this stage began, and since. schedagentd ends the policy if it is surely worse.",
 )
 
 DASHBOARDS: Mapping[str, tuple[str, str, Mapping[str, Sequence[Panel]]]] = {
@@ -115,7 +115,12 @@ DASHBOARDS: Mapping[str, tuple[str, str, Mapping[str, Sequence[Panel]]]] = {
                 stat("Trips in a day", "none", "round(instance:schedagent_trips:increase1d{%})", steps=BAD_FROM_1),
                 stat("Another scheduler", "none", "schedagent_foreign_scheduler{%}", words=YES_NO, steps=BAD_FROM_1),
                 stat("Ends not recorded", "none", "schedagent_record_unsaved_deployments{%}", steps=BAD_FROM_1),
-                stat("The agent looked", "s", "time() - schedagent_agent_last_look_timestamp_seconds{%}", SINCE),
+                stat(
+                    "The agent's last reading",
+                    "s",
+                    "time() - schedagent_agent_last_reading_timestamp_seconds{%}",
+                    SINCE,
+                ),
                 stat(
                     "A request waits",
                     "s",
@@ -135,7 +140,7 @@ DASHBOARDS: Mapping[str, tuple[str, str, Mapping[str, Sequence[Panel]]]] = {
                     "none",
                     {"{{part}}": "schedagent_up{%}"},
                     "state-timeline",
-                    "The parts that the exporter looks at.",
+                    "The parts that the exporter reads.",
                     words={0: "down", 1: "up"},
                     steps=GOOD_IS_1,
                 ),
@@ -161,19 +166,19 @@ DASHBOARDS: Mapping[str, tuple[str, str, Mapping[str, Sequence[Panel]]]] = {
     ),
     "host": (
         "schedagent / Host",
-        "Run queues and pressure of the machine, and what the kernel says of sched_ext.",
+        "Run queues and pressure of the machine, and what the kernel shows of sched_ext.",
         {
             "Run queues": (
                 DELAY,
                 Panel(
-                    "How many turns waited how long",
+                    "Waits for a CPU by their length",
                     "none",
                     {"{{le}}": "sum by (le) (increase(schedagent_run_queue_delay_seconds_bucket{%}[$w]))"},
                     "heatmap",
                     "Each column is a moment, each row a range of waits in seconds.",
                 ),
                 PRESSURE,
-                Panel("Turns a second", "ops", {"turns": "rate(schedagent_run_queue_delay_seconds_count{%}[$w])"}),
+                Panel("Waits a second", "ops", {"waits": "rate(schedagent_run_queue_delay_seconds_count{%}[$w])"}),
             ),
             "sched_ext": (
                 Panel(
@@ -205,9 +210,9 @@ DASHBOARDS: Mapping[str, tuple[str, str, Mapping[str, Sequence[Panel]]]] = {
                 stat("For all tasks", "none", "schedagent_sched_ext_switch_all{%}", words=YES_NO),
             ),
             "The exporter": (
-                Panel("Time of a look", "s", {"{{part}}": "schedagent_scrape_duration_seconds{%}"}, stacked=True),
-                Panel("Failed looks", "none", {"{{part}}": "increase(schedagent_scrape_errors_total{%}[$w])"}),
-                Panel("Threads looked at", "none", {"threads": "schedagent_run_queue_watched_threads{%}"}),
+                Panel("Time of a scrape", "s", {"{{part}}": "schedagent_scrape_duration_seconds{%}"}, stacked=True),
+                Panel("Failed scrapes", "none", {"{{part}}": "increase(schedagent_scrape_errors_total{%}[$w])"}),
+                Panel("Threads read", "none", {"threads": "schedagent_run_queue_watched_threads{%}"}),
                 Panel("Part of the processes", "percentunit", {"part": "schedagent_run_queue_watched_ratio{%}"}),
             ),
         },
@@ -321,7 +326,7 @@ DASHBOARDS: Mapping[str, tuple[str, str, Mapping[str, Sequence[Panel]]]] = {
                     "Budget of the run that has used most",
                     "percentunit",
                     {"{{limit}}": "schedagent_model_budget_used_ratio{%}"},
-                    note="Of the runs that go on. At 100 % a run goes on by rules, without a model.",
+                    note="Of the unfinished runs. At 100 % a run continues by rules, without a model.",
                     steps=((0, "green"), (0.8, "orange"), (1, "red")),
                 ),
             ),
@@ -431,20 +436,20 @@ def _target(refid: str, panel: Panel, legend: str, expression: str) -> Json:
 
 def _defaults(panel: Panel) -> Json:
     steps = [{"color": colour, "value": value or None} for value, colour in panel.steps or ((0, "green"),)]
-    told: Json = {"unit": panel.unit, "thresholds": {"mode": "absolute", "steps": steps}}
+    defaults: Json = {"unit": panel.unit, "thresholds": {"mode": "absolute", "steps": steps}}
     if panel.words:
         words = {str(value): {"text": text, "index": index} for index, (value, text) in enumerate(panel.words.items())}
-        told["mappings"] = [{"type": "value", "options": words}]
+        defaults["mappings"] = [{"type": "value", "options": words}]
     if panel.kind == "timeseries":
         stacking = {"mode": "normal" if panel.stacked else "none", "group": "A"}
-        told |= {"min": 0, "custom": {"drawStyle": "line", "lineWidth": 1, "fillOpacity": 10, "stacking": stacking}}
+        defaults |= {"min": 0, "custom": {"drawStyle": "line", "lineWidth": 1, "fillOpacity": 10, "stacking": stacking}}
     elif panel.kind == "state-timeline":
-        told["custom"] = {"lineWidth": 0, "fillOpacity": 70}
+        defaults["custom"] = {"lineWidth": 0, "fillOpacity": 70}
     elif panel.kind == "heatmap":
-        told["custom"] = {"scaleDistribution": {"type": "linear"}}
+        defaults["custom"] = {"scaleDistribution": {"type": "linear"}}
     if panel.kind != "timeseries" and (panel.steps or panel.kind == "stat"):
-        told["color"] = {"mode": "thresholds"}
-    return told
+        defaults["color"] = {"mode": "thresholds"}
+    return defaults
 
 
 _CALCULATED = {"values": False, "calcs": ["lastNotNull"], "fields": ""}

@@ -45,11 +45,11 @@ def check_python(python: Path) -> None:
     Raises:
         SetupError: it is not there, or of another minor version than the one that runs this.
     """
-    asked = proc.run([python, "-Ic", "import sys; print('%d.%d' % sys.version_info[:2])"], timeout_s=20)
-    found = asked.stdout.decode().strip()
-    if found != MINOR:
+    done = proc.run([python, "-Ic", "import sys; print('%d.%d' % sys.version_info[:2])"], timeout_s=20)
+    version = done.stdout.decode().strip()
+    if version != MINOR:
         raise SetupError(
-            f"{python} is Python {found or 'of no known version'}, set-up's libraries are for {MINOR}",
+            f"{python} is Python {version or 'of no known version'}, set-up's libraries are for {MINOR}",
             f"PYTHON=/path/of/python{MINOR}, or remove set-up's virtual environment and run make setup with {python}",
         )
 
@@ -83,7 +83,7 @@ def build(folder: Path, final: Path, python: Path, *, bytecode: bool) -> None:
         script.write_text(_SCRIPT.format(python=final / "bin" / interpreter.name, module=module, function=function))
     stamp = Path(sys.prefix) / "packages.stamp"
     if stamp.is_file():
-        shutil.copy2(stamp, folder)  # tells doctor that these are the locked versions
+        shutil.copy2(stamp, folder)  # for doctor: these are the locked versions
     if bytecode:
         compile_all(folder, final)
     _set_modes(folder)
@@ -95,7 +95,7 @@ def run_time_libraries(wanted: list[str]) -> list[metadata.Distribution]:
     Raises:
         SetupError: one of them is not installed here.
     """
-    found: dict[str, metadata.Distribution] = {}
+    libraries: dict[str, metadata.Distribution] = {}
     seen = set()
     todo = [Requirement(line) for line in wanted]
     while todo:
@@ -105,7 +105,7 @@ def run_time_libraries(wanted: list[str]) -> list[metadata.Distribution]:
             continue
         seen.add(key)
         try:
-            found[key[0]] = distribution = metadata.distribution(requirement.name)
+            libraries[key[0]] = distribution = metadata.distribution(requirement.name)
         except metadata.PackageNotFoundError:
             raise SetupError(f"{requirement.name} is not in this virtual environment", "run: make setup") from None
         todo += [
@@ -114,7 +114,7 @@ def run_time_libraries(wanted: list[str]) -> list[metadata.Distribution]:
             if needed.marker is None
             or any(needed.marker.evaluate({"extra": extra}) for extra in requirement.extras or {""})
         ]
-    return [found[name] for name in sorted(found)]
+    return [libraries[name] for name in sorted(libraries)]
 
 
 def compile_all(folder: Path, final: Path) -> None:

@@ -22,7 +22,7 @@ SOCKETS = Path("/run/schedagent")
 
 
 def after_install(files: Iterable[Path]) -> None:
-    """Make users and folders, tell systemd of the units, and restart what is running already.
+    """Make users and folders, have systemd read the units, and restart what is running already.
 
     Args:
         files: what was installed.

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""`make install`, `make uninstall` and `make purge`: the whole of schedagent into a system, or a folder, and out again.
+"""`make install`, `make uninstall` and `make purge`: all of schedagent into a system or a folder, and out again.
 
 What is installed is a list of entries made from this checkout (`entries`), and a virtual environment (`environment`).
-A manifest beside the environment says which files and folders were made; uninstalling goes by it. Configuration that
-is there is never overwritten, and goes only with `purge`, like everything that schedagent wrote at run time.
+A manifest beside the environment lists the files and folders that were made; uninstalling removes those. Configuration
+that is there is never overwritten, and goes only with `purge`, like everything that schedagent wrote at run time.
 """
 
 from __future__ import annotations
@@ -86,27 +86,27 @@ class Entry:
 def entries(place: Place) -> list[Entry]:
     """Return all files but those of the virtual environment."""
     below = place.prefix
-    found = [
+    files = [
         Entry(below / folder / name, link=os.path.relpath(place.venv / "bin" / name, below / folder))
         for name, folder in PROGRAMS.items()
     ]
     for source in sorted(UNITS.iterdir()):
-        found += _of_systemd(place, source)
-    found += [
+        files += _of_systemd(place, source)
+    files += [
         Entry(below / "share/doc/schedagent" / source.name, source.read_bytes()) for source in sorted(ROOT.glob("*.md"))
     ]
-    found += [
+    files += [
         Entry(below / "share/man" / f"man{name[-1]}" / f"{name}.gz", gzip.compress(text.encode(), mtime=0))
         for name, text in manuals.pages().items()
     ]
-    found += [Entry(path, completions.script(shell).encode()) for shell, path in completions.files(below).items()]
+    files += [Entry(path, completions.script(shell).encode()) for shell, path in completions.files(below).items()]
     for folder in (ROOT / "deploy" / "prometheus", ROOT / "deploy" / "grafana"):
-        found += [
+        files += [
             Entry(below / "share/schedagent" / folder.name / source.name, source.read_bytes())
             for source in sorted(folder.glob("*"))
             if source.suffix in DATA_KINDS and not source.name.endswith(".tests.yml")
         ]
-    return found
+    return files
 
 
 def _of_systemd(place: Place, source: Path) -> list[Entry]:
@@ -128,11 +128,11 @@ def _of_systemd(place: Place, source: Path) -> list[Entry]:
 
 
 def install(place: Place, *, bytecode: bool = True, manifest: bool = True) -> None:
-    """Install all, or bring an older installation up to date; what that one had and this one has not is removed.
+    """Install all, or bring an older installation up to date; what that one had and this one lacks is removed.
 
     Args:
         bytecode: compile the modules.
-        manifest: write the list that uninstalling goes by.
+        manifest: write the list that uninstalling needs.
 
     Raises:
         SetupError: the interpreter does not fit, or the target cannot be written.
@@ -160,7 +160,7 @@ def uninstall(place: Place) -> None:
     """Remove what was installed; state and configuration stay.
 
     Raises:
-        SetupError: nothing is installed there, or not by this.
+        SetupError: nothing is installed there, or not by `make install`.
     """
     manifest = _read_manifest(place)
     if not manifest:
@@ -281,7 +281,7 @@ def _run(arguments: argparse.Namespace) -> None:
     except PermissionError as error:
         raise SetupError(f"{error.filename} cannot be written", "run it with sudo, or name a DESTDIR") from None
     except OSError as error:
-        raise SetupError(f"{error.filename}: {error.strerror}", "repair that and run it again: it goes on") from None
+        raise SetupError(f"{error.filename}: {error.strerror}", "fix that and run it again: it continues") from None
 
 
 def main(words: Sequence[str] | None = None) -> int:

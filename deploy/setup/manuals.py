@@ -1,19 +1,22 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Manual pages, in the man(7) macros, made of the commands themselves and of the documented default configurations.
 
-One page for each command that stands behind `schedagent`, groups of commands on one page, and one for each
-configuration file. The pages of deploy/man are written by hand. click-man knows click's commands only, and typer has
-its own.
+One page for each command of `schedagent`, a group of commands on one page, and one for each configuration file. The
+pages of deploy/man are written by hand. click-man knows click's commands only, and typer has its own.
+
+python -m deploy.setup.manuals PAGE  prints one page (make man PAGE=schedagent-verify.1 shows it)
 """
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import inspect
 import os
 import re
+import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +25,15 @@ import typer
 from deploy.setup.environment import ROOT
 from schedagent import __version__
 from schedagent.cli import app as cli
-from schedagent.core.settings import Settings, variables
+from schedagent.core.errors import UsageError
+from schedagent.core.process.making import exit_status
+from schedagent.core.settings import OPTIONS
 
 PROGRAM = "schedagent"
 BY_HAND = ROOT / "deploy" / "man"
 CONFIGURATIONS = ROOT / "deploy" / "systemd"
 _FILES = {
-    "~/.config/schedagent/config.toml": "Settings, as TOML; the keys stand above.",
+    "~/.config/schedagent/config.toml": "Settings, as TOML; see CONFIGURATION FILE.",
     "~/.local/state/schedagent": "What was measured, the policies that runs made, and the keys.",
     "~/.cache/schedagent": "Kernels, snapshots of virtual machines, compiled policies; safe to delete.",
     "/run/schedagent/schedagentd.sock": "Where schedagentd(8) listens.",
@@ -39,19 +44,19 @@ def pages() -> dict[str, str]:
     """Return the text of every page by its file name, such as schedagent-verify.1."""
     root: Any = typer.main.get_command(cli.app)
     context = root.context_class(root, info_name=PROGRAM)
-    found = {f"{PROGRAM}.1": _page(PROGRAM, root, context, [*_commands_of(root), *_surroundings()])}
+    texts = {f"{PROGRAM}.1": _page(PROGRAM, root, context, [*_commands_of(root), *_surroundings()])}
     for name, command in root.commands.items():
         below = command.context_class(command, info_name=name, parent=context)
-        found[f"{PROGRAM}-{name}.1"] = _page(f"{PROGRAM}-{name}", command, below, list(_below(command, below)))
+        texts[f"{PROGRAM}-{name}.1"] = _page(f"{PROGRAM}-{name}", command, below, list(_below(command, below)))
     for path in sorted(CONFIGURATIONS.glob("*.toml")):
-        found[f"{path.name}.5"] = configuration_page(path.name, path.read_text())
+        texts[f"{path.name}.5"] = configuration_page(path.name, path.read_text())
     for path in sorted(BY_HAND.iterdir()):
-        found[path.name] = path.read_text().replace("@DATE@", _date()).replace("@VERSION@", __version__)
-    return found
+        texts[path.name] = path.read_text().replace("@DATE@", _date()).replace("@VERSION@", __version__)
+    return texts
 
 
 def configuration_page(name: str, text: str) -> str:
-    """Return the page of a configuration file whose comments say what each key below them is.
+    """Return the page of a configuration file whose comments describe the keys below them.
 
     Args:
         name: of the file in /etc/schedagent.
@@ -68,23 +73,23 @@ def configuration_page(name: str, text: str) -> str:
         "A TOML file; what is not in it has its default, which is shown here.",
     ]
     for paragraph in text.split("\n\n"):
-        told = [line.lstrip("# ") for line in paragraph.splitlines() if re.match("# ", line)]
+        comments = [line.lstrip("# ") for line in paragraph.splitlines() if line.startswith("# ")]
         keys = [line.lstrip("#") for line in paragraph.splitlines() if re.match(r"#?[\w\[]", line)]
         if "SPDX-License-Identifier" in paragraph or not keys:
             continue
-        words = re.sub(":$", ".", " ".join(told))
+        words = re.sub(":$", ".", " ".join(comments))
         lines += [".TP", *"\n.TQ\n".join(f".B {escaped(key)}" for key in keys).splitlines(), _filled(_capital(words))]
     return "\n".join([*lines, ".SH SEE ALSO", f".BR {PROGRAM} (1),", ".BR schedagentd (8)"]) + "\n"
 
 
 def escaped(text: str) -> str:
-    """Return text such that roff prints it as it is: nothing steers, and a minus can be copied."""
+    """Return text that roff prints as it is: nothing in it is a request, and a minus can be copied."""
     lines = text.replace("\\", "\\e").replace("-", "\\-").replace('"', "\\(dq").splitlines()
     return "\n".join(f"\\&{line}" if line[:1] in (".", "'") else line for line in lines)
 
 
 def _filled(text: str) -> str:
-    """Return words in lines of bearable length, none of which steers."""
+    """Return words in lines of at most 76 characters, none of which is a request to roff."""
     return escaped("\n".join(textwrap.wrap(text, 76, break_long_words=False, break_on_hyphens=False)))
 
 
@@ -111,7 +116,7 @@ def _page(title: str, command: Any, context: Any, rest: list[str]) -> str:
         *_parameters(command, context, ".SH"),
         *rest,
         ".SH EXIT STATUS",
-        *(f".TP\n.B {status}\n{_filled(meaning)}" for status, meaning in _statuses()),
+        *(f".TP\n.B {status}\n{_filled(_capital(meaning))}." for status, meaning in cli.EXIT_STATUSES.items()),
         ".SH SEE ALSO",
         *see,
     ]
@@ -134,14 +139,14 @@ def _synopsis(command: Any, context: Any) -> list[str]:
 def _parameters(command: Any, context: Any, heading: str = "") -> Iterator[str]:
     """Arguments and options, each with the words of --help."""
     for kind, title in (("argument", "ARGUMENTS"), ("option", "OPTIONS")):
-        told = [
+        records = [
             record
             for parameter in command.get_params(context)
             if parameter.param_type_name == kind and (record := parameter.get_help_record(context))
         ]
-        if told and heading:
+        if records and heading:
             yield f"{heading} {title}"
-        for name, words in told:
+        for name, words in records:
             yield f".TP\n.B {escaped(name)}\n{_filled(words)}"
 
 
@@ -151,7 +156,7 @@ def _commands_of(group: Any) -> list[str]:
 
 
 def _below(command: Any, context: Any) -> Iterator[str]:
-    """The commands of a group, with all that can be said to each."""
+    """The commands of a group, each with its arguments and options."""
     children = getattr(command, "commands", {})
     if children:
         yield ".SH COMMANDS"
@@ -165,29 +170,41 @@ def _below(command: Any, context: Any) -> Iterator[str]:
 
 
 def _surroundings() -> Iterator[str]:
-    described = _settings()
     yield ".SH ENVIRONMENT"
-    for key, variable in variables().items():
-        yield f".TP\n.B {escaped(variable)}\n{_filled(f'{_capital(described[key])} Key of the file: {key}.')}"
+    for key, option in OPTIONS.items():
+        if option.variable:
+            words = f"{_capital(option.meaning)} Key of the file: {key}."
+            yield f".TP\n.B {escaped(option.variable)}\n{_filled(words)}"
+    yield ".SH CONFIGURATION FILE"
+    yield "It has the keys named above, and these tables:"
+    for key, option in OPTIONS.items():
+        if not option.variable:
+            yield f".TP\n.B [{escaped(key)}]\n{_filled(_capital(option.meaning))}"
     yield ".SH FILES"
     for path, words in _FILES.items():
         yield f".TP\n.I {escaped(path)}\n{_filled(words)}"
 
 
-def _settings() -> dict[str, str]:
-    """What each setting is, as the documentation of the class says it."""
-    listed = inspect.cleandoc(Settings.__doc__ or "").partition("Args:\n")[2]
-    found = {}
-    for names, words in re.findall(r"^    (\w[\w, ]*): ((?:.*\n?)(?:     +.*\n?)*)", listed, re.MULTILINE):
-        found.update({name: " ".join(words.split()) for name in names.split(", ")})
-    return found
-
-
-def _statuses() -> list[tuple[str, str]]:
-    return re.findall(r"\b(\d+) ([a-z].*?)(?:, (?=\d)|\.$)", cli.EPILOG)
-
-
 def _date() -> str:
-    """The day the commands were last changed, or what a reproducible build says."""
+    """The day the commands were last changed, or that of SOURCE_DATE_EPOCH (reproducible builds)."""
     seconds = float(os.environ.get("SOURCE_DATE_EPOCH") or Path(cli.__file__).stat().st_mtime)
     return datetime.datetime.fromtimestamp(seconds, datetime.UTC).date().isoformat()
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Print one page; return the exit status."""
+    parser = argparse.ArgumentParser(prog="manuals", description=main.__doc__)
+    parser.add_argument("page", nargs="?", default=f"{PROGRAM}.1", help="such as schedagent-verify.1")
+    page = parser.parse_args(words).page
+
+    def step() -> None:
+        texts = pages()
+        if page not in texts:
+            raise UsageError(f"there is no page {page}", f"pages: {', '.join(sorted(texts))}")
+        sys.stdout.write(texts[page])
+
+    return exit_status(step)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -28,7 +28,6 @@ log = logging.getLogger(__name__)
 
 SCRIPTS = ROOT / "deploy" / "debian"
 PREFIX = Path("/usr")
-ONLY_FOR_SETUP = ("clang-format-19", "gcc", "make")
 COPYRIGHT = """schedagent is the work of its authors, licensed under version 2 of the GNU General Public License.
 On Debian systems, its text is in /usr/share/common-licenses/GPL-2.
 
@@ -71,7 +70,7 @@ def control(installed_kib: int, architecture: str) -> str:
     schedagentd needs Python and libbpf; what else set-up installs is for verifying, which another machine can do.
     """
     needed = [f"python{MINOR}", _relation(requirement("libbpf1")), "systemd"]
-    useful = [_relation(entry) for entry in REQUIRED if entry.package not in (*ONLY_FOR_SETUP, "libbpf1")]
+    useful = [_relation(entry) for entry in REQUIRED if not entry.only_for_checkout and entry.package != "libbpf1"]
     return (
         f"Package: schedagent\nVersion: {__version__}\nArchitecture: {architecture}\n"
         "Section: admin\nPriority: optional\nMaintainer: schedagent <root@localhost>\n"

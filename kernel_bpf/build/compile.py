@@ -23,6 +23,7 @@ from kernel_bpf.build import sandbox
 from kernel_bpf.build.source import printable, read_source
 from kernel_bpf.build.target import KernelTarget, find_bpftool
 from schedagent.core.errors import CompileError, SetupError, UsageError
+from schedagent.core.installation import this_installation
 from schedagent.core.policies.artifact import PolicyArtifact
 from schedagent.core.process import proc
 
@@ -106,7 +107,9 @@ def find_clang() -> tuple[Path, str]:
         number = re.search(r"version (\d+)", version)
         if number and int(number.group(1)) >= OLDEST_CLANG:
             return Path(path), version
-    raise SetupError(f"no clang from {OLDEST_CLANG} on is installed", "run: make setup")
+    raise SetupError(
+        f"no clang from {OLDEST_CLANG} on is installed", this_installation().how_to_install(f"clang-{TESTED_CLANG}")
+    )
 
 
 @dataclass(frozen=True)

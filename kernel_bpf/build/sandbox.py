@@ -24,13 +24,13 @@ from pathlib import Path
 
 from kernel_bpf.build.seccomp import filter_program
 from schedagent.core.errors import SetupError
+from schedagent.core.installation import this_installation
 from schedagent.core.process import proc
 
 NOBODY = "65534"
 WORKPLACE = "/src"
 """The folder the program starts in."""
 
-_INSTALL = "run: make setup"
 _ALLOW = (
     "allow user namespaces: sysctl user.max_user_namespaces and kernel.apparmor_restrict_unprivileged_userns; "
     "in a container, start it with --security-opt seccomp=unconfined --cap-add SYS_ADMIN or use a virtual machine"
@@ -97,7 +97,7 @@ def run(
         SetupError: there is no working sandbox here, or the program did not end in time.
     """
     if not program.is_absolute():
-        raise SetupError(f"{program} is not installed", _INSTALL)
+        raise SetupError(f"{program} is not installed", this_installation().how_to_install_program(str(program)))
     allowed = limits or SandboxLimits()
     with ExitStack() as opened:
         stdout, stderr, report, rules = (opened.enter_context(tempfile.TemporaryFile()).fileno() for _ in range(4))
@@ -158,7 +158,10 @@ def _walls(reads: Mapping[str, Path], writes: Mapping[str, Path], status_fd: int
 def _bubblewrap() -> str:
     path = shutil.which("bwrap")
     if path is None:
-        raise SetupError("bubblewrap is not installed, and without it nothing of unknown origin is compiled", _INSTALL)
+        raise SetupError(
+            "bubblewrap is not installed, and without it nothing of unknown origin is compiled",
+            this_installation().how_to_install("bubblewrap"),
+        )
     return path
 
 

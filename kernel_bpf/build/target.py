@@ -95,7 +95,9 @@ def features(target: KernelTarget) -> frozenset[str]:
     try:
         return frozenset(path.read_text().split())
     except OSError as error:
-        raise SetupError(f"cannot read the features of kernel {target.release}: {error}", "run: make setup") from None
+        raise SetupError(
+            f"cannot read the features of kernel {target.release}: {error}", "run it again, that reads them again"
+        ) from None
 
 
 @functools.cache
@@ -111,7 +113,9 @@ def enum_values(target: KernelTarget) -> Mapping[str, int]:
     try:
         return {name: int(value) for name, value in _ENUMERATOR.findall(path.read_text())}
     except OSError as error:
-        raise SetupError(f"cannot read the types of kernel {target.release}: {error}", "run: make setup") from None
+        raise SetupError(
+            f"cannot read the types of kernel {target.release}: {error}", "run it again, that reads them again"
+        ) from None
 
 
 def find_bpftool() -> str:

@@ -13,6 +13,7 @@ from ctypes import POINTER, c_bool, c_char_p, c_int, c_int64, c_size_t, c_uint32
 from typing import Any
 
 from schedagent.core.errors import BpfError, SetupError
+from schedagent.core.installation import this_installation
 
 log = logging.getLogger(__name__)
 
@@ -134,13 +135,18 @@ def libbpf() -> ctypes.CDLL:
     try:
         library = ctypes.CDLL("libbpf.so.1", use_errno=True)
     except OSError as error:
-        raise SetupError(f"libbpf.so.1 cannot be opened: {error}", "run: make setup") from None
+        raise SetupError(
+            f"libbpf.so.1 cannot be opened: {error}", this_installation().how_to_install("libbpf1")
+        ) from None
     for name, (result, arguments) in _SIGNATURES.items():
         function = getattr(library, name)
         function.restype, function.argtypes = result, arguments
     version = (library.libbpf_major_version(), library.libbpf_minor_version())
     if version < OLDEST:
-        raise SetupError(f"libbpf {version[0]}.{version[1]} is too old, 1.4 is the first that works", "run: make setup")
+        raise SetupError(
+            f"libbpf {version[0]}.{version[1]} is too old, 1.4 is the first that works",
+            this_installation().how_to_install("libbpf1", too_old=True),
+        )
     library.libbpf_set_print(ctypes.cast(_print_callback, c_void_p))
     return library
 

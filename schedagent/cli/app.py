@@ -22,11 +22,16 @@ from schedagent.cli.runs import runs_app
 from schedagent.cli.service import register as register_service
 from schedagent.cli.verify import verifier_app, verify
 
-EPILOG = (
-    "Exit status: 0 something better was found (or the command did its work), 1 it failed, 2 bad usage, "
-    "3 the answer is no: nothing better than the default scheduler, or the policy was rejected, "
-    "4 the run waits for an approval, 130 stopped by Ctrl-C."
-)
+EXIT_STATUSES = {
+    0: "something better was found (or the command did its work)",
+    1: "it failed",
+    2: "bad usage",
+    3: "the answer is no: nothing better than the default scheduler, or the policy was rejected",
+    4: "the run waits for an approval",
+    130: "stopped by Ctrl-C",
+}
+"""What each means; the manual pages have them, too."""
+EPILOG = f"Exit status: {', '.join(f'{status} {meaning}' for status, meaning in EXIT_STATUSES.items())}."
 
 app = typer.Typer(
     help="Find, prove and run a better CPU scheduling policy for the work this machine really does.",

@@ -32,6 +32,6 @@ def doctor(
             print_json(examination.to_json(findings))
         else:
             Console(emoji=False).print(examination.render(findings))
-        return EXIT_FAILED if any(finding.status == "missing" for finding in findings) else 0
+        return 0 if examination.is_ready(findings) else EXIT_FAILED
 
     guarded(command)

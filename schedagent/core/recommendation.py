@@ -1,4 +1,4 @@
-"""What the agent service saw, what it recommends, and what it was asked to do about it."""
+"""What the agent service measured, what it recommends, and what it was requested to do about it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class RecommendationKind(StrEnum):
     """What a recommendation is to do."""
 
     OPTIMISE = "optimise"
-    """Look for a better policy in the lab; changes nothing on the host."""
+    """Search for a better policy in the lab; changes nothing on the host."""
     DEPLOY = "deploy"
     """Run a policy that a finished run found better, beginning with one cgroup."""
 
@@ -46,13 +46,13 @@ class Progress(StrEnum):
 
 @dataclass(frozen=True)
 class Reading:
-    """What one interval between two looks at a cgroup, or at the machine, has shown. The service made it.
+    """What a cgroup, or the machine, did in the interval since the reading before. The service measures it.
 
     Args:
         subject: path of the cgroup, or `MACHINE`.
         at: Unix time of its end.
         elapsed_s: how long it was.
-        delay_s: mean wait in a run queue for each turn on a CPU; None if nothing had a turn.
+        delay_s: mean wait in a run queue before each run on a CPU; None if nothing ran.
         pressure: part of the interval in which some task waited for a CPU (PSI, "some").
         commands: CPU time in seconds by command name, what ended in between as `ENDED`.
     """
@@ -72,7 +72,7 @@ class Reading:
 
 MACHINE = "machine"
 ENDED = "(ended)"
-"""CPU time of tasks that began and ended between two looks, or ended in between: seen in totals only."""
+"""CPU time of tasks that began and ended between two readings, or ended in between: seen in totals only."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Recommendation:
         cgroup: where its tasks are; empty if that is not known.
         since: when it was first found.
         expires_at: it is not acted upon from then on.
-        standing: how it stands; EXPIRED is told by the time, see `at`.
+        standing: how it stands; EXPIRED follows from the time, see `at`.
         note: what came of it.
     """
 
@@ -137,7 +137,7 @@ def recommendation_id(kind: RecommendationKind, subject: str, policy: str, key: 
     """Return the id of a finding: 8 hex digits.
 
     Args:
-        key: what tells its evidence from other evidence for the same.
+        key: distinguishes its evidence from other evidence for the same.
     """
     text = json.dumps([kind.value, subject, policy, key])
     return hashlib.sha256(text.encode()).hexdigest()[:8]
@@ -145,7 +145,7 @@ def recommendation_id(kind: RecommendationKind, subject: str, policy: str, key: 
 
 @dataclass(frozen=True)
 class ApplyRequest:
-    """Somebody, or the service itself, wants a recommendation carried out. Times are Unix time, 0 for not yet.
+    """A request of a user, or of the service itself, to carry a recommendation out. Times are Unix time, 0 for not yet.
 
     Args:
         number: counts up.

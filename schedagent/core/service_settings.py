@@ -39,7 +39,7 @@ class WatchedWorkload:
     """One [[daemon.workloads]].
 
     Args:
-        workload: command, dir, and as they are wanted prepare, goal, metric, timeout_s.
+        workload: command, dir, and optionally prepare, goal, metric, timeout_s.
         cgroup: where its tasks run on this machine; empty: it is not watched there.
     """
 
@@ -53,28 +53,28 @@ class ServiceSettings:
 
     Args:
         mode: monitor, optimise or act.
-        look_every_s: how long the intervals are that are measured.
+        reading_every_s: how often the machine is read; each reading covers the interval since the one before.
         cgroups: watched besides the machine and the workloads' own.
-        workloads: what may be optimised without anybody asking.
-        baseline_looks: how many intervals a baseline has; idle ones do not count.
-        baseline_days: a baseline that is older is made anew.
-        keep_days: how long measured intervals are kept.
-        much_delay_s: a mean wait for a turn above this is worth looking for a better policy.
-        recommend_days: a recommendation to optimise holds this long after it was last found.
+        workloads: what may be optimised without a request.
+        baseline_readings: how many busy readings make a baseline.
+        baseline_days: a baseline that is older is measured again.
+        keep_days: how long readings are kept.
+        much_delay_s: a mean wait for a CPU above this is worth searching for a better policy.
+        recommend_days: a recommendation to optimise holds this long after it was last made.
         every, at: schedule of optimising each workload, such as "24h" or "02:00" (local time); empty for none.
-        quiet: hours in which nothing is begun by itself, such as "22:00-06:00" (local time); empty for none.
-        runs_per_day, deployments_per_day: the most that is begun by itself in 24 hours.
-        promote: how far a deployment is taken by itself once it is proven: canary, wider or full.
+        quiet: hours in which the service begins nothing by itself, such as "22:00-06:00" (local time); empty for none.
+        runs_per_day, deployments_per_day: the most that it begins by itself in 24 hours.
+        promote: how far the service promotes a deployment that is proven: canary, wider or full.
         lease_s: for how long each renewal holds: a policy outlives the service by this.
         iterations, candidates, budget_minutes: of the service's runs, as for `schedagent optimize`.
         socket: of schedagentd.
     """
 
     mode: Mode = Mode.MONITOR
-    look_every_s: float = 60.0
+    reading_every_s: float = 60.0
     cgroups: tuple[str, ...] = ()
     workloads: tuple[WatchedWorkload, ...] = ()
-    baseline_looks: int = 60
+    baseline_readings: int = 60
     baseline_days: float = 7.0
     keep_days: float = 14.0
     much_delay_s: float = 0.01
@@ -94,11 +94,11 @@ class ServiceSettings:
     @property
     def watched(self) -> tuple[str, ...]:
         """The cgroups that are watched, each once."""
-        return tuple(dict.fromkeys((*self.cgroups, *(one.cgroup for one in self.workloads if one.cgroup))))
+        return tuple(dict.fromkeys((*self.cgroups, *(watched.cgroup for watched in self.workloads if watched.cgroup))))
 
 
 def read_service(value: object) -> ServiceSettings:
-    """Read the table; raise ValueError or TypeError that says which key is wrong, and what is accepted there."""
+    """Read the table; raise ValueError or TypeError that names the wrong key, and what is accepted there."""
     if not isinstance(value, Mapping):
         raise TypeError("a table: [daemon]")
     chosen = _take(value, _ACCEPTED, "")
@@ -135,20 +135,20 @@ def quiet_minutes(text: str) -> tuple[int, int]:
 
 def _take(value: Mapping[str, Any], accepted: Mapping[str, Accept], where: str) -> dict[str, Any]:
     chosen = {}
-    for key, one in value.items():
+    for key, written in value.items():
         if key not in accepted:
             raise ValueError(f"{where}{key} is unknown; known are {', '.join(accepted)}")
         try:
-            chosen[key] = accepted[key](one)
+            chosen[key] = accepted[key](written)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{where}{key}: {error}") from None
     return chosen
 
 
 def _workloads(value: object) -> tuple[WatchedWorkload, ...]:
-    if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
+    if not isinstance(value, list) or not all(isinstance(table, dict) for table in value):
         raise TypeError("tables: [[daemon.workloads]]")
-    return tuple(_workload(number, one) for number, one in enumerate(value, 1))
+    return tuple(_workload(number, table) for number, table in enumerate(value, 1))
 
 
 def _workload(number: int, value: Mapping[str, Any]) -> WatchedWorkload:
@@ -203,10 +203,10 @@ _OF_A_WORKLOAD: dict[str, Accept] = {
 
 _ACCEPTED: dict[str, Accept] = {
     "mode": accept.one_of(Mode),
-    "look_every_s": accept.number(1, 3600, "seconds"),
+    "reading_every_s": accept.number(1, 3600, "seconds"),
     "cgroups": accept.list_of(accept.cgroup, "cgroups"),
     "workloads": _workloads,
-    "baseline_looks": accept.whole(12, 10_000),
+    "baseline_readings": accept.whole(12, 10_000),
     "baseline_days": accept.number(1, 90, "days"),
     "keep_days": accept.number(8, 90, "days"),
     "much_delay_s": accept.number(0.0001, 60, "seconds"),
@@ -223,4 +223,4 @@ _ACCEPTED: dict[str, Accept] = {
     "budget_minutes": accept.number(0.1, 7 * 24 * 60, "minutes"),
     "socket": accept.socket_path,
 }
-assert set(_ACCEPTED) == {one.name for one in fields(ServiceSettings)}
+assert set(_ACCEPTED) == {setting.name for setting in fields(ServiceSettings)}

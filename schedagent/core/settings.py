@@ -1,6 +1,6 @@
 """Settings: the only reader of the environment and of the TOML configuration file.
 
-Each setting is one field of `Settings`. Its value is taken from the environment variable named in `_OPTIONS`, else from
+Each setting is one field of `Settings`. Its value is taken from the environment variable named in `OPTIONS`, else from
 the key of the same name in the file that ``SCHEDAGENT_CONFIG`` names (without it,
 ``$XDG_CONFIG_HOME/schedagent/config.toml``), else it is the default.
 """
@@ -47,33 +47,16 @@ class ModelPrice:
 
 
 def _service(value: object = None) -> ServiceSettings:
-    from schedagent.core.service_settings import ServiceSettings, read_service  # lazily: schedagentd has no use for it
+    from schedagent.core.service_settings import ServiceSettings, read_service  # lazily: schedagentd does not need it
 
     return ServiceSettings() if value is None else read_service(value)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the user may choose; everything has a default.
+    """What the user may choose; everything has a default. OPTIONS describes each field.
 
     Args:
-        cache_dir: what can be made again: virtual environment, kernels, snapshots, compiled objects.
-        state_dir: what cannot: the repository, checkpoints and keys.
-        kernel_release: release (uname -r) of the kernel the micro-VM boots; empty for the newest at hand.
-        model_base_url: base of an OpenAI-compatible endpoint; empty: plan without a model.
-        model_name: model asked for there; empty: plan without a model.
-        model_api_key: secret sent there.
-        model_observation, model_planning, model_execution, model_learning: model of one agent; empty: model_name.
-        model_answers: how a model is asked for the form of its answer: json_schema (a response format), tool (a tool to
-            call) or plain (in words); an endpoint that refuses one is asked for the next.
-        model_timeout_s: wait at most this long for each answer.
-        model_max_calls, model_max_tokens, model_max_dollars: what one run may use of models in all.
-        model_prices: what models cost; one that is not named is not counted in money.
-        vm_cpus: CPUs of the micro-VM; None lets the lab choose.
-        vm_memory_mib: its memory; None lets the lab choose.
-        verifier_socket: unix socket of the verifier service that is to be asked; None: verify in this process.
-        mcp_token: what clients of `schedagent mcp --http` must send; empty: the one of the state folder.
-        daemon: what the agent service watches, and what it may do by itself.
         config_path: the file these were read from, whether it exists or not.
     """
 
@@ -167,21 +150,21 @@ def service_watch(env: Mapping[str, str] | None = None) -> tuple[str, float]:
     """Return where systemd wants to hear from this service, and how often at the latest in seconds (sd_notify(3),
     sd_watchdog_enabled(3)); an empty text and 0 without it."""
     env = os.environ if env is None else env
-    told, pid = env.get("WATCHDOG_USEC", ""), env.get("WATCHDOG_PID", str(os.getpid()))
-    meant = told.isascii() and told.isdigit() and pid == str(os.getpid())
-    return env.get("NOTIFY_SOCKET", ""), int(told) * 1e-6 if meant else 0.0
+    period_us, pid = env.get("WATCHDOG_USEC", ""), env.get("WATCHDOG_PID", str(os.getpid()))
+    meant = period_us.isascii() and period_us.isdigit() and pid == str(os.getpid())
+    return env.get("NOTIFY_SOCKET", ""), int(period_us) * 1e-6 if meant else 0.0
 
 
 def workload_environment(env: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return the environment that a user's workload sees: this process's, without our own settings and secrets."""
     env = os.environ if env is None else env
-    ours = {_CONFIG, *(variable for variable, _accept in _OPTIONS.values())}
+    ours = {_CONFIG, *variables().values()}
     return {name: value for name, value in env.items() if name not in ours}
 
 
 def variables() -> dict[str, str]:
     """Return the environment variable of each setting that has one, by the setting's key."""
-    return {key: variable for key, (variable, _accept) in _OPTIONS.items() if variable}
+    return {key: option.variable for key, option in OPTIONS.items() if option.variable}
 
 
 def writable(directory: Path, variable: str = "SCHEDAGENT_CACHE") -> Path:
@@ -222,10 +205,9 @@ def _xdg(env: Mapping[str, str], variable: str, below_home: str) -> Path:
 
 def _from_environment(env: Mapping[str, str]) -> dict[str, Any]:
     chosen = {}
-    for key, (variable, check) in _OPTIONS.items():
-        text = env.get(variable, "") if variable else ""
-        if text:
-            chosen[key] = _accepted(check, text, f"{variable}={_shown(key, text)}")
+    for key, variable in variables().items():
+        if text := env.get(variable, ""):
+            chosen[key] = _accepted(key, text, f"{variable}={_shown(key, text)}")
     return chosen
 
 
@@ -244,16 +226,16 @@ def _from_file(path: Path, must_exist: bool) -> dict[str, Any]:
         raise UsageError(f"configuration file {path} is not TOML: {error}") from None
     chosen = {}
     for key, value in table.items():
-        if key not in _OPTIONS:
-            raise UsageError(f"unknown key {key!r} in {path}", f"accepted: {', '.join(sorted(_OPTIONS))}")
-        told = "[daemon]" if key == "daemon" else f"{key} = {_shown(key, value)}"
-        chosen[key] = _accepted(_OPTIONS[key][1], value, f"{told} in {path}")
+        if key not in OPTIONS:
+            raise UsageError(f"unknown key {key!r} in {path}", f"accepted: {', '.join(sorted(OPTIONS))}")
+        written = "[daemon]" if key == "daemon" else f"{key} = {_shown(key, value)}"
+        chosen[key] = _accepted(key, value, f"{written} in {path}")
     return chosen
 
 
-def _accepted(check: Callable[[Any], Any], value: object, where: str) -> Any:
+def _accepted(key: str, value: object, where: str) -> Any:
     try:
-        return check(value)
+        return OPTIONS[key].accept(value)
     except (TypeError, ValueError) as error:
         raise UsageError(f"{where} is not accepted", f"accepted: {error}") from None
 
@@ -343,28 +325,79 @@ _LEAST_TOKEN = 32
 _MOST_DIGITS = 20
 _RELEASE_CHARACTERS = frozenset("0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.+~_-")
 
-_OPTIONS: dict[
-    str, tuple[str, Callable[[Any], Any]]
-] = {  # key of the file: environment variable or "", what is accepted
-    "cache_dir": ("SCHEDAGENT_CACHE", _folder),
-    "state_dir": ("SCHEDAGENT_STATE", _folder),
-    "kernel_release": ("SCHEDAGENT_KERNEL", _release),
-    "model_base_url": ("OPENAI_BASE_URL", _url),
-    "model_name": ("SCHEDAGENT_MODEL", _text),
-    "model_api_key": ("OPENAI_API_KEY", _key),
-    "model_observation": ("SCHEDAGENT_MODEL_OBSERVATION", _text),
-    "model_planning": ("SCHEDAGENT_MODEL_PLANNING", _text),
-    "model_execution": ("SCHEDAGENT_MODEL_EXECUTION", _text),
-    "model_learning": ("SCHEDAGENT_MODEL_LEARNING", _text),
-    "model_answers": ("SCHEDAGENT_MODEL_ANSWERS", accept.one_of(("json_schema", "tool", "plain"))),
-    "model_timeout_s": ("SCHEDAGENT_MODEL_TIMEOUT_S", _whole(1, 3600)),
-    "model_max_calls": ("SCHEDAGENT_MODEL_MAX_CALLS", _whole(0, 1_000_000)),
-    "model_max_tokens": ("SCHEDAGENT_MODEL_MAX_TOKENS", _whole(0, 1_000_000_000)),
-    "model_max_dollars": ("SCHEDAGENT_MODEL_MAX_DOLLARS", _dollars),
-    "model_prices": ("", _prices),
-    "vm_cpus": ("SCHEDAGENT_VM_CPUS", _whole(1, 256)),
-    "verifier_socket": ("SCHEDAGENT_VERIFIER_SOCKET", _socket),
-    "mcp_token": ("SCHEDAGENT_MCP_TOKEN", _token),
-    "vm_memory_mib": ("SCHEDAGENT_VM_MEMORY_MIB", _whole(256, 1 << 20)),
-    "daemon": ("", _service),
+
+@dataclass(frozen=True)
+class Option:
+    """One setting.
+
+    Args:
+        variable: environment variable that chooses it; empty: only the file does.
+        accept: returns the value of what was written, or raises ValueError or TypeError with what is accepted.
+        meaning: what it is, for people.
+    """
+
+    variable: str
+    accept: Callable[[Any], Any]
+    meaning: str
+
+
+_ONE_AGENT = "model of one agent; empty: model_name."
+OPTIONS: Mapping[str, Option] = {
+    "cache_dir": Option(
+        "SCHEDAGENT_CACHE",
+        _folder,
+        "what can be made again: virtual environment, kernels, snapshots, compiled objects.",
+    ),
+    "state_dir": Option("SCHEDAGENT_STATE", _folder, "what cannot: the repository, checkpoints and keys."),
+    "kernel_release": Option(
+        "SCHEDAGENT_KERNEL",
+        _release,
+        "release (uname -r) of the kernel the micro-VM boots; empty for the newest at hand.",
+    ),
+    "model_base_url": Option(
+        "OPENAI_BASE_URL", _url, "base of an OpenAI-compatible endpoint; empty: plan without a model."
+    ),
+    "model_name": Option("SCHEDAGENT_MODEL", _text, "model to use there; empty: plan without a model."),
+    "model_api_key": Option("OPENAI_API_KEY", _key, "secret sent there."),
+    "model_observation": Option("SCHEDAGENT_MODEL_OBSERVATION", _text, _ONE_AGENT),
+    "model_planning": Option("SCHEDAGENT_MODEL_PLANNING", _text, _ONE_AGENT),
+    "model_execution": Option("SCHEDAGENT_MODEL_EXECUTION", _text, _ONE_AGENT),
+    "model_learning": Option("SCHEDAGENT_MODEL_LEARNING", _text, _ONE_AGENT),
+    "model_answers": Option(
+        "SCHEDAGENT_MODEL_ANSWERS",
+        accept.one_of(("json_schema", "tool", "plain")),
+        "how a model is asked for the form of its answer: json_schema (a response format), tool (a tool to call) or "
+        "plain (in words); an endpoint that refuses one is asked for the next.",
+    ),
+    "model_timeout_s": Option(
+        "SCHEDAGENT_MODEL_TIMEOUT_S", _whole(1, 3600), "wait at most this long for each answer, in seconds."
+    ),
+    "model_max_calls": Option(
+        "SCHEDAGENT_MODEL_MAX_CALLS", _whole(0, 1_000_000), "the most calls of models that one run may make."
+    ),
+    "model_max_tokens": Option(
+        "SCHEDAGENT_MODEL_MAX_TOKENS", _whole(0, 1_000_000_000), "the most tokens that one run may use."
+    ),
+    "model_max_dollars": Option(
+        "SCHEDAGENT_MODEL_MAX_DOLLARS", _dollars, "the most that models may cost in one run, by model_prices."
+    ),
+    "model_prices": Option("", _prices, "what models cost; one that is not named is not counted in money."),
+    "vm_cpus": Option("SCHEDAGENT_VM_CPUS", _whole(1, 256), "CPUs of the micro-VM; without it the lab chooses."),
+    "verifier_socket": Option(
+        "SCHEDAGENT_VERIFIER_SOCKET",
+        _socket,
+        "unix socket of the verifier service to use; without it this process verifies.",
+    ),
+    "mcp_token": Option(
+        "SCHEDAGENT_MCP_TOKEN",
+        _token,
+        "what clients of `schedagent mcp --http` must send; empty: the one of the state folder.",
+    ),
+    "vm_memory_mib": Option(
+        "SCHEDAGENT_VM_MEMORY_MIB",
+        _whole(256, 1 << 20),
+        "memory of the micro-VM in MiB; without it the lab chooses.",
+    ),
+    "daemon": Option("", _service, "what the agent service watches, and what it may do by itself."),
 }
+"""Each setting by its key in the file, which is the name of its field of Settings."""

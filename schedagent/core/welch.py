@@ -66,6 +66,13 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(count, mean, math.sqrt(squares / (count - 1)) if count > 1 else 0.0)
 
 
+def surely_above(measured: Spread, bound: float) -> bool:
+    """Whether the mean is above a bound (Student's t), with 99 % confidence; never with fewer than LEAST_SAMPLES."""
+    if measured.count < LEAST_SAMPLES:
+        return False
+    return measured.mean - bound > _T * measured.deviation / math.sqrt(measured.count)
+
+
 def surely_worse(now: Spread, before: Spread, measure: Measure) -> bool:
     """Whether the mean is beyond the bound (Welch's t, the bound being as uncertain as the baseline's mean), with 99 %
     confidence; never with fewer than LEAST_SAMPLES on either side."""

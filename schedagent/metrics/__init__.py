@@ -1,6 +1,6 @@
-"""The Prometheus exporter: what it tells (`catalog`), where it looks (the parts), and how it is asked (`server`).
+"""The Prometheus exporter: its metrics (`catalog`), their sources (the parts), and its HTTP server (`server`).
 
-Parts look when they are scraped, change nothing, and fail one by one.
+Parts read when they are scraped, change nothing, and fail one by one.
 
 May import: schedagent.client, agents.llm, repo_store, kernel_bpf, schedagent.core.
 """

@@ -49,14 +49,14 @@ def histogram(name: str, text: str) -> Family:
 
 STAGES = tuple(Stage)
 POLICIES = (*sorted(path.stem for path in POLICY_FOLDER.glob("*.toml")), OTHER)
-"""The bundled policies; what is made on a machine is "other", there may be any number of them."""
+"""The bundled policies; policies derived on a machine are "other", there may be any number of them."""
 GATE_NAMES = _words(GATES)
 EVENT_KINDS = (
     *("accepted", "loading", "running", "proven", "promoting", "promoted", "pinned", "not_pinned", "renewed", "ending"),
     *("ended", "tripped", "restoring", "not_restored", "adopted", "left", "not_removed", "started", "record_lost"),
     *("not_promoted", "another_scheduler", OTHER),
 )
-"""What schedagentd tells in its stream of events."""
+"""The kinds of events that schedagentd reports."""
 SCX_STATES = ("disabled", "enabling", "enabled", "disabling", OTHER)
 SCX_EVENTS = (
     *("SELECT_CPU_FALLBACK", "DISPATCH_LOCAL_DSQ_OFFLINE", "DISPATCH_KEEP_LAST", "ENQ_SKIP_EXITING"),
@@ -72,9 +72,9 @@ LIMITS = ("calls", "tokens", "dollars")
 # The exporter itself
 
 PARTS = ("schedagentd", "kernel", "host", "repository", "models")
-UP = gauge("up", "Whether this part could be looked at in this scrape.", part=PARTS)
-SCRAPE_DURATION = gauge("scrape_duration_seconds", "How long looking at this part took.", part=PARTS)
-SCRAPE_ERRORS = counter("scrape_errors", "Scrapes in which this part could not be looked at.", part=PARTS)
+UP = gauge("up", "Whether this part could be read in this scrape.", part=PARTS)
+SCRAPE_DURATION = gauge("scrape_duration_seconds", "How long reading this part took.", part=PARTS)
+SCRAPE_ERRORS = counter("scrape_errors", "Scrapes in which this part could not be read.", part=PARTS)
 BUILD_INFO = gauge("build_info", "1, with the version of schedagent that runs the exporter.", version=(__version__,))
 
 # schedagentd
@@ -101,7 +101,7 @@ LEASE_LEFT = gauge("deployment_lease_left_seconds", "Until the lease lapses unle
 TOKEN_LEFT = gauge("deployment_token_left_seconds", "Until the token expires, which no lease outlives.", sparse=True)
 SCOPE_DELAY = gauge(
     "deployment_run_queue_delay_seconds",
-    "Mean wait for a turn of the tasks in its scope: before its stage began, and since.",
+    "Mean wait for a CPU of the tasks in its scope: before its stage began, and since.",
     sparse=True,
     when=WHEN,
 )
@@ -128,7 +128,7 @@ FOREIGN = gauge("foreign_scheduler", "1 while a sched_ext policy is loaded that 
 
 # The kernel
 
-SCX_AVAILABLE = gauge("sched_ext_available", "Whether this kernel has sched_ext, and tells of it.")
+SCX_AVAILABLE = gauge("sched_ext_available", "Whether this kernel has sched_ext, and shows it in sysfs.")
 SCX_STATE = gauge("sched_ext_state", "1 for the state that sched_ext is in, else 0.", state=SCX_STATES)
 SCX_SWITCH_ALL = gauge("sched_ext_switch_all", "1 if every normal task is in its charge, 0 if only those of SCHED_EXT.")
 SCX_ENABLES = counter("sched_ext_enables", "Policies that were enabled since boot, ours and others.")
@@ -136,7 +136,7 @@ SCX_REJECTED = counter("sched_ext_rejected_tasks", "Tasks that were refused the 
 SCX_HOTPLUGS = counter("sched_ext_hotplugs", "CPUs that came or went since boot.")
 SCX_EVENT = counter(
     "sched_ext_events",
-    "Events of the loaded policy, by the kernel's names (SCX_EV_*); they begin anew with each policy.",
+    "Events of the loaded policy, by the kernel's names (SCX_EV_*); they restart with each policy.",
     event=SCX_EVENT_LABELS,
 )
 SCX_BYPASS = counter("sched_ext_bypass_seconds", "Time in which the kernel bypassed the loaded policy.")
@@ -151,18 +151,16 @@ PSI = counter(
 )
 DELAY = histogram(
     "run_queue_delay_seconds",
-    "Waits for a turn on a CPU; the turns of a thread between two scrapes count at their mean.",
+    "Waits for a CPU; those of a thread between two scrapes all count at their mean.",
 )
 THREADS = gauge("run_queue_watched_threads", "Threads whose waits are in the histogram of this scrape.")
-SAMPLED = gauge(
-    "run_queue_watched_ratio", "Part of the processes whose threads are looked at; 1 unless there are many."
-)
+SAMPLED = gauge("run_queue_watched_ratio", "Part of the processes whose threads are read; 1 unless there are many.")
 
 # The repository
 
 RUNS = gauge("runs", "Optimisation runs in the repository, by status.", status=tuple(RunStatus))
 DERIVED = (Origin.COMPOSE, Origin.PATCH, Origin.GENERATE)
-MADE = gauge("derived_policies", "Policies in the repository that runs derived, by origin.", origin=DERIVED)
+DERIVED_POLICIES = gauge("derived_policies", "Policies in the repository that runs derived, by origin.", origin=DERIVED)
 VERIFICATIONS = counter("verifications", "Candidates of runs that were verified.", result=(PASSED, FAILED, INCOMPLETE))
 GATE_RESULTS = counter(
     "verifier_gates", "Gates of the verifier, by how they ended.", gate=GATE_NAMES, result=_words(tuple(GateStatus))
@@ -187,9 +185,7 @@ REQUESTS = gauge(
 QUEUED_SINCE = gauge(
     "oldest_queued_request_timestamp_seconds", "When the oldest request was made that has not begun.", sparse=True
 )
-LOOKED_AT = gauge(
-    "agent_last_look_timestamp_seconds", "When the agent service last looked at the machine.", sparse=True
-)
+LAST_READING = gauge("agent_last_reading_timestamp_seconds", "When the agent service last took a reading.", sparse=True)
 
 # Models
 
@@ -215,9 +211,9 @@ FAMILIES: Mapping[str, tuple[Family, ...]] = {
     ),
     "host": (PSI, DELAY, THREADS, SAMPLED),
     "repository": (
-        *(RUNS, MADE, VERIFICATIONS, GATE_RESULTS, GATE_SECONDS, SAMPLES, VERDICTS, RATIO, BEST),
-        *(RECOMMENDATIONS, REQUESTS, QUEUED_SINCE, LOOKED_AT),
+        *(RUNS, DERIVED_POLICIES, VERIFICATIONS, GATE_RESULTS, GATE_SECONDS, SAMPLES, VERDICTS, RATIO, BEST),
+        *(RECOMMENDATIONS, REQUESTS, QUEUED_SINCE, LAST_READING),
     ),
     "models": (CALLS, CALL_FAILURES, TOKENS, COST, UNPRICED, BUDGET),
 }
-"""Part -> what it tells; the exporter's own under the empty name."""
+"""Part -> its metrics; the exporter's own under the empty name."""

@@ -29,14 +29,14 @@ log = logging.getLogger(__name__)
 PATIENCE_S = 3.0
 """How long schedagentd may take to answer: Prometheus waits for ten seconds in all."""
 FRESH_S = 1.0
-"""Whoever asks again within this time is told the same, so that asking often costs little."""
+"""A second scrape within this time gets the same values, so that scraping often costs little."""
 
 
 class Exporter(Collector):
-    """Looks at every part when it is scraped; a part that cannot be looked at is down, the others are not.
+    """Reads every part when it is scraped; a part that cannot be read is down, the others are not.
 
     Args:
-        parts: what to look at.
+        parts: what to read.
     """
 
     def __init__(self, parts: Sequence[Part]) -> None:
@@ -44,33 +44,33 @@ class Exporter(Collector):
         self._lock = threading.Lock()
         self._errors: Counter[Labels] = Counter({(part.name,): 0 for part in parts})
         self._up: dict[Labels, float] = {}
-        self._told: list[Metric] = []
-        self._told_at = float("-inf")
+        self._collected: list[Metric] = []
+        self._collected_at = float("-inf")
 
     def describe(self) -> Iterable[Metric]:
         """Every family, without its values."""
         return [family.empty() for families in FAMILIES.values() for family in families]
 
     def collect(self) -> list[Metric]:
-        """Look, unless that was done a moment ago."""
+        """Read all parts, unless that was done a moment ago."""
         with self._lock:
-            if time.monotonic() - self._told_at >= FRESH_S:
-                self._told = list(self._look())
-                self._told_at = time.monotonic()
-            return self._told
+            if time.monotonic() - self._collected_at >= FRESH_S:
+                self._collected = list(self._read_all())
+                self._collected_at = time.monotonic()
+            return self._collected
 
-    def _look(self) -> Iterable[Metric]:
+    def _read_all(self) -> Iterable[Metric]:
         seconds: dict[Labels, float] = {}
         for part in self._parts:
             begun = time.monotonic()
-            yield from self._look_at(part)
+            yield from self._read(part)
             seconds[(part.name,)] = time.monotonic() - begun
         yield catalog.UP.metric(self._up)
         yield catalog.SCRAPE_DURATION.metric(seconds)
         yield catalog.SCRAPE_ERRORS.metric(self._errors)
         yield catalog.BUILD_INFO.metric({(__version__,): 1.0})
 
-    def _look_at(self, part: Part) -> list[Metric]:
+    def _read(self, part: Part) -> list[Metric]:
         """The part's families; none if it fails, which is logged when it begins to."""
         label, before = (part.name,), self._up.get((part.name,), 1.0)
         try:
@@ -80,7 +80,7 @@ class Exporter(Collector):
             self._errors[label] += 1
             if before:
                 expected = isinstance(error, SchedagentError)
-                log.warning("%s cannot be looked at: %s", part.name, error, exc_info=not expected)
+                log.warning("%s cannot be read: %s", part.name, error, exc_info=not expected)
             return []
         self._up[label] = 1.0
         return metrics

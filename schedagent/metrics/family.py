@@ -1,6 +1,6 @@
 """One kind of figure: its name, what it means, and every value that its labels may have. Pure.
 
-What a label may say is written down beforehand, so the number of series cannot grow with what happens on a machine:
+The values of a label are listed beforehand, so the number of series cannot grow with what happens on a machine:
 a value that is not on the list is counted as "other", or is a mistake where there is no such entry.
 """
 
@@ -60,9 +60,9 @@ class Family:
 
     Args:
         name: as it is scraped, with unit and `_total`.
-        text: what it says, in one sentence.
+        text: what it means, in one sentence.
         labels: the accepted values of each label.
-        sparse: only series that have a value are told; else all of them are, and start at 0, so that the first event
+        sparse: only series that have a value are shown; else all of them are, and start at 0, so that the first event
             of a kind is an increase.
     """
 
@@ -79,10 +79,10 @@ class Family:
             metric.add_metric([], buckets=values.buckets(), sum_value=values.sum)
             return metric
         family = CounterMetricFamily if self.kind is MetricKind.COUNTER else GaugeMetricFamily
-        told = family(self.name, self.text, labels=list(self.labels))
+        collected = family(self.name, self.text, labels=list(self.labels))
         for labels, value in self._series(values):
-            told.add_metric(labels, value)
-        return told
+            collected.add_metric(labels, value)
+        return collected
 
     def empty(self) -> Metric:
         """Without any series: what describes it."""
@@ -94,8 +94,8 @@ class Family:
         accepted: Counter[Labels] = Counter()
         for labels, value in values.items():
             accepted[tuple(map(self._accept, self.labels, labels))] += value  # type: ignore[assignment]
-        told = accepted if self.sparse else product(*self.labels.values())
-        return [(labels, accepted[labels]) for labels in told]
+        shown = accepted if self.sparse else product(*self.labels.values())
+        return [(labels, accepted[labels]) for labels in shown]
 
     def _accept(self, label: str, value: str) -> str:
         if value in self.labels[label]:

@@ -1,4 +1,4 @@
-"""What models were asked and what that cost, out of the transcripts of all runs; each line is read once."""
+"""Calls of models and their cost, from the transcripts of all runs; each line is read once."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ class RunUse:
 
     def add(self, records: Iterable[UsageRecord]) -> None:
         """Count what answers used."""
-        for one in records:
-            role = (one.role,)
-            self.calls[role] += one.calls
-            self.tokens[one.role, "input"] += one.input_tokens
-            self.tokens[one.role, "output"] += one.output_tokens
-            if one.cost is None:
-                self.unpriced[role] += one.calls
+        for answer in records:
+            role = (answer.role,)
+            self.calls[role] += answer.calls
+            self.tokens[answer.role, "input"] += answer.input_tokens
+            self.tokens[answer.role, "output"] += answer.output_tokens
+            if answer.cost is None:
+                self.unpriced[role] += answer.calls
             else:
-                self.dollars[role] += one.cost  # type: ignore[assignment]
+                self.dollars[role] += answer.cost  # type: ignore[assignment]
 
     def parts_of(self, limits: BudgetLimits) -> dict[Labels, float]:
         """What part of each limit is used; a limit of 0 allows nothing, so none of it can be used."""
@@ -52,11 +52,11 @@ class RunUse:
 class ModelPart:
     """The transcripts of a state folder.
 
-    What a transcript told stays counted when the file is removed, until the exporter is started again.
+    What was read of a transcript stays counted when the file is removed, until the exporter is started again.
 
     Args:
         state_dir: where they are.
-        repository: says which runs go on.
+        repository: knows which runs are not finished.
         limits: of one run.
     """
 

@@ -1,4 +1,4 @@
-"""Where the exporter looks: each part reads one source when it is scraped, and says what it found by family."""
+"""The sources of the exporter: each part reads one of them when it is scraped, and returns values by family."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ class Part(Protocol):
     name: str
 
     def read(self) -> Readings:
-        """Look now.
+        """Read the source now.
 
         Raises:
-            SchedagentError: it cannot be looked at.
+            SchedagentError: it cannot be read.
         """
         ...
 
@@ -53,34 +53,34 @@ class DaemonPart:
     name: str = "schedagentd"
 
     def read(self) -> Readings:
-        told = self.client.ask("status")
-        if told["totals"] is None:
-            raise SetupError("schedagentd cannot read its record", "its log says why: journalctl -u schedagentd")
-        return _totals(told["totals"]) | _deployment(told)
+        status = self.client.ask("status")
+        if status["totals"] is None:
+            raise SetupError("schedagentd cannot read its record", "its log shows why: journalctl -u schedagentd")
+        return _totals(status["totals"]) | _deployment(status)
 
 
 def _totals(totals: Mapping[str, Any]) -> Readings:
     ended: Counter[Labels] = Counter()
     trips: Counter[Labels] = Counter()
-    for one in totals["ended"]:
-        end = End(one["end"])
-        ended[one["stage"], member(end)] += one["count"]
+    for row in totals["ended"]:
+        end = End(row["end"])
+        ended[row["stage"], member(end)] += row["count"]
         if end.is_trip:
-            trips[(member(end),)] += one["count"]
+            trips[(member(end),)] += row["count"]
     events = Counter[Labels]()
     for kind, count in totals["events"].items():
         events[(word(kind),)] += count
     return {catalog.ENDED: ended, catalog.TRIPS: trips, catalog.EVENTS: events}
 
 
-def _deployment(told: Mapping[str, Any]) -> Readings:
-    """What is in charge now; families of something that is not there have no series."""
-    active = told["active"]
+def _deployment(status: Mapping[str, Any]) -> Readings:
+    """What is in charge now; families of what is absent have no series."""
+    active = status["active"]
     readings: Readings = {
         catalog.IN_CHARGE: {_ONE: float(active is not None)},
-        catalog.WAITING: {_ONE: float(told["waiting"] is not None)},
-        catalog.UNSAVED: {_ONE: len(told["unsaved"])},
-        catalog.FOREIGN: {_ONE: float(told["foreign"] is not None)},
+        catalog.WAITING: {_ONE: float(status["waiting"] is not None)},
+        catalog.UNSAVED: {_ONE: len(status["unsaved"])},
+        catalog.FOREIGN: {_ONE: float(status["foreign"] is not None)},
     }
     if active is None:
         return readings
@@ -91,21 +91,21 @@ def _deployment(told: Mapping[str, Any]) -> Readings:
         catalog.STAGE_AGE: {_ONE: active["since_s"]},
         catalog.LEASE_LEFT: {_ONE: active["lease_left_s"]},
         catalog.TOKEN_LEFT: {_ONE: active["token_left_s"]},
-        catalog.SCOPE_DELAY: _means(DELAY, active["baseline"], told["measured"]),
-        catalog.SCOPE_PRESSURE: _means(PRESSURE, active["baseline"], told["measured"]),
-        catalog.SCOPE_SHARE: _means(SHARE, active["baseline"], told["measured"]),
-        catalog.SCOPE_METRIC: _means(METRIC, active["baseline"], told["measured"]),
+        catalog.SCOPE_DELAY: _means(DELAY, active["baseline"], status["measured"]),
+        catalog.SCOPE_PRESSURE: _means(PRESSURE, active["baseline"], status["measured"]),
+        catalog.SCOPE_SHARE: _means(SHARE, active["baseline"], status["measured"]),
+        catalog.SCOPE_METRIC: _means(METRIC, active["baseline"], status["measured"]),
     }
 
 
 def _means(name: str, *spreads: Mapping[str, Any]) -> dict[Labels, float]:
-    found = zip(catalog.WHEN, (spread.get(name) for spread in spreads), strict=True)
-    return {(when,): spread["mean"] for when, spread in found if spread and spread["count"]}
+    measured = zip(catalog.WHEN, (spread.get(name) for spread in spreads), strict=True)
+    return {(when,): spread["mean"] for when, spread in measured if spread and spread["count"]}
 
 
 @dataclass
 class KernelPart:
-    """What the kernel says of sched_ext itself, whether schedagentd runs or not."""
+    """What the kernel itself shows of sched_ext, whether schedagentd runs or not."""
 
     sysfs: Path = SYSFS
     name: str = "kernel"
@@ -142,7 +142,7 @@ class HostPart:
         self.run_queue = RunQueue(self.proc)
 
     def read(self) -> Readings:
-        self.run_queue.look()
+        self.run_queue.read()
         return {
             catalog.PSI: self._pressure(),
             catalog.DELAY: self.run_queue.histogram,
@@ -153,7 +153,7 @@ class HostPart:
     def _pressure(self) -> dict[Labels, float]:
         """Lines such as "some avg10=0.00 avg60=0.00 avg300=0.00 total=12345" (Documentation/accounting/psi.rst).
 
-        A kernel that was not told psi=1 may have none; then there are no series.
+        A kernel that was booted without psi=1 may have none; then there are no series.
         """
         try:
             lines = (self.proc / "pressure/cpu").read_text().splitlines()
@@ -170,49 +170,49 @@ class RepositoryPart:
     name: str = "repository"
 
     def read(self) -> Readings:
-        found = self.reader.read()
+        totals = self.reader.read()
         return {
-            catalog.RUNS: _named(found.runs),
-            catalog.MADE: _named(found.derived),
-            catalog.SAMPLES: {_ONE: found.samples},
-            **_verified(found),
-            **_judged(found),
-            **_recommended(found),
+            catalog.RUNS: _named(totals.runs),
+            catalog.DERIVED_POLICIES: _named(totals.derived),
+            catalog.SAMPLES: {_ONE: totals.samples},
+            **_verified(totals),
+            **_judged(totals),
+            **_recommended(totals),
         }
 
 
-def _verified(found: RepositoryTotals) -> Readings:
+def _verified(totals: RepositoryTotals) -> Readings:
     gates: dict[Labels, float] = {}
-    for (gate, status), count in found.verified.gates.items():
+    for (gate, status), count in totals.verified.gates.items():
         gates[word(gate), word(status)] = count
     return {
-        catalog.VERIFICATIONS: _named(found.verified.results),
+        catalog.VERIFICATIONS: _named(totals.verified.results),
         catalog.GATE_RESULTS: gates,
-        catalog.GATE_SECONDS: {(word(gate),): seconds for gate, seconds in found.verified.seconds.items()},
+        catalog.GATE_SECONDS: {(word(gate),): seconds for gate, seconds in totals.verified.seconds.items()},
     }
 
 
-def _recommended(found: RepositoryTotals) -> Readings:
-    """What the agent service found; moments that have not been have no series."""
-    recommendations: dict[Labels, float] = dict(found.recommendations.items())
+def _recommended(totals: RepositoryTotals) -> Readings:
+    """What the agent service recommends; moments that have not come have no series."""
+    recommendations: dict[Labels, float] = dict(totals.recommendations.items())
     return {
         catalog.RECOMMENDATIONS: recommendations,
-        catalog.REQUESTS: _named(found.requests),
-        catalog.QUEUED_SINCE: {_ONE: found.queued_since} if found.queued_since else {},
-        catalog.LOOKED_AT: {_ONE: found.last_reading_at} if found.last_reading_at else {},
+        catalog.REQUESTS: _named(totals.requests),
+        catalog.QUEUED_SINCE: {_ONE: totals.queued_since} if totals.queued_since else {},
+        catalog.LAST_READING: {_ONE: totals.last_reading_at} if totals.last_reading_at else {},
     }
 
 
-def _judged(found: RepositoryTotals) -> Readings:
+def _judged(totals: RepositoryTotals) -> Readings:
     ratios = Histogram(RATIO_BOUNDS)
-    for ratio in found.ratios:
+    for ratio in totals.ratios:
         ratios.add(ratio)
     best: dict[Labels, float] = {}
-    for policy, ratio in found.best.items():
+    for policy, ratio in totals.best.items():
         labels = (policy if policy in catalog.POLICIES else OTHER,)
         best[labels] = min(ratio, best.get(labels, ratio))
     return {
-        catalog.VERDICTS: {(policy, word(outcome)): count for (policy, outcome), count in found.verdicts.items()},
+        catalog.VERDICTS: {(policy, word(outcome)): count for (policy, outcome), count in totals.verdicts.items()},
         catalog.RATIO: ratios,
         catalog.BEST: best,
     }

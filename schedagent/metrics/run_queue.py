@@ -1,9 +1,9 @@
 """How long threads wait in run queues before they get a CPU, as a histogram over all threads of the machine.
 
-The kernel keeps sums for each thread: nanoseconds waited and turns taken (Documentation/scheduler/sched-stats.rst). The
-difference between two looks, divided, is the mean wait of the turns between them; all of them count at that mean. So
-the sum of the histogram is exact, quantiles are those of means: a single long wait among many short turns of one
-thread is smoothed away. What threads waited that came and went between two looks is not seen.
+The kernel keeps sums for each thread: nanoseconds waited and times run (Documentation/scheduler/sched-stats.rst).
+The difference between two readings, divided, is the mean of the waits between them; all of them count at that mean. So
+the sum of the histogram is exact, quantiles are those of means: a single long wait among many short ones of a thread is
+smoothed away. Waits of threads that came and went between two readings are not seen.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ BOUNDS_S = (
 )
 MOST_PROCESSES = 4096
 MOST_THREADS = 8192
-"""Bounds of one look: at about 10 us each, a tenth of a second. With more processes, every second, fourth ... is looked
-at, by its number, so that it is the same ones again and again."""
+"""Bounds of one reading: at about 10 us each, a tenth of a second. With more processes, every second, fourth ... is
+read, by its number, so that it is the same ones each time."""
 
 _NS = 1e-9
 
 
 class RunQueue:
-    """Watches the threads of the machine, look by look.
+    """Reads how long the threads of the machine waited.
 
     Args:
         proc: where procfs is.
@@ -41,49 +41,49 @@ class RunQueue:
 
     @property
     def threads(self) -> int:
-        """How many were looked at last time."""
+        """How many were read last time."""
         return len(self._seen)
 
     @property
     def sampled(self) -> float:
-        """Part of the processes that are looked at."""
+        """Part of the processes that are read."""
         return 1 / self._step if self._step else 1.0
 
-    def look(self) -> None:
-        """Add what threads have waited since the last look; the first look only begins."""
+    def read(self) -> None:
+        """Add what threads have waited since the last reading; the first one only begins."""
         before, step = self._seen, self._step
-        self._seen = {thread: told for thread in self._threads() if (told := self._waited(thread)) is not None}
+        self._seen = {thread: waited for thread in self._threads() if (waited := self._waited(thread)) is not None}
         if step != self._step:
             return  # other processes than last time: what is new to us did not begin just now
-        for thread, (delay_ns, turns) in self._seen.items():
-            then_ns, then_turns = before.get(thread, (0, 0))
-            if turns < then_turns or delay_ns < then_ns:  # another thread of the same number
-                then_ns, then_turns = 0, 0
-            if turns > then_turns:
-                self.histogram.add((delay_ns - then_ns) / (turns - then_turns) * _NS, turns - then_turns)
+        for thread, (delay_ns, runs) in self._seen.items():
+            then_ns, then_runs = before.get(thread, (0, 0))
+            if runs < then_runs or delay_ns < then_ns:  # another thread of the same number
+                then_ns, then_runs = 0, 0
+            if runs > then_runs:
+                self.histogram.add((delay_ns - then_ns) / (runs - then_runs) * _NS, runs - then_runs)
 
     def _threads(self) -> list[int]:
         processes = _numbers(self._proc)
         self._step = 1
         while len(processes) > MOST_PROCESSES * self._step:
             self._step *= 2
-        found: list[int] = []
+        threads: list[int] = []
         for process in processes:
             if process % self._step == 0:
-                found += _numbers(f"{self._proc}/{process}/task")
-            if len(found) >= MOST_THREADS:
+                threads += _numbers(f"{self._proc}/{process}/task")
+            if len(threads) >= MOST_THREADS:
                 break
-        return found[:MOST_THREADS]
+        return threads[:MOST_THREADS]
 
     def _waited(self, thread: int) -> tuple[int, int] | None:
-        """Nanoseconds in run queues and turns on a CPU; None of a thread that ended."""
+        """Nanoseconds in run queues, and how often it ran; None of a thread that ended."""
         with suppress(OSError, ValueError):
             descriptor = os.open(f"{self._proc}/{thread}/schedstat", os.O_RDONLY | os.O_CLOEXEC)
             try:
-                _ran, delay, turns = os.read(descriptor, 100).split()
+                _ran, delay, runs = os.read(descriptor, 100).split()
             finally:
                 os.close(descriptor)
-            return int(delay), int(turns)
+            return int(delay), int(runs)
         return None
 
 

@@ -1,4 +1,4 @@
-"""The exporter over HTTP, on a socket that is there already: the process itself may be unable to make one."""
+"""The exporter over HTTP, on a socket that is open already: the process itself may be unable to make one."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ ADDRESS = "127.0.0.1:9759"
 """Where schedagent-metrics.socket listens."""
 PATH = "/metrics"
 AT_ONCE = 16
-"""Requests that are answered at a time; others are turned away."""
+"""Requests that are answered at a time; others are refused."""
 SILENCE_S = 5.0
-"""How long a client may say nothing, or not read."""
+"""How long a client may send nothing, or not read."""
 
 _IDLE_S = 3600.0
 _BACKLOG = 16
@@ -87,8 +87,8 @@ def _application(registry: CollectorRegistry) -> _App:
         path = environ["PATH_INFO"]
         if path == PATH:
             return metrics(environ, start_response)  # type: ignore[no-any-return]
-        found, text = ("200 OK", f"metrics: {PATH}\n") if path == "/" else ("404 Not Found", f"only {PATH}\n")
-        start_response(found, [("Content-Type", "text/plain; charset=utf-8")])
+        status, text = ("200 OK", f"metrics: {PATH}\n") if path == "/" else ("404 Not Found", f"only {PATH}\n")
+        start_response(status, [("Content-Type", "text/plain; charset=utf-8")])
         return [text.encode()]
 
     return application

@@ -1,7 +1,7 @@
 """The agent service, `schedagent daemon`: unprivileged, it watches this machine, recommends, and does what it may.
 
-`reading` measures, `drift` says what is usual and what is no longer, `findings` makes recommendations from that and
-from finished runs, `limits` says what may begin now, `acting` carries recommendations out (the lab through `run`, the
+`reading` measures, `drift` finds what is no longer as usual, `findings` makes recommendations from that and from
+finished runs, `limits` decides what may begin now, `acting` carries recommendations out (the lab through `run`, the
 host through schedagentd), `keeping` renews the leases of what was deployed, `loop` ties them together. `drift` and
 `limits` are pure.
 

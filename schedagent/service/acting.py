@@ -1,7 +1,7 @@
-"""Carrying a recommendation out: the lab through the wiring, as `optimize` does; this machine through schedagentd.
+"""Carrying a recommendation out: in the lab as `optimize` does; this machine through schedagentd.
 
 A request is stored as running before anything is done, with the id of its run: whoever finds it later, its process
-gone, carries it out again, and the run goes on behind its last finished step.
+gone, carries it out again, and the run continues after its last completed step.
 """
 
 from __future__ import annotations
@@ -97,44 +97,46 @@ class Hands:
     now: Callable[[], float]
 
     def carry_out(self, number: int, reporter: Reporter) -> Report:
-        """Carry a request out, and return the report of its run, or what schedagentd told of its deployment.
+        """Carry a request out, and return the report of its run, or schedagentd's answer about its deployment.
 
         One that is kept gets a newer token: the deployment would end with the first one's life, a day.
 
         Raises:
             UsageError: another process works on it.
             SchedagentError: it failed, which is stored.
-            KeyboardInterrupt: it was stopped; it can be carried out again, and goes on.
+            KeyboardInterrupt: it was stopped; it can be carried out again, and continues.
         """
         records = self.repository.service
         with only_one(self.settings, f"request-{number}"):
             request = records.request(number)
-            one = records.recommendation(request.recommendation_id)
+            recommendation = records.recommendation(request.recommendation_id)
             if request.progress is Progress.KEEPING:
-                return self._freshen(request, one)
-            run_id = request.run_id or (new_run_id() if one.kind is RecommendationKind.OPTIMISE else "")
+                return self._freshen(request, recommendation)
+            run_id = request.run_id or (new_run_id() if recommendation.kind is RecommendationKind.OPTIMISE else "")
             started_at = request.started_at or self.now()
             request = replace(request, progress=Progress.RUNNING, started_at=started_at, run_id=run_id)
             records.save_request(request)
             try:
-                return self._optimise(request, one, reporter) if run_id else self._deploy(request, one)
+                if run_id:
+                    return self._optimise(request, recommendation, reporter)
+                return self._deploy(request, recommendation)
             except SchedagentError as error:
                 failed = replace(request, progress=Progress.FAILED, ended_at=self.now(), note=error.message)
                 records.save_request(failed, Standing.FAILED)
                 raise
 
-    def _optimise(self, request: ApplyRequest, one: Recommendation, reporter: Reporter) -> Report:
-        report = self._run(request.run_id, one.workload, reporter)
+    def _optimise(self, request: ApplyRequest, recommendation: Recommendation, reporter: Reporter) -> Report:
+        report = self._run(request.run_id, recommendation.workload, reporter)
         best = report["best"]
-        found = f"{best['policy']} is better" if best else "nothing better was found"
-        done = replace(request, progress=Progress.DONE, ended_at=self.now(), note=f"run {request.run_id}: {found}")
+        outcome = f"{best['policy']} is better" if best else "nothing better was found"
+        done = replace(request, progress=Progress.DONE, ended_at=self.now(), note=f"run {request.run_id}: {outcome}")
         self.repository.service.save_request(done, Standing.APPLIED)
-        if subject := one.evidence.get("subject"):
-            self.repository.service.forget_baseline(str(subject))  # what was unusual was looked into: it is usual now
+        if subject := recommendation.evidence.get("subject"):
+            self.repository.service.forget_baseline(str(subject))  # what was unusual was examined: it is usual now
         return report
 
     def _run(self, run_id: str, workload: WorkloadCommand, reporter: Reporter) -> Report:
-        """Run the loop under this id, or go on with it."""
+        """Run the loop under this id, or resume it."""
         try:
             run = self.repository.run(run_id)
         except UsageError:
@@ -143,42 +145,46 @@ class Hands:
             return dict(run.report or {})
         return self.lab.resume(run_id, reporter)
 
-    def _deploy(self, request: ApplyRequest, one: Recommendation) -> Report:
+    def _deploy(self, request: ApplyRequest, recommendation: Recommendation) -> Report:
         client = DaemonClient(self.settings.daemon.socket)
-        cgroup = request.cgroup or one.cgroup
+        cgroup = request.cgroup or recommendation.cgroup
         if not cgroup:
             raise UsageError(
-                f"recommendation {one.id} names no cgroup", f"say which: schedagent apply {one.id} --cgroup /A"
+                f"recommendation {recommendation.id} names no cgroup",
+                f"name one: schedagent apply {recommendation.id} --cgroup /A",
             )
-        run_id = str(one.evidence["run"])
-        fields = handover(self.repository, run_id, partial(self.lab.compile, self.repository, run_id), one.policy)
-        told = _running_already(client, fields.pop("digest"), fields["tunables"]) or client.ask(
+        run_id = str(recommendation.evidence["run"])
+        compile_policy = partial(self.lab.compile, self.repository, run_id)
+        fields = handover(self.repository, run_id, compile_policy, recommendation.policy)
+        deployment = _running_already(client, fields.pop("digest"), fields["tunables"]) or client.ask(
             "deploy", **fields, stage="canary", cgroup=cgroup, lease_s=self.settings.daemon.lease_s
         )
-        number = told["deployment"]
+        number = deployment["deployment"]
         note = f"deployment {number}"
         kept = replace(request, progress=Progress.KEEPING, cgroup=cgroup, deployment=number, note=note)
         self.repository.service.save_request(kept, Standing.APPLIED)
-        return told
+        return deployment
 
-    def _freshen(self, request: ApplyRequest, one: Recommendation) -> Report:
+    def _freshen(self, request: ApplyRequest, recommendation: Recommendation) -> Report:
         """Have what is deployed verified again, and give schedagentd the new token."""
-        run_id = str(one.evidence["run"])
-        found = winner(self.repository, run_id)
-        if found is None or found[0].policy != one.policy:
-            raise UsageError(f"run {run_id} has another winner than {one.policy}")
+        run_id = str(recommendation.evidence["run"])
+        won = winner(self.repository, run_id)
+        if won is None or won[0].policy != recommendation.policy:
+            raise UsageError(f"run {run_id} has another winner than {recommendation.policy}")
         if ApprovalStage.DEPLOY in self.repository.run(run_id).settings.get("approve", ()):
             raise UsageError(f"a person approved one token of run {run_id}, not a further one", "optimise it again")
-        report = self.lab.verify(self.repository, run_id, found[0], found[2].kernel_release)
+        candidate, _verdict, earlier = won
+        report = self.lab.verify(self.repository, run_id, candidate, earlier.kernel_release)
         if not report.token:
-            raise PolicyError(f"{one.policy} did not get a token again: {report.failure or 'a gate was skipped'}")
-        said = token.decode(report.token)
+            why = report.failure or "a gate was skipped"
+            raise PolicyError(f"{candidate.policy} did not get a token again: {why}")
+        signed = token.decode(report.token)
         return DaemonClient(self.settings.daemon.socket).ask(
             "renew",
             deployment=request.deployment,
             lease_s=self.settings.daemon.lease_s,
             token=report.token,
-            report_digest=said.report_digest,
+            report_digest=signed.report_digest,
         )
 
 
@@ -188,14 +194,16 @@ def run_options(settings: ServiceSettings) -> RunOptions:
 
 
 def _running_already(client: DaemonClient, digest: str, tunables: dict[str, int]) -> Report | None:
-    """Return the deployment of this very thing that runs or waits: it was asked for before the service died."""
-    told = client.ask("status")
-    alive = [told[name] for name in ("active", "waiting") if told[name]]
-    return next((one for one in alive if (one["digest"], one["tunables"]) == (digest, tunables)), None)
+    """Return the deployment of this very policy that runs or waits: it was requested before the service died."""
+    status = client.ask("status")
+    for deployment in (status["active"], status["waiting"]):
+        if deployment and (deployment["digest"], deployment["tunables"]) == (digest, tunables):
+            return dict(deployment)
+    return None
 
 
 def work(send: Callable[[bytes], None], settings: Settings, number: int) -> None:
-    """Carry a request out in a process of its own (core.process.child); what it tells comes as JSON lines."""
+    """Carry a request out in a process of its own (core.process.child), which reports in JSON lines."""
     with open_repository(settings) as repository:
         carry(send, settings, repository, WiredLab(settings), number)
 
@@ -203,17 +211,17 @@ def work(send: Callable[[bytes], None], settings: Settings, number: int) -> None
 def carry(
     send: Callable[[bytes], None], settings: Settings, repository: PolicyRepository, lab: ServiceLab, number: int
 ) -> None:
-    """Carry a request out and tell how it goes: the rest of `work`, whatever the lab."""
+    """Carry a request out and report how it goes: the rest of `work`, whatever the lab."""
 
-    def tell(text: str) -> None:
+    def report(text: str) -> None:
         send(json.dumps({"step": text}).encode() + b"\n")
 
     try:
-        Hands(settings, repository, lab, time.time).carry_out(number, LineReporter(tell))
-        told = {"ended": "done"}
+        Hands(settings, repository, lab, time.time).carry_out(number, LineReporter(report))
+        last = {"ended": "done"}
     except SchedagentError as error:
-        told = {"ended": str(error)}
+        last = {"ended": str(error)}
     except KeyboardInterrupt:
-        told = {"ended": "stopped; it goes on when the service does"}
+        last = {"ended": "stopped; it continues when the service is back"}
     with suppress(OSError):  # the service died, which is why this ends
-        send(json.dumps(told).encode() + b"\n")
+        send(json.dumps(last).encode() + b"\n")

@@ -25,7 +25,8 @@ POLL_S = 20.0
 TOKEN_LEFT_S = 6 * 3600.0
 """A token lives for a day: with a quarter of that left, a newer one is asked for."""
 
-Told = Mapping[str, Any]
+Answer = Mapping[str, Any]
+"""What schedagentd answers, or one deployment in it."""
 
 
 class Keeper:
@@ -56,7 +57,7 @@ class Keeper:
         return min(POLL_S, self._settings.lease_s / 3)
 
     def tick(self) -> None:
-        """See after everything that is kept. An unreachable schedagentd is asked again the next time."""
+        """Renew what is kept, and note what ended. An unreachable schedagentd is asked again the next time."""
         self.wants_token.clear()
         kept = self._records.requests(Progress.KEEPING)
         if not kept:
@@ -64,37 +65,33 @@ class Keeper:
         try:
             status = self._client.ask("status")
             for request in kept:
-                self._see_after(request, status)
+                self._keep(request, status)
         except RepositoryError:
             raise
         except SchedagentError as error:
             log.warning("a lease could not be renewed: %s", error.message)
 
-    def _see_after(self, request: ApplyRequest, status: Told) -> None:
+    def _keep(self, request: ApplyRequest, status: Answer) -> None:
         alive = (status[name] for name in ("active", "waiting") if status[name])
-        told = next((one for one in alive if one["deployment"] == request.deployment), None)
-        if told is None:
+        deployment = next((candidate for candidate in alive if candidate["deployment"] == request.deployment), None)
+        if deployment is None:
             self._note_end(request)
         elif reason := self._why_not(request):
             self._let_go(request, f"deployment {request.deployment} is not renewed any more: {reason}", Standing.FAILED)
         else:
             self._client.ask("renew", deployment=request.deployment, lease_s=self._settings.lease_s)
-            if told["token_left_s"] < TOKEN_LEFT_S:
+            if deployment["token_left_s"] < TOKEN_LEFT_S:
                 self.wants_token.add(request.number)
-            if told["phase"] == "running" and told["proven"] and not told["next_stage"]:
-                self._promote(request, told)
+            if deployment["phase"] == "running" and deployment["proven"] and not deployment["next_stage"]:
+                self._promote(request, deployment)
 
     def _note_end(self, request: ApplyRequest) -> None:
         """Store why a deployment ended."""
         history = self._client.ask("history", limit=100)["history"]
-        told = next((one for one in history if one["deployment"] == request.deployment), None)
-        why = f"{told['end']}: {told['detail']}".removesuffix(": ") if told else "schedagentd knows nothing of it"
-        tripped = told is None or told["tripped"]
-        self._let_go(
-            request,
-            f"deployment {request.deployment} ended: {why}",
-            Standing.FAILED if tripped else Standing.APPLIED,
-        )
+        ended = next((entry for entry in history if entry["deployment"] == request.deployment), None)
+        why = f"{ended['end']}: {ended['detail']}".removesuffix(": ") if ended else "schedagentd does not know it"
+        standing = Standing.FAILED if ended is None or ended["tripped"] else Standing.APPLIED
+        self._let_go(request, f"deployment {request.deployment} ended: {why}", standing)
 
     def _let_go(self, request: ApplyRequest, note: str, standing: Standing) -> None:
         log.warning("%s", note)
@@ -102,30 +99,29 @@ class Keeper:
         self._records.save_request(ended, standing)
 
     def _why_not(self, request: ApplyRequest) -> str:
-        """Say what is worse in the cgroup than it usually was before this was deployed; empty while nothing is."""
+        """Return what is worse in the cgroup than it usually was before this was deployed; empty while nothing is."""
         baseline = self._records.baseline(request.cgroup)
         if baseline is None or baseline.until > request.started_at:
             return ""
-        looks = busy(self._records.readings(request.cgroup, since=request.started_at, limit=4 * RECENT, busy=True))[
-            -RECENT:
-        ]
-        if not looks or looks[-1].at == self._judged.get(request.number):
+        later = self._records.readings(request.cgroup, since=request.started_at, limit=4 * RECENT, busy=True)
+        latest = busy(later)[-RECENT:]
+        if not latest or latest[-1].at == self._judged.get(request.number):
             return ""
-        self._judged[request.number] = looks[-1].at
-        found = worse(baseline, looks)
-        surely = self._worse.enough(str(request.number), bool(found))
-        return "; ".join(map(str, found)) if surely else ""
+        self._judged[request.number] = latest[-1].at
+        worsened = worse(baseline, latest)
+        surely = self._worse.enough(str(request.number), bool(worsened))
+        return "; ".join(map(str, worsened)) if surely else ""
 
-    def _promote(self, request: ApplyRequest, told: Told) -> None:
-        """Take a proven policy one stage further, if the settings want that and schedagentd lets us."""
-        step = next_step(told["stage"], told["cgroup"], self._settings.promote)
+    def _promote(self, request: ApplyRequest, deployment: Answer) -> None:
+        """Take a proven policy one stage further, if the settings want that and schedagentd allows it."""
+        step = next_step(deployment["stage"], deployment["cgroup"], self._settings.promote)
         if step is None or (request.deployment, step[0]) in self._refused:
             return
         try:
             self._client.ask("promote", deployment=request.deployment, stage=step[0], cgroup=step[1])
         except SchedagentError as error:
             self._refused.add((request.deployment, step[0]))
-            log.warning("deployment %d stays at stage %s: %s", request.deployment, told["stage"], error.message)
+            log.warning("deployment %d stays at stage %s: %s", request.deployment, deployment["stage"], error.message)
 
 
 def next_step(stage: str, cgroup: str, furthest: str) -> tuple[str, str] | None:

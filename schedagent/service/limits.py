@@ -45,20 +45,24 @@ def slot_s(settings: ServiceSettings) -> float:
 
 
 def may_begin(
-    settings: ServiceSettings, one: Recommendation, now: datetime, *, begun: int, kernel_release: str
+    settings: ServiceSettings, recommendation: Recommendation, now: datetime, *, begun: int, kernel_release: str
 ) -> bool:
-    """Whether the service may carry out a recommendation that nobody asked for: only of workloads that are named.
+    """Whether the service may carry out a recommendation that nobody requested: only of configured workloads.
 
     Args:
         now: local time, with its time zone.
         begun: how many of its kind the service has begun by itself in the last 24 hours.
         kernel_release: of this machine; a policy that was verified for another kernel is refused anyway.
     """
-    if settings.mode is Mode.MONITOR or one.at(now.timestamp()) is not Standing.OPEN or is_quiet(settings, now):
+    if (
+        settings.mode is Mode.MONITOR
+        or recommendation.at(now.timestamp()) is not Standing.OPEN
+        or is_quiet(settings, now)
+    ):
         return False
-    if one.subject not in {named.workload.key for named in settings.workloads}:
+    if recommendation.subject not in {named.workload.key for named in settings.workloads}:
         return False
-    if one.kind is RecommendationKind.OPTIMISE:
+    if recommendation.kind is RecommendationKind.OPTIMISE:
         return begun < settings.runs_per_day
-    fits = bool(one.cgroup) and one.evidence.get("kernel") == kernel_release
+    fits = bool(recommendation.cgroup) and recommendation.evidence.get("kernel") == kernel_release
     return settings.mode is Mode.ACT and fits and begun < settings.deployments_per_day

@@ -1,7 +1,7 @@
-"""The agent service: looks, recommends, and carries out what it was asked for or may do by itself, until it is stopped.
+"""The agent service: measures, recommends, and carries out requests and what it may do by itself, until it is stopped.
 
 One thread. What takes long, a run or a compiler, is a process of its own that ends with this one; it is asked to end
-first, so that its run is noted as interrupted and goes on when the service is there again.
+first, so that its run is noted as interrupted and continues when the service is back.
 """
 
 from __future__ import annotations
@@ -39,22 +39,22 @@ log = logging.getLogger(__name__)
 
 TICK_S = 1.0
 RUNS_EVERY_S = 600.0
-"""How often finished runs are looked at for something to deploy: runs begun elsewhere end, too."""
+"""How often finished runs are searched for something to deploy: runs begun elsewhere end, too."""
 BEGIN_EVERY_S = 2.0
 JUST_ASKED_S = 10.0
 """A request that runs, but was not begun, is left to the process that has just made it for itself."""
 AGAIN_S, TOKEN_AGAIN_S = 60.0, 1800.0
-"""How soon what came to no end (a full disk, say) is tried again: a request, and getting a newer token."""
+"""How soon a request that did not end (a full disk, say) is carried out again, and a newer token is tried again."""
 GRACE_S = 5.0
 """How long a process that carries something out may take to end by itself; ending a machine takes under a second."""
 
 Work = Callable[[Callable[[bytes], None], Settings, int], None]
 
 
-class Looks(Protocol):
-    """See schedagent.service.reading.Looker."""
+class Meter(Protocol):
+    """See schedagent.service.reading.HostMeter."""
 
-    def look(self) -> list[Reading]: ...
+    def read(self) -> list[Reading]: ...
 
 
 class Service:
@@ -63,7 +63,7 @@ class Service:
     Args:
         settings: of this program.
         repository: where all is kept.
-        looker: what measures.
+        meter: what measures.
         keeper: what renews leases.
         notifier: the way to systemd.
         now: Unix time.
@@ -74,7 +74,7 @@ class Service:
         self,
         settings: Settings,
         repository: PolicyRepository,
-        looker: Looks,
+        meter: Meter,
         keeper: Keeper,
         notifier: Notifier,
         now: Callable[[], float] = time.time,
@@ -84,7 +84,7 @@ class Service:
         self._service = settings.daemon
         self._records = repository.service
         self._findings = Findings(repository, settings.daemon)
-        self._looker = looker
+        self._meter = meter
         self._keeper = keeper
         self._notifier = notifier
         self._now = now
@@ -116,70 +116,72 @@ class Service:
     def tick(self) -> None:
         """Do what is due."""
         for what, every_s, do in (
-            ("look", self._service.look_every_s, self.look),
+            ("measure", self._service.reading_every_s, self.measure),
             ("keep", self._keeper.poll_s, self._keeper.tick),
-            ("runs", RUNS_EVERY_S, self.look_at_runs),
+            ("runs", RUNS_EVERY_S, self.examine_runs),
             ("begin", BEGIN_EVERY_S, self.begin_next),
         ):
             if self._is_due(what, every_s):
                 try:
                     do()
-                except RepositoryError as error:  # a full disk: what is kept goes on being kept
+                except RepositoryError as error:  # a full disk: what is deployed is still kept
                     log.error("%s", error)
 
-    # Looking
+    # Measuring
 
-    def look(self) -> None:
-        """Measure the interval since the last look, judge it, and recommend what follows."""
-        looks, now = self._looker.look(), self._now()
+    def measure(self) -> None:
+        """Measure the interval since the last reading, judge it, and recommend what follows."""
+        readings, now = self._meter.read(), self._now()
         if self._disturbed:  # it would measure its own work
             self._disturbed = self._works
             return
-        self._records.add_readings(looks, keep_since=now - self._service.keep_days * DAY_S)
-        for look in looks:
-            self._judge(look, now)
+        self._records.add_readings(readings, keep_since=now - self._service.keep_days * DAY_S)
+        for reading in readings:
+            self._judge(reading, now)
         self._recommend(self._findings.of_schedule(self._local()))
 
-    def _judge(self, look: Reading, now: float) -> None:
+    def _judge(self, reading: Reading, now: float) -> None:
         """Compare what a subject shows with what is usual, once it is known."""
-        baseline = self._records.baseline(look.subject)
+        baseline = self._records.baseline(reading.subject)
         if baseline is None or now - baseline.until > self._service.baseline_days * DAY_S:
-            count = self._service.baseline_looks
-            looks = busy(self._records.readings(look.subject, limit=4 * count, busy=True))[-count:]
-            if len(looks) == count:
-                made = make_baseline(looks)
-                self._records.save_baseline(made)
-                log.info("what is usual for %s is known now", look.subject)
-                if waits_much(made, self._service.much_delay_s):
-                    self._recommend(self._findings.of_waiting(made, now))
+            count = self._service.baseline_readings
+            readings = busy(self._records.readings(reading.subject, limit=4 * count, busy=True))[-count:]
+            if len(readings) == count:
+                usual = make_baseline(readings)
+                self._records.save_baseline(usual)
+                log.info("the baseline of %s is complete", reading.subject)
+                if waits_much(usual, self._service.much_delay_s):
+                    self._recommend(self._findings.of_waiting(usual, now))
             return
-        if not busy([look]):
+        if not busy([reading]):
             return
-        latest = busy(self._records.readings(look.subject, since=baseline.until, limit=4 * RECENT, busy=True))[-RECENT:]
-        found = drifts(baseline, latest)
-        if not self._drifting.enough(look.subject, bool(found)):
+        later = self._records.readings(reading.subject, since=baseline.until, limit=4 * RECENT, busy=True)
+        latest = busy(later)[-RECENT:]
+        drifted = drifts(baseline, latest)
+        if not self._drifting.enough(reading.subject, bool(drifted)):
             return
-        made_of_it = list(self._findings.of_drift(baseline, found, mix_of(latest), now))
-        if not made_of_it and self._nameless.get(look.subject) != baseline.since:
-            self._nameless[look.subject] = baseline.since
+        recommendations = list(self._findings.of_drift(baseline, drifted, mix_of(latest), now))
+        if not recommendations and self._nameless.get(reading.subject) != baseline.since:
+            self._nameless[reading.subject] = baseline.since
             log.info(
-                "%s is not as usual, but nobody says what runs there: name it in [[daemon.workloads]]", look.subject
+                "%s is not as usual, but its workload is unknown: name it in [[daemon.workloads]]",
+                reading.subject,
             )
-        self._recommend(made_of_it)
+        self._recommend(recommendations)
 
-    def look_at_runs(self) -> None:
+    def examine_runs(self) -> None:
         """Recommend what finished runs found better."""
         now = self._now()
-        found = list(self._findings.of_runs(now))
-        self._recommend(found)
-        for outdated in self._findings.outdated(found, now):
+        current = list(self._findings.of_runs(now))
+        self._recommend(current)
+        for outdated in self._findings.outdated(current, now):
             self._records.set_standing(outdated, Standing.WITHDRAWN, "a newer run of this workload has ended")
 
-    def _recommend(self, found: Sequence[Recommendation] | Iterator[Recommendation]) -> None:
-        for one in found:
-            stored = self._records.recommend(one)
-            if stored == one:
-                log.info("recommendation %s (%s): %s", one.id, one.kind, one.why)
+    def _recommend(self, recommendations: Sequence[Recommendation] | Iterator[Recommendation]) -> None:
+        for recommendation in recommendations:
+            stored = self._records.recommend(recommendation)
+            if stored == recommendation:
+                log.info("recommendation %s (%s): %s", recommendation.id, recommendation.kind, recommendation.why)
 
     # Doing
 
@@ -189,7 +191,7 @@ class Service:
         return self._task is not None and not self._task.done()
 
     def begin_next(self) -> None:
-        """Begin what was cut short, else what was asked for, else what the service may do by itself; one at a time."""
+        """Begin what was cut short, else what was requested, else what the service may do by itself; one at a time."""
         if self._works:
             return
         requests = self._records.requests(Progress.RUNNING, Progress.QUEUED, Progress.KEEPING)
@@ -201,30 +203,30 @@ class Service:
                 self._task = asyncio.create_task(self._carry_out(request))
                 return
         if self._service.mode is not Mode.MONITOR:
-            self._ask_by_itself(requests)
+            self._request_by_itself(requests)
 
-    def _ask_by_itself(self, requests: Sequence[ApplyRequest]) -> None:
-        """Queue one recommendation that may be carried out without anybody asking.
+    def _request_by_itself(self, requests: Sequence[ApplyRequest]) -> None:
+        """Queue one recommendation that may be carried out without a request of the user's.
 
         Args:
-            requests: what is not through yet. Nothing is deployed in the place of what is being kept.
+            requests: those not yet done. Nothing is deployed in the place of what is being kept.
         """
-        now, asked = self._now(), {request.recommendation_id for request in requests}
+        now, requested = self._now(), {request.recommendation_id for request in requests}
         keeping = any(request.progress is Progress.KEEPING for request in requests)
-        for one in reversed(self._records.recommendations()):
+        for recommendation in reversed(self._records.recommendations()):
             if (
-                one.at(now) is not Standing.OPEN
-                or one.id in asked
-                or (keeping and one.kind is RecommendationKind.DEPLOY)
+                recommendation.at(now) is not Standing.OPEN
+                or recommendation.id in requested
+                or (keeping and recommendation.kind is RecommendationKind.DEPLOY)
             ):
                 continue
-            begun = self._records.begun_by_service(one.kind, now - DAY_S)
-            if may_begin(self._service, one, self._local(), begun=begun, kernel_release=platform.release()):
-                self._records.ask(ApplyRequest(0, one.id, "", "", now))
+            begun = self._records.begun_by_service(recommendation.kind, now - DAY_S)
+            if may_begin(self._service, recommendation, self._local(), begun=begun, kernel_release=platform.release()):
+                self._records.ask(ApplyRequest(0, recommendation.id, "", "", now))
                 return
 
     def _is_due_to(self, request: ApplyRequest) -> bool:
-        """Whether there is something to do for a request, and it was not tried just now."""
+        """Whether there is something to do for a request, and it was not attempted just now."""
         wanted = request.progress is not Progress.KEEPING or request.number in self._keeper.wants_token
         left_s = self._not_before.get(request.number, 0.0) - self._now()
         return wanted and not 0 < left_s <= TOKEN_AGAIN_S  # longer only if the clock was set back
@@ -272,7 +274,7 @@ class Service:
     # Time
 
     def _is_due(self, what: str, every_s: float) -> bool:
-        """Tell whether something is due, and note that it is done. A clock that was set back makes it due, too."""
+        """Whether something is due; notes that it is done then. A clock that was set back makes it due, too."""
         now, next_at = self._now(), self._due.get(what, 0.0)
         if now < next_at <= now + every_s:
             return False
@@ -333,7 +335,7 @@ def serve(settings: Settings, stop_on: Callable[[asyncio.Event], Any]) -> None:
     """
     from schedagent.client.daemon import DaemonClient
     from schedagent.run.opening import open_repository
-    from schedagent.service.reading import Looker
+    from schedagent.service.reading import HostMeter
 
     async def live() -> None:
         stop = asyncio.Event()
@@ -343,8 +345,8 @@ def serve(settings: Settings, stop_on: Callable[[asyncio.Event], Any]) -> None:
             keeper = Keeper(repository.service, client, settings.daemon, time.time)
             notifier = Notifier(*service_watch())
             try:
-                looker = Looker(settings.daemon.watched)
-                await Service(settings, repository, looker, keeper, notifier).run(stop)
+                meter = HostMeter(settings.daemon.watched)
+                await Service(settings, repository, meter, keeper, notifier).run(stop)
             finally:
                 notifier.close()
 

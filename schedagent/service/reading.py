@@ -1,8 +1,8 @@
-"""Looking at cgroups and at the machine: how long tasks wait for a CPU, and which commands use it.
+"""Reading cgroups and the machine: how long tasks wait for a CPU, and which commands use it.
 
-Everything comes from /proc and cgroupfs, as an ordinary user may read them. A look reads two small files for each
+Everything comes from /proc and cgroupfs, as an ordinary user may read them. A reading opens two small files for each
 thread (the first 4096 of each subject), 78 us a thread; the whole service used 0.12 % of a CPU at 130 threads and one
-look a minute (tests/bench/test_service.py). What tasks wait that came and went between two looks is seen only in the
+reading a minute (tests/bench/test_service.py). Waits of tasks that came and went between two readings show only in the
 pressure, and their CPU time under `ENDED`.
 """
 
@@ -23,8 +23,8 @@ OTHERS = "(others)"
 _NS, _US = 1e-9, 1e-6
 
 
-class Looker:
-    """Looks at its subjects; what a look shows is the interval since the one before.
+class HostMeter:
+    """Reads its subjects; a reading covers the interval since the one before.
 
     Args:
         cgroups: paths of the cgroups that are watched besides the machine.
@@ -37,10 +37,10 @@ class Looker:
         self._subjects = {name: _Subject(name, scope, root) for name, scope in scopes.items()}
         self._now = now
 
-    def look(self) -> list[Reading]:
-        """Look at everything once; the first look at a subject shows nothing yet."""
-        looks = (subject.look(self._now()) for subject in self._subjects.values())
-        return [look for look in looks if look is not None]
+    def read(self) -> list[Reading]:
+        """Return a reading of each subject; the first call begins the interval and returns none."""
+        readings = (subject.read(self._now()) for subject in self._subjects.values())
+        return [reading for reading in readings if reading is not None]
 
 
 class _Subject:
@@ -53,7 +53,7 @@ class _Subject:
         self._watch = Watch(cgroup, math.inf, root)
         self._before: tuple[TaskSample, Mapping[int, int], float | None] | None = None
 
-    def look(self, now: float) -> Reading | None:
+    def read(self, now: float) -> Reading | None:
         sample = self._watch.sample()
         ran_ns, total_s = self._watch.ran_ns, self._total_s()
         before, self._before = self._before, (sample, ran_ns, total_s)
@@ -75,8 +75,8 @@ class _Subject:
         """CPU time of all that ever ran here; None where that is not counted."""
         try:
             if self._cgroup:
-                told = Path(self._root, self._cgroup.lstrip("/"), "cpu.stat").read_text()
-                return int(told.partition("usage_usec")[2].split()[0]) * _US
+                counters = Path(self._root, self._cgroup.lstrip("/"), "cpu.stat").read_text()
+                return int(counters.partition("usage_usec")[2].split()[0]) * _US
             user, nice, system = (PROC / "stat").read_text().split()[1:4]
             return (int(user) + int(nice) + int(system)) / os.sysconf("SC_CLK_TCK")
         except (OSError, ValueError, IndexError):
@@ -87,7 +87,7 @@ def by_command(before_ns: Mapping[int, int], now_ns: Mapping[int, int], used_s: 
     """Return CPU time in seconds by command name: of living threads by what they used, the rest under `ENDED`.
 
     Args:
-        before_ns, now_ns: CPU time by thread id, at two looks.
+        before_ns, now_ns: CPU time by thread id, at two readings.
         used_s: CPU time of all threads in between; None if that is not known.
     """
     used: dict[str, float] = defaultdict(float)

@@ -1,4 +1,4 @@
-"""`schedagent doctor`: what is there, what is missing, what follows from it, and the command that repairs it."""
+"""`schedagent doctor`: what is there, what is missing, what follows from it, and the command that fixes it."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from kernel_bpf.build import sandbox
 from kernel_bpf.build.target import find_bpftool
 from schedagent.core.errors import SchedagentError, SetupError
+from schedagent.core.installation import this_installation
 from schedagent.core.process import proc
 from schedagent.core.settings import Settings, writable
 from schedagent.setup.packages import requirement
@@ -30,11 +31,9 @@ if TYPE_CHECKING:
 Status = Literal["ok", "info", "warning", "missing"]
 """info: a fact without a judgement; warning: works, but worse; missing: the main job cannot run without it."""
 
-EXIT_UNAVAILABLE = 69  # EX_UNAVAILABLE of sysexits.h
 MODEL_TIMEOUT_S = 3.0
 LOW_DISK_MIB = 2048
 
-_SETUP = "run: make setup"
 _COLOURS: dict[Status, str] = {"ok": "green", "info": "cyan", "warning": "yellow", "missing": "red"}
 
 
@@ -43,9 +42,9 @@ class Finding:
     """One line of the doctor's table.
 
     Args:
-        name: what was looked at.
+        name: what was examined.
         status: see Status.
-        detail: what was found: version, path, figures.
+        detail: version, path or figures.
         consequence: what follows from it, if it is not well.
         remedy: what to do: a command or a change, in a short sentence.
     """
@@ -58,7 +57,7 @@ class Finding:
 
 
 def examine(settings: Settings) -> list[Finding]:
-    """Look at everything the main job needs, most basic first. Makes the two folders if need be."""
+    """Examine everything the main job needs, most basic first. Makes the two folders if need be."""
     return [
         _folder("cache folder", settings.cache_dir, "SCHEDAGENT_CACHE"),
         _folder("state folder", settings.state_dir, "SCHEDAGENT_STATE"),
@@ -74,14 +73,14 @@ def examine(settings: Settings) -> list[Finding]:
     ]
 
 
-def exit_status(findings: Sequence[Finding]) -> int:
-    """Return 0 if the main job can run, EXIT_UNAVAILABLE if something it needs is missing."""
-    return EXIT_UNAVAILABLE if any(finding.status == "missing" for finding in findings) else 0
+def is_ready(findings: Sequence[Finding]) -> bool:
+    """Whether the main job can run: nothing that it needs is missing."""
+    return all(finding.status != "missing" for finding in findings)
 
 
 def to_json(findings: Sequence[Finding]) -> dict[str, Any]:
     """Return the findings for machines."""
-    return {"ready": exit_status(findings) == 0, "findings": [asdict(finding) for finding in findings]}
+    return {"ready": is_ready(findings), "findings": [asdict(finding) for finding in findings]}
 
 
 def restore_bench(lab: VmLab, restores: int = 20) -> Finding:
@@ -92,15 +91,15 @@ def restore_bench(lab: VmLab, restores: int = 20) -> Finding:
     Raises:
         VmLost: two machines in a row did not answer.
     """
-    told = []
+    figures = []
     for hostfs, name in ((False, "sealed"), (True, "with the host's files")):
         lab.open(hostfs=hostfs).close()  # builds the snapshot if there is none, and reads it into the page cache
         with lab.measuring():
             seconds = sorted(_restore_s(lab, hostfs) for _ in range(restores))
         p90 = seconds[math.ceil(0.9 * restores) - 1]
         spread = f"p90 {p90:.3f} s, {seconds[0]:.3f} to {seconds[-1]:.3f} s"
-        told.append(f"{name}: median {statistics.median(seconds):.3f} s, {spread}")
-    return Finding("VM restore", "info", "; ".join(told) + f"; {restores} restores each")
+        figures.append(f"{name}: median {statistics.median(seconds):.3f} s, {spread}")
+    return Finding("VM restore", "info", "; ".join(figures) + f"; {restores} restores each")
 
 
 def _restore_s(lab: VmLab, hostfs: bool) -> float:
@@ -115,7 +114,7 @@ def render(findings: Sequence[Finding]) -> Table:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    for title in ("part", "status", "found", "what follows, and what repairs it"):
+    for title in ("part", "status", "detail", "what follows, and what fixes it"):
         table.add_column(title, overflow="fold")
     for finding in findings:
         colour = _COLOURS[finding.status]
@@ -139,7 +138,7 @@ def _size_mib(folder: Path) -> int:
             try:
                 total += os.lstat(f"{base}/{file}").st_blocks * 512
             except FileNotFoundError:
-                continue  # another run tidies up meanwhile
+                continue  # another run cleans up meanwhile
     return total >> 20
 
 
@@ -161,7 +160,8 @@ def _virtual_environment(settings: Settings) -> Finding:
     if (settings.venv_dir / "packages.stamp").is_file():
         return Finding("Python", "info", f"{version} in {sys.prefix}; set-up's own is {settings.venv_dir}")
     consequence = "the versions in use are not the locked ones"
-    return Finding("Python", "warning", f"{version} in {sys.prefix}", consequence, _SETUP)
+    remedy = this_installation().how_to_restore_libraries()
+    return Finding("Python", "warning", f"{version} in {sys.prefix}", consequence, remedy)
 
 
 @dataclass(frozen=True)
@@ -186,17 +186,20 @@ def _programs() -> Iterator[Finding]:
     for program in _PROGRAMS:
         oldest = requirement(program.package)
         try:
-            said = proc.run(program.command, timeout_s=20).stdout.decode(errors="replace")
+            printed = proc.run(program.command, timeout_s=20).stdout.decode(errors="replace")
         except SetupError as error:
-            yield Finding(program.name, "missing", error.message, program.needed_for, _SETUP)
+            remedy = this_installation().how_to_install(program.package)
+            yield Finding(program.name, "missing", error.message, program.needed_for, remedy)
             continue
-        match = re.search(r"[0-9]+(?:\.[0-9]+)+", said)
+        match = re.search(r"[0-9]+(?:\.[0-9]+)+", printed)
         version = match.group() if match else "unknown version"
         where = f"{version} ({shutil.which(program.command[0])})"
         if oldest.met_by(version):
             yield Finding(program.name, "ok", where)
         else:
-            yield Finding(program.name, "missing", f"{where}, needed: {oldest.minimum}", program.needed_for, _SETUP)
+            remedy = this_installation().how_to_install(program.package, too_old=True)
+            detail = f"{where}, needed: {oldest.minimum}"
+            yield Finding(program.name, "missing", detail, program.needed_for, remedy)
 
 
 def _libbpf() -> Finding:
@@ -205,12 +208,12 @@ def _libbpf() -> Finding:
     try:
         library = libbpf()
     except SchedagentError as error:
-        return Finding("libbpf", "missing", error.message, "policies cannot be loaded", _SETUP)
+        return Finding("libbpf", "missing", error.message, "policies cannot be loaded", error.hint)
     return Finding("libbpf", "ok", f"{library.libbpf_major_version()}.{library.libbpf_minor_version()}")
 
 
 def _compiler_sandbox() -> Finding:
-    """Proved by running a program in it: that bubblewrap is installed says nothing of what this machine lets it do."""
+    """Proved by running a program in it: an installed bubblewrap may still not be allowed to do its work here."""
     name = "compiler sandbox"
     try:
         return Finding(name, "ok", sandbox.prove())
@@ -235,7 +238,7 @@ def _kvm(settings: Settings) -> Finding:
     try:
         probe = kvm_usable(settings, default_kernel(settings))
     except SchedagentError as error:
-        return Finding("KVM", "warning", f"not tried: {error.message}", consequence, _SETUP)
+        return Finding("KVM", "warning", f"not tried: {error.message}", consequence, error.hint)
     if probe.works:
         return Finding("KVM", "ok", probe.reason)
     return Finding("KVM", "warning", probe.reason, consequence, "use a machine that offers hardware virtualisation")
@@ -269,7 +272,7 @@ def _model(settings: Settings) -> Finding:
 
 
 def _http_problem(address: str, api_key: str) -> str:
-    """Say what went wrong with a GET, in one line; empty if it was answered with success."""
+    """Return what went wrong with a GET, in one line; empty if it was answered with success."""
     import http.client
     import urllib.error
     import urllib.request

@@ -1,4 +1,5 @@
-"""The Debian packages schedagent needs, and their installation: the first step of `make setup`.
+"""The Debian packages schedagent needs, and their installation: the first step of `make setup`. Where schedagent came
+without a Makefile, `python -m schedagent.setup.packages` does the same.
 
 Packages that the release carries in a version too old come from its backports. If nothing is missing, apt is not
 touched. Standard library only: this runs before the virtual environment exists.
@@ -17,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from schedagent.core.errors import SetupError
+from schedagent.core.installation import InstalledBy, this_installation
 from schedagent.core.process import proc
 from schedagent.core.process.making import exit_status
 from schedagent.core.settings import Settings, load_settings, writable
@@ -34,10 +36,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Requirement:
-    """A Debian package and the oldest upstream version that will do (empty: any)."""
+    """A Debian package.
+
+    Args:
+        package: its name.
+        minimum: the oldest upstream version that will do; empty: any.
+        only_for_checkout: building, formatting and the demo need it, an installed schedagent does not.
+    """
 
     package: str
     minimum: str = ""
+    only_for_checkout: bool = False
 
     def met_by(self, version: str) -> bool:
         """Whether a package or program version is new enough."""
@@ -47,14 +56,14 @@ class Requirement:
 REQUIRED = (
     Requirement("qemu-system-x86", "9.0"),  # first with mapped-ram migration, which the snapshots need
     Requirement("clang-19", "19"),
-    Requirement("clang-format-19", "19"),
+    Requirement("clang-format-19", "19", only_for_checkout=True),
     Requirement("libbpf1", "1.4"),  # first that handles a struct_ops link as we use it
     Requirement("libbpf-dev", "1.4"),
     Requirement("bpftool", "7.4"),
     Requirement("bubblewrap", "0.8"),  # first with --disable-userns
-    Requirement("gcc"),
+    Requirement("gcc", only_for_checkout=True),
     Requirement("libc6-dev"),
-    Requirement("make"),
+    Requirement("make", only_for_checkout=True),
     Requirement("util-linux"),
 )
 
@@ -138,22 +147,23 @@ def _installed_versions(packages: Sequence[str]) -> dict[str, str]:
 
 
 def main() -> int:
-    """Entry for make: install what is missing."""
+    """Install what is missing; return the exit status."""
     return exit_status(_install_missing)
 
 
 def _install_missing() -> None:
     own_python = (Requirement("python3-venv"),) if Path(sys.executable).is_relative_to("/usr/bin") else ()
     settings = load_settings()
-    writable(settings.cache_dir)  # all of set-up goes there: better said now than half-way
-    wanted = missing_packages((*REQUIRED, *own_python))
+    writable(settings.cache_dir)  # all of set-up goes there: better fail now than half-way
+    checkout = this_installation().by is InstalledBy.CHECKOUT
+    wanted = missing_packages([*(entry for entry in REQUIRED if checkout or not entry.only_for_checkout), *own_python])
     if not wanted:
         return
     log.info("installing Debian packages: %s", " ".join(entry.package for entry in wanted))
     install(settings, wanted)
     still = missing_packages(wanted)
     if still:
-        raise SetupError(f"apt ended well, but these are still missing: {' '.join(e.package for e in still)}")
+        raise SetupError(f"apt succeeded, but these are still missing: {' '.join(e.package for e in still)}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the agent service costs while it only watches: CPU time of a look, and of the process between looks."""
+"""What the agent service costs while it only watches: CPU time of a reading, and of the process between readings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from kernel_bpf.observe.tasks import Threads
-from schedagent.service.reading import Looker
+from schedagent.service.reading import HostMeter
 from tests.support.paths import ROOT
 
 pytestmark = [pytest.mark.bench, pytest.mark.timeout(180)]
@@ -23,16 +23,18 @@ MOST_CPU = 0.01
 
 
 def test_a_look():
-    looker, used_s = Looker(()), []
-    looker.look()
+    meter, used_s = HostMeter(()), []
+    meter.read()
     for _ in range(20):
         time.sleep(0.1)
         begun = time.process_time()
-        looker.look()
+        meter.read()
         used_s.append(time.process_time() - begun)
     threads = len(list(Threads("", Path("/")).look()))
     each_us = statistics.median(used_s) * 1e6 / threads
-    print(f"\na look at {threads} threads: {statistics.median(used_s) * 1e3:.1f} ms of CPU, {each_us:.0f} us a thread")
+    print(
+        f"\na reading of {threads} threads: {statistics.median(used_s) * 1e3:.1f} ms of CPU, {each_us:.0f} us a thread"
+    )
     assert each_us < MOST_US_A_THREAD
 
 

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-import debian
-import outside
 import pytest
-from guest import CommandFailed, Guest, boot
 
 from deploy.setup import package
 from kernel_bpf.build.target import prepare_target
 from schedagent.core.errors import VmLost
 from schedagent.core.settings import load_settings
+from tests.host import debian, outside
+from tests.host.guest import CommandFailed, Guest, boot
+from tests.host.transcript import PATH, Transcript
 from verifier.microvm.kernels import default_kernel
 
 LOGS = "journalctl --no-pager -o short-monotonic -n 60 -u 'schedagent*'"
@@ -24,23 +23,27 @@ CARRIED_MIB = 1024
 HARMLESS = ("harmless", "harmless-2", "harmless-3", "harmless-4", "harmless-5")
 FAULTY = dict.fromkeys(HARMLESS, 0) | {"erroring": 2, "stalling": 3, "stalling-again": 3}
 """Orders of the policy that does wrong on request, by the fault that each asks for."""
+PASSED = pytest.StashKey[int]()
+"""How many steps have passed so far."""
 
 
 @pytest.fixture(scope="session")
-def tell():
-    """Print a line of the transcript, with the seconds since the beginning."""
-    begun = time.monotonic()
-
-    def line(text: str) -> None:
-        sys.stderr.write(f"{time.monotonic() - begun:6.1f} {text}\n")
-
-    return line
+def tell(request):
+    """Write a line of the transcript, with the seconds since the beginning."""
+    transcript = Transcript()
+    yield transcript.line
+    session = request.session
+    transcript.line(f"== {session.stash.get(PASSED, 0)} of {session.testscollected} steps passed")
+    transcript.close()
+    sys.stderr.write(f"transcript: {PATH}\n")
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item):
-    """Let a failed step tell what our units logged."""
+    """Let a failed step show what our units logged."""
     report = yield
+    if report.when == "call" and report.passed:
+        item.session.stash[PASSED] = item.session.stash.get(PASSED, 0) + 1
     if report.when == "call" and report.failed and "guest" in item.funcargs:
         with suppress(CommandFailed, VmLost):
             item.funcargs["guest"].run(LOGS, status=None, whole=True)

@@ -1,7 +1,7 @@
 """The whole life of a policy on a Debian with real systemd: one walk, each test a step that relies on those before it.
 
-`make test-host` runs it and prints the transcript. What is verified is verified outside; inside there is what an
-administrator has: systemd, the installed schedagent, and Prometheus.
+`make test-host` runs it and writes the transcript (transcript.py). Policies are verified outside; inside there is what
+an administrator has: systemd, the installed schedagent, and Prometheus.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import json
 import re
 
 import pytest
-from outside import VERIFIED
+
+from tests.host.outside import VERIFIED
 
 pytestmark = [pytest.mark.host, pytest.mark.timeout(900)]
 
@@ -106,10 +107,10 @@ class Host:
     def ended(self, number: int) -> dict:
         """How a deployment ended; the record and the kernel agree on it."""
         history = json.loads(self.guest.ask("schedagent history --json"))
-        told = next(one for one in history if one["deployment"] == number)
-        assert told["phase"] == "ended", told
+        deployment = next(entry for entry in history if entry["deployment"] == number)
+        assert deployment["phase"] == "ended", deployment
         assert self.kernel()[0] == "disabled"
-        return told
+        return deployment
 
 
 @pytest.fixture(scope="session")
@@ -128,7 +129,7 @@ def test_installing_it_and_watching_only_changes_nothing(guest, host):
     """Install it, start it, let it watch: nothing else changes on this host"""
     earlier, before = snapshot(guest), snapshot(guest)
     guest.run(INSTALL, timeout_s=300)
-    guest.run("printf '[daemon]\nlook_every_s = 2\n' > /etc/schedagent/schedagent.toml")
+    guest.run("printf '[daemon]\nreading_every_s = 2\n' > /etc/schedagent/schedagent.toml")
     units = "ls schedagent*.socket schedagentd.service schedagent.service"
     guest.run(f"systemctl enable --now $(cd /usr/lib/systemd/system; {units})")
     guest.run("systemctl --no-legend list-units 'schedagent*'")
@@ -169,8 +170,8 @@ def changed_sysctls(before: dict, after: dict) -> set[str]:
 
 def foreign_processes(snapshot: dict) -> list:
     """Processes that are not ours, and how they are scheduled; udev's workers end when nothing is left to do."""
-    told = [one for one in snapshot["processes"].values() if one["command"] != "(udev-worker)"]
-    return sorted(json.dumps(one) for one in told if not one["unit"].startswith(OURS))
+    others = [process for process in snapshot["processes"].values() if process["command"] != "(udev-worker)"]
+    return sorted(json.dumps(process) for process in others if not process["unit"].startswith(OURS))
 
 
 def foreign_files(before: dict, after: dict) -> set[str]:
@@ -302,10 +303,10 @@ def test_a_stall_trips_the_circuit_breaker(guest, host):
     """A policy that loses tasks: the kernel ejects it, the breaker keeps cause and dump, and refuses it from now on"""
     number = running(host, "stalling", "--again")
     host.until("not active", 40)
-    told = host.newest()
-    assert told["deployment"] == number
-    assert (told["end"], host.kernel()[0]) == ("stall", "disabled")
-    assert "CPU states" in told["dump"]
+    newest = host.newest()
+    assert newest["deployment"] == number
+    assert (newest["end"], host.kernel()[0]) == ("stall", "disabled")
+    assert "CPU states" in newest["dump"]
     host.schedagent("history --limit 1")
     assert host.ask_prometheus('ALERTS{alertname="SchedagentPolicyStalled", alertstate="firing"}')
     guest.run("systemctl stop prometheus")
@@ -316,8 +317,8 @@ def test_a_policy_that_errs(guest, host):
     """A policy that raises an error"""
     host.deploy("trouble", "erroring", "--again")
     host.until("newest['phase'] == 'ended' and not active")
-    told = host.newest()
-    assert told["end"] in ("ejected by the kernel", "could not be loaded"), told
+    newest = host.newest()
+    assert newest["end"] in ("ejected by the kernel", "could not be loaded"), newest
     assert host.kernel()[0] == "disabled"
 
 

@@ -1,4 +1,4 @@
-"""What tests of the agent service need: finished runs with winners, a lab that needs no machine, looks as they say."""
+"""What tests of the agent service need: finished runs with winners, a lab that needs no machine, readings to order."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ def profile(commands=BUILD) -> WorkloadProfile:
     return WorkloadProfile(20, 36, 2, (), 0.9, rows, rows, 1, 0, 0, WorkloadClass.PARALLEL_BUILD, ())
 
 
-def look(number=0, *, subject=MACHINE, at=None, delay_s=0.004, pressure=0.2, commands=BUILD):
-    """One interval of a minute; `number` says when, if `at` does not."""
+def reading(number=0, *, subject=MACHINE, at=None, delay_s=0.004, pressure=0.2, commands=BUILD):
+    """A reading over a minute; `number` places it in time, unless `at` does."""
     return Reading(subject, 60.0 * number if at is None else at, 60.0, delay_s, pressure, commands)
 
 
@@ -110,30 +110,30 @@ class ScriptedLab:
 
     def compile(self, _repository, run_id, policy, kernel):
         self._log(f"compile {policy} of {run_id} for {kernel}")
-        content = b"other bytes" if self._told("differ") else content_of(policy)
+        content = b"other bytes" if self._wanted("differ") else content_of(policy)
         return PolicyArtifact(policy, content, "source", "btf")
 
     def verify(self, repository, run_id, candidate, kernel):
         self._log(f"verify {candidate.policy} of {run_id} for {kernel}")
         report = replace(repository.verification(run_id, candidate.key), token="")
-        return report if self._told("unsigned") else replace(report, token=order_of(candidate.policy).token)
+        return report if self._wanted("unsigned") else replace(report, token=order_of(candidate.policy).token)
 
     def _work(self, workload, run_id, reporter):
         reporter.stage("measuring")
         self._log(f"by {os.getpid()}")
-        while self._told("hang"):
+        while self._wanted("hang"):
             try:
                 time.sleep(0.02)
             except KeyboardInterrupt:
-                if not self._told("deaf"):
+                if not self._wanted("deaf"):
                     raise
-        if self._told("fail"):
+        if self._wanted("fail"):
             raise SetupError("the lab is broken")
         if self.repository.run(run_id).status is not RunStatus.FINISHED:
             self.repository.finish_run(run_id, RunStatus.FINISHED, {"best": None, "waiting": None, "run": run_id})
         return dict(self.repository.run(run_id).report)
 
-    def _told(self, name):
+    def _wanted(self, name):
         return (self.settings.state_dir / name).exists()
 
     def _log(self, line):

@@ -17,7 +17,7 @@ RULES, ALERTS, TESTS = (FOLDER / f"schedagent.{kind}.yml" for kind in ("rules", 
 def series(families):
     """Families by the names of their series."""
     suffixes = {MetricKind.HISTOGRAM: ("_bucket", "_count", "_sum")}
-    return {f"{one.name}{suffix}": one for one in families for suffix in suffixes.get(one.kind, ("",))}
+    return {f"{family.name}{suffix}": family for family in families for suffix in suffixes.get(family.kind, ("",))}
 
 
 def rules(path):

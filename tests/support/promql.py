@@ -16,15 +16,15 @@ def selectors(expression):
     """
     for name, value in VARIABLES.items():
         expression = expression.replace(name, value)
-    found = []
+    selected = []
 
     def look(node):
         if isinstance(node, promql.VectorSelector):
-            found.append(node)
+            selected.append(node)
         return True
 
     promql.walk(promql.parse(expression), look, lambda _node: True)
-    return [(one.name, one.matchers.matchers) for one in found]
+    return [(selector.name, selector.matchers.matchers) for selector in selected]
 
 
 def mistakes(expression, families, recorded, others=("up", "ALERTS")):

@@ -30,7 +30,7 @@ def only_unix_sockets() -> None:
         (give, 0, 0, ERRNO | errno.EAFNOSUPPORT),
         (give, 0, 0, ALLOW),
     ]
-    code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *one) for one in program))
+    code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *instruction) for instruction in program))
     filters = struct.pack("@HP", len(program), ctypes.addressof(code))
     libc = ctypes.CDLL(None, use_errno=True)
     assert libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0

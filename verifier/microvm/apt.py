@@ -134,7 +134,7 @@ def debian_mirror(sources: Sequence[Source], codename: str) -> Source:
     if not carriers:
         raise SetupError(
             f"apt's configuration in /etc/apt names no network archive for {codename} main",
-            "add your Debian mirror there, then run: make setup",
+            "add your Debian mirror there, then run this again",
         )
     return next((source for source in carriers if source.uri.rstrip("/").endswith("/debian")), carriers[0])
 

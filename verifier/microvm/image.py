@@ -25,6 +25,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from schedagent.core.errors import SetupError, VmLost
+from schedagent.core.installation import this_installation
 from schedagent.core.process import proc
 from verifier.microvm import jobs
 from verifier.microvm.kernels import KernelImage, module_closure, read_module
@@ -90,7 +91,10 @@ def agent_entries() -> tuple[Entry, ...]:
     python = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
     listing = proc.run([python, "-ISB", "-c", _LIST_FILES.format(root=str(_PACKAGES_ROOT))], timeout_s=60)
     if listing.returncode != 0:
-        raise SetupError(f"the guest agent cannot start here:\n{listing.stderr.decode()[-2000:]}", "run: make setup")
+        raise SetupError(
+            f"the guest agent cannot start here:\n{listing.stderr.decode()[-2000:]}",
+            this_installation().how_to_install("libbpf1"),
+        )
     entries = [Entry("/init", 0o100755, _INIT.format(python=python).encode())]
     for name in json.loads(listing.stdout):
         path = Path(name)
@@ -272,7 +276,9 @@ def snapshot_key(kernel: KernelImage, *, cpus: int, memory_mib: int, kvm: bool, 
     """Name a snapshot by all that its state depends on."""
     qemu = shutil.which("qemu-system-x86_64")
     if qemu is None:
-        raise SetupError("qemu-system-x86_64 is not installed", "run: make setup")
+        raise SetupError(
+            "qemu-system-x86_64 is not installed", this_installation().how_to_install_program("qemu-system-x86_64")
+        )
     status = Path(qemu).resolve().stat()
     contents = [(entry.path, entry.mode, hashlib.sha256(entry.content).hexdigest()) for entry in initrd_entries(kernel)]
     parts = [

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Literal
 
 from schedagent.core.errors import SetupError
+from schedagent.core.installation import this_installation
 from schedagent.core.process import proc
 from schedagent.core.process.making import exit_status
 from schedagent.core.settings import Settings, load_settings, writable
@@ -99,10 +100,12 @@ def default_kernel(settings: Settings, root: Path = Path("/")) -> KernelImage:
     if wanted:
         have = ", ".join(image.release for image in found) or "none"
         raise SetupError(
-            f"kernel {wanted} is not in {settings.kernels_dir} (there: {have})", f"run: make kernel KERNEL={wanted}"
+            f"kernel {wanted} is not in {settings.kernels_dir} (there: {have})",
+            this_installation().how_to_get_kernel(wanted),
         )
     raise SetupError(
-        f"no kernel with sched_ext in {settings.kernels_dir}, and the host's own has none", "run: make setup"
+        f"no kernel with sched_ext in {settings.kernels_dir}, and the host's own has none",
+        this_installation().how_to_get_kernel(),
     )
 
 
@@ -186,7 +189,7 @@ def read_module(path: Path) -> bytes:
         if path.suffix == ".zst":
             return ZstdDecompressor().decompressobj().decompress(content)
     except (lzma.LZMAError, ZstdError) as error:
-        raise SetupError(f"module {path} is damaged: {error}", "run: make kernel") from None
+        raise SetupError(f"module {path} is damaged: {error}", this_installation().how_to_get_kernel()) from None
     return content
 
 
@@ -323,7 +326,8 @@ def _keep_needed(tree: Path, release: str, kept: Path) -> None:
         raise SetupError(f"the packages of kernel {release} hold no vmlinuz or no config where they are known to be")
     if not has_sched_ext(config):
         raise SetupError(
-            f"kernel {release} is built without CONFIG_SCHED_CLASS_EXT", "choose another with: make kernel KERNEL=..."
+            f"kernel {release} is built without CONFIG_SCHED_CLASS_EXT",
+            f"choose another: {this_installation().how_to_get_kernel('RELEASE')}",
         )
     (kept / "modules").mkdir(parents=True)
     _write(kept / "vmlinuz", vmlinuz.read_bytes())
@@ -364,7 +368,9 @@ def _closure(files: dict[str, Path], names: Sequence[str]) -> list[Path]:
             return
         for dependency in _dependencies(files[name]):
             if dependency not in files:
-                raise SetupError(f"module {name} depends on {dependency}, which is missing", "run: make kernel")
+                raise SetupError(
+                    f"module {name} depends on {dependency}, which is missing", this_installation().how_to_get_kernel()
+                )
             visit(dependency)
         ordered[name] = files[name]
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from schedagent.core.errors import SetupError
+from schedagent.core.installation import this_installation
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ def run(
             check=False,
         )
     except FileNotFoundError:
-        raise SetupError(f"{words[0]} is not installed", "run: make setup") from None
+        raise SetupError(f"{words[0]} is not installed", this_installation().how_to_install_program(words[0])) from None
     except subprocess.TimeoutExpired:
         raise SetupError(f"{words[0]} did not end within {timeout_s:g} s: {shlex.join(words)}") from None
 
@@ -78,4 +79,4 @@ def start(
             pass_fds=tuple(pass_fds),
         )
     except FileNotFoundError:
-        raise SetupError(f"{words[0]} is not installed", "run: make setup") from None
+        raise SetupError(f"{words[0]} is not installed", this_installation().how_to_install_program(words[0])) from None

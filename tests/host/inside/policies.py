@@ -5,9 +5,9 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-found = set()
+policies = set()
 for folder, _folders, _files in os.walk(f"/sys/fs/cgroup{sys.argv[1]}"):
     for thread in Path(folder, "cgroup.threads").read_text().split():
         with suppress(OSError):
-            found.add(os.sched_getscheduler(int(thread)))
-sys.stdout.write(" ".join(map(str, sorted(found))) + "\n")
+            policies.add(os.sched_getscheduler(int(thread)))
+sys.stdout.write(" ".join(map(str, sorted(policies))) + "\n")

@@ -39,15 +39,15 @@ def process(folder):
 
 def files():
     """Every file of the disk: kind and mode, size, and when its content changed."""
-    found = {}
+    seen = {}
     for base, folders, names in os.walk("/"):
         folders[:] = [name for name in folders if str(Path(base, name)) not in RUNTIME]
         for name in names:
             path = str(Path(base, name))
             with suppress(OSError):
                 status = os.lstat(path)
-                found[path] = [stat.filemode(status.st_mode), status.st_size, status.st_mtime_ns]
-    return found
+                seen[path] = [stat.filemode(status.st_mode), status.st_size, status.st_mtime_ns]
+    return seen
 
 
 def main():
@@ -55,7 +55,7 @@ def main():
     seen = {
         "kernel": {str(folder): below(folder) for folder in KERNEL},
         "sysctls": below(Path("/proc/sys")),
-        "processes": {pid: told for pid, told in processes.items() if told},
+        "processes": {pid: state for pid, state in processes.items() if state},
         "files": files(),
     }
     json.dump(seen, sys.stdout)

@@ -10,14 +10,14 @@ from schedagent.core.errors import SchedagentError
 
 expression, limit_s = sys.argv[1], float(sys.argv[2])
 begun = time.monotonic()
-told = {}
+status = {}
 while time.monotonic() - begun < limit_s:
     try:
-        told = DaemonClient().ask("status")
-        [told["newest"]] = DaemonClient().ask("history", limit=1)["history"] or [None]
-        if eval(expression, {}, told):
+        status = DaemonClient().ask("status")
+        [status["newest"]] = DaemonClient().ask("history", limit=1)["history"] or [None]
+        if eval(expression, {}, status):
             raise SystemExit(0)
     except SchedagentError as error:
-        told = {"error": str(error)}
+        status = {"error": str(error)}
     time.sleep(0.3)
-raise SystemExit(f"not within {limit_s:g} s: {expression}; the last answer was {told}")
+raise SystemExit(f"not within {limit_s:g} s: {expression}; the last answer was {status}")

@@ -21,7 +21,7 @@ from schedagent.service.findings import Findings
 from schedagent.service.loop import only_service
 from tests.support.daemon_processes import Daemon, scripted_kernel, until
 from tests.support.deploy_orders import CANARY
-from tests.support.finished_runs import WORKLOAD, ScriptedLab, look, optimise, win
+from tests.support.finished_runs import WORKLOAD, ScriptedLab, optimise, reading, win
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -63,7 +63,7 @@ def deployable(repository):
 
 def test_nothing_to_recommend(repository):
     assert "nothing is recommended; nothing is known yet: the agent service" in run("recommendations")[1]
-    repository.service.save_baseline(make_baseline([look(1)]))
+    repository.service.save_baseline(make_baseline([reading(1)]))
     assert run("recommendations") == (0, f"nothing is recommended; what is usual is known for: {MACHINE}\n")
     assert run("recommendations", "--json") == (0, "[]\n")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 import subprocess
@@ -122,7 +123,7 @@ def test_models_of_roles_and_their_budget(tmp_path: Path) -> None:
 def test_readme_names_every_setting_of_the_model() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     wanted = {
-        name for key, (variable, _) in module._OPTIONS.items() if key.startswith("model_") for name in (key, variable)
+        name for key, option in module.OPTIONS.items() if key.startswith("model_") for name in (key, option.variable)
     }
     assert {name for name in wanted if name and f"`{name}`" not in readme} == set()
 
@@ -170,6 +171,13 @@ def test_read_only_and_full_folders_are_told_apart(
         writable(tmp_path, "SCHEDAGENT_STATE")
     assert message in caught.value.message
     assert "SCHEDAGENT_STATE" in caught.value.hint
+
+
+def test_every_field_is_an_option_with_a_meaning() -> None:
+    assert {field.name for field in dataclasses.fields(Settings)} - {"config_path"} == set(module.OPTIONS)
+    for key, option in module.OPTIONS.items():
+        assert option.meaning.endswith("."), key
+        assert option.variable or key in ("model_prices", "daemon"), "only tables have no variable"
 
 
 def test_import_is_light() -> None:

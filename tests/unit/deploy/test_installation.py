@@ -55,6 +55,22 @@ def test_all_of_it_runs_from_the_installed_tree(place):
     assert {path for path in ours if path.suffix != ".pyc"} <= tree(packages)
 
 
+def test_what_is_installed_knows_how_it_was_installed(place, few):
+    install(place, bytecode=False)
+    venv = place.here(place.venv)
+    program = (
+        "from schedagent.core.errors import SetupError; from schedagent.core.process import proc\n"
+        "try: proc.run(['/nowhere/qemu-system-x86_64'], timeout_s=5)\n"
+        "except SetupError as error: print(error.hint)\n"
+        "from schedagent.core.installation import this_installation; print(this_installation().by)"
+    )
+    command = [venv / "bin" / f"python{MINOR}", "-Ic", program]
+    for by in ("make install", "Debian package"):
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+        assert done.stdout.splitlines() == ["run as root: apt install qemu-system-x86", by]
+        place.here(place.manifest).unlink(missing_ok=True)
+
+
 def test_what_systemd_needs_is_in_its_place(place, few):
     install(place, bytecode=False)
     usr = place.destdir / "usr"

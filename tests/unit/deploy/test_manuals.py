@@ -12,8 +12,8 @@ import pytest
 
 from deploy.setup import completions, manuals
 from deploy.setup.manuals import configuration_page, escaped, pages
-from schedagent.cli.app import EPILOG
-from schedagent.core.settings import variables
+from schedagent.cli.app import EPILOG, EXIT_STATUSES
+from schedagent.core.settings import OPTIONS, variables
 from schedagent.schedagentd.config import Config
 from tests.documentation import ROOT
 
@@ -41,7 +41,28 @@ def test_every_command_has_its_page_with_every_option(made):
 def test_settings_and_exit_statuses_are_told(made):
     told = words_of(made["schedagent.1"])
     assert all(f".B {variable}\n" in told for variable in variables().values())
-    assert re.findall(r"\.B (\d+)\n", told) == re.findall(r"\b(\d+) [a-z]", EPILOG)
+    assert re.findall(r"\.B (\d+)\n", told) == re.findall(r"\b(\d+) [a-z]", EPILOG) == [*map(str, EXIT_STATUSES)]
+
+
+def test_tables_of_the_configuration_file_are_described(made):
+    page = words_of(made["schedagent.1"])
+    assert ".SH CONFIGURATION FILE\n" in page
+    for key, option in OPTIONS.items():
+        assert option.variable or f".B [{key}]\n" in page, key
+
+
+def test_what_hacking_says_shows_a_page(made, capsys):
+    named = re.findall(r"make man PAGE=(\S+)", (ROOT / "HACKING.md").read_text())
+    makefile = (ROOT / "Makefile").read_text()
+    assert "\t@$(BIN)/python -m deploy.setup.manuals $(PAGE) | man -l -\n" in makefile
+    assert named
+    for page in (*named, *re.findall(r"make man PAGE=(\S+)", makefile)):
+        assert manuals.main([page]) == 0
+        assert capsys.readouterr().out == made[page]
+    assert manuals.main([]) == 0
+    assert capsys.readouterr().out == made["schedagent.1"]
+    assert manuals.main(["nonsense.1"]) == 1
+    assert "schedagent-verify.1" in capsys.readouterr().err
 
 
 def test_every_key_of_the_daemon_is_on_its_page_with_its_default(made):

@@ -34,7 +34,7 @@ from schedagent.metrics.run_queue import RunQueue
 from tests.support.as_user import as_user
 from tests.support.daemon_processes import Daemon, scripted_kernel, until
 from tests.support.exporter_process import ROOT, Scrape, recorded_run
-from tests.support.finished_runs import look, optimise
+from tests.support.finished_runs import optimise, reading
 from tests.support.scripted_host import Host
 from tests.support.scripted_lab import HARDWARE, WORKLOAD
 
@@ -297,12 +297,12 @@ class TestRunQueue:
         proc.set(10, 10**9, 100)
         proc.set(11, 0, 0, process=10)
         queue = RunQueue(tmp_path)
-        queue.look()
+        queue.read()
         assert queue.histogram.counts == [0] * 17, "what was before is not counted"
         proc.set(10, 10**9 + 4_000_000, 104)  # 4 turns, 1 ms each
         proc.set(11, 200_000, 1, process=10)
         proc.set(12, 50_000_000, 5)  # new: 5 turns, 10 ms each
-        queue.look()
+        queue.read()
         buckets = dict(queue.histogram.buckets())
         assert (buckets["0.00025"], buckets["0.0005"], buckets["0.001"], buckets["0.01"]) == (1, 1, 5, 10)
         assert queue.histogram.sum == pytest.approx(0.0542)
@@ -311,9 +311,9 @@ class TestRunQueue:
     def test_a_number_that_is_used_again_is_a_new_thread(self, proc, tmp_path):
         proc.set(10, 10**9, 100)
         queue = RunQueue(tmp_path)
-        queue.look()
+        queue.read()
         proc.set(10, 2000, 2)
-        queue.look()
+        queue.read()
         assert (sum(queue.histogram.counts), queue.histogram.sum) == (2, pytest.approx(2e-6))
 
     def test_with_many_processes_the_same_part_of_them_is_looked_at(self, proc, tmp_path, monkeypatch):
@@ -321,17 +321,17 @@ class TestRunQueue:
         for number in range(100, 110):
             proc.set(number, 0, 1)
         queue = RunQueue(tmp_path)
-        queue.look()
+        queue.read()
         assert (queue.threads, queue.sampled) == (3, 0.25)
         for number in range(100, 110):
             proc.set(number, 1000, 2)
-        queue.look()
+        queue.read()
         assert sum(queue.histogram.counts) == 3
         monkeypatch.setattr(run_queue, "MOST_PROCESSES", 100)
-        queue.look()
+        queue.read()
         assert sum(queue.histogram.counts) == 3, "those that were left out before are no newcomers"
         monkeypatch.setattr(run_queue, "MOST_THREADS", 5)
-        queue.look()
+        queue.read()
         assert queue.threads == 5
 
     def test_on_this_machine(self):
@@ -410,7 +410,7 @@ class TestRepository:
         now = time.time()
         with PolicyRepository(tmp_path / "repository.sqlite") as repository:
             service = repository.service
-            service.add_readings([look(1), look(2), look(9, subject="/a")], keep_since=0)
+            service.add_readings([reading(1), reading(2), reading(9, subject="/a")], keep_since=0)
             one = service.recommend(replace(optimise(now=now), expires_at=now + 1000))
             service.recommend(replace(optimise(now=now - 1000), id="00000001", expires_at=now - 1))
             service.ask(ApplyRequest(0, one.id, "", "ada", now - 60))
@@ -419,7 +419,7 @@ class TestRepository:
         assert found("recommendations", kind="optimise", standing="expired") == 1
         assert (found("requests", progress="queued"), found("requests", progress="done")) == (1, 0)
         assert found("oldest_queued_request_timestamp_seconds") == pytest.approx(now - 60)
-        assert found("agent_last_look_timestamp_seconds") == look(2).at
+        assert found("agent_last_reading_timestamp_seconds") == reading(2).at
 
     def test_none_yet(self, tmp_path):
         reader = RepositoryReader(tmp_path / "none.sqlite")

@@ -14,7 +14,7 @@ from repo_store.store import PolicyRepository
 from schedagent.core.errors import UsageError
 from schedagent.core.recommendation import MACHINE, ApplyRequest, Progress, RecommendationKind, Standing
 from schedagent.service.drift import make_baseline
-from tests.support.finished_runs import DAY_S, HARDWARE, WORKLOAD, look, optimise
+from tests.support.finished_runs import DAY_S, HARDWARE, WORKLOAD, optimise, reading
 
 NOW = 1_800_000_000.0
 
@@ -43,36 +43,36 @@ def test_a_repository_of_the_schema_before_is_upgraded(path, monkeypatch):
         assert not raw.execute("SELECT name FROM sqlite_master WHERE name = 'looks'").fetchall()
     with PolicyRepository(path) as upgraded:
         assert upgraded.run(run_id).id == run_id
-        upgraded.service.add_readings([look(1)], keep_since=0)
-        assert upgraded.service.readings(MACHINE) == [look(1)]
+        upgraded.service.add_readings([reading(1)], keep_since=0)
+        assert upgraded.service.readings(MACHINE) == [reading(1)]
 
 
 def test_looks_come_back_in_order_and_the_idle_ones_can_be_left_out(records):
-    idle = look(2, delay_s=None, commands={})
-    records.add_readings([look(3), look(1), idle, look(1, subject="/a")], keep_since=0)
-    assert records.readings(MACHINE) == [look(1), idle, look(3)]
-    assert records.readings(MACHINE, busy=True) == [look(1), look(3)]
-    assert records.readings(MACHINE, limit=2) == [idle, look(3)]
-    assert records.readings(MACHINE, since=120.0) == [look(3)]
+    idle = reading(2, delay_s=None, commands={})
+    records.add_readings([reading(3), reading(1), idle, reading(1, subject="/a")], keep_since=0)
+    assert records.readings(MACHINE) == [reading(1), idle, reading(3)]
+    assert records.readings(MACHINE, busy=True) == [reading(1), reading(3)]
+    assert records.readings(MACHINE, limit=2) == [idle, reading(3)]
+    assert records.readings(MACHINE, since=120.0) == [reading(3)]
     assert (records.first_reading_at(), records.readings("/b")) == (60.0, [])
 
 
 def test_looks_are_bounded_by_age_and_number(records, monkeypatch):
     monkeypatch.setattr(module, "MAX_READINGS", 5)
     for number in range(20):
-        records.add_readings([look(number), look(number, subject="/a")], keep_since=0)
+        records.add_readings([reading(number), reading(number, subject="/a")], keep_since=0)
     assert [one.at / 60 for one in records.readings(MACHINE)] == [15, 16, 17, 18, 19]
-    records.add_readings([look(20)], keep_since=60 * 18)
+    records.add_readings([reading(20)], keep_since=60 * 18)
     assert [one.at / 60 for one in records.readings(MACHINE)] == [18, 19, 20]
     assert [one.at / 60 for one in records.readings("/a")] == [18, 19]
 
 
 def test_a_baseline_is_replaced_and_forgotten_with_what_it_was_made_of(records):
-    first, second = make_baseline([look(1), look(2)]), make_baseline([look(3)])
+    first, second = make_baseline([reading(1), reading(2)]), make_baseline([reading(3)])
     assert records.baseline(MACHINE) is None
     for baseline in (first, second):
         records.save_baseline(baseline)
-    records.add_readings([look(3), look(3, subject="/a")], keep_since=0)
+    records.add_readings([reading(3), reading(3, subject="/a")], keep_since=0)
     assert records.baseline(MACHINE) == second
     assert records.baselines() == [second]
     records.forget_baseline(MACHINE)

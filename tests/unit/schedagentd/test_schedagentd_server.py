@@ -354,7 +354,7 @@ def rss_kib(pid):
 
 
 OWN_MODULES = {
-    "schedagent.core": {"accept", "deployment", "errors", "settings", "token", "trusted", "welch"}
+    "schedagent.core": {"accept", "deployment", "errors", "installation", "settings", "token", "trusted", "welch"}
     | {"process", "process.listener", "process.systemd"},
     "schedagent.schedagentd": {
         "__main__",

@@ -27,7 +27,7 @@ from schedagent.service.findings import Findings
 from schedagent.service.keeping import Keeper, next_step
 from tests.support.daemon_processes import Daemon, until
 from tests.support.deploy_orders import CANARY, WIDER, order_of
-from tests.support.finished_runs import HARDWARE, WORKLOAD, ScriptedLab, look, optimise, win
+from tests.support.finished_runs import HARDWARE, WORKLOAD, ScriptedLab, optimise, reading, win
 
 pytestmark = pytest.mark.timeout(60)
 SERVICE = ServiceSettings(workloads=(WatchedWorkload(WORKLOAD, CANARY),), lease_s=90, promote="canary")
@@ -97,7 +97,7 @@ def lab_log(settings):
 
 
 def test_optimising_runs_the_loop_once_under_an_id_that_was_stored_before(hands, repository, settings, reporter):
-    repository.service.save_baseline(make_baseline([look(1, subject="/a")]))
+    repository.service.save_baseline(make_baseline([reading(1, subject="/a")]))
     one = optimise(now=time.time(), subject="/a")
     number = asked(repository, one)
     report = hands.carry_out(number, reporter)
@@ -106,7 +106,7 @@ def test_optimising_runs_the_loop_once_under_an_id_that_was_stored_before(hands,
     assert (request.note, request.started_at > 0) == (f"run {report['run']}: nothing better was found", True)
     stored = repository.service.recommendation(one.id)
     assert (stored.standing, stored.note) == (Standing.APPLIED, request.note)
-    assert repository.service.baseline("/a") is None, "what was looked into is still called unusual"
+    assert repository.service.baseline("/a") is None, "what was examined is still called unusual"
     assert lab_log(settings) == [f"start {report['run']}", f"by {os.getpid()}"]
 
 
@@ -298,30 +298,30 @@ def test_the_end_of_a_deployment_is_noted(hands, repository, settings, reporter,
 
 
 def test_what_makes_its_workload_wait_more_is_not_renewed(hands, repository, settings, reporter, daemon):
-    usual = make_baseline([look(subject=CANARY, at=float(number)) for number in range(60)])
+    usual = make_baseline([reading(subject=CANARY, at=float(number)) for number in range(60)])
     repository.service.save_baseline(usual)
     number, _deployment = kept(hands, repository, settings, reporter)
     keeper, begin = keeper_of(repository, settings), time.time()
     for minute in range(1, 15):
         at = begin + 60 * minute
-        repository.service.add_readings([look(subject=CANARY, at=at, delay_s=0.03)], keep_since=0)
+        repository.service.add_readings([reading(subject=CANARY, at=at, delay_s=0.03)], keep_since=0)
         keeper.tick()
         progress = repository.service.request(number).progress
         assert progress is (Progress.KEEPING if minute < 14 else Progress.DONE), minute
         keeper.tick()
     assert (
-        "is not renewed any more: its tasks wait 30 ms for a turn, usually 4 ms"
+        "is not renewed any more: its tasks wait 30 ms for a CPU, usually 4 ms"
         in repository.service.request(number).note
     )
     assert daemon.client.ask("status")["active"], "it lapses by itself"
 
 
 def test_waiting_as_usual_is_no_reason(hands, repository, settings, reporter, daemon):
-    repository.service.save_baseline(make_baseline([look(subject=CANARY, at=float(one)) for one in range(60)]))
+    repository.service.save_baseline(make_baseline([reading(subject=CANARY, at=float(one)) for one in range(60)]))
     number, _deployment = kept(hands, repository, settings, reporter)
-    looks = [look(subject=CANARY, at=time.time() + 60 * minute) for minute in range(1, 20)]
-    for one in looks:
-        repository.service.add_readings([one], keep_since=0)
+    readings = [reading(subject=CANARY, at=time.time() + 60 * minute) for minute in range(1, 20)]
+    for later in readings:
+        repository.service.add_readings([later], keep_since=0)
         keeper_of(repository, settings).tick()
     assert repository.service.request(number).progress is Progress.KEEPING
 

@@ -15,7 +15,7 @@ from schedagent.core.service_settings import ServiceSettings, WatchedWorkload
 from schedagent.core.trials.workload import Goal, WorkloadCommand
 from schedagent.service.drift import RECENT, drifts, make_baseline, mix_of
 from schedagent.service.findings import Findings, optimize_command
-from tests.support.finished_runs import BUILD, DAY_S, WORKLOAD, look, win
+from tests.support.finished_runs import BUILD, DAY_S, WORKLOAD, reading, win
 from tests.support.scripted_kernel import RELEASE
 
 NAMED = ServiceSettings(workloads=(WatchedWorkload(WORKLOAD, "/build.slice"),))
@@ -30,8 +30,8 @@ def repository(tmp_path):
 
 def drifted(subject=MACHINE, commands=BUILD, since=0):
     """A baseline, what is not as usual, and the mix by then."""
-    usual = [look(since + number, subject=subject, commands=commands) for number in range(60)]
-    latest = [look(60 + number, subject=subject, delay_s=0.02, commands=commands) for number in range(RECENT)]
+    usual = [reading(since + number, subject=subject, commands=commands) for number in range(60)]
+    latest = [reading(60 + number, subject=subject, delay_s=0.02, commands=commands) for number in range(RECENT)]
     baseline = make_baseline(usual)
     return baseline, drifts(baseline, latest), mix_of(latest)
 
@@ -41,7 +41,7 @@ def test_drift_of_a_named_cgroup_recommends_its_workload(repository):
     [one] = findings.of_drift(*drifted("/build.slice"), now=9000.0)
     assert (one.kind, one.workload, one.cgroup) == (RecommendationKind.OPTIMISE, WORKLOAD, "/build.slice")
     assert one.what == "schedagent optimize --workload 'make -j' --dir /srv/project --prepare 'make clean'"
-    assert one.why == "cgroup /build.slice is not as usual: its tasks wait 20 ms for a turn, usually 4 ms."
+    assert one.why == "cgroup /build.slice is not as usual: its tasks wait 20 ms for a CPU, usually 4 ms."
     assert one.evidence["drift"]["run_queue_delay_s"]["now"]["count"] == RECENT
     assert one.expires_at == 9000.0 + 7 * DAY_S
     [again] = findings.of_drift(*drifted("/build.slice"), now=9999.0)
@@ -63,9 +63,9 @@ def test_a_known_workload_is_recognised_by_its_commands(repository):
 
 def test_waiting_much_is_recommended_unless_it_was_looked_into_lately(repository):
     findings = Findings(repository, NAMED)
-    baseline = make_baseline([look(number, subject="/build.slice", delay_s=0.05) for number in range(20)])
+    baseline = make_baseline([reading(number, subject="/build.slice", delay_s=0.05) for number in range(20)])
     [one] = findings.of_waiting(baseline, time.time())
-    assert one.why == "cgroup /build.slice usually waits 50 ms for each turn on a CPU."
+    assert one.why == "cgroup /build.slice usually waits 50 ms for a CPU."
     win(repository)
     assert list(findings.of_waiting(baseline, time.time())) == []
     assert len(list(findings.of_waiting(baseline, time.time() + 8 * DAY_S))) == 1
@@ -76,11 +76,11 @@ def test_the_schedule_recommends_each_workload_once_a_slot(repository):
     findings = Findings(repository, settings)
     noon = datetime(2026, 11, 22, 12, 30, tzinfo=UTC)
     assert list(findings.of_schedule(noon)) == [], "the service has just come"
-    repository.service.add_readings([look(at=noon.timestamp() - 1000)], keep_since=0)
+    repository.service.add_readings([reading(at=noon.timestamp() - 1000)], keep_since=0)
     assert list(findings.of_schedule(noon)) == [], "the slot began later than that"
-    repository.service.add_readings([look(at=noon.timestamp() - 2000)], keep_since=0)
+    repository.service.add_readings([reading(at=noon.timestamp() - 2000)], keep_since=0)
     [one] = findings.of_schedule(noon)
-    assert (one.why, one.expires_at) == ("The schedule says so: every 6h.", noon.replace(hour=18, minute=0).timestamp())
+    assert (one.why, one.expires_at) == ("It is scheduled: every 6h.", noon.replace(hour=18, minute=0).timestamp())
     [same] = findings.of_schedule(noon.replace(hour=17))
     [next_one] = findings.of_schedule(noon.replace(hour=18))
     assert (same.id == one.id, next_one.id == one.id) == (True, False)

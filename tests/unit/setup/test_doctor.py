@@ -14,7 +14,7 @@ from rich.console import Console
 from schedagent.core.errors import SetupError
 from schedagent.core.settings import Settings
 from schedagent.setup import doctor
-from schedagent.setup.doctor import EXIT_UNAVAILABLE, Finding, examine, exit_status, render, to_json
+from schedagent.setup.doctor import Finding, examine, is_ready, render, to_json
 
 
 @pytest.fixture
@@ -30,11 +30,11 @@ def test_empty_cache_lacks_a_kernel(settings: Settings, monkeypatch: pytest.Monk
     monkeypatch.setattr("os.uname", lambda: type("Name", (), {"release": "0.0-none"}))
     findings = by_name(examine(settings))
     assert findings["VM kernel"].status == "missing"
-    assert findings["VM kernel"].remedy == "run: make setup"
+    assert findings["VM kernel"].remedy == "run: make kernel"
     assert findings["KVM"].status == "warning"
     assert findings["cache folder"].status == "ok"
     assert findings["model"].status == "info"
-    assert exit_status(list(findings.values())) == EXIT_UNAVAILABLE
+    assert not is_ready(list(findings.values()))
 
 
 def test_folder_that_cannot_be_written(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_model_out_of_reach_is_never_needed(tmp_path: Path, monkeypatch: pytest.
     finding = doctor._model(settings)
     assert finding.status == "warning"
     assert "Connection refused" in finding.detail
-    assert exit_status([finding]) == 0
+    assert is_ready([finding])
 
 
 def test_table_shows_text_as_it_is() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from schedagent.core.errors import SetupError
+from schedagent.core.installation import Installation, InstalledBy
 from schedagent.setup import packages
 from schedagent.setup.packages import REQUIRED, Requirement, install_commands, missing_packages, version_numbers
 from verifier.microvm.apt import Source
@@ -104,6 +105,23 @@ def test_ordinary_user_without_sudo_is_given_the_command(monkeypatch: pytest.Mon
     with pytest.raises(SetupError) as caught:
         packages._run_as_root(["apt-get", "install", "a b"])
     assert caught.value.hint == "run as root: apt-get install 'a b'"
+
+
+def test_only_a_checkout_gets_what_developing_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted: list[str] = []
+
+    def note(requirements: list[Requirement]) -> list[Requirement]:
+        wanted[:] = [entry.package for entry in requirements]
+        return []
+
+    monkeypatch.setattr(packages, "missing_packages", note)
+    assert packages.main() == 0
+    assert {"gcc", "clang-format-19", "libbpf1"} <= set(wanted)
+    installed = Installation(Path("/usr"), InstalledBy.DEBIAN, Path("/usr/bin/python3"))
+    monkeypatch.setattr(packages, "this_installation", lambda: installed)
+    assert packages.main() == 0
+    assert {"gcc", "make", "clang-format-19"} & set(wanted) == set()
+    assert {"libbpf1", "qemu-system-x86"} <= set(wanted)
 
 
 def test_every_requirement_is_named_once() -> None:

@@ -72,7 +72,7 @@ def test_newest_is_the_default_and_settings_can_choose(settings: Settings, tmp_p
 def test_no_kernel_says_what_to_run(settings: Settings, tmp_path: Path) -> None:
     with pytest.raises(SetupError) as caught:
         default_kernel(settings, tmp_path)
-    assert caught.value.hint == "run: make setup"
+    assert caught.value.hint == "run: make kernel"
     wanted = Settings(settings.cache_dir, settings.state_dir, kernel_release="6.1.0-amd64")
     with pytest.raises(SetupError) as caught:
         default_kernel(wanted, tmp_path)

@@ -1,0 +1,126 @@
+"""Hints name a command that works for the copy of schedagent that gives them, however it was installed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from deploy.setup.environment import MINOR
+from deploy.setup.installation import Place
+from schedagent.core.errors import SetupError
+from schedagent.core.installation import MANIFEST, PACKAGE_OF, InstalledBy, installation_of, this_installation
+from schedagent.core.process import proc
+from schedagent.setup.packages import REQUIRED
+from tests.support.paths import ROOT
+
+PYTHON = Path("/opt/python")
+
+
+def site_packages(venv: Path) -> Path:
+    folder = venv / f"lib/python{MINOR}/site-packages"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def checkout(folder: Path) -> Path:
+    for name in ("Makefile", "pyproject.toml"):
+        (folder / name).write_text("")
+    return folder
+
+
+def test_a_checkout_is_set_up_by_make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = installation_of(checkout(tmp_path), PYTHON)
+    monkeypatch.chdir(tmp_path)
+    assert here.by is InstalledBy.CHECKOUT
+    assert here.how_to_install("libbpf1") == here.how_to_restore_libraries() == "run: make setup"
+    assert here.how_to_install("libbpf1", too_old=True) == "run: make setup"
+    assert here.how_to_get_kernel() == "run: make kernel"
+    assert here.how_to_get_kernel("6.18.15+deb13-amd64") == "run: make kernel KERNEL=6.18.15+deb13-amd64"
+
+
+def test_make_is_given_the_checkout_from_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "my sources"
+    folder.mkdir()
+    here = installation_of(checkout(folder), PYTHON)
+    monkeypatch.chdir(tmp_path)
+    assert here.how_to_install("gcc") == f"run: make -C '{folder}' setup"
+
+
+def test_a_working_directory_that_was_removed_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = installation_of(checkout(tmp_path), PYTHON)
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert here.how_to_get_kernel() == f"run: make -C {tmp_path} kernel"
+
+
+def test_sources_without_a_makefile_have_no_make(tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").write_text("")
+    here = installation_of(tmp_path, PYTHON)
+    assert here.by is InstalledBy.PIP
+    assert here.how_to_install("libbpf1") == "run: /opt/python -m schedagent.setup.packages"
+    assert here.how_to_get_kernel() == "run: /opt/python -m verifier.microvm.kernels --fetch"
+    assert here.how_to_get_kernel("6.18") == "run: /opt/python -m verifier.microvm.kernels --fetch 6.18"
+
+
+def test_pip_installs_into_a_virtual_environment_of_any_name(tmp_path: Path) -> None:
+    assert installation_of(site_packages(tmp_path / "schedagent/venv"), PYTHON).by is InstalledBy.PIP
+    assert installation_of(Path("/site-packages"), PYTHON).by is InstalledBy.PIP
+
+
+def test_a_debian_package_needs_debian_packages(tmp_path: Path) -> None:
+    place = Place(Path("/usr"), tmp_path)
+    here = installation_of(site_packages(place.here(place.venv)), PYTHON)
+    assert here.by is InstalledBy.DEBIAN
+    assert here.how_to_install("qemu-system-x86", "clang-19") == "run as root: apt install qemu-system-x86 clang-19"
+    too_old = here.how_to_install("qemu-system-x86", too_old=True)
+    assert too_old == "run as root: /opt/python -Im schedagent.setup.packages", "which looks into backports"
+    assert here.how_to_get_kernel("6.18") == "run: /opt/python -Im verifier.microvm.kernels --fetch 6.18"
+    assert "--reinstall" in here.how_to_restore_libraries()
+
+
+def test_make_install_leaves_a_manifest(tmp_path: Path) -> None:
+    place = Place(Path("/usr/local"), tmp_path)
+    root = site_packages(place.here(place.venv))
+    assert place.manifest.name == MANIFEST
+    place.here(place.manifest).write_text("")
+    here = installation_of(root, PYTHON)
+    assert here.by is InstalledBy.MAKE_INSTALL
+    assert here.how_to_install("libbpf1") == "run as root: apt install libbpf1"
+    assert "make install" in here.how_to_restore_libraries()
+
+
+def test_this_copy_is_a_checkout() -> None:
+    assert (this_installation().root, this_installation().by) == (ROOT, InstalledBy.CHECKOUT)
+
+
+@pytest.mark.parametrize("module", ["schedagent.setup.packages", "verifier.microvm.kernels"])
+def test_the_modules_that_hints_name_can_be_run(module: str) -> None:
+    program = f"import importlib.util, {module} as m; assert callable(m.main); print(m.__spec__.name)"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [module]
+
+
+def test_every_package_of_a_program_is_required() -> None:
+    assert set(PACKAGE_OF.values()) <= {entry.package for entry in REQUIRED if not entry.only_for_checkout}
+
+
+def test_an_unknown_program_is_not_said_to_come_from_set_up() -> None:
+    with pytest.raises(SetupError) as caught:
+        proc.run(["a-program-that-is-nowhere"], timeout_s=5)
+    assert caught.value.hint == "install it, or check its name and PATH"
+    with pytest.raises(SetupError) as caught:
+        proc.start(["/nowhere/bpftool"])
+    assert caught.value.hint == this_installation().how_to_install("bpftool")
+
+
+def test_no_hint_names_make_but_this_one() -> None:
+    """Whoever installed a package has no Makefile; deploy/setup runs in a checkout only."""
+    packages = ("schedagent", "agents", "verifier", "repo_store", "kernel_bpf")
+    sources = [path for name in packages for path in (ROOT / name).rglob("*.py")]
+    named = [str(path.relative_to(ROOT)) for path in sources if '"run: make' in path.read_text()]
+    assert named == []
