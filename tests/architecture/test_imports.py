@@ -178,7 +178,7 @@ def test_no_package_imports_itself_in_a_circle() -> None:
     [
         ("verifier/logic/walk/terms.py", "def f():\n    from verifier.logic.walk import facts\n"),
         ("schedagent/cli/common.py", "from schedagent.cli.optimize import show_report\n"),
-        ("repo_store/codec.py", "if TYPE_CHECKING:\n    from repo_store.store import PolicyRepository\n"),
+        ("repo_store/records.py", "if TYPE_CHECKING:\n    from repo_store.store import PolicyRepository\n"),
     ],
 )
 def test_a_circle_inside_a_package_is_found(path: str, added: str) -> None:
