@@ -19,8 +19,8 @@ from verifier.logic.walk.facts import (
     Facts,
     Range,
     assume,
-    condition,
     decide,
+    jump_condition,
     range_of,
     tells_the_mask,
     terms_of,
@@ -221,33 +221,33 @@ class Walker(Machine):
 
     def _branch(self, state: State, op: Op) -> bool:
         right = state.regs[op.src] if op.from_register else self._immediate(op)
-        asked, negated = condition(self.terms, op.name, op.bits, state.regs[op.dst], right)
-        decided = decide(state.facts, asked)
+        condition, negated = jump_condition(self.terms, op.name, op.bits, state.regs[op.dst], right)
+        decided = decide(state.facts, condition)
         if decided is None:
-            self._compared(asked, op)
+            self._compared(condition, op)
             other = state.fork()
             other.index = op.target
-            if self._suppose(other, asked, not negated, op):
+            if self._suppose(other, condition, not negated, op):
                 self._waiting.append(other)
             state.index += 1
-            return self._suppose(state, asked, negated, op)
+            return self._suppose(state, condition, negated, op)
         state.index = op.target if decided != negated else state.index + 1
         return True
 
-    def _suppose(self, state: State, asked: Condition, holds: bool, op: Op) -> bool:
-        facts = assume(state.facts, asked, holds)
+    def _suppose(self, state: State, condition: Condition, holds: bool, op: Op) -> bool:
+        facts = assume(state.facts, condition, holds)
         if facts is None:
             return False
         state.facts = facts
-        state.trail = Trail(state.trail, op.line, asked, holds)
+        state.trail = Trail(state.trail, op.line, condition, holds)
         if state.marks.pending:
             state.marks = marking.settle(state.marks, facts)
         return True
 
-    def _compared(self, asked: Condition, op: Op) -> None:
-        if asked not in self._asked:
-            self._asked.add(asked)
-            self.walk.comparisons.append(Comparison(asked, self.member, op.line))
+    def _compared(self, condition: Condition, op: Op) -> None:
+        if condition not in self._undecided:
+            self._undecided.add(condition)
+            self.walk.comparisons.append(Comparison(condition, self.member, op.line))
 
     def _exit(self, state: State, op: Op) -> bool:
         if not state.frames:

@@ -42,7 +42,7 @@ class Machine:
         self.terms = walk.terms
         self.member = ""
         self.entry: Walked
-        self._asked: set[Condition] = set()
+        self._undecided: set[Condition] = set()
         self._stored: set[tuple[object, ...]] = set()
         self._constants = sorted(
             (variable for variable in image.variables.values() if variable.section.startswith(".rodata")),

@@ -83,7 +83,7 @@ def _made_of(term: Term) -> list[Term]:
         found.append(part)
         if part.kind in (TermKind.ZEXT, TermKind.SEXT):
             waiting.append(part.parts[0])
-        elif part.kind is TermKind.OP and part.parts[0] in ("or", "lsh"):
+        elif part.kind is TermKind.OP and part.parts[0] in ("or", "lsh", "lsh32"):
             waiting += part.parts[1:3]
         elif part.kind is TermKind.LINEAR:
             waiting += [atom for atom, _factor in part.parts[1]]

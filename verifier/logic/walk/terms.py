@@ -205,8 +205,10 @@ class Terms:
     def _alu32(self, operator: str, left: Term, right: Term) -> Term:
         if left.is_const and right.is_const:
             return self.const(fold(operator, left.value, right.value, 32), left.parts[1] or right.parts[1])
-        if operator in ("add", "sub", "mul", "lsh"):  # the low half depends on low halves only
+        if operator in ("add", "sub", "mul"):  # the low half depends on low halves only
             return self._alu64(operator, left, right)
+        if operator == "lsh" and right.is_const:
+            return self.scale(left, 1 << (right.value & 31))
         if operator in ("and", "or", "xor"):
             return self._bitwise(operator, left, right)
         return self.make(TermKind.OP, f"{operator}32", left, right)
