@@ -52,7 +52,7 @@ class Facts(dict[Fact, "Range | bool"]):
             return self._roots
 
     def share_roots(self, roots: frozenset[Term]) -> None:
-        """Say what they are about, where that is known without looking."""
+        """Set what they are about, where that is known already."""
         self._roots = roots
 
 
@@ -78,7 +78,7 @@ def jump_condition(terms: Terms, jump: str, bits: int, left: Term, right: Term) 
 
 
 def _narrowed(terms: Terms, operator: str, bits: int, left: Term, right: Term) -> tuple[int, Term, Term]:
-    """Compare 32 bits where that says the same, so that one question has one form."""
+    """Compare 32 bits where that is equivalent, so that one question has one form."""
     if (bits == 64 and operator != "slt" and fits_32_bits(left) and fits_32_bits(right)) or (
         bits == 64 and operator != "ult" and _sign_extended(left) and _sign_extended(right)
     ):
@@ -107,7 +107,7 @@ def _solved(terms: Terms, bits: int, left: Term, right: Term) -> tuple[Term, Ter
 
 
 def decide(facts: Facts, condition: Condition) -> bool | None:
-    """Return whether a condition holds, None if the path does not say."""
+    """Return whether a condition holds, None if the path does not decide it."""
     if condition.left is condition.right:
         return condition.operator == "eq"
     known = facts.get(condition)
@@ -300,32 +300,32 @@ def _span_of_sum(facts: Facts, bits: int, term: Term) -> tuple[int, int] | None:
     return (low, high) if low >= 0 and high < 1 << bits else None
 
 
-def without(facts: Facts, remade: Term) -> Facts:
-    """Return the facts that do not depend on a value that is made anew."""
-    if remade not in facts.roots:
+def without(facts: Facts, replaced: Term) -> Facts:
+    """Return the facts that do not depend on a value that was replaced."""
+    if replaced not in facts.roots:
         return facts
     return Facts(
-        (key, value) for key, value in facts.items() if not any(remade in term.roots for term in terms_of(key))
+        (key, value) for key, value in facts.items() if not any(replaced in term.roots for term in terms_of(key))
     )
 
 
 def living(facts: Facts, roots: frozenset[Term]) -> Facts:
-    """Return the facts about values that are still at hand, or that can be read again."""
+    """Return the facts about values that are still held, or that can be read again."""
     if facts.roots <= roots:
         return facts
-    kept = Facts()
+    still = Facts()
     about: set[Term] = set()
     for key, value in facts.items():
         needed = key.left.roots | key.right.roots if isinstance(key, Condition) else key[1].roots
-        if needed <= roots or tells_the_mask(key):
-            kept[key] = value
+        if needed <= roots or is_about_allowed_cpus(key):
+            still[key] = value
             about |= needed
-    kept.share_roots(frozenset(about))
-    return kept
+    still.share_roots(frozenset(about))
+    return still
 
 
-def tells_the_mask(key: Fact) -> bool:
-    """Whether a fact is about how many CPUs a task may use: it stays true however the other number was come by."""
+def is_about_allowed_cpus(key: Fact) -> bool:
+    """Whether a fact is about how many CPUs a task may use: it stays true wherever the other number came from."""
     return any(term.kind is TermKind.FIELD and term.name == "task_struct.nr_cpus_allowed" for term in terms_of(key))
 
 
