@@ -1,6 +1,6 @@
 """The ordered gates a candidate must pass before anything else may run it.
 
-A candidate stops at the gate that it fails: those behind it are skipped and say so. A gate whose VM was lost twice has
+A candidate stops at the gate that it fails: the later ones are skipped and say so. A gate whose VM was lost twice has
 neither passed nor failed: it is skipped too, and so is the rest. Warnings of the static gates are cleared, or not, by
 what the proving ground measures.
 """
@@ -74,7 +74,7 @@ class KernelBench:
 
 
 class GateFailed(PolicyError):
-    """A gate closed; the message is its detail."""
+    """A gate failed; the message is its detail."""
 
     def __init__(self, message: str, findings: Sequence[Finding] = ()) -> None:
         super().__init__(message)
@@ -83,7 +83,7 @@ class GateFailed(PolicyError):
 
 @dataclass(frozen=True)
 class Passed:
-    """What a gate that lets a policy through has to say; `seconds` if the time was spent in an earlier gate."""
+    """What a gate that lets a policy through reports; `seconds` if the time was spent in an earlier gate."""
 
     detail: str
     findings: tuple[Finding, ...] = ()
@@ -102,8 +102,8 @@ class Verifier:
         include_dirs: extra header folders for sources from elsewhere.
         depth: how long the proving ground works on a policy.
         scope, cgroup: what tokens allow, see core.token.DeploymentToken.
-        static_only: stop behind the scheduling logic, without a VM.
-        kept: reports of policies that passed before; None looks at everything anew.
+        static_only: stop after the scheduling logic, without a VM.
+        report_cache: reports of policies that passed before; None proves everything again.
         on_gate: called with each result as it comes.
     """
 
@@ -115,7 +115,7 @@ class Verifier:
     scope: Scope = Scope.FULL
     cgroup: str = ""
     static_only: bool = False
-    kept: ReportCache | None = None
+    report_cache: ReportCache | None = None
     on_gate: Callable[[GateResult], None] = field(default=lambda _result: None)
 
     @property
@@ -162,7 +162,7 @@ class _Passage:
         self._cell: Cell | None = None
         self._proved: jobs.ProveAnswer | None = None
         self._gates: list[GateResult] = []
-        self._told = 0
+        self._announced = 0
         self._steps: dict[str, Callable[[], Passed]] = {
             SOURCE: self._source,
             COMPILE: self._compile,
@@ -188,44 +188,44 @@ class _Passage:
 
     def _run(self) -> Verified:
         self.pass_static()
-        self._tell()
-        kept = self._recall()
+        self._announce()
+        cached = self._recall()
         for gate in GATES[len(STATIC_GATES) :]:
-            if kept:
-                self._gates.append(next(result for result in kept.gates if result.gate == gate))
+            if cached:
+                self._gates.append(next(result for result in cached.gates if result.gate == gate))
             else:
                 self._pass(gate)
-            self._tell()
-        report = self._report(kept)
+            self._announce()
+        report = self._report(cached)
         if report.passed and self._verifier.signer and self._artifacts:
             report = replace(report, token=self._sign(report))
-            if self._verifier.kept and not kept:
-                self._verifier.kept.keep(report)
+            if self._verifier.report_cache and not cached:
+                self._verifier.report_cache.store(report)
         return Verified(report, self._artifacts[0] if self._artifacts else None)
 
     def _pass(self, gate: str) -> None:
-        closed = next((result for result in self._gates if result.status in _CLOSED), None)
+        failed = next((result for result in self._gates if result.status in _NOT_PASSED), None)
         if self._verifier.static_only and gate not in STATIC_GATES:
-            self._gates.append(_skipped(gate, "not run: only the static gates were asked for"))
-        elif closed:
-            self._gates.append(_skipped(gate, f"not run, because gate {closed.gate!r} did not pass"))
+            self._gates.append(_skipped(gate, "not run: only the static gates were requested"))
+        elif failed:
+            self._gates.append(_skipped(gate, f"not run, because gate {failed.gate!r} did not pass"))
         else:
             self._gates.append(_attempt(gate, self._steps[gate]))
 
-    def _tell(self) -> None:
-        for result in self._gates[self._told :]:
+    def _announce(self) -> None:
+        for result in self._gates[self._announced :]:
             self._verifier.on_gate(result)
-        self._told = len(self._gates)
+        self._announced = len(self._gates)
 
-    def _report(self, kept: VerificationReport | None) -> VerificationReport:
+    def _report(self, cached: VerificationReport | None) -> VerificationReport:
         return VerificationReport(
             policy=self._info.name,
             candidate_key=self._candidate.key,
             artifact_digest=self._artifacts[0].digest if self._artifacts else "",
             kernel_release=self._verifier.target.release,
             gates=tuple(self._gates),
-            kernels=kept.kernels if kept else tuple(self._kernels),
-            oracles=kept.oracles if kept else self._oracles(),
+            kernels=cached.kernels if cached else tuple(self._kernels),
+            oracles=cached.oracles if cached else self._oracles(),
             verifier_version=verifier_version(),
             subject=self._subject() if self._artifacts else "",
         )
@@ -273,24 +273,24 @@ class _Passage:
         return _unless_errors(report.summary, report.findings)
 
     def _kernel_verifier(self) -> Passed:
-        """Give the object to every kernel; only a refusal by the first one, which the token is for, closes the gate.
+        """Give the object to every kernel; the gate fails only if the first one, which the token is for, refuses it.
 
         One after the other: two emulated machines at once wait for each other's CPUs, and took half as long again.
         """
         results = [self._on_kernel(bench) for bench in self._verifier.benches]
         self._kernels = results
         others = "; ".join(f"{result.release}: {_kernel_words(result)}" for result in results[1:])
-        told = _kernel_words(results[0]) + (f"; {others}" if others else "")
+        answers = _kernel_words(results[0]) + (f"; {others}" if others else "")
         if results[0].status is GateStatus.FAILED:
             raise GateFailed(
                 results[0].detail, ejection.finding(ejection.rule_of_refusal(results[0].detail), "see the kernel's log")
             )
         if results[0].status is GateStatus.SKIPPED:
             raise VmLost(results[0].detail)
-        return Passed(told)
+        return Passed(answers)
 
     def _on_kernel(self, bench: KernelBench) -> KernelResult:
-        """Load the policy on one kernel; the first one's machine is kept for the gates behind this one."""
+        """Load the policy on one kernel; the first one's machine is kept for the later gates."""
         release = bench.target.release
         try:
             with ExitStack() as stack:
@@ -307,7 +307,7 @@ class _Passage:
         return KernelResult(release, GateStatus.PASSED, "", answer.programs)
 
     def _attach(self) -> Passed:
-        """Attach and prove in one machine; the gates behind this one judge what it showed."""
+        """Attach and prove in one machine; the later gates judge what it showed."""
         assert self._cell is not None, "the gate before this one opened it"
         started = time.monotonic()
         try:
@@ -321,8 +321,8 @@ class _Passage:
         answer = self._answer()
         oracles = [oracle for oracle in self._oracles() if OVERHEAD not in RULES[oracle.rule].gates]
         if answer.exit_text:
-            told = ejection.finding(ejection.rule_of_exit(answer.exit_text), answer.exit_text)
-            raise GateFailed(f"the kernel ejected it: {answer.exit_text}", (*told, *self._failed(oracles)))
+            ejected_for = ejection.finding(ejection.rule_of_exit(answer.exit_text), answer.exit_text)
+            raise GateFailed(f"the kernel ejected it: {answer.exit_text}", (*ejected_for, *self._failed(oracles)))
         events = ", ".join(f"{name} {count}" for name, count in answer.events.items() if count) or "none"
         warnings = [finding for result in self._gates for finding in result.findings if finding.cleared_by]
         shown = {oracle.name for oracle in oracles}
@@ -337,7 +337,7 @@ class _Passage:
         return self._judge(oracles, "")
 
     def _judge(self, oracles: Sequence[OracleResult], more: str) -> Passed:
-        """Close the gate unless every oracle holds, or the policy declared that it does not seek what one checks."""
+        """Fail the gate unless every oracle holds, or the policy declared that it does not seek what one checks."""
         findings = self._failed(oracles)
         if findings:
             raise GateFailed("; ".join(f"{finding.where}: {finding.message}" for finding in findings), findings)
@@ -364,9 +364,13 @@ class _Passage:
     def _recall(self) -> VerificationReport | None:
         """The report of the same policy, if it passed before; only the static gates were run again."""
         verifier = self._verifier
-        if verifier.kept is None or verifier.static_only or any(gate.status in _CLOSED for gate in self._gates):
+        if (
+            verifier.report_cache is None
+            or verifier.static_only
+            or any(gate.status in _NOT_PASSED for gate in self._gates)
+        ):
             return None
-        return verifier.kept.recall(self._subject())
+        return verifier.report_cache.recall(self._subject())
 
     def _subject(self) -> str:
         """Digest of all that the report depends on."""
@@ -388,19 +392,19 @@ class _Passage:
         )
 
 
-_CLOSED = (GateStatus.FAILED, GateStatus.SKIPPED)
+_NOT_PASSED = (GateStatus.FAILED, GateStatus.SKIPPED)
 
 
 def _attempt(gate: str, step: Callable[[], Passed]) -> GateResult:
-    """Run one gate; what is wrong with the policy closes it, a lost VM leaves it open what is, the rest is raised."""
+    """Run one gate: what is wrong with the policy fails it, a lost VM leaves it undecided, anything else is raised."""
     started = time.monotonic()
     try:
         passed = step()
     except (PolicyError, UsageError, BpfError) as error:
-        found = error.findings if isinstance(error, GateFailed) else ()
-        passed = Passed(str(error), found, GateStatus.FAILED)
+        findings = error.findings if isinstance(error, GateFailed) else ()
+        passed = Passed(str(error), findings, GateStatus.FAILED)
     except VmLost as error:
-        lost = f"nothing can be said, the VM was lost twice: {error.message}"
+        lost = f"no verdict, the VM was lost twice: {error.message}"
         passed = Passed(lost, status=GateStatus.SKIPPED)
     seconds = time.monotonic() - started if passed.seconds is None else passed.seconds
     return GateResult(gate, passed.status, passed.detail, round(seconds, 3), passed.findings)
@@ -411,7 +415,7 @@ def _skipped(gate: str, why: str) -> GateResult:
 
 
 def _unless_errors(detail: str, findings: Sequence[Finding]) -> Passed:
-    """Close the gate if there is an error among the findings."""
+    """Fail the gate if there is an error among the findings."""
     errors = [finding for finding in findings if finding.severity is Severity.ERROR]
     if errors:
         broken = ", ".join(str(number) for number in sorted({finding.rule for finding in errors}))

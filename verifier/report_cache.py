@@ -1,7 +1,7 @@
-"""Reports of policies that passed, kept so that the same policy need not be proved twice.
+"""Cached reports of policies that passed, so that the same policy need not be proved twice.
 
-Only passes are kept, and a kept one counts only if the token in it was signed by our own key over that very report:
-whoever can write into the cache folder can make us forget, not make us believe. What failed is looked at again.
+Only passes are cached, and a cached report counts only if the token in it was signed by our own key over that very
+report: whoever can write into the cache folder can make us forget, not make us believe. What failed is proved again.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from schedagent.core.verification import VerificationReport
 log = logging.getLogger(__name__)
 
 _ROOT = Path(__file__).resolve().parents[1]
-_CODE = ("verifier/**/*.py", "kernel_bpf/*.py", "kernel_bpf/bpf/include/*.h", "schedagent/core/*.py")
+_CODE = ("verifier/**/*.py", "kernel_bpf/**/*.py", "kernel_bpf/bpf/include/*.h", "schedagent/core/**/*.py")
 
 
 @functools.cache
@@ -63,19 +63,19 @@ class ReportCache:
         except FileNotFoundError:
             return None
         except (OSError, ValidationError) as error:
-            log.warning("the kept report %s cannot be read: %s", path.name, error)
+            log.warning("the cached report %s cannot be read: %s", path.name, error)
             return None
         if report.subject != subject:
-            log.warning("the kept report %s is about another policy: proving this one again", path.name)
+            log.warning("the cached report %s is about another policy: proving this one again", path.name)
             return None
         if not report.passed:
             return None
         if not self._vouches(report.token, report.digest):
-            log.warning("the kept report %s is not signed by our key: proving the policy again", path.name)
+            log.warning("the cached report %s is not signed by our key: proving the policy again", path.name)
             return None
         return report
 
-    def keep(self, report: VerificationReport) -> None:
+    def store(self, report: VerificationReport) -> None:
         """Write a report beside its place and rename it; a full disk costs only the next run's time."""
         try:
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -84,7 +84,7 @@ class ReportCache:
                 partial.write_bytes(TypeAdapter(VerificationReport).dump_json(report))
                 partial.replace(self._path(report.subject))
         except OSError as error:
-            log.warning("cannot keep the report: %s", error)
+            log.warning("cannot cache the report: %s", error)
 
     def _path(self, subject: str) -> Path:
         return self._folder / f"{subject}.json"

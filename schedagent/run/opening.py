@@ -126,7 +126,7 @@ def open_local_verifier(settings: Settings, *, all_kernels: bool = False, sign: 
     if not sign:
         return Verifier(benches, cache)
     signer = open_signer(settings)
-    return Verifier(benches, cache, signer, kept=ReportCache(cache / "reports", signer.vouches))
+    return Verifier(benches, cache, signer, report_cache=ReportCache(cache / "reports", signer.vouches))
 
 
 def open_signer(settings: Settings, *, create: bool = True) -> Signer:

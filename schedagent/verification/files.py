@@ -32,7 +32,7 @@ class VerifyOptions:
         scope: "full", "partial" or "partial:/a/cgroup".
         depth: "quick", "standard" or "thorough".
         static_only: stop before the first gate that needs a VM.
-        fresh: do not use a kept report.
+        fresh: do not use a cached report.
         html: file to write the report to.
         object_file: file to write the compiled object to, if it passed every gate.
     """
@@ -113,8 +113,8 @@ def choose_verifier(settings: Settings, options: VerifyOptions) -> Verifier | Re
     verifier = open_local_verifier(
         only, all_kernels=not (options.kernel or options.static_only), sign=not options.static_only
     )
-    kept = None if options.fresh else verifier.kept
-    return dataclasses.replace(verifier, depth=depth, static_only=options.static_only, kept=kept)
+    report_cache = None if options.fresh else verifier.report_cache
+    return dataclasses.replace(verifier, depth=depth, static_only=options.static_only, report_cache=report_cache)
 
 
 def read_assignments(assignments: Sequence[str]) -> dict[str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from schedagent.core.policies.policy import CandidatePolicy, PolicyInfo, Tunable
 from schedagent.core.rules import GATES
 from schedagent.core.verification import Finding, GateStatus, Severity
 from verifier import pipeline, submission
+from verifier import report_cache as report_cache_module
 from verifier.microvm import jobs
 from verifier.pipeline import KernelBench, Verifier
 from verifier.report_cache import ReportCache
@@ -336,19 +338,19 @@ def test_the_scope_asked_for_stands_in_the_token(candidate, info, signer):
 
 
 @pytest.fixture
-def kept(tmp_path, signer):
+def report_cache(tmp_path, signer):
     return ReportCache(tmp_path / "reports", signer.vouches)
 
 
-def test_a_policy_that_passed_is_not_proved_twice(candidate, info, signer, kept, static):
+def test_a_policy_that_passed_is_not_proved_twice(candidate, info, signer, report_cache, static):
     ground = Ground()
-    first = verify(ground, candidate, info, signer, kept=kept).report
-    second = verify(ground, candidate, info, signer, kept=kept).report
+    first = verify(ground, candidate, info, signer, report_cache=report_cache).report
+    second = verify(ground, candidate, info, signer, report_cache=report_cache).report
     assert [what for what, _ in ground.asked] == ["load", "prove"]
     assert (second.oracles, second.kernels) == (first.oracles, first.kernels)
     assert tokens.decode(second.token).nonce != tokens.decode(first.token).nonce
     static.logic = (LOST_TASK,)
-    assert_closed(verify(ground, candidate, info, signer, kept=kept), "scheduling logic", "rule 18")
+    assert_closed(verify(ground, candidate, info, signer, report_cache=report_cache), "scheduling logic", "rule 18")
 
 
 def test_logic_is_judged_with_the_tunables_of_the_candidate(candidate, info, static):
@@ -356,30 +358,59 @@ def test_logic_is_judged_with_the_tunables_of_the_candidate(candidate, info, sta
     assert static.judged == {"slice_us": 700}
 
 
-def test_other_tunables_or_bytes_are_proved_anew(candidate, info, signer, kept):
+def test_other_tunables_or_bytes_are_proved_again(candidate, info, signer, report_cache):
     ground = Ground()
-    verify(ground, candidate, info, signer, kept=kept)
-    verify(ground, replace(candidate, tunables=(("slice_us", 900),)), info, signer, kept=kept)
+    verify(ground, candidate, info, signer, report_cache=report_cache)
+    verify(ground, replace(candidate, tunables=(("slice_us", 900),)), info, signer, report_cache=report_cache)
     info.source.write_text("int y;\n")
-    verify(ground, candidate, info, signer, kept=kept)
+    verify(ground, candidate, info, signer, report_cache=report_cache)
     assert len(ground.asked) == 6
 
 
-def test_a_failure_is_looked_at_again(candidate, info, signer, kept):
-    verify(Ground(exit_text="runnable task stall"), candidate, info, signer, kept=kept)
-    assert verify(Ground(), candidate, info, signer, kept=kept).report.passed
+@pytest.mark.parametrize(
+    "file",
+    [
+        "verifier/logic/walk/facts.py",
+        "kernel_bpf/build/compile.py",
+        "kernel_bpf/load/sched_ext.py",
+        "kernel_bpf/bpf/include/common.bpf.h",
+        "schedagent/core/policies/policy.py",
+        "schedagent/core/rules.py",
+    ],
+)
+def test_a_cached_report_depends_on_every_file_that_made_it(tmp_path, monkeypatch, file):
+    root = Path(report_cache_module.__file__).parents[1]
+    before = report_cache_module.verifier_version()
+    monkeypatch.setattr(report_cache_module, "_ROOT", tmp_path)
+    for pattern in report_cache_module._CODE:
+        for path in root.glob(pattern):
+            place = tmp_path / path.relative_to(root)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, place)
+    unwrapped = report_cache_module.verifier_version.__wrapped__
+    assert unwrapped() == before
+    with (tmp_path / file).open("a") as changed:
+        changed.write("\n")
+    assert unwrapped() != before
+
+
+def test_a_failure_is_proved_again(candidate, info, signer, report_cache):
+    verify(Ground(exit_text="runnable task stall"), candidate, info, signer, report_cache=report_cache)
+    assert verify(Ground(), candidate, info, signer, report_cache=report_cache).report.passed
 
 
 @pytest.mark.parametrize("change", ["token", "figure", "key", "garbage", "another policy"])
-def test_a_kept_report_that_was_tampered_with_is_not_believed(candidate, info, signer, kept, tmp_path, change):
+def test_a_cached_report_that_was_tampered_with_is_not_believed(
+    candidate, info, signer, report_cache, tmp_path, change
+):
     ground = Ground(results=(oracle("starvation", 29), oracle("idle machine", 30)))
-    verify(ground, candidate, info, signer, kept=kept)
+    verify(ground, candidate, info, signer, report_cache=report_cache)
     (path,) = (tmp_path / "reports").iterdir()
     if change == "another policy":
         info.source.write_text("int evil;\n")
         other = verify(Ground(exit_text="runnable task stall"), candidate, info, signer).report
         path.rename(path.with_name(f"{other.subject}.json"))
-        verify(ground, candidate, info, signer, kept=kept)
+        verify(ground, candidate, info, signer, report_cache=report_cache)
         assert len(ground.asked) == 4, "the signed report of a good policy was believed of another one"
         return
     report = json.loads(path.read_text())
@@ -388,9 +419,9 @@ def test_a_kept_report_that_was_tampered_with_is_not_believed(candidate, info, s
     elif change == "figure":
         report["oracles"][0]["measured"] = 0.05
     elif change == "key":
-        kept = ReportCache(tmp_path / "reports", Signer(tmp_path / "others" / "signing.key").vouches)
+        report_cache = ReportCache(tmp_path / "reports", Signer(tmp_path / "others" / "signing.key").vouches)
     path.write_text("garbage" if change == "garbage" else json.dumps(report))
-    verify(ground, candidate, info, signer, kept=kept)
+    verify(ground, candidate, info, signer, report_cache=report_cache)
     assert len(ground.asked) == 4
 
 

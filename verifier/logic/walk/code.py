@@ -281,18 +281,18 @@ def _slots_at(frame: Mapping[int, int], register: int, offset: int, size: int) -
 
 def _frame_offsets(code: Code) -> list[dict[int, int]]:
     """For every instruction: which registers hold frame pointer + constant; forward data flow."""
-    found: list[dict[int, int] | None] = [None] * len(code.ops)
+    offsets: list[dict[int, int] | None] = [None] * len(code.ops)
     waiting: list[tuple[int, dict[int, int]]] = [(0, {FRAME_POINTER: 0})]
     while waiting:
         index, incoming = waiting.pop()
-        known = found[index]
+        known = offsets[index]
         merged = incoming if known is None else {r: o for r, o in known.items() if incoming.get(r) == o}
         if known is not None and merged == known:
             continue
-        found[index] = merged
+        offsets[index] = merged
         outgoing = _track_frame(code.ops[index], merged)
         waiting.extend((after, outgoing) for after in code.next_of(index))
-    return [frame or {FRAME_POINTER: 0} for frame in found]
+    return [frame or {FRAME_POINTER: 0} for frame in offsets]
 
 
 def _track_frame(op: Op, before: dict[int, int]) -> dict[int, int]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from schedagent.core.verification import Step
-from verifier.logic.walk.code import Code
 from verifier.logic.walk.facts import Condition, Facts
-from verifier.logic.walk.terms import Term, TermKind, Terms, describe, number, signed
+from verifier.logic.walk.terms import Term, Terms, describe, number, signed
 from verifier.object.image import Line
 
 _MOST_STEPS = 8
@@ -149,7 +148,7 @@ class Walk:
 
 
 def steps(trail: Trail | None) -> tuple[Step, ...]:
-    """Tell a path in at most eight steps: the last ones, one per line of the source."""
+    """Describe a path in at most eight steps: the last ones, one per line of the source."""
     chosen: list[Step] = []
     seen = set()
     while trail is not None and len(chosen) < _MOST_STEPS:
@@ -164,22 +163,22 @@ def steps(trail: Trail | None) -> tuple[Step, ...]:
 
 def _step(trail: Trail) -> Step:
     line = trail.line or Line("", 0)
-    text = f"calls {trail.call}()" if trail.condition is None else _say(trail.condition, trail.holds)
+    text = f"calls {trail.call}()" if trail.condition is None else _in_c(trail.condition, trail.holds)
     return Step(line.file.removeprefix("./").removeprefix("./"), line.line, text)
 
 
-def _say(condition: Condition, holds: bool) -> str:
-    """Say a decided condition in C, the way it turned out."""
+def _in_c(condition: Condition, holds: bool) -> str:
+    """Write a decided condition in C, as it turned out."""
     operator, bits, left, right = condition
     sign = {"eq": ("==", "!="), "ult": ("<", ">="), "slt": ("<", ">=")}[operator][not holds]
-    one = _say_side(left, bits, operator)
-    other = _say_side(right, bits, operator)
+    left_text = _side_in_c(left, bits, operator)
+    right_text = _side_in_c(right, bits, operator)
     if left.is_const and operator != "eq":
-        return f"{other} {'>' if holds else '<='} {one}"
-    return f"{one} {sign} {other}"
+        return f"{right_text} {'>' if holds else '<='} {left_text}"
+    return f"{left_text} {sign} {right_text}"
 
 
-def _say_side(term: Term, bits: int, operator: str) -> str:
+def _side_in_c(term: Term, bits: int, operator: str) -> str:
     if term.is_const and not term.parts[1]:
         return number(signed(term.value, bits) if operator == "slt" or term.value >> 63 else term.value)
     return describe(term)
@@ -200,6 +199,3 @@ def settled(marks: Marks, pending: Pending, stored: bool) -> Marks:
 
 def replace_marks(marks: Marks, **changes: object) -> Marks:
     return marks._replace(**changes)  # type: ignore[arg-type]
-
-
-__all__ = ["Code", "Comparison", "Event", "Exit", "Marks", "Pending", "Site", "TermKind", "Trail", "replace", "steps"]

@@ -52,7 +52,7 @@ class Facts(dict[Fact, "Range | bool"]):
             return self._roots
 
     def share_roots(self, roots: frozenset[Term]) -> None:
-        """Say what they are about, where that is known without looking."""
+        """Set what they are about, where that is known already."""
         self._roots = roots
 
 
@@ -62,7 +62,7 @@ _SWAPPED |= {"slt": ("slt", False, False), "sle": ("slt", True, True)}
 _SWAPPED |= {"eq": ("eq", False, False), "ne": ("eq", False, True)}
 
 
-def condition(terms: Terms, jump: str, bits: int, left: Term, right: Term) -> tuple[Condition, bool]:
+def jump_condition(terms: Terms, jump: str, bits: int, left: Term, right: Term) -> tuple[Condition, bool]:
     """Return the normal form of a jump's condition, and whether the jump is taken when it does *not* hold."""
     if jump == "set":
         left, right, jump = terms.alu("and", left, right, bits), terms.const(0), "ne"
@@ -78,7 +78,7 @@ def condition(terms: Terms, jump: str, bits: int, left: Term, right: Term) -> tu
 
 
 def _narrowed(terms: Terms, operator: str, bits: int, left: Term, right: Term) -> tuple[int, Term, Term]:
-    """Compare 32 bits where that says the same, so that one question has one form."""
+    """Compare 32 bits where that is equivalent, so that one question has one form."""
     if (bits == 64 and operator != "slt" and fits_32_bits(left) and fits_32_bits(right)) or (
         bits == 64 and operator != "ult" and _sign_extended(left) and _sign_extended(right)
     ):
@@ -106,24 +106,24 @@ def _solved(terms: Terms, bits: int, left: Term, right: Term) -> tuple[Term, Ter
     return addends[0][0], terms.const((right.value - constant) & ((1 << bits) - 1))
 
 
-def decide(facts: Facts, asked: Condition) -> bool | None:
-    """Return whether a condition holds, None if the path does not say."""
-    if asked.left is asked.right:
-        return asked.operator == "eq"
-    known = facts.get(asked)
+def decide(facts: Facts, condition: Condition) -> bool | None:
+    """Return whether a condition holds, None if the path does not decide it."""
+    if condition.left is condition.right:
+        return condition.operator == "eq"
+    known = facts.get(condition)
     if isinstance(known, bool):
         return known
-    left, right = range_of(facts, asked.bits, asked.left), range_of(facts, asked.bits, asked.right)
-    if asked.operator == "eq":
-        return _same(asked, left, right)
-    if asked.operator == "ult":
+    left, right = range_of(facts, condition.bits, condition.left), range_of(facts, condition.bits, condition.right)
+    if condition.operator == "eq":
+        return _same(condition, left, right)
+    if condition.operator == "ult":
         return _below(left.low, left.high, right.low, right.high)
     return _below(left.signed_low, left.signed_high, right.signed_low, right.signed_high)
 
 
-def _same(asked: Condition, left: Range, right: Range) -> bool | None:
+def _same(condition: Condition, left: Range, right: Range) -> bool | None:
     """Whether two values are equal, by their ranges; an address that cannot be NULL is not 0."""
-    if asked.right.is_const and asked.right.value == 0 and _never_null(asked.left):
+    if condition.right.is_const and condition.right.value == 0 and condition.bits == 64 and _never_null(condition.left):
         return False
     if left.low == left.high == right.low == right.high:
         return True
@@ -146,43 +146,43 @@ def _never_null(term: Term) -> bool:
     )
 
 
-def assume(facts: Facts, asked: Condition, holds: bool) -> Facts | None:
+def assume(facts: Facts, condition: Condition, holds: bool) -> Facts | None:
     """Return the facts with one more, or None if that contradicts them."""
     more = Facts(facts)
-    more[asked] = holds
-    more.share_roots(facts.roots | asked.left.roots | asked.right.roots)
-    for key, bound in _bounds(facts, asked, holds):
+    more[condition] = holds
+    more.share_roots(facts.roots | condition.left.roots | condition.right.roots)
+    for key, bound in _bounds(facts, condition, holds):
         if bound.empty:
             return None
         more[key] = bound
     return more
 
 
-def _bounds(facts: Facts, asked: Condition, holds: bool) -> Iterable[tuple[tuple[int, Term], Range]]:
+def _bounds(facts: Facts, condition: Condition, holds: bool) -> Iterable[tuple[tuple[int, Term], Range]]:
     """Yield the ranges that follow for the sides that are no constants."""
-    bits = asked.bits
-    left, right = range_of(facts, bits, asked.left), range_of(facts, bits, asked.right)
-    if asked.operator == "eq":
+    bits = condition.bits
+    left, right = range_of(facts, bits, condition.left), range_of(facts, bits, condition.right)
+    if condition.operator == "eq":
         pairs = (_equal(left, right), _equal(right, left)) if holds else (_unequal(left, right), _unequal(right, left))
-    elif asked.operator == "ult":
+    elif condition.operator == "ult":
         pairs = _ordered_unsigned(left, right) if holds else _ordered_unsigned(right, left, 0)[::-1]
     else:
         pairs = _ordered_signed(left, right) if holds else _ordered_signed(right, left, 0)[::-1]
-    for term, bound in zip((asked.left, asked.right), pairs, strict=True):
+    for term, bound in zip((condition.left, condition.right), pairs, strict=True):
         if not term.is_const:
             yield (bits, term), _joined_signs(bound, bits)
 
 
-def _equal(one: Range, other: Range) -> Range:
-    return Range(max(one.low, other.low), min(one.high, other.high),
-                 max(one.signed_low, other.signed_low), min(one.signed_high, other.signed_high))  # fmt: skip
+def _equal(bounds: Range, other: Range) -> Range:
+    return Range(max(bounds.low, other.low), min(bounds.high, other.high),
+                 max(bounds.signed_low, other.signed_low), min(bounds.signed_high, other.signed_high))  # fmt: skip
 
 
-def _unequal(one: Range, other: Range) -> Range:
+def _unequal(bounds: Range, other: Range) -> Range:
     """Cut a single value off the ends of a range."""
     if other.low != other.high:
-        return one
-    low, high, signed_low, signed_high = one.low, one.high, one.signed_low, one.signed_high
+        return bounds
+    low, high, signed_low, signed_high = bounds
     low += low == other.low
     high -= high == other.low
     signed_low += signed_low == other.signed_low
@@ -205,17 +205,17 @@ def _ordered_signed(less: Range, more: Range, gap: int = 1) -> tuple[Range, Rang
     )
 
 
-def _joined_signs(found: Range, bits: int) -> Range:
-    """Let the unsigned and the signed bounds tell each other what they know."""
+def _joined_signs(bounds: Range, bits: int) -> Range:
+    """Tighten the unsigned bounds by the signed ones, and the other way round."""
     half = 1 << (bits - 1)
-    if found.signed_low >= 0 or found.high < half:
-        low, high = max(found.low, found.signed_low, 0), min(found.high, found.signed_high)
+    if bounds.signed_low >= 0 or bounds.high < half:
+        low, high = max(bounds.low, bounds.signed_low, 0), min(bounds.high, bounds.signed_high)
         return Range(low, high, low, high)
-    if found.signed_high < 0 or found.low >= half:
-        low = max(found.low, found.signed_low + 2 * half if found.signed_low < 0 else 0)
-        high = min(found.high, found.signed_high + 2 * half if found.signed_high < 0 else found.high)
+    if bounds.signed_high < 0 or bounds.low >= half:
+        low = max(bounds.low, bounds.signed_low + 2 * half if bounds.signed_low < 0 else 0)
+        high = min(bounds.high, bounds.signed_high + 2 * half if bounds.signed_high < 0 else bounds.high)
         return Range(low, high, low - 2 * half, high - 2 * half)
-    return found
+    return bounds
 
 
 def range_of(facts: Facts, bits: int, term: Term) -> Range:
@@ -247,32 +247,44 @@ def _unsigned_span(facts: Facts, bits: int, term: Term) -> tuple[int, int] | Non
             span = 0, (1 << (8 * parts[2])) - 1
         case TermKind.CALL | TermKind.PURE:
             span = RESULT_RANGES.get(parts[0])
-        case TermKind.INDEX if parts[1].is_const and parts[2].is_const and parts[1].value < parts[2].value:
-            span = parts[1].value, parts[2].value - 1
+        case TermKind.INDEX:
+            span = _span_of_index(parts[1], parts[2])
         case TermKind.ZEXT:
-            found = range_of(facts, 32, parts[0])
-            span = found.low, found.high
+            low_bits = range_of(facts, 32, parts[0])
+            span = low_bits.low, low_bits.high
         case TermKind.OP:
-            span = _span_of_operation(facts, bits, term)
+            span = _span_of_operation(facts, term)
         case TermKind.LINEAR:
             span = _span_of_sum(facts, bits, term)
     return span
 
 
-def _span_of_operation(facts: Facts, bits: int, term: Term) -> tuple[int, int] | None:
-    operator, left, right = term.parts
-    operator = operator.removesuffix("32")
-    if not right.is_const or right.value == 0:
+def _span_of_index(start: Term, end: Term) -> tuple[int, int] | None:
+    """Return the bounds of a loop's counter; the kernel counts in an int, and nothing is claimed of a negative one."""
+    if not (start.is_const and end.is_const):
         return None
+    first, behind = signed(start.value, 32), signed(end.value, 32)
+    return (first, behind - 1) if 0 <= first < behind else None
+
+
+def _span_of_operation(facts: Facts, term: Term) -> tuple[int, int] | None:
+    """Return the bounds of an operation with a constant: in its own width, whatever width is read of its result."""
+    name, left, right = term.parts
+    if not right.is_const:
+        return None
+    operator = name.removesuffix("32")
+    width = 64 if name == operator else 32
+    constant = right.value & ((1 << width) - 1)
     if operator == "and":
         return 0, right.value
-    if operator == "mod":
-        return 0, right.value - 1
-    found = range_of(facts, bits, left)
-    if operator == "div":
-        return found.low // right.value, found.high // right.value
+    if operator == "mod" and constant:
+        return 0, constant - 1
+    operand = range_of(facts, width, left)
+    if operator == "div" and constant:
+        return operand.low // constant, operand.high // constant
     if operator == "rsh":
-        return found.low >> (right.value & 63), found.high >> (right.value & 63)
+        shift = constant % width
+        return operand.low >> shift, operand.high >> shift
     return None
 
 
@@ -288,32 +300,32 @@ def _span_of_sum(facts: Facts, bits: int, term: Term) -> tuple[int, int] | None:
     return (low, high) if low >= 0 and high < 1 << bits else None
 
 
-def without(facts: Facts, remade: Term) -> Facts:
-    """Return the facts that do not depend on a value that is made anew."""
-    if remade not in facts.roots:
+def without(facts: Facts, replaced: Term) -> Facts:
+    """Return the facts that do not depend on a value that was replaced."""
+    if replaced not in facts.roots:
         return facts
     return Facts(
-        (key, value) for key, value in facts.items() if not any(remade in term.roots for term in terms_of(key))
+        (key, value) for key, value in facts.items() if not any(replaced in term.roots for term in terms_of(key))
     )
 
 
 def living(facts: Facts, roots: frozenset[Term]) -> Facts:
-    """Return the facts about values that are still at hand, or that can be read again."""
+    """Return the facts about values that are still held, or that can be read again."""
     if facts.roots <= roots:
         return facts
-    kept = Facts()
+    still = Facts()
     about: set[Term] = set()
     for key, value in facts.items():
         needed = key.left.roots | key.right.roots if isinstance(key, Condition) else key[1].roots
-        if needed <= roots or tells_the_mask(key):
-            kept[key] = value
+        if needed <= roots or is_about_allowed_cpus(key):
+            still[key] = value
             about |= needed
-    kept.share_roots(frozenset(about))
-    return kept
+    still.share_roots(frozenset(about))
+    return still
 
 
-def tells_the_mask(key: Fact) -> bool:
-    """Whether a fact is about how many CPUs a task may use: it stays true however the other number was come by."""
+def is_about_allowed_cpus(key: Fact) -> bool:
+    """Whether a fact is about how many CPUs a task may use: it stays true wherever the other number came from."""
     return any(term.kind is TermKind.FIELD and term.name == "task_struct.nr_cpus_allowed" for term in terms_of(key))
 
 

@@ -3,7 +3,7 @@
 Every callback is walked from its entry; calls of the object's own functions and callbacks are followed. Two paths that
 agree in everything that is still read, in what is known of it and in what happened (Marks) are one. Loops end because
 a value that differs between two visits of a loop's head becomes unknown; where many different paths meet, they are
-joined the same way. What is left over is cut by a budget, and the walk says so.
+joined the same way. What is left over is cut by a budget, and the walk reports that.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from collections.abc import Mapping
 
 from verifier.logic.walk import calls, marking
 from verifier.logic.walk.code import FRAME_POINTER, BadCode, Code, Op, prepare
-from verifier.logic.walk.events import Comparison, Event, Exit, Marks, Site, Trail, Walk, Walked, trails
+from verifier.logic.walk.events import Comparison, Event, Exit, Site, Trail, Walk, Walked, trails
 from verifier.logic.walk.facts import (
     Condition,
     Fact,
     Facts,
     Range,
     assume,
-    condition,
     decide,
+    is_about_allowed_cpus,
+    jump_condition,
     range_of,
-    tells_the_mask,
     terms_of,
 )
 from verifier.logic.walk.machine import Machine
@@ -39,6 +39,9 @@ _DISTINCT_PATHS = 10
 
 _DEEPEST_CALL = 12
 _ENTRY = -1
+_OF_ONE_ROUND = frozenset({"map key", "map value", "dynptr"})
+"""What a helper hands to its callback, another value each time."""
+
 _RETURNS = frozenset({"select_cpu", "init_task", "init"})
 
 
@@ -200,8 +203,8 @@ class Walker(Machine):
         merged = []
         for depth, (frame, other) in enumerate(zip(state.frames, frames, strict=True)):
             saved = tuple(
-                one if one is two else self._merged(state, (one, two), (*place, depth, index))
-                for index, (one, two) in enumerate(zip(frame.saved, other.saved, strict=True))
+                value if value is before else self._merged(state, (value, before), (*place, depth, index))
+                for index, (value, before) in enumerate(zip(frame.saved, other.saved, strict=True))
             )
             merged.append(frame._replace(saved=saved))
         state.frames = tuple(merged)
@@ -221,33 +224,33 @@ class Walker(Machine):
 
     def _branch(self, state: State, op: Op) -> bool:
         right = state.regs[op.src] if op.from_register else self._immediate(op)
-        asked, negated = condition(self.terms, op.name, op.bits, state.regs[op.dst], right)
-        decided = decide(state.facts, asked)
+        condition, negated = jump_condition(self.terms, op.name, op.bits, state.regs[op.dst], right)
+        decided = decide(state.facts, condition)
         if decided is None:
-            self._compared(asked, op)
+            self._compared(condition, op)
             other = state.fork()
             other.index = op.target
-            if self._suppose(other, asked, not negated, op):
+            if self._suppose(other, condition, not negated, op):
                 self._waiting.append(other)
             state.index += 1
-            return self._suppose(state, asked, negated, op)
+            return self._suppose(state, condition, negated, op)
         state.index = op.target if decided != negated else state.index + 1
         return True
 
-    def _suppose(self, state: State, asked: Condition, holds: bool, op: Op) -> bool:
-        facts = assume(state.facts, asked, holds)
+    def _suppose(self, state: State, condition: Condition, holds: bool, op: Op) -> bool:
+        facts = assume(state.facts, condition, holds)
         if facts is None:
             return False
         state.facts = facts
-        state.trail = Trail(state.trail, op.line, asked, holds)
+        state.trail = Trail(state.trail, op.line, condition, holds)
         if state.marks.pending:
             state.marks = marking.settle(state.marks, facts)
         return True
 
-    def _compared(self, asked: Condition, op: Op) -> None:
-        if asked not in self._asked:
-            self._asked.add(asked)
-            self.walk.comparisons.append(Comparison(asked, self.member, op.line))
+    def _compared(self, condition: Condition, op: Op) -> None:
+        if condition not in self._undecided:
+            self._undecided.add(condition)
+            self.walk.comparisons.append(Comparison(condition, self.member, op.line))
 
     def _exit(self, state: State, op: Op) -> bool:
         if not state.frames:
@@ -269,7 +272,7 @@ class Walker(Machine):
         return True
 
     def _call_again(self, state: State, frame: Frame) -> None:
-        """The callback of bpf_loop() returned: unless it said stop, it may be called once more."""
+        """The callback of bpf_loop() returned: unless it returned 1 (stop), it may be called once more."""
         returned = range_of(state.facts, 32, low_half(state.regs[0]))
         if returned.low == returned.high == 1:
             return
@@ -283,6 +286,8 @@ class Walker(Machine):
         for register in range(FRAME_POINTER):
             state.regs[register] = self._dead
         for register, value in enumerate(frame.again or (), start=1):
+            if value.kind is TermKind.INDEX or (value.kind is TermKind.CALL and value.name in _OF_ONE_ROUND):
+                state.remake(value, self.terms)
             state.regs[register] = value
         state.regs[FRAME_POINTER] = self.terms.make(TermKind.STACK, depth, 0)
         if self._arrive(state, _ENTRY):
@@ -387,7 +392,7 @@ def _last_line(state: State, op: Op, entered: str) -> Line | None:
 
 
 def _loop_bound(state: State) -> int | None:
-    """Return how often the loops that a path is in may run, None if one of them does not say."""
+    """Return how often the loops that a path is in may run, None if one of them has no known bound."""
     counted = [
         value.parts[2][:2]
         for _size, value in state.stack.values()
@@ -411,11 +416,8 @@ def _loop_bound(state: State) -> int | None:
 
 
 def _eternal(key: Fact) -> bool:
-    return not any(term.roots for term in terms_of(key)) or tells_the_mask(key)
+    return not any(term.roots for term in terms_of(key)) or is_about_allowed_cpus(key)
 
 
 def _about(key: Fact, roots: frozenset[Term]) -> bool:
     return any(term.roots & roots for term in terms_of(key))
-
-
-__all__ = ["Marks", "Range", "Walker"]

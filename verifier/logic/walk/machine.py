@@ -29,6 +29,9 @@ _LIKELY_BYTES = 16
 """A call that is not known may write so much through a pointer to the stack."""
 
 _FIELD_OFFSET = 0
+_MODE = 0xE0
+_SIGN_EXTENDING = 0x80
+_BYTE_SWAPS = {0xD4: "le", 0xDC: "be", 0xD7: "bswap"}
 
 
 class Machine:
@@ -42,7 +45,7 @@ class Machine:
         self.terms = walk.terms
         self.member = ""
         self.entry: Walked
-        self._asked: set[Condition] = set()
+        self._undecided: set[Condition] = set()
         self._stored: set[tuple[object, ...]] = set()
         self._constants = sorted(
             (variable for variable in image.variables.values() if variable.section.startswith(".rodata")),
@@ -114,7 +117,8 @@ class Machine:
         elif op.name == "neg":
             regs[dst] = self.terms.alu("sub", self.terms.const(0), regs[dst], op.bits)
         elif op.name == "end":
-            regs[dst] = self.terms.make(TermKind.OP, "end", regs[dst], self.terms.const(op.raw.imm))
+            swap = _BYTE_SWAPS.get(op.raw.opcode, op.name)
+            regs[dst] = self.terms.make(TermKind.OP, swap, regs[dst], self.terms.const(op.raw.imm))
         else:
             name = "s" + op.name if op.name in ("div", "mod") and op.raw.offset == 1 else op.name
             regs[dst] = self.terms.alu(name, regs[dst], right, op.bits)
@@ -122,9 +126,7 @@ class Machine:
 
     def _moved(self, op: Op, value: Term) -> Term:
         if op.from_register and op.raw.offset in (8, 16, 32):  # movsx, cpu v4
-            extended = (
-                self.terms.sext(value) if op.raw.offset == 32 else self.terms.make(TermKind.OP, "sx", value, value)
-            )
+            extended = self.terms.extend(value, op.raw.offset)
             return extended if op.bits == 64 else self.terms.zext(extended)
         if op.from_register and op.raw.offset == 1 and op.bits == 64:  # cast between address spaces
             return value
@@ -142,18 +144,20 @@ class Machine:
         address = self._address(state, op, op.src)
         site = Site(state.code.name, state.index)
         state.index += 1
-        state.regs[op.dst] = self._loaded(state, address, op.size, site)
+        value = self._loaded(state, address, op.size, site)
+        sign_extends = op.raw.opcode & _MODE == _SIGN_EXTENDING  # cpu v4
+        state.regs[op.dst] = self.terms.extend(value, 8 * op.size) if sign_extends else value
         return True
 
     def _loaded(self, state: State, address: Term, size: int, site: Site) -> Term:
         if address.kind is TermKind.STACK:
-            found = state.read_stack(address.parts[0], address.parts[1], size, self.terms)
-            return found or self.terms.make(TermKind.UNKNOWN, "stack", address, size)
+            stored = state.read_stack(address.parts[0], address.parts[1], size, self.terms)
+            return stored or self._unknown_in_stack(state, address, size)
         base, offset = pointer(address)
         if base.kind is TermKind.CONTEXT:
             return self._argument(offset // 8)
         if base.kind is TermKind.CALL and base.name == "bpf_iter_num_next" and base.parts[2]:
-            return self._index(state, base, site)
+            return self._index(base, site)
         if base.kind is TermKind.GLOBAL and base.name.startswith(".rodata"):
             constant = (
                 self._constant(base.name, offset, size) if address is base or len(linear(address)[1]) == 1 else None
@@ -161,6 +165,11 @@ class Machine:
             if constant is not None:
                 return constant
         return self._loaded_from_memory(state, address, base, offset, size, site)
+
+    def _unknown_in_stack(self, state: State, address: Term, size: int) -> Term:
+        term = self.terms.make(TermKind.UNKNOWN, "stack", address, size)
+        state.remake(term, self.terms)
+        return term
 
     def _loaded_from_memory(self, state: State, address: Term, base: Term, offset: int, size: int, site: Site) -> Term:
         if address.kind is TermKind.ADDRESS:
@@ -178,7 +187,7 @@ class Machine:
         name = names[index] if index < len(names) else f"argument {index}"
         return self.terms.make(TermKind.ARGUMENT, index, name)
 
-    def _index(self, state: State, base: Term, site: Site) -> Term:
+    def _index(self, base: Term, site: Site) -> Term:
         """The counter of bpf_for(i, start, end)."""
         iterator = base.parts[2][0]
         if iterator.kind is not TermKind.ITERATOR or len(iterator.parts[2]) < 2:
@@ -214,7 +223,7 @@ class Machine:
         site = Site(state.code.name, state.index)
         state.index += 1
         if address.kind is TermKind.STACK:
-            state.write_stack(address.parts[0], address.parts[1], op.size, value)
+            state.write_stack(address.parts[0], address.parts[1], op.size, self.terms.narrow(value, op.size))
             return True
         base, _offset = pointer(address)
         if address.kind is TermKind.ADDRESS or base.kind in (TermKind.ARGUMENT, TermKind.FIELD):
@@ -281,8 +290,8 @@ class Machine:
                 site = arguments[0].parts[1]  # clang asks for the first element and for the others in two places
         term = self.terms.make(TermKind.CALL, name, site, arguments)
         state.remake(term, self.terms)
-        found = name == "bpf_map_lookup_elem" and self._is_always_found(state, arguments)
-        if found or (first_round and name == "bpf_iter_num_next"):
+        never_null = name == "bpf_map_lookup_elem" and self._is_always_found(state, arguments)
+        if never_null or (first_round and name == "bpf_iter_num_next"):
             state.facts = Facts({**state.facts, (64, term): Range(1, MASK64, -(1 << 63), (1 << 63) - 1)})
         return term
 
@@ -324,10 +333,10 @@ class Machine:
             info = self._map_of(arguments[0])
             size = info.value_size if info is not None else 8
             state.forget_stack(depth, offset, size)
-            taken = self.terms.make(TermKind.CALL, "an element", site, arguments[:1])
-            state.remake(taken, self.terms)
             for start in range(0, min(size, 64), 8):
-                state.write_stack(depth, offset + start, min(8, size - start), taken)
+                word = self.terms.make(TermKind.CALL, "an element", (site, start), arguments[:1])
+                state.remake(word, self.terms)
+                state.write_stack(depth, offset + start, min(8, size - start), word)
         elif name not in calls.ONLY_READS and not name.startswith("bpf_iter_"):
             for argument in arguments:
                 if argument.kind is TermKind.STACK:
@@ -361,6 +370,3 @@ def _without_fields_of(facts: Facts, base: Term) -> Facts:
         return any(term.kind is TermKind.FIELD and term.parts[0] is base for term in terms_of(key))
 
     return Facts((key, value) for key, value in facts.items() if not stale(key))
-
-
-__all__ = ["Machine", "signed"]

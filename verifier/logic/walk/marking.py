@@ -43,10 +43,10 @@ def plain_arguments(
     terms, struct = callback.terms, arguments[-1]
 
     def member(offset: int, size: int) -> Term:
-        found = None
+        stored = None
         if struct.kind is TermKind.STACK:
-            found = state.read_stack(struct.parts[0], struct.parts[1] + offset, size, terms)
-        return found or terms.make(TermKind.UNKNOWN, "member", struct, offset)
+            stored = state.read_stack(struct.parts[0], struct.parts[1] + offset, size, terms)
+        return stored or terms.make(TermKind.UNKNOWN, "member", struct, offset)
 
     if name == "scx_bpf_dsq_insert_vtime":  # struct scx_bpf_dsq_insert_vtime_args
         return (arguments[0], *(member(offset, 8) for offset in (0, 8, 16, 24)))
@@ -77,17 +77,17 @@ def identifies_task(term: Term) -> bool:
 
 def _made_of(term: Term) -> list[Term]:
     """A term without what it was only reached through: not the pointer behind a field, nor a call's arguments."""
-    found, waiting = [], [term]
+    parts, waiting = [], [term]
     while waiting:
         part = waiting.pop()
-        found.append(part)
+        parts.append(part)
         if part.kind in (TermKind.ZEXT, TermKind.SEXT):
             waiting.append(part.parts[0])
-        elif part.kind is TermKind.OP and part.parts[0] in ("or", "lsh"):
+        elif part.kind is TermKind.OP and part.parts[0] in ("or", "lsh", "lsh32"):
             waiting += part.parts[1:3]
         elif part.kind is TermKind.LINEAR:
             waiting += [atom for atom, _factor in part.parts[1]]
-    return found
+    return parts
 
 
 def is_timelike(term: Term) -> bool:
@@ -96,7 +96,7 @@ def is_timelike(term: Term) -> bool:
 
 
 def region(callback: Callback, address: Term) -> str:
-    """Return the map or variable that an address lies in, "" if it cannot be told."""
+    """Return the map or variable that an address lies in, "" if that is not known."""
     for part in inside(address):
         if part.kind is TermKind.MAP:
             return part.name

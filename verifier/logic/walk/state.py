@@ -7,7 +7,7 @@ from typing import NamedTuple
 from verifier.logic.walk.code import ALL_STACK, REGISTERS, Code, stack_bits
 from verifier.logic.walk.events import Marks, Trail
 from verifier.logic.walk.facts import Facts, living, without
-from verifier.logic.walk.terms import Term, TermKind, Terms
+from verifier.logic.walk.terms import Term, TermKind, Terms, low_half
 from verifier.object.image import Line
 
 SavedRegisters = tuple[Term, ...]
@@ -65,22 +65,21 @@ class State:
 
     def read_stack(self, depth: int, offset: int, size: int, terms: Terms) -> Term | None:
         """Return what was stored there, None if that is not known."""
-        found = self.stack.get((depth, offset))
-        if found is None:
+        slot = self.stack.get((depth, offset))
+        if slot is None:
             return self._part_of(depth, offset, size, terms)
-        if found[0] == size:
-            return found[1]
-        if found[0] == 8 and size == 4:
-            return terms.zext(found[1])
-        return None
+        stored_size, value = slot
+        if stored_size == size:
+            return value
+        return terms.zext(value) if (stored_size, size) == (8, 4) else None
 
     def _part_of(self, depth: int, offset: int, size: int, terms: Terms) -> Term | None:
         """Read from the middle of a wider constant, as clang initialises structs."""
         start = offset & ~7
-        found = self.stack.get((depth, start))
-        if found is None or found[0] != 8 or not found[1].is_const or offset + size > start + 8:
+        stored_size, value = self.stack.get((depth, start), (0, None))
+        if value is None or stored_size != 8 or not value.is_const or offset + size > start + 8:
             return None
-        return terms.const(found[1].value >> (8 * (offset - start)) & ((1 << (8 * size)) - 1))
+        return terms.const(value.value >> (8 * (offset - start)) & ((1 << (8 * size)) - 1))
 
     def write_stack(self, depth: int, offset: int, size: int, value: Term) -> None:
         for place in [key for key in self.stack if key[0] == depth and offset - 8 < key[1] < offset + size]:
@@ -94,14 +93,36 @@ class State:
             del self.stack[key]
 
     def remake(self, term: Term, terms: Terms) -> None:
-        """A value is made anew: what was known of the old one is not true of the new one."""
+        """Give a term a new value: what was known of the old one is dropped, and what holds the old one is renamed."""
         self.facts = without(self.facts, term)
         for register, value in enumerate(self.regs):
             if term in value.roots:
-                self.regs[register] = terms.make(TermKind.UNKNOWN, "before", term, register)
+                self.regs[register] = self._before(term, value, register, terms)
         for place, (size, value) in self.stack.items():
             if term in value.roots:
-                self.stack[place] = (size, terms.make(TermKind.UNKNOWN, "before", term, place))
+                self.stack[place] = (size, self._before(term, value, place, terms))
+        for depth, frame in enumerate(self.frames):
+            for index, value in enumerate(frame.saved):
+                if term in value.roots:
+                    self._rename_saved(depth, index, self._before(term, value, ("saved", depth, index), terms))
+
+    def _rename_saved(self, depth: int, index: int, value: Term) -> None:
+        frame = self.frames[depth]
+        frame = frame._replace(saved=(*frame.saved[:index], value, *frame.saved[index + 1 :]))
+        self.frames = (*self.frames[:depth], frame, *self.frames[depth + 1 :])
+
+    def _before(self, term: Term, value: Term, place: object, terms: Terms) -> Term:
+        """Return a new name for what a place holds of a term; what has that name already is renamed first.
+
+        The counter of an earlier round is still a number of that loop; nothing is known of anything else.
+        """
+        if low_half(value) is term and term.kind is TermKind.INDEX:
+            site, start, end = term.parts
+            before = terms.make(TermKind.INDEX, ("before", site, place), start, end)
+        else:
+            before = terms.make(TermKind.UNKNOWN, "before", term, place)
+        self.remake(before, terms)
+        return before
 
     def trim(self, dead: Term) -> None:
         """Drop what nothing reads any more, so that paths that differ in nothing else become one."""

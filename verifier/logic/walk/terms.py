@@ -1,8 +1,8 @@
 """Symbolic values of registers and stack slots.
 
-A Term says where a value comes from, not only what it is: `SCX_DSQ_LOCAL_ON | prev_cpu` stays recognisable. Terms are
-interned, so equal terms are one object and comparing them is free. Arithmetic keeps sums with constant factors in one
-normal form (LINEAR), which is the shape of DSQ ids (base + index) and of addresses (pointer + offset).
+A Term records where a value comes from, not only what it is: `SCX_DSQ_LOCAL_ON | prev_cpu` stays recognisable. Terms
+are interned, so equal terms are one object and comparing them is free. Arithmetic keeps sums with constant factors in
+one normal form (LINEAR), which is the shape of DSQ ids (base + index) and of addresses (pointer + offset).
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Term:
     """One symbolic value; made by Terms only.
 
     Args:
-        roots: the changing values it is made of: what is known of it is lost when one of them is made anew.
+        roots: the changing values it is made of: what is known of it is dropped when one of them is replaced.
         depth: of the tree of its parts.
     """
 
@@ -118,9 +118,9 @@ def inside(term: Term) -> Iterator[Term]:
     """Yield a term and everything that it is made of."""
     seen, waiting = {term}, [term]
     while waiting:
-        found = waiting.pop()
-        yield found
-        for inner in children(found):
+        part = waiting.pop()
+        yield part
+        for inner in children(part):
             if inner not in seen:
                 seen.add(inner)
                 waiting.append(inner)
@@ -141,11 +141,14 @@ def low_half(term: Term) -> Term:
 
 def fits_32_bits(term: Term) -> bool:
     """Whether the value is certainly below 2^32."""
+    return term.kind is TermKind.ZEXT or _fits(term, 4)
+
+
+def _fits(term: Term, size: int) -> bool:
+    """Whether a constant or a loaded value has no more bytes than that."""
     if term.is_const:
-        return term.value <= MASK32
-    if term.kind in (TermKind.LOAD, TermKind.FIELD):
-        return bool(term.parts[2] <= 4)
-    return term.kind is TermKind.ZEXT
+        return term.value >> (8 * size) == 0
+    return term.kind in (TermKind.LOAD, TermKind.FIELD) and bool(term.parts[2] <= size)
 
 
 def _is_bool(term: Term) -> bool:
@@ -193,6 +196,16 @@ class Terms:
             return self.const(signed(term.value, 32), term.parts[1])
         return self.make(TermKind.SEXT, low_half(term))
 
+    def narrow(self, term: Term, size: int) -> Term:
+        """Return the low bytes of a value, as many as a store of that size writes."""
+        if size == 8 or _fits(term, size):
+            return term
+        return self.zext(term) if size == 4 else self.alu("and", term, self.const((1 << (8 * size)) - 1))
+
+    def extend(self, term: Term, width: int) -> Term:
+        """Return the low 8, 16 or 32 bits, sign-extended."""
+        return self.sext(term) if width == 32 else self.make(TermKind.OP, "sx", term, self.const(width))
+
     def alu(self, operator: str, left: Term, right: Term, bits: int = 64) -> Term:
         """Apply a BPF ALU operator: add sub mul div or and lsh rsh mod xor arsh sdiv smod."""
         if bits == 32:
@@ -205,8 +218,10 @@ class Terms:
     def _alu32(self, operator: str, left: Term, right: Term) -> Term:
         if left.is_const and right.is_const:
             return self.const(fold(operator, left.value, right.value, 32), left.parts[1] or right.parts[1])
-        if operator in ("add", "sub", "mul", "lsh"):  # the low half depends on low halves only
+        if operator in ("add", "sub", "mul"):  # the low half depends on low halves only
             return self._alu64(operator, left, right)
+        if operator == "lsh" and right.is_const:
+            return self.scale(left, 1 << (right.value & 31))
         if operator in ("and", "or", "xor"):
             return self._bitwise(operator, left, right)
         return self.make(TermKind.OP, f"{operator}32", left, right)
@@ -330,9 +345,9 @@ def _divide(operator: str, left: int, right: int, bits: int) -> int:
         return 0 if operator in ("div", "sdiv") else left
     if operator in ("div", "mod"):
         return left // right if operator == "div" else left % right
-    one, other = signed(left, bits), signed(right, bits)
-    quotient = abs(one) // abs(other) * (1 if (one < 0) == (other < 0) else -1)
-    return quotient if operator == "sdiv" else one - quotient * other
+    dividend, divisor = signed(left, bits), signed(right, bits)
+    quotient = abs(dividend) // abs(divisor) * (1 if (dividend < 0) == (divisor < 0) else -1)
+    return quotient if operator == "sdiv" else dividend - quotient * divisor
 
 
 _SIGNS = {"add": "+", "sub": "-", "mul": "*", "div": "/", "mod": "%", "and": "&", "or": "|", "xor": "^", "lsh": "<<"}
@@ -340,7 +355,7 @@ _SIGNS |= {"rsh": ">>", "arsh": ">>", "sdiv": "/", "smod": "%"}
 
 
 def describe(term: Term, levels: int = 6) -> str:
-    """Say a term in a few characters of C, for messages; what is nested deeper than some levels is left out."""
+    """Write a term in a few characters of C, for messages; what is nested deeper than some levels is left out."""
     if levels == 0:
         return "..."
     levels -= 1

@@ -93,6 +93,86 @@ def test_stack_slots_keep_what_was_stored():
     assert results(*rows) == ["42"]
 
 
+def test_a_narrow_stack_slot_holds_no_more_than_its_bytes():
+    for store, load, result in ((0x63, 0x61, "4294967295"), (0x6B, 0x69, "65535"), (0x73, 0x71, "255")):
+        rows = ((MOV, 6, 0, 0, -1), (store, 10, 6, -8, 0), (load, 0, 10, -8, 0), (EXIT, 0, 0, 0, 0))
+        assert results(*rows) == [result]
+    rows = ((STORE_IMM - 0x18, 10, 0, -8, -1), (LOAD - 0x18, 0, 10, -8, 0), (EXIT, 0, 0, 0, 0))
+    assert results(*rows) == ["4294967295"]
+
+
+def test_a_narrow_stack_slot_keeps_the_value_that_fits():
+    rows = (*ARGUMENTS, (0x61, 6, 6, 8, 0), (0x63, 10, 6, -8, 0), (0x61, 0, 10, -8, 0), (EXIT, 0, 0, 0, 0))
+    assert results(*rows) == ["p->+8"]
+
+
+def test_sign_extending_loads_may_be_negative_and_others_not():
+    jslt = 0xC5
+    for load, outcomes in ((0x61, ["2"]), (0x81, ["1", "2"]), (0x89, ["1", "2"]), (0x91, ["1", "2"])):
+        rows = (*ARGUMENTS, (load, 6, 6, 8, 0), (MOV, 0, 0, 0, 1), (jslt, 6, 0, 1, 0), (MOV, 0, 0, 0, 2))
+        assert results(*rows, (EXIT, 0, 0, 0, 0)) == outcomes
+
+
+def outcomes_of_comparing(*rows, **how):
+    """ "1" where r8 may equal r9 behind these rows, "2" where it may not."""
+    jeq = 0x1D
+    rest = ((MOV, 0, 0, 0, 1), (jeq, 8, 9, 1, 0), (MOV, 0, 0, 0, 2), (EXIT, 0, 0, 0, 0))
+    return results(*rows, *rest, **how)
+
+
+def test_extensions_and_swaps_of_different_width_are_different_values():
+    copies = (*ARGUMENTS, (MOV_REG, 8, 7, 0, 0), (MOV_REG, 9, 7, 0, 0))
+    little, big, swap = 0xD4, 0xDC, 0xD7
+    for (opcode, bits), (other, more) in (
+        ((little, 16), (big, 16)),
+        ((big, 16), (big, 32)),
+        ((little, 64), (swap, 64)),
+    ):
+        assert outcomes_of_comparing(*copies, (opcode, 8, 0, 0, bits), (other, 9, 0, 0, more)) == ["1", "2"]
+        assert outcomes_of_comparing(*copies, (opcode, 8, 0, 0, bits), (opcode, 9, 0, 0, bits)) == ["1"]
+    assert outcomes_of_comparing(*copies, (MOV_REG, 8, 7, 8, 0), (MOV_REG, 9, 7, 16, 0)) == ["1", "2"]
+
+
+def test_results_of_three_calls_at_one_place_are_three_values():
+    subprogram = function(kfunc("scx_bpf_now"), (EXIT, 0, 0, 0, 0), name="again", section=".text", parameters=())
+    again = (CALL, 0, 1, 0, 0, Reference(Ref.FUNCTION, "again"))
+    rows = (again, (MOV_REG, 9, 0, 0, 0), again, (MOV_REG, 8, 9, 0, 0), (MOV_REG, 9, 0, 0, 0), again)
+    rest = ((MOV, 0, 0, 0, 1), (0x1D, 8, 9, 1, 0), (MOV, 0, 0, 0, 2), (EXIT, 0, 0, 0, 0))
+    walked = walk(function(*rows, *rest), subprogram)
+    assert sorted(describe(path.result) for path in walked.exits) == ["1", "2"]
+
+
+def test_nothing_stays_known_of_a_buffer_that_was_filled_again():
+    fill = (
+        (MOV_REG, 1, 10, 0, 0),
+        (ADD, 1, 0, 0, -8),
+        (MOV, 2, 0, 0, 8),
+        (MOV, 3, 0, 0, 0),
+        (CALL, 0, 0, 0, 113, Reference(Ref.HELPER, "bpf_probe_read_kernel")),
+        (LOAD, 6, 10, -8, 0),
+    )
+    rows = (*fill, (MOV, 0, 0, 0, 1), (JEQ, 6, 0, 1, 7), (EXIT, 0, 0, 0, 0), *fill, (MOV, 0, 0, 0, 2))
+    assert results(*rows, (JEQ, 6, 0, 1, 7), (MOV, 0, 0, 0, 3), (EXIT, 0, 0, 0, 0)) == ["1", "2", "3"]
+
+
+def test_a_callback_of_a_loop_gets_another_number_in_every_round():
+    rows = (
+        (MOV, 1, 0, 0, 4),
+        (IMM64, 2, 4, 0, 0, Reference(Ref.FUNCTION, "round")),
+        (MOV, 3, 0, 0, 0),
+        (MOV, 4, 0, 0, 0),
+    )
+    call = (CALL, 0, 0, 0, 181, Reference(Ref.HELPER, "bpf_loop"))
+    caller = function(*rows, call, (MOV, 0, 0, 0, 0), (EXIT, 0, 0, 0, 0), name="t_enqueue")
+    kick, seek = kfunc("scx_bpf_kick_cpu"), kfunc("scx_bpf_pick_idle_cpu")
+    end = ((MOV, 0, 0, 0, 0), (EXIT, 0, 0, 0, 0))
+    callback = function(
+        (JEQ, 1, 0, 3, 0), seek, *end, kick, *end, name="round", section=".text", parameters=("i", "context")
+    )
+    exits = walk(caller, callback, member="enqueue").exits
+    assert any(path.marks.kicked and path.marks.sought for path in exits)
+
+
 def test_array_lookup_in_range_is_never_null_and_beyond_it_may_be():
     table = MapInfo("table", calls.ARRAY, 4, 8, 4, 0, 0)
 
