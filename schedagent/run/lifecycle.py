@@ -132,17 +132,24 @@ def drive(
         RepositoryError: the repository or the checkpoint file cannot be used.
         KeyboardInterrupt: the user stopped it; the argument says how to go on.
     """
-    from schedagent.report.model_use import model_use
-    from schedagent.report.run_report import build_report
-
     checkpoints = settings.state_dir / "checkpoints.sqlite"
     with only_one(settings, run_id):
         repository.resume_run(run_id)
         with closing(nodes), ending(repository, run_id), sound(checkpoints):
             walk(checkpoints, nodes, opening.approvals_of(repository, run_id, nodes), run_id, reporter)
+    return report_of(settings, repository, run_id)
+
+
+def report_of(settings: Settings, repository: PolicyRepository, run_id: str) -> dict[str, Any]:
+    """Return the report of a run, or what it found so far; raise UsageError if there is no such run."""
+    from schedagent.report.model_use import model_use
+    from schedagent.report.run_report import build_report
+
     report = repository.run(run_id).report
+    if report:
+        return dict(report)
     used = model_use(transcript_path(settings.state_dir, run_id))
-    return dict(report) if report else build_report(repository, run_id, model=used, complete=False)
+    return build_report(repository, run_id, model=used, complete=False)
 
 
 def walk(checkpoints: Path, nodes: RunNodes, approvals: Questions, run_id: str, reporter: Reporter) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from schedagent.core.approval import ApprovalStage
@@ -17,16 +17,16 @@ class RunOptions:
 
     Args:
         iterations: most plans to try.
-        budget_s: time after which no new run of the workload begins; counted anew after a resume.
+        budget_s: time after which no new run of the workload begins; counted again from zero after a resume.
         candidates: most candidates per plan.
         rules: when a trial may end.
         approve: before which steps a person is asked.
     """
 
-    iterations: int
-    budget_s: float
-    candidates: int
-    rules: TrialRules
+    iterations: int = 2
+    budget_s: float = 1800.0
+    candidates: int = 3
+    rules: TrialRules = field(default_factory=TrialRules)
     approve: tuple[ApprovalStage, ...] = ()
 
     @classmethod
