@@ -83,11 +83,18 @@ class EarlierRuns:
         return self.repository.antipatterns(workload_key, hardware_key)
 
 
+def time_budget(budget_s: float) -> Callable[[], bool]:
+    """Return what says whether so many seconds, from now on, are over."""
+    deadline = time.monotonic() + budget_s
+    return lambda: time.monotonic() > deadline
+
+
 class RunNodes:
     """The nodes of one run and their collaborators.
 
     Args:
         open_models: gives the run's agents their models, by its id; None: it has none, and goes by rules.
+        out_of_time: whether the time of the run is used up; by default, the budget of its options from now on.
     """
 
     def __init__(
@@ -99,6 +106,7 @@ class RunNodes:
         reporter: Reporter,
         options: RunOptions,
         open_models: Callable[[str], ModelAgents | None] = lambda _run_id: None,
+        out_of_time: Callable[[], bool] | None = None,
     ) -> None:
         self._repository = repository
         self._lab = lab
@@ -106,7 +114,7 @@ class RunNodes:
         self._library = library
         self._reporter = reporter
         self._options = options
-        self._deadline = time.monotonic() + options.budget_s
+        self._out_of_time = out_of_time or time_budget(options.budget_s)
         self._open_models = open_models
         self._opened: ModelAgents | None = None
 
@@ -115,10 +123,6 @@ class RunNodes:
         if self._opened:
             self._opened.close()
             self._opened = None
-
-    def out_of_time(self) -> bool:
-        """Whether the budget is used up."""
-        return time.monotonic() > self._deadline
 
     @property
     def library(self) -> Mapping[str, PolicyInfo]:
@@ -188,7 +192,7 @@ class RunNodes:
                 self._lab,
                 self._library,
                 self._reporter,
-                self.out_of_time,
+                self._out_of_time,
                 self._options.rules,
                 models.repairer(iteration, self._profile(run_id)) if models else None,
             )
@@ -223,9 +227,9 @@ class RunNodes:
             self._repository.add_antipattern(antipattern)
         self._conclude(run, iteration, [(candidate, lessons.verdicts[candidate.key]) for candidate in candidates])
         last = iteration + 1 >= self._options.iterations
-        if not (last or not candidates or self.out_of_time()):
+        if not (last or not candidates or self._out_of_time()):
             return {"iteration": iteration + 1}
-        return {"finished": True, "out_of_time": self.out_of_time()}
+        return {"finished": True, "out_of_time": self._out_of_time()}
 
     def ending(self, state: RunState) -> dict[str, Any]:
         """Store the report."""

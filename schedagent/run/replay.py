@@ -34,7 +34,6 @@ from schedagent.run.model_agents import ModelAgents
 from schedagent.run.nodes import RunNodes
 from schedagent.run.options import RunOptions
 from schedagent.run.progress import Reporter
-from schedagent.run.state import RunState
 from verifier.lab.vm import LabPolicy
 
 
@@ -151,7 +150,7 @@ class RecordedRuns:
         return sample
 
 
-@dataclass
+@dataclass(frozen=True)
 class RecordedLab:
     """Holds what was measured.
 
@@ -159,13 +158,16 @@ class RecordedLab:
         blocks: by iteration.
         repository: where the replay stores what it has replayed.
         run_id: of the run.
-        iteration: that is measured now.
     """
 
     blocks: Mapping[int, Sequence[Block]]
     repository: PolicyRepository
     run_id: str
-    iteration: int = 0
+
+    @property
+    def iteration(self) -> int:
+        """That of the latest plan: each is measured before the next is made."""
+        return max(self.repository.iterations(self.run_id), default=0)
 
     def observe(self, workload: WorkloadCommand) -> tuple[Sample, Observation]:
         """Never called where there is a profile, which a rewound repository keeps."""
@@ -201,25 +203,27 @@ class RecordedApprovals:
         raise AssertionError("a replay asks nobody")
 
 
-class ReplayNodes(RunNodes):
-    """The real nodes, with a clock that runs out where the recording ends."""
+@dataclass(frozen=True)
+class RecordedClock:
+    """Runs out where the time of the recorded run did.
+
+    Args:
+        recording, replay: what was done, and what was asked of models.
+        lab: what has been replayed of it.
+    """
 
     recording: Recording
     replay: Replay
     lab: RecordedLab
-
-    def execution(self, state: RunState) -> dict[str, Any]:
-        """Verify and measure as then."""
-        self.lab.iteration = state["iteration"]
-        return super().execution(state)
 
     def out_of_time(self) -> bool:
         """Whether the recorded run had no more time here: all it did in its last iteration is replayed."""
         number, recording = self.lab.iteration, self.recording
         if not recording.ran_out_of_time or number != max(recording.iterations, default=0):
             return False
-        keys = [one.key for one in recording.candidates.get(number, ()) if one.key in recording.reports]
-        verified = all(self._repository.verification(recording.run.id, key) for key in keys)
+        candidates = recording.candidates.get(number, ())
+        keys = [candidate.key for candidate in candidates if candidate.key in recording.reports]
+        verified = all(self.lab.repository.verification(recording.run.id, key) for key in keys)
         measured = self.lab.replayed() >= len(recording.blocks.get(number, ()))
         return verified and measured and not self.replay.expects("execution", number)
 
@@ -236,7 +240,7 @@ class ReplaySession(ModelSession):
 
 def replay_nodes(
     recording: Recording, replay: Replay, repository: PolicyRepository, library: Library, reporter: Reporter
-) -> ReplayNodes:
+) -> RunNodes:
     """Build the nodes of a replay.
 
     Args:
@@ -260,9 +264,8 @@ def replay_nodes(
 
     options = RunOptions.from_json(recording.run.settings)
     verifier = RecordedVerifier(recording.reports)
-    nodes = ReplayNodes(repository, lab, verifier, library, reporter, options, open_models)
-    nodes.recording, nodes.replay, nodes.lab = recording, replay, lab
-    return nodes
+    clock = RecordedClock(recording, replay, lab)
+    return RunNodes(repository, lab, verifier, library, reporter, options, open_models, clock.out_of_time)
 
 
 @contextmanager
