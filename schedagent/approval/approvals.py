@@ -190,10 +190,10 @@ def deployment(repository: PolicyRepository, run_id: str) -> Shown | None:
     """Return the winner's token, what it allows and who approved that: what a finished run hands out.
 
     This is the only way a run's token leaves the repository. None: there is no winner, no token, or no approval where
-    the run had to ask for one.
+    the run had to ask for one; or the run measured a candidate that somebody else proposed, which only informs.
     """
     found = winner(repository, run_id)
-    if found is None or not found[2].token:
+    if found is None or not found[2].token or repository.run(run_id).settings.get("proposal"):
         return None
     made = [
         decision for asked, decision in repository.approvals(run_id) if decision and asked.stage is ApprovalStage.DEPLOY

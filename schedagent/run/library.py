@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -85,15 +85,18 @@ class Library(Mapping[str, PolicyInfo]):
         return info
 
 
-def worth_trying(repository: PolicyRepository, run_id: str) -> Callable[[DerivedPolicy], bool]:
+def worth_trying(
+    repository: PolicyRepository, run_id: str, also: Collection[str] = ()
+) -> Callable[[DerivedPolicy], bool]:
     """Return which derived policies a run may plan with: its own, and those that won a trial in some other run.
 
     Nobody promotes a policy by saying so: a verdict does.
 
     Args:
         run_id: the run; empty for one that has not begun.
+        also: names of others that it is to have.
     """
-    names = repository.winners() | (repository.policies_of(run_id) if run_id else set())
+    names = {*also, *repository.winners(), *(repository.policies_of(run_id) if run_id else ())}
     return lambda made: made.name in names
 
 

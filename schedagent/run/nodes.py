@@ -15,18 +15,20 @@ from agents.execution import Execution, MeasuringLab, Verifier
 from agents.learning import learn
 from agents.observation import ObservingLab, observe
 from agents.planner import rules as offline
+from agents.planner.builder import PolicyBuilder
 from agents.planning import propose
 from repo_store.records import RunRecord, RunStatus
 from repo_store.store import PolicyRepository
 from schedagent.approval.approvals import rejection
 from schedagent.core.approval import ApprovalStage
-from schedagent.core.policies.policy import CandidatePolicy, Plan, PolicyInfo
+from schedagent.core.policies.policy import CandidatePolicy, Plan
 from schedagent.core.trials.judge import judge_all
 from schedagent.core.trials.lesson import Antipattern, Lesson
 from schedagent.core.trials.trial import DEFAULT_ARM, Block, Verdict
 from schedagent.core.trials.workload import WorkloadCommand, WorkloadProfile
 from schedagent.core.verification import VerificationReport
 from schedagent.report.run_report import build_report
+from schedagent.run.library import Library
 from schedagent.run.model_agents import ModelAgents, Tried
 from schedagent.run.options import RunOptions
 from schedagent.run.progress import Reporter
@@ -102,7 +104,7 @@ class RunNodes:
         repository: PolicyRepository,
         lab: Lab,
         verifier: Verifier,
-        library: Mapping[str, PolicyInfo],
+        library: Library,
         reporter: Reporter,
         options: RunOptions,
         open_models: Callable[[str], ModelAgents | None] = lambda _run_id: None,
@@ -125,7 +127,7 @@ class RunNodes:
             self._opened = None
 
     @property
-    def library(self) -> Mapping[str, PolicyInfo]:
+    def library(self) -> Library:
         """The policies that candidates are made of."""
         return self._library
 
@@ -133,27 +135,44 @@ class RunNodes:
         """Observe the workload once, unless that was done."""
         run_id = state["run_id"]
         if self._repository.profile(run_id) is None:
-            workload = self._repository.run(run_id).workload
-            self._reporter.stage(f"observation: running {workload.command!r} under the default scheduler")
-            _sample, profile = observe(self._lab, workload)
-            self._repository.save_profile(run_id, profile)
+            self._repository.save_profile(run_id, self._earlier_profile(run_id) or self._observed(run_id))
         models = self._models(run_id)
         if models:
             models.observe(self._repository.run(run_id), self._profile(run_id))
         return {}
 
+    def _earlier_profile(self, run_id: str) -> WorkloadProfile | None:
+        """Return what observing the same workload on the same hardware has shown before, if it may be used."""
+        if not self._options.profile_of:
+            return None
+        run, earlier = self._repository.run(run_id), self._repository.run(self._options.profile_of)
+        if (run.workload.key, run.hardware.key) != (earlier.workload.key, earlier.hardware.key):
+            return None
+        return self._repository.profile(earlier.id)
+
+    def _observed(self, run_id: str) -> WorkloadProfile:
+        workload = self._repository.run(run_id).workload
+        self._reporter.stage(f"observation: running {workload.command!r} under the default scheduler")
+        _sample, profile = observe(self._lab, workload)
+        return profile
+
     def planning(self, state: RunState) -> dict[str, Any]:
         """Plan the iteration, unless that was done."""
         run_id, iteration = state["run_id"], state["iteration"]
         if self._repository.plan(run_id, iteration) is None:
-            tried = self._tried(run_id, iteration)
-            decided = self._plan_by_model(run_id, iteration, tried) or self._plan_by_rules(run_id, iteration, tried)
-            self._repository.save_plan(run_id, iteration, decided)
-        decided = self._plan(run_id, iteration)
-        self._reporter.stage(f"planning, iteration {iteration + 1}: {decided.reason}")
-        if decided.learned:
-            self._reporter.step(f"learned earlier: {decided.learned}")
+            self._repository.save_plan(run_id, iteration, self._new_plan(run_id, iteration))
+        plan = self._plan(run_id, iteration)
+        self._reporter.stage(f"planning, iteration {iteration + 1}: {plan.reason}")
+        if plan.learned:
+            self._reporter.step(f"learned earlier: {plan.learned}")
         return {}
+
+    def _new_plan(self, run_id: str, iteration: int) -> Plan:
+        if self._options.proposal:
+            candidate = PolicyBuilder(self._library, run_id).make(self._options.proposal, self._profile(run_id))
+            return Plan((candidate,), "the one candidate that was asked for")
+        tried = self._tried(run_id, iteration)
+        return self._plan_by_model(run_id, iteration, tried) or self._plan_by_rules(run_id, iteration, tried)
 
     def _plan_by_model(self, run_id: str, iteration: int, tried: Tried) -> Plan | None:
         models = self._models(run_id)
@@ -249,7 +268,7 @@ class RunNodes:
 
     def _models(self, run_id: str) -> ModelAgents | None:
         """Return the agents that ask models, opened at the first use: then this process alone works on the run."""
-        if self._opened is None:
+        if self._opened is None and self._options.proposal is None:
             self._opened = self._open_models(run_id)
         return self._opened
 
@@ -259,9 +278,9 @@ class RunNodes:
         return profile
 
     def _plan(self, run_id: str, iteration: int) -> Plan:
-        decided = self._repository.plan(run_id, iteration)
-        assert decided is not None, "execution and learning follow planning"
-        return decided
+        plan = self._repository.plan(run_id, iteration)
+        assert plan is not None, "execution and learning follow planning"
+        return plan
 
     def _tried(self, run_id: str, iteration: int) -> list[tuple[CandidatePolicy, Verdict]]:
         """Candidates of the earlier iterations of this run, with their verdicts."""

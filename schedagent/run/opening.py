@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,13 +52,17 @@ def open_repository(settings: Settings) -> PolicyRepository:
     return repository
 
 
-def open_run_library(settings: Settings, repository: PolicyRepository, run_id: str = "") -> Library:
+def open_run_library(
+    settings: Settings, repository: PolicyRepository, run_id: str = "", *, also: Collection[str] = ()
+) -> Library:
     """Open the library of a run: the bundled policies, those that have won somewhere, and its own.
 
     Args:
         run_id: the run; empty for one that has not begun.
+        also: names of further policies that it is to have.
     """
-    return Library(load_library(), repository, settings.state_dir / MADE_POLICIES, worth_trying(repository, run_id))
+    wanted = worth_trying(repository, run_id, also)
+    return Library(load_library(), repository, settings.state_dir / MADE_POLICIES, wanted)
 
 
 def whole_library(settings: Settings) -> dict[str, PolicyInfo]:
@@ -163,7 +168,8 @@ def build_nodes(
     """
     from schedagent.run.nodes import RunNodes
 
-    library = open_run_library(settings, repository, run_id)
+    named = (options.proposal.policy,) if options.proposal else ()
+    library = open_run_library(settings, repository, run_id, also=named)
     models = functools.partial(open_models, settings, repository, library, reporter)
     return RunNodes(repository, lab, open_verifier(settings), library, reporter, options, models)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from schedagent.core.approval import ApprovalStage
 from schedagent.core.errors import UsageError
+from schedagent.core.policies.proposal import Origin, Proposal
 from schedagent.core.trials.judge import TrialRules
 
 
@@ -21,6 +22,9 @@ class RunOptions:
         candidates: most candidates per plan.
         rules: when a trial may end.
         approve: before which steps a person is asked.
+        proposal: the only candidate, instead of plans of its own; the run then asks no model and issues no token.
+        profile_of: an earlier run of the workload, whose profile is taken over if its hardware was the same; empty:
+            the workload is observed.
     """
 
     iterations: int = 2
@@ -28,12 +32,19 @@ class RunOptions:
     candidates: int = 3
     rules: TrialRules = field(default_factory=TrialRules)
     approve: tuple[ApprovalStage, ...] = ()
+    proposal: Proposal | None = None
+    profile_of: str = ""
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> RunOptions:
         """Read the options a run was started with."""
         approve = tuple(ApprovalStage(stage) for stage in stored.get("approve", ()))
-        return cls(**{**stored, "rules": TrialRules(**stored["rules"]), "approve": approve})
+        proposal = _proposal(stored.get("proposal"))
+        return cls(**{**stored, "rules": TrialRules(**stored["rules"]), "approve": approve, "proposal": proposal})
+
+
+def _proposal(stored: Mapping[str, Any] | None) -> Proposal | None:
+    return None if stored is None else Proposal(**{**stored, "origin": Origin(stored["origin"])})
 
 
 def read_approve(text: str) -> tuple[ApprovalStage, ...]:
