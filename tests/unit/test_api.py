@@ -9,6 +9,7 @@ import pkgutil
 import subprocess
 import sys
 import textwrap
+import tomllib
 from dataclasses import replace
 
 import pytest
@@ -80,6 +81,13 @@ def test_type_checkers_see_every_name_and_no_other():
     seen = {alias.name: node.module for node in block.body for alias in node.names}
     assert sorted(seen) == sorted(schedagent.__all__)
     assert seen == schedagent._HOMES
+
+
+def test_type_checkers_read_the_installed_packages():
+    """PEP 561: without this file a checker takes all names of an installed package for Any."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert project["tool"]["setuptools"]["package-data"]["*"] == ["py.typed"]
+    assert all((ROOT / package / "py.typed").is_file() for package in project["tool"]["mypy"]["packages"][:5])
 
 
 def test_another_name_is_refused():
