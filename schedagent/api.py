@@ -199,9 +199,9 @@ def compose(spec: Path | str | Mapping[str, Any] | PolicySpec) -> Composed:
         SpecError: the description cannot be composed; names each field that is wrong.
     """
     from kernel_bpf.policies.compose import compose as composed
+    from kernel_bpf.policies.spec_file import compose_file
     from schedagent.core.policies.spec import PolicySpec
     from schedagent.core.policies.spec_reader import read_spec
-    from schedagent.run.composing import compose_file
 
     match spec:
         case PolicySpec():
