@@ -1,4 +1,4 @@
-"""What acting tools work on: makes policies, compiles, verifies and measures, each time in the lab of the settings."""
+"""What acting tools work with: makes policies, compiles, verifies and measures, in the lab of the settings."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ from schedagent.run.options import RunOptions
 from schedagent.run.progress import LineReporter
 from schedagent.verification.files import VerifyOptions, choose_verifier
 
-Tell = Callable[[str], None]
+Progress = Callable[[str], None]
+"""Takes a line of progress."""
 
 UNMEASURED = WorkloadProfile(0, 0, 0, (), 0, (), (), -1, -1, -1, WorkloadClass.MIXED, ())
 """The profile of no run: it fills no input of a policy."""
@@ -40,7 +41,7 @@ class Workbench:
         repository, library: where policies, profiles and results are.
         reports: where verifications go, by candidate key.
         measures: whether workloads may be run.
-        tell: takes a line whenever something worth one has happened.
+        progress: takes each line of progress.
     """
 
     settings: Settings
@@ -48,7 +49,7 @@ class Workbench:
     library: Library
     reports: MutableMapping[str, VerificationReport]
     measures: bool
-    tell: Tell
+    progress: Progress
 
     def make(self, proposal: Proposal, run_id: str) -> CandidatePolicy:
         """Make a candidate; what its policy wants to know of a workload comes from the run's profile."""
@@ -62,17 +63,17 @@ class Workbench:
         """Take a candidate through the gates; a token that comes of it stays here."""
         gates = 0
 
-        def told(result: GateResult) -> None:
+        def on_gate(result: GateResult) -> None:
             nonlocal gates
             gates += 1
-            self.tell(f"gate {gates} of {len(GATES)}, {result.gate}: {result.status.value}")
+            self.progress(f"gate {gates} of {len(GATES)}, {result.gate}: {result.status.value}")
 
         verifier = (
             choose_verifier(self.settings, VerifyOptions(static_only=True))
             if static
             else opening.open_verifier(self.settings)
         )
-        verified = replace(verifier, on_gate=told).verify(candidate, self.library[candidate.policy])
+        verified = replace(verifier, on_gate=on_gate).verify(candidate, self.library[candidate.policy])
         report = replace(verified.report, token="")
         self.reports[candidate.key] = report
         return report
@@ -90,8 +91,8 @@ class Workbench:
         proposal = replace(proposal, reason=proposal.reason or "Asked for over MCP.")
         options = RunOptions(iterations=1, budget_s=budget_s, candidates=1, proposal=proposal, profile_of=run_id)
         workload, new = self.repository.run(run_id).workload, new_run_id()
-        self.tell(f"run {new}: {workload.command!r} in {workload.directory}")
-        start_run(self.settings, workload, options, LineReporter(self.tell), new)
+        self.progress(f"run {new}: {workload.command!r} in {workload.directory}")
+        start_run(self.settings, workload, options, LineReporter(self.progress), new)
         return new
 
     def _profile(self, run_id: str) -> WorkloadProfile:
@@ -109,21 +110,21 @@ def open_services(
     reports: MutableMapping[str, VerificationReport],
     *,
     measures: bool,
-    tell: Tell = lambda _text: None,
+    progress: Progress = lambda _text: None,
 ) -> Iterator[Callable[[], Services]]:
     """Open what tools work with; calling what this gives returns it with the library as it is at that moment.
 
     Args:
         reports: verifications that belong to no run, by candidate key; new ones are added.
         measures: whether workloads may be run.
-        tell: takes a line whenever something worth one has happened.
+        progress: takes each line of progress.
     """
     bundled = load_library()
     with opening.open_repository(settings) as repository:
 
         def now() -> Services:
-            library = Library(bundled, repository, settings.state_dir / opening.MADE_POLICIES)
-            bench = Workbench(settings, repository, library, reports, measures, tell)
+            library = Library(bundled, repository, settings.state_dir / opening.DERIVED_POLICIES)
+            bench = Workbench(settings, repository, library, reports, measures, progress)
             return Services(repository, library, reports=reports, bench=bench)
 
         yield now

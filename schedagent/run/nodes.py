@@ -1,7 +1,7 @@
 """The four nodes of the graph: each reads what it needs from the repository, calls one agent, and stores the result.
 
-A node that is run again, because the process was killed before the graph could note that it had ended, finds what
-it stored and goes on behind it. That makes every node safe to repeat.
+A node may run again, because the process was killed before the graph could note that it had ended: it finds what it
+stored and continues after that. So every node is safe to repeat.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ class Notebook:
         return self.repository.blocks(self.run_id, self.iteration)
 
     def repairs(self) -> Mapping[str, CandidatePolicy]:
-        candidates = {one.key: one for one in self.repository.candidates(self.run_id, self.iteration)}
+        stored = self.repository.candidates(self.run_id, self.iteration)
+        candidates = {candidate.key: candidate for candidate in stored}
         repaired = self.repository.repaired(self.run_id, self.iteration)
         return {failed_key: candidates[key] for key, failed_key in repaired.items()}
 
@@ -72,21 +73,21 @@ class Notebook:
 
 @dataclass(frozen=True)
 class EarlierRuns:
-    """The repository as planning sees it: lessons of other runs; this one's are told as `tried`."""
+    """The repository as planning sees it: lessons of other runs; this one's are given as `tried`."""
 
     repository: PolicyRepository
     run_id: str
 
     def lessons(self, workload_key: str, hardware_key: str) -> list[Lesson]:
-        found = self.repository.lessons(workload_key, hardware_key)
-        return [lesson for lesson in found if lesson.run_id != self.run_id]
+        lessons = self.repository.lessons(workload_key, hardware_key)
+        return [lesson for lesson in lessons if lesson.run_id != self.run_id]
 
     def antipatterns(self, workload_key: str, hardware_key: str) -> list[Antipattern]:
         return self.repository.antipatterns(workload_key, hardware_key)
 
 
 def time_budget(budget_s: float) -> Callable[[], bool]:
-    """Return what says whether so many seconds, from now on, are over."""
+    """Return a clock that starts now: calling it returns whether so many seconds have passed."""
     deadline = time.monotonic() + budget_s
     return lambda: time.monotonic() > deadline
 
@@ -96,7 +97,7 @@ class RunNodes:
 
     Args:
         open_models: gives the run's agents their models, by its id; None: it has none, and goes by rules.
-        out_of_time: whether the time of the run is used up; by default, the budget of its options from now on.
+        out_of_time: whether the time of the run is used up; by default, a clock with the budget of its options.
     """
 
     def __init__(
@@ -199,7 +200,7 @@ class RunNodes:
         )
 
     def execution(self, state: RunState) -> dict[str, Any]:
-        """Verify and measure the candidates of the iteration, behind what is done already."""
+        """Verify and measure the candidates of the iteration, as far as that is not done yet."""
         run_id, iteration = state["run_id"], state["iteration"]
         run = self._repository.run(run_id)
         candidates, models = self._plan(run_id, iteration).candidates, self._models(run_id)
@@ -259,7 +260,7 @@ class RunNodes:
         return {}
 
     def _conclude(self, run: RunRecord, iteration: int, tried: Tried) -> None:
-        """Have the model, if there is one, say what the trials teach."""
+        """Have the model, if there is one, conclude what the trials teach."""
         models = self._models(run.id)
         if models:
             blocks = self._repository.blocks(run.id, iteration)
@@ -292,8 +293,8 @@ class RunNodes:
         return tried
 
     def _reports(self, run_id: str, candidates: Sequence[CandidatePolicy]) -> dict[str, VerificationReport]:
-        found = {candidate.key: self._repository.verification(run_id, candidate.key) for candidate in candidates}
-        return {key: report for key, report in found.items() if report}
+        reports = {candidate.key: self._repository.verification(run_id, candidate.key) for candidate in candidates}
+        return {key: report for key, report in reports.items() if report}
 
     def _measured(self, run_id: str, iteration: int, candidates: Sequence[CandidatePolicy]) -> dict[str, Verdict]:
         """Verdicts from the blocks."""

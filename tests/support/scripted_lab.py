@@ -123,7 +123,7 @@ class Script:
         """Start or resume the run in this process and return its report.
 
         Args:
-            answers: each is given to what the run waits for then, before it goes on.
+            answers: each is given to what the run waits for then, before it continues.
         """
         with self.repository() as repository, (self.folder / "progress").open("a") as progress:
             folder = self.settings.state_dir / "policies"

@@ -42,17 +42,17 @@ def earlier(script) -> str:
 
 
 @pytest.fixture
-def told() -> list[str]:
+def lines() -> list[str]:
     return []
 
 
 @pytest.fixture
-def services(script, earlier, told):
-    with open_services(script.settings, {}, measures=True, tell=told.append) as now:
+def services(script, earlier, lines):
+    with open_services(script.settings, {}, measures=True, progress=lines.append) as now:
         yield now()
 
 
-def test_it_is_a_run_with_samples_verdict_and_report(services, script, earlier, told):
+def test_it_is_a_run_with_samples_verdict_and_report(services, script, earlier, lines):
     observed = script.log.count("observe")
     new = services.bench.measure(LONGEST, earlier, 600)
     records = services.records
@@ -67,8 +67,8 @@ def test_it_is_a_run_with_samples_verdict_and_report(services, script, earlier, 
     assert candidate.history, "its input is filled from the profile"
     assert records.verdicts(new, 0)[candidate.key].outcome is Outcome.BETTER
     assert len(records.blocks(new, 0)) > 6
-    assert told[0].startswith(f"run {new}: ")
-    assert any(line.startswith("measuring: 1 done") for line in told)
+    assert lines[0].startswith(f"run {new}: ")
+    assert any(line.startswith("measuring: 1 done") for line in lines)
 
 
 def test_the_tool_tells_the_verdict(services, earlier):
