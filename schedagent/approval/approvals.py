@@ -1,7 +1,7 @@
-"""What a run shows to a person before it goes on, and whether the person agreed.
+"""What a run shows to a person before it continues, and whether the person agreed.
 
-What is shown is built from the repository and the library alone, so any process builds the same, and its digest says
-whether it is still what the person saw. Decisions stand in the repository before the graph goes on: a crash in between
+What is shown is built from the repository and the library alone, so any process builds the same, and its digest shows
+whether it is still what the person saw. A decision is in the repository before the graph continues: a crash in between
 loses nothing, and nothing is asked twice.
 """
 
@@ -69,8 +69,8 @@ class Approvals:
 
     def decision(self, request: ApprovalRequest) -> Decision | None:
         """Return what was decided on exactly this; None if nothing was."""
-        decided = {asked.digest: decision for asked, decision in self._repository.approvals(self._run_id)}
-        return decided.get(request.digest)
+        decisions = {stored.digest: decision for stored, decision in self._repository.approvals(self._run_id)}
+        return decisions.get(request.digest)
 
     def ask(self, request: ApprovalRequest) -> Shown:
         """Store what the run waits for, and return it."""
@@ -86,18 +86,18 @@ class Approvals:
         Raises:
             UsageError: nothing waits, or something else, or it changed since it was shown.
         """
-        asked = waiting(self._repository, self._run_id)
-        if asked is None:
+        request = waiting(self._repository, self._run_id)
+        if request is None:
             raise _nothing_waits(self._repository, self._run_id)
         look = f"look at what waits: schedagent runs show {self._run_id}"
-        if not asked.digest.startswith(digest):
-            raise UsageError(f"run {self._run_id} waits for the approval of {asked.digest}, not of {digest}", look)
-        now = self.request(asked.stage, asked.iteration)
-        if now is None or now.digest != asked.digest:
+        if not request.digest.startswith(digest):
+            raise UsageError(f"run {self._run_id} waits for the approval of {request.digest}, not of {digest}", look)
+        now = self.request(request.stage, request.iteration)
+        if now is None or now.digest != request.digest:
             if now:
                 self.ask(now)
             raise UsageError(f"what run {self._run_id} waits for has changed since it was shown", look)
-        self._repository.decide_approval(self._run_id, asked.digest, decision)
+        self._repository.decide_approval(self._run_id, request.digest, decision)
 
     def _plan(self, iteration: int) -> Shown | None:
         plan = self._repository.plan(self._run_id, iteration)
@@ -113,10 +113,10 @@ class Approvals:
         }
 
     def _deployment(self) -> Shown | None:
-        found = winner(self._repository, self._run_id)
-        if found is None or not found[2].token:
+        won = winner(self._repository, self._run_id)
+        if won is None or not won[2].token:
             return None
-        candidate, verdict, report = found
+        candidate, verdict, report = won
         return {
             "run": self._run_id,
             "workload": self._repository.run(self._run_id).workload.command,
@@ -161,15 +161,15 @@ class Approvals:
 
 def waiting(repository: PolicyRepository, run_id: str) -> ApprovalRequest | None:
     """Return what a run waits for; None if it waits for nothing."""
-    return next((asked for asked, decision in repository.approvals(run_id) if decision is None), None)
+    return next((request for request, decision in repository.approvals(run_id) if decision is None), None)
 
 
 def rejection(repository: PolicyRepository, run_id: str, stage: ApprovalStage, iteration: int) -> Decision | None:
     """Return the decision by which this step was rejected; None if it was not. The latest decision counts."""
     made = [
         decision
-        for asked, decision in repository.approvals(run_id)
-        if decision and (asked.stage, asked.iteration) == (stage, iteration)
+        for request, decision in repository.approvals(run_id)
+        if decision and (request.stage, request.iteration) == (stage, iteration)
     ]
     return None if not made or _latest(made).approved else _latest(made)
 
@@ -187,21 +187,23 @@ def winner(repository: PolicyRepository, run_id: str) -> tuple[CandidatePolicy, 
 
 
 def deployment(repository: PolicyRepository, run_id: str) -> Shown | None:
-    """Return the winner's token, what it allows and who approved that: what a finished run hands out.
+    """Return the winner's token as a finished run issues it, with what it allows and who approved that.
 
     This is the only way a run's token leaves the repository. None: there is no winner, no token, or no approval where
-    the run had to ask for one.
+    the run had to ask for one; or the run measured a candidate that somebody else proposed, which only informs.
     """
-    found = winner(repository, run_id)
-    if found is None or not found[2].token:
+    won, options = winner(repository, run_id), repository.run(run_id).settings
+    if won is None or not won[2].token or options.get("proposal"):
         return None
     made = [
-        decision for asked, decision in repository.approvals(run_id) if decision and asked.stage is ApprovalStage.DEPLOY
+        decision
+        for request, decision in repository.approvals(run_id)
+        if decision and request.stage is ApprovalStage.DEPLOY
     ]
-    must_ask = ApprovalStage.DEPLOY in repository.run(run_id).settings.get("approve", ())
+    must_ask = ApprovalStage.DEPLOY in options.get("approve", ())
     if must_ask and not (made and _latest(made).approved):
         return None
-    candidate, _verdict, report = found
+    candidate, _verdict, report = won
     return {
         "policy": candidate.policy,
         "key": candidate.key,
@@ -217,12 +219,12 @@ def decided_now(approved: bool, because: str = "") -> Decision:
     Raises:
         UsageError: a rejection without a reason, or a reason that cannot be kept.
     """
-    said = " ".join(because.split())
-    if not approved and not said:
+    reason = " ".join(because.split())
+    if not approved and not reason:
         raise UsageError("--because is empty", "say why, so that the next plan can do better")
-    if len(said) > LONGEST_REASON or not said.isprintable():
+    if len(reason) > LONGEST_REASON or not reason.isprintable():
         raise UsageError(f"--because is not a line of at most {LONGEST_REASON} printable characters")
-    return Decision(approved, user(), datetime.now(UTC).isoformat(timespec="milliseconds"), said)
+    return Decision(approved, user(), datetime.now(UTC).isoformat(timespec="milliseconds"), reason)
 
 
 def history(repository: PolicyRepository, run_id: str) -> list[Shown]:
@@ -253,26 +255,26 @@ def to_json(request: ApprovalRequest) -> Shown:
 
 
 def allowed(token_text: str) -> Shown:
-    """Return what a token allows whoever has it."""
+    """Return what a token allows whoever holds it."""
     try:
-        said = token.decode(token_text)
+        permit = token.decode(token_text)
     except TokenError as error:
         raise UsageError(f"the stored token of the winner cannot be read: {error.message}") from None
     return {
-        "object": said.artifact_digest,
-        "kernel": said.kernel_release,
-        "scope": said.scope.value,
-        "cgroup": said.cgroup,
+        "object": permit.artifact_digest,
+        "kernel": permit.kernel_release,
+        "scope": permit.scope.value,
+        "cgroup": permit.cgroup,
         "times": 1,
-        "from": _moment(said.not_before),
-        "until": _moment(said.expires_at),
+        "from": _moment(permit.not_before),
+        "until": _moment(permit.expires_at),
     }
 
 
 def _diff(info: PolicyInfo, parent: PolicyInfo | None) -> str:
     """Return what a patch changes in its parent, or all that was generated.
 
-    A bundled policy changes nothing, and a composed one says the same in its spec.
+    A bundled policy changes nothing, and a composed one has it all in its spec.
     """
     if info.origin in (Origin.BUNDLED, Origin.COMPOSE):
         return ""
@@ -298,15 +300,15 @@ def _verification(report: VerificationReport) -> Shown:
 
 
 def _nothing_waits(repository: PolicyRepository, run_id: str) -> UsageError:
-    """Say why there is nothing to decide: no such run, decided already, not that far, over."""
+    """Return the error for a run with nothing to decide: no such run, decided already, not that far, over."""
     run = repository.run(run_id)
     made = [decision for _asked, decision in repository.approvals(run_id) if decision]
-    said = f"run {run_id} does not wait for an approval"
+    message = f"run {run_id} does not wait for an approval"
     if made:
-        said += f"; its last question was {made[-1].told} at {made[-1].at}"
+        message += f"; its last question was {made[-1].told} at {made[-1].at}"
     if run.status is RunStatus.FINISHED:
-        return UsageError(said, f"it is finished; see what it found: schedagent runs show {run_id}")
-    return UsageError(said, f"it is {run.status.value}; go on with it: schedagent resume {run_id}")
+        return UsageError(message, f"it is finished; see what it found: schedagent runs show {run_id}")
+    return UsageError(message, f"it is {run.status.value}; continue it: schedagent resume {run_id}")
 
 
 def _latest(made: Sequence[Decision]) -> Decision:
@@ -314,7 +316,7 @@ def _latest(made: Sequence[Decision]) -> Decision:
 
 
 def user() -> str:
-    """Name the user by the process's own id: the environment could say anything."""
+    """Name the user by the process's own id: the environment could contain anything."""
     try:
         return pwd.getpwuid(os.getuid()).pw_name
     except KeyError:

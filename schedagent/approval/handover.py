@@ -25,30 +25,30 @@ def handover(
         policy: who must have won; empty for whoever did.
 
     Raises:
-        UsageError: there is no such run, or it hands out no token (for this policy).
+        UsageError: there is no such run, or it issues no token (for this policy).
         PolicyError: the object is not the one that was verified.
     """
-    handed, found = deployment(repository, run_id), winner(repository, run_id)
-    if handed is None or found is None or (policy and found[0].policy != policy):
+    issued, won = deployment(repository, run_id), winner(repository, run_id)
+    if issued is None or won is None or (policy and won[0].policy != policy):
         wanted = policy or "a winner"
         raise UsageError(
-            f"run {run_id} hands out no token for {wanted}", f"see what it found: schedagent runs show {run_id}"
+            f"run {run_id} issues no token for {wanted}", f"see what it found: schedagent runs show {run_id}"
         )
-    candidate, said = found[0], token.decode(handed["token"])
-    artifact = compiled(candidate.policy, said.kernel_release)
-    if artifact.digest != said.artifact_digest:
+    candidate, permit = won[0], token.decode(issued["token"])
+    artifact = compiled(candidate.policy, permit.kernel_release)
+    if artifact.digest != permit.artifact_digest:
         raise PolicyError(
             f"compiling {candidate.policy} gives another object ({artifact.digest[:12]}) than was verified "
-            f"({said.artifact_digest[:12]})",
+            f"({permit.artifact_digest[:12]})",
             "compiler or kernel types have changed: optimise it again",
         )
     return {
         "digest": artifact.digest,
         "policy": candidate.policy,
         "object_base64": base64.b64encode(artifact.object_bytes).decode(),
-        "tunables": dict(said.tunables),
+        "tunables": dict(permit.tunables),
         "history": [list(pair) for pair in candidate.history],
         "classes": [list(pair) for pair in candidate.classes],
-        "report_digest": said.report_digest,
-        "token": handed["token"],
+        "report_digest": permit.report_digest,
+        "token": issued["token"],
     }

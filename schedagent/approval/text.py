@@ -10,10 +10,10 @@ _FIRST_DIGITS = 16
 
 
 def commands(run: str, digest: str) -> str:
-    """Say how to go on with a run that waits."""
+    """Return the commands that continue a run that waits."""
     exactly = f" --digest {digest[:_FIRST_DIGITS]}" if digest else ""
     return (
-        f"Run {run} waits for your approval. Go on, also from another terminal or after a restart:\n"
+        f"Run {run} waits for your approval. Continue, also from another terminal or after a restart:\n"
         f"  schedagent approve {run}{exactly}\n"
         f'  schedagent reject {run}{exactly} --because "..."'
     )
@@ -26,11 +26,11 @@ def show_waiting(waiting: Mapping[str, Any]) -> None:
     from kernel_bpf.build.source import printable
 
     console = Console(emoji=False)
-    for line in _told(waiting):
+    for line in _lines(waiting):
         console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
 
 
-def _told(waiting: Mapping[str, Any]) -> Iterator[str]:
+def _lines(waiting: Mapping[str, Any]) -> Iterator[str]:
     if waiting["stage"] == "plan":
         yield f"\nPlan {waiting['iteration']} of run {waiting['run']} for {waiting['workload']!r}: {waiting['reason']}"
         if waiting["learned"]:
@@ -39,7 +39,7 @@ def _told(waiting: Mapping[str, Any]) -> Iterator[str]:
             yield from _candidate(f"{number} ", candidate)
         yield f"  If you approve: {waiting['allows']}"
     else:
-        yield f"\nRun {waiting['run']} for {waiting['workload']!r} ends with a winner whose token can be handed out:"
+        yield f"\nRun {waiting['run']} for {waiting['workload']!r} ends with a winner whose token can be issued:"
         yield from _candidate("", waiting["candidate"])
         yield from _proved(waiting["verdict"], waiting["measured"], waiting["verification"])
         yield f"  If you approve: the token allows {token_allows(waiting['allows'])}"
@@ -88,7 +88,7 @@ def _proved(verdict: Mapping[str, Any], measured: Mapping[str, Any], verificatio
 
 
 def token_allows(allows: Mapping[str, Any]) -> str:
-    """Say what a token allows, in one line."""
+    """Return in one line what a token allows."""
     where = {"full": "for all tasks", "partial": "for tasks that are moved to it"}[allows["scope"]]
     inside = f" in cgroup {allows['cgroup']}" if allows["cgroup"] else ""
     return (

@@ -79,7 +79,7 @@ def compose(
     """Turn a policy spec into BPF C and its documentation; print the source, or write both files."""
 
     def command() -> int:
-        from schedagent.run.composing import compose_file, write_policy
+        from kernel_bpf.policies.spec_file import compose_file, write_policy
 
         composed = compose_file(spec)
         files = [str(path) for path in write_policy(composed, output)] if output else []

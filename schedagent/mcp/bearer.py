@@ -53,19 +53,21 @@ def _make(path: Path) -> None:
 
 
 def _read(path: Path) -> str:
-    repair = f"remove it, and a new one is made: rm {path}"
+    remedy = f"remove it, and a new one is made: rm {path}"
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         why = "it is a symbolic link" if error.errno == errno.ELOOP else error.strerror
-        raise SetupError(f"the token file {path} cannot be used: {why}", repair) from None
+        raise SetupError(f"the token file {path} cannot be used: {why}", remedy) from None
     with os.fdopen(descriptor, "rb") as file:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
-            raise SetupError(f"the token file {path} is not yours alone (mode {stat.S_IMODE(found.st_mode):o})", repair)
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
+            raise SetupError(
+                f"the token file {path} is not yours alone (mode {stat.S_IMODE(status.st_mode):o})", remedy
+            )
         token = file.read(_MOST_TOKEN).strip().decode("ascii", errors="replace")
     if len(token) < LEAST_TOKEN or not all("!" <= character <= "~" for character in token):
-        raise SetupError(f"the token file {path} holds no token of at least {LEAST_TOKEN} characters", repair)
+        raise SetupError(f"the token file {path} holds no token of at least {LEAST_TOKEN} characters", remedy)
     return token
 
 

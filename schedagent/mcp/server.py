@@ -1,8 +1,8 @@
 """The atomic tools over MCP, on stdin and stdout or over HTTP on the loopback interface. The only user of `mcp`.
 
 Tools are those of agents/tools/catalog.py, word for word. What they return is fenced, because it holds data that others
-wrote; the server's instructions say what that means. Slow ones work in a process of their own, report how far they are,
-and end when the client cancels the call or goes away.
+wrote; the server's instructions explain that. Slow ones work in a process of their own, report how far they are, and
+end when the client cancels the call or goes away.
 """
 
 from __future__ import annotations
@@ -48,7 +48,10 @@ LARGEST_REQUEST_BYTES = 1 << 20
 SLOW_AT_ONCE = 2
 SLOW_IN_ALL = 8
 KEPT_REPORTS = 64
-LAST_WORDS_S = 3
+SHUTDOWN_S = 3
+
+_SLOW_CALLS = "schedagent.mcp.slow_call"
+"""The module that processes for slow calls have imported before they are forked."""
 
 _PURPOSE = (
     "schedagent measures whether another CPU scheduling policy (sched_ext BPF) runs a workload faster than the Linux "
@@ -65,7 +68,7 @@ class ToolServer:
     Args:
         settings: of this program.
         services: gives what tools that read work with; those that act open their own.
-        reports: of the services; verifications are kept here for later questions.
+        reports: of the services; verifications are added here for later calls.
     """
 
     def __init__(
@@ -112,10 +115,10 @@ class ToolServer:
     async def _answer(self, context: Context, name: str, arguments: str) -> ToolAnswer:
         tools = await self._tools()
         if any(tool.name == name and tool.slow for tool in tools):
-            return await self._carry_out(context, name, arguments)
+            return await self._carry_out_slow(context, name, arguments)
         return await anyio.to_thread.run_sync(try_tool, tools, ToolCall("", name, arguments))
 
-    async def _carry_out(self, context: Context, name: str, arguments: str) -> ToolAnswer:
+    async def _carry_out_slow(self, context: Context, name: str, arguments: str) -> ToolAnswer:
         """Call a slow tool; a few at once, and not too many that wait."""
         if self._slow >= SLOW_IN_ALL:
             raise SetupError(f"{SLOW_IN_ALL} slow calls are under way or waiting", "wait for one of them, or cancel it")
@@ -123,7 +126,7 @@ class ToolServer:
         self._slow += 1
         try:
             async with self._slots:
-                result = await carry_out(call, teller(context))
+                result = await carry_out(call, progress_of(context))
         finally:
             self._slow -= 1
         for key, report in result.reports.items():
@@ -144,16 +147,16 @@ def described(tool: Tool) -> types.Tool:
     )
 
 
-def teller(context: Context) -> Callable[[str], Awaitable[None]]:
+def progress_of(context: Context) -> Callable[[str], Awaitable[None]]:
     """Return what passes a line on to the client, as progress of its call; the number only grows."""
-    told = 0
+    lines = 0
 
-    async def tell(text: str) -> None:
-        nonlocal told
-        told += 1
-        await context.session.report_progress(told, None, printable(text))
+    async def report(text: str) -> None:
+        nonlocal lines
+        lines += 1
+        await context.session.report_progress(lines, None, printable(text))
 
-    return tell
+    return report
 
 
 @contextmanager
@@ -168,7 +171,7 @@ async def serve_stdio(server: Server[Any]) -> None:
     """Answer on stdin and stdout until stdin ends."""
     lines: Any = StdinLines(LARGEST_REQUEST_BYTES)
     async with stdio_server(stdin=lines) as (reading, writing):
-        await asyncio.to_thread(prepare, [_ERRANDS])  # only now: stdin and stdout are not its to have
+        await asyncio.to_thread(prepare, [_SLOW_CALLS])  # only now: stdin and stdout are not its to have
         await server.run(reading, writing, server.create_initialization_options())
 
 
@@ -188,13 +191,10 @@ async def serve_http(server: Server[Any], listener: socket.socket, token: str) -
         access_log=False,
         server_header=False,
         ws="none",
-        timeout_graceful_shutdown=LAST_WORDS_S,
+        timeout_graceful_shutdown=SHUTDOWN_S,
     )
-    await asyncio.to_thread(prepare, [_ERRANDS])
+    await asyncio.to_thread(prepare, [_SLOW_CALLS])
     await uvicorn.Server(config).serve([listener])
-
-
-_ERRANDS = "schedagent.mcp.slow_call"
 
 
 class Guard:

@@ -1,7 +1,7 @@
 """Slow tools in a process of their own, which can be ended at any time, with its machines and compilers.
 
-What a tool tells on its way comes as it is told; its result comes last. If whoever asked stops waiting, the process
-gets a moment to end by itself, so that a run it measures for is noted as interrupted, and is killed then.
+Lines of progress come as they are written; the result comes last. If the caller stops waiting, the process gets a
+moment to end by itself, so that a run in it is noted as interrupted, and is then killed.
 """
 
 from __future__ import annotations
@@ -64,10 +64,13 @@ class Result:
     reports: Mapping[str, VerificationReport]
 
 
-async def carry_out(call: SlowCall, tell: Callable[[str], Awaitable[None]]) -> Result:
-    """Call a slow tool in another process, and pass on what it tells on its way.
+async def carry_out(call: SlowCall, progress: Callable[[str], Awaitable[None]]) -> Result:
+    """Call a slow tool in another process, and pass on its progress.
 
     Cancelling this ends the process.
+
+    Args:
+        progress: takes each line of it.
 
     Raises:
         SetupError: the process died.
@@ -79,14 +82,14 @@ async def carry_out(call: SlowCall, tell: Callable[[str], Awaitable[None]]) -> R
                 async for line in lines:
                     if _is_last(line):
                         return _read(line)
-                    await tell(str(json.loads(line)["step"]))
+                    await progress(str(json.loads(line)["step"]))
         finally:
             await _end(child)
     raise SetupError(f"the process for {call.tool} ended without an answer")
 
 
 async def _end(child: Child) -> None:
-    """End a child, whoever stops waiting for it meanwhile: it goes by itself, but one that hangs has to be killed."""
+    """End a child, even if the wait for it is cancelled: it ends by itself, unless it hangs and has to be killed."""
     with anyio.CancelScope(shield=True):
         await child.end()
 
@@ -103,19 +106,19 @@ def _read(line: bytes) -> Result:
 def _work(send: Callable[[bytes], None], call: SlowCall) -> None:
     """Do a slow tool call: the child's part."""
 
-    def tell(text: str) -> None:
+    def progress(text: str) -> None:
         send(json.dumps({"step": text}).encode() + b"\n")
 
     reports: dict[str, VerificationReport] = {}
     try:
-        with open_services(call.settings, reports, measures=call.measures, tell=tell) as services:
+        with open_services(call.settings, reports, measures=call.measures, progress=progress) as services:
             answer = try_tool(all_tools(services()), ToolCall("", call.tool, call.arguments))
     except KeyboardInterrupt:
         return
     except Exception as error:
         log.exception("%s failed", call.tool)
         answer = ToolAnswer(
-            f"error: {call.tool} failed: {type(error).__name__}; the server's log says more", failed=True
+            f"error: {call.tool} failed: {type(error).__name__}; the server's log shows more", failed=True
         )
-    told = {"text": answer.text, "failed": answer.failed, "reports": _REPORTS.dump_python(reports, mode="json")}
-    send(json.dumps(told).encode() + b"\n")
+    result = {"text": answer.text, "failed": answer.failed, "reports": _REPORTS.dump_python(reports, mode="json")}
+    send(json.dumps(result).encode() + b"\n")

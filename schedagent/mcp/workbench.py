@@ -1,36 +1,32 @@
-"""What acting tools work on: makes policies, compiles, verifies and measures, each time in the lab of the settings."""
+"""What acting tools work with: makes policies, compiles, verifies and measures, in the lab of the settings."""
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 from agents.planner.builder import PolicyBuilder
 from agents.tools.services import Services
 from kernel_bpf.policies.library import load_library
-from repo_store.store import PolicyRepository
-from schedagent.core.approval import ApprovalStage
+from repo_store.store import PolicyRepository, new_run_id
 from schedagent.core.errors import UsageError
 from schedagent.core.policies.artifact import PolicyArtifact
-from schedagent.core.policies.policy import CandidatePolicy, Plan, PolicyInfo
+from schedagent.core.policies.policy import CandidatePolicy, PolicyInfo
 from schedagent.core.policies.proposal import Proposal
 from schedagent.core.rules import GATES
 from schedagent.core.settings import Settings
-from schedagent.core.trials.judge import TrialRules
 from schedagent.core.trials.workload import WorkloadClass, WorkloadProfile
 from schedagent.core.verification import GateResult, VerificationReport
+from schedagent.run import opening
 from schedagent.run.library import Library
-from schedagent.run.lifecycle import ending, only_one
-from schedagent.run.nodes import RunNodes
-from schedagent.run.opening import MADE_POLICIES, open_lab, open_repository, open_verifier
+from schedagent.run.lifecycle import start_run
 from schedagent.run.options import RunOptions
 from schedagent.run.progress import LineReporter
-from schedagent.run.state import first_state
 from schedagent.verification.files import VerifyOptions, choose_verifier
 
-Tell = Callable[[str], None]
+Progress = Callable[[str], None]
+"""Takes a line of progress."""
 
 UNMEASURED = WorkloadProfile(0, 0, 0, (), 0, (), (), -1, -1, -1, WorkloadClass.MIXED, ())
 """The profile of no run: it fills no input of a policy."""
@@ -45,7 +41,7 @@ class Workbench:
         repository, library: where policies, profiles and results are.
         reports: where verifications go, by candidate key.
         measures: whether workloads may be run.
-        tell: takes a line whenever something worth one has happened.
+        progress: takes each line of progress.
     """
 
     settings: Settings
@@ -53,7 +49,7 @@ class Workbench:
     library: Library
     reports: MutableMapping[str, VerificationReport]
     measures: bool
-    tell: Tell
+    progress: Progress
 
     def make(self, proposal: Proposal, run_id: str) -> CandidatePolicy:
         """Make a candidate; what its policy wants to know of a workload comes from the run's profile."""
@@ -61,21 +57,23 @@ class Workbench:
 
     def compile(self, policy: PolicyInfo) -> PolicyArtifact:
         """Compile a policy for the lab's kernel."""
-        return open_verifier(self.settings).compile(policy)
+        return opening.open_verifier(self.settings).compile(policy)
 
     def verify(self, candidate: CandidatePolicy, *, static: bool) -> VerificationReport:
         """Take a candidate through the gates; a token that comes of it stays here."""
         gates = 0
 
-        def told(result: GateResult) -> None:
+        def on_gate(result: GateResult) -> None:
             nonlocal gates
             gates += 1
-            self.tell(f"gate {gates} of {len(GATES)}, {result.gate}: {result.status.value}")
+            self.progress(f"gate {gates} of {len(GATES)}, {result.gate}: {result.status.value}")
 
         verifier = (
-            choose_verifier(self.settings, VerifyOptions(static_only=True)) if static else open_verifier(self.settings)
+            choose_verifier(self.settings, VerifyOptions(static_only=True))
+            if static
+            else opening.open_verifier(self.settings)
         )
-        verified = replace(verifier, on_gate=told).verify(candidate, self.library[candidate.policy])
+        verified = replace(verifier, on_gate=on_gate).verify(candidate, self.library[candidate.policy])
         report = replace(verified.report, token="")
         self.reports[candidate.key] = report
         return report
@@ -84,37 +82,18 @@ class Workbench:
         """Verify a candidate and measure it, as a new run of one iteration that can be resumed like any other.
 
         Raises:
-            UsageError: workloads may not be run here.
+            UsageError: workloads may not be run here, or the candidate cannot be made.
+            PolicyError: there is no such policy.
         """
         if not self.measures:
             raise UsageError("this server may not run workloads", "the user starts it with --allow-trials")
-        workload = self.repository.run(run_id).workload
-        lab = open_lab(self.settings)
-        approve = (ApprovalStage.DEPLOY,)  # nobody can, over MCP: the report holds no token
-        options = RunOptions(iterations=1, budget_s=budget_s, candidates=1, rules=TrialRules(), approve=approve)
-        new = self.repository.create_run(
-            workload, lab.hardware, settings=asdict(options), seed=secrets.randbelow(1 << 31)
-        )
-        self.tell(f"run {new}: {workload.command!r} in {workload.directory}")
-        verifier = open_verifier(self.settings)
-        nodes = RunNodes(self.repository, lab, verifier, self.library, LineReporter(self.tell), options)
-        with only_one(self.settings, new), ending(self.repository, new):
-            self._take_profile(run_id, new)
-            state = first_state(new)
-            nodes.observation(state)
-            candidate = self.make(replace(proposal, reason=proposal.reason or "Asked for over MCP."), new)
-            self.repository.save_plan(new, 0, Plan((candidate,), "one candidate, asked for over MCP"))
-            nodes.execution(state)
-            nodes.learning(state)
-            state["out_of_time"] = nodes.out_of_time()
-            nodes.ending(state)
+        self.make(proposal, "")  # what cannot be made is refused before there is a run
+        proposal = replace(proposal, reason=proposal.reason or "Asked for over MCP.")
+        options = RunOptions(iterations=1, budget_s=budget_s, candidates=1, proposal=proposal, profile_of=run_id)
+        workload, new = self.repository.run(run_id).workload, new_run_id()
+        self.progress(f"run {new}: {workload.command!r} in {workload.directory}")
+        start_run(self.settings, workload, options, LineReporter(self.progress), new)
         return new
-
-    def _take_profile(self, run_id: str, new: str) -> None:
-        """Take over what observing the same workload on the same hardware has shown before."""
-        profile = self.repository.profile(run_id)
-        if profile and self.repository.run(run_id).hardware.key == self.repository.run(new).hardware.key:
-            self.repository.save_profile(new, profile)
 
     def _profile(self, run_id: str) -> WorkloadProfile:
         if not run_id:
@@ -131,21 +110,21 @@ def open_services(
     reports: MutableMapping[str, VerificationReport],
     *,
     measures: bool,
-    tell: Tell = lambda _text: None,
+    progress: Progress = lambda _text: None,
 ) -> Iterator[Callable[[], Services]]:
     """Open what tools work with; calling what this gives returns it with the library as it is at that moment.
 
     Args:
         reports: verifications that belong to no run, by candidate key; new ones are added.
         measures: whether workloads may be run.
-        tell: takes a line whenever something worth one has happened.
+        progress: takes each line of progress.
     """
     bundled = load_library()
-    with open_repository(settings) as repository:
+    with opening.open_repository(settings) as repository:
 
         def now() -> Services:
-            library = Library(bundled, repository, settings.state_dir / MADE_POLICIES)
-            bench = Workbench(settings, repository, library, reports, measures, tell)
+            library = Library(bundled, repository, settings.state_dir / opening.DERIVED_POLICIES)
+            bench = Workbench(settings, repository, library, reports, measures, progress)
             return Services(repository, library, reports=reports, bench=bench)
 
         yield now

@@ -1,7 +1,7 @@
 """The state machine: observation -> planning -> execution -> learning, and back to planning until learning ends it.
 
-Behind planning, and before the end, stand approvals: nodes that let a run through if nothing has to be approved or all
-is decided, and else end the process's walk there (a LangGraph interrupt). The next walk comes back to the same place.
+After planning, and before the end, stand approvals: nodes that let a run pass if nothing has to be approved or all is
+decided, and otherwise stop the process there (a LangGraph interrupt). The next process resumes at the same place.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def build_graph(
 def approval(approvals: Approvals, stage: ApprovalStage) -> Node:
     """Return the node that waits, if need be, until a person has decided.
 
-    Whoever decides stores the decision first and then walks the graph again, so the value with which LangGraph could
+    Whoever decides stores the decision first and then runs the graph again, so the value with which LangGraph could
     answer an interrupt is not used: it would be lost with the process.
     """
 

@@ -1,4 +1,4 @@
-"""What the user typed, checked before anything starts: every refusal says what was wrong and what to do."""
+"""What the user typed, checked before anything starts: every refusal names what was wrong and what to do."""
 
 from __future__ import annotations
 
@@ -71,8 +71,8 @@ def _require_program(command: str, option: str, place: Path) -> None:
     """Refuse what the shell would refuse before it runs anything: bad syntax, a first word that it does not know."""
     parsed = proc.run(["/bin/sh", "-n", "-c", command], timeout_s=_SHELL_LIMIT_S)
     if parsed.returncode != 0:
-        said = parsed.stderr.decode(errors="replace").strip()
-        raise UsageError(f"{option} {command!r} is not a shell command: {said}", "check the quotes")
+        complaint = parsed.stderr.decode(errors="replace").strip()
+        raise UsageError(f"{option} {command!r} is not a shell command: {complaint}", "check the quotes")
     program = next(iter(command.split()), "")
     if not program or _SHELL_SYNTAX.search(program):
         return

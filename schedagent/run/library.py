@@ -1,14 +1,14 @@
-"""The policy library as a run sees it: the bundled policies, and those that were made and are in the repository.
+"""The policy library as a run sees it: the bundled policies, and the derived ones, which are in the repository.
 
 The repository is the truth about derived policies. For the compiler, which reads files, each is written into the folder
-`policies` of the state folder; whatever else lies there, or was changed there, is not looked at, or is written anew.
+`policies` of the state folder; other files there are ignored, and a file that was changed is written again.
 """
 
 from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 class Library(Mapping[str, PolicyInfo]):
-    """Policies by name, sorted. What is kept while it is open is in it at once.
+    """Policies by name, sorted. A policy that is kept through it is in it at once.
 
     Args:
         bundled: those that came with the program.
@@ -56,7 +56,7 @@ class Library(Mapping[str, PolicyInfo]):
         return len(self._policies)
 
     def keep(self, made: DerivedPolicy) -> PolicyInfo:
-        """Store a policy that was made, and return it as a member of the library.
+        """Store a derived policy, and return it as a member of the library.
 
         Raises:
             NameTaken: another policy has this name, a bundled one or one of other content.
@@ -85,20 +85,23 @@ class Library(Mapping[str, PolicyInfo]):
         return info
 
 
-def worth_trying(repository: PolicyRepository, run_id: str) -> Callable[[DerivedPolicy], bool]:
+def worth_trying(
+    repository: PolicyRepository, run_id: str, also: Collection[str] = ()
+) -> Callable[[DerivedPolicy], bool]:
     """Return which derived policies a run may plan with: its own, and those that won a trial in some other run.
 
-    Nobody promotes a policy by saying so: a verdict does.
+    Nobody's word promotes a policy: a verdict does.
 
     Args:
         run_id: the run; empty for one that has not begun.
+        also: names of others that it is to have.
     """
-    names = repository.winners() | (repository.policies_of(run_id) if run_id else set())
+    names = {*also, *repository.winners(), *(repository.policies_of(run_id) if run_id else ())}
     return lambda made: made.name in names
 
 
 def _describe(made: DerivedPolicy, folder: Path) -> PolicyInfo:
-    """Return what a derived policy says of itself; raise PolicyError if that cannot be read."""
+    """Return what the manifest of a derived policy holds; raise PolicyError if that cannot be read."""
     info = read_manifest(made.manifest, f"the manifest of {made.name}", folder / f"{made.name}.bpf.c")
     if not NAME.fullmatch(made.name):
         raise PolicyError(f"{made.name!r} cannot be the name of a policy")
@@ -108,7 +111,7 @@ def _describe(made: DerivedPolicy, folder: Path) -> PolicyInfo:
 
 
 def _write(path: Path, text: str) -> None:
-    """Write a file for its owner only, unless it says this already; a reader sees all of it or none."""
+    """Write a file for its owner only, unless this is its content already; a reader sees all of it or none."""
     content = text.encode()
     try:
         if not path.is_symlink() and path.is_file() and path.read_bytes() == content:
@@ -120,5 +123,5 @@ def _write(path: Path, text: str) -> None:
             partial.chmod(0o600)
             partial.replace(path)
     except OSError as error:
-        told = f"the policy {path} cannot be written: {error.strerror}"
-        raise SetupError(told, "check the disk and its folder") from None
+        message = f"the policy {path} cannot be written: {error.strerror}"
+        raise SetupError(message, "check the disk and its folder") from None

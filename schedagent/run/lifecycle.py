@@ -1,4 +1,4 @@
-"""A run's life: begun, continued, decided upon, replayed; driven through the graph from checkpoint to checkpoint."""
+"""A run's life: started, resumed, decided upon, replayed; driven through the graph from checkpoint to checkpoint."""
 
 from __future__ import annotations
 
@@ -29,8 +29,11 @@ from schedagent.run.progress import Reporter
 from schedagent.run.state import first_state
 
 if TYPE_CHECKING:
-    from schedagent.run.graph import Approvals as Questions
+    from schedagent.run.graph import Approvals
     from schedagent.run.nodes import RunNodes
+
+CHECKPOINTS = "checkpoints.sqlite"
+"""In the state folder: where each run that is not finished stands in the graph."""
 
 
 def start_run(
@@ -43,7 +46,7 @@ def start_run(
     """
     with opening.open_repository(settings) as repository:
         lab = opening.open_lab(settings)
-        nodes = opening.build_nodes(settings, repository, lab, options, reporter)
+        nodes = opening.open_nodes(settings, repository, lab, options, reporter)
         run_id = repository.create_run(
             workload, lab.hardware, settings=asdict(options), seed=secrets.randbelow(1 << 31), run_id=run_id
         )
@@ -51,18 +54,18 @@ def start_run(
 
 
 def resume_run(settings: Settings, run_id: str, reporter: Reporter) -> dict[str, Any]:
-    """Go on with a run that was cut short, behind its last finished step, and return the report.
+    """Continue a run that was cut short, after its last completed step, and return the report.
 
     Raises:
         UsageError: there is no such run, it is finished, or it was measured on other hardware than this.
     """
     with opening.open_repository(settings) as repository:
-        nodes = opening.nodes_of(settings, repository, run_id, reporter)
+        nodes = opening.reopen_nodes(settings, repository, run_id, reporter)
         return drive(settings, nodes, repository, run_id, reporter)
 
 
 def decide_run(settings: Settings, run_id: str, decision: Decision, digest: str, reporter: Reporter) -> dict[str, Any]:
-    """Store what a person decided on what a run waits for, go on with the run, and return the report.
+    """Store what a person decided on what a run waits for, continue the run, and return the report.
 
     Args:
         digest: of what was shown, or how it begins; empty for whatever waits.
@@ -71,7 +74,7 @@ def decide_run(settings: Settings, run_id: str, decision: Decision, digest: str,
         UsageError: it waits for nothing, for something else, or another process works on it; or as `resume_run`.
     """
     with opening.open_repository(settings) as repository:
-        nodes = opening.nodes_of(settings, repository, run_id, reporter)
+        nodes = opening.reopen_nodes(settings, repository, run_id, reporter)
         with only_one(settings, run_id):
             opening.approvals_of(repository, run_id, nodes).decide(decision, digest)
         return drive(settings, nodes, repository, run_id, reporter)
@@ -86,11 +89,11 @@ def read_run_transcript(settings: Settings, run_id: str) -> tuple[Json, tuple[Ex
     """
     with opening.open_repository(settings) as repository:
         repository.run(run_id)
-    return read_transcript(existing_transcript(settings, run_id))
+    return read_transcript(_existing_transcript(settings, run_id))
 
 
 def replay_run(settings: Settings, run_id: str, reporter: Reporter) -> dict[str, Any]:
-    """Run the agents of a recorded run once more on what was recorded, and return what became different.
+    """Run the agents of a recorded run again on what was recorded, and return what is different now.
 
     Raises:
         UsageError: there is no such run, or it asked no model.
@@ -101,18 +104,18 @@ def replay_run(settings: Settings, run_id: str, reporter: Reporter) -> dict[str,
     with opening.open_repository(settings) as repository, TemporaryDirectory(prefix="schedagent-replay-") as name:
         folder = Path(name)
         recording = replaying.Recording(repository, run_id)
-        replay = Replay(existing_transcript(settings, run_id))
+        replay = Replay(_existing_transcript(settings, run_id))
         rewind(Path(repository.place), folder / REPOSITORY, run_id)
         with PolicyRepository(folder / REPOSITORY) as copy:
             library = opening.open_run_library(dataclasses.replace(settings, state_dir=folder), copy, run_id)
             nodes = replaying.replay_nodes(recording, replay, copy, library, reporter)
             approvals = replaying.RecordedApprovals(recording.decisions)
             with closing(nodes), replaying.up_to_the_end(recording, replay):
-                walk(folder / "checkpoints.sqlite", nodes, approvals, run_id, reporter)
-            return replaying.told(recording, replay, copy)
+                run_graph(folder / CHECKPOINTS, nodes, approvals, run_id, reporter)
+            return replaying.compare(recording, replay, copy)
 
 
-def existing_transcript(settings: Settings, run_id: str) -> Path:
+def _existing_transcript(settings: Settings, run_id: str) -> Path:
     """Return the transcript of a run; raise UsageError if it has none."""
     path = transcript_path(settings.state_dir, run_id)
     if not path.exists():
@@ -125,32 +128,39 @@ def drive(
 ) -> dict[str, Any]:
     """Take a run through the graph, from its last checkpoint if it has one, and return the report.
 
-    If the run has to wait for an approval, the report says for what, under "waiting".
+    If the run has to wait for an approval, the report holds what for, under "waiting".
 
     Raises:
         UsageError: the run is finished, or another process works on it.
         RepositoryError: the repository or the checkpoint file cannot be used.
-        KeyboardInterrupt: the user stopped it; the argument says how to go on.
+        KeyboardInterrupt: the user stopped it; the argument names the command that continues it.
     """
+    checkpoints = settings.state_dir / CHECKPOINTS
+    with only_one(settings, run_id):
+        repository.resume_run(run_id)
+        with closing(nodes), early_ends_noted(repository, run_id), usable(checkpoints):
+            run_graph(checkpoints, nodes, opening.approvals_of(repository, run_id, nodes), run_id, reporter)
+    return report_of(settings, repository, run_id)
+
+
+def report_of(settings: Settings, repository: PolicyRepository, run_id: str) -> dict[str, Any]:
+    """Return the report of a run, or what it found so far; raise UsageError if there is no such run."""
     from schedagent.report.model_use import model_use
     from schedagent.report.run_report import build_report
 
-    checkpoints = settings.state_dir / "checkpoints.sqlite"
-    with only_one(settings, run_id):
-        repository.resume_run(run_id)
-        with closing(nodes), ending(repository, run_id), sound(checkpoints):
-            walk(checkpoints, nodes, opening.approvals_of(repository, run_id, nodes), run_id, reporter)
     report = repository.run(run_id).report
+    if report:
+        return dict(report)
     used = model_use(transcript_path(settings.state_dir, run_id))
-    return dict(report) if report else build_report(repository, run_id, model=used, complete=False)
+    return build_report(repository, run_id, model=used, complete=False)
 
 
-def walk(checkpoints: Path, nodes: RunNodes, approvals: Questions, run_id: str, reporter: Reporter) -> None:
+def run_graph(checkpoints: Path, nodes: RunNodes, approvals: Approvals, run_id: str, reporter: Reporter) -> None:
     """Run the graph to its end, or to where it waits for an approval.
 
-    A checkpoint follows each node; at the end the last one is not needed any more.
+    A checkpoint follows each node; the last one is deleted at the end.
     """
-    from langgraph.checkpoint.sqlite import SqliteSaver  # 0.7 s that only two commands need
+    from langgraph.checkpoint.sqlite import SqliteSaver  # 0.7 s that few commands need
     from langsmith import tracing_context
 
     from schedagent.run.graph import build_graph
@@ -159,7 +169,7 @@ def walk(checkpoints: Path, nodes: RunNodes, approvals: Questions, run_id: str, 
     with SqliteSaver.from_conn_string(str(checkpoints)) as saver, tracing_context(enabled=False), reporter.live():
         graph = build_graph(nodes, approvals, saver)
         begun = bool(graph.get_state(config).values)
-        reporter.stage(f"run {run_id}" + (" goes on" if begun else ""))
+        reporter.stage(f"run {run_id}" + (" continues" if begun else ""))
         ended = graph.invoke(None if begun else first_state(run_id), config, durability="sync")
         if "__interrupt__" in ended:
             reporter.stage("waiting for an approval")
@@ -168,30 +178,30 @@ def walk(checkpoints: Path, nodes: RunNodes, approvals: Questions, run_id: str, 
 
 
 @contextmanager
-def ending(repository: PolicyRepository, run_id: str) -> Iterator[None]:
-    """Store how a run ended that did not reach its end, and tell the user how to go on."""
-    go_on = f"schedagent resume {run_id}"
+def early_ends_noted(repository: PolicyRepository, run_id: str) -> Iterator[None]:
+    """Store that a run failed or was interrupted, and give the user the command that continues it."""
+    command = f"schedagent resume {run_id}"
     try:
         yield
     except SchedagentError as error:
         _store_ending(repository, run_id, RunStatus.FAILED)
         if not isinstance(error, UsageError):
-            kept = f"nothing that was measured is lost; go on: {go_on}"
+            kept = f"nothing that was measured is lost; continue: {command}"
             error.hint = f"{error.hint}\n{kept}" if error.hint else kept
         raise
     except KeyboardInterrupt:
         _store_ending(repository, run_id, RunStatus.INTERRUPTED)
-        raise KeyboardInterrupt(f"Nothing that was measured is lost. Go on: {go_on}") from None
+        raise KeyboardInterrupt(f"Nothing that was measured is lost. Continue: {command}") from None
 
 
 def _store_ending(repository: PolicyRepository, run_id: str, status: RunStatus) -> None:
-    with suppress(RepositoryError):  # a disk that is full: the user hears of the first error, which says the same
+    with suppress(RepositoryError):  # the disk is full, as the first error says, which the user sees
         repository.finish_run(run_id, status)
 
 
 @contextmanager
-def sound(checkpoints: Path) -> Iterator[None]:
-    """Turn an unusable checkpoint file into an error that says how to go on: the repository holds every result."""
+def usable(checkpoints: Path) -> Iterator[None]:
+    """Turn an unusable checkpoint file into an error that says what to do: the repository holds every result."""
     try:
         yield
     except sqlite3.DatabaseError as error:
@@ -206,7 +216,7 @@ def only_one(settings: Settings, run_id: str) -> Iterator[None]:
     """Make sure no other process works on this run; raise UsageError if one does."""
     folder = settings.state_dir / "runs"
     folder.mkdir(exist_ok=True)
-    with (folder / f"{run_id}.lock").open("a") as file:  # never removed: two could then lock two files of one name
+    with (folder / f"{run_id}.lock").open("a") as file:  # never removed, or two could lock two files of one name
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

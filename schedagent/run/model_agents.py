@@ -1,7 +1,7 @@
 """The model's part in the four nodes: what each agent asks, from what is stored, and what of the answer is stored.
 
-Every answer may be missing; the node then goes on by rules. The records a question is made of are those that were there
-when it was first asked, so that a resumed run asks the same and is answered from its transcript.
+Every answer may be missing; the node then continues by rules. The records a question is made of are those that were
+there when it was first asked, so that a resumed run asks the same and is answered from its transcript.
 """
 
 from __future__ import annotations
@@ -76,12 +76,12 @@ class ModelAgents:
     def conclude(self, run: RunRecord, iteration: int, tried: Tried, measured: Collection[str]) -> None:
         """Have insights drawn from the trials of an iteration, and keep them."""
         meaning = self.repository.meaning(run.id)
-        found = conclude(self.session, tried, measured, meaning=meaning, run_id=run.id, iteration=iteration)
-        kept = self.repository.insights(run.workload.key, run.hardware.key)
-        said = {insight.text for insight in kept if insight.run_id == run.id}
-        for insight in found:
-            if insight.text not in said:  # in an earlier iteration, or by this one before it was cut short
-                said.add(insight.text)
+        insights = conclude(self.session, tried, measured, meaning=meaning, run_id=run.id, iteration=iteration)
+        stored = self.repository.insights(run.workload.key, run.hardware.key)
+        known = {insight.text for insight in stored if insight.run_id == run.id}
+        for insight in insights:
+            if insight.text not in known:  # of an earlier iteration, or of this one before it was cut short
+                known.add(insight.text)
                 self.repository.add_insight(insight)
 
     def _made(self, name: str) -> DerivedPolicy | None:
@@ -99,9 +99,9 @@ class ModelAgents:
             meaning=store.meaning(run.id),
             policies=self._offered(run, tried),
             lessons=lessons,
-            antipatterns=[found for found in failures if still_holds(found, self.library)],
+            antipatterns=[failure for failure in failures if still_holds(failure, self.library)],
             insights=store.insights(workload.key, hardware.key),
-            similar=[similar_line(found) for found in self._similar(run, profile)],
+            similar=[similar_line(similar) for similar in self._similar(run, profile)],
             tried=tried,
             limit=limit,
         )
@@ -116,9 +116,9 @@ class ModelAgents:
         return [info for name, info in self.library.items() if name not in unknown]
 
 
-def similar_line(found: SimilarRun) -> str:
-    """Tell what a run of another workload found: its best result, or that there was none."""
-    won = [lesson for lesson in found.lessons if lesson.outcome is Outcome.BETTER]
+def similar_line(run: SimilarRun) -> str:
+    """Return in one line what a run of another workload found: its best result, or that there was none."""
+    won = [lesson for lesson in run.lessons if lesson.outcome is Outcome.BETTER]
     best = max(won, key=lambda lesson: abs(math.log(lesson.ratio))) if won else None
-    told = f"{best.policy} {shown.tunables(best.tunables)}: {shown.verdict(best)}" if best else "nothing won"
-    return f"{shown.short(found.workload.command, 60)} ({found.kind.value}, distance {found.distance:.1f}): {told}"
+    result = f"{best.policy} {shown.tunables(best.tunables)}: {shown.verdict(best)}" if best else "nothing won"
+    return f"{shown.short(run.workload.command, 60)} ({run.kind.value}, distance {run.distance:.1f}): {result}"

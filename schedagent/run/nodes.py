@@ -1,7 +1,7 @@
 """The four nodes of the graph: each reads what it needs from the repository, calls one agent, and stores the result.
 
-A node that is run again, because the process was killed before the graph could note that it had ended, finds what
-it stored and goes on behind it. That makes every node safe to repeat.
+A node may run again, because the process was killed before the graph could note that it had ended: it finds what it
+stored and continues after that. So every node is safe to repeat.
 """
 
 from __future__ import annotations
@@ -15,18 +15,20 @@ from agents.execution import Execution, MeasuringLab, Verifier
 from agents.learning import learn
 from agents.observation import ObservingLab, observe
 from agents.planner import rules as offline
+from agents.planner.builder import PolicyBuilder
 from agents.planning import propose
 from repo_store.records import RunRecord, RunStatus
 from repo_store.store import PolicyRepository
 from schedagent.approval.approvals import rejection
 from schedagent.core.approval import ApprovalStage
-from schedagent.core.policies.policy import CandidatePolicy, Plan, PolicyInfo
+from schedagent.core.policies.policy import CandidatePolicy, Plan
 from schedagent.core.trials.judge import judge_all
 from schedagent.core.trials.lesson import Antipattern, Lesson
 from schedagent.core.trials.trial import DEFAULT_ARM, Block, Verdict
 from schedagent.core.trials.workload import WorkloadCommand, WorkloadProfile
 from schedagent.core.verification import VerificationReport
 from schedagent.report.run_report import build_report
+from schedagent.run.library import Library
 from schedagent.run.model_agents import ModelAgents, Tried
 from schedagent.run.options import RunOptions
 from schedagent.run.progress import Reporter
@@ -56,7 +58,8 @@ class Notebook:
         return self.repository.blocks(self.run_id, self.iteration)
 
     def repairs(self) -> Mapping[str, CandidatePolicy]:
-        candidates = {one.key: one for one in self.repository.candidates(self.run_id, self.iteration)}
+        stored = self.repository.candidates(self.run_id, self.iteration)
+        candidates = {candidate.key: candidate for candidate in stored}
         repaired = self.repository.repaired(self.run_id, self.iteration)
         return {failed_key: candidates[key] for key, failed_key in repaired.items()}
 
@@ -70,17 +73,23 @@ class Notebook:
 
 @dataclass(frozen=True)
 class EarlierRuns:
-    """The repository as planning sees it: lessons of other runs; this one's are told as `tried`."""
+    """The repository as planning sees it: lessons of other runs; this one's are given as `tried`."""
 
     repository: PolicyRepository
     run_id: str
 
     def lessons(self, workload_key: str, hardware_key: str) -> list[Lesson]:
-        found = self.repository.lessons(workload_key, hardware_key)
-        return [lesson for lesson in found if lesson.run_id != self.run_id]
+        lessons = self.repository.lessons(workload_key, hardware_key)
+        return [lesson for lesson in lessons if lesson.run_id != self.run_id]
 
     def antipatterns(self, workload_key: str, hardware_key: str) -> list[Antipattern]:
         return self.repository.antipatterns(workload_key, hardware_key)
+
+
+def time_budget(budget_s: float) -> Callable[[], bool]:
+    """Return a clock that starts now: calling it returns whether so many seconds have passed."""
+    deadline = time.monotonic() + budget_s
+    return lambda: time.monotonic() > deadline
 
 
 class RunNodes:
@@ -88,6 +97,7 @@ class RunNodes:
 
     Args:
         open_models: gives the run's agents their models, by its id; None: it has none, and goes by rules.
+        out_of_time: whether the time of the run is used up; by default, a clock with the budget of its options.
     """
 
     def __init__(
@@ -95,10 +105,11 @@ class RunNodes:
         repository: PolicyRepository,
         lab: Lab,
         verifier: Verifier,
-        library: Mapping[str, PolicyInfo],
+        library: Library,
         reporter: Reporter,
         options: RunOptions,
         open_models: Callable[[str], ModelAgents | None] = lambda _run_id: None,
+        out_of_time: Callable[[], bool] | None = None,
     ) -> None:
         self._repository = repository
         self._lab = lab
@@ -106,7 +117,7 @@ class RunNodes:
         self._library = library
         self._reporter = reporter
         self._options = options
-        self._deadline = time.monotonic() + options.budget_s
+        self._out_of_time = out_of_time or time_budget(options.budget_s)
         self._open_models = open_models
         self._opened: ModelAgents | None = None
 
@@ -116,12 +127,8 @@ class RunNodes:
             self._opened.close()
             self._opened = None
 
-    def out_of_time(self) -> bool:
-        """Whether the budget is used up."""
-        return time.monotonic() > self._deadline
-
     @property
-    def library(self) -> Mapping[str, PolicyInfo]:
+    def library(self) -> Library:
         """The policies that candidates are made of."""
         return self._library
 
@@ -129,27 +136,44 @@ class RunNodes:
         """Observe the workload once, unless that was done."""
         run_id = state["run_id"]
         if self._repository.profile(run_id) is None:
-            workload = self._repository.run(run_id).workload
-            self._reporter.stage(f"observation: running {workload.command!r} under the default scheduler")
-            _sample, profile = observe(self._lab, workload)
-            self._repository.save_profile(run_id, profile)
+            self._repository.save_profile(run_id, self._earlier_profile(run_id) or self._observed(run_id))
         models = self._models(run_id)
         if models:
             models.observe(self._repository.run(run_id), self._profile(run_id))
         return {}
 
+    def _earlier_profile(self, run_id: str) -> WorkloadProfile | None:
+        """Return what observing the same workload on the same hardware has shown before, if it may be used."""
+        if not self._options.profile_of:
+            return None
+        run, earlier = self._repository.run(run_id), self._repository.run(self._options.profile_of)
+        if (run.workload.key, run.hardware.key) != (earlier.workload.key, earlier.hardware.key):
+            return None
+        return self._repository.profile(earlier.id)
+
+    def _observed(self, run_id: str) -> WorkloadProfile:
+        workload = self._repository.run(run_id).workload
+        self._reporter.stage(f"observation: running {workload.command!r} under the default scheduler")
+        _sample, profile = observe(self._lab, workload)
+        return profile
+
     def planning(self, state: RunState) -> dict[str, Any]:
         """Plan the iteration, unless that was done."""
         run_id, iteration = state["run_id"], state["iteration"]
         if self._repository.plan(run_id, iteration) is None:
-            tried = self._tried(run_id, iteration)
-            decided = self._plan_by_model(run_id, iteration, tried) or self._plan_by_rules(run_id, iteration, tried)
-            self._repository.save_plan(run_id, iteration, decided)
-        decided = self._plan(run_id, iteration)
-        self._reporter.stage(f"planning, iteration {iteration + 1}: {decided.reason}")
-        if decided.learned:
-            self._reporter.step(f"learned earlier: {decided.learned}")
+            self._repository.save_plan(run_id, iteration, self._new_plan(run_id, iteration))
+        plan = self._plan(run_id, iteration)
+        self._reporter.stage(f"planning, iteration {iteration + 1}: {plan.reason}")
+        if plan.learned:
+            self._reporter.step(f"learned earlier: {plan.learned}")
         return {}
+
+    def _new_plan(self, run_id: str, iteration: int) -> Plan:
+        if self._options.proposal:
+            candidate = PolicyBuilder(self._library, run_id).make(self._options.proposal, self._profile(run_id))
+            return Plan((candidate,), "the one candidate that was asked for")
+        tried = self._tried(run_id, iteration)
+        return self._plan_by_model(run_id, iteration, tried) or self._plan_by_rules(run_id, iteration, tried)
 
     def _plan_by_model(self, run_id: str, iteration: int, tried: Tried) -> Plan | None:
         models = self._models(run_id)
@@ -176,7 +200,7 @@ class RunNodes:
         )
 
     def execution(self, state: RunState) -> dict[str, Any]:
-        """Verify and measure the candidates of the iteration, behind what is done already."""
+        """Verify and measure the candidates of the iteration, as far as that is not done yet."""
         run_id, iteration = state["run_id"], state["iteration"]
         run = self._repository.run(run_id)
         candidates, models = self._plan(run_id, iteration).candidates, self._models(run_id)
@@ -188,7 +212,7 @@ class RunNodes:
                 self._lab,
                 self._library,
                 self._reporter,
-                self.out_of_time,
+                self._out_of_time,
                 self._options.rules,
                 models.repairer(iteration, self._profile(run_id)) if models else None,
             )
@@ -223,9 +247,9 @@ class RunNodes:
             self._repository.add_antipattern(antipattern)
         self._conclude(run, iteration, [(candidate, lessons.verdicts[candidate.key]) for candidate in candidates])
         last = iteration + 1 >= self._options.iterations
-        if not (last or not candidates or self.out_of_time()):
+        if not (last or not candidates or self._out_of_time()):
             return {"iteration": iteration + 1}
-        return {"finished": True, "out_of_time": self.out_of_time()}
+        return {"finished": True, "out_of_time": self._out_of_time()}
 
     def ending(self, state: RunState) -> dict[str, Any]:
         """Store the report."""
@@ -236,7 +260,7 @@ class RunNodes:
         return {}
 
     def _conclude(self, run: RunRecord, iteration: int, tried: Tried) -> None:
-        """Have the model, if there is one, say what the trials teach."""
+        """Have the model, if there is one, conclude what the trials teach."""
         models = self._models(run.id)
         if models:
             blocks = self._repository.blocks(run.id, iteration)
@@ -245,7 +269,7 @@ class RunNodes:
 
     def _models(self, run_id: str) -> ModelAgents | None:
         """Return the agents that ask models, opened at the first use: then this process alone works on the run."""
-        if self._opened is None:
+        if self._opened is None and self._options.proposal is None:
             self._opened = self._open_models(run_id)
         return self._opened
 
@@ -255,9 +279,9 @@ class RunNodes:
         return profile
 
     def _plan(self, run_id: str, iteration: int) -> Plan:
-        decided = self._repository.plan(run_id, iteration)
-        assert decided is not None, "execution and learning follow planning"
-        return decided
+        plan = self._repository.plan(run_id, iteration)
+        assert plan is not None, "execution and learning follow planning"
+        return plan
 
     def _tried(self, run_id: str, iteration: int) -> list[tuple[CandidatePolicy, Verdict]]:
         """Candidates of the earlier iterations of this run, with their verdicts."""
@@ -269,8 +293,8 @@ class RunNodes:
         return tried
 
     def _reports(self, run_id: str, candidates: Sequence[CandidatePolicy]) -> dict[str, VerificationReport]:
-        found = {candidate.key: self._repository.verification(run_id, candidate.key) for candidate in candidates}
-        return {key: report for key, report in found.items() if report}
+        reports = {candidate.key: self._repository.verification(run_id, candidate.key) for candidate in candidates}
+        return {key: report for key, report in reports.items() if report}
 
     def _measured(self, run_id: str, iteration: int, candidates: Sequence[CandidatePolicy]) -> dict[str, Verdict]:
         """Verdicts from the blocks."""

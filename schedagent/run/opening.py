@@ -1,9 +1,14 @@
-"""The composition root: builds every collaborator of a run from the settings."""
+"""The composition root: opens, from the settings alone, everything that a run works with.
+
+The repository and the library, the lab, the verifier, and the nodes of a run with its models and approvals. Whoever
+puts another lab in the place of the micro-VM, as tests do, does it here.
+"""
 
 from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,8 +37,8 @@ if TYPE_CHECKING:
     from schedagent.run.model_agents import ModelAgents
     from schedagent.run.nodes import RunNodes
 
-MADE_POLICIES = "policies"
-"""In the state folder."""
+DERIVED_POLICIES = "policies"
+"""In the state folder: the files of derived policies."""
 
 MEMORY_MIB_PER_CPU = 1024
 LEAST_MEMORY_MIB = 2048
@@ -41,7 +46,7 @@ MOST_CPUS = 16
 
 
 def open_repository(settings: Settings) -> PolicyRepository:
-    """Open the policy repository in the state folder, with what a new run may plan with mirrored for searching."""
+    """Open the policy repository in the state folder; what a new run may plan with is mirrored there for searching."""
     repository = PolicyRepository(writable(settings.state_dir, "SCHEDAGENT_STATE") / REPOSITORY)
     try:
         repository.sync_policies(open_run_library(settings, repository).values())
@@ -51,21 +56,25 @@ def open_repository(settings: Settings) -> PolicyRepository:
     return repository
 
 
-def open_run_library(settings: Settings, repository: PolicyRepository, run_id: str = "") -> Library:
+def open_run_library(
+    settings: Settings, repository: PolicyRepository, run_id: str = "", *, also: Collection[str] = ()
+) -> Library:
     """Open the library of a run: the bundled policies, those that have won somewhere, and its own.
 
     Args:
         run_id: the run; empty for one that has not begun.
+        also: names of further policies that it is to have.
     """
-    return Library(load_library(), repository, settings.state_dir / MADE_POLICIES, worth_trying(repository, run_id))
+    wanted = worth_trying(repository, run_id, also)
+    return Library(load_library(), repository, settings.state_dir / DERIVED_POLICIES, wanted)
 
 
 def whole_library(settings: Settings) -> dict[str, PolicyInfo]:
-    """Return all policies, bundled and made; looking does not create a repository."""
+    """Return all policies, bundled and derived; does not create a repository."""
     if not (settings.state_dir / REPOSITORY).is_file():
         return dict(load_library())
     with PolicyRepository(settings.state_dir / REPOSITORY) as repository:
-        return dict(Library(load_library(), repository, settings.state_dir / MADE_POLICIES))
+        return dict(Library(load_library(), repository, settings.state_dir / DERIVED_POLICIES))
 
 
 def open_lab(settings: Settings, kernel: KernelImage | None = None) -> VmLab:
@@ -117,7 +126,7 @@ def open_local_verifier(settings: Settings, *, all_kernels: bool = False, sign: 
 
     Args:
         all_kernels: also give each policy to the other kernels of the cache; else only to the one it is proved on.
-        sign: with the signing key of the state folder; else no key is looked for, and no tokens are issued.
+        sign: with the signing key of the state folder; else no key is needed, and no token is issued.
     """
     cache = writable(settings.cache_dir)
     first = default_kernel(settings)
@@ -136,8 +145,8 @@ def open_signer(settings: Settings, *, create: bool = True) -> Signer:
     return Signer(settings.keys_dir / "signing.key", create=create)
 
 
-def nodes_of(settings: Settings, repository: PolicyRepository, run_id: str, reporter: Reporter) -> RunNodes:
-    """Build the nodes of a run that was begun before; raise UsageError if it was begun on other hardware."""
+def reopen_nodes(settings: Settings, repository: PolicyRepository, run_id: str, reporter: Reporter) -> RunNodes:
+    """Build the nodes of a stored run; raise UsageError if it was started on other hardware."""
     run = repository.run(run_id)
     lab = open_lab(settings)
     if lab.hardware.key != run.hardware.key:
@@ -145,10 +154,10 @@ def nodes_of(settings: Settings, repository: PolicyRepository, run_id: str, repo
             f"run {run_id} was measured on other hardware ({run.hardware}) than this ({lab.hardware})",
             "its samples and new ones cannot be compared: start a new run",
         )
-    return build_nodes(settings, repository, lab, RunOptions.from_json(run.settings), reporter, run_id)
+    return open_nodes(settings, repository, lab, RunOptions.from_json(run.settings), reporter, run_id)
 
 
-def build_nodes(
+def open_nodes(
     settings: Settings,
     repository: PolicyRepository,
     lab: VmLab,
@@ -156,14 +165,15 @@ def build_nodes(
     reporter: Reporter,
     run_id: str = "",
 ) -> RunNodes:
-    """Give the four nodes their collaborators.
+    """Build the nodes of a run, with all that they work with.
 
     Args:
-        run_id: the run that goes on; empty for a new one.
+        run_id: the run, if it is stored already; else empty.
     """
     from schedagent.run.nodes import RunNodes
 
-    library = open_run_library(settings, repository, run_id)
+    named = (options.proposal.policy,) if options.proposal else ()
+    library = open_run_library(settings, repository, run_id, also=named)
     models = functools.partial(open_models, settings, repository, library, reporter)
     return RunNodes(repository, lab, open_verifier(settings), library, reporter, options, models)
 
@@ -171,7 +181,7 @@ def build_nodes(
 def open_models(
     settings: Settings, repository: PolicyRepository, library: Library, reporter: Reporter, run_id: str
 ) -> ModelAgents | None:
-    """Give a run's agents their models and their transcript; None if the settings name no model.
+    """Return the agents of a run that ask models, with its transcript; None if the settings name no model.
 
     Raises:
         RepositoryError: the transcript cannot be used.
@@ -202,7 +212,7 @@ def open_models(
 
 
 def approvals_of(repository: PolicyRepository, run_id: str, nodes: RunNodes) -> Approvals:
-    """Return the questions of a run."""
+    """Return the approvals that a run needs."""
     from schedagent.approval.approvals import Approvals
 
     stages = RunOptions.from_json(repository.run(run_id).settings).approve

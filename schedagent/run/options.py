@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from schedagent.core.approval import ApprovalStage
 from schedagent.core.errors import UsageError
+from schedagent.core.policies.proposal import Origin, Proposal
 from schedagent.core.trials.judge import TrialRules
 
 
@@ -17,23 +18,33 @@ class RunOptions:
 
     Args:
         iterations: most plans to try.
-        budget_s: time after which no new run of the workload begins; counted anew after a resume.
+        budget_s: time after which no new run of the workload begins; counted again from zero after a resume.
         candidates: most candidates per plan.
         rules: when a trial may end.
         approve: before which steps a person is asked.
+        proposal: the only candidate, instead of plans of its own; the run then asks no model and issues no token.
+        profile_of: an earlier run of the workload, whose profile is taken over if its hardware was the same; empty:
+            the workload is observed.
     """
 
-    iterations: int
-    budget_s: float
-    candidates: int
-    rules: TrialRules
+    iterations: int = 2
+    budget_s: float = 1800.0
+    candidates: int = 3
+    rules: TrialRules = field(default_factory=TrialRules)
     approve: tuple[ApprovalStage, ...] = ()
+    proposal: Proposal | None = None
+    profile_of: str = ""
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> RunOptions:
         """Read the options a run was started with."""
         approve = tuple(ApprovalStage(stage) for stage in stored.get("approve", ()))
-        return cls(**{**stored, "rules": TrialRules(**stored["rules"]), "approve": approve})
+        proposal = _proposal(stored.get("proposal"))
+        return cls(**{**stored, "rules": TrialRules(**stored["rules"]), "approve": approve, "proposal": proposal})
+
+
+def _proposal(stored: Mapping[str, Any] | None) -> Proposal | None:
+    return None if stored is None else Proposal(**{**stored, "origin": Origin(stored["origin"])})
 
 
 def read_approve(text: str) -> tuple[ApprovalStage, ...]:

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 
 
 class Reporter(Protocol):
-    """What the nodes tell the user while they work."""
+    """Shows the user how far a run is."""
 
     def stage(self, text: str) -> None:
         """A new part of the work begins."""
@@ -90,16 +90,16 @@ def reporter() -> Reporter:
 class LineReporter:
     """Passes progress on, as plain lines."""
 
-    tell: Callable[[str], None]
+    report: Callable[[str], None]
 
     def stage(self, text: str) -> None:
-        self.tell(text)
+        self.report(text)
 
     def step(self, text: str) -> None:
-        self.tell(text)
+        self.report(text)
 
     def count(self, text: str, done: int, total: int) -> None:
-        self.tell(f"{text}: {done} done, at most {total}")
+        self.report(f"{text}: {done} done, at most {total}")
 
     def live(self) -> AbstractContextManager[object]:
         return nullcontext()

@@ -2,7 +2,7 @@
 
 The agents, the graph and the policy builder are the real ones, on a copy of the repository as it was when the run
 began. What models answered comes from the transcript; what the verifier and the lab found comes from the repository.
-Whatever is asked must be what was asked then: where a request, a candidate or a verdict differs, the replay says so.
+Whatever is asked must be what was asked then: where a request, a candidate or a verdict differs, the replay reports it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import Any
 
 from agents.llm.budget import Budget, BudgetLimits
@@ -34,7 +35,6 @@ from schedagent.run.model_agents import ModelAgents
 from schedagent.run.nodes import RunNodes
 from schedagent.run.options import RunOptions
 from schedagent.run.progress import Reporter
-from schedagent.run.state import RunState
 from verifier.lab.vm import LabPolicy
 
 
@@ -52,11 +52,11 @@ class Recording:
         self.candidates = {number: repository.candidates(run_id, number) for number in self.iterations}
         self.blocks = {number: repository.blocks(run_id, number) for number in self.iterations}
         self.reports: dict[str, VerificationReport] = {}
-        for candidate in (one for found in self.candidates.values() for one in found):
+        for candidate in chain.from_iterable(self.candidates.values()):
             report = repository.verification(run_id, candidate.key)
             if report:
                 self.reports[candidate.key] = report
-        self.decisions = [(asked, made) for asked, made in repository.approvals(run_id) if made]
+        self.decisions = [(request, made) for request, made in repository.approvals(run_id) if made]
         self.findings = findings(repository, run_id)
 
     @property
@@ -66,21 +66,21 @@ class Recording:
 
 
 def findings(repository: PolicyRepository, run_id: str) -> dict[str, Any]:
-    """Return what the agents made of a run, by what it is, for comparing."""
-    found: dict[str, Any] = {}
+    """Return what the agents made of a run, each part under a name, for comparing."""
+    by_name: dict[str, Any] = {}
     meaning = repository.meaning(run_id)
     if meaning:
-        found["the meaning of the workload"] = asdict(meaning)
+        by_name["the meaning of the workload"] = asdict(meaning)
     for number in repository.iterations(run_id):
         candidates = repository.candidates(run_id, number)
-        found[f"the candidates of plan {number + 1}"] = [one.label for one in candidates]
-        found[f"the keys of plan {number + 1}"] = [one.key for one in candidates]
+        by_name[f"the candidates of plan {number + 1}"] = [candidate.label for candidate in candidates]
+        by_name[f"the keys of plan {number + 1}"] = [candidate.key for candidate in candidates]
         for key, verdict in repository.verdicts(run_id, number).items():
-            found[f"the verdict on {key} in plan {number + 1}"] = verdict.outcome.value
+            by_name[f"the verdict on {key} in plan {number + 1}"] = verdict.outcome.value
     run = repository.run(run_id)
-    kept = repository.insights(run.workload.key, run.hardware.key)
-    found["the insights"] = sorted(insight.text for insight in kept if insight.run_id == run_id)
-    return found
+    insights = repository.insights(run.workload.key, run.hardware.key)
+    by_name["the insights"] = sorted(insight.text for insight in insights if insight.run_id == run_id)
+    return by_name
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class RecordedArtifact(PolicyArtifact):
 
 @dataclass(frozen=True)
 class RecordedVerifier:
-    """Says what the verifier said then.
+    """Answers as the verifier did then.
 
     Args:
         reports: by candidate key.
@@ -151,7 +151,7 @@ class RecordedRuns:
         return sample
 
 
-@dataclass
+@dataclass(frozen=True)
 class RecordedLab:
     """Holds what was measured.
 
@@ -159,13 +159,16 @@ class RecordedLab:
         blocks: by iteration.
         repository: where the replay stores what it has replayed.
         run_id: of the run.
-        iteration: that is measured now.
     """
 
     blocks: Mapping[int, Sequence[Block]]
     repository: PolicyRepository
     run_id: str
-    iteration: int = 0
+
+    @property
+    def iteration(self) -> int:
+        """That of the latest plan: each is measured before the next is made."""
+        return max(self.repository.iterations(self.run_id), default=0)
 
     def observe(self, workload: WorkloadCommand) -> tuple[Sample, Observation]:
         """Never called where there is a profile, which a rewound repository keeps."""
@@ -189,37 +192,41 @@ class RecordedApprovals:
 
     def request(self, stage: ApprovalStage, iteration: int) -> ApprovalRequest | None:
         """Return the last question before this step that was answered."""
-        asked = [one for one, _made in self.decisions if (one.stage, one.iteration) == (stage, iteration)]
-        return asked[-1] if asked else None
+        requests = [
+            request for request, _ in self.decisions if (request.stage, request.iteration) == (stage, iteration)
+        ]
+        return requests[-1] if requests else None
 
     def decision(self, request: ApprovalRequest) -> Decision | None:
         """Return the answer."""
-        return next(made for asked, made in self.decisions if asked == request)
+        return next(decision for decided, decision in self.decisions if decided == request)
 
     def ask(self, request: ApprovalRequest) -> dict[str, Any]:
         """Never called: what is asked for has been decided."""
         raise AssertionError("a replay asks nobody")
 
 
-class ReplayNodes(RunNodes):
-    """The real nodes, with a clock that runs out where the recording ends."""
+@dataclass(frozen=True)
+class RecordedClock:
+    """Runs out where the time of the recorded run did.
+
+    Args:
+        recording, replay: what was done, and what was asked of models.
+        lab: what has been replayed of it.
+    """
 
     recording: Recording
     replay: Replay
     lab: RecordedLab
-
-    def execution(self, state: RunState) -> dict[str, Any]:
-        """Verify and measure as then."""
-        self.lab.iteration = state["iteration"]
-        return super().execution(state)
 
     def out_of_time(self) -> bool:
         """Whether the recorded run had no more time here: all it did in its last iteration is replayed."""
         number, recording = self.lab.iteration, self.recording
         if not recording.ran_out_of_time or number != max(recording.iterations, default=0):
             return False
-        keys = [one.key for one in recording.candidates.get(number, ()) if one.key in recording.reports]
-        verified = all(self._repository.verification(recording.run.id, key) for key in keys)
+        candidates = recording.candidates.get(number, ())
+        keys = [candidate.key for candidate in candidates if candidate.key in recording.reports]
+        verified = all(self.lab.repository.verification(recording.run.id, key) for key in keys)
         measured = self.lab.replayed() >= len(recording.blocks.get(number, ()))
         return verified and measured and not self.replay.expects("execution", number)
 
@@ -236,7 +243,7 @@ class ReplaySession(ModelSession):
 
 def replay_nodes(
     recording: Recording, replay: Replay, repository: PolicyRepository, library: Library, reporter: Reporter
-) -> ReplayNodes:
+) -> RunNodes:
     """Build the nodes of a replay.
 
     Args:
@@ -260,9 +267,8 @@ def replay_nodes(
 
     options = RunOptions.from_json(recording.run.settings)
     verifier = RecordedVerifier(recording.reports)
-    nodes = ReplayNodes(repository, lab, verifier, library, reporter, options, open_models)
-    nodes.recording, nodes.replay, nodes.lab = recording, replay, lab
-    return nodes
+    clock = RecordedClock(recording, replay, lab)
+    return RunNodes(repository, lab, verifier, library, reporter, options, open_models, clock.out_of_time)
 
 
 @contextmanager
@@ -275,7 +281,7 @@ def up_to_the_end(recording: Recording, replay: Replay) -> Iterator[None]:
             raise
 
 
-def told(recording: Recording, replay: Replay, repository: PolicyRepository) -> dict[str, Any]:
+def compare(recording: Recording, replay: Replay, repository: PolicyRepository) -> dict[str, Any]:
     """Compare a replay with its recording; JSON values.
 
     Args:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 from rich.console import Console
 
 from repo_store.store import PolicyRepository
@@ -33,9 +34,10 @@ from schedagent.core.trials.judge import TrialRules
 from schedagent.core.trials.trial import DEFAULT_ARM, Hardware, Sample
 from schedagent.core.trials.workload import Observation, TaskRecord, WorkloadCommand
 from schedagent.core.verification import GateResult, GateStatus, VerificationReport, Verified
+from schedagent.run import opening
 from schedagent.run.library import Library, worth_trying
 from schedagent.run.lifecycle import drive
-from schedagent.run.nodes import RunNodes
+from schedagent.run.nodes import RunNodes, time_budget
 from schedagent.run.opening import approvals_of, open_models
 from schedagent.run.options import RunOptions
 from schedagent.run.progress import PlainReporter
@@ -94,9 +96,7 @@ class Script:
         return path.read_text().splitlines() if path.exists() else []
 
     def repository(self) -> Repository:
-        repository = Repository(self.settings.state_dir / "repository.sqlite")
-        repository.script = self
-        return repository
+        return Repository(self.settings.state_dir / "repository.sqlite", self)
 
     def verifier(self) -> Verifier:
         return Verifier(self)
@@ -123,19 +123,25 @@ class Script:
         """Start or resume the run in this process and return its report.
 
         Args:
-            answers: each is given to what the run waits for then, before it goes on.
+            answers: each is given to what the run waits for then, before it continues.
         """
         with self.repository() as repository, (self.folder / "progress").open("a") as progress:
             folder = self.settings.state_dir / "policies"
             library = Library(self.bundled, repository, folder, worth_trying(repository, run_id))
             reporter = PlainReporter(Console(file=progress, emoji=False))
             models = functools.partial(open_models, self.settings, repository, library, reporter)
-            nodes = Nodes(repository, self.lab(), self.verifier(), library, reporter, self.options, models)
-            nodes.script = self
+            nodes = RunNodes(
+                repository, self.lab(), self.verifier(), library, reporter, self.options, models, self.out_of_time()
+            )
             for answer in answers:
                 approvals_of(repository, run_id, nodes).decide(answer)
-                report = drive(self.settings, nodes, repository, run_id, nodes._reporter)
-            return report if answers else drive(self.settings, nodes, repository, run_id, nodes._reporter)
+                report = drive(self.settings, nodes, repository, run_id, reporter)
+            return report if answers else drive(self.settings, nodes, repository, run_id, reporter)
+
+    def out_of_time(self) -> Callable[[], bool]:
+        """Return a clock that follows the script, besides the real one."""
+        budget = time_budget(self.options.budget_s)
+        return lambda: budget() or self.log.count("after add_block") >= self.blocks_in_time
 
     def in_child(self, run_id: str, *answers: Decision) -> None:
         """Do the same as the command line does, in a process of its own; its output goes to the file `output`."""
@@ -145,20 +151,22 @@ class Script:
         sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", 1)
         guarded(lambda: show_report(self.drive(run_id, *answers), as_json=False))
 
-
-class Nodes(RunNodes):
-    """The real ones, with a clock that follows the script."""
-
-    script: Script
-
-    def out_of_time(self) -> bool:
-        return super().out_of_time() or self.script.log.count("after add_block") >= self.script.blocks_in_time
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Have the program itself, whoever calls it in this process, use this lab, verifier and repository."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(opening, "open_lab", lambda _settings: self.lab())
+            patch.setattr(opening, "open_verifier", lambda _settings: self.verifier())
+            patch.setattr(opening, "PolicyRepository", lambda _place: self.repository())
+            yield
 
 
 class Repository(PolicyRepository):
     """The real one; every save is a point at which a script may hold, before and after it."""
 
-    script: Script
+    def __init__(self, place: Path, script: Script) -> None:
+        super().__init__(place)
+        self.script = script
 
 
 def _held(name: str):

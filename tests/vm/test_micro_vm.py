@@ -106,7 +106,7 @@ OPEN_AND_WAIT = """
 import sys, threading, time
 sys.path.insert(0, {root!r})
 from schedagent.core.settings import load_settings
-from schedagent.run.lifecycle import open_lab
+from schedagent.run.opening import open_lab
 opened = []
 def work():
     opened.append(open_lab(load_settings()).open(hostfs={hostfs}))

@@ -48,7 +48,7 @@ def asking(tmp_path) -> Script:
 
 @pytest.fixture
 def deploying(asking) -> Script:
-    """A run of one plan that asks before it hands out a token."""
+    """A run of one plan that asks before it issues a token."""
     return replace(asking, options=DEPLOY, signs=True)
 
 

@@ -213,7 +213,7 @@ def test_a_read_only_disk(run, small_disk, monkeypatch):
 
 
 def test_a_disk_that_fills_up_in_a_run(run, script, small_disk, monkeypatch):
-    """Everything stored before stays, and the run goes on once there is room."""
+    """Everything stored before stays, and the run continues once there is room."""
     big = subprocess.run(["mount", "-o", "remount,size=1m", small_disk], check=False)
     assert big.returncode == 0
     monkeypatch.setenv("SCHEDAGENT_STATE", str(small_disk / "state"))
@@ -398,7 +398,7 @@ def test_a_lost_machine_ends_with_a_hint(run, script, monkeypatch):
 
     monkeypatch.setattr(scripted.Lab, "observe", lost)
     said = refused_after_progress(run("optimize", "--workload", "true"), "the guest said nothing", common.EXIT_FAILED)
-    assert "look at the console's end nothing that was measured is lost; go on: schedagent resume" in said
+    assert "look at the console's end nothing that was measured is lost; continue: schedagent resume" in said
 
 
 # --- compose ---------------------------------------------------------------------------------------------------------
@@ -447,6 +447,6 @@ def test_compose_keeps_what_was_changed_by_hand(run, tmp_path):
     spec = tmp_path / "spec.toml"
     spec.write_text(SPEC)
     (tmp_path / "said.bpf.c").write_text("mine")
-    refused(run("compose", spec, "--output", tmp_path), "is there already, and says something else")
+    refused(run("compose", spec, "--output", tmp_path), "exists already, with other content")
     assert (tmp_path / "said.bpf.c").read_text() == "mine"
     assert not (tmp_path / "said.toml").exists()

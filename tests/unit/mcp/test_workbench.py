@@ -7,37 +7,30 @@ from dataclasses import replace
 
 import pytest
 
+import schedagent
 from agents.llm.calling import try_tool
 from agents.llm.exchange import ToolCall
 from agents.tools.catalog import all_tools
 from repo_store.records import RunStatus
-from schedagent.core.errors import UsageError
+from schedagent.core.errors import PolicyError, TunableError, UsageError
 from schedagent.core.policies.proposal import Origin, Proposal
-from schedagent.core.trials.trial import Outcome
-from schedagent.mcp import workbench
+from schedagent.core.trials.trial import DEFAULT_ARM, Outcome
 from schedagent.mcp.workbench import open_services
 from tests.support import scripted_lab as scripted
+from tests.support.killed_runs import held, measure_over_mcp
+from tests.support.model_server import ModelServer
 from tests.support.scripted_lab import Script
-
-
-class Signing(scripted.Verifier):
-    """Hands out a token with every report."""
-
-    def verify(self, candidate, info):
-        verified = super().verify(candidate, info)
-        return replace(verified, report=replace(verified.report, token="sat2.a.b.c"))
-
+from tests.support.scripted_model import SPEC, Mind, on
 
 LONGEST = Proposal(origin=Origin.CONFIGURE, policy="longest_first", tunables={"slice_us": 7000})
 
 
 @pytest.fixture
-def script(tmp_path, monkeypatch) -> Script:
+def script(tmp_path):
     (tmp_path / "state").mkdir()
     made = Script(tmp_path, faults={"fifo": "attach"}, options=scripted.OPTIONS, signs=True)
-    monkeypatch.setattr(workbench, "open_lab", lambda _settings: scripted.Lab(made))
-    monkeypatch.setattr(workbench, "open_verifier", lambda _settings: Signing(made))
-    return made
+    with made.in_place():
+        yield made
 
 
 @pytest.fixture
@@ -49,17 +42,17 @@ def earlier(script) -> str:
 
 
 @pytest.fixture
-def told() -> list[str]:
+def lines() -> list[str]:
     return []
 
 
 @pytest.fixture
-def services(script, earlier, told):
-    with open_services(script.settings, {}, measures=True, tell=told.append) as now:
+def services(script, earlier, lines):
+    with open_services(script.settings, {}, measures=True, progress=lines.append) as now:
         yield now()
 
 
-def test_it_is_a_run_with_samples_verdict_and_report(services, script, earlier, told):
+def test_it_is_a_run_with_samples_verdict_and_report(services, script, earlier, lines):
     observed = script.log.count("observe")
     new = services.bench.measure(LONGEST, earlier, 600)
     records = services.records
@@ -69,13 +62,13 @@ def test_it_is_a_run_with_samples_verdict_and_report(services, script, earlier, 
     assert script.log.count("observe") == observed
     [candidate] = records.plan(new, 0).candidates
     assert records.verification(new, candidate.key).token
-    assert records.run(new).report["deployment"] is None, "a token was handed out without approval"
+    assert records.run(new).report["deployment"] is None, "a token was issued to whoever asked"
     assert dict(candidate.tunables)["slice_us"] == 7000
     assert candidate.history, "its input is filled from the profile"
     assert records.verdicts(new, 0)[candidate.key].outcome is Outcome.BETTER
     assert len(records.blocks(new, 0)) > 6
-    assert told[0].startswith(f"run {new}: ")
-    assert any(line.startswith("measuring: 1 done") for line in told)
+    assert lines[0].startswith(f"run {new}: ")
+    assert any(line.startswith("measuring: 1 done") for line in lines)
 
 
 def test_the_tool_tells_the_verdict(services, earlier):
@@ -122,3 +115,87 @@ def test_a_verification_keeps_its_report_without_the_token(script, earlier):
         assert bench.verify(candidate, static=False).passed
         assert reports[candidate.key].token == ""
         assert candidate.history != bench.make(LONGEST, "").history == ()
+
+
+def finished(script: Script, services, run_id: str) -> None:
+    """A measured run is complete, of the candidate that was asked for, and observed nothing again."""
+    records = services.records
+    record = records.run(run_id)
+    assert record.status is RunStatus.FINISHED
+    assert record.report["deployment"] is None
+    assert script.log.count("observe") == 1
+    [candidate] = records.candidates(run_id, 0)
+    assert records.iterations(run_id) == [0]
+    assert records.verdicts(run_id, 0)[candidate.key].outcome is Outcome.BETTER
+    for block in records.blocks(run_id, 0):
+        assert [sample.arm for sample in block.samples].count(DEFAULT_ARM) == 1
+
+
+@pytest.mark.parametrize(
+    ("where", "further"),
+    [
+        ("before save_profile", 1),
+        ("before save_plan", 1),
+        ("after save_plan", 1),
+        ("before save_verification", 1),
+        ("run", 7),
+        ("before add_block", 3),
+        ("before save_verdict", 1),
+        ("before finish_run", 1),
+    ],
+)
+def test_killed_in_the_middle_it_is_resumed_to_its_end(services, script, earlier, where, further):
+    child_script = replace(script, hold=f"{where} {script.log.count(where) + further}")
+    child = held(child_script, measure_over_mcp, child_script, earlier, LONGEST)
+    child.kill()
+    child.join()
+    new = services.records.list_runs(1)[0]
+    assert (new.status, new.id != earlier) == (RunStatus.RUNNING, True)
+    before = services.records.blocks(new.id, 0)
+    report = schedagent.resume(new.id, settings=script.settings)
+    finished(script, services, new.id)
+    assert services.records.blocks(new.id, 0)[: len(before)] == before, "a finished block was lost or measured again"
+    assert report["best"]["tunables"]["slice_us"] == 7000
+    assert report["best"]["policy"] == "longest_first"
+
+
+def test_a_policy_that_won_nowhere_yet_is_there_when_its_run_is_resumed(services, script, earlier):
+    made = services.bench.make(Proposal(origin=Origin.COMPOSE, policy="tail_first", spec=SPEC), "")
+    child_script = replace(
+        script, hold=f"before save_plan {script.log.count('before save_plan') + 1}", ratios={"tail_first": 0.8}
+    )
+    child = held(child_script, measure_over_mcp, child_script, earlier, Proposal(Origin.CONFIGURE, made.policy))
+    child.kill()
+    child.join()
+    new = services.records.list_runs(1)[0].id
+    with replace(child_script, hold="").in_place():
+        report = schedagent.resume(new, settings=script.settings)
+    assert report["best"]["policy"] == "tail_first"
+    finished(script, services, new)
+
+
+def test_what_cannot_be_made_is_refused_before_there_is_a_run(services, earlier):
+    with pytest.raises(TunableError, match="slice_us"):
+        services.bench.measure(replace(LONGEST, tunables={"slice_us": 0}), earlier, 600)
+    with pytest.raises(PolicyError, match="there is no policy 'nothing'"):
+        services.bench.measure(replace(LONGEST, policy="nothing"), earlier, 600)
+    assert [run.id for run in services.records.list_runs()] == [earlier]
+
+
+def test_no_model_is_asked(script, earlier, monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    mind = Mind([])
+    with ModelServer(mind) as server:
+        settings = on(script, server).settings
+        with open_services(settings, {}, measures=True) as now:
+            new = now().bench.measure(LONGEST, earlier, 600)
+            assert now().records.run(new).report["model"] is None
+    assert mind.asked == []
+
+
+def test_a_workload_is_observed_again_where_the_hardware_is_another(services, script, earlier, monkeypatch):
+    monkeypatch.setattr(scripted, "HARDWARE", replace(scripted.HARDWARE, cpus=4))
+    new = services.bench.measure(LONGEST, earlier, 600)
+    assert script.log.count("observe") == 2
+    [candidate] = services.records.plan(new, 0).candidates
+    assert candidate.history

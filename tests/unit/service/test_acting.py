@@ -193,7 +193,7 @@ def test_where_to_deploy_must_be_said(hands, repository, settings, reporter, dae
 
 def test_a_run_that_hands_out_no_token_any_more(hands, repository, settings, reporter, daemon):
     one = replace(deployable(repository, settings), policy="another")
-    with pytest.raises(UsageError, match="hands out no token for another"):
+    with pytest.raises(UsageError, match="issues no token for another"):
         hands.carry_out(asked(repository, one), reporter)
 
 

@@ -1,4 +1,4 @@
-"""`schedagent compose`: a spec file, TOML or JSON, to the two files of a policy."""
+"""From a spec in a file, TOML or JSON, to a policy in its two files: what `schedagent compose` does."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def compose_file(path: Path) -> Composed:
 
     Raises:
         UsageError: the file cannot be read, or is neither.
-        SpecError: what it says cannot be composed.
+        SpecError: what it describes cannot be composed.
     """
     try:
         with path.open("rb") as file:
@@ -40,7 +40,7 @@ def write_policy(composed: Composed, folder: Path) -> tuple[Path, ...]:
     files = {folder / f"{composed.name}.bpf.c": composed.source, folder / f"{composed.name}.toml": composed.toml}
     for path, text in files.items():
         if path.exists() and path.read_text(encoding="utf-8", errors="replace") != text:
-            raise UsageError(f"{path} is there already, and says something else", "remove it, or give another --output")
+            raise UsageError(f"{path} exists already, with other content", "remove it, or give another --output")
     folder.mkdir(parents=True, exist_ok=True)
     for path, text in files.items():
         path.write_text(text, encoding="utf-8")

@@ -1,0 +1,250 @@
+"""The Python interface: what the command line is made of, as functions that return values.
+
+    import schedagent
+
+    report = schedagent.optimize("make -j", directory="~/src/project", prepare="make clean")
+    if report["best"]:
+        print(report["best"]["policy"], report["best"]["verdict"]["ratio"])
+
+Every function takes the settings that it works with, by default those of the environment and the configuration file,
+and raises SchedagentError, whose `message` says what failed and whose `hint` says what to do. Messages name an argument
+like the option of the command line that sets it. Functions that take minutes report how far they are to a reporter, by
+default to none. Nothing here changes how this machine schedules: workloads and policies run in a micro-VM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from agents.llm.transcript import Exchange
+    from kernel_bpf.policies.compose import Composed
+    from repo_store.records import PolicyMatch, RunRecord
+    from schedagent.core.policies.policy import PolicyInfo
+    from schedagent.core.policies.spec import PolicySpec
+    from schedagent.core.settings import Settings
+    from schedagent.core.trials.workload import WorkloadCommand
+    from schedagent.core.verification import GateResult, VerificationReport
+    from schedagent.run.options import RunOptions
+    from schedagent.run.progress import Reporter
+    from schedagent.verification.files import VerifyOptions
+
+Report = Mapping[str, Any]
+"""What a run found, as JSON values; see schedagent.report.run_report.build_report."""
+
+
+# --- runs ------------------------------------------------------------------------------------------------------------
+
+
+def optimize(
+    workload: str | WorkloadCommand,
+    *,
+    directory: Path | str = ".",
+    goal: str = "makespan",
+    prepare: str = "",
+    metric: str = "",
+    timeout_s: float = 900.0,
+    options: RunOptions | None = None,
+    settings: Settings | None = None,
+    reporter: Reporter | None = None,
+) -> Report:
+    """Observe a workload, try policies on it in the micro-VM, and return the report of the run.
+
+    Args:
+        workload: the shell command to optimise; the next five describe it further. Or all of it in one object, as an
+            earlier run holds it (`runs()[0].workload`), and they are not looked at.
+        directory: where to run it.
+        goal: makespan (wall time), latency or throughput.
+        prepare: shell command run before each trial, untimed; empty for none.
+        metric: regular expression whose group is a number in the output; empty for the wall time.
+        timeout_s: longest time that one run of it may take, in seconds.
+        options: what bounds the run, and before which steps it waits for an approval (`decide`).
+
+    Returns:
+        The report: under "best" the winner, or None; under "waiting" what has to be approved, or None.
+
+    Raises:
+        UsageError: an argument cannot be used; the message says which and why.
+        SchedagentError: it failed; what was measured is kept, and `resume` continues.
+        KeyboardInterrupt: the user stopped it; the same holds.
+    """
+    from schedagent.run.intake import read_workload
+    from schedagent.run.lifecycle import start_run
+    from schedagent.run.options import RunOptions
+
+    if isinstance(workload, str):
+        workload = read_workload(workload, Path(directory), goal, prepare, metric, timeout_s)
+    return start_run(_or_default(settings), workload, options or RunOptions(), _or_silent(reporter))
+
+
+def resume(run_id: str, *, settings: Settings | None = None, reporter: Reporter | None = None) -> Report:
+    """Continue a run that was cut short, after its last completed step, and return its report.
+
+    Raises:
+        UsageError: there is no such run, it is finished, another process works on it, or it was measured on other
+            hardware than this.
+    """
+    from schedagent.run.lifecycle import resume_run
+
+    return resume_run(_or_default(settings), run_id, _or_silent(reporter))
+
+
+def decide(
+    run_id: str,
+    *,
+    approved: bool,
+    because: str = "",
+    digest: str = "",
+    settings: Settings | None = None,
+    reporter: Reporter | None = None,
+) -> Report:
+    """Approve or reject what a run waits for, in the name of this process's user, and continue the run.
+
+    Args:
+        approved: whether the run may do what it asks for.
+        because: why; a rejection needs it.
+        digest: of what was looked at (`report["waiting"]["digest"]`), or how it begins; empty for whatever waits.
+
+    Raises:
+        UsageError: it waits for nothing or for something else, the reason cannot be kept; or as `resume`.
+    """
+    from schedagent.approval.approvals import decided_now
+    from schedagent.run.lifecycle import decide_run
+
+    decision = decided_now(approved, because)
+    return decide_run(_or_default(settings), run_id, decision, digest, _or_silent(reporter))
+
+
+def runs(limit: int = 50, *, settings: Settings | None = None) -> list[RunRecord]:
+    """Return the latest runs, newest first."""
+    from schedagent.run.opening import open_repository
+
+    with open_repository(_or_default(settings)) as repository:
+        return repository.list_runs(limit)
+
+
+def run_report(run_id: str, *, settings: Settings | None = None) -> Report:
+    """Return what a run found, so far if it is not finished; raise UsageError if there is no such run."""
+    from schedagent.run.lifecycle import report_of
+    from schedagent.run.opening import open_repository
+
+    settings = _or_default(settings)
+    with open_repository(settings) as repository:
+        return report_of(settings, repository, run_id)
+
+
+def transcript(run_id: str, *, settings: Settings | None = None) -> tuple[Mapping[str, Any], Sequence[Exchange]]:
+    """Return what a run asked models and what they answered: the head of its transcript, and the exchanges.
+
+    Raises:
+        UsageError: there is no such run, or it asked no model.
+        RepositoryError: the transcript is damaged.
+    """
+    from schedagent.run.lifecycle import read_run_transcript
+
+    return read_run_transcript(_or_default(settings), run_id)
+
+
+def replay(run_id: str, *, settings: Settings | None = None, reporter: Reporter | None = None) -> Mapping[str, Any]:
+    """Run the agents of a recorded run again on what was recorded; needs no network, no machine and no compiler.
+
+    Returns:
+        Under "same" whether everything went as it did then, and under "differences" what did not.
+
+    Raises:
+        UsageError: there is no such run, or it asked no model.
+        ReplayDiverged: something is asked that was not asked then.
+    """
+    from schedagent.run.lifecycle import replay_run
+
+    return replay_run(_or_default(settings), run_id, _or_silent(reporter))
+
+
+# --- policies --------------------------------------------------------------------------------------------------------
+
+
+def verify(
+    policy: Path | str,
+    *,
+    options: VerifyOptions | None = None,
+    settings: Settings | None = None,
+    on_gate: Callable[[GateResult], None] = lambda _result: None,
+) -> VerificationReport:
+    """Take a policy through every gate of the verifier and return the report, with a token if it passed them all.
+
+    Args:
+        policy: a source FILE.bpf.c, a compiled FILE.bpf.o, or the name of a policy of the library.
+        options: tunables, scope, kernel, depth, and what else is to be written.
+        on_gate: called with each gate's result as it comes.
+
+    Raises:
+        UsageError: the file or an option cannot be used.
+        SetupError: a kernel or a tool is missing.
+    """
+    from schedagent.verification.files import VerifyOptions, verify_file
+
+    return verify_file(_or_default(settings), Path(policy), options or VerifyOptions(), on_gate)
+
+
+def compose(spec: Path | str | Mapping[str, Any] | PolicySpec) -> Composed:
+    """Turn the description of a policy into BPF C and its manifest; nothing is written.
+
+    Args:
+        spec: a file, SPEC.toml or SPEC.json; or its content, as a mapping or already read.
+
+    Raises:
+        UsageError: the file cannot be read.
+        SpecError: the description cannot be composed; names each field that is wrong.
+    """
+    from kernel_bpf.policies.compose import compose as composed
+    from kernel_bpf.policies.spec_file import compose_file
+    from schedagent.core.policies.spec import PolicySpec
+    from schedagent.core.policies.spec_reader import read_spec
+
+    match spec:
+        case PolicySpec():
+            return composed(spec)
+        case Mapping():
+            return composed(read_spec(spec))
+        case _:
+            return compose_file(Path(spec))
+
+
+def policies(*, settings: Settings | None = None) -> dict[str, PolicyInfo]:
+    """Return all policies of the library by name: the bundled ones, and those that runs have derived."""
+    from schedagent.run.opening import whole_library
+
+    return whole_library(_or_default(settings))
+
+
+def policy(name: str, *, settings: Settings | None = None) -> PolicyInfo:
+    """Return one policy of the library; raise UsageError, naming those that exist, if it is not there."""
+    from kernel_bpf.policies.library import find_policy
+
+    return find_policy(name, policies(settings=settings))
+
+
+def search_policies(words: str, limit: int = 10, *, settings: Settings | None = None) -> list[PolicyMatch]:
+    """Return the policies that fit the words best, by what they are for and what they were good at."""
+    from schedagent.run.opening import open_repository
+
+    with open_repository(_or_default(settings)) as repository:
+        return repository.search_policies(words, limit)
+
+
+def _or_default(settings: Settings | None) -> Settings:
+    if settings is not None:
+        return settings
+    from schedagent.core.settings import load_settings
+
+    return load_settings()
+
+
+def _or_silent(reporter: Reporter | None) -> Reporter:
+    if reporter is not None:
+        return reporter
+    from schedagent.run.progress import LineReporter
+
+    return LineReporter(lambda _text: None)
