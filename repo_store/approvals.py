@@ -48,7 +48,7 @@ def decide(session: Session, run_id: str, digest: str, decision: Decision) -> No
     if row is None:
         raise UsageError(f"run {run_id} does not wait for the approval of {digest[:12]}")
     if row.decided_at:
-        raise UsageError(f"this was {_decision(row).told} at {row.decided_at}", "a decision is made only once")
+        raise UsageError(f"this was {_decision(row).in_words} at {row.decided_at}", "a decision is made only once")
     row.approved, row.decided_by, row.decided_at = int(decision.approved), decision.by, decision.at
     row.because = decision.because
 

@@ -225,23 +225,6 @@ def decided_now(approved: bool, because: str = "") -> Decision:
     return Decision(approved, user(), datetime.now(UTC).isoformat(timespec="milliseconds"), said)
 
 
-def history(repository: PolicyRepository, run_id: str) -> list[Shown]:
-    """Return every decision of a run as JSON values, oldest first."""
-    return [
-        {
-            "stage": asked.stage.value,
-            "iteration": asked.iteration + 1,
-            "digest": asked.digest,
-            "approved": decision.approved,
-            "by": decision.by,
-            "at": decision.at,
-            "because": decision.because,
-        }
-        for asked, decision in repository.approvals(run_id)
-        if decision
-    ]
-
-
 def to_json(request: ApprovalRequest) -> Shown:
     """Return a request with its digest as JSON values."""
     return {
@@ -303,7 +286,7 @@ def _nothing_waits(repository: PolicyRepository, run_id: str) -> UsageError:
     made = [decision for _asked, decision in repository.approvals(run_id) if decision]
     said = f"run {run_id} does not wait for an approval"
     if made:
-        said += f"; its last question was {made[-1].told} at {made[-1].at}"
+        said += f"; its last question was {made[-1].in_words} at {made[-1].at}"
     if run.status is RunStatus.FINISHED:
         return UsageError(said, f"it is finished; see what it found: schedagent runs show {run_id}")
     return UsageError(said, f"it is {run.status.value}; go on with it: schedagent resume {run_id}")

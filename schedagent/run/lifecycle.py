@@ -29,13 +29,14 @@ from schedagent.run.progress import Reporter
 from schedagent.run.state import first_state
 
 if TYPE_CHECKING:
+    from schedagent.report.report import Report
     from schedagent.run.graph import Approvals as Questions
     from schedagent.run.nodes import RunNodes
 
 
 def start_run(
     settings: Settings, workload: WorkloadCommand, options: RunOptions, reporter: Reporter, run_id: str = ""
-) -> dict[str, Any]:
+) -> Report:
     """Run the whole loop for a new workload and return the report.
 
     Args:
@@ -50,7 +51,7 @@ def start_run(
         return drive(settings, nodes, repository, run_id, reporter)
 
 
-def resume_run(settings: Settings, run_id: str, reporter: Reporter) -> dict[str, Any]:
+def resume_run(settings: Settings, run_id: str, reporter: Reporter) -> Report:
     """Go on with a run that was cut short, behind its last finished step, and return the report.
 
     Raises:
@@ -61,7 +62,7 @@ def resume_run(settings: Settings, run_id: str, reporter: Reporter) -> dict[str,
         return drive(settings, nodes, repository, run_id, reporter)
 
 
-def decide_run(settings: Settings, run_id: str, decision: Decision, digest: str, reporter: Reporter) -> dict[str, Any]:
+def decide_run(settings: Settings, run_id: str, decision: Decision, digest: str, reporter: Reporter) -> Report:
     """Store what a person decided on what a run waits for, go on with the run, and return the report.
 
     Args:
@@ -120,9 +121,7 @@ def existing_transcript(settings: Settings, run_id: str) -> Path:
     return path
 
 
-def drive(
-    settings: Settings, nodes: RunNodes, repository: PolicyRepository, run_id: str, reporter: Reporter
-) -> dict[str, Any]:
+def drive(settings: Settings, nodes: RunNodes, repository: PolicyRepository, run_id: str, reporter: Reporter) -> Report:
     """Take a run through the graph, from its last checkpoint if it has one, and return the report.
 
     If the run has to wait for an approval, the report says for what, under "waiting".
@@ -132,17 +131,23 @@ def drive(
         RepositoryError: the repository or the checkpoint file cannot be used.
         KeyboardInterrupt: the user stopped it; the argument says how to go on.
     """
-    from schedagent.report.model_use import model_use
-    from schedagent.report.run_report import build_report
-
     checkpoints = settings.state_dir / "checkpoints.sqlite"
     with only_one(settings, run_id):
         repository.resume_run(run_id)
         with closing(nodes), ending(repository, run_id), sound(checkpoints):
             walk(checkpoints, nodes, opening.approvals_of(repository, run_id, nodes), run_id, reporter)
-    report = repository.run(run_id).report
-    used = model_use(transcript_path(settings.state_dir, run_id))
-    return dict(report) if report else build_report(repository, run_id, model=used, complete=False)
+    return report_of(settings, repository, run_id)
+
+
+def report_of(settings: Settings, repository: PolicyRepository, run_id: str) -> Report:
+    """Return the report of a run, finished or not.
+
+    Raises:
+        UsageError: there is no such run.
+    """
+    from schedagent.report.build import read_report
+
+    return read_report(repository, run_id, transcript_path(settings.state_dir, run_id))
 
 
 def walk(checkpoints: Path, nodes: RunNodes, approvals: Questions, run_id: str, reporter: Reporter) -> None:

@@ -30,12 +30,14 @@ from schedagent.core.settings import Settings
 from schedagent.core.trials.judge import TrialRules
 from schedagent.core.trials.workload import WorkloadCommand
 from schedagent.core.verification import VerificationReport
-from schedagent.run.lifecycle import only_one, resume_run, start_run
+from schedagent.report.report import Report
+from schedagent.run.lifecycle import only_one, report_of, resume_run, start_run
 from schedagent.run.opening import open_repository, open_run_library, open_verifier
 from schedagent.run.options import RunOptions
 from schedagent.run.progress import LineReporter, Reporter
 
-Report = dict[str, Any]
+Deployment = dict[str, Any]
+"""What schedagentd answers about a deployment."""
 
 
 class ServiceLab(Protocol):
@@ -95,7 +97,7 @@ class Hands:
     lab: ServiceLab
     now: Callable[[], float]
 
-    def carry_out(self, number: int, reporter: Reporter) -> Report:
+    def carry_out(self, number: int, reporter: Reporter) -> Report | Deployment:
         """Carry a request out, and return the report of its run, or what schedagentd told of its deployment.
 
         One that is kept gets a newer token: the deployment would end with the first one's life, a day.
@@ -124,9 +126,8 @@ class Hands:
 
     def _optimise(self, request: ApplyRequest, one: Recommendation, reporter: Reporter) -> Report:
         report = self._run(request.run_id, one.workload, reporter)
-        best = report["best"]
-        found = f"{best['policy']} is better" if best else "nothing better was found"
-        done = replace(request, progress=Progress.DONE, ended_at=self.now(), note=f"run {request.run_id}: {found}")
+        outcome = f"{report.best.candidate.policy} is better" if report.best else "nothing better was found"
+        done = replace(request, progress=Progress.DONE, ended_at=self.now(), note=f"run {request.run_id}: {outcome}")
         self.repository.service.save_request(done, Standing.APPLIED)
         if subject := one.evidence.get("subject"):
             self.repository.service.forget_baseline(str(subject))  # what was unusual was looked into: it is usual now
@@ -139,10 +140,10 @@ class Hands:
         except UsageError:
             return self.lab.start(workload, run_options(self.settings.daemon), run_id, reporter)
         if run.status is RunStatus.FINISHED:
-            return dict(run.report or {})
+            return report_of(self.settings, self.repository, run_id)
         return self.lab.resume(run_id, reporter)
 
-    def _deploy(self, request: ApplyRequest, one: Recommendation) -> Report:
+    def _deploy(self, request: ApplyRequest, one: Recommendation) -> Deployment:
         client = DaemonClient(self.settings.daemon.socket)
         cgroup = request.cgroup or one.cgroup
         if not cgroup:
@@ -160,7 +161,7 @@ class Hands:
         self.repository.service.save_request(kept, Standing.APPLIED)
         return told
 
-    def _freshen(self, request: ApplyRequest, one: Recommendation) -> Report:
+    def _freshen(self, request: ApplyRequest, one: Recommendation) -> Deployment:
         """Have what is deployed verified again, and give schedagentd the new token."""
         run_id = str(one.evidence["run"])
         found = winner(self.repository, run_id)
@@ -186,7 +187,7 @@ def run_options(settings: ServiceSettings) -> RunOptions:
     return RunOptions(settings.iterations, settings.budget_minutes * 60, settings.candidates, TrialRules())
 
 
-def _running_already(client: DaemonClient, digest: str, tunables: dict[str, int]) -> Report | None:
+def _running_already(client: DaemonClient, digest: str, tunables: dict[str, int]) -> Deployment | None:
     """Return the deployment of this very thing that runs or waits: it was asked for before the service died."""
     told = client.ask("status")
     alive = [told[name] for name in ("active", "waiting") if told[name]]

@@ -372,14 +372,14 @@ def test_the_status_of_verify_says_yes_no_or_unknown(run, script, monkeypatch, f
 
 @pytest.mark.vm
 def test_a_source_that_does_not_compile(tmp_path, monkeypatch):
-    """Needs the kernel of the cache for its types, but no VM: the gate before closes."""
+    """Needs the kernel of the cache for its types, but no VM: the gate before fails."""
     monkeypatch.setenv("SCHEDAGENT_STATE", str(tmp_path / "state"))
     source = tmp_path / "broken.bpf.c"
     source.write_text('#include "common.bpf.h"\n\nint broken(void)\n{\n\treturn nothing;\n}\n')
     done = program("verify", str(source))
     assert done.returncode == common.EXIT_NO
     assert re.search(r"broken\.bpf\.c:5:9: error: .*nothing", done.stdout)
-    assert "gate 'source' closed" in done.stdout
+    assert "gate 'source' failed" in done.stdout
     assert done.stdout.count("skipped  ") == 6
 
 
