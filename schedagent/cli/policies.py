@@ -1,4 +1,4 @@
-"""`schedagent policies` and `compose`: the policy library, and policies made of a spec."""
+"""`schedagent policies` and `compose`: the policy library, and policies made from a spec."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ import typer
 
 from schedagent.cli.common import EXIT_NO, Json, guarded, print_json, settings
 
-policies_app = typer.Typer(help="Look at the policy library.", no_args_is_help=True, rich_markup_mode=None)
+policies_app = typer.Typer(
+    help="List, show and search the policies of the library.", no_args_is_help=True, rich_markup_mode=None
+)
 
 
 @policies_app.command("list")
 def policies_list(as_json: Json = False) -> None:
-    """List the policies of the library: the bundled ones, and those that runs have made."""
+    """List the bundled policies and those that runs made."""
 
     def command() -> int:
         from schedagent.report.listing import show_policies
@@ -28,7 +30,7 @@ def policies_list(as_json: Json = False) -> None:
 
 @policies_app.command("show")
 def policies_show(name: Annotated[str, typer.Argument(help="Name of the policy.")], as_json: Json = False) -> None:
-    """Show one policy: what it is for, how it decides, its tunables, when it loses."""
+    """Show how a policy decides, its tunables, when it loses."""
 
     def command() -> int:
         from kernel_bpf.policies.library import find_policy
@@ -45,7 +47,7 @@ def policies_show(name: Annotated[str, typer.Argument(help="Name of the policy."
 def policies_search(
     text: Annotated[list[str], typer.Argument(help="What to look for.")], as_json: Json = False
 ) -> None:
-    """Search policies by what they are for and what they were good at."""
+    """Search policies by purpose and by what they were good at."""
 
     def command() -> int:
         from schedagent.report.listing import show_matches
@@ -60,7 +62,7 @@ def policies_search(
 
 
 def print_spec_schema(wanted: bool) -> None:
-    """Print what a spec looks like, and exit."""
+    """Print the schema of a spec, and exit."""
     if wanted:
         from schedagent.core.policies.spec_reader import spec_schema
 
@@ -70,13 +72,18 @@ def print_spec_schema(wanted: bool) -> None:
 
 def compose(
     spec: Annotated[Path, typer.Argument(help="A policy spec, SPEC.toml or SPEC.json.")],
-    output: Annotated[Path | None, typer.Option(help="Write NAME.bpf.c and NAME.toml into this folder.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write NAME.bpf.c and NAME.toml into this folder.")
+    ] = None,
     _schema: Annotated[
         bool, typer.Option("--schema", is_eager=True, callback=print_spec_schema, help="Print the schema of a spec.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Turn a policy spec into BPF C and its documentation; print the source, or write both files."""
+    """Turn a policy spec into BPF C and its documentation.
+
+    Print the source, or write both files.
+    """
 
     def command() -> int:
         from schedagent.run.composing import compose_file, write_policy
