@@ -40,7 +40,7 @@ class ApprovalStore(Database):
             if row is None:
                 raise UsageError(f"run {run_id} does not wait for the approval of {digest[:12]}")
             if before := _decision(row):
-                raise UsageError(f"this was {before.told} at {before.at}", "a decision is made only once")
+                raise UsageError(f"this was {before.in_words} at {before.at}", "a decision is made only once")
             row.approved, row.decided_by, row.decided_at = int(decision.approved), decision.by, decision.at
             row.because = decision.because
 

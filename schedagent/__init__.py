@@ -3,8 +3,8 @@
     import schedagent
 
     report = schedagent.optimize("make -j", directory="~/src/project", prepare="make clean")
-    if report["best"]:
-        print(report["best"]["policy"], report["best"]["verdict"]["ratio"])
+    if report.best and report.best.verdict:
+        print(report.best.candidate.policy, report.best.verdict.ratio)
     for run in schedagent.runs():
         print(run.id, run.status.value, run.workload.command)
     spec = {"name": "mine", "goal": "Each in its turn.", "classes": [{"name": "all", "order": "fifo"}]}
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from schedagent.core.settings import Settings, load_settings
     from schedagent.core.trials.workload import WorkloadCommand
     from schedagent.core.verification import VerificationReport
+    from schedagent.report.report import Report
     from schedagent.run.options import RunOptions
     from schedagent.verification.files import VerifyOptions
 else:
@@ -61,6 +62,7 @@ __all__ = [
     "Composed",
     "PolicyInfo",
     "PolicyMatch",
+    "Report",
     "RunOptions",
     "RunRecord",
     "SchedagentError",
@@ -88,6 +90,7 @@ _HOMES = dict.fromkeys(__all__, "schedagent.api") | {
     "Composed": "kernel_bpf.policies.compose",
     "PolicyInfo": "schedagent.core.policies.policy",
     "PolicyMatch": "repo_store.records",
+    "Report": "schedagent.report.report",
     "RunOptions": "schedagent.run.options",
     "RunRecord": "repo_store.records",
     "SchedagentError": "schedagent.core.errors",

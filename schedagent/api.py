@@ -3,8 +3,8 @@
     import schedagent
 
     report = schedagent.optimize("make -j", directory="~/src/project", prepare="make clean")
-    if report["best"]:
-        print(report["best"]["policy"], report["best"]["verdict"]["ratio"])
+    if report.best and report.best.verdict:
+        print(report.best.candidate.policy, report.best.verdict.ratio)
 
 Every function takes the settings that it works with, by default those of the environment and the configuration file,
 and raises SchedagentError, whose `message` says what failed and whose `hint` says what to do. Messages name an argument
@@ -27,12 +27,10 @@ if TYPE_CHECKING:
     from schedagent.core.settings import Settings
     from schedagent.core.trials.workload import WorkloadCommand
     from schedagent.core.verification import GateResult, VerificationReport
+    from schedagent.report.report import Report
     from schedagent.run.options import RunOptions
     from schedagent.run.progress import Reporter
     from schedagent.verification.files import VerifyOptions
-
-Report = Mapping[str, Any]
-"""What a run found, as JSON values; see schedagent.report.run_report.build_report."""
 
 
 # --- runs ------------------------------------------------------------------------------------------------------------
@@ -63,7 +61,7 @@ def optimize(
         options: what bounds the run, and before which steps it waits for an approval (`decide`).
 
     Returns:
-        The report: under "best" the winner, or None; under "waiting" what has to be approved, or None.
+        The report: its `best` is the winner, or None; its `waiting` what has to be approved, or None.
 
     Raises:
         UsageError: an argument cannot be used; the message says which and why.
@@ -105,7 +103,7 @@ def decide(
     Args:
         approved: whether the run may do what it asks for.
         because: why; a rejection needs it.
-        digest: of what was looked at (`report["waiting"]["digest"]`), or how it begins; empty for whatever waits.
+        digest: of what was looked at (`report.waiting.digest`), or how it begins; empty for whatever waits.
 
     Raises:
         UsageError: it waits for nothing or for something else, the reason cannot be kept; or as `resume`.

@@ -24,7 +24,6 @@ from rich.console import Console
 from agents.llm.transcript import transcript_path
 from kernel_bpf.policies.library import load_library
 from schedagent.core.settings import load_settings
-from schedagent.report.run_report import render
 from tests.support.model_server import ModelServer
 from tests.support.paths import FIXTURES
 
@@ -158,9 +157,10 @@ def main() -> int:
     folder = load_settings().cache_dir / "demo-llm"
     shutil.rmtree(folder, ignore_errors=True)
     with ModelServer(Demonstrator()) as server:
+        own = environment(folder, server.url)
         done = subprocess.run(
             [*PROGRAM, "optimize", "--json", *options(chosen.budget_minutes)],
-            env=environment(folder, server.url),
+            env=own,
             stdout=subprocess.PIPE,
             check=False,
         )
@@ -168,7 +168,7 @@ def main() -> int:
         return done.returncode
     report = json.loads(done.stdout)
     console = Console(emoji=False)
-    render(report, console)
+    subprocess.run([*PROGRAM, "runs", "show", report["run"]], env=own, check=True)
     kept = transcript_path(folder / "state" / "schedagent", report["run"])
     for line in [*story(report), f"What was asked and answered: {kept}"]:
         console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -227,23 +227,6 @@ def decided_now(approved: bool, because: str = "") -> Decision:
     return Decision(approved, user(), datetime.now(UTC).isoformat(timespec="milliseconds"), reason)
 
 
-def history(repository: PolicyRepository, run_id: str) -> list[Shown]:
-    """Return every decision of a run as JSON values, oldest first."""
-    return [
-        {
-            "stage": asked.stage.value,
-            "iteration": asked.iteration + 1,
-            "digest": asked.digest,
-            "approved": decision.approved,
-            "by": decision.by,
-            "at": decision.at,
-            "because": decision.because,
-        }
-        for asked, decision in repository.approvals(run_id)
-        if decision
-    ]
-
-
 def to_json(request: ApprovalRequest) -> Shown:
     """Return a request with its digest as JSON values."""
     return {
@@ -305,7 +288,7 @@ def _nothing_waits(repository: PolicyRepository, run_id: str) -> UsageError:
     made = [decision for _asked, decision in repository.approvals(run_id) if decision]
     message = f"run {run_id} does not wait for an approval"
     if made:
-        message += f"; its last question was {made[-1].told} at {made[-1].at}"
+        message += f"; its last question was {made[-1].in_words} at {made[-1].at}"
     if run.status is RunStatus.FINISHED:
         return UsageError(message, f"it is finished; see what it found: schedagent runs show {run_id}")
     return UsageError(message, f"it is {run.status.value}; continue it: schedagent resume {run_id}")

@@ -6,20 +6,22 @@ Heavy imports stay inside the verbs, so that `schedagent --help` answers at once
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
 
 from schedagent import __version__
-from schedagent.cli.deploy import register
+from schedagent.cli.deploy import deploy, history, promote, renew, rollback, status, watch
 from schedagent.cli.doctor import doctor
+from schedagent.cli.grouped import MACHINE, OPTIMISE, POLICIES, SERVICE, GroupedCommands
 from schedagent.cli.keys import keys_app
 from schedagent.cli.mcp import mcp
 from schedagent.cli.metrics import metrics_app
 from schedagent.cli.optimize import approve, optimize, reject, resume
 from schedagent.cli.policies import compose, policies_app
 from schedagent.cli.runs import runs_app
-from schedagent.cli.service import register as register_service
+from schedagent.cli.service import apply, daemon, recommendations
 from schedagent.cli.verify import verifier_app, verify
 
 EXIT_STATUSES = {
@@ -34,36 +36,45 @@ EXIT_STATUSES = {
 EPILOG = f"Exit status: {', '.join(f'{status} {meaning}' for status, meaning in EXIT_STATUSES.items())}."
 
 app = typer.Typer(
-    help="Find, prove and run a better CPU scheduling policy for the work this machine really does.",
+    cls=GroupedCommands,
+    help="Find, prove and run better CPU scheduling policies for what runs here.",
     epilog=EPILOG,
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-app.add_typer(runs_app, name="runs")
-app.add_typer(policies_app, name="policies")
-app.add_typer(keys_app, name="keys")
-app.add_typer(verifier_app, name="verifier")
-app.add_typer(metrics_app, name="metrics")
 
 
 @app.callback(invoke_without_command=True)
 def options(
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log every command that is run.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log every command that runs.")] = False,
 ) -> None:
-    """Options that stand before the command."""
+    """Handle the options that stand before the command."""
     logging.basicConfig(level=logging.DEBUG if verbose else logging.WARNING, format="%(levelname)s: %(message)s")
     if version:
         typer.echo(f"schedagent {__version__}")
         raise typer.Exit
 
 
-for verb in (optimize, resume, approve, reject, verify, compose, doctor):
-    app.command()(verb)
-register(app)
-register_service(app)
-app.command("mcp")(mcp)
+VERBS: dict[str, tuple[Callable[..., None], ...]] = {
+    OPTIMISE: (optimize, resume, approve, reject),
+    POLICIES: (compose, verify),
+    MACHINE: (doctor, deploy, renew, promote, status, rollback, history, watch),
+    SERVICE: (daemon, recommendations, apply, mcp),
+}
+GROUPS = {
+    OPTIMISE: {"runs": runs_app},
+    POLICIES: {"policies": policies_app, "keys": keys_app},
+    SERVICE: {"verifier": verifier_app, "metrics": metrics_app},
+}
+
+for panel, verbs in VERBS.items():
+    for verb in verbs:
+        app.command(rich_help_panel=panel)(verb)
+for panel, groups in GROUPS.items():
+    for name, group in groups.items():
+        app.add_typer(group, name=name, rich_help_panel=panel)
 
 
 def main() -> None:

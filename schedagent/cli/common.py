@@ -1,4 +1,4 @@
-"""What every verb shares: the settings, exit statuses, JSON on stdout, and errors turned into messages."""
+"""What all verbs share: the settings, exit statuses, JSON on stdout, and errors turned into messages."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ EXIT_NO = 3
 EXIT_WAITING = 4
 EXIT_INTERRUPTED = 130
 
-Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON on stdout.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 
 
 def settings() -> Settings:

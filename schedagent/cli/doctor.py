@@ -15,19 +15,21 @@ def doctor(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Say what is there, what is missing, what follows from it, and the command that repairs it."""
+    """Check this machine, and show how to fix what it lacks.
+
+    Of each part, it shows what follows from its absence, and the command that provides it.
+    """
 
     def command() -> int:
         from rich.console import Console
 
         from schedagent.setup import doctor as examination
 
-        found = settings()
-        findings = examination.examine(found)
+        findings = examination.examine(settings())
         if bench:
             from schedagent.run.opening import open_lab
 
-            findings = [*findings, examination.restore_bench(open_lab(found))]
+            findings = [*findings, examination.restore_bench(open_lab(settings()))]
         if as_json:
             print_json(examination.to_json(findings))
         else:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from schedagent.cli.common import guarded, settings
+from schedagent.core.errors import SetupError, UsageError
 
 DEFAULT_PORT = 8421
 
@@ -17,33 +18,38 @@ def mcp(
     http: Annotated[
         bool, typer.Option("--http", help="Listen on 127.0.0.1 with a bearer token, instead of on stdin.")
     ] = False,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port for --http; 0 for any free one.")] = DEFAULT_PORT,
+    port: Annotated[
+        int | None,
+        typer.Option(min=0, max=65535, metavar="PORT", help=f"Port of --http; 0: any free one; else {DEFAULT_PORT}."),
+    ] = None,
     allow_trials: Annotated[
         bool,
         typer.Option(
             "--allow-trials",
-            help="Also offer to measure policies on workloads that you optimised before: their commands run, in the "
+            help="Also offer to measure policies on workloads that you optimised before: their commands run in the "
             "micro-VM, which sees your files read-only.",
         ),
     ] = False,
 ) -> None:
-    """Offer the tools of our agents to any other agent over MCP, until stdin ends or Ctrl-C.
+    """Offer the tools of our agents to other agents over MCP.
 
-    Reading, composing, compiling and verifying are always offered; nothing can be deployed.
+    It serves until stdin ends or Ctrl-C. Reading, composing, compiling and verifying are always offered; nothing can be
+    deployed.
     """
 
     def command() -> int:
         from schedagent.mcp.server import opened, serve_http, serve_stdio
 
-        found = settings()
-        with opened(found, measures=allow_trials) as server:
+        if port is not None and not http:
+            raise UsageError("--port is for --http", "add --http, or leave out --port")
+        with opened(settings(), measures=allow_trials) as server:
             if not http:
                 asyncio.run(serve_stdio(server))
                 return 0
             from schedagent.mcp.bearer import bearer_token
 
-            token, where = bearer_token(found)
-            with loopback(port) as listener:
+            token, where = bearer_token(settings())
+            with loopback(DEFAULT_PORT if port is None else port) as listener:
                 typer.echo(
                     f"MCP at http://127.0.0.1:{listener.getsockname()[1]}/mcp; the token is in {where}", err=True
                 )
@@ -59,8 +65,6 @@ def loopback(port: int) -> socket.socket:
     Raises:
         SetupError: the port is taken.
     """
-    from schedagent.core.errors import SetupError
-
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -1,4 +1,4 @@
-"""`schedagent metrics serve` and `show`: what Prometheus scrapes. Thin; may import schedagent.metrics lazily."""
+"""`schedagent metrics serve` and `show`: what Prometheus scrapes."""
 
 from __future__ import annotations
 
@@ -14,19 +14,25 @@ from schedagent.cli.common import guarded, settings
 if TYPE_CHECKING:
     from schedagent.metrics.parts import Part
 
-metrics_app = typer.Typer(help="What Prometheus scrapes.", no_args_is_help=True, rich_markup_mode=None)
+metrics_app = typer.Typer(help="Serve or print metrics for Prometheus.", no_args_is_help=True, rich_markup_mode=None)
 
-Daemon = Annotated[Path | None, typer.Option("--socket", help="Socket of schedagentd, if it is not the usual one.")]
+Daemon = Annotated[
+    Path | None,
+    typer.Option("--socket", metavar="PATH", help="Socket of schedagentd, if it is not the usual one."),
+]
 
 
 @metrics_app.command()
 def serve(
     at: Annotated[
-        str, typer.Option("--listen", metavar="HOST:PORT", help="Where to listen, if systemd hands over no socket.")
+        str, typer.Option("--listen", metavar="HOST:PORT", help="Where to listen, if systemd passes no socket.")
     ] = "",
     daemon: Daemon = None,
 ) -> None:
-    """Answer scrapes at /metrics until Ctrl-C; a socket from systemd is used if there is one."""
+    """Answer scrapes at /metrics until Ctrl-C.
+
+    If systemd passes a socket, it is used.
+    """
 
     def command() -> int:
         from schedagent.core.errors import UsageError
@@ -37,11 +43,11 @@ def serve(
         from schedagent.metrics.server import serve as answer
 
         logging.getLogger("schedagent.metrics").setLevel(logging.INFO)
-        handed_over = activated(activated_descriptors(), (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX))
-        if handed_over and at:
-            raise UsageError("systemd handed over a socket already", "leave --listen out, or change ListenStream=")
-        listener = handed_over or listen(at or ADDRESS)
-        if handed_over is None:
+        passed = activated(activated_descriptors(), (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX))
+        if passed and at:
+            raise UsageError("systemd passed a socket already", "leave --listen out, or change ListenStream=")
+        listener = passed or listen(at or ADDRESS)
+        if passed is None:
             host, port = listener.getsockname()[:2]
             typer.echo(f"http://{f'[{host}]' if ':' in host else host}:{port}{PATH}", err=True)
         answer(listener, build_registry(parts(daemon)))
@@ -66,7 +72,7 @@ def show(daemon: Daemon = None) -> None:
 
 
 def parts(daemon: Path | None) -> list[Part]:
-    """What is looked at."""
+    """Return what is measured."""
     from schedagent.client.daemon import SOCKET
     from schedagent.metrics.exporter import machine_parts
 

@@ -3,61 +3,81 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from schedagent.approval.text import commands, show_waiting
+from schedagent import api
 from schedagent.cli.common import EXIT_NO, EXIT_WAITING, Json, guarded, print_json, settings
-from schedagent.core.approval import Decision
+from schedagent.core.approval import ApprovalRequest, Decision
 from schedagent.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from schedagent.report.report import Report
 
 LONGEST_S = 7 * 24 * 3600.0
 """Longest budget and longest run."""
 
 Run = Annotated[str, typer.Argument(help="Id of a run that waits (see: schedagent runs list).")]
 Digest = Annotated[
-    str, typer.Option("--digest", help="Only if what waits has this digest, or one that begins so (8 digits or more).")
+    str, typer.Option(metavar="HEX", help="Only if the digest of what waits begins so (8 digits or more).")
 ]
-Report = Mapping[str, Any]
 
 _SHORTEST_DIGEST = 8
 
 
 def optimize(
-    workload: Annotated[str, typer.Option(help='The command to optimise, for example "make -j".')],
-    directory: Annotated[Path, typer.Option("--dir", help="Where to run it.")] = Path(),
-    goal: Annotated[str, typer.Option(help="makespan (wall time), latency or throughput.")] = "makespan",
-    prepare: Annotated[str, typer.Option(help="Command run before each trial, untimed.")] = "",
-    metric: Annotated[str, typer.Option(help="Regular expression whose group is a number in the output.")] = "",
-    iterations: Annotated[int, typer.Option(min=1, max=100, help="Most plans to try.")] = 2,
-    candidates: Annotated[int, typer.Option(min=1, max=8, help="Most candidates per plan.")] = 3,
+    workload: Annotated[str, typer.Option(metavar="COMMAND", help='What to optimise, for example "make -j".')],
+    directory: Annotated[Path, typer.Option("--dir", metavar="DIR", help="Where to run it.")] = Path(),
+    goal: Annotated[
+        str, typer.Option(metavar="GOAL", help="makespan (wall time), latency or throughput.")
+    ] = "makespan",
+    prepare: Annotated[str, typer.Option(metavar="COMMAND", help="Command to run before each trial, untimed.")] = "",
+    metric: Annotated[
+        str, typer.Option(metavar="REGEX", help="Regular expression whose group is a number in the output.")
+    ] = "",
+    iterations: Annotated[int, typer.Option(min=1, max=100, metavar="N", help="Most plans to try.")] = 2,
+    candidates: Annotated[int, typer.Option(min=1, max=8, metavar="N", help="Most candidates of a plan.")] = 3,
     budget_minutes: Annotated[
-        float, typer.Option(min=0.1, max=LONGEST_S / 60, help="Begin no new trial after this long.")
+        float, typer.Option(min=0.1, max=LONGEST_S / 60, metavar="MINUTES", help="Begin no trial after this long.")
     ] = 30.0,
     timeout: Annotated[
-        float, typer.Option(min=1.0, max=LONGEST_S, help="Longest time one run may take, in seconds.")
+        float, typer.Option(min=1.0, max=LONGEST_S, metavar="SECONDS", help="Longest time of one run of the command.")
     ] = 900.0,
     approve: Annotated[
-        str, typer.Option(help="Wait for your approval of each plan, of the deploy token, plan,deploy or none.")
+        str, typer.Option(metavar="STEPS", help="Ask before these steps: plan, deploy, plan,deploy or none.")
     ] = "none",
     as_json: Json = False,
 ) -> None:
-    """Observe a workload, try policies on it in the micro-VM, and say whether one is better than the default."""
+    """Find a scheduling policy that is better for a workload.
+
+    Observe the workload, try policies on it in a micro-VM, and report whether one is better than the default scheduler.
+    """
 
     def command() -> int:
         from schedagent.core.trials.judge import TrialRules
-        from schedagent.run.intake import read_workload
-        from schedagent.run.lifecycle import start_run
         from schedagent.run.options import RunOptions, read_approve
         from schedagent.run.progress import reporter
 
         stages = read_approve(approve)
-        job = read_workload(workload, directory, goal, prepare, metric, timeout)
-        chosen = RunOptions(iterations, budget_minutes * 60, candidates, TrialRules(), stages)
-        return follow(lambda: start_run(settings(), job, chosen, reporter()), as_json)
+        options = RunOptions(iterations, budget_minutes * 60, candidates, TrialRules(), stages)
+
+        def start() -> Report:
+            return api.optimize(
+                workload,
+                directory=directory,
+                goal=goal,
+                prepare=prepare,
+                metric=metric,
+                timeout_s=timeout,
+                options=options,
+                settings=settings(),
+                reporter=reporter(),
+            )
+
+        return follow(start, as_json)
 
     guarded(command)
 
@@ -66,13 +86,12 @@ def resume(
     run: Annotated[str, typer.Argument(help="Id of a run that was cut short (see: schedagent runs list).")],
     as_json: Json = False,
 ) -> None:
-    """Go on with a run that was stopped or killed, behind its last finished step."""
+    """Continue a stopped run after its last completed step."""
 
     def command() -> int:
-        from schedagent.run.lifecycle import resume_run
         from schedagent.run.progress import reporter
 
-        return follow(lambda: resume_run(settings(), run, reporter()), as_json)
+        return follow(lambda: api.resume(run, settings=settings(), reporter=reporter()), as_json)
 
     guarded(command)
 
@@ -80,32 +99,36 @@ def resume(
 def approve(
     run: Run,
     digest: Digest = "",
-    because: Annotated[str, typer.Option(help="A reason to keep with it.")] = "",
+    because: Annotated[str, typer.Option(metavar="TEXT", help="Why; it is kept with the decision.")] = "",
     as_json: Json = False,
 ) -> None:
-    """Approve what a run waits for (see: schedagent runs show RUN), and go on with it."""
-    _decide_and_go_on(run, digest, as_json, True, because)
+    """Approve what a run waits for, and continue it.
+
+    See what it waits for: schedagent runs show RUN
+    """
+    _decide_and_continue(run, digest, as_json, True, because)
 
 
 def reject(
     run: Run,
-    because: Annotated[str, typer.Option(help="Why: the next plan is made with it, and the report says it.")],
+    because: Annotated[str, typer.Option(metavar="TEXT", help="Why; the next plan takes it into account.")],
     digest: Digest = "",
     as_json: Json = False,
 ) -> None:
-    """Reject what a run waits for, and go on: to another plan, or to the end without a token."""
-    _decide_and_go_on(run, digest, as_json, False, because)
+    """Reject what a run waits for, and continue it.
+
+    It continues with another plan, or ends without a token.
+    """
+    _decide_and_continue(run, digest, as_json, False, because)
 
 
-def _decide_and_go_on(run: str, digest: str, as_json: bool, approved: bool, because: str) -> None:
+def _decide_and_continue(run: str, digest: str, as_json: bool, approved: bool, because: str) -> None:
     def command() -> int:
         from schedagent.approval.approvals import decided_now
-        from schedagent.run.lifecycle import decide_run
-        from schedagent.run.progress import reporter
 
         decision = decided_now(approved, because)
-        wanted = _checked_digest(digest)
-        return follow(lambda: decide_run(settings(), run, decision, wanted, reporter()), as_json)
+        shown_digest = _checked_digest(digest)
+        return follow(lambda: _decided(run, decision, shown_digest), as_json)
 
     guarded(command)
 
@@ -118,30 +141,42 @@ def _checked_digest(digest: str) -> str:
 
 def follow(step: Callable[[], Report], as_json: bool) -> int:
     """Take a run as far as it goes, ask at the terminal when it waits, and show the end; return the exit status."""
+    from schedagent.approval.text import commands
+
+    report = step()
+    while report.waiting and not as_json:
+        show_question(report.waiting)
+        decision = _ask(report.run) if sys.stdin.isatty() and sys.stderr.isatty() else None
+        if decision is None:
+            break
+        report = _decided(report.run, decision, report.waiting.digest)
+    if report.waiting is None:
+        return show_report(report, as_json)
+    if as_json:
+        show_report(report, as_json)
+    typer.echo(commands(report.run, report.waiting.digest), err=True)
+    return EXIT_WAITING
+
+
+def show_question(request: ApprovalRequest) -> None:
+    """Print what a run waits for."""
+    from schedagent.approval.approvals import to_json
+    from schedagent.approval.text import show_waiting
+
+    show_waiting(to_json(request))
+
+
+def _decided(run: str, decision: Decision, digest: str) -> Report:
     from schedagent.run.lifecycle import decide_run
     from schedagent.run.progress import reporter
 
-    report = step()
-    while report["waiting"] and not as_json and sys.stdin.isatty() and sys.stderr.isatty():
-        show_waiting(report["waiting"])
-        decision = _ask(report["run"])
-        if decision is None:
-            break
-        report = decide_run(settings(), report["run"], decision, report["waiting"]["digest"], reporter())
-    else:
-        if report["waiting"] and not as_json:
-            show_waiting(report["waiting"])
-    if report["waiting"]:
-        if as_json:
-            show_report(report, as_json)
-        typer.echo(commands(report["run"], report["waiting"]["digest"]), err=True)
-        return EXIT_WAITING
-    return show_report(report, as_json)
+    return decide_run(settings(), run, decision, digest, reporter())
 
 
 def _ask(run: str) -> Decision | None:
     """Ask at the terminal; None for later."""
     from schedagent.approval.approvals import decided_now
+    from schedagent.approval.text import commands
 
     try:
         while True:
@@ -165,14 +200,16 @@ def _read(prompt: str) -> str:
     return sys.stdin.readline().strip()
 
 
-def show_report(report: Any, as_json: bool) -> int:
-    """Print a run's report and return the exit status that says whether something better was found."""
+def show_report(report: Report, as_json: bool) -> int:
+    """Print a run's report, and return the exit status that says whether something better was found."""
     if as_json:
-        print_json(report)
+        from schedagent.report.as_json import to_json
+
+        print_json(to_json(report))
     else:
         from rich.console import Console
 
-        from schedagent.report.run_report import render
+        from schedagent.report.terminal import render
 
         render(report, Console(emoji=False))
-    return 0 if report["best"] else EXIT_NO
+    return 0 if report.best else EXIT_NO

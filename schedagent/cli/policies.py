@@ -1,4 +1,4 @@
-"""`schedagent policies` and `compose`: the policy library, and policies made of a spec."""
+"""`schedagent policies` and `compose`: the policy library, and policies made from a spec."""
 
 from __future__ import annotations
 
@@ -7,20 +7,22 @@ from typing import Annotated
 
 import typer
 
+from schedagent import api
 from schedagent.cli.common import EXIT_NO, Json, guarded, print_json, settings
 
-policies_app = typer.Typer(help="Look at the policy library.", no_args_is_help=True, rich_markup_mode=None)
+policies_app = typer.Typer(
+    help="List, show and search the policies of the library.", no_args_is_help=True, rich_markup_mode=None
+)
 
 
 @policies_app.command("list")
 def policies_list(as_json: Json = False) -> None:
-    """List the policies of the library: the bundled ones, and those that runs have made."""
+    """List the bundled policies and those that runs made."""
 
     def command() -> int:
         from schedagent.report.listing import show_policies
-        from schedagent.run.opening import whole_library
 
-        show_policies(list(whole_library(settings()).values()), as_json)
+        show_policies(list(api.policies(settings=settings()).values()), as_json)
         return 0
 
     guarded(command)
@@ -28,14 +30,12 @@ def policies_list(as_json: Json = False) -> None:
 
 @policies_app.command("show")
 def policies_show(name: Annotated[str, typer.Argument(help="Name of the policy.")], as_json: Json = False) -> None:
-    """Show one policy: what it is for, how it decides, its tunables, when it loses."""
+    """Show how a policy decides, its tunables, when it loses."""
 
     def command() -> int:
-        from kernel_bpf.policies.library import find_policy
         from schedagent.report.listing import show_policy
-        from schedagent.run.opening import whole_library
 
-        show_policy(find_policy(name, whole_library(settings())), as_json)
+        show_policy(api.policy(name, settings=settings()), as_json)
         return 0
 
     guarded(command)
@@ -45,14 +45,12 @@ def policies_show(name: Annotated[str, typer.Argument(help="Name of the policy."
 def policies_search(
     text: Annotated[list[str], typer.Argument(help="What to look for.")], as_json: Json = False
 ) -> None:
-    """Search policies by what they are for and what they were good at."""
+    """Search policies by purpose and by what they were good at."""
 
     def command() -> int:
         from schedagent.report.listing import show_matches
-        from schedagent.run.opening import open_repository
 
-        with open_repository(settings()) as repository:
-            matches = repository.search_policies(" ".join(text))
+        matches = api.search_policies(" ".join(text), settings=settings())
         show_matches(matches, as_json)
         return 0 if matches else EXIT_NO
 
@@ -60,7 +58,7 @@ def policies_search(
 
 
 def print_spec_schema(wanted: bool) -> None:
-    """Print what a spec looks like, and exit."""
+    """Print the schema of a spec, and exit."""
     if wanted:
         from schedagent.core.policies.spec_reader import spec_schema
 
@@ -70,18 +68,23 @@ def print_spec_schema(wanted: bool) -> None:
 
 def compose(
     spec: Annotated[Path, typer.Argument(help="A policy spec, SPEC.toml or SPEC.json.")],
-    output: Annotated[Path | None, typer.Option(help="Write NAME.bpf.c and NAME.toml into this folder.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write NAME.bpf.c and NAME.toml into this folder.")
+    ] = None,
     _schema: Annotated[
         bool, typer.Option("--schema", is_eager=True, callback=print_spec_schema, help="Print the schema of a spec.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Turn a policy spec into BPF C and its documentation; print the source, or write both files."""
+    """Turn a policy spec into BPF C and its documentation.
+
+    Print the source, or write both files.
+    """
 
     def command() -> int:
-        from kernel_bpf.policies.spec_file import compose_file, write_policy
+        from kernel_bpf.policies.spec_file import write_policy
 
-        composed = compose_file(spec)
+        composed = api.compose(spec)
         files = [str(path) for path in write_policy(composed, output)] if output else []
         if as_json:
             print_json({"name": composed.name, "source": composed.source, "toml": composed.toml, "files": files})

@@ -1,16 +1,16 @@
-"""`schedagent runs`: earlier runs and what they found."""
+"""`schedagent runs`: earlier runs and their results."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from schedagent.approval.text import commands, show_waiting
+from schedagent import api
 from schedagent.cli.common import EXIT_NO, Json, guarded, settings
-from schedagent.cli.optimize import show_report
+from schedagent.cli.optimize import show_question, show_report
 
-runs_app = typer.Typer(help="Look at earlier runs.", no_args_is_help=True, rich_markup_mode=None)
+runs_app = typer.Typer(help="List, show and replay earlier runs.", no_args_is_help=True, rich_markup_mode=None)
 
 
 @runs_app.command("list")
@@ -19,10 +19,8 @@ def runs_list(as_json: Json = False) -> None:
 
     def command() -> int:
         from schedagent.report.listing import show_runs
-        from schedagent.run.opening import open_repository
 
-        with open_repository(settings()) as repository:
-            show_runs(repository.list_runs(), as_json)
+        show_runs(api.runs(settings=settings()), as_json)
         return 0
 
     guarded(command)
@@ -32,31 +30,30 @@ def runs_list(as_json: Json = False) -> None:
 def runs_show(
     run: Annotated[str, typer.Argument(help="Id of the run.")],
     transcript: Annotated[
-        bool, typer.Option("--transcript", help="Show what was asked of models instead, and what they answered.")
+        bool, typer.Option("--transcript", help="Show what it asked models, and their answers, instead.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Show what a run found so far."""
+    """Show the result of a run, as far as it is.
+
+    Of a run that waits for an approval, also what it waits for.
+    """
 
     def command() -> int:
-        from agents.llm.transcript import transcript_path
-        from schedagent.report.model_use import model_use
-        from schedagent.report.run_report import build_report
+        if transcript:
+            return show_transcript(run, as_json)
+        from schedagent.approval.text import commands
+        from schedagent.run.lifecycle import report_of
         from schedagent.run.opening import open_repository
 
-        found = settings()
-        if transcript:
-            return show_transcript(found, run, as_json)
-        with open_repository(found) as repository:
-            record = repository.run(run)
-            used = model_use(transcript_path(found.state_dir, run))
-            report = record.report or build_report(repository, run, model=used, complete=False)
+        with open_repository(settings()) as repository:
+            report, status = report_of(settings(), repository, run), repository.run(run).status
         show_report(report, as_json)
-        if not as_json and report.get("waiting"):
-            show_waiting(report["waiting"])
-            typer.echo(commands(run, report["waiting"]["digest"]))
-        elif not as_json and record.report is None:
-            typer.echo(f"This run is not finished (status: {record.status.value}). Go on: schedagent resume {run}")
+        if not as_json and report.waiting:
+            show_question(report.waiting)
+            typer.echo(commands(run, report.waiting.digest))
+        elif not as_json and not report.complete:
+            typer.echo(f"This run is not finished (status: {status.value}). Continue it: schedagent resume {run}")
         return 0
 
     guarded(command)
@@ -64,24 +61,25 @@ def runs_show(
 
 @runs_app.command("replay")
 def runs_replay(run: Annotated[str, typer.Argument(help="Id of the run.")], as_json: Json = False) -> None:
-    """Run the agents of a recorded run again, on what models answered and machines measured then; for debugging."""
+    """Replay a recorded run, to debug its agents.
+
+    They run again on what models answered and what machines measured then.
+    """
 
     def command() -> int:
         from schedagent.report.listing import show_replay
-        from schedagent.run.lifecycle import replay_run
         from schedagent.run.progress import reporter
 
-        found = replay_run(settings(), run, reporter())
-        show_replay(found, as_json)
-        return 0 if found["same"] else EXIT_NO
+        comparison = api.replay(run, settings=settings(), reporter=reporter())
+        show_replay(comparison, as_json)
+        return 0 if comparison["same"] else EXIT_NO
 
     guarded(command)
 
 
-def show_transcript(found: Any, run: str, as_json: bool) -> int:
+def show_transcript(run: str, as_json: bool) -> int:
     """Print a run's exchanges with models."""
     from schedagent.report.listing import show_exchanges
-    from schedagent.run.lifecycle import read_run_transcript
 
-    show_exchanges(*read_run_transcript(found, run), as_json)
+    show_exchanges(*api.transcript(run, settings=settings()), as_json)
     return 0

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from schedagent import api
 from schedagent.cli.common import EXIT_FAILED, EXIT_NO, Json, guarded, print_json, settings
 from schedagent.core.errors import UsageError
 
@@ -16,13 +17,13 @@ if TYPE_CHECKING:
     from schedagent.core.process.listener import Admission
     from schedagent.core.settings import Settings
 
-verifier_app = typer.Typer(help="The verifier as a service.", no_args_is_help=True, rich_markup_mode=None)
+verifier_app = typer.Typer(help="Run the verifier as a service.", no_args_is_help=True, rich_markup_mode=None)
 
 DEFAULT_GROUP = "schedagent"
 
 
 def print_schema(wanted: bool) -> None:
-    """Print what --json of verify looks like, and exit."""
+    """Print the schema of what verify --json prints, and exit."""
     if wanted:
         from schedagent.verification.text import json_schema
 
@@ -33,34 +34,49 @@ def print_schema(wanted: bool) -> None:
 def verify(
     file: Annotated[
         Path,
-        typer.Argument(help="Policy: a source FILE.bpf.c, a compiled FILE.bpf.o, or the NAME of one in the library."),
+        typer.Argument(help="Source FILE.bpf.c, object FILE.bpf.o, or NAME of a policy of the library."),
     ],
-    include: Annotated[list[Path] | None, typer.Option(help="Folder with headers of the source.")] = None,
-    tunables: Annotated[list[str] | None, typer.Option("--set", help="tunable=value; may be repeated.")] = None,
-    kernel: Annotated[str, typer.Option(help="Only this kernel of the cache, instead of all of them.")] = "",
-    scope: Annotated[str, typer.Option(help="What the token allows: full, partial or partial:/a/cgroup.")] = "full",
-    depth: Annotated[str, typer.Option(help="How long to prove: quick, standard or thorough.")] = "standard",
-    static: Annotated[bool, typer.Option("--static", help="Only the gates that need no VM; no token.")] = False,
+    include: Annotated[
+        list[Path] | None, typer.Option(metavar="DIR", help="Folder with headers of the source; may be repeated.")
+    ] = None,
+    tunables: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Value of a tunable; may be repeated.")
+    ] = None,
+    kernel: Annotated[
+        str, typer.Option(metavar="RELEASE", help="Only this kernel of the cache, not all of them.")
+    ] = "",
+    scope: Annotated[
+        str, typer.Option(metavar="SCOPE", help="What the token allows: full, partial or partial:/a/cgroup.")
+    ] = "full",
+    depth: Annotated[
+        str, typer.Option(metavar="DEPTH", help="How long to prove it: quick, standard or thorough.")
+    ] = "standard",
+    static: Annotated[
+        bool, typer.Option("--static", help="Run only the gates that need no VM; no token is issued.")
+    ] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Prove it again, even if it passed before.")] = False,
-    html: Annotated[Path | None, typer.Option(help="Also write the report to this HTML file.")] = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the report to this HTML file.")] = None,
     object_file: Annotated[
-        Path | None, typer.Option("--object", help="Write the compiled object to this file if it passed, to deploy it.")
+        Path | None, typer.Option("--object", metavar="FILE", help="Write the object to this file if all gates passed.")
     ] = None,
     _schema: Annotated[
         bool, typer.Option("--json-schema", is_eager=True, callback=print_schema, help="Print the schema of --json.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Take one policy through every gate of the verifier; print each gate's result and, if all passed, the token."""
+    """Take a policy through every gate of the verifier.
+
+    Print each gate's result and, if all passed, the token.
+    """
 
     def command() -> int:
-        from schedagent.verification.files import VerifyOptions, verify_file
+        from schedagent.verification.files import VerifyOptions
         from schedagent.verification.text import GatePrinter, show_end, to_json
 
         chosen = VerifyOptions(
             tuple(include or ()), tuple(tunables or ()), kernel, scope, depth, static, fresh, html, object_file
         )
-        report = verify_file(settings(), file, chosen, GatePrinter(quiet=as_json))
+        report = api.verify(file, options=chosen, settings=settings(), on_gate=GatePrinter(quiet=as_json))
         if as_json:
             print_json(to_json(report))
         else:
@@ -73,14 +89,22 @@ def verify(
 @verifier_app.command()
 def serve(
     socket: Annotated[
-        Path | None, typer.Option(help="Where to listen; else verifier_socket of the settings, or the state folder.")
+        Path | None,
+        typer.Option(
+            metavar="PATH", help="Where to listen; else verifier_socket of the settings, or the state folder."
+        ),
     ] = None,
-    users: Annotated[list[str] | None, typer.Option("--allow-user", help="Name of a user who may ask.")] = None,
-    group: Annotated[str, typer.Option("--allow-group", help="Group whose members may ask.")] = DEFAULT_GROUP,
+    users: Annotated[
+        list[str] | None, typer.Option("--allow-user", metavar="NAME", help="User who may ask; may be repeated.")
+    ] = None,
+    group: Annotated[
+        str, typer.Option("--allow-group", metavar="NAME", help="Group whose members may ask.")
+    ] = DEFAULT_GROUP,
 ) -> None:
-    """Verify policies for others over a unix socket, until Ctrl-C; a socket from systemd is used if there is one.
+    """Verify policies for others over a unix socket.
 
-    Root, the user of the service and members of the group may ask.
+    It serves until Ctrl-C; if systemd passes a socket, it is used. Root, the user of the service and members of the
+    group may ask.
     """
 
     def command() -> int:
@@ -89,17 +113,18 @@ def serve(
         from schedagent.verification.service import serve_verifier
 
         logging.getLogger("verifier").setLevel(logging.INFO)
-        found = settings()
         admission = admitted(users or [], group)
-        handed_over = activated(activated_descriptors())
-        if handed_over is not None:
-            with handed_over:
-                serve_verifier(found, handed_over, admission)
+        passed = activated(activated_descriptors())
+        if passed is not None:
+            with passed:
+                if socket is not None:
+                    raise UsageError("systemd passed a socket already", "leave --socket out, or change ListenStream=")
+                serve_verifier(settings(), passed, admission)
             return 0
-        path = socket_path(found, socket)
+        path = socket_path(settings(), socket)
         with listen(path, group_id(group)) as listener:
             try:
-                serve_verifier(found, listener, admission)
+                serve_verifier(settings(), listener, admission)
             finally:
                 path.unlink(missing_ok=True)
         return 0
@@ -107,13 +132,12 @@ def serve(
     guarded(command)
 
 
-def socket_path(found: Settings, chosen: Path | None) -> Path:
-    """Where to listen."""
+def socket_path(chosen: Settings, socket: Path | None) -> Path:
+    """Return where to listen."""
     from schedagent.core.settings import writable
 
-    if chosen or found.verifier_socket:
-        return (chosen or found.verifier_socket or Path()).absolute()
-    return writable(found.state_dir, "SCHEDAGENT_STATE") / "verifier.sock"
+    path = socket or chosen.verifier_socket
+    return path.absolute() if path else writable(chosen.state_dir, "SCHEDAGENT_STATE") / "verifier.sock"
 
 
 def admitted(users: list[str], group: str) -> Admission:

@@ -1,6 +1,6 @@
-"""Approvals: what a run shows to a person before it goes on, and what that person decided.
+"""Approvals: what a run shows to a person before it continues, and what that person decided.
 
-A decision is for exactly what was shown: it is kept under the digest of that, and counts nowhere else.
+A decision is for exactly what was shown: it is stored under the digest of that, and counts for nothing else.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class ApprovalStage(StrEnum):
     PLAN = "plan"
     """Before the candidates of a plan are verified and measured."""
     DEPLOY = "deploy"
-    """Before the token of the winner is handed out."""
+    """Before the token of the winner is issued."""
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,13 @@ class ApprovalRequest:
 
 @dataclass(frozen=True)
 class Decision:
-    """What a person said to it.
+    """What a person decided.
 
     Args:
         approved: yes or no.
-        by: name of the user whose process said so.
+        by: name of the user whose process decided.
         at: ISO 8601 UTC time.
-        because: why; a rejection always says it.
+        because: why; never empty for a rejection.
     """
 
     approved: bool
@@ -61,7 +61,7 @@ class Decision:
     because: str = ""
 
     @property
-    def told(self) -> str:
+    def in_words(self) -> str:
         """In words, such as "rejected by ada: the slice is too long"."""
         verb = "approved" if self.approved else "rejected"
         return f"{verb} by {self.by}" + (f": {self.because}" if self.because else "")

@@ -29,7 +29,7 @@ class Rule:
         number: 1 to 30.
         text: what must hold.
         why: what happens otherwise.
-        repair: how a policy is usually repaired.
+        repair: how a policy is usually fixed.
         gates: which gates check it.
         checks: names of the oracles of the proving ground that check it, if any do.
     """
@@ -68,7 +68,7 @@ _RULES = (
          "test bpf_cpumask_test_cpu(cpu, p->cpus_ptr) first, else use a shared DSQ",
          (LOGIC, PROVING), ("affinity",)),
     Rule(7, "cpus_ptr and migration-disabled tasks are honoured",
-         "a task that may run on one CPU only is never found by another one, and waits for ever",
+         "no other CPU takes a task that may run on one CPU only: it waits indefinitely",
          "queue such tasks where their CPU looks: SCX_DSQ_LOCAL or a DSQ of that CPU",
          (LOGIC, PROVING), ("affinity", "starvation", "migration disabled", "pinned kernel workers")),
     Rule(8, "move_to_local only from user DSQs that exist",
@@ -116,7 +116,7 @@ _RULES = (
          "end such a path with an insert, for example into SCX_DSQ_GLOBAL when a map is full",
          (LOGIC, PROVING), ("starvation",)),
     Rule(19, "every DSQ that is pushed to is drained by dispatch on every CPU its tasks may use",
-         "tasks in a DSQ that nobody looks at wait for ever",
+         "tasks in a DSQ that no CPU dispatches from wait indefinitely",
          "call scx_bpf_dsq_move_to_local() for that DSQ in dispatch, on every CPU",
          (LOGIC, PROVING), ("starvation", "affinity")),
     Rule(20, "work left in a user DSQ kicks an idle CPU",

@@ -1,4 +1,4 @@
-"""What the verifier says of a candidate: one result per gate, in order, and a token if all of them passed.
+"""What the verifier reports of a candidate: one result per gate, in order, and a token if all of them passed.
 
 Standard library and core only: the proving ground's results are made inside the micro-VM.
 """
@@ -17,7 +17,7 @@ from schedagent.core.rules import RULES, Rule
 
 
 class GateStatus(StrEnum):
-    """Every gate ends as one of these; a gate that did not run says why."""
+    """Every gate ends as one of these; the detail of a gate that did not run is the reason."""
 
     PASSED = "passed"
     FAILED = "failed"
@@ -27,7 +27,7 @@ class GateStatus(StrEnum):
 
 
 class Severity(StrEnum):
-    """An error closes its gate; a warning must be cleared by an oracle of the proving ground."""
+    """An error fails its gate; a warning must be cleared by an oracle of the proving ground."""
 
     ERROR = "error"
     WARNING = "warning"
@@ -67,7 +67,7 @@ class Finding:
 
     @property
     def text(self) -> Rule:
-        """The rule in words: what must hold, why, and how policies are repaired."""
+        """The rule in words: what must hold, why, and how policies are fixed."""
         return RULES[self.rule]
 
     def __str__(self) -> str:
@@ -85,7 +85,7 @@ class GateResult:
         status: how it ended.
         detail: the figures, or why it failed or was skipped.
         seconds: how long it took.
-        findings: what the gate has to say of single rules, errors first.
+        findings: on single rules, errors first.
     """
 
     gate: str
@@ -122,7 +122,7 @@ class OracleResult:
 
 @dataclass(frozen=True)
 class KernelResult:
-    """What one kernel's own verifier said.
+    """The result of one kernel's own verifier.
 
     Args:
         release: of that kernel.
@@ -151,7 +151,7 @@ class VerificationReport:
         oracles: what the proving ground measured.
         verifier_version: digest of the verifier's own code and rules.
         subject: digest of all that the report depends on: object, tunables and inputs, kernels, depth, verifier.
-        token: deployment token; empty unless every gate passed and a signer was at hand.
+        token: deployment token; empty unless every gate passed and a key to sign with was there.
         verified_by: where the verifier ran: "the service at PATH"; empty if in the process that asked.
     """
 
@@ -175,12 +175,12 @@ class VerificationReport:
 
     @property
     def failure(self) -> GateResult | None:
-        """The gate that closed, if one did."""
+        """The gate that failed, if one did."""
         return next((gate for gate in self.gates if gate.status is GateStatus.FAILED), None)
 
     @property
     def findings(self) -> tuple[Finding, ...]:
-        """What all gates had to say of single rules."""
+        """The findings of all gates."""
         return tuple(finding for gate in self.gates for finding in gate.findings)
 
     def clears(self, finding: Finding) -> bool:
@@ -189,16 +189,16 @@ class VerificationReport:
 
     @property
     def digest(self) -> str:
-        """Hex SHA-256 of what the gates said: what a token vouches for.
+        """Hex SHA-256 of the results of all gates: what a token vouches for.
 
-        Over the canonical JSON of everything but the token, the seconds and the way by which the report came. A figure
+        Over the canonical JSON of everything but the token, the seconds and where the verifier ran. A figure
         counts by its value: 1 and 1.0 are one, since JSON writers differ in that.
         """
-        told = asdict(self)
-        del told["token"], told["verified_by"]
-        for gate in told["gates"]:
+        content = asdict(self)
+        del content["token"], content["verified_by"]
+        for gate in content["gates"]:
             del gate["seconds"]
-        text = json.dumps(_by_value(told), sort_keys=True, separators=(",", ":"))
+        text = json.dumps(_by_value(content), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 

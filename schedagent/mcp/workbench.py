@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from agents.planner.builder import PolicyBuilder
 from agents.tools.services import Services
 from kernel_bpf.policies.library import load_library
-from repo_store.store import PolicyRepository, new_run_id
+from repo_store.runs import new_run_id
+from repo_store.store import PolicyRepository
 from schedagent.core.errors import UsageError
 from schedagent.core.policies.artifact import PolicyArtifact
 from schedagent.core.policies.policy import CandidatePolicy, PolicyInfo

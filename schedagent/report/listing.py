@@ -1,57 +1,41 @@
-"""Tables and JSON for the commands that only look: runs and policies."""
+"""What the commands that only look print, as tables and text or as JSON: runs, policies, transcripts, replays."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from agents.llm.transcript import Exchange, render
 from repo_store.records import PolicyMatch, RunRecord
 from schedagent.core.policies.policy import PolicyInfo
+from schedagent.report.tables import say, text_table
+
+_WIDTH = 78
 
 
 def show_runs(runs: Sequence[RunRecord], as_json: bool) -> None:
     """List runs."""
-    rows = [
-        {
-            "run": run.id,
-            "started_at": run.started_at,
-            "status": run.status.value,
-            "command": run.workload.command,
-            "directory": run.workload.directory,
-            "outcome": (run.report or {}).get("outcome", ""),
-        }
-        for run in runs
-    ]
     if as_json:
-        _print_json(rows)
-    elif not rows:
+        _print_json([_run(run) for run in runs])
+    elif not runs:
         _say('no runs yet; start one: schedagent optimize --workload "make -j"')
     else:
-        _print_table(("run", "started_at", "status", "command", "directory", "outcome"), rows)
+        rows = [(run.id, _result(run), run.workload.command) for run in runs]
+        _console().print(text_table(("run", "result", "command"), rows))
 
 
 def show_policies(policies: Sequence[PolicyInfo], as_json: bool) -> None:
     """List policies."""
     if as_json:
         _print_json([_policy(policy) for policy in policies])
-        return
-    rows = [
-        {
-            "policy": policy.name,
-            "origin": policy.origin.label,
-            "for": ", ".join(policy.target_workloads),
-            "description": policy.description,
-        }
-        for policy in policies
-    ]
-    _print_table(("policy", "origin", "for", "description"), rows)
+    else:
+        rows = [(policy.name, policy.origin.label, policy.description) for policy in policies]
+        _console().print(text_table(("policy", "origin", "description"), rows))
 
 
 def show_policy(policy: PolicyInfo, as_json: bool) -> None:
@@ -59,7 +43,7 @@ def show_policy(policy: PolicyInfo, as_json: bool) -> None:
     if as_json:
         _print_json(_policy(policy))
         return
-    _say(f"{policy.name}: {policy.description}\n")
+    _say("\n".join(textwrap.wrap(f"{policy.name}: {policy.description}", _WIDTH)) + "\n")
     for heading, text in (
         ("Origin", f"{policy.origin.label} from {policy.parent}" if policy.parent else policy.origin.label),
         ("Meant for", ", ".join(policy.target_workloads)),
@@ -68,28 +52,20 @@ def show_policy(policy: PolicyInfo, as_json: bool) -> None:
         ("Needs", ", ".join(policy.inputs) or "nothing measured beforehand"),
         ("Source", str(policy.source)),
     ):
-        _say(f"{heading}:\n{textwrap.indent(textwrap.fill(' '.join(text.split()), 90), '  ')}")
+        _say(f"{heading}:\n{_indented(text, '  ')}")
     if policy.tunables:
-        rows = [
-            {
-                "tunable": tunable.name,
-                "default": str(tunable.default),
-                "range": f"{tunable.minimum} to {tunable.maximum} {tunable.unit}",
-                "effect": tunable.effect,
-            }
-            for tunable in policy.tunables
-        ]
-        _print_table(("tunable", "default", "range", "effect"), rows)
+        _say("\n".join(["Tunables:", *_tunables(policy)]))
 
 
 def show_matches(matches: Sequence[PolicyMatch], as_json: bool) -> None:
-    """Show what a search found."""
+    """Show the policies that match a search."""
     if as_json:
         _print_json([dataclasses.asdict(match) for match in matches])
     elif not matches:
-        _say("no policy matches; see all: schedagent policies list")
+        _say("no policy matches; list all: schedagent policies list")
     else:
-        _print_table(("policy", "description"), [{"policy": m.name, "description": m.description} for m in matches])
+        rows = [(match.name, match.description) for match in matches]
+        _console().print(text_table(("policy", "description"), rows))
 
 
 def show_exchanges(header: Mapping[str, Any], exchanges: Sequence[Exchange], as_json: bool) -> None:
@@ -101,15 +77,47 @@ def show_exchanges(header: Mapping[str, Any], exchanges: Sequence[Exchange], as_
             _say(block)
 
 
-def show_replay(found: Mapping[str, Any], as_json: bool) -> None:
-    """Show what a replay found."""
+def show_replay(comparison: Mapping[str, Any], as_json: bool) -> None:
+    """Show how a replay compares with the recorded run."""
     if as_json:
-        _print_json(found)
+        _print_json(comparison)
         return
-    for difference in found["differences"]:
+    differences = comparison["differences"]
+    for difference in differences:
         _say(difference)
-    verdict = "as it was recorded" if found["same"] else f"otherwise in {len(found['differences'])} points"
-    _say(f"Replayed {found['requests']} requests of run {found['run']}: it went {verdict}.")
+    points = f"{len(differences)} point{'s' * (len(differences) != 1)}"
+    verdict = "the same as recorded" if comparison["same"] else f"different in {points}"
+    _say(f"Replayed {comparison['requests']} requests of run {comparison['run']}: {verdict}.")
+
+
+def _run(run: RunRecord) -> dict[str, Any]:
+    return {
+        "run": run.id,
+        "started_at": run.started_at,
+        "status": run.status.value,
+        "command": run.workload.command,
+        "directory": run.workload.directory,
+        "outcome": (run.report or {}).get("outcome", ""),
+    }
+
+
+def _result(run: RunRecord) -> str:
+    """What a finished run found, else where it stands."""
+    if run.report is None:
+        return run.status.value
+    return "better" if run.report.get("outcome") == "better" else "nothing better"
+
+
+def _tunables(policy: PolicyInfo) -> Iterator[str]:
+    for tunable in policy.tunables:
+        unit = "" if tunable.unit == "none" else f" {tunable.unit}"
+        yield f"  {tunable.name} = {tunable.default} ({tunable.minimum} to {tunable.maximum}{unit})"
+        yield _indented(tunable.effect, "      ")
+
+
+def _indented(text: str, indent: str) -> str:
+    words = " ".join(text.split())
+    return textwrap.fill(words, _WIDTH, initial_indent=indent, subsequent_indent=indent, break_long_words=False)
 
 
 def _exchange(exchange: Exchange) -> dict[str, Any]:
@@ -129,18 +137,13 @@ def _policy(policy: PolicyInfo) -> dict[str, Any]:
     return {**dataclasses.asdict(policy), "source": str(policy.source)}
 
 
-def _print_table(columns: Sequence[str], rows: Sequence[dict[str, str]]) -> None:
-    table = Table()
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*(row[column] for column in columns))
-    Console(emoji=False).print(table, markup=False)
-
-
 def _print_json(value: Any) -> None:
     _say(json.dumps(value, indent=2, default=str, allow_nan=False))
 
 
 def _say(text: str) -> None:
-    Console(emoji=False).print(text, markup=False, highlight=False, soft_wrap=True)
+    say(_console(), text)
+
+
+def _console() -> Console:
+    return Console(emoji=False)

@@ -29,6 +29,7 @@ from schedagent.run.progress import Reporter
 from schedagent.run.state import first_state
 
 if TYPE_CHECKING:
+    from schedagent.report.report import Report
     from schedagent.run.graph import Approvals
     from schedagent.run.nodes import RunNodes
 
@@ -38,7 +39,7 @@ CHECKPOINTS = "checkpoints.sqlite"
 
 def start_run(
     settings: Settings, workload: WorkloadCommand, options: RunOptions, reporter: Reporter, run_id: str = ""
-) -> dict[str, Any]:
+) -> Report:
     """Run the whole loop for a new workload and return the report.
 
     Args:
@@ -53,7 +54,7 @@ def start_run(
         return drive(settings, nodes, repository, run_id, reporter)
 
 
-def resume_run(settings: Settings, run_id: str, reporter: Reporter) -> dict[str, Any]:
+def resume_run(settings: Settings, run_id: str, reporter: Reporter) -> Report:
     """Continue a run that was cut short, after its last completed step, and return the report.
 
     Raises:
@@ -64,7 +65,7 @@ def resume_run(settings: Settings, run_id: str, reporter: Reporter) -> dict[str,
         return drive(settings, nodes, repository, run_id, reporter)
 
 
-def decide_run(settings: Settings, run_id: str, decision: Decision, digest: str, reporter: Reporter) -> dict[str, Any]:
+def decide_run(settings: Settings, run_id: str, decision: Decision, digest: str, reporter: Reporter) -> Report:
     """Store what a person decided on what a run waits for, continue the run, and return the report.
 
     Args:
@@ -123,9 +124,7 @@ def _existing_transcript(settings: Settings, run_id: str) -> Path:
     return path
 
 
-def drive(
-    settings: Settings, nodes: RunNodes, repository: PolicyRepository, run_id: str, reporter: Reporter
-) -> dict[str, Any]:
+def drive(settings: Settings, nodes: RunNodes, repository: PolicyRepository, run_id: str, reporter: Reporter) -> Report:
     """Take a run through the graph, from its last checkpoint if it has one, and return the report.
 
     If the run has to wait for an approval, the report holds what for, under "waiting".
@@ -143,16 +142,15 @@ def drive(
     return report_of(settings, repository, run_id)
 
 
-def report_of(settings: Settings, repository: PolicyRepository, run_id: str) -> dict[str, Any]:
-    """Return the report of a run, or what it found so far; raise UsageError if there is no such run."""
-    from schedagent.report.model_use import model_use
-    from schedagent.report.run_report import build_report
+def report_of(settings: Settings, repository: PolicyRepository, run_id: str) -> Report:
+    """Return the report of a run, finished or not.
 
-    report = repository.run(run_id).report
-    if report:
-        return dict(report)
-    used = model_use(transcript_path(settings.state_dir, run_id))
-    return build_report(repository, run_id, model=used, complete=False)
+    Raises:
+        UsageError: there is no such run.
+    """
+    from schedagent.report.build import read_report
+
+    return read_report(repository, run_id, transcript_path(settings.state_dir, run_id))
 
 
 def run_graph(checkpoints: Path, nodes: RunNodes, approvals: Approvals, run_id: str, reporter: Reporter) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from agents import plain_text as shown
 from agents.learning import conclude
@@ -25,7 +24,7 @@ from schedagent.core.policies.policy import CandidatePolicy, Plan, PolicyInfo
 from schedagent.core.policies.proposal import DerivedPolicy
 from schedagent.core.trials.trial import Outcome, Verdict
 from schedagent.core.trials.workload import WorkloadProfile
-from schedagent.report.model_use import model_use
+from schedagent.report.model_use import ModelUse, model_use
 
 SIMILAR_RUNS = 3
 
@@ -47,7 +46,7 @@ class ModelAgents:
     builder: PolicyBuilder
     library: Mapping[str, PolicyInfo]
 
-    def used(self) -> dict[str, Any] | None:
+    def used(self) -> ModelUse | None:
         """Return what the run has used of models, and what happened meanwhile."""
         return model_use(self.transcript.path)
 

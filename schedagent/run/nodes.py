@@ -27,7 +27,8 @@ from schedagent.core.trials.lesson import Antipattern, Lesson
 from schedagent.core.trials.trial import DEFAULT_ARM, Block, Verdict
 from schedagent.core.trials.workload import WorkloadCommand, WorkloadProfile
 from schedagent.core.verification import VerificationReport
-from schedagent.report.run_report import build_report
+from schedagent.report.as_json import to_json
+from schedagent.report.build import build_report
 from schedagent.run.library import Library
 from schedagent.run.model_agents import ModelAgents, Tried
 from schedagent.run.options import RunOptions
@@ -239,7 +240,7 @@ class RunNodes:
             self._measured(run_id, iteration, candidates),
             workload_key=run.workload.key,
             hardware_key=run.hardware.key,
-            rejected=rejected.told if rejected else "",
+            rejected=rejected.in_words if rejected else "",
         )
         for key, verdict in lessons.verdicts.items():
             self._repository.save_verdict(run_id, iteration, key, verdict)
@@ -256,7 +257,7 @@ class RunNodes:
         models = self._models(state["run_id"])
         used = models.used() if models else None
         report = build_report(self._repository, state["run_id"], model=used, out_of_time=state["out_of_time"])
-        self._repository.finish_run(state["run_id"], RunStatus.FINISHED, report)
+        self._repository.finish_run(state["run_id"], RunStatus.FINISHED, to_json(report))
         return {}
 
     def _conclude(self, run: RunRecord, iteration: int, tried: Tried) -> None:

@@ -5,5 +5,6 @@ finished runs, `limits` decides what may begin now, `acting` carries recommendat
 host through schedagentd), `keeping` renews the leases of what was deployed, `loop` ties them together. `drift` and
 `limits` are pure.
 
-May import: schedagent.run, schedagent.approval, schedagent.client, repo_store, kernel_bpf.observe, schedagent.core.
+May import: schedagent.run, schedagent.report, schedagent.approval, schedagent.client, repo_store, kernel_bpf.observe,
+schedagent.core.
 """

@@ -31,12 +31,14 @@ from schedagent.core.settings import Settings
 from schedagent.core.trials.judge import TrialRules
 from schedagent.core.trials.workload import WorkloadCommand
 from schedagent.core.verification import VerificationReport
-from schedagent.run.lifecycle import only_one, resume_run, start_run
+from schedagent.report.report import Report
+from schedagent.run.lifecycle import only_one, report_of, resume_run, start_run
 from schedagent.run.opening import open_repository, open_run_library, open_verifier
 from schedagent.run.options import RunOptions
 from schedagent.run.progress import LineReporter, Reporter
 
-Report = dict[str, Any]
+Deployment = dict[str, Any]
+"""What schedagentd answers about a deployment."""
 
 
 class ServiceLab(Protocol):
@@ -96,7 +98,7 @@ class Hands:
     lab: ServiceLab
     now: Callable[[], float]
 
-    def carry_out(self, number: int, reporter: Reporter) -> Report:
+    def carry_out(self, number: int, reporter: Reporter) -> Report | Deployment:
         """Carry a request out, and return the report of its run, or schedagentd's answer about its deployment.
 
         One that is kept gets a newer token: the deployment would end with the first one's life, a day.
@@ -127,8 +129,7 @@ class Hands:
 
     def _optimise(self, request: ApplyRequest, recommendation: Recommendation, reporter: Reporter) -> Report:
         report = self._run(request.run_id, recommendation.workload, reporter)
-        best = report["best"]
-        outcome = f"{best['policy']} is better" if best else "nothing better was found"
+        outcome = f"{report.best.candidate.policy} is better" if report.best else "nothing better was found"
         done = replace(request, progress=Progress.DONE, ended_at=self.now(), note=f"run {request.run_id}: {outcome}")
         self.repository.service.save_request(done, Standing.APPLIED)
         if subject := recommendation.evidence.get("subject"):
@@ -142,10 +143,10 @@ class Hands:
         except UsageError:
             return self.lab.start(workload, run_options(self.settings.daemon), run_id, reporter)
         if run.status is RunStatus.FINISHED:
-            return dict(run.report or {})
+            return report_of(self.settings, self.repository, run_id)
         return self.lab.resume(run_id, reporter)
 
-    def _deploy(self, request: ApplyRequest, recommendation: Recommendation) -> Report:
+    def _deploy(self, request: ApplyRequest, recommendation: Recommendation) -> Deployment:
         client = DaemonClient(self.settings.daemon.socket)
         cgroup = request.cgroup or recommendation.cgroup
         if not cgroup:
@@ -165,7 +166,7 @@ class Hands:
         self.repository.service.save_request(kept, Standing.APPLIED)
         return deployment
 
-    def _freshen(self, request: ApplyRequest, recommendation: Recommendation) -> Report:
+    def _freshen(self, request: ApplyRequest, recommendation: Recommendation) -> Deployment:
         """Have what is deployed verified again, and give schedagentd the new token."""
         run_id = str(recommendation.evidence["run"])
         won = winner(self.repository, run_id)
@@ -193,7 +194,7 @@ def run_options(settings: ServiceSettings) -> RunOptions:
     return RunOptions(settings.iterations, settings.budget_minutes * 60, settings.candidates, TrialRules())
 
 
-def _running_already(client: DaemonClient, digest: str, tunables: dict[str, int]) -> Report | None:
+def _running_already(client: DaemonClient, digest: str, tunables: dict[str, int]) -> Deployment | None:
     """Return the deployment of this very policy that runs or waits: it was requested before the service died."""
     status = client.ask("status")
     for deployment in (status["active"], status["waiting"]):

@@ -23,7 +23,7 @@ from verifier.submission import declared_tunables
 
 @dataclass(frozen=True)
 class VerifyOptions:
-    """What the user asked for.
+    """How to verify.
 
     Args:
         include_dirs: extra header folders.
@@ -61,17 +61,20 @@ def verify_file(
         UsageError: the file, a folder, a tunable, the scope or the depth cannot be used.
         SetupError: there is no such kernel, or a tool is missing.
     """
+    check_options(options)
     info = find(settings, file)
+    if options.include_dirs and info.is_object:
+        raise UsageError(f"--include is for a source, and {file} is compiled already", "leave it out")
     for folder in options.include_dirs:
         if not folder.is_dir():
             raise UsageError(f"--include {folder} is not a directory")
     for option, path in (("--html", options.html), ("--object", options.object_file)):
         if path and not path.absolute().parent.is_dir():
-            raise UsageError(f"{option} {path}: its folder is not there")
+            raise UsageError(f"{option} {path}: there is no such folder")
     scope, cgroup = read_scope(options.scope)
     values = read_assignments(options.assignments)
     if info.documented:
-        info.configured(values)  # a wrong one is told before a kernel is looked for
+        info.configured(values)  # a wrong one is an error before a kernel is looked for
     verifier = dataclasses.replace(
         choose_verifier(settings, options),
         include_dirs=options.include_dirs,
@@ -90,6 +93,19 @@ def verify_file(
     return verified.report
 
 
+def check_options(options: VerifyOptions) -> None:
+    """Raise UsageError for an option that would have no effect: --static stops before the gates it is about."""
+    if not options.static_only:
+        return
+    for given, option, reason in (
+        (options.object_file, "--object", "is written only after all gates"),
+        (options.scope != VerifyOptions.scope, "--scope", "is of the token, which is issued only after all gates"),
+        (options.depth != VerifyOptions.depth, "--depth", "is of the proving ground, which does not run"),
+    ):
+        if given:
+            raise UsageError(f"{option} {reason}", f"leave out --static, or {option}")
+
+
 def find(settings: Settings, file: Path) -> PolicyInfo:
     """Return a policy by its file; what is no file but could be a name is looked up in the library."""
     name = str(file)
@@ -99,16 +115,18 @@ def find(settings: Settings, file: Path) -> PolicyInfo:
 
 
 def choose_verifier(settings: Settings, options: VerifyOptions) -> Verifier | RemoteVerifier:
-    """Return the service if the settings name one, unless only the static gates are asked for, which need no key.
+    """Return the service if the settings name one, unless only the static gates run, which need no key.
 
     Raises:
-        UsageError: the depth is not known, or is asked of the service, which decides that for itself.
+        UsageError: the depth is not known, or is for the service to choose.
     """
     depth = read_depth(options.depth)
     only = dataclasses.replace(settings, kernel_release=options.kernel) if options.kernel else settings
     if settings.verifier_socket and not options.static_only:
         if depth is not Depth.STANDARD or options.fresh:
-            raise UsageError("--depth and --fresh are the verifier service's to decide", "leave them out")
+            raise UsageError(
+                "the verifier service decides on depth and cached reports itself", "leave out --depth and --fresh"
+            )
         return open_remote_verifier(settings.verifier_socket, settings, options.kernel)
     verifier = open_local_verifier(
         only, all_kernels=not (options.kernel or options.static_only), sign=not options.static_only
@@ -118,10 +136,12 @@ def choose_verifier(settings: Settings, options: VerifyOptions) -> Verifier | Re
 
 
 def read_assignments(assignments: Sequence[str]) -> dict[str, int]:
-    """Read "tunable=value" words; raise UsageError on one that is malformed."""
-    values = {}
+    """Read "tunable=value" words; raise UsageError on one that is malformed, or sets a tunable again."""
+    values: dict[str, int] = {}
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
+        if name in values:
+            raise UsageError(f"--set {name} is given twice", "give each tunable one value")
         try:
             values[name] = int(text, 0)
         except ValueError:
@@ -144,7 +164,7 @@ def read_scope(text: str) -> tuple[Scope, str]:
     """Read --scope; raise UsageError unless it is full, partial or partial:/a/cgroup."""
     scope, colon, cgroup = text.partition(":")
     if scope not in ("full", "partial") or (colon and (scope == "full" or not is_cgroup(cgroup))):
-        raise UsageError(f"--scope {text!r} is no scope", "use full, partial or partial:/a/cgroup")
+        raise UsageError(f"--scope {text!r} is not a scope", "use full, partial or partial:/a/cgroup")
     return Scope(scope), cgroup
 
 

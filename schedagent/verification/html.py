@@ -36,7 +36,7 @@ def to_html(report: VerificationReport) -> str:
             f"<p>Proved on kernel {escape(report.kernel_release)}; object {escape(report.artifact_digest or 'none')}; "
             f"verifier {escape(report.verifier_version)}.</p>",
             "<h2>Gates</h2>",
-            _table(("gate", "result", "seconds", "what was seen"), map(_gate_row, report.gates)),
+            _table(("gate", "result", "seconds", "detail"), map(_gate_row, report.gates)),
             *_findings(report),
             *_measured(report),
             *([f"<h2>Token</h2><pre>{escape(report.token)}</pre>"] if report.token else []),
@@ -48,7 +48,7 @@ def to_html(report: VerificationReport) -> str:
 def _findings(report: VerificationReport) -> Iterator[str]:
     if report.findings:
         yield "<h2>Findings</h2>"
-        yield from (_finding(report, one) for one in report.findings)
+        yield from (_finding(report, finding) for finding in report.findings)
 
 
 def _gate_row(gate: GateResult) -> list[str]:
@@ -67,7 +67,7 @@ def _finding(report: VerificationReport, finding: Finding) -> str:
 def _measured(report: VerificationReport) -> Iterator[str]:
     if report.oracles:
         yield "<h2>Proving ground</h2>"
-        headings = ("oracle", "rule", "holds", "measured", "bound", "what was seen")
+        headings = ("oracle", "rule", "holds", "measured", "bound", "detail")
         yield _table(headings, map(_oracle_row, report.oracles))
     if report.kernels:
         yield "<h2>Kernels</h2>"
@@ -83,8 +83,8 @@ def _oracle_row(oracle: OracleResult) -> list[str]:
 
 def _kernel_row(kernel: KernelResult) -> list[str]:
     lines = [f"{name}: {', '.join(map(str, stats.values()))}" for name, stats in kernel.programs.items()]
-    told = "\n".join([*lines, printable(kernel.detail)])
-    return [escape(kernel.release), kernel.status.value, f"<pre>{escape(told)}</pre>"]
+    text = "\n".join([*lines, printable(kernel.detail)])
+    return [escape(kernel.release), kernel.status.value, f"<pre>{escape(text)}</pre>"]
 
 
 def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

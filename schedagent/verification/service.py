@@ -7,22 +7,16 @@ import os
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from schedagent.core.policies.artifact import PolicyArtifact
 from schedagent.core.process.listener import Admission
 from schedagent.core.settings import Settings
 from schedagent.core.verification import GateResult, Verified
+from schedagent.run.opening import open_local_verifier, open_signer
 from verifier.microvm.kernels import default_kernel
 from verifier.pipeline import Verifier
 from verifier.service.server import ServiceLimits, VerifierService
 from verifier.service.worker import Submission
-
-if TYPE_CHECKING:
-    pass
-
-
-from schedagent.run.opening import open_local_verifier, open_signer
 
 
 @dataclass(frozen=True)

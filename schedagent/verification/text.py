@@ -53,11 +53,11 @@ class GatePrinter:
 
 
 def finding_lines(finding: Finding) -> Iterator[str]:
-    """The path of a finding, why it matters and how to repair it, a line each."""
+    """The path of a finding, why it matters and how to fix it, a line each."""
     for step in finding.path:
         yield printable(f"by {step.file}:{step.line}: {step.text}")
     yield f"why: {finding.text.why}"
-    yield f"repair: {finding.text.repair}"
+    yield f"fix: {finding.text.repair}"
     if causes := other_causes(finding):
         yield f"the same symptom comes from broken rules {', '.join(map(str, causes))}: see VERIFIER.md"
     if finding.cleared_by:
@@ -70,7 +70,7 @@ def other_causes(finding: Finding) -> list[int]:
 
 
 def show_end(report: VerificationReport, *, static_only: bool) -> None:
-    """Print what the gates, which were printed as they came, lead to."""
+    """Print the result; the gates were printed as they ended."""
     console = Console(emoji=False)
     if report.oracles:
         console.print(oracle_table(report.oracles))
@@ -81,12 +81,11 @@ def show_end(report: VerificationReport, *, static_only: bool) -> None:
         _say(console, f"\n{report.policy} passed every gate on {report.kernel_release}.")
         _say(console, f"token: {report.token}" if report.token else "No token: no key to sign with.")
     elif report.failure:
-        _say(console, f"\n{report.policy} is rejected: gate {report.failure.gate!r} closed. No token was issued.")
+        _say(console, f"\n{report.policy} is rejected: gate {report.failure.gate!r} failed. No token was issued.")
     elif static_only:
         _say(console, f"\n{report.policy} passed the static gates. No token was issued: the others did not run.")
     else:
-        lost = f"Nothing can be said of {report.policy}: the VM was lost twice"
-        _say(console, f"\n{lost}. No token was issued; try again.")
+        _say(console, f"\nNo verdict on {report.policy}: the VM was lost twice. No token was issued; try again.")
 
 
 def oracle_table(oracles: Sequence[OracleResult]) -> Table:

@@ -277,7 +277,7 @@ def test_file_keeps_the_rules(path: str) -> None:
             "line 2: the environment is read in schedagent.core.settings only",
         ),
         ("verifier/x.py", "from os import environ", "line 1: the environment is read in schedagent.core.settings only"),
-        ("schedagent/report/run_report.py", "print('x')", "line 1: only the command line prints"),
+        ("schedagent/report/terminal.py", "print('x')", "line 1: only the command line prints"),
     ],
 )
 def test_rules_fire(path: str, source: str, expected: str) -> None:

@@ -16,7 +16,7 @@ from schedagent.core.rules import GATES
 from schedagent.core.trials.trial import Hardware, Outcome, Verdict
 from schedagent.core.trials.workload import CommandStats, WorkloadClass, WorkloadCommand, WorkloadProfile
 from schedagent.core.verification import GateResult, GateStatus, VerificationReport
-from schedagent.run.lifecycle import REPOSITORY
+from schedagent.run.lifecycle import REPOSITORY, report_of
 from schedagent.run.options import RunOptions
 from schedagent.service.acting import carry, run_options
 from tests.support.deploy_orders import content_of, order_of
@@ -131,7 +131,7 @@ class ScriptedLab:
             raise SetupError("the lab is broken")
         if self.repository.run(run_id).status is not RunStatus.FINISHED:
             self.repository.finish_run(run_id, RunStatus.FINISHED, {"best": None, "waiting": None, "run": run_id})
-        return dict(self.repository.run(run_id).report)
+        return report_of(self.settings, self.repository, run_id)
 
     def _wanted(self, name):
         return (self.settings.state_dir / name).exists()

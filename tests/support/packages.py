@@ -38,7 +38,7 @@ def packages() -> dict[str, Package]:
         if not path.endswith("/__init__.py"):
             continue
         text = ast.get_docstring(ast.parse((ROOT / path).read_text(encoding="utf-8"))) or ""
-        if match := re.search(r"^May import: ([\w., ]+)\.$", text, re.MULTILINE):
-            names = () if match[1] == "nothing of ours" else tuple(match[1].split(", "))
+        if match := re.search(r"^May import: ([\w.,\s]+?)\.$", text, re.MULTILINE):
+            names = () if match[1] == "nothing of ours" else tuple(re.split(r",\s+", match[1]))
             known[module_of(path)] = Package(module_of(path), text.partition("\n\n")[0].replace("\n", " "), names)
     return known

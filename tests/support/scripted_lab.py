@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import io
 import os
 import random
 import sys
@@ -34,9 +35,12 @@ from schedagent.core.trials.judge import TrialRules
 from schedagent.core.trials.trial import DEFAULT_ARM, Hardware, Sample
 from schedagent.core.trials.workload import Observation, TaskRecord, WorkloadCommand
 from schedagent.core.verification import GateResult, GateStatus, VerificationReport, Verified
+from schedagent.report.as_json import to_json
+from schedagent.report.report import Report
+from schedagent.report.terminal import render
 from schedagent.run import opening
 from schedagent.run.library import Library, worth_trying
-from schedagent.run.lifecycle import drive
+from schedagent.run.lifecycle import drive, report_of
 from schedagent.run.nodes import RunNodes, time_budget
 from schedagent.run.opening import approvals_of, open_models
 from schedagent.run.options import RunOptions
@@ -120,6 +124,10 @@ class Script:
             return repository.create_run(self.workload, HARDWARE, settings=stored, seed=7)
 
     def drive(self, run_id: str, *answers: Decision) -> dict:
+        """Start or resume the run in this process and return its report as JSON values; arguments as `report`."""
+        return to_json(self.report(run_id, *answers))
+
+    def report(self, run_id: str, *answers: Decision) -> Report:
         """Start or resume the run in this process and return its report.
 
         Args:
@@ -143,13 +151,20 @@ class Script:
         budget = time_budget(self.options.budget_s)
         return lambda: budget() or self.log.count("after add_block") >= self.blocks_in_time
 
+    def shown(self, run_id: str) -> str:
+        """Return the report of a run as a person sees it."""
+        console = Console(record=True, width=300, file=io.StringIO())
+        with self.repository() as repository:
+            render(report_of(self.settings, repository, run_id), console)
+        return console.export_text()
+
     def in_child(self, run_id: str, *answers: Decision) -> None:
         """Do the same as the command line does, in a process of its own; its output goes to the file `output`."""
         output = os.open(self.folder / "output", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(output, 1)
         os.dup2(output, 2)
         sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", 1)
-        guarded(lambda: show_report(self.drive(run_id, *answers), as_json=False))
+        guarded(lambda: show_report(self.report(run_id, *answers), as_json=False))
 
     @contextmanager
     def in_place(self) -> Iterator[None]:

@@ -19,6 +19,7 @@ from schedagent import api
 from schedagent.core.approval import ApprovalStage
 from schedagent.core.errors import SpecError, UsageError
 from schedagent.core.policies.spec_reader import read_spec
+from schedagent.report.as_json import to_json
 from tests.support import scripted_lab as scripted
 from tests.support.paths import ROOT
 
@@ -121,15 +122,16 @@ def test_the_example_of_the_docstring_runs(module, script, project, capsys):
 
 def test_the_report_is_that_of_the_command_line(run, script, project):
     report = schedagent.optimize("make -j", directory=project, options=schedagent.RunOptions(iterations=1))
-    shown = json.loads(run("runs", "show", report["run"], "--json").stdout)
-    assert shown == json.loads(json.dumps(report)) == json.loads(json.dumps(schedagent.run_report(report["run"])))
+    shown = json.loads(run("runs", "show", report.run, "--json").stdout)
+    assert shown == json.loads(json.dumps(to_json(report)))
+    assert shown == json.loads(json.dumps(to_json(schedagent.run_report(report.run))))
 
 
 def test_a_workload_can_be_that_of_an_earlier_run(script, project):
     first = schedagent.optimize("make -j", directory=project, prepare="make clean")
     again = schedagent.optimize(schedagent.runs()[0].workload)
-    assert again["workload"] == first["workload"]
-    assert [record.id for record in schedagent.runs(limit=1)] == [again["run"]]
+    assert again.workload == first.workload
+    assert [record.id for record in schedagent.runs(limit=1)] == [again.run]
 
 
 def test_progress_goes_to_the_reporter(script, project):
@@ -157,8 +159,8 @@ def test_what_waits_is_decided(script, project):
         schedagent.decide(run_id, approved=False)
     assert schedagent.resume(run_id)["waiting"]["digest"] == digest
     report = schedagent.decide(run_id, approved=True, digest=digest)
-    assert report["complete"]
-    assert report["best"]["policy"] == "longest_first"
+    assert report.complete
+    assert report.best.candidate.policy == "longest_first"
     with pytest.raises(UsageError, match="is finished"):
         schedagent.resume(run_id)
 
@@ -167,7 +169,7 @@ def test_a_run_without_a_model_has_no_transcript(script, project):
     report = schedagent.optimize("make -j", directory=project)
     for asked_for in (schedagent.transcript, schedagent.replay):
         with pytest.raises(UsageError, match="has asked no model"):
-            asked_for(report["run"])
+            asked_for(report.run)
 
 
 def test_a_refusal_names_the_argument(script, project):

@@ -15,7 +15,7 @@ class PolicyArtifact:
         object_bytes: the ELF file.
         source_digest: hex SHA-256 of the C source.
         btf_build_id: hex GNU build id of the kernel whose BTF it was compiled against.
-        log: what clang said, warnings included.
+        log: output of clang, warnings included.
     """
 
     name: str

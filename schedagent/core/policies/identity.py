@@ -1,4 +1,4 @@
-"""Task identities: how the loader tells a policy which task is which, without matching names in BPF.
+"""Task identities: how a policy learns from its loader which task is which, without matching names in BPF.
 
 A process is known by a 64-bit hash, either of its command line or of its command name. The BPF side computes the
 same hash when a process execs (`kernel_bpf/bpf/include/identity.bpf.h`) and looks it up in a map the loader filled;
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 CMDLINE_LIMIT_BYTES = 512
-"""How much of a command line is read; what lies behind is ignored on both sides."""
+"""How much of a command line is read; the rest is ignored on both sides."""
 
 _FNV_OFFSET = 0xCBF29CE484222325
 _FNV_PRIME = 0x100000001B3

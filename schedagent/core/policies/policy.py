@@ -66,7 +66,7 @@ class PolicyInfo:
             "weights" for a policy that ignores them by design; only those of DECLARABLE.
         classes: (program, class number) for the input "classes": labels of a profile's tables, or
             core.spec.PROGRAM_KINDS, which are measured; programs that are not named stay out of the map.
-        documented: whether a .toml says all this; else its object may know of tunables that `tunables` does not list.
+        documented: whether a .toml describes all this; else its object may have tunables that `tunables` does not list.
         origin: whether it came with the program, or how it was made.
         parent: the policy that was patched to make it; empty for all others.
     """
@@ -122,8 +122,8 @@ class CandidatePolicy:
         classes: (identity, class number); empty if the policy has no such input.
         reason: one sentence: why this candidate.
         origin: how it came about.
-        expected: one sentence: the effect its planner expects; empty if it said none.
-        refuted_by: one sentence: what measurement would refute that; empty if it said none.
+        expected: one sentence: the effect its planner expects; empty if it named none.
+        refuted_by: one sentence: what measurement would refute that; empty if it named none.
     """
 
     policy: str
@@ -137,7 +137,7 @@ class CandidatePolicy:
 
     @property
     def key(self) -> str:
-        """A stable id over what decides its behaviour (not over what its planner said of it)."""
+        """A stable id over what decides its behaviour (not over the reasons of its planner)."""
         parts = [self.policy, self.tunables, self.history, self.classes]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 

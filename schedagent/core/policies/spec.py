@@ -1,10 +1,10 @@
-"""PolicySpec: a scheduling policy said in primitives, small enough for a cheap model, or none, to write.
+"""PolicySpec: a scheduling policy described by primitives, small enough for a cheap model, or none, to write.
 
     spec = read_spec(tomllib.loads(text))       # schedagent.core.policies.spec_reader
     composed = compose(spec)                    # kernel_bpf.policies.compose
 
 A spec names classes of tasks; a task belongs to the first class whose match it satisfies, and the last class takes
-everything else. Each class has its order, slice and placement; `dispatch` says how a CPU chooses among the classes.
+everything else. Each class has its order, slice and placement; `dispatch` is how a CPU chooses among the classes.
 What no spec can switch off: pinned tasks wait in a queue of their CPU, idle CPUs are kicked, slices are clamped, and a
 task that waited for starvation_ms goes next.
 """
@@ -71,7 +71,7 @@ class Number:
     Args:
         about: what it is, one sentence.
         minimum, maximum: inclusive.
-        default: what it is if nothing is said.
+        default: what it is if the spec leaves it out.
         unit: of core.policy.Tunable.
         effect: what raising it does, one sentence.
     """
@@ -121,7 +121,7 @@ PROGRAM_KINDS: Mapping[str, str] = {
     "workers": "all other programs, unless the workload is latency-sensitive",
     "background": "all other programs, if the workload is latency-sensitive",
 }
-"""What a profile says of every program, whatever its name."""
+"""What a profile measures of every program, whatever its name."""
 
 MOST_PROGRAMS = 32
 LONGEST_PROGRAM = 80
@@ -152,8 +152,8 @@ class Match:
     """Which tasks belong to a class: those that satisfy every condition given.
 
     Args:
-        programs: labels of the profile's tables (a command name, or a command line as it is told there), or
-            PROGRAM_KINDS, which are measured; for these the loader's map `task_class` says the number of this class.
+        programs: labels of the profile's tables (a command name, or a command line as it stands there), or
+            PROGRAM_KINDS, which are measured; the loader's map `task_class` has the number of this class for these.
         cgroup: name (last part of the path) of the task's own cgroup; empty: any.
         pinned: whether the task may use one CPU only.
         kthread: whether it is a kernel thread.
@@ -193,7 +193,7 @@ class TaskClass:
         placement: which idle CPU a waking task takes, one of PLACEMENTS.
         slice_by_weight: slices in proportion to the task's weight; not for orders by vtime, which keep weights anyway.
         preempts: a task that wakes and finds no idle CPU interrupts one of a class of lower priority.
-        slice_us: time a task runs before the next one gets its turn.
+        slice_us: time a task runs before the next one may run.
         priority: for dispatch = priority.
         share: for dispatch = shares.
         slack_us, patience_ms, long_us, unknown_ms, prelude_us: see ORDER_NUMBERS.
@@ -276,16 +276,16 @@ class PolicySpec:
 
 def check_spec(spec: PolicySpec) -> None:
     """Raise SpecError naming every field that cannot be as it is."""
-    found = list(problems(spec))
-    if found:
-        raise spec_error(found)
+    mistakes = list(problems(spec))
+    if mistakes:
+        raise spec_error(mistakes)
 
 
-def spec_error(found: list[str]) -> SpecError:
-    """Return the error that tells all mistakes, one per line."""
-    count = "1 mistake" if len(found) == 1 else f"{len(found)} mistakes"
-    return SpecError(f"the spec has {count}:\n" + "\n".join(f"  {problem}" for problem in found),
-                     "repair these fields; the schema: schedagent compose --schema")  # fmt: skip
+def spec_error(mistakes: list[str]) -> SpecError:
+    """Return the error with all mistakes, one per line."""
+    count = "1 mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
+    return SpecError(f"the spec has {count}:\n" + "\n".join(f"  {mistake}" for mistake in mistakes),
+                     "fix these fields; the schema: schedagent compose --schema")  # fmt: skip
 
 
 def problems(spec: PolicySpec) -> Iterator[str]:
@@ -334,7 +334,7 @@ def _double_programs(spec: PolicySpec) -> Iterator[str]:
             where = f"classes[{position}].match.programs[{place}]"
             first = seen.setdefault(program, where)
             if first != where:
-                yield f"{where} = {program!r}: {first} says the same"
+                yield f"{where} = {program!r}: {first} is the same program"
 
 
 def _class_problems(where: str, kind: TaskClass, spec: PolicySpec, *, last: bool) -> Iterator[str]:

@@ -1,7 +1,7 @@
-"""Specs as they are written by people and models: read from a TOML or JSON table, told as a table and as a schema.
+"""Specs as people and models write them: read from a TOML or JSON table, written as a table, described by a schema.
 
-Reading is strict: nothing is converted, unknown fields are mistakes, and all mistakes are told at once, each by the
-name of its field, so that a model can repair them in one turn.
+Reading is strict: nothing is converted, unknown fields are mistakes, and all mistakes are reported at once, each by the
+name of its field, so that a model can fix them in one answer.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from schedagent.core.policies.spec import (
     Number,
     PolicySpec,
     TaskClass,
-    problems,
+    check_spec,
     spec_error,
 )
 from schedagent.core.trials.workload import WorkloadClass
@@ -37,7 +37,7 @@ _MISSING = object()
 
 
 def read_spec(table: object) -> PolicySpec:
-    """Return the spec that a table (of TOML or JSON) says.
+    """Return the spec that a table (of TOML or JSON) contains.
 
     Raises:
         SpecError: with every mistake, each as `field = value: what is wrong`.
@@ -46,9 +46,7 @@ def read_spec(table: object) -> PolicySpec:
     spec = reader.spec(table)
     if reader.problems or spec is None:
         raise spec_error(reader.problems)
-    found = list(problems(spec))
-    if found:
-        raise spec_error(found)
+    check_spec(spec)
     return spec
 
 

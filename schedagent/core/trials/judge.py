@@ -7,7 +7,7 @@ Student t interval around it holds the true ratio with the asked confidence (Bon
 Two thresholds turn the interval into an outcome, both on the log scale:
 
 * **Precise enough**: the half-width is at most the minimum effect, or at most half of the measured effect. Until then
-  the outcome is inconclusive, whatever the interval says. Whether to stop measuring therefore depends on the spread
+  the outcome is inconclusive, whatever the interval is. Whether to stop measuring therefore depends on the spread
   of the pairs and hardly on their mean, so looking after each new pair does not inflate the rate of false claims as
   it would with "stop as soon as it is significant".
 * **Minimum effect**: once precise, an estimate beyond it is better or worse (the interval then excludes 1, because
@@ -195,7 +195,7 @@ def failed(failures: Sequence[str], *, pairs: int = 0, disturbed: int = 0) -> Ve
 
 
 def precise_enough(verdict: Verdict, minimum_effect: float = 0.03) -> bool:
-    """Tell whether measuring may stop: nothing is left to decide about an effect of `minimum_effect`."""
+    """Return whether measuring may stop: nothing is left to decide about an effect of `minimum_effect`."""
     if verdict.outcome in (Outcome.FAILED, Outcome.INCONCLUSIVE):
         return verdict.outcome is Outcome.FAILED
     half_width = math.log(verdict.high / verdict.low) / 2
@@ -226,7 +226,7 @@ def _interval(logs: Sequence[float], level: float) -> tuple[float, float]:
 
 
 def _missing(count: int, mean: float, half_width: float, minimum_effect: float, minimum_pairs: int) -> str:
-    """Say why there is no verdict yet, with an estimate of the pairs that would bring one."""
+    """Return why there is no verdict yet, with an estimate of the pairs that would bring one."""
     if count < minimum_pairs:
         return f"{count} pairs of at least {minimum_pairs}: {minimum_pairs - count} more are needed before any claim"
     target = _target(mean, minimum_effect)

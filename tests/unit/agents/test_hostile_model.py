@@ -6,7 +6,6 @@ tests of hostile code, whose static gates are real.
 
 from __future__ import annotations
 
-import io
 import json
 import sqlite3
 import tomllib
@@ -14,7 +13,6 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 
 import pytest
-from rich.console import Console
 
 from agents.claims import REMOVED
 from agents.llm.model import LONGEST_BODY, LONGEST_TEXT
@@ -23,7 +21,6 @@ from schedagent.core.rules import COMPILE, LOGIC, SOURCE
 from schedagent.core.trials.judge import judge_all
 from schedagent.core.trials.trial import DEFAULT_ARM
 from schedagent.core.trials.workload import Observation
-from schedagent.report.run_report import render
 from tests.support import scripted_lab as scripted
 from tests.support.model_server import ModelServer
 from tests.support.model_session import proposed
@@ -70,6 +67,7 @@ def run(script: Script, answer, **changed):
     with ModelServer(answer) as server:
         thinking = on(script, server, model_max_calls=MOST_CALLS, model_max_tokens=MOST_TOKENS, **changed)
         report = thinking.drive(thinking.create())
+    report["shown"] = thinking.shown(report["run"])
     assert_harmless(thinking, report)
     return report, server.chats
 
@@ -93,13 +91,7 @@ def assert_harmless(script: Script, report) -> None:
                 blocks, sorted(arms), script.workload.goal, script.options.rules, comparisons=comparisons
             )
             assert {arm: verdicts[arm] for arm in arms} == measured, "a verdict is not what was measured"
-    assert "Traceback" not in shown(report)
-
-
-def shown(report) -> str:
-    console = Console(record=True, width=300, file=io.StringIO())
-    render(report, console)
-    return console.export_text()
+    assert "Traceback" not in script.shown(run_id)
 
 
 def everything_stored(script: Script) -> str:
@@ -125,8 +117,8 @@ def test_nonsense(script, text):
     assert by_rules(report)
     assert report["best"]["policy"] == "longest_first"
     assert len(asked) == 6, "three questions, each asked twice"
-    assert "no usable answer: model small, asked by planning, did not give the Planned it was asked for" in shown(
-        report
+    assert (
+        "no usable answer: model small, asked by planning, did not give the Planned it was asked for" in report["shown"]
     )
 
 
@@ -134,14 +126,14 @@ def test_prose_instead_of_the_schema(script):
     report, asked = run(script, lambda _body: {"content": "Certainly! I would suggest a bold new scheduler. Shall I?"})
     assert by_rules(report)
     assert report["meaning"] is None
-    assert "planning, iteration 1: planned by rules" in shown(report)
+    assert "planning, iteration 1: planned by rules" in report["shown"]
     assert len(asked) == 6
 
 
 def test_a_completion_that_is_no_completion(script):
     report, _asked = run(script, lambda _body: {"raw": '{"choices": []}'})
     assert by_rules(report)
-    assert "answers nonsense" in shown(report)
+    assert "answers nonsense" in report["shown"]
 
 
 # --- tools ----------------------------------------------------------------------------------------------------------
@@ -150,7 +142,7 @@ def test_a_completion_that_is_no_completion(script):
 def test_endless_tool_calls(script):
     report, asked = run(script, lambda _body: {"tool_calls": [{"name": "workload_profile", "arguments": {}}] * 3})
     assert by_rules(report)
-    assert "called tools in each of" in shown(report)
+    assert "called tools in each of" in report["shown"]
     assert len(asked) <= 3 + 8 + 3
 
 
@@ -182,7 +174,7 @@ def test_requests_to_run_shell_commands(script, tmp_path):
     assert not mark.exists()
     assert not list(tmp_path.rglob("*evil*"))
     assert by_rules(report)
-    assert "cannot be the name of a policy" in shown(report)
+    assert "cannot be the name of a policy" in report["shown"]
 
 
 # --- sizes ----------------------------------------------------------------------------------------------------------
@@ -201,7 +193,7 @@ def test_huge_outputs(script):
 def test_an_answer_without_end(script):
     report, asked = run(script, lambda _body: {"raw": " " * (LONGEST_BODY + 10)})
     assert by_rules(report)
-    assert "more than" in shown(report)
+    assert "more than" in report["shown"]
     assert len(asked) <= 4, "a lost endpoint is not asked again"
 
 
@@ -214,7 +206,7 @@ def test_a_budget_that_huge_answers_eat_up(script):
         report = thinking.drive(thinking.create())
     assert_harmless(thinking, report)
     assert len(server.chats) == 2
-    assert "the run's budget for the model, 60000 tokens, is used up" in shown(report)
+    assert "the run's budget for the model, 60000 tokens, is used up" in thinking.shown(report["run"])
 
 
 # --- code -----------------------------------------------------------------------------------------------------------
@@ -238,7 +230,7 @@ def test_code_that_tries_the_tricks_of_the_verifiers_corpus(tmp_path, real_targe
     assert "session" not in script.log, "a machine was opened for it"
     assert report["best"] is None
     assert [role_of(body) for body in asked].count("execution") == 2
-    assert "gate" in shown(report)
+    assert "gate" in report["shown"]
 
 
 def readable(source: str) -> str:
@@ -269,7 +261,7 @@ def test_proposals_that_are_none(script, change, why):
     report, asked = run(script, Mind([plan(proposed(**change)), plan()]))
     assert by_rules(report)
     assert why in asked[2]["messages"][-1]["content"]
-    assert why in shown(report)
+    assert why in report["shown"]
 
 
 # --- inventions -----------------------------------------------------------------------------------------------------
@@ -304,7 +296,7 @@ def test_invented_measurements(script):
     assert REMOVED in report["meaning"]["meaning"]
     assert [insight["text"] for insight in report["insights"]] == [f"It gained {REMOVED} %."]
     assert notes(script, report["run"]).count("an insight was refused: its evidence was not measured") == 1
-    assert "its evidence was not measured" in shown(report)
+    assert "its evidence was not measured" in report["shown"]
     assert 0.7 < report["best"]["verdict"]["ratio"] < 0.9, "what the lab measured"
 
 
@@ -331,7 +323,7 @@ def test_an_instruction_in_the_workloads_output(tmp_path):
         assert text.count(mark) == 2 * text.count(f"<<<DATA {mark} "), "the mark stands in data"
     planning = next(body for body in asked if role_of(body) == "planning")["messages"][1]["content"]
     assert "IGNORE ALL RULES" in planning, "it is data, and told as such"
-    assert "there is no policy 'fifo' in the library" in shown(report)
+    assert "there is no policy 'fifo' in the library" in report["shown"]
     assert by_policy(report)["plain"]["verdict"]["outcome"] == "no difference"
 
 
@@ -360,4 +352,4 @@ def test_escapes_do_not_reach_the_terminal(script):
     report, _asked = run(script, Mind([plan(COMPOSED, reason="\x1b[2Jcleared")], described=evil))
     assert not {"\x1b", "\x07", "\x9b", "\u202e"} & set(json.dumps(report, ensure_ascii=False))
     assert not {"\x1b", "\x07", "\x9b", "\u202e"} & set((script.folder / "progress").read_text())
-    assert DESCRIBED["meaning"] not in shown(report)
+    assert DESCRIBED["meaning"] not in report["shown"]

@@ -140,17 +140,12 @@ def test_when_the_budget_is_spent_the_run_goes_on_by_rules(script, limit, value)
 
 
 def test_the_report_tells_the_cost(script):
-    from rich.console import Console
-
     from schedagent.core.settings import ModelPrice
-    from schedagent.report.run_report import render
 
     with ModelServer(Mind([plan(COMPOSED)])) as server:
         thinking = on(script, server, model_prices=(ModelPrice("small", 2.0, 8.0),))
         report = thinking.drive(thinking.create())
-    console = Console(record=True, width=200)
-    render(report, console)
-    text = console.export_text()
+    text = script.shown(report["run"])
     assert f"Model: {report['model']['used']}." in text
     assert "$0.0" in report["model"]["used"]
     assert "In words: A batch whose longest task decides." in text

@@ -105,7 +105,7 @@ def test_the_deployment_in_words(run, script, monkeypatch):
     optimize(run, "--approve", "deploy", "--iterations", "1")
     rejected = run("reject", waiting_run(run), "--because", "not on a Friday")
     assert rejected.exit_code == 0, "a better policy was found"
-    assert f"The deployment was rejected by {ME}: not on a Friday\nNo token was handed out." in rejected.stdout
+    assert f"The deployment was rejected by {ME}: not on a Friday\nNo token was issued." in rejected.stdout
 
 
 def test_bad_usage(run, script):

@@ -5,16 +5,21 @@ from __future__ import annotations
 import json
 import os
 import re
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import typer
 
 from kernel_bpf.policies.library import POLICIES, load_library
 from repo_store.records import RunStatus
+from schedagent.cli import app as cli
 from schedagent.cli import common
+from schedagent.cli.grouped import LONGEST_HELP
 from schedagent.core.errors import VmLost
 from schedagent.core.verification import GateResult, GateStatus
 from schedagent.run import opening
@@ -25,22 +30,17 @@ from tests.support.command_line import refused
 from tests.support.paths import ROOT
 
 PROGRAM = [sys.executable, "-c", "from schedagent.cli.app import main; main()"]
+COMMANDS = typer.main.get_command(cli.app).commands
 VERBS = [
-    *(
-        ["optimize"],
-        ["resume"],
-        ["runs"],
-        ["runs", "list"],
-        ["runs", "show"],
-        ["runs", "replay"],
-        ["policies"],
-        ["policies", "list"],
-    ),
-    *(["policies", "show"], ["policies", "search"], ["verify"], ["compose"], ["doctor"], ["approve"], ["reject"]),
-    ["keys"],
-    *(["keys", verb] for verb in ("list", "create", "rotate", "export", "trust", "distrust")),
-    *(["verifier"], ["verifier", "serve"]),
+    [name, *below]
+    for name, command in COMMANDS.items()
+    for below in ([], *([verb] for verb in vars(command).get("commands", ())))
 ]
+IMPERATIVE = re.compile(
+    "(Accept|Answer|Apply|Approve|Check|Continue|Create|End|Find|Give|List|Manage|Offer|Print|Prolong|Reject|Replace|"
+    "Replay|Run|Search|Serve|Show|Take|Turn|Verify)\\b"
+)
+FIFO = POLICIES / "fifo.bpf.c"
 HEAVY = ("langgraph", "langchain", "langchain_core", "langsmith", "sqlalchemy", "alembic", "scipy", "numpy", "pydantic")
 
 
@@ -67,10 +67,30 @@ def test_help_imports_nothing_heavy():
 
 
 @pytest.mark.parametrize("verb", VERBS, ids=" ".join)
-def test_every_verb_has_help(run, verb):
+def test_every_verb_has_help_that_fits_eighty_columns(run, verb, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     result = run(*verb, "--help")
     assert result.exit_code == 0
     assert "Usage: " in result.stdout
+    assert max(map(len, result.stdout.splitlines())) <= 80
+    _usage, _, text = result.stdout.partition("\n\n")
+    assert not re.search(r"\.\.\.$", text, re.MULTILINE), "it was cut"
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=" ".join)
+def test_the_first_help_line_of_every_verb_is_a_short_imperative_and_listed_whole(run, verb):
+    command = COMMANDS[verb[0]]
+    for name in verb[1:]:
+        command = command.commands[name]
+    first = command.help.partition("\n\n")[0]
+    assert len(first) <= LONGEST_HELP
+    assert IMPERATIVE.match(first)
+    assert re.search(rf"\b{verb[-1]} +{re.escape(first)}$", run(*verb[:-1], "--help").stdout, re.MULTILINE)
+
+
+def test_commands_are_listed_under_headings(run):
+    headings = re.findall(r"^(\w[\w ]*):$", run("--help").stdout, re.MULTILINE)
+    assert headings == ["Options", "Optimise", "Policies", "This machine", "Service"]
 
 
 def test_version_and_exit_statuses(run):
@@ -139,11 +159,19 @@ def test_what_a_shell_takes_is_not_refused(folders, command):
         (["verify", POLICIES / "fifo.bpf.c", "--set", "slice_us"], "'slice_us' is not tunable=number"),
         (["verify", POLICIES / "fifo.bpf.c", "--set", "slice_us=abc"], "'slice_us=abc' is not tunable=number"),
         (["verify", POLICIES / "fifo.bpf.c", "--include", "/not/here"], "--include /not/here is not a directory"),
+        (["verify", FIFO, "--static", "--object", "x.o"], "--object is written only after all gates hint: leave out"),
+        (["verify", FIFO, "--static", "--scope", "partial"], "--scope is of the token, which is issued only after all"),
+        (["verify", FIFO, "--static", "--depth", "quick"], "--depth is of the proving ground, which does not run"),
+        (["verify", FIFO, "--set", "slice_us=5", "--set", "slice_us=6"], "--set slice_us is given twice"),
+        (["verify", "OBJECT", "--include", "."], "--include is for a source, and .* is compiled already"),
+        (["mcp", "--port", "8421"], "--port is for --http hint: add --http"),
+        (["deploy", "r", "--metric-every", "9"], "--metric-every is for a metric hint: add --metric-command"),
     ],
     ids=str,
 )
-def test_bad_usage_of_the_rest(run, words, message):
-    refused(run(*words), message)
+def test_bad_usage_of_the_rest(run, folders, words, message):
+    (folders / "a.bpf.o").write_bytes(b"an object")
+    refused(run(*(folders / "a.bpf.o" if word == "OBJECT" else word for word in words)), message)
 
 
 def test_a_tunable_out_of_range(run):
@@ -289,6 +317,17 @@ def test_json_is_all_there_is_on_stdout(run, script):
         json.loads(run(*words, "--json").stdout)
 
 
+def test_tables_fit_eighty_columns_and_no_heading_is_wrapped(run, script, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    run("optimize", "--workload", f"true {'argument ' * 20}", "--iterations", "1")
+    run("keys", "create")
+    for words in (["runs", "list"], ["policies", "list"], ["policies", "search", "slice"], ["keys", "list"]):
+        lines = run(*words).stdout.splitlines()
+        table = [line for line in lines if line[:1] in tuple("┏┃┡│└")]
+        assert max(map(len, table)) <= 80, words
+        assert len([line for line in table if line.startswith("┃")]) == 1, words
+
+
 def test_a_workload_that_fails(run, script, monkeypatch):
     monkeypatch.setattr(opening, "open_lab", lambda _settings: scripted.Lab(replace(script, default_fails_at=1)))
     result = run("optimize", "--workload", "true")
@@ -372,14 +411,14 @@ def test_the_status_of_verify_says_yes_no_or_unknown(run, script, monkeypatch, f
 
 @pytest.mark.vm
 def test_a_source_that_does_not_compile(tmp_path, monkeypatch):
-    """Needs the kernel of the cache for its types, but no VM: the gate before closes."""
+    """Needs the kernel of the cache for its types, but no VM: the gate before fails."""
     monkeypatch.setenv("SCHEDAGENT_STATE", str(tmp_path / "state"))
     source = tmp_path / "broken.bpf.c"
     source.write_text('#include "common.bpf.h"\n\nint broken(void)\n{\n\treturn nothing;\n}\n')
     done = program("verify", str(source))
     assert done.returncode == common.EXIT_NO
     assert re.search(r"broken\.bpf\.c:5:9: error: .*nothing", done.stdout)
-    assert "gate 'source' closed" in done.stdout
+    assert "gate 'source' failed" in done.stdout
     assert done.stdout.count("skipped  ") == 6
 
 
@@ -450,3 +489,24 @@ def test_compose_keeps_what_was_changed_by_hand(run, tmp_path):
     refused(run("compose", spec, "--output", tmp_path), "exists already, with other content")
     assert (tmp_path / "said.bpf.c").read_text() == "mine"
     assert not (tmp_path / "said.toml").exists()
+
+
+# --- runs of older versions ------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_an_older_version_finished_is_shown(run, script):
+    """Its stored report has names that no report has any more."""
+    run("optimize", "--workload", "true", "--iterations", "1")
+    [listed] = json.loads(run("runs", "list", "--json").stdout)
+    before = run("runs", "show", listed["run"], "--json").stdout
+    older = json.loads(before)
+    for candidate in (older["best"], *older["iterations"][0]["candidates"]):
+        candidate["way"], candidate["mends"] = candidate.pop("origin"), candidate.pop("repairs")
+    del older["approvals"], older["waiting"], older["deployment"], older["meaning"], older["verified_by"]
+    with closing(sqlite3.connect(script.settings.state_dir / "repository.sqlite")) as store, store:
+        store.execute("UPDATE runs SET report = ?", (json.dumps(older),))
+    shown = run("runs", "show", listed["run"])
+    assert shown.exit_code == 0
+    assert "Verdict: longest_first is better" in shown.stdout
+    assert run("runs", "show", listed["run"], "--json").stdout == before
+    assert re.search(rf"│ {listed['run']} │ better +│ true +│", run("runs", "list").stdout)

@@ -10,8 +10,10 @@ import pytest
 from typer.testing import CliRunner
 
 from schedagent.cli.app import app
-from schedagent.cli.deploy import deployment_fields, render_event, render_history, render_status, show
+from schedagent.cli.deploy import show
 from schedagent.core.deployment import Stage
+from schedagent.report.deployments import render_event, render_history, render_status
+from schedagent.verification.deployable import deployment_fields
 from tests.support.daemon_processes import Daemon, until
 from tests.support.deploy_orders import CANARY, WIDER, content_of, order_of
 

@@ -211,19 +211,36 @@ cli.main()
 """
 
 
+def handed_over(listener, words):
+    """Do as systemd does: the socket is descriptor 3, and the pid is that of the program."""
+    return ["bash", "-c", f'exec 3<&{listener.fileno()}; LISTEN_FDS=1 LISTEN_PID=$$ exec "$@"', "bash", *words]
+
+
+@pytest.mark.timeout(60)
+def test_a_socket_of_systemd_and_one_of_the_command_line_are_one_too_many(state, tmp_path):
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "s"))
+        listener.listen()
+        words = [sys.executable, "-c", PROGRAM, "verifier", "serve", "--socket", tmp_path / "other"]
+        done = subprocess.run(
+            handed_over(listener, words), pass_fds=[listener.fileno()], capture_output=True, text=True, check=False
+        )
+    assert (done.returncode, done.stderr.splitlines()[0]) == (2, "error: systemd passed a socket already")
+
+
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("activated", [False, True])
 def test_serve(state, tmp_path, activated):
     """The program itself: it listens, refuses nonsense, and goes when told, taking only a socket of its own with it."""
     path = tmp_path / "s"
     with socket.socket(socket.AF_UNIX) as listener:
-        words = [sys.executable, "-c", PROGRAM, "verifier", "serve", "--socket", path]
+        words = [sys.executable, "-c", PROGRAM, "verifier", "serve"]
         if activated:
             listener.bind(str(path))
             listener.listen()
-            # What systemd does: the socket is descriptor 3, and the pid is that of the program.
-            shell = f'exec 3<&{listener.fileno()}; LISTEN_FDS=1 LISTEN_PID=$$ exec "$@"'
-            words = ["bash", "-c", shell, "bash", *words]
+            words = handed_over(listener, words)
+        else:
+            words += ["--socket", path]
         process = subprocess.Popen(words, pass_fds=[listener.fileno()], stderr=subprocess.PIPE, env=dict(os.environ))
     deadline = time.monotonic() + 30
     while not path.exists():

@@ -106,19 +106,19 @@ def test_what_cannot_be_applied_says_why(repository):
     assert (status, "--cgroup is for recommendations to deploy" in output) == (2, True)
     nowhere = repository.service.recommend(replace(deployable(repository), id="n", cgroup=""))
     status, output = run("apply", nowhere.id)
-    assert (status, "hint: say where its tasks run" in output) == (2, True)
+    assert (status, "hint: name the one its tasks run in" in output) == (2, True)
     assert repository.service.requests() == []
 
 
 def test_optimising_now_ends_like_optimize(repository, lab, monkeypatch):
     shown = []
     monkeypatch.setattr(
-        "schedagent.cli.service.show_report", lambda report, as_json: shown.append((report, as_json)) or 3
+        "schedagent.cli.optimize.show_report", lambda report, as_json: shown.append((report, as_json)) or 3
     )
     one = stored(repository)
     assert run("apply", one.id, "--json")[0] == 3
     [request] = repository.service.requests()
-    assert (request.asked_by, request.progress, request.run_id) == (user(), Progress.DONE, shown[0][0]["run"])
+    assert (request.asked_by, request.progress, request.run_id) == (user(), Progress.DONE, shown[0][0].run)
     assert repository.service.recommendation(one.id).standing is Standing.APPLIED
 
 
@@ -142,7 +142,7 @@ def test_queueing_leaves_it_to_the_service(repository, tmp_path):
     status, output = run("apply", one.id, "--queue")
     assert (status, output.splitlines()) == (
         0,
-        ["request 1 is queued for the agent service", "the agent service does not run; start it: schedagent daemon"],
+        ["request 1 is queued for the agent service", "the agent service is not running; start it: schedagent daemon"],
     )
     with only_service(load_settings()):
         assert json.loads(run("apply", other.id, "--queue", "--json")[1])["service_lives"]

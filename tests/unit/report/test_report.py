@@ -11,13 +11,17 @@ import pytest
 from rich.console import Console
 
 from agents.observation import build_profile
+from repo_store.records import RunStatus
 from repo_store.store import PolicyRepository
 from schedagent.core.policies.policy import CandidatePolicy, Plan
 from schedagent.core.trials.judge import failed, judge
 from schedagent.core.trials.trial import DEFAULT_ARM, Block, Outcome, Sample, Verdict
 from schedagent.core.trials.workload import Goal
 from schedagent.core.verification import GateResult, GateStatus, VerificationReport
-from schedagent.report.run_report import build_report, conclusion, render
+from schedagent.report.as_json import to_json
+from schedagent.report.build import build_report, read_report
+from schedagent.report.conclusion import conclusion
+from schedagent.report.terminal import render
 from tests.support.scripted_lab import HARDWARE, LIBRARY, OPTIONS, WORKLOAD, long_tail
 
 FIRST, SECOND, THIRD = (CandidatePolicy(name, info.configured({})) for name, info in LIBRARY.items())
@@ -47,21 +51,19 @@ def stored_run(repository, verdicts, workload=WORKLOAD, verified_by=""):
     return run_id
 
 
-def text_of(report) -> str:
+def text_of(report, width=200) -> str:
     stream = io.StringIO()
-    render(report, Console(file=stream, width=200, emoji=False))
+    render(report, Console(file=stream, width=width, emoji=False))
     return stream.getvalue()
 
 
 def as_json(report):
-    return json.loads(json.dumps(report, allow_nan=False))
+    return json.loads(json.dumps(to_json(report), allow_nan=False))
 
 
-def test_a_report_is_json_without_nan_and_reads_the_same_again(repository):
+def test_a_report_is_json_without_nan(repository):
     verdicts = [BETTER, failed(["block 1: it ended with exit status 1"]), judge([(1.0, 1.1)])]
-    report = build_report(repository, stored_run(repository, verdicts))
-    assert as_json(report) == json.loads(json.dumps(report))
-    assert text_of(as_json(report)) == text_of(report)
+    report = as_json(build_report(repository, stored_run(repository, verdicts)))
     first, second, third = (found["verdict"] for found in report["iterations"][0]["candidates"])
     assert (first["outcome"], first["ratio"]) == ("better", 0.8)
     assert (second["outcome"], second["ratio"], second["low"], second["high"]) == ("failed", None, None, None)
@@ -73,10 +75,10 @@ def test_a_report_is_json_without_nan_and_reads_the_same_again(repository):
 def test_the_table_shows_every_kind_of_verdict(repository):
     verdicts = [BETTER, failed(["block 1: it ended with exit status 1"]), judge([(1.0, 1.1)])]
     text = text_of(build_report(repository, stored_run(repository, verdicts)))
-    rows = {line.split()[3]: line for line in text.splitlines() if "passed" in line}
+    rows = {line.split()[3]: line for line in text.splitlines() if line.startswith("│")}
     assert "0.800" in rows["longest_first"]
     assert "0.780 to 0.820" in rows["longest_first"]
-    assert "6 (+1 disturbed)" in rows["longest_first"]
+    assert "2 gates passed; 1 disturbed pair left out" in text
     assert "failed" in rows["plain"]
     assert "1.100" in rows["turns"]
     assert "inconclusive" in rows["turns"]
@@ -102,8 +104,9 @@ def test_a_gate_that_did_not_pass_is_named(repository, status):
 
 def test_a_run_that_has_hardly_begun(repository):
     run_id = repository.create_run(WORKLOAD, HARDWARE, settings=asdict(OPTIONS))
-    report = as_json(build_report(repository, run_id))
-    assert (report["profile"], report["iterations"], report["best"]) == (None, [], None)
+    report = build_report(repository, run_id)
+    values = as_json(report)
+    assert (values["profile"], values["iterations"], values["best"]) == (None, [], None)
     assert "./batch.sh" in text_of(report)
 
 
@@ -137,7 +140,7 @@ def test_the_best_is_the_best_for_the_goal(repository, goal, best):
     verdicts = [replace(BETTER, ratio=0.7), replace(BETTER, ratio=0.9), replace(BETTER, outcome=Outcome.WORSE)]
     metric = "" if goal is Goal.MAKESPAN else "(x)"
     run_id = stored_run(repository, verdicts, replace(WORKLOAD, goal=goal, metric=metric))
-    assert build_report(repository, run_id)["best"]["key"] == best.key
+    assert build_report(repository, run_id).best.candidate.key == best.key
 
 
 @pytest.mark.parametrize(
@@ -171,3 +174,76 @@ def test_text_of_the_workload_is_shown_as_it_is(repository):
 def test_the_report_says_who_verified(repository, verified_by, sentence):
     run_id = stored_run(repository, (BETTER,), verified_by=verified_by)
     assert sentence in text_of(build_report(repository, run_id))
+
+
+def test_the_tables_fit_eighty_columns_and_no_heading_is_wrapped(repository):
+    worst = replace(BETTER, ratio=10.123, low=9.123, high=11.123, pairs=20, outcome=Outcome.NO_DIFFERENCE)
+    run_id = stored_run(repository, [worst, failed(["block 1: it ended with exit status 1"]), None])
+    lines = text_of(build_report(repository, run_id), width=80).splitlines()
+    tables = [line for line in lines if line[:1] in "┏┃┡│└" and line]
+    assert max(map(len, tables)) <= 80
+    [headings] = [line for line in tables if line.startswith("┃")]
+    assert headings.replace("┃", " ").split() == ["policy", "pairs", "ratio", "interval", "verdict"]
+    [commands] = [line for line in lines if "longest" in line and "waited" in line]
+    assert commands.split() == ["command", "tasks", "CPU", "time", "longest", "waited"]
+
+
+OLD_MODEL = {
+    "used": "3 calls, 9.4k tokens, $0.02",
+    "total": {
+        "model": "small",
+        "calls": 3,
+        "input_tokens": 9000,
+        "output_tokens": 400,
+        "cost": 0.02,
+        "estimated": False,
+    },
+    "steps": [],
+    "notes": [{"role": "planning", "iteration": 1, "text": "planned by rules"}],
+}
+
+
+def old_report(run_id):
+    """What an older version stored at the end of such a run: other names, and no word of approvals."""
+    candidate = {"key": FIRST.key, "policy": FIRST.policy, "way": "configure", "mends": "", "verdict": None}
+    return {
+        "run": run_id,
+        "best": candidate,
+        "iterations": [{"reason": "because", "candidates": [candidate]}],
+        "outcome": "better",
+        "model": OLD_MODEL,
+        "out_of_time": True,
+    }
+
+
+def test_a_run_of_an_older_version_has_a_report_like_any_other(repository, tmp_path):
+    run_id = stored_run(repository, [BETTER])
+    repository.finish_run(run_id, RunStatus.FINISHED, old_report(run_id))
+    report = read_report(repository, run_id, tmp_path / "no transcript")
+    values = as_json(report)
+    [candidate] = values["iterations"][0]["candidates"]
+    assert (candidate["origin"], candidate["repairs"]) == ("configure", "")
+    assert not {"way", "mends"} & candidate.keys()
+    assert (values["complete"], values["out_of_time"], values["best"]["key"]) == (True, True, FIRST.key)
+    assert values["model"] == OLD_MODEL, "its transcript is gone, and with it what it cost"
+    text = text_of(report)
+    assert "Model: 3 calls, 9.4k tokens, $0.02." in text
+    assert "time budget ended the run" in text
+
+
+def test_a_finished_run_reads_as_it_was_stored(repository, tmp_path):
+    run_id = stored_run(repository, [BETTER, None])
+    stored = as_json(build_report(repository, run_id, out_of_time=True))
+    repository.finish_run(run_id, RunStatus.FINISHED, stored)
+    assert as_json(read_report(repository, run_id, tmp_path / "none")) == stored
+
+
+def test_a_token_of_an_older_version_is_none_to_deploy(repository):
+    run_id = stored_run(repository, [BETTER])
+    report = VerificationReport(FIRST.policy, FIRST.key, "d", "7.3.4", PASSED, token="sat1.payload.signature")
+    other = repository.create_run(WORKLOAD, HARDWARE, settings=asdict(OPTIONS))
+    repository.save_plan(other, 0, Plan((FIRST,), "because"))
+    repository.save_verification(other, report)
+    repository.save_verdict(other, 0, FIRST.key, BETTER)
+    assert build_report(repository, run_id).deployment is None
+    assert build_report(repository, other).deployment is None

@@ -102,12 +102,12 @@ def test_optimising_runs_the_loop_once_under_an_id_that_was_stored_before(hands,
     number = asked(repository, one)
     report = hands.carry_out(number, reporter)
     request = repository.service.request(number)
-    assert (request.progress, request.run_id) == (Progress.DONE, report["run"])
-    assert (request.note, request.started_at > 0) == (f"run {report['run']}: nothing better was found", True)
+    assert (request.progress, request.run_id) == (Progress.DONE, report.run)
+    assert (request.note, request.started_at > 0) == (f"run {report.run}: nothing better was found", True)
     stored = repository.service.recommendation(one.id)
     assert (stored.standing, stored.note) == (Standing.APPLIED, request.note)
     assert repository.service.baseline("/a") is None, "what was examined is still called unusual"
-    assert lab_log(settings) == [f"start {report['run']}", f"by {os.getpid()}"]
+    assert lab_log(settings) == [f"start {report.run}", f"by {os.getpid()}"]
 
 
 @pytest.mark.parametrize("status", [RunStatus.INTERRUPTED, RunStatus.FINISHED])

@@ -1,0 +1,73 @@
+"""What schedagentd answers about deployments and events, as text. Names in it are anybody's: print it `printable`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+
+def render_status(status: Mapping[str, Any]) -> str:
+    """Return what `status` prints."""
+    return "\n".join(_status_lines(status))
+
+
+def _status_lines(status: Mapping[str, Any]) -> Iterator[str]:
+    yield f"in charge: {status['in_charge']}"
+    yield from (render_deployment(status[name]) for name in ("active", "waiting") if status[name])
+    if status["foreign"]:
+        names = ", ".join(status["foreign"]["schedulers"]) or "no process known to load one"
+        yield f"another sched_ext scheduler is loaded ({names}); to deploy: {status['foreign']['hint']}"
+    for name, spread in status["measured"].items():
+        yield f"  measured {name}: {spread['mean']:.4g} (mean of {spread['count']})"
+    yield _kernel(status["kernel"])
+    if status["unsaved"]:
+        yield f"not yet in the record (is the disk full?): deployments {status['unsaved']}"
+
+
+def _kernel(kernel: Mapping[str, Any]) -> str:
+    if not kernel["sched_ext"]:
+        return f"kernel {kernel['release']}: no sched_ext"
+    scope = "all normal tasks" if kernel["switch_all"] else "tasks of policy SCHED_EXT"
+    loaded = f", {kernel['ops']} for {scope}" if kernel["ops"] else ""
+    return f"kernel {kernel['release']}: sched_ext is {kernel['state']}{loaded}"
+
+
+def render_deployment(deployment: Mapping[str, Any]) -> str:
+    """Return one deployment in two or three lines."""
+    tunables = " ".join(f"{name}={value}" for name, value in deployment["tunables"].items())
+    head = f"deployment {deployment['deployment']}: {deployment['policy']} {tunables}".rstrip()
+    if deployment["phase"] == "ended":
+        return f"{head}\n" + f"  ended: {deployment['end']}: {deployment['detail']}".removesuffix(": ")
+    return "\n".join([head, *_running(deployment)])
+
+
+def _running(deployment: Mapping[str, Any]) -> Iterator[str]:
+    tree = f"process {deployment['pid']} and its descendants" if deployment["pid"] else "the whole machine"
+    phase = deployment["phase"]
+    mark = "proven" if deployment["proven"] else "on probation" if phase == "running" else phase
+    yield f"  stage {deployment['stage']} ({deployment['cgroup'] or tree}) for {deployment['since_s']:.0f} s, {mark}"
+    yield f"  lease ends in {deployment['lease_left_s']:.0f} s, token in {deployment['token_left_s']:.0f} s"
+    if deployment["next_stage"]:
+        stage = f"{deployment['next_stage']} {deployment['next_cgroup']}".rstrip()
+        yield f"  next: stage {stage}; its baseline is being measured"
+
+
+def render_history(deployments: Sequence[Mapping[str, Any]]) -> str:
+    """Return what `history` prints."""
+    blocks = []
+    for deployment in deployments:
+        head = f"{_moment(deployment['created_at'])}  {render_deployment(deployment)}"
+        blocks.append("\n".join([head, *deployment.get("dump", "").splitlines()]))
+    return "\n".join(blocks) or "nothing was deployed yet"
+
+
+def render_event(event: Mapping[str, Any]) -> str:
+    """Return one event in a line."""
+    about = f"deployment {event['deployment']}: " if event["deployment"] else ""
+    text = f"{event['number']:>6}  {_moment(event['at'])}  {about}{event['kind']}: {event['detail']}"
+    return text.removesuffix(": ")
+
+
+def _moment(unix_s: float) -> str:
+    return datetime.fromtimestamp(unix_s, UTC).isoformat(sep=" ", timespec="seconds")

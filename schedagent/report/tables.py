@@ -1,0 +1,25 @@
+"""How commands print: text that is no markup, and tables of few columns, which fit 80."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+
+def say(console: Console, text: str) -> None:
+    """Print text as it is: nothing in it is markup, and the terminal wraps it."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def text_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """Return a table of plain text whose last column alone is folded if the terminal is narrow."""
+    table = Table()
+    for heading in headings[:-1]:
+        table.add_column(heading, no_wrap=True)
+    table.add_column(headings[-1], overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table
