@@ -54,8 +54,9 @@ class _Subject:
         self._before: tuple[TaskSample, Mapping[int, int], float | None] | None = None
 
     def read(self, now: float) -> Reading | None:
+        total_s = self._total_s()  # at the time of the sample, which is taken before its tasks are read, one by one
         sample = self._watch.sample()
-        ran_ns, total_s = self._watch.ran_ns, self._total_s()
+        ran_ns = self._watch.ran_ns
         before, self._before = self._before, (sample, ran_ns, total_s)
         if before is None or sample.at <= before[0].at:
             return None
