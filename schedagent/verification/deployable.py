@@ -15,7 +15,7 @@ LARGEST_OBJECT = 2 << 20
 
 
 def deployment_fields(file: Path, report: Path) -> dict[str, Any]:
-    """Put together what schedagentd wants of a policy: the object, and what its report says was verified.
+    """Put together what schedagentd wants of a policy: the object, and what its report shows was verified.
 
     Raises:
         UsageError: a file cannot be read, or the two do not belong together.

@@ -152,12 +152,12 @@ def test_settings_decide_where_things_are(script, project, tmp_path):
 def test_what_waits_is_decided(script, project):
     options = schedagent.RunOptions(iterations=1, approve=(ApprovalStage.PLAN,))
     waiting = schedagent.optimize("make -j", directory=project, options=options)
-    run_id, digest = waiting["run"], waiting["waiting"]["digest"]
+    run_id, digest = waiting.run, waiting.waiting.digest
     with pytest.raises(UsageError, match="waits for the approval of"):
         schedagent.decide(run_id, approved=True, digest="0" * 8)
     with pytest.raises(UsageError, match="because"):
         schedagent.decide(run_id, approved=False)
-    assert schedagent.resume(run_id)["waiting"]["digest"] == digest
+    assert schedagent.resume(run_id).waiting.digest == digest
     report = schedagent.decide(run_id, approved=True, digest=digest)
     assert report.complete
     assert report.best.candidate.policy == "longest_first"
@@ -212,5 +212,5 @@ def test_a_policy_is_verified(script, monkeypatch):
     assert report.passed
     assert report.policy == "plain"
     assert gates == [gate.gate for gate in report.gates]
-    with pytest.raises(UsageError, match="is no scope"):
+    with pytest.raises(UsageError, match="is not a scope"):
         schedagent.verify("plain", options=schedagent.VerifyOptions(scope="all"))

@@ -41,7 +41,7 @@ IDLE_MACHINE = OracleInfo(
     30,
     LOSS_BOUND,
     "ratio",
-    "the share of the default scheduler's throughput that is certainly lost, when two tasks work a millisecond in turns"
+    "the share of the default scheduler's throughput that is certainly lost, when two tasks work a millisecond alternately"
     " and wake each other",
     _REASON,
 )
@@ -50,7 +50,7 @@ SATURATED_MACHINE = OracleInfo(
     30,
     LOSS_BOUND,
     "ratio",
-    "the same share with two busy tasks for each CPU and two that work in turns",
+    "the same share with two busy tasks for each CPU and two that alternate",
     _REASON,
 )
 ORACLES = (IDLE_MACHINE, SATURATED_MACHINE)

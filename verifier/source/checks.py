@@ -292,7 +292,7 @@ def _check_written_out_dsqs(values: Values, arguments: Sequence[Argument]) -> It
 
 
 def _check_copied_enumerators(tree: Tree, names: frozenset[str]) -> Iterator[Finding]:
-    """Find uses of enumerators that the source declares itself, unless libbpf is told to relocate them."""
+    """Find uses of enumerators that the source declares itself, unless libbpf relocates them on request."""
     own = {
         node.id: enum
         for enum in tree.declarations
