@@ -41,7 +41,7 @@ IDLE_MACHINE = OracleInfo(
     30,
     LOSS_BOUND,
     "ratio",
-    "the share of the default scheduler's throughput that is certainly lost, when two tasks work a millisecond alternately"
+    "the share of the default scheduler's throughput that is certainly lost, when two tasks alternate each millisecond"
     " and wake each other",
     _REASON,
 )
