@@ -23,7 +23,6 @@ Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON on 
 Socket = Annotated[Path | None, typer.Option(help="Socket of schedagentd, if it is not the usual one.")]
 Number = Annotated[int, typer.Argument(help="Number of the deployment (see: schedagent status).", min=1)]
 
-LARGEST_OBJECT = 2 << 20
 SHORTEST_KEPT_S = 10.0
 """Three renewals in a shorter one would be more than schedagentd takes of one user."""
 KEEP_HELP = "Stay and renew the lease until it ends; Ctrl-C rolls it back. Exit status 3: the circuit breaker ended it."
@@ -251,16 +250,17 @@ def deployment_fields(file: Path, report: Path) -> dict[str, Any]:
     import base64
     import hashlib
 
+    from schedagent.core.deployment import LARGEST_OBJECT_BYTES
     from schedagent.core.errors import UsageError
 
     told = _read_report(report)
     try:
         with file.open("rb") as stream:
-            content = stream.read(LARGEST_OBJECT + 1)
+            content = stream.read(LARGEST_OBJECT_BYTES + 1)
     except OSError as error:
         raise UsageError(f"{file} cannot be read: {error.strerror}") from None
-    if len(content) > LARGEST_OBJECT:
-        raise UsageError(f"{file} is larger than {LARGEST_OBJECT} bytes")
+    if len(content) > LARGEST_OBJECT_BYTES:
+        raise UsageError(f"{file} is larger than {LARGEST_OBJECT_BYTES} bytes")
     digest = hashlib.sha256(content).hexdigest()
     if digest != told["artifact_digest"]:
         raise UsageError(

@@ -12,6 +12,15 @@ from schedagent.core.welch import Better, Spread
 
 Entries = tuple[tuple[int, int], ...]
 
+LARGEST_OBJECT_BYTES = 2 << 20
+"""Of an object that is verified, and so of one that is deployed: what passed every gate can always be sent.
+
+schedagentd holds a request, its text and its content in memory at once. Ten times the largest object of the library
+(0.2 MiB with its BTF); what is larger is larger by debug information, which the kernel does not read.
+"""
+MOST_ENTRIES = 1 << 14
+"""Of each of a policy's input maps; those of the library have 4096."""
+
 
 class Stage(StrEnum):
     """How much of the machine a policy schedules."""
