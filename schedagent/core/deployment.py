@@ -65,7 +65,7 @@ class Phase(StrEnum):
 
 
 class End(StrEnum):
-    """Why a deployment ended. TRIPS and BLAMES say which of them mean what."""
+    """Why a deployment ended. TRIPS and BLAMES group them."""
 
     STALL = "stall"
     EJECTED = "ejected by the kernel"
@@ -143,7 +143,7 @@ class Order:
 
     @property
     def inputs_digest(self) -> str:
-        """What the token says of the input maps."""
+        """What the token says about the input maps."""
         return digest_inputs(self.history, self.classes)
 
 

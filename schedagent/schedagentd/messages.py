@@ -128,7 +128,7 @@ _Fields = Mapping[str, tuple[Callable[[Any], Any], Any]]
 
 
 def read_request(line: bytes) -> Request:
-    """Read a request; raise UsageError that says what is wrong with it, without repeating its content."""
+    """Read a request; raise UsageError with what is wrong, without repeating its content."""
     message = _json(line)
     verb = message.pop("verb", None)
     version = message.pop("version", None)

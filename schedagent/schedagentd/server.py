@@ -47,7 +47,7 @@ ANSWER_S = 10.0
 CONNECTIONS = 64
 CONNECTIONS_EACH = 16
 KEPT_FOR_CHANGES = 16
-"""Connections that those who may only look cannot take, so that a rollback always gets through."""
+"""Connections that those who may only read cannot take, so that a rollback always gets through."""
 BURST, PER_S = 30.0, 10.0
 """Requests that one user may make at once, and in the long run."""
 COST_OF_CHANGE = 3.0
