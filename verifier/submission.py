@@ -8,12 +8,13 @@ from pathlib import Path
 
 from kernel_bpf.build.compile import compile_policy
 from kernel_bpf.build.target import KernelTarget
+from schedagent.core.deployment import LARGEST_OBJECT_BYTES
 from schedagent.core.errors import PolicyError
 from schedagent.core.policies.artifact import PolicyArtifact
 from schedagent.core.policies.policy import PolicyInfo, Tunable
 from verifier.object.reader import read_object
 
-OBJECT_LIMIT_BYTES = 16 << 20
+_STRIP = "leave its debug information out, which the kernel does not read: llvm-strip -g FILE.bpf.o"
 
 _NAME = re.compile(r"[A-Za-z0-9_]{1,100}")
 
@@ -22,12 +23,15 @@ def build(info: PolicyInfo, target: KernelTarget, include_dirs: Sequence[Path], 
     """Compile a policy for a kernel; an object is taken as it is.
 
     Raises:
-        PolicyError: the file cannot be read or is too large.
+        PolicyError: the file cannot be read, or the object is too large to be deployed.
         CompileError: clang refused it, with clang's own lines.
     """
     if info.is_object:
         return PolicyArtifact(info.name, _read_object(info.source), "", target.btf_build_id)
-    return compile_policy(info.source, info.name, target, include_dirs=include_dirs, cache_dir=cache_dir)
+    artifact = compile_policy(info.source, info.name, target, include_dirs=include_dirs, cache_dir=cache_dir)
+    if len(artifact.object_bytes) > LARGEST_OBJECT_BYTES:
+        raise _too_large(f"{len(artifact.object_bytes)} bytes came out of the compiler", "")
+    return artifact
 
 
 def declared_tunables(artifact: PolicyArtifact) -> tuple[Tunable, ...]:
@@ -59,12 +63,16 @@ def _read_object(path: Path) -> bytes:
         if not path.is_file():
             raise PolicyError(f"{path} is not a regular file")
         with path.open("rb") as file:
-            content = file.read(OBJECT_LIMIT_BYTES + 1)
+            content = file.read(LARGEST_OBJECT_BYTES + 1)
     except OSError as error:
         raise PolicyError(f"{path} cannot be read: {error.strerror}") from None
-    if len(content) > OBJECT_LIMIT_BYTES:
-        raise PolicyError(f"{path.name} is longer than the {OBJECT_LIMIT_BYTES} bytes that are accepted")
+    if len(content) > LARGEST_OBJECT_BYTES:
+        raise _too_large(f"{path.name} is larger", _STRIP)
     return content
+
+
+def _too_large(what: str, hint: str) -> PolicyError:
+    return PolicyError(f"{what}, and no object of more than {LARGEST_OBJECT_BYTES} bytes can be deployed", hint)
 
 
 def check_name(name: str) -> None:

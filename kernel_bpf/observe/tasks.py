@@ -33,17 +33,17 @@ class TaskSample:
 
     Args:
         at: CLOCK_MONOTONIC, in seconds.
-        stalled_s: how long at least one of its tasks waited for a CPU (PSI, "some"); None where nothing tells: a
+        stalled_s: how long at least one of its tasks waited for a CPU (PSI, "some"); None where nothing shows it: a
             process tree has no PSI.
-        delay_s, turns: how long its tasks waited in run queues, and how often they then ran.
-        ran_s: CPU time that they used. Of tasks that came and went between two looks this knows nothing, as delay_s.
+        delay_s, runs: how long its tasks waited in run queues, and how often they then ran.
+        ran_s: CPU time that they used. Tasks that came and went between two samples are in neither this nor delay_s.
         starved: runnable tasks that have not run for longer than the bound, each as "PID (COMMAND)".
     """
 
     at: float
     stalled_s: float | None
     delay_s: float
-    turns: int
+    runs: int
     ran_s: float = 0.0
     starved: tuple[str, ...] = ()
 
@@ -60,22 +60,22 @@ def processes() -> list[int]:
 
 def tree_of(pid: int) -> Tree | None:
     """Return the tree that begins with a process; None if there is no such process."""
-    told = _stat(pid)
-    return Tree(pid, told[1]) if told else None
+    stat = _stat(pid)
+    return Tree(pid, stat[1]) if stat else None
 
 
 def cgroup_of(tree: Tree) -> str:
     """Return the cgroup that a tree's first process is in, as a path below the root; empty if it ended."""
     try:
-        told = Path(PROC, str(tree.pid), "cgroup").read_text(errors="replace")
+        text = Path(PROC, str(tree.pid), "cgroup").read_text(errors="replace")
     except OSError:
         return ""
-    paths = [line[3:] for line in told.splitlines() if line.startswith("0::")]
+    paths = [line[3:] for line in text.splitlines() if line.startswith("0::")]
     return paths[0] if paths and tree_of(tree.pid) == tree else ""
 
 
 class Threads:
-    """The threads of a scope, look by look.
+    """The threads of a scope, listed again and again.
 
     A process that its parent left behind no longer shows whose descendant it is. What was seen in a tree once stays in
     it for as long as it lives; what was moved to SCHED_EXT stays there, and its children begin there, in any case.
@@ -90,7 +90,7 @@ class Threads:
         self._root = root
         self._known: dict[int, int] = {where.pid: where.started} if isinstance(where, Tree) else {}
 
-    def look(self) -> Iterator[int]:
+    def now(self) -> Iterator[int]:
         """Yield the ids of the threads that are there now, those of cgroups below included."""
         if isinstance(self._where, Tree):
             yield from self._of_tree()
@@ -100,7 +100,7 @@ class Threads:
             yield from _threads(processes())
 
     def _of_tree(self) -> Iterator[int]:
-        there = {pid: told for pid in processes() if (told := _stat(pid))}
+        there = {pid: stat for pid in processes() if (stat := _stat(pid))}
         known = {pid: began for pid, began in self._known.items() if pid in there and there[pid][1] == began}
         children: dict[int, list[int]] = {}
         for pid, (parent, _began) in there.items():
@@ -114,18 +114,18 @@ class Threads:
 
     def _of_cgroup(self, top: Path) -> Iterator[int]:
         for folder, _folders, _files in os.walk(top):
-            with suppress(OSError):  # it went away; or a threaded domain, whose threads are told below it
+            with suppress(OSError):  # it went away; or a threaded domain, whose threads are listed below it
                 yield from map(int, Path(folder, "cgroup.threads").read_text().split())
 
 
 def move_in(where: Where, root: Path) -> int:
     """Move a scope's normal tasks to SCHED_EXT, so that their children begin there; return how many were moved.
 
-    Looked at again until nothing is found any more: a child may be born, still a normal task, behind the first look.
+    Repeated until there is nothing left to move: a child may be born, still a normal task, after the first pass.
     """
     threads, moved = Threads(where, root), 0
     for _pass in range(_PASSES):
-        now = sum(_change(thread, os.SCHED_OTHER, SCHED_EXT) for thread in threads.look())
+        now = sum(_change(thread, os.SCHED_OTHER, SCHED_EXT) for thread in threads.now())
         moved += now
         if not now:
             break
@@ -137,7 +137,7 @@ def move_out() -> int:
 
     All of them, since children may have left the cgroup.
     """
-    return sum(_change(thread, SCHED_EXT, os.SCHED_OTHER) for thread in Threads("", cgroup_root()).look())
+    return sum(_change(thread, SCHED_EXT, os.SCHED_OTHER) for thread in Threads("", cgroup_root()).now())
 
 
 def _change(thread: int, before: int, after: int) -> bool:
@@ -164,34 +164,34 @@ class Watch:
         self._seen: dict[int, tuple[int, int, int, float]] = {}
         self._ran_ns = 0
         self._delay_ns = 0
-        self._turns = 0
+        self._runs = 0
 
     def sample(self) -> TaskSample:
-        """Look at every task of the scope (the first 4096) and at its PSI."""
+        """Read the counters of every task of the scope (the first 4096) and its PSI."""
         now = time.monotonic()
         seen: dict[int, tuple[int, int, int, float]] = {}
         starved = []
-        for thread in self._threads.look():
+        for thread in self._threads.now():
             if len(seen) >= _MOST_WATCHED:
                 break
-            told = _schedstat(thread)
-            if told is None:
+            counters = _schedstat(thread)
+            if counters is None:
                 continue
-            ran, delay, turns = told
+            ran, delay, runs = counters
             before = self._seen.get(thread)
             since = now
             if before is not None:
                 self._ran_ns += max(0, ran - before[0])
                 self._delay_ns += max(0, delay - before[1])
-                self._turns += max(0, turns - before[2])
-                if (ran, turns) == (before[0], before[2]) and (name := _runnable(thread)):
+                self._runs += max(0, runs - before[2])
+                if (ran, runs) == (before[0], before[2]) and (name := _runnable(thread)):
                     since = before[3]
                     if now - since >= self._starvation_s:
                         starved.append(name)
-            seen[thread] = (ran, delay, turns, since)
+            seen[thread] = (ran, delay, runs, since)
         self._seen = seen
         waited_s, ran_s = self._delay_ns * _NS, self._ran_ns * _NS
-        return TaskSample(now, self._stalled_s(), waited_s, self._turns, ran_s, tuple(starved))
+        return TaskSample(now, self._stalled_s(), waited_s, self._runs, ran_s, tuple(starved))
 
     @property
     def ran_ns(self) -> dict[int, int]:
@@ -213,10 +213,10 @@ def _pressure_file(where: Where, root: Path) -> Path | None:
 
 
 def _schedstat(thread: int) -> tuple[int, int, int] | None:
-    """Time on a CPU and in run queues (ns), and turns on a CPU (Documentation/scheduler/sched-stats.rst)."""
+    """Time on a CPU and in run queues (ns), and how often it ran (Documentation/scheduler/sched-stats.rst)."""
     try:
-        ran, delay, turns = Path(PROC, str(thread), "schedstat").read_text().split()
-        return int(ran), int(delay), int(turns)
+        ran, delay, runs = Path(PROC, str(thread), "schedstat").read_text().split()
+        return int(ran), int(delay), int(runs)
     except (OSError, ValueError):
         return None
 

@@ -12,6 +12,15 @@ from schedagent.core.welch import Better, Spread
 
 Entries = tuple[tuple[int, int], ...]
 
+LARGEST_OBJECT_BYTES = 2 << 20
+"""Of an object that is verified, and so of one that is deployed: what passed every gate can always be sent.
+
+schedagentd holds a request, its text and its content in memory at once. Ten times the largest object of the library
+(0.2 MiB with its BTF); what is larger is larger by debug information, which the kernel does not read.
+"""
+MOST_ENTRIES = 1 << 14
+"""Of each of a policy's input maps; those of the library have 4096."""
+
 
 class Stage(StrEnum):
     """How much of the machine a policy schedules."""
@@ -56,7 +65,7 @@ class Phase(StrEnum):
 
 
 class End(StrEnum):
-    """Why a deployment ended. TRIPS and BLAMES say which of them mean what."""
+    """Why a deployment ended. TRIPS and BLAMES group them."""
 
     STALL = "stall"
     EJECTED = "ejected by the kernel"
@@ -134,7 +143,7 @@ class Order:
 
     @property
     def inputs_digest(self) -> str:
-        """What the token says of the input maps."""
+        """What the token says about the input maps."""
         return digest_inputs(self.history, self.classes)
 
 

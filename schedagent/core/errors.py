@@ -5,7 +5,7 @@ SchedagentError                 message + hint: what failed with values, and wha
 │   ├── TunableError            a tunable that does not exist or is out of range
 │   ├── SpecError               a policy spec with mistakes, each named by its field
 │   ├── MetricError             the metric expression found no number in the workload's output
-│   └── ReplayDiverged          a recorded transcript does not hold what is asked now
+│   └── ReplayDiverged          a recorded transcript does not contain what is asked now
 ├── SetupError                  a tool, kernel or folder is missing or unusable
 ├── PolicyError                 this policy cannot be used
 │   ├── CompileError            clang refused the source
@@ -18,7 +18,7 @@ SchedagentError                 message + hint: what failed with values, and wha
 ├── RepositoryError             the policy repository cannot be read or written
 ├── RecordError                 schedagentd's record of deployments cannot be read or written
 ├── Refused                     schedagentd refuses what it was asked, and says why
-├── ModelError                  the model gave no usable answer: go on without it
+├── ModelError                  the model gave no usable answer: continue without it
 │   ├── EndpointError           its endpoint is down, refuses, or answers nonsense
 │   └── BudgetSpent             calls, tokens or money of the run are used up
 └── TokenError                  a deployment token is malformed, forged, expired or for something else
@@ -53,7 +53,7 @@ class TunableError(UsageError):
 
 
 class SpecError(UsageError):
-    """A policy spec that says nothing that can be composed; one line per mistake, by the name of its field."""
+    """A policy spec that cannot be composed; one line per mistake, by the name of its field."""
 
 
 class MetricError(UsageError):
@@ -61,7 +61,7 @@ class MetricError(UsageError):
 
 
 class ReplayDiverged(UsageError):
-    """A recorded transcript does not hold what is asked now; the message says where the two part."""
+    """A recorded transcript does not contain what is asked now; the message says where the two part."""
 
 
 class SetupError(SchedagentError):
@@ -129,7 +129,7 @@ class TokenError(SchedagentError):
 
 
 class ModelError(SchedagentError):
-    """The model gave no usable answer. Callers go on without it: with the offline planner, or with what they have."""
+    """The model gave no usable answer. Callers continue with the offline planner, or with what they have."""
 
 
 class EndpointError(ModelError):

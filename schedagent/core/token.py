@@ -139,7 +139,7 @@ def encode(token: DeploymentToken, sign: Callable[[bytes], bytes]) -> str:
 
 
 def decode(token_text: str) -> DeploymentToken:
-    """Return what a token says, to show it to people. The signature is NOT looked at: trust only `check`.
+    """Return what a token contains, to show it to people. The signature is NOT checked: trust only `check`.
 
     Raises:
         TokenError: it is not a token.
@@ -149,7 +149,7 @@ def decode(token_text: str) -> DeploymentToken:
 
 
 def read_signed(token_text: str, public_keys: Iterable[bytes]) -> DeploymentToken:
-    """Return what a token says if a trusted key signed it. It may be for another use or out of date: see `check`.
+    """Return what a token contains if a trusted key signed it. It may be for another use or out of date: see `check`.
 
     Raises:
         TokenError: it is not a token, or none of these keys signed it.

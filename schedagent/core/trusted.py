@@ -71,31 +71,31 @@ def trust(folder: Path, pem: bytes, until: int | None = None) -> TrustedKey:
         TokenError: it is not an Ed25519 public key in PEM.
         SetupError: the folder cannot be used.
     """
-    one = _only_block(pem)
-    named = key_id(one)
+    block = _only_block(pem)
+    named = key_id(block)
     end = b"" if until is None else _UNTIL + moment_text(until).encode() + b"\n"
     try:
         folder.mkdir(mode=0o755, parents=True, exist_ok=True)
         with locked(folder):
             paths = [key.path for key in trusted_keys(folder) if key.key_id == named] or [folder / f"{named}.pem"]
-            replace_file(paths[0], end + one, 0o644)
+            replace_file(paths[0], end + block, 0o644)
             for copy in paths[1:]:
                 copy.unlink()
     except OSError as error:
         raise SetupError(f"the folder of trusted keys {folder} cannot be written: {error.strerror}") from None
-    return TrustedKey(named, one, until, paths[0])
+    return TrustedKey(named, block, until, paths[0])
 
 
 def distrust(folder: Path, named: str) -> None:
     """Remove a key; raise UsageError if it is not there."""
     known = trusted_keys(folder)
-    found = [key for key in known if key.key_id == named]
-    if not found:
+    removed = [key for key in known if key.key_id == named]
+    if not removed:
         raise UsageError(
             f"no key {named!r} is trusted in {folder}", f"there are: {', '.join(key.key_id for key in known) or 'none'}"
         )
     with locked(folder):
-        for key in found:
+        for key in removed:
             key.path.unlink(missing_ok=True)
         _sync(folder)
 
@@ -166,7 +166,7 @@ def _read(path: Path) -> TrustedKey:
     except (TokenError, ValueError) as error:
         reason = error.message if isinstance(error, TokenError) else str(error)
         raise SetupError(
-            f"the trusted key {path} is damaged: {reason}", f"put the key there anew, or rm {path}"
+            f"the trusted key {path} is damaged: {reason}", f"put the key there again, or rm {path}"
         ) from None
 
 
@@ -187,5 +187,5 @@ def _require_ours(path: Path, status: os.stat_result, is_kind: Callable[[int], b
         raise SetupError(
             f"others than its user can write to {path}, which decides whose tokens are accepted "
             f"(mode {status.st_mode & 0o777:04o}, user id {status.st_uid})",
-            f"look what is in it, then: chmod go-w {path}",
+            f"check what is in it, then: chmod go-w {path}",
         )

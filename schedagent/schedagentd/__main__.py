@@ -70,7 +70,7 @@ def serve(config: Config, kernel: Kernel) -> None:
 
 
 def _gate(config: Config) -> Gate:
-    """Turn names into ids; a group that is not there admits nobody, a user that is not there is a mistake."""
+    """Look names up; a group that does not exist admits nobody, a user that does not exist is a mistake."""
     try:
         users = frozenset(pwd.getpwnam(name).pw_uid for name in config.users)
     except KeyError as error:

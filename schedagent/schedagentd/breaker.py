@@ -26,7 +26,7 @@ from schedagent.core.welch import (
 )
 
 ERROR_EVENTS = ("SCX_EV_SELECT_CPU_FALLBACK", "SCX_EV_DISPATCH_LOCAL_DSQ_OFFLINE", "SCX_EV_INSERT_NOT_OWNED")
-"""Counters that say the policy did what the kernel had to repair (kernel/sched/ext_internal.h)."""
+"""Counters of what the policy did wrong and the kernel had to correct (kernel/sched/ext_internal.h)."""
 
 STALL_KIND = 1026  # SCX_EXIT_ERROR_STALL
 SUSPENDED_S = 0.5
@@ -62,7 +62,7 @@ class KernelReading:
         boot, monotonic: CLOCK_BOOTTIME and CLOCK_MONOTONIC in seconds; they part while the machine is suspended.
         state: of sysfs.
         enabled: the very policy is in charge.
-        exit: why it ended, if it says so.
+        exit: why it ended, if that is recorded.
     """
 
     boot: float
@@ -76,7 +76,7 @@ Trip = tuple[End, str]
 
 
 def judge_reading(first: KernelReading, before: KernelReading, now: KernelReading, bounds: Bounds) -> Trip | None:
-    """Say why a policy has to go, given the reading when its stage began, the one before this, and this one."""
+    """Return why a policy has to go, given the reading when its stage began, the one before this, and this one."""
     if not now.state.available:
         return End.BLIND, "/sys/kernel/sched_ext cannot be read: nothing can be confirmed any more"
     if now.exit is not None:
@@ -85,7 +85,7 @@ def judge_reading(first: KernelReading, before: KernelReading, now: KernelReadin
         return End.FOREIGN, f"{now.state.ops!r} is in charge instead"
     if not now.enabled and now.state.state == "disabled":
         return End.EXITED, f"state is {now.state.state!r}; the policy does not report why"
-    return _of_counters(first, before, now, bounds) if now.enabled else None  # ending: it will say why
+    return _of_counters(first, before, now, bounds) if now.enabled else None  # ending: its exit info will say why
 
 
 def _of_exit(info: ExitInfo) -> Trip:
@@ -114,7 +114,7 @@ def _of_counters(first: KernelReading, before: KernelReading, now: KernelReading
 
 END_OF = {DELAY: End.RUN_QUEUE_DELAY, PRESSURE: End.PRESSURE, SHARE: End.CPU_SHARE, METRIC: End.METRIC}
 """How a deployment ends under which this became worse."""
-CPU_USED, TURNS = "cpu_used", "turns_per_s"
+CPU_USED, RUNS = "cpu_used", "turns_per_s"
 
 
 def intervals(samples: Sequence[TaskSample]) -> dict[str, list[float]]:
@@ -122,20 +122,20 @@ def intervals(samples: Sequence[TaskSample]) -> dict[str, list[float]]:
 
     DELAY: mean wait for a CPU before a run, in seconds. PRESSURE: the part of the time in which some task waited (PSI).
     SHARE: how much of the CPU time that its tasks wanted (ran or waited in a run queue) they got. CPU_USED: CPU time a
-    second, in CPUs. TURNS: how often a second a task was given a CPU (a context switch to it).
+    second, in CPUs. RUNS: how often a second a task was given a CPU (a context switch to it).
     """
-    series: dict[str, list[float]] = {name: [] for name in (DELAY, PRESSURE, SHARE, CPU_USED, TURNS)}
+    series: dict[str, list[float]] = {name: [] for name in (DELAY, PRESSURE, SHARE, CPU_USED, RUNS)}
     for before, now in pairwise(samples):
-        elapsed_s, turns = now.at - before.at, now.turns - before.turns
+        elapsed_s, runs = now.at - before.at, now.runs - before.runs
         waited_s, ran_s = now.delay_s - before.delay_s, now.ran_s - before.ran_s
         if elapsed_s <= 0:
             continue
         series[CPU_USED].append(ran_s / elapsed_s)
-        series[TURNS].append(turns / elapsed_s)
+        series[RUNS].append(runs / elapsed_s)
         if now.stalled_s is not None and before.stalled_s is not None:
             series[PRESSURE].append((now.stalled_s - before.stalled_s) / elapsed_s)
-        if turns > 0:
-            series[DELAY].append(waited_s / turns)
+        if runs > 0:
+            series[DELAY].append(waited_s / runs)
         if ran_s + waited_s > 0:
             series[SHARE].append(ran_s / (ran_s + waited_s))
     return series
@@ -148,7 +148,7 @@ def summarise(samples: Sequence[TaskSample], metric: Sequence[float] = ()) -> di
 
 
 def measures(bounds: Bounds, better: Better | None) -> tuple[Measure, ...]:
-    """Return what is judged. CPU_USED and TURNS are only shown: less of them may be an idle hour as well as a fault."""
+    """Return what is judged. CPU_USED and RUNS are only shown: less of them may be an idle hour as well as a fault."""
     own = (Measure(METRIC, bounds.metric_ratio, 0.0, better=better),) if better else ()
     return (
         Measure(DELAY, bounds.worse_ratio, bounds.delay_floor_s, " s"),
@@ -159,7 +159,7 @@ def measures(bounds: Bounds, better: Better | None) -> tuple[Measure, ...]:
 
 
 def judge_spreads(baseline: Mapping[str, Spread], now: Mapping[str, Spread], judged: Sequence[Measure]) -> Trip | None:
-    """Say what is worse than the baseline by the margin, with 99 % confidence; None while too little was measured."""
+    """Return what is worse than the baseline by the margin, with 99 % confidence; None if too little was measured."""
     for measure in judged:
         nothing = Spread(0, 0.0, 0.0)
         before, after = baseline.get(measure.name, nothing), now.get(measure.name, nothing)

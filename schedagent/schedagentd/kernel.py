@@ -49,7 +49,7 @@ class Loaded(Protocol):
         """Whether this very policy is in charge."""
 
     def exit_info(self) -> ExitInfo | None:
-        """Why it ended; None while it has not, or if it does not tell."""
+        """Why it ended; None while it has not, or if nothing recorded it."""
 
     def pin(self) -> None:
         """Let it outlive this process; raise BpfError if that cannot be had."""
@@ -65,7 +65,7 @@ class Loaded(Protocol):
 
 
 class Watching(Protocol):
-    """Looks at the tasks of a scope."""
+    """Samples the tasks of a scope."""
 
     def sample(self) -> TaskSample:
         """Count up to now."""
@@ -78,7 +78,7 @@ class Kernel(Protocol):
         """Release and build id of the kernel."""
 
     def state(self) -> KernelState:
-        """What sysfs says of sched_ext."""
+        """What sysfs shows of sched_ext."""
 
     def core_scheduled(self) -> int | None:
         """A process that is core-scheduled, None if there is none."""
@@ -114,7 +114,7 @@ class Kernel(Protocol):
         """The cgroup of a tree's first process; empty if it ended."""
 
     def watch(self, where: Where, starvation_s: float) -> Watching:
-        """Begin to look at a scope."""
+        """Begin to sample a scope."""
 
 
 @dataclass(frozen=True)

@@ -17,16 +17,15 @@ from typing import Any
 
 from schedagent.core import accept
 from schedagent.core.accept import C_NAME, SHA256, is_whole
-from schedagent.core.deployment import Order, Stage
+from schedagent.core.deployment import LARGEST_OBJECT_BYTES, MOST_ENTRIES, Order, Stage
 from schedagent.core.errors import UsageError
 from schedagent.core.welch import Better
 
 VERSION = 1
 LONGEST_QUESTION = 4096
 """Bytes of a request that changes nothing, and of one from somebody who may change nothing."""
-LONGEST_REQUEST = 4 << 20
-LARGEST_OBJECT = 2 << 20
-MOST_ENTRIES = 1 << 14
+LONGEST_REQUEST = 5 << 20
+"""Bytes of any request: one to deploy fits with everything in it at its largest (4.4 MB)."""
 LONGEST_HISTORY = 100
 MOST_MEASURED = 64
 LARGEST_MEASURED = 1e18
@@ -129,7 +128,7 @@ _Fields = Mapping[str, tuple[Callable[[Any], Any], Any]]
 
 
 def read_request(line: bytes) -> Request:
-    """Read a request; raise UsageError that says what is wrong with it, without repeating its content."""
+    """Read a request; raise UsageError with what is wrong, without repeating its content."""
     message = _json(line)
     verb = message.pop("verb", None)
     version = message.pop("version", None)
@@ -195,12 +194,16 @@ def _measured(value: Any) -> tuple[float, ...]:
 
 
 def _content(value: Any) -> bytes:
-    if type(value) is not str or len(value) > LARGEST_OBJECT * 4 // 3 + 4:
-        raise ValueError(f"base64 of at most {LARGEST_OBJECT} bytes")
+    accepted = ValueError(f"base64 of at most {LARGEST_OBJECT_BYTES} bytes")
+    if type(value) is not str or len(value) > LARGEST_OBJECT_BYTES * 4 // 3 + 4:
+        raise accepted
     try:
-        return base64.b64decode(value, validate=True)
+        content = base64.b64decode(value, validate=True)
     except (binascii.Error, ValueError):
-        raise ValueError(f"base64 of at most {LARGEST_OBJECT} bytes") from None
+        raise accepted from None
+    if len(content) > LARGEST_OBJECT_BYTES:
+        raise accepted
+    return content
 
 
 def _tunables(value: Any) -> tuple[tuple[str, int], ...]:

@@ -1,6 +1,6 @@
 """The record of deployments: one SQLite file, written before and after whatever is done to the kernel.
 
-Each change is one durable transaction together with the event that tells it. A file that is damaged is moved aside and
+Each change is one durable transaction together with its event. A file that is damaged is moved aside and
 kept; since it knew which tokens were used, no token that was valid before that moment is accepted afterwards.
 """
 
@@ -99,7 +99,7 @@ class Record:
         Args:
             deployment: its number is not used yet.
             token: None if it was used before (what runs again was deployed with it).
-            kind, detail: of the event that tells it.
+            kind, detail: of its event.
         """
         with self._change() as database:
             cursor = database.execute(
@@ -116,7 +116,7 @@ class Record:
     def save(
         self, deployment: Deployment, kind: str = "", detail: str = "", token: DeploymentToken | None = None
     ) -> Deployment:
-        """Store what a deployment is now, the event that tells it (none without a kind), and a newly used token."""
+        """Store what a deployment is now, its event (none without a kind), and a newly used token."""
         with self._change():
             if token is not None:
                 self._use(token)
@@ -136,8 +136,8 @@ class Record:
 
     def content(self, digest: str) -> bytes | None:
         """Return an object's bytes; None if they are not kept any more."""
-        found = self._ask("SELECT content FROM objects WHERE digest = ?", digest)
-        return bytes(found[0][0]) if found else None
+        rows = self._ask("SELECT content FROM objects WHERE digest = ?", digest)
+        return bytes(rows[0][0]) if rows else None
 
     def unfinished(self) -> tuple[Deployment, ...]:
         """Return the deployments that have not ended, oldest first."""
@@ -148,7 +148,7 @@ class Record:
         return tuple(self._deployments("ORDER BY number DESC LIMIT ?", limit))
 
     def events(self, after: int, limit: int) -> tuple[Event, ...]:
-        """Return the events behind number `after`, oldest first."""
+        """Return the events after number `after`, oldest first."""
         rows = self._ask("SELECT * FROM events WHERE number > ? ORDER BY number LIMIT ?", after, limit)
         return tuple(Event(*row) for row in rows)
 
@@ -159,8 +159,8 @@ class Record:
 
     def trip_of(self, digest: str) -> tuple[End, float] | None:
         """Return why and when (Unix time) the circuit breaker last ended this object; None if it never did."""
-        found = self._ask("SELECT cause, at FROM tripped WHERE digest = ?", digest)
-        return (End(found[0][0]), found[0][1]) if found else None
+        rows = self._ask("SELECT cause, at FROM tripped WHERE digest = ?", digest)
+        return (End(rows[0][0]), rows[0][1]) if rows else None
 
     def trips(self) -> tuple[tuple[str, End, float], ...]:
         """Return digest, cause and Unix time of every trip that still counts."""
@@ -242,7 +242,9 @@ class Record:
         if last is not None and (before := self.get(last.previous)) is not None:
             wanted.add(before.order.digest)  # the rollback that follows its end needs it
         kept = [row[0] for row in self._ask("SELECT digest FROM objects")]
-        database.executemany("DELETE FROM objects WHERE digest = ?", [(one,) for one in kept if one not in wanted])
+        database.executemany(
+            "DELETE FROM objects WHERE digest = ?", [(digest,) for digest in kept if digest not in wanted]
+        )
 
     def _deployments(self, condition: str, *values: object) -> Iterator[Deployment]:
         for (body,) in self._ask(f"SELECT body FROM deployments {condition}", *values):
@@ -252,8 +254,8 @@ class Record:
                 raise RecordError(f"the record holds a deployment that cannot be read: {error}", _REPAIR) from None
 
     def _moment(self, name: str) -> float:
-        found = self._ask("SELECT unix_s FROM moments WHERE name = ?", name)
-        return float(found[0][0]) if found else 0.0
+        rows = self._ask("SELECT unix_s FROM moments WHERE name = ?", name)
+        return float(rows[0][0]) if rows else 0.0
 
     def _ask(self, statement: str, *values: object) -> list[Any]:
         try:
@@ -316,7 +318,7 @@ def _is_damage(error: sqlite3.DatabaseError) -> bool:
 
 
 def _move_aside(path: Path) -> Path:
-    """Keep a damaged file under another name, for whoever wants to look at it."""
+    """Keep a damaged file under another name, for whoever wants to examine it."""
     place = path.with_name(f"{path.name}.damaged-{int(time.time())}")
     path.rename(place)
     journal = path.with_name(f"{path.name}-journal")
@@ -354,5 +356,5 @@ def _locked(folder: Path) -> int:
 
 def _unusable(error: sqlite3.Error | OSError) -> RecordError:
     name = getattr(error, "sqlite_errorname", type(error).__name__)
-    hint = "free some space" if name == "SQLITE_FULL" else "look at the disk, its space and the permissions"
+    hint = "free some space" if name == "SQLITE_FULL" else "check the disk, its space and the permissions"
     return RecordError(f"the record of deployments cannot be used: {error} ({name})", hint)

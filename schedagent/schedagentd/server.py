@@ -47,11 +47,13 @@ ANSWER_S = 10.0
 CONNECTIONS = 64
 CONNECTIONS_EACH = 16
 KEPT_FOR_CHANGES = 16
-"""Connections that those who may only look cannot take, so that a rollback always gets through."""
+"""Connections that those who may only read cannot take, so that a rollback always gets through."""
 BURST, PER_S = 30.0, 10.0
 """Requests that one user may make at once, and in the long run."""
 COST_OF_CHANGE = 3.0
 UNREAD_BYTES = 256 << 10
+MOST_RECEIVED_BYTES = 64 << 20
+"""Of all requests together that are not complete yet; so many that memory would run out are not taken."""
 MOST_UNREAD_BYTES = 32 << 20
 """Of all answers together that nobody has fetched yet: while it is more, nothing is answered but changes."""
 EVENTS_AT_ONCE = 500
@@ -232,10 +234,18 @@ class Server:
                 self._close(connection)
                 return
             if not connection.closing and connection.after is None:
-                connection.received += piece
-                self._read(connection)
+                self._receive(connection, piece)
         if events & selectors.EVENT_WRITE:
             self._flush(connection)
+
+    def _receive(self, connection: Connection, piece: bytes) -> None:
+        """Take a piece of a request; only so much is held for everybody together."""
+        held = sum(len(other.received) for other in self._connections.values())
+        if held + len(piece) > MOST_RECEIVED_BYTES:
+            self._answer(connection, _fault(Refused("too many large requests at once", "try later")))
+            return
+        connection.received += piece
+        self._read(connection)
 
     def _read(self, connection: Connection) -> None:
         end = connection.received.find(b"\n")

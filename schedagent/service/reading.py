@@ -62,7 +62,7 @@ class _Subject:
             return None
         first, ran_before_ns, total_before_s = before
         used_s = None if total_s is None or total_before_s is None else total_s - total_before_s
-        elapsed_s, turns = sample.at - first.at, sample.turns - first.turns
+        elapsed_s, turns = sample.at - first.at, sample.runs - first.runs
         return Reading(
             subject=self._name,
             at=now,

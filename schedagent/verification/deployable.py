@@ -8,10 +8,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from schedagent.core.deployment import LARGEST_OBJECT_BYTES
 from schedagent.core.errors import UsageError
 from schedagent.core.token import decode
-
-LARGEST_OBJECT = 2 << 20
 
 
 def deployment_fields(file: Path, report: Path) -> dict[str, Any]:
@@ -64,9 +63,9 @@ def report_fields(report: Path) -> dict[str, Any]:
 def _read_object(file: Path) -> bytes:
     try:
         with file.open("rb") as stream:
-            content = stream.read(LARGEST_OBJECT + 1)
+            content = stream.read(LARGEST_OBJECT_BYTES + 1)
     except OSError as error:
         raise UsageError(f"{file} cannot be read: {error.strerror}") from None
-    if len(content) > LARGEST_OBJECT:
-        raise UsageError(f"{file} is larger than {LARGEST_OBJECT} bytes")
+    if len(content) > LARGEST_OBJECT_BYTES:
+        raise UsageError(f"{file} is larger than {LARGEST_OBJECT_BYTES} bytes")
     return content

@@ -30,7 +30,7 @@ def test_a_look():
         begun = time.process_time()
         meter.read()
         used_s.append(time.process_time() - begun)
-    threads = len(list(Threads("", Path("/")).look()))
+    threads = len(list(Threads("", Path("/")).now()))
     each_us = statistics.median(used_s) * 1e6 / threads
     print(
         f"\na reading of {threads} threads: {statistics.median(used_s) * 1e3:.1f} ms of CPU, {each_us:.0f} us a thread"

@@ -11,6 +11,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+import traceback
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -113,6 +114,9 @@ class Daemon:
         except (SetupError, RecordError) as error:
             os.write(2, str(error).encode())
             status = 1
+        except BaseException:
+            os.write(2, traceback.format_exc().encode())
+            raise
         finally:
             os._exit(status)
 

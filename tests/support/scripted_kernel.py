@@ -208,10 +208,10 @@ class World:
         return self.processes.get(f"{pid}")
 
     def sample(self, owner, cgroup, at):
-        before_at, stalled_s, delay_s, turns, ran_s = self._totals.get(cgroup, (at, 0.0, 0.0, 0, 0.0))
+        before_at, stalled_s, delay_s, runs, ran_s = self._totals.get(cgroup, (at, 0.0, 0.0, 0, 0.0))
         elapsed_s = at - before_at
         new = (at, stalled_s + elapsed_s * self.pressure, delay_s + 1000 * elapsed_s * self.delay_s)
-        self._totals[cgroup] = (*new, turns + round(1000 * elapsed_s), ran_s + elapsed_s * self.ran)
+        self._totals[cgroup] = (*new, runs + round(1000 * elapsed_s), ran_s + elapsed_s * self.ran)
         return [*self._totals[cgroup], list(self.starved)]
 
     def gone(self, owner):
@@ -376,7 +376,7 @@ class _Served(socketserver.StreamRequestHandler):
             return answer
 
     def _hold(self, world, name):
-        """Let the caller wait for its answer until it is released, or the world is made anew."""
+        """Let the caller wait for its answer until it is released, or the world is reset."""
         world.held = bool(world.hold_at) and world.hold_at == name
         while world.held and world.hold_at == name:
             self.server.lock.release()

@@ -16,10 +16,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 
+from schedagent.core.deployment import LARGEST_OBJECT_BYTES
 from schedagent.core.errors import PolicyError
-
-OBJECT_LIMIT_BYTES = 16 << 20
-"""The largest object that is looked at; scx_layered with all its DWARF is below 4 MiB."""
 
 SECTION_LIMIT = 4096
 SYMBOL_LIMIT = 1 << 14
@@ -145,8 +143,8 @@ def read_elf(object_bytes: bytes) -> ElfObject:
     Raises:
         PolicyError: it is no BPF object, cut short, contradicts itself, or exceeds a limit of this module.
     """
-    if len(object_bytes) > OBJECT_LIMIT_BYTES:
-        raise malformed(f"{len(object_bytes)} bytes; at most {OBJECT_LIMIT_BYTES} are accepted")
+    if len(object_bytes) > LARGEST_OBJECT_BYTES:
+        raise malformed(f"{len(object_bytes)} bytes; at most {LARGEST_OBJECT_BYTES} are accepted")
     sections = _read_sections(bytes(object_bytes))
     _check_names(sections)
     symbols = _read_symbols(sections)

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from schedagent.core import accept, errors
+from schedagent.core.deployment import MOST_ENTRIES
 from schedagent.core.errors import SchedagentError, SetupError, UsageError
 from schedagent.core.policies.artifact import PolicyArtifact
 from schedagent.core.policies.policy import DECLARABLE, Tunable
@@ -28,7 +29,7 @@ _SHOWN_MISTAKES = 3
 
 U64 = Annotated[int, Field(ge=0, lt=1 << 64)]
 Number = Annotated[int, Field(ge=-(1 << 63), lt=1 << 64)]
-Entries = Annotated[tuple[tuple[U64, U64], ...], Field(max_length=1 << 16)]
+Entries = Annotated[tuple[tuple[U64, U64], ...], Field(max_length=MOST_ENTRIES)]
 
 
 class Message(BaseModel):

@@ -1,4 +1,4 @@
-"""A forked process that works on one thing and answers in lines; whether it crashes or hangs, its parent goes on.
+"""A forked process that works on one thing and answers in lines; whether it crashes or hangs, its parent continues.
 
 Children are forks of a server process that has imported what they need, so each starts within milliseconds.
 """

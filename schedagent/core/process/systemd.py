@@ -1,4 +1,4 @@
-"""What systemd is told (sd_notify(3))."""
+"""Notifications to systemd (sd_notify(3))."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Notifier:
             self._address = f"\0{address[1:]}" if address.startswith("@") else address
 
     def close(self) -> None:
-        """Tell nothing more; idempotent."""
+        """Send nothing more; idempotent."""
         if self._socket is not None:
             self._socket.close()
             self._socket = None

@@ -171,24 +171,24 @@ class TestTrees:
     def test_descendants_and_no_others(self, parent, tmp_path):
         process, below = parent
         tree = tree_of(process.pid)
-        assert sorted(Threads(tree, tmp_path).look()) == sorted([process.pid, *below])
-        assert list(Threads(Tree(process.pid, tree.started + 1), tmp_path).look()) == [], "another process of that id"
-        assert list(Threads(tree_of(below[1]), tmp_path).look()) == [below[1]]
+        assert sorted(Threads(tree, tmp_path).now()) == sorted([process.pid, *below])
+        assert list(Threads(Tree(process.pid, tree.started + 1), tmp_path).now()) == [], "another process of that id"
+        assert list(Threads(tree_of(below[1]), tmp_path).now()) == [below[1]]
 
     def test_orphans_that_were_seen_stay(self, parent, tmp_path):
         process, below = parent
         threads = Threads(tree_of(process.pid), tmp_path)
-        seen = set(threads.look())
+        seen = set(threads.now())
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-        assert set(threads.look()) == set(below) == seen - {process.pid}
+        assert set(threads.now()) == set(below) == seen - {process.pid}
 
     def test_threads_count(self, tmp_path):
         program = "import threading, time; threading.Thread(target=time.sleep, args=(60,), daemon=True).start(); "
         words = [sys.executable, "-c", program + "print(1, flush=True); time.sleep(60)"]
         with subprocess.Popen(words, stdout=subprocess.PIPE) as process:
             process.stdout.readline()
-            assert len(list(Threads(tree_of(process.pid), tmp_path).look())) == 2
+            assert len(list(Threads(tree_of(process.pid), tmp_path).now())) == 2
             process.kill()
 
     def test_moving_in(self, parent, monkeypatch, tmp_path):
@@ -200,7 +200,7 @@ class TestTrees:
 
     def test_those_born_behind_the_look_are_moved_by_the_next_one(self, monkeypatch, tmp_path):
         looks = iter([[1, 2], [1, 2, 3], [1, 2, 3], [9]])
-        monkeypatch.setattr(tasks.Threads, "look", lambda _threads: iter(next(looks)))
+        monkeypatch.setattr(tasks.Threads, "now", lambda _threads: iter(next(looks)))
         moved = set()
 
         def change(thread, _before, _after):
@@ -277,8 +277,8 @@ class TestTasks:
         process.wait()
 
     def test_threads_of_the_machine_and_of_a_cgroup(self, sleeper):
-        assert {os.getpid(), sleeper} <= set(Threads("", cgroup_root()).look())
-        assert list(Threads("/there/is/none", cgroup_root()).look()) == []
+        assert {os.getpid(), sleeper} <= set(Threads("", cgroup_root()).now())
+        assert list(Threads("/there/is/none", cgroup_root()).now()) == []
 
     def test_moving_in_and_out(self, sleeper, monkeypatch, tmp_path):
         folder = tmp_path / "build" / "canary"
@@ -290,7 +290,7 @@ class TestTasks:
         assert move_in("/build", tmp_path) == 1
         assert os.sched_getscheduler(sleeper) == os.SCHED_IDLE
         assert move_in("/build", tmp_path) == 0
-        monkeypatch.setattr(tasks.Threads, "look", lambda _threads: iter([sleeper]))
+        monkeypatch.setattr(tasks.Threads, "now", lambda _threads: iter([sleeper]))
         assert tasks.move_out() == 1
         assert (os.sched_getscheduler(sleeper), os.getpriority(os.PRIO_PROCESS, sleeper)) == (os.SCHED_OTHER, 7)
 
@@ -307,7 +307,7 @@ class TestTasks:
             first = watch.sample()
             time.sleep(0.5)
             second = watch.sample()
-            assert second.turns > first.turns
+            assert second.runs > first.runs
             assert second.delay_s - first.delay_s > 0.1
             assert 0.1 < second.ran_s - first.ran_s < 2 * (os.cpu_count() or 1)
             assert second.starved == ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import os
@@ -20,8 +21,8 @@ from types import SimpleNamespace
 import pytest
 
 from schedagent.client.daemon import DaemonClient
-from schedagent.core.deployment import Stage
-from schedagent.core.errors import Refused, SchedagentError, SetupError, UsageError
+from schedagent.core.deployment import LARGEST_OBJECT_BYTES, MOST_ENTRIES, Stage
+from schedagent.core.errors import Refused, SchedagentError, SetupError, TokenError, UsageError
 from schedagent.core.process.listener import Peer
 from schedagent.core.process.systemd import Notifier
 from schedagent.core.settings import service_watch
@@ -240,6 +241,32 @@ class TestNonsense:
         good = {"metric": [1, -2.5, 1e18], "pid": 42, "better": "lower"}[field]
         assert read_request(json.dumps(told | {field: good}).encode())
 
+    def test_everything_at_its_largest_fits_into_a_request(self):
+        pairs = [[(1 << 64) - 1, (1 << 64) - 1]] * MOST_ENTRIES
+        largest = {
+            "verb": "deploy",
+            "policy": "a" * 128,
+            "object_base64": base64.b64encode(bytes(LARGEST_OBJECT_BYTES)).decode(),
+            "tunables": {f"{'a' * 124}_{number:03}": -(1 << 63) for number in range(256)},
+            "history": pairs,
+            "classes": pairs,
+            "token": "x" * 65536,
+            "cgroup": ("/" + "\\" * 249) * 16,
+        }
+        line = json.dumps(GOOD | request_of() | largest).encode()
+        assert len(line) < LONGEST_REQUEST
+        assert len(read_request(line).content) == LARGEST_OBJECT_BYTES
+        for more in (1, 2):  # base64 comes in threes, so one byte more is as long
+            too_large = base64.b64encode(bytes(LARGEST_OBJECT_BYTES + more)).decode()
+            with pytest.raises(UsageError, match="object_base64 is not accepted"):
+                read_request(json.dumps(GOOD | request_of() | {"verb": "deploy", "object_base64": too_large}).encode())
+
+    def test_the_largest_object_is_taken_over_the_socket(self, daemon):
+        """Its token, which is for another one, is what is refused."""
+        largest = base64.b64encode(bytes(LARGEST_OBJECT_BYTES)).decode()
+        with pytest.raises(TokenError, match="the token is for artifact_digest"):
+            daemon.client.ask("deploy", **request_of() | {"object_base64": largest}, cgroup=CANARY)
+
     def test_a_hundred_thousand_mutations(self):
         """Whatever comes, it is a request or a UsageError; none becomes a change that was not one before."""
         source = random.Random(7)
@@ -303,6 +330,15 @@ class TestTooMuch:
         with pytest.raises(Refused, match="too many answers wait"):
             made._require_leave(Peer(1, 3000, frozenset({5})), Status())
         made._require_leave(Peer(1, 1000, frozenset()), Rollback(0, False))
+
+    def test_large_requests_at_once_are_bounded(self):
+        """What is not complete yet is held in memory, whoever sends it."""
+        others = [SimpleNamespace(received=bytes(4 << 20)) for _ in range(16)]
+        made, answers = self.server_with(*others), []
+        made._answer = lambda connection, answer: answers.append((connection, answer["error"]["message"]))
+        late = SimpleNamespace(received=bytearray())
+        made._receive(late, b"x")
+        assert (answers, late.received) == ([(late, "too many large requests at once")], b"")
 
     def test_a_flood_is_refused_and_the_rest_is_served(self, tmp_path):
         with scripted_kernel(tmp_path) as kernel:

@@ -14,6 +14,7 @@ import pytest
 from kernel_bpf.build.source import SOURCE_LIMIT_BYTES
 from kernel_bpf.build.target import KernelTarget
 from schedagent.core import token as tokens
+from schedagent.core.deployment import LARGEST_OBJECT_BYTES
 from schedagent.core.errors import BpfError, CompileError, KernelRejected, PolicyError, SetupError, VmLost
 from schedagent.core.policies.artifact import PolicyArtifact
 from schedagent.core.policies.policy import CandidatePolicy, PolicyInfo, Tunable
@@ -310,6 +311,25 @@ def test_a_compiled_object_has_no_source_gates(candidate, info, signer, static):
     assert [result.status for result in verified.report.gates] == [ABSENT, ABSENT, *[PASSED] * 5]
     assert verified.report.token
     assert (verified.artifact.object_bytes, static.compiled) == (b"elf", [])
+
+
+def test_what_is_too_large_to_deploy_fails_at_once(candidate, info, signer, monkeypatch):
+    """Not after an hour of gates, at schedagentd's socket."""
+    path = info.source.with_name("fifo.bpf.o")
+    compiled = replace(info, source=path)
+    path.write_bytes(bytes(LARGEST_OBJECT_BYTES))
+    assert verify(Ground(), candidate, compiled, signer).report.token
+    path.write_bytes(bytes(LARGEST_OBJECT_BYTES + 1))
+    report = verify(Ground(), candidate, compiled, signer).report
+    assert (report.gates[1].status, report.token) == (FAILED, "")
+    assert "no object of more than 2097152 bytes can be deployed" in report.gates[1].detail
+    assert "llvm-strip -g" in report.gates[1].detail
+
+    def compile_policy(source, name, target, **_options):
+        return PolicyArtifact(name, bytes(LARGEST_OBJECT_BYTES + 1), "digest", target.btf_build_id)
+
+    monkeypatch.setattr(submission, "compile_policy", compile_policy)
+    assert_closed(verify(Ground(), candidate, info, signer), "compile", "2097153 bytes came out of the compiler")
 
 
 def test_other_kernels_are_told_of_but_do_not_close_the_gate(candidate, info, signer, static):

@@ -464,8 +464,8 @@ def memory_of(object_bytes):
         tracemalloc.stop()
 
 
-def test_more_than_16_mib_are_not_looked_at():
-    assert "16777217 bytes; at most 16777216" in read_or_refuse(bytes((16 << 20) + 1))
+def test_what_could_not_be_deployed_is_not_looked_at():
+    assert "2097153 bytes; at most 2097152" in read_or_refuse(bytes((2 << 20) + 1))
 
 
 def test_declared_sizes_cost_no_memory():
