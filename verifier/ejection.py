@@ -10,7 +10,7 @@ from schedagent.core.rules import RULES
 from schedagent.core.verification import Finding, Severity
 
 _STALL = 29
-"""What the watchdog says is the oracle "starvation", measured by the kernel: a task did not run for too long."""
+"""What the watchdog reports is the oracle "starvation", measured by the kernel: a task did not run for too long."""
 
 _EJECTIONS = (
     ("target CPU", 6),

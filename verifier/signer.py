@@ -33,7 +33,7 @@ _LONGEST_KEY_FILE = 16384
 class Signer:
     """Signs deployment tokens with an Ed25519 key.
 
-    The key is read anew for each token, so a rotation takes effect at once, in every process, and the key is in
+    The key is read again for each token, so a rotation takes effect at once, in every process, and the key is in
     memory no longer than needed.
 
     Args:

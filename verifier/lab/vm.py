@@ -186,7 +186,7 @@ class Cell:
         """Take the policy through the proving ground; the machine is used up then.
 
         What a policy fails at while a CPU of the machine stood still may be the host's doing: it is looked at twice,
-        and if the host disturbs that as well, nothing can be said.
+        and if the host disturbs that as well, there is no verdict.
 
         Args:
             phases: names in verifier.proving.prove.PHASES; empty for all.
@@ -337,7 +337,7 @@ class TrialSession:
             raise WorkloadFailed(
                 f"the workload {self._workload.command!r} failed under the default scheduler: {sample.failure}\n"
                 + last_lines(answer.output),
-                "repair the command until it works; nothing was changed on this machine",
+                "fix the command until it works; nothing was changed on this machine",
             )
 
 
@@ -393,7 +393,7 @@ def perhaps_host_stalled(exit_text: str) -> bool:
 
 
 def doubtful(answer: jobs.ProveAnswer) -> bool:
-    """Whether a policy failed in a machine whose CPUs did not all go on: worth a second look, not a pardon."""
+    """Whether a policy failed in a machine whose CPUs did not all keep running: worth a second look, not a pardon."""
     failed = answer.exit_text or not all(result["ok"] for result in answer.results)
     if not failed or answer.stalled_s < STALL_S:
         return False

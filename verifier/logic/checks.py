@@ -1,6 +1,6 @@
 """The scheduling-logic checks on a compiled policy: SCHED_EXT's rules, decided along the paths of its programs.
 
-The kernel's verifier proves memory safety; this says whether a path loses a task, a DSQ is never drained, a CPU is
+The kernel's verifier proves memory safety; this shows whether a path loses a task, a DSQ is never drained, a CPU is
 named that need not exist. Every finding names its rule, source line and the steps of a path. How the paths are found is
 in `verifier.logic`.
 """
@@ -79,8 +79,8 @@ class LogicReport:
         errors, warnings = len(self.errors), len(self.findings) - len(self.errors)
         drained = "all drained" if self.dsqs_drained >= self.dsqs_created else f"{self.dsqs_drained} drained"
         queues = f"{self.dsqs_created} DSQs or families created, {drained}" if self.dsqs_created else "no DSQs created"
-        found = f"{errors} errors, {warnings} warnings" if self.findings else "nothing found"
-        return f"{len(self.callbacks)} callbacks, {paths} paths, {queues}; {found}"
+        findings = f"{errors} errors, {warnings} warnings" if self.findings else "nothing found"
+        return f"{len(self.callbacks)} callbacks, {paths} paths, {queues}; {findings}"
 
 
 def check_logic(
@@ -111,7 +111,7 @@ def check_logic(
         rules.check(subject)
     _check_explored(subject, walk)
     findings = sorted(
-        subject.findings, key=lambda found: (found.severity is not Severity.ERROR, found.rule, found.line)
+        subject.findings, key=lambda finding: (finding.severity is not Severity.ERROR, finding.rule, finding.line)
     )
     return LogicReport(
         tuple(findings),
@@ -138,7 +138,7 @@ def _no_scheduler(image: BpfImage) -> LogicReport:
 
 
 def _walk(image: BpfImage, ops: OpsStruct, features: frozenset[str], enums: Mapping[str, int]) -> Walk:
-    """Walk every callback, the telling ones first and the longest after them, then the other programs.
+    """Walk every callback, the revealing ones first and the longest after them, then the other programs.
 
     What exit looks at decides about rule 26, so it must not be what is left when the budget is spent; it is short.
     """

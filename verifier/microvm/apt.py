@@ -53,15 +53,15 @@ class Source:
 def read_sources(etc_apt: Path = Path("/etc/apt")) -> list[Source]:
     """Return the binary archives of apt's configuration, from both formats, in the order apt reads them."""
     parts = sorted((etc_apt / "sources.list.d").glob("*"))
-    found: list[Source] = []
+    sources: list[Source] = []
     for path in [etc_apt / "sources.list", *parts]:
         if not path.is_file():
             continue
         if path.suffix == ".list":
-            found += _one_line_sources(path.read_text(encoding="utf-8"))
+            sources += _one_line_sources(path.read_text(encoding="utf-8"))
         elif path.suffix == ".sources":
-            found += _deb822_sources(path.read_text(encoding="utf-8"))
-    return found
+            sources += _deb822_sources(path.read_text(encoding="utf-8"))
+    return sources
 
 
 def _one_line_sources(text: str) -> Iterable[Source]:
@@ -208,7 +208,7 @@ class PrivateApt:
 def apt_failure(what: str, status: int, stderr: bytes, argv: Sequence[str]) -> SetupError:
     """Return the error for a failed apt command, with apt's own lines."""
     lines = [line for line in stderr.decode(errors="replace").splitlines() if line.startswith(("E:", "W:", "Err:"))]
-    said = "\n".join(lines[-6:]) or f"it ended with exit status {status}"
+    reason = "\n".join(lines[-6:]) or f"it ended with exit status {status}"
     return SetupError(
-        f"{what} failed:\n{said}", f"check the network and the disk, then run again; by hand: {shlex.join(argv)}"
+        f"{what} failed:\n{reason}", f"check the network and the disk, then run again; by hand: {shlex.join(argv)}"
     )

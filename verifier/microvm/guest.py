@@ -51,7 +51,7 @@ _SIOCSIFFLAGS, _IFF_UP = 0x8914, 1  # linux/sockios.h, linux/if.h
 
 
 def main() -> None:
-    """Set up the machine, say that it is ready, then answer jobs until the host ends the machine."""
+    """Set up the machine, announce that it is ready, then answer jobs until the host ends the machine."""
     mount_system()
     raise_loopback()
     for module in sorted(MODULES.iterdir()):
@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def warm_up() -> None:
-    """Load what the first job would otherwise load; also tells the image builder which files the agent needs."""
+    """Load what the first job would otherwise load; also shows the image builder which files the agent needs."""
     libbpf()
     traceback.format_exc()
 
@@ -369,7 +369,7 @@ class Cell:
         self._loaded: tuple[jobs.PolicyLoad, LoadedPolicy] | None = None
 
     def load_policy(self, job: jobs.LoadPolicy) -> jobs.LoadAnswer:
-        """Load, for the proof that may follow: what the kernel's verifier says, with its figures."""
+        """Load, for the proof that may follow, and return the figures of the kernel's verifier."""
         policy = load(job.policy, prove.WATCHDOG_MS)
         self._loaded = (job.policy, policy)
         return jobs.LoadAnswer(policy.verifier_stats())

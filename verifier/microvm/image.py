@@ -175,7 +175,7 @@ class SnapshotStore:
     def open(self, kernel: KernelImage, *, cpus: int, memory_mib: int, kvm: bool, hostfs: bool) -> Machine:
         """Return a fresh machine that has answered, restored from its snapshot, which is built first if need be.
 
-        A snapshot that cannot be restored is checked, built anew if it is damaged, and tried once more.
+        A snapshot that cannot be restored is checked, rebuilt if it is damaged, and tried once more.
 
         Raises:
             SetupError: the folder cannot be written, or a tool is missing.
@@ -195,7 +195,7 @@ class SnapshotStore:
             return restored(spec, place / "state")
         except VmLost:
             self._verified.discard(place)
-            (place / "manifest.json").unlink(missing_ok=True)  # whole, yet of no use: the next one builds it anew
+            (place / "manifest.json").unlink(missing_ok=True)  # whole, yet of no use: the next one rebuilds it
             raise
 
     def _ensure(self, place: Path, spec: MachineSpec, kernel: KernelImage) -> None:
@@ -323,5 +323,5 @@ def sound(place: Path) -> bool:
     except (OSError, ValueError, KeyError, TypeError):
         return False
     if damaged:
-        log.warning("the VM snapshot %s is damaged (%s): building it anew", place, ", ".join(damaged))
+        log.warning("the VM snapshot %s is damaged (%s): rebuilding it", place, ", ".join(damaged))
     return not damaged

@@ -78,11 +78,11 @@ def find_kernels(settings: Settings, root: Path = Path("/")) -> list[KernelImage
     Args:
         root: where to look for the host's own kernel (tests put a tree elsewhere).
     """
-    found = [_cached(folder) for folder in _cached_folders(settings)]
+    kernels = [_cached(folder) for folder in _cached_folders(settings)]
     own = _boot_kernel(os.uname().release, root)
-    if own is not None and all(image.release != own.release for image in found):
-        found.append(own)
-    return sorted(found, key=lambda image: release_order(image.release), reverse=True)
+    if own is not None and all(image.release != own.release for image in kernels):
+        kernels.append(own)
+    return sorted(kernels, key=lambda image: release_order(image.release), reverse=True)
 
 
 def default_kernel(settings: Settings, root: Path = Path("/")) -> KernelImage:
@@ -91,13 +91,13 @@ def default_kernel(settings: Settings, root: Path = Path("/")) -> KernelImage:
     Raises:
         SetupError: there is none.
     """
-    found = find_kernels(settings, root)
+    kernels = find_kernels(settings, root)
     wanted = settings.kernel_release
-    for image in found:
+    for image in kernels:
         if wanted in ("", image.release):
             return image
     if wanted:
-        have = ", ".join(image.release for image in found) or "none"
+        have = ", ".join(image.release for image in kernels) or "none"
         raise SetupError(
             f"kernel {wanted} is not in {settings.kernels_dir} (there: {have})", f"run: make kernel KERNEL={wanted}"
         )

@@ -76,7 +76,7 @@ class MachineSpec:
 
 
 class GuestFault(VmLost):
-    """The guest agent itself failed at a job; nothing can be said about the policy."""
+    """The guest agent itself failed at a job, which is no verdict on the policy."""
 
 
 class Channel:
@@ -283,7 +283,7 @@ class Machine:
         return answer
 
     def console_tail(self) -> str:
-        """The end of the guest kernel's console and of what QEMU itself said."""
+        """The end of the guest kernel's console and of what QEMU itself printed."""
         if self._console.closed:
             return ""
         self._console.seek(0)

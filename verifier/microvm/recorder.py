@@ -115,7 +115,7 @@ class Recorder:
         self._exits.close()
 
     def _watch(self) -> None:
-        """Store what arrives and sample the load, until told to end."""
+        """Store what arrives and sample the load, until `close`."""
         with suppress(PermissionError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
         next_sample_s = time.monotonic()
@@ -166,7 +166,7 @@ def _some_total(path: Path) -> int:
 
 
 def growth(before: int, after: int) -> int:
-    """Return after - before; -1 if the kernel told neither."""
+    """Return after - before; -1 if the kernel reported neither."""
     return after - before if before >= 0 else -1
 
 
@@ -244,7 +244,7 @@ def ask_for_survivors(family: Iterable[Task]) -> None:
 
 
 def task_record(task: Task, stats: Taskstats, origin_ns: int) -> TaskRecord:
-    """Join what process events and taskstats say of a task."""
+    """Join what process events and taskstats contain of a task."""
     return TaskRecord(
         pid=task.pid,
         tgid=task.tgid,

@@ -183,12 +183,12 @@ class Btf:
 
     def chain(self, type_id: int) -> list[Type]:
         """Return a type, what it refers to, and so on, up to the first that is no typedef or qualifier."""
-        found = [self.type(type_id)]
-        while found[-1].kind in _MODIFIERS:
-            if len(found) > DEPTH_LIMIT:
+        types = [self.type(type_id)]
+        while types[-1].kind in _MODIFIERS:
+            if len(types) > DEPTH_LIMIT:
                 raise malformed(f"type {type_id} is a chain of more than {DEPTH_LIMIT} types")
-            found.append(self.type(found[-1].target))
-        return found
+            types.append(self.type(types[-1].target))
+        return types
 
     def name_of(self, type_id: int) -> str:
         """Return the first name in a type's chain: of a typedef, else of the struct or enum itself."""
@@ -248,22 +248,22 @@ class Btf:
         if enum.kind not in _ENUMS:
             raise malformed(f"type {enum.id}, a {enum.kind.name}, has no constants")
         bits = 64 if enum.kind is BtfKind.ENUM64 else 32
-        found = []
+        constants = []
         for name, low, *high in enum.groups():
             value = low | high[0] << 32 if high else low
-            found.append((self.name(name), value - (1 << bits) if enum.flag and value >> bits - 1 else value))
-        return found
+            constants.append((self.name(name), value - (1 << bits) if enum.flag and value >> bits - 1 else value))
+        return constants
 
     def placed(self, datasec: Type) -> list[Placed]:
         """Return what a DATASEC lists: variables, and for .ksyms functions."""
-        found = []
+        listed = []
         for type_id, offset, size in datasec.groups():
             described = self.type(type_id)
             if described.kind not in (BtfKind.VAR, BtfKind.FUNC) or not described.name:
                 raise malformed(f"section {datasec.name!r} lists type {type_id}, a {described.kind.name}")
             static = described.kind is BtfKind.VAR and described.group(0)[0] == 0
-            found.append(Placed(described.name, described.kind, described.target, offset, size, static))
-        return found
+            listed.append(Placed(described.name, described.kind, described.target, offset, size, static))
+        return listed
 
 
 def read_btf(content: bytes) -> Btf:

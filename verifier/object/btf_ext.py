@@ -1,4 +1,4 @@
-""". BTF.ext: what the compiler says of single instructions: their function, source line and CO-RE relocation.
+""". BTF.ext: what the compiler records of single instructions: their function, source line and CO-RE relocation.
 
 Layouts: struct btf_ext_header and struct btf_ext_info_sec in tools/lib/bpf/libbpf_internal.h, struct bpf_func_info,
 bpf_line_info and bpf_core_relo in include/uapi/linux/bpf.h.
@@ -55,7 +55,7 @@ NO_RECORDS = Records(b"", _WORD_BYTES, 1)
 
 @dataclass(frozen=True)
 class BtfExt:
-    """What .BTF.ext says, by section.
+    """What .BTF.ext contains, by section.
 
     Args:
         functions: type id of the function that begins here.
@@ -69,7 +69,7 @@ class BtfExt:
 
 
 def read_btf_ext(content: bytes, btf: Btf) -> BtfExt:
-    """Read a .BTF.ext section; an empty one (there is none) says nothing.
+    """Read a .BTF.ext section; an empty one (there is none) contains nothing.
 
     Raises:
         PolicyError: it is cut short, contradicts itself, or exceeds a limit.
@@ -99,9 +99,9 @@ def _part(content: bytes, offset: int, size: int) -> bytes:
 
 def _records(part: bytes, words: int, btf: Btf) -> dict[str, Records]:
     """Read the records of one kind: a record size, then for each section its name, a count, and the records."""
-    found: dict[str, Records] = {}
+    by_section: dict[str, Records] = {}
     if not part:
-        return found
+        return by_section
     (size,) = _words(part, 0, 1)
     if size < words * _WORD_BYTES or size % _WORD_BYTES:
         raise malformed(f"records of {size} bytes in .BTF.ext")
@@ -114,11 +114,11 @@ def _records(part: bytes, words: int, btf: Btf) -> dict[str, Records]:
             raise malformed(f"{count} records of {size} bytes at byte {offset} of {len(part)} in .BTF.ext")
         name = btf.name(name_offset)
         records = Records(part[offset : offset + count * size], size, words)
-        if name in found or records.repeated() is not None:
-            raise malformed(f".BTF.ext tells twice of {name!r}, or of its byte {records.repeated()}")
-        found[name] = records
+        if name in by_section or records.repeated() is not None:
+            raise malformed(f".BTF.ext describes {name!r} twice, or its byte {records.repeated()}")
+        by_section[name] = records
         offset += count * size
-    return found
+    return by_section
 
 
 def _words(part: bytes, offset: int, count: int) -> tuple[int, ...]:

@@ -37,7 +37,7 @@ _SIZED_MEMBERS = {"key": "key_size", "value": "value_size", "values": "value_siz
 _INT_SIGNED = 1 << 24
 
 Placements = Mapping[str, list[Placed]]
-"""Section name -> what BTF says lies in it, by offset."""
+"""Section name -> what lies in it according to BTF, by offset."""
 
 
 @dataclass(frozen=True)
@@ -66,11 +66,11 @@ def read_placements(elf: ElfObject, btf: Btf) -> Placements:
         PolicyError: BTF and ELF contradict each other, or variables overlap.
     """
     symbols = {(symbol.section, symbol.name): symbol for symbol in elf.symbols if symbol.is_global}
-    found: dict[str, list[Placed]] = {}
+    placements: dict[str, list[Placed]] = {}
     count = 0
     for datasec in btf.of_kind(BtfKind.DATASEC):
         count += datasec.length
-        if datasec.name in found or count > VARIABLE_LIMIT:
+        if datasec.name in placements or count > VARIABLE_LIMIT:
             raise malformed(f"section {datasec.name!r} is described twice, or more than {VARIABLE_LIMIT} variables")
         placed = btf.placed(datasec)
         if datasec.name not in EXTERN_SECTIONS:
@@ -78,8 +78,8 @@ def read_placements(elf: ElfObject, btf: Btf) -> Placements:
             if section is None or section.executable:
                 raise malformed(f"BTF describes variables in section {datasec.name!r}, which has no data")
             placed = _settled(placed, section, symbols, linked=datasec.target != 0)
-        found[datasec.name] = placed
-    return found
+        placements[datasec.name] = placed
+    return placements
 
 
 def _settled(
@@ -93,7 +93,7 @@ def _settled(
             continue
         symbol = symbols.get((section.index, variable.name))
         if symbol is None or (linked and symbol.value != variable.offset):
-            raise malformed(f"BTF says that {variable.name!r} is in section {section.name!r}, the symbols do not")
+            raise malformed(f"BTF puts {variable.name!r} into section {section.name!r}, the symbols do not")
         settled.append(replace(variable, offset=symbol.value))
     settled.sort(key=lambda variable: variable.offset)
     end = 0
@@ -106,18 +106,18 @@ def _settled(
 
 def read_externs(placements: Placements) -> dict[str, Extern]:
     """Return the extern symbols by the name the object spells."""
-    found: dict[str, Extern] = {}
+    externs: dict[str, Extern] = {}
     for section in EXTERN_SECTIONS:
         for placed in placements.get(section, ()):
-            if placed.name in found:
+            if placed.name in externs:
                 raise malformed(f"the extern symbol {placed.name!r} is declared twice")
-            found[placed.name] = Extern(section, placed.kind is BtfKind.FUNC)
-    return found
+            externs[placed.name] = Extern(section, placed.kind is BtfKind.FUNC)
+    return externs
 
 
 def read_variables(elf: ElfObject, btf: Btf, placements: Placements) -> list[Variable]:
     """Return the variables of all data sections, by offset in each section; names of static ones may repeat."""
-    found = []
+    variables = []
     for name, placed in placements.items():
         section = elf.find(name)
         if section is None or name in _NOT_DATA:
@@ -125,8 +125,8 @@ def read_variables(elf: ElfObject, btf: Btf, placements: Placements) -> list[Var
         for variable in placed:
             content = section.content[variable.offset : variable.offset + variable.size]
             volatile = btf.is_volatile(variable.type_id)
-            found.append(Variable(variable.name, name, variable.offset, variable.size, content, volatile))
-    return found
+            variables.append(Variable(variable.name, name, variable.offset, variable.size, content, volatile))
+    return variables
 
 
 def read_license(elf: ElfObject) -> str:
@@ -216,10 +216,10 @@ def _uint(btf: Btf, type_id: int, what: str) -> int:
 
 
 def _target(btf: Btf, type_id: int, kind: BtfKind, what: str) -> Type:
-    found = btf.resolve(type_id)
-    if found.kind is not kind:
-        raise malformed(f"{what} is a {found.kind.name}, not a {kind.name}")
-    return found
+    target = btf.resolve(type_id)
+    if target.kind is not kind:
+        raise malformed(f"{what} is a {target.kind.name}, not a {kind.name}")
+    return target
 
 
 def read_struct_ops(
@@ -230,24 +230,24 @@ def read_struct_ops(
     Args:
         function_at: (section index, offset) -> name of the function that begins there; raises PolicyError if none does.
     """
-    found: list[OpsStruct] = []
+    schedulers: list[OpsStruct] = []
     others: list[str] = []
     for name in OPS_SECTIONS:
         section = elf.find(name)
         placed = placements.get(name, [])
         if section is None:
             continue
-        if not placed or section.type != SectionType.PROGBITS or len(placed) + len(found) > OPS_LIMIT:
+        if not placed or section.type != SectionType.PROGBITS or len(placed) + len(schedulers) > OPS_LIMIT:
             raise malformed(
                 f"section {name!r} describes {len(placed)} struct_ops variables; 1 to {OPS_LIMIT} are accepted"
             )
         for variable in placed:
             definition = btf.resolve(variable.type_id)
             if essential(definition.name) == _OPS_TYPE:
-                found.append(_OpsReader(elf, btf, section, function_at).read(variable, definition))
+                schedulers.append(_OpsReader(elf, btf, section, function_at).read(variable, definition))
             else:
                 others.append(variable.name)
-    return tuple(found), tuple(others)
+    return tuple(schedulers), tuple(others)
 
 
 class _OpsReader:

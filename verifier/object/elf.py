@@ -272,7 +272,7 @@ def _symbol(fields: tuple[int, ...], names: bytes, sections: tuple[Section, ...]
 
 def _read_relocations(sections: tuple[Section, ...], symbols: tuple[Symbol, ...]) -> dict[int, dict[int, Relocation]]:
     """Read the relocations of code, of struct_ops variables and of map declarations, as libbpf does."""
-    found: dict[int, dict[int, Relocation]] = {}
+    by_section: dict[int, dict[int, Relocation]] = {}
     count = 0
     for section in sections:
         if section.type != SectionType.REL:
@@ -287,12 +287,12 @@ def _read_relocations(sections: tuple[Section, ...], symbols: tuple[Symbol, ...]
         count += len(section.content) // _RELOCATION.size
         if count > RELOCATION_LIMIT:
             raise malformed(f"more than {RELOCATION_LIMIT} relocations")
-        _add_relocations(found.setdefault(target.index, {}), section, target, symbols)
-    return found
+        _add_relocations(by_section.setdefault(target.index, {}), section, target, symbols)
+    return by_section
 
 
 def _add_relocations(
-    found: dict[int, Relocation], section: Section, target: Section, symbols: tuple[Symbol, ...]
+    relocations: dict[int, Relocation], section: Section, target: Section, symbols: tuple[Symbol, ...]
 ) -> None:
     for offset, kind, symbol in _RELOCATION.iter_unpack(section.content):
         place = f"the relocation of byte {offset} of {target.name!r}"
@@ -300,6 +300,6 @@ def _add_relocations(
             raise malformed(f"{place} is outside its {len(target.content)} bytes, or not at a multiple of 8")
         if symbol >= len(symbols):
             raise malformed(f"{place} names symbol {symbol} of {len(symbols)}")
-        if offset in found:
+        if offset in relocations:
             raise malformed(f"{place} is there twice")
-        found[offset] = Relocation(kind, symbols[symbol])
+        relocations[offset] = Relocation(kind, symbols[symbol])

@@ -35,22 +35,22 @@ def decode(code: bytes, base: int, resolve: Resolver, line_at: Callable[[int], L
     Args:
         code: its bytes.
         base: where it begins in its section, in bytes.
-        resolve: says what the instruction at an offset of the section refers to.
-        line_at: says which source line begins at an offset of the section, None where none does.
+        resolve: returns what the instruction at an offset of the section refers to.
+        line_at: returns the source line that begins at an offset of the section, None where none does.
 
     Raises:
         PolicyError: an instruction is cut short, or a jump goes to no instruction of this function.
     """
-    found: list[Instruction] = []
+    instructions: list[Instruction] = []
     line: Line | None = None
     for slot, opcode, registers, offset, imm in _slots(code):
         place = base + slot * SLOT_BYTES
         line = line_at(place) or line
         dst, src = registers & 0xF, registers >> 4
         ref = resolve(place, opcode, src, imm & 0xFFFFFFFF if opcode == LD_IMM64 else imm)
-        found.append(Instruction(slot, opcode, dst, src, offset, imm, ref, line))
-    _check_jumps(found)
-    return tuple(found)
+        instructions.append(Instruction(slot, opcode, dst, src, offset, imm, ref, line))
+    _check_jumps(instructions)
+    return tuple(instructions)
 
 
 def _slots(code: bytes) -> Iterator[tuple[int, int, int, int, int]]:

@@ -91,17 +91,20 @@ def _check_extent(symbol: Symbol, section: Section) -> None:
 
 def _named(symbols: list[Symbol], elf: ElfObject) -> dict[str, Symbol]:
     """Give every function a name of its own: global ones keep theirs, a static one whose name is taken gets a place."""
-    found: dict[str, Symbol] = {}
+    functions: dict[str, Symbol] = {}
     for symbol in sorted(symbols, key=lambda symbol: not symbol.is_global):
         name, section = symbol.name, elf.sections[symbol.section].name
-        if name in found:
+        if name in functions:
             name = f"{name}@{section}"
-        if name in found:
+        if name in functions:
             name = f"{name}+{symbol.value}"
-        if name in found:
+        if name in functions:
             raise malformed(f"two functions are called {name!r}")
-        found[name] = symbol
-    return {name: found[name] for name in sorted(found, key=lambda name: (found[name].section, found[name].value))}
+        functions[name] = symbol
+    return {
+        name: functions[name]
+        for name in sorted(functions, key=lambda name: (functions[name].section, functions[name].value))
+    }
 
 
 def _places(symbols: Mapping[str, Symbol]) -> dict[tuple[int, int], str]:
@@ -114,7 +117,9 @@ def _function(
     section = elf.sections[symbol.section]
     code = section.content[symbol.value : symbol.value + symbol.size]
     instructions = decode(code, symbol.value, references.resolver(section), lines.of(section.name))
-    references.check_all_used(section, symbol, {symbol.value + found.slot * SLOT_BYTES for found in instructions})
+    references.check_all_used(
+        section, symbol, {symbol.value + instruction.slot * SLOT_BYTES for instruction in instructions}
+    )
     (type_id,) = ext.functions.get(section.name, NO_RECORDS).get(symbol.value) or (0,)
     is_program = symbol.is_global and section.name != ".text"
     return Function(name, section.name.removeprefix("?"), instructions, _parameters(btf, type_id), is_program)
@@ -127,7 +132,7 @@ def _parameters(btf: Btf, type_id: int) -> tuple[str, ...]:
     function = btf.type(type_id)
     prototype = btf.type(function.target) if function.kind is BtfKind.FUNC else function
     if prototype.kind is not BtfKind.FUNC_PROTO:
-        raise malformed(f"BTF says that type {type_id}, a {function.kind.name}, is a function")
+        raise malformed(f"BTF describes type {type_id}, a {function.kind.name}, as a function")
     return tuple(parameter.name for parameter in btf.members(prototype, _PARAMETER_LIMIT))
 
 
@@ -141,7 +146,7 @@ class _Lines:
         self._texts: dict[int, str] = {}
 
     def of(self, section: str) -> Callable[[int], Line | None]:
-        """Return what tells the line that begins at an offset of a section, None if none does."""
+        """Return a function: offset in a section -> the line that begins there, None if none does."""
         records = self._records.get(section, NO_RECORDS)
 
         def line_at(place: int) -> Line | None:

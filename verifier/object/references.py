@@ -211,8 +211,8 @@ def _is_index(step: str) -> bool:
 
 def _named(variables: list[Variable]) -> dict[str, Variable]:
     """Return variables by name; a static one whose name is taken gets its place."""
-    found: dict[str, Variable] = {}
+    named: dict[str, Variable] = {}
     for variable in variables:
-        taken = variable.name in found
-        found[f"{variable.name}@{variable.section}+{variable.offset}" if taken else variable.name] = variable
-    return found
+        taken = variable.name in named
+        named[f"{variable.name}@{variable.section}+{variable.offset}" if taken else variable.name] = variable
+    return named

@@ -75,7 +75,7 @@ def wakeup_waits(ground: Ground, crew: Crew, seconds: float) -> list[int]:
 
 
 def wait_for(ground: Ground, tasks: Sequence[Task], events: int = 1, limit_s: float = 3.0) -> bool:
-    """Wait until each of these tasks is where it wants to be, and says so by this many events; return whether it is."""
+    """Wait until each of these tasks shows by so many events that it is where it wants to be; return whether it is."""
     looks = ground.watch(limit_s, LOOK_S / 4)
     return any(all(task.record.events >= events for task in tasks) for _now in looks)
 

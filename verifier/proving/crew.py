@@ -1,7 +1,7 @@
-"""Tasks of the proving ground: started, watched and ended; what they tell, and what the kernel tells of them.
+"""Tasks of the proving ground: started, watched and ended; what they report, and what the kernel reports of them.
 
-A task is a forked process of the normal class, so the policy under test schedules it. It tells of itself in a page that
-it shares with the agent; the rest is read from /proc (Documentation/scheduler/sched-stats.rst).
+A task is a forked process of the normal class, so the policy under test schedules it. It reports on itself in a
+page that it shares with the agent; the rest is read from /proc (Documentation/scheduler/sched-stats.rst).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class _Word:
 
 
 class Record:
-    """What a task tells of itself: numbers that it alone writes, in memory that the agent can read.
+    """What a task reports of itself: numbers that it alone writes, in memory that the agent can read.
 
     Attributes:
         events: how many operations it finished.
@@ -80,8 +80,8 @@ class Record:
 
     def samples_ns(self) -> list[int]:
         """The latest durations, some five hundred of them."""
-        kept = min(self.events, len(self.words) - _SAMPLES_FROM)
-        return list(self.words[_SAMPLES_FROM : _SAMPLES_FROM + kept])
+        count = min(self.events, len(self.words) - _SAMPLES_FROM)
+        return list(self.words[_SAMPLES_FROM : _SAMPLES_FROM + count])
 
     def longest_s(self) -> float:
         """The longest operation in seconds; one that has not ended counts for as long as it lasts by now."""
@@ -98,8 +98,8 @@ class Task:
 
     Args:
         name: for people.
-        pid: of the process; what the kernel tells is that of its first thread.
-        record: what it tells of itself.
+        pid: of the process; the kernel's figures are those of its first thread.
+        record: what it reports of itself.
     """
 
     def __init__(self, name: str, pid: int, record: Record) -> None:

@@ -20,17 +20,18 @@ PINNED_CROWD = OracleInfo(
     f"how much slower two tasks wake each other on the last CPU while {MANY} tasks that may only use the first one"
     f" wake, than while {FEW} of them do",
     "Where the crowd has a queue of its own its size is nothing to the others: good policies were seen at 0.9 to 1.2."
-    " In a shared queue every turn walks past the whole crowd, under the queue's lock: broken ones were seen at 2.6 to"
-    " 3.3. A small crowd is the measure, and not none, because a busy first CPU slows the last one on some hosts: two"
-    " hardware threads of one core took a third of the turns then, whatever the policy. The two sleep in turn and do"
-    " not yield: a policy in virtual time may let one yield many times in a row, and a yield without switch is cheap.",
+    " In a shared queue every wake-up walks past the whole crowd, under the queue's lock: broken ones were seen at 2.6"
+    " to 3.3. A small crowd is the measure, and not none, because a busy first CPU slows the last one on some hosts:"
+    " two hardware threads of one core cost a third of the wake-ups then, whatever the policy. The two sleep in turn"
+    " and do not yield: a policy in virtual time may let one yield many times in a row, and a yield without switch is"
+    " cheap.",
 )  # fmt: skip
 
 ORACLES = (PINNED_CROWD,)
 
 
 def prove(ground: Ground, seconds: float) -> list[OracleResult]:
-    """Time the turns beside a small and beside a large crowd; nothing to see on a machine of one CPU."""
+    """Time the wake-ups beside a small and beside a large crowd; nothing to see on a machine of one CPU."""
     first, last = ground.cpus[0], ground.cpus[-1]
     if first == last:
         return []
@@ -64,8 +65,8 @@ def rate(ground: Ground, tasks: Sequence[Task], seconds: float) -> float:
 
 
 def judge(few: float, many: float) -> OracleResult:
-    """Judge turns per second beside the small and the large crowd."""
-    detail = f"{few:.0f} turns a second on the other CPU beside {FEW} pinned tasks, {many:.0f} beside {MANY}"
+    """Judge wake-ups per second beside the small and the large crowd."""
+    detail = f"{few:.0f} wake-ups a second on the other CPU beside {FEW} pinned tasks, {many:.0f} beside {MANY}"
     if not many:
         return PINNED_CROWD.fail(few, detail)
     return PINNED_CROWD.judge(few / many, detail)

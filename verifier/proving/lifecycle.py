@@ -1,8 +1,8 @@
 """A policy's life around its work: CPUs that come and go, loading again and again, and an end by force.
 
-Each phase leaves the machine under the default scheduler. That a task goes on is read from
-the CPU time which the kernel charges it with. Kernel facts: handle_hotplug(), scx_tick() and scx_disable_workfn() in
-kernel/sched/ext.c, dl_server_apply_params() in kernel/sched/deadline.c.
+Each phase leaves the machine under the default scheduler. That a task continues is read
+from the CPU time which the kernel charges it with. Kernel facts: handle_hotplug(), scx_tick() and scx_disable_workfn()
+in kernel/sched/ext.c, dl_server_apply_params() in kernel/sched/deadline.c.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from verifier.proving.crew import Crew, Task
 from verifier.proving.ground import Load
 from verifier.proving.oracle import OracleInfo, OracleResult
 
-GO_ON_BOUND_S = 2.0
+RUN_AGAIN_BOUND_S = 2.0
 RECOVERY_LIMIT_S = 10.0
 WATCHDOG_MS = 700
 FEWEST_ROUNDS = 2
@@ -34,7 +34,7 @@ ROUND_S = 0.35
 CPU_HOTPLUG = OracleInfo(
     "CPU hotplug",
     25,
-    GO_ON_BOUND_S,
+    RUN_AGAIN_BOUND_S,
     "s",
     "the longest time until every task had run again after a CPU went, after it came back, and after the policy ended",
     "With half a dozen busy tasks on one CPU and slices of at most 100 ms each waits some 0.6 s; 2 s is the starvation"
@@ -43,7 +43,7 @@ CPU_HOTPLUG = OracleInfo(
 RELOAD_LOOP = OracleInfo(
     "reload loop",
     25,
-    GO_ON_BOUND_S,
+    RUN_AGAIN_BOUND_S,
     "s",
     "the longest time until every task had run again after the policy was attached or detached, while tasks are forked",
     "Each swap passes through the kernel's bypass mode, which takes milliseconds; 2 s is the starvation bound. Every"
@@ -52,7 +52,7 @@ RELOAD_LOOP = OracleInfo(
 PROVOKED_STALL = OracleInfo(
     "provoked stall",
     26,
-    GO_ON_BOUND_S,
+    RUN_AGAIN_BOUND_S,
     "s",
     "the time from the end of a stall to the moment at which every task has run under the default scheduler",
     "Real-time tasks hold every CPU for longer than the watchdog allows, so the kernel ejects the policy; its exit and"
@@ -156,7 +156,7 @@ def swap_once(policy: LoadedPolicy, tasks: Sequence[Task], waits_s: list[float])
 
 def leftovers(held: tuple[int, int]) -> str:
     """Say which BPF programs and maps are more than `held`; the kernel frees them some time after their last user."""
-    deadline = time.monotonic() + GO_ON_BOUND_S
+    deadline = time.monotonic() + RUN_AGAIN_BOUND_S
     while time.monotonic() < deadline:
         now = count_loaded()
         if now[0] <= held[0] and now[1] <= held[1]:
@@ -166,7 +166,7 @@ def leftovers(held: tuple[int, int]) -> str:
 
 
 def provoked_stall(load: Load, seconds: float) -> list[OracleResult]:
-    """Hold every CPU with real-time tasks until the kernel ejects the policy; then see all tasks go on."""
+    """Hold every CPU with real-time tasks until the kernel ejects the policy; then see all tasks continue."""
     with ExitStack() as stack, Crew() as crew:
         policy = stack.enter_context(load(watchdog_ms=WATCHDOG_MS))
         tasks = start_tasks(crew)
@@ -183,8 +183,8 @@ def provoked_stall(load: Load, seconds: float) -> list[OracleResult]:
     problem = "" if ended else f"the kernel did not eject it, although no task ran for {lasted_s:.1f} s"
     if info and not info.ejected:
         problem = problem or f"the policy ended otherwise: {info}"
-    told = f"{info.kind_name}: {info.message}" if info else NO_RECORD
-    detail = f"CPUs held for {lasted_s:.2f} s (watchdog {WATCHDOG_MS / 1000:g} s); {told}; {figures(waits_s)}"
+    exit_text = f"{info.kind_name}: {info.message}" if info else NO_RECORD
+    detail = f"CPUs held for {lasted_s:.2f} s (watchdog {WATCHDOG_MS / 1000:g} s); {exit_text}; {figures(waits_s)}"
     return [judge(PROVOKED_STALL, waits_s, problem, detail)]
 
 
@@ -247,10 +247,10 @@ def figures(waits_s: Sequence[float]) -> str:
 
 
 def until_all_ran(tasks: Sequence[Task]) -> float:
-    """Wait until each task has used CPU time since now; return how many seconds it took, above the bound if forever."""
+    """Wait until each task has used CPU time; return how many seconds that took, more than the bound if it gave up."""
     start = time.monotonic()
     waiting = [(task, task.cpu_ns()) for task in tasks]
-    while waiting and time.monotonic() - start <= GO_ON_BOUND_S:
+    while waiting and time.monotonic() - start <= RUN_AGAIN_BOUND_S:
         time.sleep(_POLL_S)
         waiting = [(task, used_ns) for task, used_ns in waiting if task.cpu_ns() == used_ns]
     return time.monotonic() - start

@@ -1,7 +1,7 @@
 """The mix: work of a dozen kinds at once, more than the CPUs can do, and an oracle for each kind.
 
-Whoever always wants a CPU is watched for the longest time it went without: its CPU time in /proc/PID/schedstat stood
-still. Whoever waits for an event tells how long that took.
+A task that always wants a CPU is watched for the longest time it went without one: its CPU time in /proc/PID/schedstat
+stood still. A task that waits for an event records how long that took.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _MOVE_WEIGHTS = (("proving-a", 50), ("proving-b", 200))
 
 STARVATION_BOUND_S = 2.4
 _SHORT_OF = (
-    "The dozen tasks that always want a CPU share the machine with everything else, so an order by turns with slices "
+    "The dozen tasks that always want a CPU share the machine with everything else, so round robin with slices "
     "of 50 ms lets each wait for half a second, and one that favours others until a task has waited for 1 s, as the "
     "bundled policies do, for somewhat more than that; the bound is half as "
     "much again as the worst that any of them showed in a machine that was let run (1.6 s), and less than half of the "
@@ -56,19 +56,19 @@ KWORKERS = OracleInfo(
     "pinned kernel workers", 7, 1.6, "s",
     "longest time until a kernel worker on each CPU had run",
     "The workers are normal tasks with one allowed CPU that sleep most of the time, so they wait for one round of "
-    "turns, twice that beside the real-time task; the worst that a bundled policy showed was 0.9 s. A "
+    "the queue, twice that beside the real-time task; the worst that a bundled policy showed was 0.9 s. A "
     "real-time task waits for them (/proc/sys/vm/stat_refresh), so the figure is their delay alone.",
 )  # fmt: skip
 FORKS = OracleInfo(
     "fork storm", 17, 3.0, "s",
     "longest time from fork to reaping of a child that execs and exits; a fork that fails breaks it in any case",
-    "A child needs a few turns to start and to end, and its parent one to see that; bundled policies took half of the "
-    "bound at worst. A child that never runs outlasts it.",
+    "A child has to run a few times to start and to end, and its parent once to see that; bundled policies took half "
+    "of the bound at worst. A child that never runs outlasts it.",
 )  # fmt: skip
 WAKEUPS = OracleInfo(
     "wake-ups", 29, STARVATION_BOUND_S, "s",
     "latest wake-up of sleepers of 5 ms, and longest round of a byte between two threads of a process",
-    "Starvation only: behind a dozen hogs an order by turns is late by half a second, and may be. Latency as such "
+    "Starvation only: behind a dozen hogs round robin is late by half a second, and may be. Latency as such "
     "is what a trial measures, on the work it matters to.",
 )  # fmt: skip
 YIELD = OracleInfo(
@@ -86,7 +86,7 @@ PRIORITIES = OracleInfo(
 REAL_TIME = OracleInfo(
     "real-time interference", 29, STARVATION_BOUND_S, "s",
     "longest time that a hog went without CPU time on a CPU where a real-time task takes 20 ms out of every 60",
-    "Two thirds of the CPU are left, so turns take half as long again: 0.8 s by turns with slices of 50 ms.",
+    "Two thirds of the CPU are left, so a round takes half as long again: 0.8 s in round robin with slices of 50 ms.",
 )  # fmt: skip
 CGROUPS_MOVED = OracleInfo(
     "cgroup moves", 29, STARVATION_BOUND_S, "s",

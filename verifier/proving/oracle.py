@@ -33,7 +33,7 @@ class OracleInfo:
         return self._result(measured, detail, ok=measured <= self.bound)
 
     def fail(self, measured: float, detail: str) -> OracleResult:
-        """It does not hold whatever the figure says, which is how far it got."""
+        """Fail the oracle whatever the figure, which is how far it got."""
         return self._result(measured, detail, ok=False)
 
     def _result(self, measured: float, detail: str, *, ok: bool) -> OracleResult:

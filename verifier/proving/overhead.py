@@ -1,4 +1,4 @@
-"""What a policy costs: the same work under the default scheduler and under the policy, in turns.
+"""What a policy costs: the same work under the default scheduler and under the policy, alternately.
 
 Work comes in units of equal CPU time, and what counts is how many of them all tasks finish within a window: a policy
 that gives one task more and another less loses nothing here, one that spends time on itself or lets a CPU idle does.
@@ -124,16 +124,16 @@ class Probe:
         """Compare the certain loss with the bound; too few pairs make none certain."""
         undisturbed = f"{len(self.pairs)} pairs; {self.disturbed} more were disturbed by a busy host"
         if not self.pairs:
-            return self.oracle.judge(0.0, f"nothing can be told from {undisturbed}")
-        found = ratios(self.pairs)
-        low, high = interval(found)
+            return self.oracle.judge(0.0, f"nothing can be concluded from {undisturbed}")
+        paired = ratios(self.pairs)
+        low, high = interval(paired)
         default, policy = (max(arm) for arm in zip(*self.pairs, strict=True))
         detail = (
-            f"{statistics.median(found):.2f} of the default scheduler's throughput ({low:.2f} to {high:.2f} in"
+            f"{statistics.median(paired):.2f} of the default scheduler's throughput ({low:.2f} to {high:.2f} in"
             f" {undisturbed}); at best {policy:.0f} and {default:.0f} units a second"
         )
         certain = 1 - max(high, policy / default)
-        return self.oracle.judge(max(0.0, certain) if len(found) >= FEWEST_PAIRS else 0.0, detail)
+        return self.oracle.judge(max(0.0, certain) if len(paired) >= FEWEST_PAIRS else 0.0, detail)
 
     def _units(self) -> int:
         return sum(task.record.events for task in self.crew.tasks)
@@ -142,7 +142,7 @@ class Probe:
 def prove(load: Load, seconds: float) -> list[OracleResult]:
     """Measure each probe under the default scheduler and under the policy until it is decided, or time is up.
 
-    A host on which nothing can be told in some three times the usual time makes no loss certain.
+    On a host too busy to conclude anything in some three times the usual time, no loss is certain.
     """
     rounds = calibrate()
     window_s = max(_SHORTEST_WINDOW_S, seconds / (2 * _WINDOWS) - _SETTLE_S)

@@ -73,7 +73,7 @@ PHASES = (
     Phase("provoked stall", 1.0, 0.0, (lifecycle.PROVOKED_STALL,), alone=lifecycle.provoked_stall),
 )
 """In the order they are run: those under load follow each other, so that one attached policy serves them all (loading
-one takes an emulated machine half a second or more), and the one that ends it comes behind them."""
+one takes an emulated machine half a second or more), and the one that ends it comes after them."""
 
 ORACLES: Mapping[str, OracleInfo] = {info.name: info for phase in PHASES for info in phase.oracles}
 

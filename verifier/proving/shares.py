@@ -24,8 +24,8 @@ SLEPT_SHARE = 0.55
 WEIGHTS = OracleInfo(
     "weights", 22, 0.20, "ratio",
     f"deviation of the CPU time of a hog of nice 0 to one of nice {NICE} on the same CPU from {WEIGHT_RATIO:.2f}",
-    "Rule 29 grants a fifth. Whole rounds of turns are counted, so that long slices do not blur the figure. A policy "
-    "that declares to ignore weights is excused by the pipeline; the figure is told anyway.",
+    "Rule 29 grants a fifth. Whole rounds are counted, so that long slices do not blur the figure. A policy "
+    "that declares to ignore weights is excused by the pipeline; the figure is reported anyway.",
 )  # fmt: skip
 RETURN = OracleInfo(
     "sleeper's return", 22, 0.35, "s",
@@ -73,8 +73,8 @@ def sample(
 def share_ratio(samples: Sequence[tuple[int, int]]) -> float:
     """CPU time of the first to that of the second over whole rounds; 0 if the second had none.
 
-    A round ends when the second has had its turn: its CPU time grew before a sample, and not behind it. Where turns
-    are too short for the samples to see their ends, they do not matter.
+    A round ends when the second has run: its CPU time grew before a sample, and not after it. Runs that are too short
+    for the samples to see their ends do not matter.
     """
     grew = [after[1] > before[1] for before, after in pairwise(samples)]
     ends = [number + 1 for number, (here, behind) in enumerate(pairwise(grew)) if here and not behind]

@@ -24,7 +24,7 @@ STAT_REFRESH = Path("/proc/sys/vm/stat_refresh")
 
 BEAT_S = 0.08
 METRONOME_PRIORITY = 60
-"""Above the agent and everything else: a metronome that beats late says that its CPU stood still."""
+"""Above the agent and everything else: a metronome that beats late shows that its CPU stood still."""
 
 _MIB = 1 << 20
 
@@ -72,7 +72,7 @@ def real_time(body: Body, priority: int = 10) -> Body:
 
 
 def sleeper(record: Record) -> NoReturn:
-    """Sleep again and again; tell how late each wake-up came."""
+    """Sleep again and again; record how late each wake-up came."""
     while True:
         record.begin()
         time.sleep(SLEEP_NS / 1e9)
@@ -80,7 +80,7 @@ def sleeper(record: Record) -> NoReturn:
 
 
 def metronome(cpu: int) -> Body:
-    """Beat on a CPU, before everything else there; tell how late each beat came."""
+    """Beat on a CPU, before everything else there; record how late each beat came."""
 
     def beat(record: Record) -> NoReturn:
         while True:
@@ -92,7 +92,7 @@ def metronome(cpu: int) -> Body:
 
 
 def ping(sender: int, receiver: int) -> Body:
-    """Send a byte and wait for the answer; tell how long the round took."""
+    """Send a byte and wait for the answer; record how long the round took."""
 
     def run(record: Record) -> NoReturn:
         while True:
@@ -117,7 +117,7 @@ def pong(sender: int, receiver: int) -> Body:
 
 
 def in_two_threads(first: Body, second: Body) -> Body:
-    """Two bodies as threads of one process, for policies that take a thread for its process; the first one tells."""
+    """Two bodies as threads of one process, for policies that take a thread for its process; the first one reports."""
 
     def run(record: Record) -> NoReturn:
         threading.Thread(target=second, args=(Record(),), daemon=True).start()
@@ -134,7 +134,7 @@ def yielder(record: Record) -> NoReturn:
 
 
 def affinity_flipper(cpus: Sequence[int]) -> Body:
-    """Move from CPU to CPU by changing the own mask; tell how long each move took and whether it ended elsewhere."""
+    """Move from CPU to CPU by changing the own mask; record how long each move took and whether it ended elsewhere."""
 
     def run(record: Record) -> NoReturn:
         for cpu in itertools.cycle(cpus):
@@ -154,7 +154,7 @@ def current_cpu() -> int:
 
 
 def fork_storm(record: Record) -> NoReturn:
-    """Fork, exec, exit, reap; tell how long each child took from fork to reaping."""
+    """Fork, exec, exit, reap; record how long each child took from fork to reaping."""
     program = smallest_program()
     os.dup2(os.open("/dev/null", os.O_WRONLY), 1)
     while True:
@@ -181,7 +181,7 @@ def smallest_program() -> str:
 
 
 def rehoming_sleeper(home: int, cpus: Sequence[int], wake: int) -> Body:
-    """Go to CPU `home`, be allowed everywhere, sleep until an event comes; tell how long the wake-up waited for a CPU.
+    """Go to CPU `home`, be allowed everywhere, sleep until an event; record how long the wake-up waited for a CPU.
 
     The wait is the growth of the run delay in the task's own schedstat.
 
@@ -256,7 +256,7 @@ def stat_refresher(record: Record) -> NoReturn:
 
 
 def cgroup_mover(pid: int, groups: Sequence[Path]) -> Body:
-    """Move a task from cgroup to cgroup, each time as soon as it has run since; tell how long each move took."""
+    """Move a task from cgroup to cgroup, each time as soon as it has run since; record how long each move took."""
 
     def run(record: Record) -> NoReturn:
         schedstat = os.open(f"/proc/{pid}/schedstat", os.O_RDONLY)
@@ -278,7 +278,7 @@ def cpu_time_ns(schedstat: int) -> int:
 
 
 def memory_eater(group: Path, size_mib: int) -> Body:
-    """In a cgroup: touch pages and say that they may be taken away, so that the next ones make the kernel reclaim."""
+    """In a cgroup: touch pages and offer them back, so that the next ones make the kernel reclaim."""
 
     def run(record: Record) -> NoReturn:
         (group / "cgroup.procs").write_text("0")

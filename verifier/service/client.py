@@ -127,9 +127,9 @@ class RemoteVerifier:
             raise UsageError(f"policy {info.name} cannot be sent to the verifier service: {error}") from None
 
     def _ask(self, request: VerifyRequest) -> FinalAnswer:
-        """Send a request and return the last answer, telling of gates on the way."""
+        """Send a request and return the last answer, reporting gates on the way."""
         with self._connect() as connection, connection.makefile("rb") as answers:
-            with suppress(ConnectionError):  # it may refuse us before it has read all: then it says why
+            with suppress(ConnectionError):  # it may refuse us before it has read all: its answer then gives the reason
                 connection.sendall(request.line())
             while isinstance(answer := read_answer(self._line(answers)), GateAnswer):
                 self.on_gate(answer.gate)
@@ -173,7 +173,7 @@ def collect_headers(source: Path, include_dirs: tuple[Path, ...]) -> dict[str, s
         UsageError: there are too many.
     """
     roots = (source.parent, *include_dirs)
-    found: dict[str, str] = {}
+    headers: dict[str, str] = {}
     waiting = [("", source.read_bytes())]
     while waiting:
         includer, text = waiting.pop()
@@ -182,14 +182,14 @@ def collect_headers(source: Path, include_dirs: tuple[Path, ...]) -> dict[str, s
                 [posixpath.join(posixpath.dirname(includer), name.decode(errors="replace"))] if quote == b'"' else []
             )
             for path in map(posixpath.normpath, [*beside, name.decode(errors="replace")]):
-                content = None if path in found or path.startswith(("/", "..")) else _header(roots, path)
+                content = None if path in headers or path.startswith(("/", "..")) else _header(roots, path)
                 if content is not None:
-                    found[path] = content.decode(errors="replace")
+                    headers[path] = content.decode(errors="replace")
                     waiting.append((path, content))
                     break
-        if len(found) > MOST_HEADERS:
+        if len(headers) > MOST_HEADERS:
             raise UsageError(f"{source} includes more than {MOST_HEADERS} headers")
-    return found
+    return headers
 
 
 def _header(roots: tuple[Path, ...], path: str) -> bytes | None:
@@ -203,7 +203,7 @@ def _header(roots: tuple[Path, ...], path: str) -> bytes | None:
 
 
 def _check(
-    report: VerificationReport, candidate: CandidatePolicy, artifact: PolicyArtifact | None, asked: RemoteVerifier
+    report: VerificationReport, candidate: CandidatePolicy, artifact: PolicyArtifact | None, verifier: RemoteVerifier
 ) -> None:
     """Report, object and token must be of what was asked, and of each other."""
     facts: list[tuple[str, object, object]] = [
@@ -222,7 +222,7 @@ def _check(
             ("tunables of the token", token.tunables, tuple(sorted(candidate.tunables))),
             ("report of the token", token.report_digest, report.digest),
             ("kernel of the token", token.kernel_release, report.kernel_release),
-            ("scope of the token", (token.scope, token.cgroup), (asked.scope, asked.cgroup)),
+            ("scope of the token", (token.scope, token.cgroup), (verifier.scope, verifier.cgroup)),
         ]
     for what, answered, wanted in facts:
         if answered != wanted:

@@ -153,7 +153,7 @@ class Fault(Message):
 
 
 class FaultAnswer(Message):
-    """The last answer, if there is no other: what went wrong, which says nothing of the policy unless its kind does."""
+    """The last answer, if there is no other: what went wrong; about the policy only if its kind is."""
 
     fault: Fault
 
@@ -176,12 +176,12 @@ _ANSWER: TypeAdapter[Any] = TypeAdapter(Answer)
 
 
 def read_request(line: bytes) -> VerifyRequest:
-    """Read a request; raise UsageError that says which field is wrong."""
+    """Read a request; raise UsageError that names the field that is wrong."""
     try:
         return VerifyRequest.model_validate_json(line)
     except ValidationError as error:
         raise UsageError(
-            f"the request cannot be used: {_mistakes(error)}", "see verifier/service/messages.py: Request"
+            f"the request cannot be used: {_mistakes(error)}", "see verifier/service/messages.py: VerifyRequest"
         ) from None
 
 
@@ -199,9 +199,12 @@ def read_answer(line: bytes) -> Answer:
 
 def _mistakes(error: ValidationError) -> str:
     """The first mistakes, without the values: they may be large, or a secret in the wrong place."""
-    found = error.errors(include_url=False, include_context=False, include_input=False)
-    shown = [f"{'.'.join(map(str, one['loc'])) or 'it'}: {one['msg']}"[:300] for one in found[:_SHOWN_MISTAKES]]
-    more = f"; and {len(found) - _SHOWN_MISTAKES} more" if len(found) > _SHOWN_MISTAKES else ""
+    mistakes = error.errors(include_url=False, include_context=False, include_input=False)
+    shown = [
+        f"{'.'.join(map(str, mistake['loc'])) or 'it'}: {mistake['msg']}"[:300]
+        for mistake in mistakes[:_SHOWN_MISTAKES]
+    ]
+    more = f"; and {len(mistakes) - _SHOWN_MISTAKES} more" if len(mistakes) > _SHOWN_MISTAKES else ""
     return "; ".join(shown) + more
 
 

@@ -50,7 +50,7 @@ class ServiceLimits:
 
 
 class VerifierService:
-    """Answers requests until it is told to stop.
+    """Answers requests until it is stopped.
 
     Args:
         bench: does the work, in other processes.
@@ -101,7 +101,7 @@ class VerifierService:
             log.info("a peer is gone: %s", error)
         except Exception:  # one connection ends here, not the service: the log gets the traceback, the peer a word
             log.exception("a request failed")
-            await _last_word(writer, SetupError("the verifier service failed", "its log says more"))
+            await _last_word(writer, SetupError("the verifier service failed", "see its log"))
         finally:
             self._connections.discard(task)
             writer.close()
@@ -112,7 +112,7 @@ class VerifierService:
         peer = peer_of(connection)
         if not self._admission.admits(peer):
             raise UsageError(
-                f"{peer} may not use this verifier", "it must be of a user or group that the service was told to admit"
+                f"{peer} may not use this verifier", "it must be of a user or group that the service is set up to admit"
             )
         if len(self._connections) > self._limits.connections:
             raise SetupError(f"the verifier service has {self._limits.connections} connections already", "try later")

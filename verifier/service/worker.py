@@ -1,4 +1,4 @@
-"""One request of the verifier service, in a process of its own: whether it crashes or hangs, the service goes on."""
+"""One request of the verifier service, in a process of its own: whether it crashes or hangs, the service continues."""
 
 from __future__ import annotations
 
@@ -94,18 +94,18 @@ class Worker(Child):
 def _work(send: Callable[[bytes], None], bench: RequestHandler, action: str, submission: Submission) -> None:
     """Do what a request asks for."""
 
-    def tell(message: Message) -> None:
+    def answer(message: Message) -> None:
         send(message.line())
 
     try:
         if action == "compile":
-            tell(FinalAnswer(report=None, object=Object.of(bench.compile(submission))))
+            answer(FinalAnswer(report=None, object=Object.of(bench.compile(submission))))
             return
-        verified = bench.verify(submission, lambda result: tell(GateAnswer(gate=result)))
+        verified = bench.verify(submission, lambda result: answer(GateAnswer(gate=result)))
         artifact = verified.artifact
-        tell(FinalAnswer(report=verified.report, object=None if artifact is None else Object.of(artifact)))
+        answer(FinalAnswer(report=verified.report, object=None if artifact is None else Object.of(artifact)))
     except SchedagentError as error:
-        tell(FaultAnswer.of(error))
+        answer(FaultAnswer.of(error))
     except Exception as error:
         log.exception("a request failed")
-        tell(FaultAnswer.of(SetupError(f"the verifier failed: {type(error).__name__}", "the service's log says more")))
+        answer(FaultAnswer.of(SetupError(f"the verifier failed: {type(error).__name__}", "see the service's log")))

@@ -70,7 +70,7 @@ def check_source(
         include_dirs, cache_dir: as for `compile_policy`.
 
     Raises:
-        CompileError: it is not C (nothing can be said then), or its #line directives lie about places.
+        CompileError: it is not C, so nothing can be checked, or its #line directives lie about places.
         SetupError: there is no usable clang, or no sandbox to run it in.
     """
     tree = parse_source(text, file_name, target, include_dirs=include_dirs, cache_dir=cache_dir)
@@ -105,7 +105,7 @@ def check_tree(
     """
     values = Values(tree)
     arguments = list(roles(tree, values))
-    found = [
+    findings = [
         *_check_ops(tree, values, members),
         *_check_license(tree),
         *_check_slices(tree, values, arguments, documented),
@@ -114,7 +114,7 @@ def check_tree(
         *_check_disguises(tree),
         *_check_task_names(tree),
     ]
-    unique = {(finding.rule, finding.file, finding.line, finding.message): finding for finding in found}
+    unique = {(finding.rule, finding.file, finding.line, finding.message): finding for finding in findings}
     return tuple(
         sorted(unique.values(), key=lambda finding: (finding.severity, finding.file, finding.line, finding.rule))
     )
@@ -239,13 +239,13 @@ def _check_slices(
     """Find slices that are a tunable, or arithmetic with one, and whose documented range does not keep the bounds."""
     slices = [(where, argument) for where, argument, role in arguments if role is Role.SLICE]
     for where, expression in [*slices, *_written_slices(tree)]:
-        found, name = values.tunables_in(expression), where.removeprefix("____")
-        for tunable in found:
+        tunables, name = values.tunables_in(expression), where.removeprefix("____")
+        for tunable in tunables:
             if tunable.name not in documented:
                 message = f"tunable {tunable.name} is used as a slice unclamped, and its range is documented nowhere"
                 yield _error(24, tunable.place, message, name)
-        if len(found) == 1 and found[0].name in documented:  # of more, the compiled object's values are checked
-            yield from _check_range(values, expression, found[0], documented[found[0].name], name)
+        if len(tunables) == 1 and tunables[0].name in documented:  # of more, the compiled object's values are checked
+            yield from _check_range(values, expression, tunables[0], documented[tunables[0].name], name)
 
 
 def _check_range(values: Values, expression: Node, tunable: Node, known: Tunable, where: str) -> Iterator[Finding]:
@@ -278,7 +278,7 @@ def _member(expression: Node) -> str:
 def _check_copied_constants(tree: Tree, names: frozenset[str]) -> Iterator[Finding]:
     for macro in tree.macros:
         if macro.name in names and not macro.file.startswith("/") and _is_number(macro):
-            message = f"{macro.name} is a copy: {macro.body}, whatever the kernel says"
+            message = f"{macro.name} is a copy: {macro.body}, whatever the kernel defines"
             yield Finding(2, Severity.ERROR, "", macro.file, macro.line, f"{message}; {_use(macro.name)}")
     yield from _check_copied_enumerators(tree, names)
 

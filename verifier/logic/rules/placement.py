@@ -5,11 +5,11 @@ from __future__ import annotations
 from schedagent.core.verification import Severity
 from verifier.logic.rules.queues import QueueKind
 from verifier.logic.rules.subject import CHOOSES_CPU, Insert, Subject, truths
-from verifier.logic.walk.calls import MOST_CPUS, names
-from verifier.logic.walk.events import Event, Exit
-from verifier.logic.walk.facts import Condition, Facts, Range, range_of
+from verifier.logic.walk.calls import names
+from verifier.logic.walk.events import Exit
+from verifier.logic.walk.facts import Condition, Facts, range_of
 from verifier.logic.walk.marking import is_callback_task
-from verifier.logic.walk.terms import Term, TermKind, describe, inside, low_half, number, signed
+from verifier.logic.walk.terms import Term, TermKind, describe, inside, low_half, signed
 
 _MASK_RESULTS = names(
     "bpf_cpumask_first bpf_cpumask_first_and bpf_cpumask_any_distribute bpf_cpumask_any_and_distribute"
@@ -70,7 +70,7 @@ def _check_fixed_answer(subject: Subject, path: Exit, cpu: int) -> None:
     elif cpu > 0:
         subject.error(1, path, f"select_cpu returns CPU {cpu}, which need not exist")
     else:
-        subject.warning(1, path, "select_cpu returns CPU 0 whatever the task's mask says", "affinity")
+        subject.warning(1, path, "select_cpu returns CPU 0 whatever the task's mask allows", "affinity")
 
 
 def _check_found(subject: Subject, path: Exit, cpu: Term) -> None:
@@ -134,9 +134,9 @@ def _is_foreign(mask: Term) -> bool:
 
 
 def allowed(facts: Facts, cpu: Term, task: Term) -> bool:
-    """Whether a CPU is one that the task may use, as far as its origin or a test on the path tells."""
+    """Whether a CPU is one that the task may use, as far as its origin or a test on the path shows."""
     if cpu.kind is TermKind.UNKNOWN:
-        return True  # several paths were joined: nothing can be said
+        return True  # several paths were joined: nothing is known
     if cpu.kind is TermKind.PURE and cpu.name == "scx_bpf_task_cpu":
         return cpu.parts[1][0] is task
     if cpu.kind in (TermKind.PURE, TermKind.CALL) and cpu.name in _MASK_RESULTS:
@@ -189,8 +189,5 @@ def _check_masks(subject: Subject) -> None:
         for mask in event.arguments:
             if mask.kind is TermKind.ADDRESS and mask.name == "task_struct.cpus_mask":
                 subject.report(7, Severity.WARNING, event.member, event.line, f"{event.name}() looks at p->cpus_mask: "
-                               "a task whose migration is disabled may use only what p->cpus_ptr says",
+                               "a task whose migration is disabled may use only what p->cpus_ptr allows",
                                trail=event.trail, cleared_by="migration disabled")  # fmt: skip
-
-
-__all__ = ["MOST_CPUS", "Event", "Range", "allowed", "check", "number"]

@@ -6,13 +6,12 @@ from collections.abc import Iterator
 
 from verifier.logic.rules.placement import allowed, may_use_all
 from verifier.logic.rules.queues import Queue, QueueKind, is_cpu, may_be, must_be
-from verifier.logic.rules.subject import Drain, Insert, Subject, truths
+from verifier.logic.rules.subject import Drain, Insert, Subject
 from verifier.logic.walk.events import Event
 from verifier.logic.walk.facts import Condition, Facts, Range, range_of
 from verifier.logic.walk.marking import is_callback_task
-from verifier.logic.walk.terms import Term, TermKind, describe, inside, low_half, signed
+from verifier.logic.walk.terms import Term, TermKind, describe, inside, low_half
 
-_CREATORS_ANYWHERE = frozenset({"init_task", "cgroup_init", "cpu_online"})
 _ZERO_HINT = "an SCX_* number that became 0? take it with bpf_core_enum_value()"
 
 
@@ -85,11 +84,11 @@ def _check_every_success(subject: Subject, inserts: list[Insert]) -> None:
 def _check_orders(subject: Subject, inserts: list[Insert]) -> None:
     fifo = [insert for insert in inserts if insert.vtime is None and not insert.queue.builtin]
     timed = [insert for insert in inserts if insert.vtime is not None and not insert.queue.builtin]
-    for one in fifo:
+    for untimed in fifo:
         for other in timed:
-            if must_be(one.queue, other.queue) or one.queue.term is other.queue.term:
+            if must_be(untimed.queue, other.queue) or untimed.queue.term is other.queue.term:
                 line = other.event.line.line if other.event.line else 0
-                subject.error(4, one.event, f"{one.queue} is inserted into in FIFO order here and by vtime in "
+                subject.error(4, untimed.event, f"{untimed.queue} is inserted into in FIFO order here and by vtime in "
                                             f"{other.event.member} (line {line})")  # fmt: skip
                 break
 
@@ -101,12 +100,12 @@ def _check_drained(subject: Subject, inserts: list[Insert], drains: list[Drain])
     for insert in inserts:
         if insert.queue.builtin or insert.queue.kind is QueueKind.BAD:
             continue
-        found = [drain for drain in drains if may_be(insert.queue, drain.queue)]
-        problem = _why_not_drained(insert, found)
+        drained_by = [drain for drain in drains if may_be(insert.queue, drain.queue)]
+        problem = _why_not_drained(insert, drained_by)
         if problem:
             subject.error(19, insert.event, f"tasks wait in {insert.queue}, but {problem}")
-        elif found:
-            _check_everywhere(subject, insert, found)
+        elif drained_by:
+            _check_everywhere(subject, insert, drained_by)
 
 
 def _why_not_drained(insert: Insert, drains: list[Drain]) -> str:
@@ -145,7 +144,7 @@ def _check_everywhere(subject: Subject, insert: Insert, drains: list[Drain]) -> 
 
 
 def _restriction(facts: Facts) -> str:
-    """Say what a path requires of the dispatching CPU's number, "" if nothing."""
+    """Return what a path requires of the dispatching CPU's number, "" if nothing."""
     for key, known in facts.items():
         if isinstance(key, Condition):
             if key.operator == "eq" and key.right.is_const and _is_prev(key.left) and key.right.value == 0 and known:
@@ -184,8 +183,8 @@ def _check_indexes(subject: Subject, inserts: list[Insert], drains: list[Drain])
         queue = insert.queue
         if queue.joined or not queue.family or len(queue.addends) != 1 or not is_callback_task(insert.task):
             continue
-        found = [drain for drain in drains if may_be(queue, drain.queue)]
-        if not found or not all(_of_one_cpu(drain.queue) for drain in found):
+        drained_by = [drain for drain in drains if may_be(queue, drain.queue)]
+        if not drained_by or not all(_of_one_cpu(drain.queue) for drain in drained_by):
             continue
         index = low_half(queue.addends[0][0])
         if _index_is_allowed(insert, index):
@@ -219,7 +218,7 @@ def _index_is_allowed(insert: Insert, index: Term) -> bool:
 
 
 def _check_kicks(subject: Subject) -> None:
-    """A task that enqueue leaves waiting while CPUs may idle: somebody must be told.
+    """A task that enqueue leaves waiting while CPUs may idle: one of them must be kicked.
 
     select_cpu finds an idle CPU for a task that wakes, but enqueue is also called for tasks that were preempted, whose
     mask or class changed, and after the last idle CPU was missed by a moment.
@@ -235,6 +234,3 @@ def _check_kicks(subject: Subject) -> None:
     if claims and not any(path.marks.kicked for path in claims):
         text = "enqueue claims an idle CPU for the task it leaves waiting, and never kicks it"
         subject.error(20, claims[0], f"{text}: until it runs for another reason nobody finds it idle")
-
-
-__all__ = ["Drain", "check", "signed", "truths"]

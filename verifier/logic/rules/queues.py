@@ -13,7 +13,7 @@ from verifier.logic.walk.terms import MASK32, Term, TermKind, describe, linear, 
 _BUILTIN = 1 << 63
 _LOCAL_ON = _BUILTIN | 1 << 62
 _LIKELY_CPUS = 512
-"""For telling families apart: ids `base + cpu` are taken to lie within so many of their base."""
+"""To tell families apart: ids `base + cpu` are taken to lie within so many of their base."""
 
 
 class QueueKind(StrEnum):
@@ -70,8 +70,8 @@ def decode(term: Term, enums: Mapping[str, int], merged: Mapping[Term, set[Term]
     inner = low_half(term)
     if inner in merged:
         values = [value for value in merged[inner] if value not in merged]
-        found = [replace(queue, joined=True) for value in values for queue in decode(value, enums, {})]
-        return tuple(found) if found else (Queue(QueueKind.OPAQUE, term),)
+        queues = [replace(queue, joined=True) for value in values for queue in decode(value, enums, {})]
+        return tuple(queues) if queues else (Queue(QueueKind.OPAQUE, term),)
     return (_decode_one(term, enums),)
 
 
@@ -83,7 +83,7 @@ def _decode_one(term: Term, enums: Mapping[str, int]) -> Queue:
         return Queue(QueueKind.LOCAL_ON, term, cpu=low_half(addends[0][0]))
     if constant & _BUILTIN:
         return Queue(QueueKind.BAD, term, constant, addends)
-    if len(addends) == 1 and constant == 0 and _tells_nothing(addends[0][0]):
+    if len(addends) == 1 and constant == 0 and _is_opaque(addends[0][0]):
         return Queue(QueueKind.OPAQUE, term, 0, addends)
     return Queue(QueueKind.USER, term, constant, addends)
 
@@ -114,13 +114,13 @@ def _sum(term: Term) -> tuple[int, tuple[tuple[Term, int], ...]]:
     return constant, tuple((low_half(atom), factor) for atom, factor in addends)
 
 
-def _tells_nothing(term: Term) -> bool:
+def _is_opaque(term: Term) -> bool:
     """Whether an id comes from memory, or from a call that gives no CPU."""
     return term.kind in (TermKind.LOAD, TermKind.UNKNOWN) or (term.kind is TermKind.CALL and "cpu" not in term.name)
 
 
 def is_cpu(term: Term) -> bool:
-    """Whether a value is the number of a CPU, as far as its origin tells."""
+    """Whether a value is the number of a CPU, as far as its origin shows."""
     term = low_half(term)
     if term.kind is TermKind.ARGUMENT:
         return term.parts[1] in CPU_ARGUMENTS
@@ -130,7 +130,7 @@ def is_cpu(term: Term) -> bool:
 
 
 def span(queue: Queue) -> tuple[int, int] | None:
-    """Return the bounds of a family's ids, None if they cannot be told."""
+    """Return the bounds of a family's ids, None if they are not known."""
     low = high = queue.constant
     for atom, factor in queue.addends:
         known = range_of(Facts(), 32, atom)
@@ -143,50 +143,50 @@ def span(queue: Queue) -> tuple[int, int] | None:
     return low, high
 
 
-def may_be(one: Queue, other: Queue) -> bool:
+def may_be(queue: Queue, other: Queue) -> bool:
     """Whether two user DSQ ids may be equal."""
-    if QueueKind.OPAQUE in (one.kind, other.kind):
+    if QueueKind.OPAQUE in (queue.kind, other.kind):
         return True
-    if one.single and other.single:
-        return one.constant == other.constant
-    if one.constant == other.constant and [f for _a, f in one.addends] == [f for _a, f in other.addends]:
+    if queue.single and other.single:
+        return queue.constant == other.constant
+    if queue.constant == other.constant and [f for _a, f in queue.addends] == [f for _a, f in other.addends]:
         return True
-    spans = span(one), span(other)
+    spans = span(queue), span(other)
     if spans[0] is None or spans[1] is None:
-        return _open_ended(one, other)
+        return _open_ended(queue, other)
     return spans[0][0] <= spans[1][1] and spans[1][0] <= spans[0][1]
 
 
-def _open_ended(one: Queue, other: Queue) -> bool:
+def _open_ended(queue: Queue, other: Queue) -> bool:
     """Families without bounds: of one shape they are told apart by their base, others may overlap."""
-    if one.family and other.family:
-        if len(one.addends) != 1 or len(other.addends) != 1:
+    if queue.family and other.family:
+        if len(queue.addends) != 1 or len(other.addends) != 1:
             return True
-        steps = one.addends[0][1], other.addends[0][1]
+        steps = queue.addends[0][1], other.addends[0][1]
         if steps == (1, 1):
-            return one.constant == other.constant
-        return steps[0] != steps[1] or (one.constant - other.constant) % steps[0] == 0
-    family, rest = (one, other) if one.family else (other, one)
+            return queue.constant == other.constant
+        return steps[0] != steps[1] or (queue.constant - other.constant) % steps[0] == 0
+    family, rest = (queue, other) if queue.family else (other, queue)
     return rest.constant >= family.constant
 
 
 def _is_step_of(family: Queue, single: Queue) -> bool:
-    """Whether a single id is `base + n * step` of a family by class; families by CPU are too long to say."""
+    """Whether a single id is `base + n * step` of a family by class; families by CPU are too long."""
     if not family.family or len(family.addends) != 1 or not 1 < family.addends[0][1] < 1 << 31:
         return False
     distance, bounds = single.constant - family.constant, span(family)
     return distance >= 0 and distance % family.addends[0][1] == 0 and (bounds is None or single.constant <= bounds[1])
 
 
-def must_be(one: Queue, other: Queue) -> bool:
+def must_be(queue: Queue, other: Queue) -> bool:
     """Whether two ids certainly meet: the same number, or families of one shape over CPUs."""
-    if one.single and other.single:
-        return one.constant == other.constant
-    if one.single or other.single:
-        return _is_step_of(*((other, one) if one.single else (one, other)))
-    if not (one.family and other.family) or one.constant != other.constant:
+    if queue.single and other.single:
+        return queue.constant == other.constant
+    if queue.single or other.single:
+        return _is_step_of(*((other, queue) if queue.single else (queue, other)))
+    if not (queue.family and other.family) or queue.constant != other.constant:
         return False
     shapes = [
-        [(factor, is_cpu(atom) or atom.kind is TermKind.INDEX) for atom, factor in q.addends] for q in (one, other)
+        [(factor, is_cpu(atom) or atom.kind is TermKind.INDEX) for atom, factor in q.addends] for q in (queue, other)
     ]
-    return one.addends == other.addends or (shapes[0] == shapes[1] and all(cpu for _factor, cpu in shapes[0]))
+    return queue.addends == other.addends or (shapes[0] == shapes[1] and all(cpu for _factor, cpu in shapes[0]))

@@ -102,14 +102,14 @@ def served_places(subject: Subject) -> frozenset[str]:
 
 
 def _places(subject: Subject, term: Term) -> set[str]:
-    found = set()
+    places = set()
     for value in subject.values(term):
         for part in inside(value):
             if part.kind is TermKind.MAP:
-                found.add(part.name)
+                places.add(part.name)
             elif part.kind is TermKind.GLOBAL:
-                found.update(v.name for v in subject.image.variables.values() if v.section == part.name)
-    return found
+                places.update(v.name for v in subject.image.variables.values() if v.section == part.name)
+    return places
 
 
 def _check_end_of_enqueue(subject: Subject, path: Exit, served: frozenset[str]) -> None:

@@ -89,7 +89,7 @@ def _check_slice(subject: Subject, event: Event, value: Term) -> None:
     elif value.is_const and value.value == 0:
         if event.name.startswith("scx_bpf_dsq_insert"):  # elsewhere 0 ends the task's turn, which is meant
             subject.error(
-                24, event, "the slice is 0: the task goes on with what is left of its last one, which may be 1 ns"
+                24, event, "the slice is 0: the task continues with what is left of its last one, which may be 1 ns"
             )
     elif _is_share(low_half(value)) and known.low < SLICE_MIN_NS:
         subject.error(
@@ -136,13 +136,13 @@ def _check_vtime(subject: Subject, inserts: list[Insert]) -> None:
         insert for insert in timed for value in subject.values(insert.vtime or insert.task) if _is_accumulated(value)
     ]
     for comparison in subject.walk.comparisons:
-        asked = comparison.condition
-        sides = [low_half(asked.left), low_half(asked.right)]
-        if asked.operator != "ult" or asked.bits != 64 or any(side.is_const for side in sides):
+        condition = comparison.condition
+        sides = [low_half(condition.left), low_half(condition.right)]
+        if condition.operator != "ult" or condition.bits != 64 or any(side.is_const for side in sides):
             continue
         if any(_is_raw_vtime(side) for side in sides):
-            text = f"{describe(asked.left)} and {describe(asked.right)} are compared as unsigned numbers, which fails "
-            text += "when one wraps; compare (s64)(a - b) with 0"
+            text = f"{describe(condition.left)} and {describe(condition.right)} are compared as unsigned numbers, "
+            text += "which fails when one wraps; compare (s64)(a - b) with 0"
             subject.report(22, Severity.ERROR, comparison.member, comparison.line, text)
     for insert in own:
         _check_clamped(subject, insert)

@@ -10,7 +10,7 @@ from schedagent.core.errors import BpfError, KernelRejected
 from schedagent.core.rules import RULES
 from verifier.proving import lifecycle, overhead
 from verifier.proving.crew import Crew
-from verifier.proving.lifecycle import CPU_HOTPLUG, GO_ON_BOUND_S, judge_hotplug_end
+from verifier.proving.lifecycle import CPU_HOTPLUG, RUN_AGAIN_BOUND_S, judge_hotplug_end
 from verifier.proving.overhead import IDLE_MACHINE, MOST_PAIRS, QUIET_SHARE, Probe
 
 RESTART_ON_HOTPLUG = 0x1000100000000
@@ -36,9 +36,9 @@ def test_every_oracle_is_named_by_its_rule(oracle):
 
 
 def test_the_longest_wait_decides():
-    assert lifecycle.judge(CPU_HOTPLUG, [0.1, GO_ON_BOUND_S, 0.2], "", "").ok
-    late = lifecycle.judge(CPU_HOTPLUG, [0.1, GO_ON_BOUND_S + 0.01], "", "told")
-    assert (late.ok, late.measured, late.detail) == (False, GO_ON_BOUND_S + 0.01, "told")
+    assert lifecycle.judge(CPU_HOTPLUG, [0.1, RUN_AGAIN_BOUND_S, 0.2], "", "").ok
+    late = lifecycle.judge(CPU_HOTPLUG, [0.1, RUN_AGAIN_BOUND_S + 0.01], "", "told")
+    assert (late.ok, late.measured, late.detail) == (False, RUN_AGAIN_BOUND_S + 0.01, "told")
 
 
 def test_a_problem_fails_whatever_was_measured():
@@ -90,7 +90,7 @@ def test_a_policy_that_will_not_load_again_is_a_problem_not_an_error(error, monk
 
 
 def test_what_stays_behind_is_counted(monkeypatch):
-    monkeypatch.setattr(lifecycle, "GO_ON_BOUND_S", 0.02)
+    monkeypatch.setattr(lifecycle, "RUN_AGAIN_BOUND_S", 0.02)
     counts = iter([(7, 3), (5, 3)])
     monkeypatch.setattr(lifecycle, "count_loaded", lambda: next(counts))
     assert lifecycle.leftovers((5, 3)) == ""
@@ -99,7 +99,7 @@ def test_what_stays_behind_is_counted(monkeypatch):
 
 
 def test_waiting_ends_when_the_last_task_ran(monkeypatch):
-    monkeypatch.setattr(lifecycle, "GO_ON_BOUND_S", 0.1)
+    monkeypatch.setattr(lifecycle, "RUN_AGAIN_BOUND_S", 0.1)
 
     class Ran:
         def __init__(self, *used_ns: int) -> None:
@@ -163,7 +163,7 @@ def test_a_busy_host_condemns_nobody():
     busy_host.add(QUIET_SHARE * 2000 + 1, 100)
     assert (len(busy_host.pairs), busy_host.disturbed) == (1, 1)
     assert probe(0.5, 0.5, 0.5, disturbed=4).judge().ok
-    assert "nothing can be told" in probe(disturbed=MOST_PAIRS).judge().detail
+    assert "nothing can be concluded" in probe(disturbed=MOST_PAIRS).judge().detail
 
 
 @pytest.mark.parametrize(
