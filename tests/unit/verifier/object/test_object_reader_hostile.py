@@ -194,8 +194,8 @@ DECLARATIONS = {
     "the name of 'policy' holds bytes": section(OPS, content=bytes(32) + b"\x1b]0;" + bytes(12)),
     "the license holds bytes": section("license", content=b"GPL\x07\0"),
     "variable 'count' overlaps another or leaves section '.bss'": section(".bss", size=4),
-    "'count' is in section '.bss', the symbols do not": symbol("count", section=".rodata"),
-    "'table' is in section '.maps', the symbols do not": symbol("table", value=8),
+    "BTF puts 'count' into section '.bss', the symbols do not": symbol("count", section=".rodata"),
+    "BTF puts 'table' into section '.maps', the symbols do not": symbol("table", value=8),
     "BTF describes variables in section '.gone'": btf(lambda b: b.datasec(".gone", 8, [(b.variable("x", 1), 0, 8)])),
     "section '.bss' is described twice": btf(lambda b: b.datasec(".bss", 8, [])),
     "'scx_bpf_now___sa' is declared twice": btf(
@@ -385,9 +385,9 @@ def core(type_id, access, kind=0, place=0):
         (lambda b: elf.ext(lines=struct.pack("<II", 16, 1)), "cut short at byte 4 of 8"),
         (
             lambda b: elf.ext(functions=elf.records(8, [(1, [(0, 1), (0, 1)])])),
-            "or of its byte 0",
+            "or its byte 0",
         ),
-        (lambda b: elf.ext(functions=elf.records(8, [(b.string(ENQUEUE), [(0, 1)])])), "a INT, is a function"),
+        (lambda b: elf.ext(functions=elf.records(8, [(b.string(ENQUEUE), [(0, 1)])])), "a INT, as a function"),
         (lambda b: elf.ext(functions=elf.records(8, [(b.string(ENQUEUE), [(0, 9999)])])), "type 9999 is asked for"),
         (core(1, "0:0"), "member 0 of type 1, a INT"),
         (core(1, "0:99999999999"), "with the access string '0:99999999999'"),
