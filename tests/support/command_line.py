@@ -49,8 +49,8 @@ def script(folders, monkeypatch):
 
 def refused(result, message, status=common.EXIT_USAGE):
     """Whether a call ended with this status and message, on stderr only; rich-less text, words may be wrapped."""
-    said = " ".join(result.stderr.split())
+    text = " ".join(result.stderr.split())
     assert result.exit_code == status, result.output
-    assert re.search(message, said), said
+    assert re.search(message, text), text
     assert result.stdout == ""
-    return said
+    return text

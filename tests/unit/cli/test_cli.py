@@ -317,6 +317,17 @@ def test_json_is_all_there_is_on_stdout(run, script):
         json.loads(run(*words, "--json").stdout)
 
 
+def test_tables_fit_eighty_columns_and_no_heading_is_wrapped(run, script, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    run("optimize", "--workload", f"true {'argument ' * 20}", "--iterations", "1")
+    run("keys", "create")
+    for words in (["runs", "list"], ["policies", "list"], ["keys", "list"]):
+        lines = run(*words).stdout.splitlines()
+        table = [line for line in lines if line[:1] in tuple("┏┃┡│└")]
+        assert max(map(len, table)) <= 80, words
+        assert len([line for line in table if line.startswith("┃")]) == 1, words
+
+
 def test_a_workload_that_fails(run, script, monkeypatch):
     monkeypatch.setattr(opening, "open_lab", lambda _settings: scripted.Lab(replace(script, default_fails_at=1)))
     result = run("optimize", "--workload", "true")

@@ -256,7 +256,7 @@ class TestCommandLine:
         ("words", "why"),
         [
             (["--keep", "--lease", "5"], "cannot be kept"),
-            (["--metric-command", "echo 5"], "nobody said which way"),
+            (["--metric-command", "echo 5"], "which way the metric is better"),
             (["--metric-better", "lower"], "a metric is one of"),
             (["--metric-command", "x", "--metric-query", "u", "q", "--metric-better", "lower"], "a metric is one of"),
             (["--metric-command", "echo 5", "--metric-better", "lower"], "add --keep"),

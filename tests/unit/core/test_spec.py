@@ -162,7 +162,7 @@ def test_null_is_as_good_as_nothing():
         ({"classes_0_match_programs": ["a\nb"]}, "classes[0].match.programs[0] = 'a\\nb': not 1 to 80 printable "
             "characters"),
         ({"classes_0_match_programs": ["cc1", "cc1"]}, "classes[0].match.programs[1] = 'cc1': "
-            "classes[0].match.programs[0] says the same"),
+            "classes[0].match.programs[0] is the same program"),
         ({"classes_0_match_programs": [f"p{n}" for n in range(33)]}, "classes[0].match.programs: 33 of them, accepted "
             "are at most 32"),
         ({"classes_0_match_pinned": 1}, "classes[0].match.pinned = 1: not true or false"),

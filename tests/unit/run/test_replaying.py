@@ -74,7 +74,7 @@ def test_a_run_is_replayed_without_network_machine_or_compiler(run, base):
     assert content(base, run_id) == before, "a replay changed what was recorded"
     assert base.log == log, "the lab or the verifier was asked"
     shown = run("runs", "replay", run_id)
-    assert f"Replayed 3 requests of run {run_id}: it went as it was recorded." in shown.stdout
+    assert f"Replayed 3 requests of run {run_id}: the same as recorded." in shown.stdout
     assert "measuring: 6 done" in shown.stderr
 
 

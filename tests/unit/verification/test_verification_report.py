@@ -56,7 +56,7 @@ def test_a_finding_tells_place_path_why_and_how_to_repair(capsys):
     assert "by fifo.bpf.c:45: if" in text
     assert "why: a task on the other path is lost" in text
     assert "fix: end such a path with an insert" in text
-    assert "fifo is rejected: gate 'scheduling logic' closed. No token was issued." in text
+    assert "fifo is rejected: gate 'scheduling logic' failed. No token was issued." in text
 
 
 def test_hostile_text_neither_steers_the_terminal_nor_is_markup(capsys):
