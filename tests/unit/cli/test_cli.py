@@ -321,7 +321,7 @@ def test_tables_fit_eighty_columns_and_no_heading_is_wrapped(run, script, monkey
     monkeypatch.setenv("COLUMNS", "80")
     run("optimize", "--workload", f"true {'argument ' * 20}", "--iterations", "1")
     run("keys", "create")
-    for words in (["runs", "list"], ["policies", "list"], ["policies", "search", "slice"], ["keys", "list"]):
+    for words in (["runs", "list"], ["policies", "list"], ["keys", "list"]):
         lines = run(*words).stdout.splitlines()
         table = [line for line in lines if line[:1] in tuple("┏┃┡│└")]
         assert max(map(len, table)) <= 80, words
