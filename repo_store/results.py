@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby
 
-from sqlalchemy import select
-from sqlalchemy.orm import Session
+from sqlalchemy import Select, select
+from sqlalchemy.orm import Session, undefer
 
 from repo_store import search
 from repo_store.database.engine import Database
@@ -93,7 +93,7 @@ class ResultStore(Database):
             PolicyError: the repair is a candidate of the iteration already, so it repairs nothing.
         """
         with self._transaction() as session:
-            repairs = {row.key: row.repairs for row in _candidate_rows(session, run_id, iteration)}
+            repairs = _repairs(session, run_id, iteration)
             if failed_key not in repairs:
                 raise UsageError(f"run {run_id}, iteration {iteration} has no candidate {failed_key!r}")
             if candidate.key not in repairs:
@@ -106,12 +106,12 @@ class ResultStore(Database):
     def candidates(self, run_id: str, iteration: int) -> list[CandidatePolicy]:
         """Return all candidates of one iteration: the plan's, then the repairs, in the order they were stored."""
         with self._session() as session:
-            return [from_row(CandidatePolicy, row) for row in _candidate_rows(session, run_id, iteration)]
+            return [from_row(CandidatePolicy, row) for row in session.scalars(_candidates(run_id, iteration))]
 
     def repaired(self, run_id: str, iteration: int) -> dict[str, str]:
         """Return, by the key of each repair of one iteration, the key of the candidate that it repairs."""
         with self._session() as session:
-            return {row.key: row.repairs for row in _candidate_rows(session, run_id, iteration) if row.repairs}
+            return {key: failed for key, failed in _repairs(session, run_id, iteration).items() if failed}
 
     def iterations(self, run_id: str) -> list[int]:
         """Return the iterations that have a plan, in order."""
@@ -148,7 +148,8 @@ class ResultStore(Database):
         ]
         what = f"block {block.number} of run {run_id}, iteration {iteration}"
         with self._transaction() as session:
-            stored = _sample_rows(session, run_id, iteration, block.number)
+            query = _samples(run_id, iteration).where(SampleRow.block == block.number)
+            stored = session.scalars(query.options(undefer(SampleRow.argv))).all()
             if stored:
                 require_same(stored, new, what)
             else:
@@ -157,7 +158,7 @@ class ResultStore(Database):
     def blocks(self, run_id: str, iteration: int) -> list[Block]:
         """Return the blocks of one iteration, in order, the warm-up included."""
         with self._session() as session:
-            stored = _sample_rows(session, run_id, iteration)
+            stored = session.scalars(_samples(run_id, iteration))
             return [
                 Block(number, tuple(from_row(Sample, row) for row in group))
                 for number, group in groupby(stored, key=lambda row: row.block)
@@ -191,17 +192,21 @@ def _candidate_row(
     return to_row(CandidateRow, candidate, **place, key=candidate.key, repairs=repairs)
 
 
-def _candidate_rows(session: Session, run_id: str, iteration: int) -> list[CandidateRow]:
+def _candidates(run_id: str, iteration: int) -> Select[CandidateRow]:
     query = select(CandidateRow).where(CandidateRow.run_id == run_id, CandidateRow.iteration == iteration)
-    return list(session.scalars(query.order_by(CandidateRow.position)))
+    return query.order_by(CandidateRow.position)
 
 
-def _planned_rows(session: Session, run_id: str, iteration: int) -> list[CandidateRow]:
-    return [row for row in _candidate_rows(session, run_id, iteration) if not row.repairs]
+def _planned_rows(session: Session, run_id: str, iteration: int) -> Sequence[CandidateRow]:
+    return session.scalars(_candidates(run_id, iteration).where(CandidateRow.repairs == "")).all()
 
 
-def _sample_rows(session: Session, run_id: str, iteration: int, block: int | None = None) -> list[SampleRow]:
+def _repairs(session: Session, run_id: str, iteration: int) -> dict[str, str]:
+    """Return, by the key of each candidate, the key of the one that it repairs, empty for the plan's own."""
+    query = _candidates(run_id, iteration).with_only_columns(CandidateRow.key, CandidateRow.repairs)
+    return {row.key: row.repairs for row in session.execute(query)}
+
+
+def _samples(run_id: str, iteration: int) -> Select[SampleRow]:
     query = select(SampleRow).where(SampleRow.run_id == run_id, SampleRow.iteration == iteration)
-    if block is not None:
-        query = query.where(SampleRow.block == block)
-    return list(session.scalars(query.order_by(SampleRow.block, SampleRow.position)))
+    return query.order_by(SampleRow.block, SampleRow.position)

@@ -142,7 +142,7 @@ class ServiceRecords(Database):
         """Store a request and return it with its number.
 
         Raises:
-            UsageError: the same recommendation is asked for already, and is not through.
+            UsageError: the same recommendation was requested before, and that request has not ended.
         """
         with self._transaction() as session:
             same = RequestRow.recommendation_id == request.recommendation_id

@@ -17,7 +17,7 @@ E = TypeVar("E", bound=StrEnum)
 
 
 class JsonText(TypeDecorator[T]):
-    """A value as canonical JSON text (see `codec`); two values are the same if their text is.
+    """A value as canonical JSON text (see `codec`); two values are the same if they are equal, or their text is.
 
     Args:
         kind: what is stored: a frozen dataclass, a tuple, a dict, or an integer of any size.
@@ -39,7 +39,8 @@ class JsonText(TypeDecorator[T]):
         return None if value is None else from_json(self.kind, value)
 
     def compare_values(self, x: Any, y: Any) -> bool:
-        return self.process_bind_param(x, None) == self.process_bind_param(y, None)
+        # The text tells what == does not: a nan is the same as a nan, a list in JSON values as a tuple.
+        return bool(x == y) or self.process_bind_param(x, None) == self.process_bind_param(y, None)
 
 
 class EnumText(TypeDecorator[E]):

@@ -71,7 +71,7 @@ def _connect_reading(path: Path) -> tuple[sqlite3.Connection, bool]:
 def _stamp(path: Path) -> tuple[int, int, bool]:
     """What changes when somebody writes."""
     try:
-        told = path.stat()
+        status = path.stat()
     except OSError as error:
         raise RepositoryError(f"the repository {path} cannot be read: {error.strerror}") from None
-    return told.st_mtime_ns, told.st_size, path.with_name(f"{path.name}-wal").exists()
+    return status.st_mtime_ns, status.st_size, path.with_name(f"{path.name}-wal").exists()

@@ -139,7 +139,7 @@ class VerificationRow(Base):
 
 
 class SampleRow(Base):
-    """One measured run of the workload, and the command that the lab ran for it."""
+    """One measured run of the workload; `argv`, the command that the lab ran for it, is loaded only on request."""
 
     __tablename__ = "samples"
 
@@ -156,7 +156,7 @@ class SampleRow(Base):
     calibration_ns: Mapped[int]
     output_tail: Mapped[str]
     policy_exit: Mapped[str]
-    argv: Mapped[Words]
+    argv: Mapped[Words] = mapped_column(deferred=True)
 
 
 class VerdictRow(Base):
@@ -255,7 +255,7 @@ class PolicyRow(Base):
 
 
 class ReadingRow(Base):
-    """One interval that the agent service measured; a delay of NULL: no task ran."""
+    """One interval that the agent service measured; no delay: no task ran."""
 
     __tablename__ = "readings"
 

@@ -140,6 +140,16 @@ class TestSteps:
             repository.save_profile(run_id, dataclasses.replace(PROFILE, wall_s=2.6))
         assert repository.profile(run_id) == PROFILE
 
+    def test_a_number_is_the_same_whatever_its_type_and_nan_is_nan(self, repository, run_id):
+        whole = dataclasses.replace(PROFILE, wall_s=20, predicted_ratio=math.nan)
+        for _ in range(2):
+            repository.save_profile(run_id, whole)
+        stored = repository.profile(run_id)
+        assert (stored.wall_s, type(stored.wall_s)) == (20, float)
+        repository.save_profile(run_id, stored)
+        with pytest.raises(RepositoryError, match="stored already"):
+            repository.save_profile(run_id, dataclasses.replace(whole, predicted_ratio=1.0))
+
     def test_plan(self, repository, run_id):
         for _ in range(2):
             repository.save_plan(run_id, 1, PLAN)

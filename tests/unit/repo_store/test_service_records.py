@@ -30,8 +30,8 @@ def records(path):
         yield repository.service
 
 
-def asked(one, **fields):
-    return ApplyRequest(0, one.id, "", "ada", NOW, **fields)
+def request_for(recommendation, **fields):
+    return ApplyRequest(0, recommendation.id, "", "ada", NOW, **fields)
 
 
 def test_a_repository_of_the_schema_before_is_upgraded(path, monkeypatch):
@@ -47,7 +47,7 @@ def test_a_repository_of_the_schema_before_is_upgraded(path, monkeypatch):
         assert upgraded.service.readings(MACHINE) == [look(1)]
 
 
-def test_looks_come_back_in_order_and_the_idle_ones_can_be_left_out(records):
+def test_readings_come_back_in_order_and_the_idle_ones_can_be_left_out(records):
     idle = look(2, delay_s=None, commands={})
     records.add_readings([look(3), look(1), idle, look(1, subject="/a")], keep_since=0)
     assert records.readings(MACHINE) == [look(1), idle, look(3)]
@@ -57,14 +57,14 @@ def test_looks_come_back_in_order_and_the_idle_ones_can_be_left_out(records):
     assert (records.first_reading_at(), records.readings("/b")) == (60.0, [])
 
 
-def test_looks_are_bounded_by_age_and_number(records, monkeypatch):
+def test_readings_are_bounded_by_age_and_number(records, monkeypatch):
     monkeypatch.setattr(module, "MAX_READINGS", 5)
     for number in range(20):
         records.add_readings([look(number), look(number, subject="/a")], keep_since=0)
-    assert [one.at / 60 for one in records.readings(MACHINE)] == [15, 16, 17, 18, 19]
+    assert [reading.at / 60 for reading in records.readings(MACHINE)] == [15, 16, 17, 18, 19]
     records.add_readings([look(20)], keep_since=60 * 18)
-    assert [one.at / 60 for one in records.readings(MACHINE)] == [18, 19, 20]
-    assert [one.at / 60 for one in records.readings("/a")] == [18, 19]
+    assert [reading.at / 60 for reading in records.readings(MACHINE)] == [18, 19, 20]
+    assert [reading.at / 60 for reading in records.readings("/a")] == [18, 19]
 
 
 def test_a_baseline_is_replaced_and_forgotten_with_what_it_was_made_of(records):
@@ -118,15 +118,15 @@ def test_expiry_is_told_by_the_time(records):
 
 def test_requests_are_numbered_and_asked_for_once_at_a_time(records):
     one, other = records.recommend(optimise(now=NOW)), records.recommend(optimise(key="b", now=NOW))
-    first, second = records.ask(asked(one)), records.ask(asked(other))
+    first, second = records.ask(request_for(one)), records.ask(request_for(other))
     assert (first.number, second.number, records.request(2)) == (1, 2, second)
     for progress in (Progress.QUEUED, Progress.RUNNING, Progress.KEEPING):
         records.save_request(replace(first, progress=progress))
         with pytest.raises(UsageError, match=f"already .request 1, {progress}."):
-            records.ask(asked(one))
+            records.ask(request_for(one))
     records.save_request(replace(first, progress=Progress.DONE, note="fine"), Standing.APPLIED)
     assert (records.recommendation(one.id).standing, records.recommendation(one.id).note) == (Standing.APPLIED, "fine")
-    third = records.ask(asked(one))
+    third = records.ask(request_for(one))
     assert [request.number for request in records.requests(Progress.QUEUED)] == [2, 3]
     assert records.latest_requests() == {other.id: second, one.id: third}
     with pytest.raises(UsageError, match="there is no request 9"):
@@ -136,7 +136,7 @@ def test_requests_are_numbered_and_asked_for_once_at_a_time(records):
 def test_what_the_service_began_by_itself_is_counted(records):
     one = records.recommend(optimise(now=NOW))
     for number, (asked_by, at) in enumerate((("", NOW), ("ada", NOW), ("", NOW - 100))):
-        made = records.ask(replace(asked(one), asked_by=asked_by, asked_at=at))
+        made = records.ask(replace(request_for(one), asked_by=asked_by, asked_at=at))
         assert made.number == number + 1
         records.save_request(replace(made, progress=Progress.DONE))
     assert records.begun_by_service(RecommendationKind.OPTIMISE, NOW - 50) == 1

@@ -85,7 +85,7 @@ def run(repository, name, workload=WORKLOAD, hardware=HARDWARE, policy="fair", v
 # --- policies
 
 
-def test_a_made_policy_survives_the_repository(repository):
+def test_a_derived_policy_survives_the_repository(repository):
     composed = named("two", origin=Origin.COMPOSE, spec=SPEC)
     patched = named("fair_1", origin=Origin.PATCH, parent="fair", source="/* ü */\n")
     for made in (MADE, composed, patched):
@@ -105,7 +105,7 @@ def test_the_same_content_is_kept_once_and_other_content_not_at_all(repository):
     assert repository.derived_policies() == [MADE]
 
 
-def test_the_library_has_bundled_and_made_policies(repository, state):
+def test_the_library_has_bundled_and_derived_policies(repository, state):
     opened = library(repository, state)
     assert dict(opened) == BUNDLED
     info = opened.keep(named("fair_1", origin=Origin.PATCH, parent="fair"))
@@ -220,7 +220,7 @@ def command(state, monkeypatch):
     return lambda *words: CliRunner().invoke(cli.app, words)
 
 
-def test_the_command_line_knows_made_policies(repository, state, command):
+def test_the_command_line_knows_derived_policies(repository, state, command):
     library(repository, state).keep(named("fair_1", origin=Origin.PATCH, parent="fair"))
     listed = {one["name"]: one for one in json.loads(command("policies", "list", "--json").stdout)}
     assert set(listed) == {*BUNDLED, "fair_1"}
