@@ -47,7 +47,7 @@ def test_a_repository_of_the_schema_before_is_upgraded(path, monkeypatch):
         assert upgraded.service.readings(MACHINE) == [reading(1)]
 
 
-def test_looks_come_back_in_order_and_the_idle_ones_can_be_left_out(records):
+def test_readings_come_back_in_order_and_the_idle_ones_can_be_left_out(records):
     idle = reading(2, delay_s=None, commands={})
     records.add_readings([reading(3), reading(1), idle, reading(1, subject="/a")], keep_since=0)
     assert records.readings(MACHINE) == [reading(1), idle, reading(3)]
