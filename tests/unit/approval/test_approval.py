@@ -500,8 +500,16 @@ def test_a_repository_of_before_there_were_approvals(asking):
     run_id = asking.create()
     path = asking.settings.state_dir / "repository.sqlite"
     with sqlite3.connect(path) as connection:
-        for table in ("approvals", "requests", "recommendations", "baselines", "looks"):
+        for table in ("approvals", "requests", "recommendations", "baselines", "readings"):
             connection.execute(f"DROP TABLE {table}")
+        for change in (
+            "derived_policies RENAME COLUMN origin TO way",
+            "derived_policies RENAME TO made_policies",
+            "candidates RENAME COLUMN origin TO way",
+            "candidates RENAME COLUMN repairs TO mends",
+            *(f"verifications ADD COLUMN {name} TEXT" for name in ("artifact_digest", "kernel_release", "token_text")),
+        ):
+            connection.execute(f"ALTER TABLE {change}")
         connection.execute("UPDATE alembic_version SET version_num = '0002'")
     connection.close()
     with PolicyRepository(path) as repository:

@@ -155,8 +155,8 @@ def test_killed_in_the_middle_it_is_resumed_to_its_end(services, script, earlier
     report = schedagent.resume(new.id, settings=script.settings)
     finished(script, services, new.id)
     assert services.records.blocks(new.id, 0)[: len(before)] == before, "a finished block was lost or measured again"
-    assert report["best"]["tunables"]["slice_us"] == 7000
-    assert report["best"]["policy"] == "longest_first"
+    assert dict(report.best.candidate.tunables)["slice_us"] == 7000
+    assert report.best.candidate.policy == "longest_first"
 
 
 def test_a_policy_that_won_nowhere_yet_is_there_when_its_run_is_resumed(services, script, earlier):
@@ -170,7 +170,7 @@ def test_a_policy_that_won_nowhere_yet_is_there_when_its_run_is_resumed(services
     new = services.records.list_runs(1)[0].id
     with replace(child_script, hold="").in_place():
         report = schedagent.resume(new, settings=script.settings)
-    assert report["best"]["policy"] == "tail_first"
+    assert report.best.candidate.policy == "tail_first"
     finished(script, services, new)
 
 

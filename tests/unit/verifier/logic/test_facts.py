@@ -298,6 +298,14 @@ def test_arithmetic_on_terms_means_what_the_cpu_computes(name, bits):
             path.step("zext", 0)
 
 
+@pytest.mark.parametrize("bits", [0, 1, 16, 29, 31, 32, 33, 63])
+@pytest.mark.parametrize("name", ["rsh", "arsh"])
+def test_shifting_left_by_32_and_back_means_what_the_cpu_computes(name, bits):
+    """How clang extends and scales 32-bit values; the walk turns it into a factor."""
+    for number in EDGES:
+        run([("unknown", number)], [("alu_const", "lsh", 64, 0, 32), ("alu_const", name, 64, 0, bits)])
+
+
 # --- comparisons alone, with numbers of four bits, of which all can be tried
 
 TINY = 4
