@@ -99,9 +99,9 @@ class ScriptedLab:
     repository: PolicyRepository
 
     def start(self, workload, options, run_id, reporter):
-        self._log(f"start {run_id}")
         assert options == run_options(self.settings.daemon)
         self.repository.create_run(workload, HARDWARE, settings=asdict(options), run_id=run_id)
+        self._log(f"start {run_id}")  # only now: who is stopped before there is a run starts it, and resumes none
         return self._work(workload, run_id, reporter)
 
     def resume(self, run_id, reporter):

@@ -215,7 +215,7 @@ class Verifier:
     cgroup: str = ""
     depth: object = None
     static_only: bool = False
-    kept: object = None
+    report_cache: object = None
 
     def compile(self, info) -> PolicyArtifact:
         return PolicyArtifact(info.name, info.name.encode(), "source", "btf")

@@ -343,7 +343,7 @@ def test_a_workload_that_fails(run, script, monkeypatch):
 def test_a_finished_run_is_not_resumed(run, script):
     run("optimize", "--workload", "true", "--iterations", "1")
     [listed] = json.loads(run("runs", "list", "--json").stdout)
-    refused(run("resume", listed["run"]), "is finished hint: see what it found: schedagent runs show")
+    refused(run("resume", listed["run"]), "is finished hint: see its report: schedagent runs show")
 
 
 def test_a_run_of_other_hardware_is_not_resumed(run, script, monkeypatch):

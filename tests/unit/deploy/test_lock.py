@@ -51,7 +51,7 @@ def imported(package: str) -> set[str]:
     files = [*(ROOT / package).rglob("*.py")]
     assert files, f"no source of {package}"
     names = {name for path in files for name in imports(ast.parse(path.read_text(encoding="utf-8")))}
-    known = {*sys.stdlib_module_names, *INSTALLED, "deploy"}
+    known = {*sys.stdlib_module_names, *INSTALLED, "deploy", "_typeshed"}  # which only type checkers see
     return {name for name in names if name.partition(".")[0] not in known}
 
 

@@ -208,8 +208,8 @@ def test_a_resumed_run_finds_the_policy_that_it_made(state, monkeypatch, tmp_pat
         repository.save_plan(run_id, 0, Plan((shop.make(asked, PROFILE),), "r"))
     with (tmp_path / "said").open("w") as said:
         report = resume_run(state, run_id, PlainReporter(Console(file=said)))
-    assert report["best"]["policy"] == "two"
-    assert (report["best"]["origin"], report["best"]["expected"]) == ("compose", "less")
+    best = report.best.candidate
+    assert (best.policy, best.origin, best.expected) == ("two", "compose", "less")
     with opening.open_repository(state) as repository:
         assert "two" in opening.open_run_library(state, repository), "it has won, so other runs may use it"
 
