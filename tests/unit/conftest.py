@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
 from kernel_bpf.build.target import KernelTarget, prepare_target
@@ -10,6 +12,14 @@ from tests.support.command_line import folders, run, script  # noqa: F401 - fixt
 from tests.support.daemon_processes import scripted_kernel
 from tests.support.scripted_host import Host
 from verifier.microvm.kernels import default_kernel
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_proxy() -> Iterator[None]:
+    """Let nothing stand between a test and its server on the loopback interface."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("no_proxy", "127.0.0.1")
+        yield
 
 
 @pytest.fixture(scope="session")

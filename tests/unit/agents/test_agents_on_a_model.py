@@ -27,11 +27,6 @@ SOURCE = "one\ntwo\nthree\n"
 SPEC = {"name": "mine", "goal": "g", "classes": [{"name": "all"}]}
 
 
-@pytest.fixture(autouse=True)
-def _direct(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-
-
 def said(server: ModelServer, number: int = -1) -> str:
     """All that was sent with a request, as one text."""
     return "\n".join(message["content"] or "" for message in server.chats[number]["messages"])

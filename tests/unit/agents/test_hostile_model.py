@@ -51,11 +51,6 @@ STATIC = [
 INVENTED = "48151623"
 
 
-@pytest.fixture(autouse=True)
-def _direct(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-
-
 @pytest.fixture
 def script(tmp_path) -> Script:
     (tmp_path / "state").mkdir()

@@ -15,11 +15,6 @@ from tests.support.scripted_lab import HARDWARE, WORKLOAD, Script
 from tests.support.scripted_model import COMPOSED, DESCRIBED, ONE_PLAN, SPEC, Mind, by_policy, on, plan, role_of
 
 
-@pytest.fixture(autouse=True)
-def _direct(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-
-
 @pytest.fixture
 def script(tmp_path) -> Script:
     (tmp_path / "state").mkdir()

@@ -20,11 +20,6 @@ LOOK = {"tool_calls": [{"name": "show_policy", "arguments": {"policy": "plain", 
 REPAIRED = SPEC | {"starvation_ms": 150, "classes": [SPEC["classes"][0] | {"patience_ms": 100}]}
 
 
-@pytest.fixture(autouse=True)
-def _direct(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-
-
 @pytest.fixture
 def script(tmp_path) -> Script:
     (tmp_path / "state").mkdir()

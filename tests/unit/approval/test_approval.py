@@ -140,8 +140,7 @@ def test_a_rejected_plan_is_not_carried_out_and_its_reason_reaches_the_next(aski
     assert policies(first) == [found["policy"] for found in rejected["candidates"]]
 
 
-def test_a_model_is_told_why_its_plan_was_rejected(asking, monkeypatch):
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
+def test_a_model_is_told_why_its_plan_was_rejected(asking):
     mind = Mind([plan(COMPOSED), plan(proposed("plain"))])
     with ModelServer(mind) as server:
         thinking = on(asking, server)

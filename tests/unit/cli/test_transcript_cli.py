@@ -17,9 +17,8 @@ STEERING = {"content": "I say \x1b[31mfifo [bold] :100:"}
 
 
 @pytest.fixture
-def recorded(script, monkeypatch) -> str:
+def recorded(script) -> str:
     """A run with a transcript: a tool is called, an answer repaired."""
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
     script.settings.state_dir.mkdir()
     run_id = script.create()
     path = transcript_path(script.settings.state_dir, run_id)

@@ -182,8 +182,7 @@ def test_what_cannot_be_made_is_refused_before_there_is_a_run(services, earlier)
     assert [run.id for run in services.records.list_runs()] == [earlier]
 
 
-def test_no_model_is_asked(script, earlier, monkeypatch):
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
+def test_no_model_is_asked(script, earlier):
     mind = Mind([])
     with ModelServer(mind) as server:
         settings = on(script, server).settings

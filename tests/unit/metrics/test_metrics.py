@@ -44,8 +44,7 @@ LIMITS = BudgetLimits(10, 100_000, 1.0)
 
 
 @pytest.fixture(autouse=True)
-def _direct(monkeypatch):
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
+def _always_fresh(monkeypatch):
     monkeypatch.setattr(exporter, "FRESH_S", 0.0)
 
 
@@ -56,9 +55,7 @@ def scrape(*parts):
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory):
     """A state folder with one finished run: a composed policy won, a bundled one lost."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("no_proxy", "127.0.0.1")
-        return recorded_run(tmp_path_factory.mktemp("recorded"))
+    return recorded_run(tmp_path_factory.mktemp("recorded"))
 
 
 class TestFamily:

@@ -29,11 +29,6 @@ NO = Decision(False, "ada", "2026-11-22T10:00:00.000+00:00", "only longest_first
 TWO_PLANS = replace(ONE_PLAN, iterations=2)
 
 
-@pytest.fixture(autouse=True)
-def _direct(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-
-
 @pytest.fixture
 def base(script) -> Script:
     script.settings.state_dir.mkdir()

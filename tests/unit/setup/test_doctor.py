@@ -97,8 +97,7 @@ class Endpoint(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
+def endpoint() -> Iterator[str]:
     server = http.server.HTTPServer(("127.0.0.1", 0), Endpoint)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -118,8 +117,7 @@ def test_model_endpoint(tmp_path: Path, endpoint: str, key: str, status: str, sa
     assert key not in finding.detail
 
 
-def test_model_out_of_reach_is_never_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
+def test_model_out_of_reach_is_never_needed(tmp_path: Path) -> None:
     settings = Settings(tmp_path, tmp_path, model_base_url="http://127.0.0.1:9/v1", model_name="small")
     finding = doctor._model(settings)
     assert finding.status == "warning"

@@ -15,11 +15,6 @@ from tests.support.scripted_model import ONE_PLAN, by_policy, on
 from tests.support.static_gates import Gated
 
 
-@pytest.fixture(autouse=True)
-def _direct(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-
-
 @pytest.fixture
 def demonstrated(tmp_path, real_target):
     (tmp_path / "state").mkdir()

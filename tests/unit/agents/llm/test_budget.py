@@ -25,11 +25,6 @@ WIDE = BudgetLimits(100, 10**9, 10**9)
 REQUEST = ModelRequest("planning", 1, "small", ({"role": "user", "content": "x" * 4000},))
 
 
-@pytest.fixture(autouse=True)
-def _direct(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-
-
 def used(role="planning", model="small", tokens=(3000, 1000), cost=0.01, calls=1, estimated=False):
     return UsageRecord(role, model, calls, *tokens, cost, estimated)
 

@@ -25,11 +25,6 @@ TOOL = list_policies([]).schema()
 LOOSE = {"type": "function", "function": {**TOOL["function"], "strict": False}}
 
 
-@pytest.fixture(autouse=True)
-def _direct(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-
-
 def chat(server: ModelServer, timeout: float = 10) -> ChatOpenAI:
     """The client without any detour."""
     url, key = server.url, SecretStr("none")

@@ -35,12 +35,6 @@ from tests.support.scripted_endpoint import (
     settings_for,
 )
 
-
-@pytest.fixture(autouse=True)
-def _direct(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-
-
 # --- answers --------------------------------------------------------------------------------------------------------
 
 

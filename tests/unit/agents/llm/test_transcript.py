@@ -32,11 +32,6 @@ from tests.support.scripted_endpoint import (
 SCRIPT = [LIST_POLICIES, {"content": "I say \x1b[31mfifo"}, GOOD]
 
 
-@pytest.fixture(autouse=True)
-def _direct(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-
-
 @pytest.fixture
 def path(tmp_path):
     return transcript_path(tmp_path, "r1")
