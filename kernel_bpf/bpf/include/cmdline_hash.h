@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * The hash behind schedagent/core/policies/identity.py, byte by byte. Plain C without
- * kernel types, so that a unit test compares it with Python on any machine.
+ * The hash behind schedagent/core/policies/identity.py, byte by byte. Plain C
+ * without kernel types, so that a unit test compares it with Python on any
+ * machine.
  */
 #ifndef SCHEDAGENT_CMDLINE_HASH_H
 #define SCHEDAGENT_CMDLINE_HASH_H

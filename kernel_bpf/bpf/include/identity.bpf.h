@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Which task is which: the kernel side of schedagent/core/policies/identity.py. A task
- * is known by the hash of its command line, taken when it execs, and by the
- * hash of its command name. The loader fills maps keyed by these hashes.
+ * Which task is which: the kernel side of core/policies/identity.py. A task is
+ * known by the hash of its command line, taken when it execs, and by the hash
+ * of its command name. The loader fills maps keyed by these hashes.
  *
  * A task that was only forked, or that is older than the policy, has just the
  * hash of its name.
