@@ -14,17 +14,17 @@ LINK_DIR ?= $(HOME)/.local/bin
 INSTALLATION = $(BIN)/python -m deploy.setup.installation --prefix "$(PREFIX)" --destdir "$(DESTDIR)"
 C_SOURCES = find kernel_bpf tests -name '*.[ch]' -not -name vmlinux.h -print0
 
-.PHONY: help venv setup demo demo-llm test test-unit test-vm test-host test-verifier older-kernel promtool docs man mutation fuzz-socket check bench kernel link install uninstall purge deb fmt lock clean
+.PHONY: help venv setup demo demo-llm test test-unit test-vm test-in-vm test-host test-verifier older-kernel promtool docs man mutation fuzz-socket check bench kernel link install uninstall purge deb fmt lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 
-venv: # Debian packages and virtual environment
+venv: # system packages and virtual environment
 	@python3 -m schedagent.setup.packages
 	@deploy/setup/venv.sh "$(VENV)"
 
-setup: venv ## get all that is needed: Debian packages, virtual environment, sched_ext kernel
-	@$(BIN)/python -m verifier.microvm.kernels
+setup: venv ## get all that is needed: system packages, virtual environment, sched_ext kernel
+	@$(BIN)/schedagent setup --yes
 	@echo "schedagent: $(BIN)/schedagent (make link puts a link to it into $(LINK_DIR))"
 
 demo: setup ## optimise the build of a small bundled C project, from observation to verdict
@@ -34,14 +34,17 @@ demo: setup ## optimise the build of a small bundled C project, from observation
 demo-llm: setup ## the same with a scripted model: it composes, patches, is rejected once, repairs, and learns
 	$(BIN)/python -m tests.demo_llm || [ $$? -eq 3 ]
 
-test: setup older-kernel test-unit ## run all tests, those in the micro-VM included
+test: ## run all tests, those in the micro-VM included; it fails at the end if one part does
+	@$(MAKE) -j1 --keep-going test-unit test-in-vm
+
+test-in-vm: setup older-kernel # the second part of make test
 	$(PYTEST) -m "not bench" tests/vm tests/e2e
 
 test-verifier: setup older-kernel ## take the corpus of broken and correct policies through every gate; prints a table
 	$(BIN)/python -m tests.corpus
 
 older-kernel: setup # policies are checked on it, too; a mirror that has none is no error
-	@$(BIN)/python -m verifier.microvm.kernels --older
+	@$(BIN)/schedagent kernels fetch --older
 
 promtool: setup # out of Debian's package prometheus, unpacked into the cache folder
 	@$(BIN)/python -m tests.support.promtool
@@ -72,7 +75,7 @@ fuzz-socket: setup ## send 100,000 random and mutated messages to schedagentd, f
 	$(BIN)/python -m tests.support.socket_fuzz 100000
 
 kernel: setup ## download the newest kernel, or the one named: make kernel KERNEL=6.18.15+deb13-amd64
-	@$(BIN)/python -m verifier.microvm.kernels --fetch "$(KERNEL)"
+	@$(BIN)/schedagent kernels fetch $(KERNEL)
 
 link: setup ## link schedagent into ~/.local/bin (LINK_DIR=... for elsewhere), for this user and this checkout
 	@install -d "$(LINK_DIR)"

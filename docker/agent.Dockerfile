@@ -23,7 +23,7 @@ COPY schedagent schedagent
 COPY verifier verifier
 RUN deploy/setup/venv.sh /venv \
     && /venv/bin/python -m deploy.setup.installation --prefix /usr --destdir /out install
-RUN SCHEDAGENT_CACHE=/kernel /venv/bin/python -m verifier.microvm.kernels
+RUN SCHEDAGENT_CACHE=/kernel /venv/bin/schedagent kernels fetch
 
 FROM debian:trixie-slim
 # The verifier's image has the same numbers: members of the group may use it.

@@ -107,9 +107,7 @@ def find_clang() -> tuple[Path, str]:
         number = re.search(r"version (\d+)", version)
         if number and int(number.group(1)) >= OLDEST_CLANG:
             return Path(path), version
-    raise SetupError(
-        f"no clang from {OLDEST_CLANG} on is installed", this_installation().how_to_install(f"clang-{TESTED_CLANG}")
-    )
+    raise SetupError(f"no clang from {OLDEST_CLANG} on is installed", this_installation().how_to_set_up())
 
 
 @dataclass(frozen=True)

@@ -160,7 +160,7 @@ def _bubblewrap() -> str:
     if path is None:
         raise SetupError(
             "bubblewrap is not installed, and without it nothing of unknown origin is compiled",
-            this_installation().how_to_install("bubblewrap"),
+            this_installation().how_to_set_up(),
         )
     return path
 

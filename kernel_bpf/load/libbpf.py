@@ -135,9 +135,7 @@ def libbpf() -> ctypes.CDLL:
     try:
         library = ctypes.CDLL("libbpf.so.1", use_errno=True)
     except OSError as error:
-        raise SetupError(
-            f"libbpf.so.1 cannot be opened: {error}", this_installation().how_to_install("libbpf1")
-        ) from None
+        raise SetupError(f"libbpf.so.1 cannot be opened: {error}", this_installation().how_to_set_up()) from None
     for name, (result, arguments) in _SIGNATURES.items():
         function = getattr(library, name)
         function.restype, function.argtypes = result, arguments
@@ -145,7 +143,7 @@ def libbpf() -> ctypes.CDLL:
     if version < OLDEST:
         raise SetupError(
             f"libbpf {version[0]}.{version[1]} is too old, 1.4 is the first that works",
-            this_installation().how_to_install("libbpf1", too_old=True),
+            this_installation().how_to_set_up(),
         )
     library.libbpf_set_print(ctypes.cast(_print_callback, c_void_p))
     return library

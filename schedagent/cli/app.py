@@ -13,9 +13,11 @@ import typer
 
 from schedagent import __version__
 from schedagent.cli.deploy import deploy, history, promote, renew, rollback, status, watch
-from schedagent.cli.doctor import doctor
 from schedagent.cli.grouped import MACHINE, OPTIMISE, POLICIES, SERVICE, GroupedCommands
 from schedagent.cli.keys import keys_app
+from schedagent.cli.machine.doctor import doctor
+from schedagent.cli.machine.kernels import kernels_app
+from schedagent.cli.machine.setup import setup
 from schedagent.cli.mcp import mcp
 from schedagent.cli.metrics import metrics_app
 from schedagent.cli.optimize import approve, optimize, reject, resume
@@ -60,12 +62,13 @@ def options(
 VERBS: dict[str, tuple[Callable[..., None], ...]] = {
     OPTIMISE: (optimize, resume, approve, reject),
     POLICIES: (compose, verify),
-    MACHINE: (doctor, deploy, renew, promote, status, rollback, history, watch),
+    MACHINE: (setup, doctor, deploy, renew, promote, status, rollback, history, watch),
     SERVICE: (daemon, recommendations, apply, mcp),
 }
 GROUPS = {
     OPTIMISE: {"runs": runs_app},
     POLICIES: {"policies": policies_app, "keys": keys_app},
+    MACHINE: {"kernels": kernels_app},
     SERVICE: {"verifier": verifier_app, "metrics": metrics_app},
 }
 

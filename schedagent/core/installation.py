@@ -1,14 +1,15 @@
 """How this copy of schedagent was installed, and so which command gets what it lacks.
 
 A checkout has a Makefile that sets everything up. A Debian package and `make install` bring a virtual environment of
-their own, /usr/lib/schedagent/venv or /usr/local/lib/schedagent/venv, whose programs need Debian packages. pip brings
-the Python packages only.
+their own, /usr/lib/schedagent/venv or /usr/local/lib/schedagent/venv; pip, pipx and uv make one. Those are set up by
+`schedagent setup`.
 """
 
 from __future__ import annotations
 
 import functools
 import shlex
+import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ PACKAGE_OF: Mapping[str, str] = {
     "setpriv": "util-linux",
 }
 """The Debian package of each program we call that is not part of every Debian."""
+
+PROGRAM = "schedagent"
 
 VENV_ENDS_WITH = ("lib", "schedagent", "venv")
 """Where below their prefix a Debian package and `make install` put the virtual environment."""
@@ -54,25 +57,18 @@ class Installation:
     by: InstalledBy
     python: Path
 
-    def how_to_install(self, *packages: str, too_old: bool = False) -> str:
-        """Return how to install Debian packages.
+    def command(self, *words: str) -> str:
+        """Return the command line that calls this copy with these words."""
+        return shlex.join([*self._program(), *words])
 
-        Args:
-            packages: their names.
-            too_old: they are there, but not in a version that will do, so apt's first choice may not do either.
-        """
-        if self.by is InstalledBy.CHECKOUT:
-            return f"run: {self._make('setup')}"
-        if self.by is InstalledBy.PIP:
-            return f"run: {self._module('schedagent.setup.packages')}"
-        if too_old:
-            return f"run as root: {self._module('schedagent.setup.packages')}"
-        return f"run as root: apt install {' '.join(packages)}"
+    def how_to_set_up(self) -> str:
+        """Return how to get the programs and libraries of the system that this copy needs."""
+        return f"run: {self._make('setup') if self.by is InstalledBy.CHECKOUT else self.command('setup')}"
 
     def how_to_install_program(self, program: str) -> str:
         """Return how to install a program, which may be named by its path."""
-        package = PACKAGE_OF.get(Path(program).name)
-        return self.how_to_install(package) if package else "install it, or check its name and PATH"
+        known = Path(program).name in PACKAGE_OF
+        return self.how_to_set_up() if known else "install it, or check its name and PATH"
 
     def how_to_get_kernel(self, release: str = "") -> str:
         """Return how to get a kernel for the micro-VM.
@@ -82,7 +78,11 @@ class Installation:
         """
         if self.by is InstalledBy.CHECKOUT:
             return f"run: {self._make('kernel', *([f'KERNEL={release}'] if release else []))}"
-        return f"run: {self._module('verifier.microvm.kernels', '--fetch', *([release] if release else []))}"
+        return f"run: {self.command('kernels', 'fetch', *([release] if release else []))}"
+
+    def how_to_use_kernel(self) -> str:
+        """Return how to give the micro-VM a kernel that lies on this machine."""
+        return f"run: {self.command('kernels', 'use', 'PATH')}"
 
     def how_to_restore_libraries(self) -> str:
         """Return how to get the Python libraries in the versions that were tested."""
@@ -90,16 +90,20 @@ class Installation:
             InstalledBy.CHECKOUT: f"run: {self._make('setup')}",
             InstalledBy.DEBIAN: "install the package again: apt install --reinstall ./schedagent_VERSION.deb",
             InstalledBy.MAKE_INSTALL: "run make install again, in the checkout it was installed from",
-            InstalledBy.PIP: "the tested versions are in requirements.lock of the sources: make setup installs them",
+            InstalledBy.PIP: "the tested versions are in the sources: pip install -r requirements.lock",
         }[self.by]
 
     def _make(self, *words: str) -> str:
         here = [] if _is_working_directory(self.root) else ["-C", str(self.root)]
         return shlex.join(["make", *here, *words])
 
-    def _module(self, *words: str) -> str:
-        isolated = "-m" if self.by is InstalledBy.PIP else "-Im"
-        return shlex.join([str(self.python), isolated, *words])
+    def _program(self) -> list[str]:
+        """How this copy is called: by its name if PATH leads to it, else by its path, else as a module."""
+        script = self.python.with_name(PROGRAM)
+        if not script.is_file():
+            return [str(self.python), "-m" if self.by is InstalledBy.PIP else "-Im", PROGRAM]
+        on_path = shutil.which(PROGRAM)
+        return [PROGRAM] if on_path and Path(on_path).resolve() == script.resolve() else [str(script)]
 
 
 def installation_of(root: Path, python: Path) -> Installation:

@@ -8,6 +8,7 @@ import re
 import shutil
 import statistics
 import sys
+import textwrap
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -21,10 +22,10 @@ from schedagent.core.installation import this_installation
 from schedagent.core.process import proc
 from schedagent.core.settings import Settings, writable
 from schedagent.setup.packages import requirement
-from verifier.microvm.kernels import default_kernel, find_kernels
+from verifier.microvm.kernels import default_kernel, find_kernels, host_kernel
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.text import Text
 
     from verifier.lab.vm import VmLab
 
@@ -34,12 +35,13 @@ Status = Literal["ok", "info", "warning", "missing"]
 MODEL_TIMEOUT_S = 3.0
 LOW_DISK_MIB = 2048
 
+_STATUS_WIDTH = len("warning") + 2
 _COLOURS: dict[Status, str] = {"ok": "green", "info": "cyan", "warning": "yellow", "missing": "red"}
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the doctor's table.
+    """One part that the doctor examined.
 
     Args:
         name: what was examined.
@@ -67,6 +69,7 @@ def examine(settings: Settings) -> list[Finding]:
         _libbpf(),
         _compiler_sandbox(),
         _kernel_image(settings),
+        _own_kernel(),
         _kvm(settings),
         *_host_kernel(),
         _model(settings),
@@ -108,19 +111,35 @@ def _restore_s(lab: VmLab, hostfs: bool) -> float:
         return time.perf_counter() - started
 
 
-def render(findings: Sequence[Finding]) -> Table:
-    """Return the findings as a table for a terminal."""
-    from rich.markup import escape
-    from rich.table import Table
+def render(findings: Sequence[Finding], width: int = 0) -> Text:
+    """Return the findings as text: what was examined, its status and detail, and below that what follows.
 
-    table = Table(box=None, pad_edge=False)
-    for title in ("part", "status", "detail", "what follows, and what fixes it"):
-        table.add_column(title, overflow="fold")
+    Args:
+        width: columns of the terminal, to wrap sentences for; a path is never broken. 0 wraps nothing.
+    """
+    from rich.text import Text
+
+    names = max(len(finding.name) for finding in findings) + 2
+    indent = names + _STATUS_WIDTH
+    text = Text()
     for finding in findings:
-        colour = _COLOURS[finding.status]
-        follows = "\n".join(line for line in (finding.consequence, finding.remedy) if line)
-        table.add_row(finding.name, f"[{colour}]{finding.status}[/{colour}]", escape(finding.detail), escape(follows))
-    return table
+        sentences = (finding.detail, finding.consequence, finding.remedy)
+        lines = [line for sentence in sentences for line in _wrapped(sentence, width - indent)]
+        text.append(finding.name.ljust(names)).append(finding.status.ljust(_STATUS_WIDTH), _COLOURS[finding.status])
+        text.append(f"\n{' ' * indent}".join(lines) + "\n")
+    text.rstrip()
+    return text
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    """Break a text between words; a command stays on one line, to be pasted."""
+    if width < 1 or text.startswith(("run: ", "run as root: ")):
+        return text.splitlines()
+    return [
+        part
+        for line in text.splitlines()
+        for part in textwrap.wrap(line, width, break_long_words=False, break_on_hyphens=False)
+    ]
 
 
 def _folder(name: str, path: Path, variable: str) -> Finding:
@@ -174,9 +193,16 @@ class _Program:
     needed_for: str
 
 
+_CLANG = "clang-19" if shutil.which("clang-19") else "clang"
+"""Debian's name carries the version."""
 _PROGRAMS = (
     _Program("QEMU", ("qemu-system-x86_64", "--version"), "qemu-system-x86", "policies cannot be tried"),
-    _Program("clang", ("clang-19", "--version"), "clang-19", "policies cannot be compiled"),
+    _Program(
+        "clang",
+        (_CLANG, "--version"),
+        "clang-19",
+        "policies cannot be compiled",
+    ),
     _Program("bpftool", (find_bpftool(), "version"), "bpftool", "a kernel's types cannot be read"),
     _Program("setpriv", ("setpriv", "--version"), "util-linux", "QEMU cannot be started without privileges"),
 )
@@ -188,7 +214,7 @@ def _programs() -> Iterator[Finding]:
         try:
             printed = proc.run(program.command, timeout_s=20).stdout.decode(errors="replace")
         except SetupError as error:
-            remedy = this_installation().how_to_install(program.package)
+            remedy = this_installation().how_to_set_up()
             yield Finding(program.name, "missing", error.message, program.needed_for, remedy)
             continue
         match = re.search(r"[0-9]+(?:\.[0-9]+)+", printed)
@@ -197,7 +223,7 @@ def _programs() -> Iterator[Finding]:
         if oldest.met_by(version):
             yield Finding(program.name, "ok", where)
         else:
-            remedy = this_installation().how_to_install(program.package, too_old=True)
+            remedy = this_installation().how_to_set_up()
             detail = f"{where}, needed: {oldest.minimum}"
             yield Finding(program.name, "missing", detail, program.needed_for, remedy)
 
@@ -229,6 +255,14 @@ def _kernel_image(settings: Settings) -> Finding:
     others = [image.release for image in find_kernels(settings) if image != chosen]
     also = f"; also: {', '.join(others)}" if others else ""
     return Finding("VM kernel", "ok", f"{chosen.release} ({chosen.vmlinuz}){also}")
+
+
+def _own_kernel() -> Finding:
+    """Whether the host's kernel could be the VM's: nobody needs it who has another."""
+    host = host_kernel()
+    if host.image:
+        return Finding("host kernel in the VM", "ok", f"{host.release} ({host.image.vmlinuz})")
+    return Finding("host kernel in the VM", "info", f"not {host.release}: {host.reason}", remedy=host.remedy)
 
 
 def _kvm(settings: Settings) -> Finding:

@@ -1,14 +1,16 @@
-"""The Debian packages schedagent needs, and their installation: the first step of `make setup`. Where schedagent came
-without a Makefile, `python -m schedagent.setup.packages` does the same.
+"""The system packages schedagent needs, by their Debian names, and their installation.
 
-Packages that the release carries in a version too old come from its backports. If nothing is missing, apt is not
-touched. Standard library only: this runs before the virtual environment exists.
+`schedagent setup` goes by this, and so does `make setup`, which runs this module before the virtual environment exists:
+standard library only. On Debian, packages that the release carries in a version too old come from its backports. If
+nothing is missing, no package manager is touched.
 """
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
+import platform
 import re
 import shlex
 import shutil
@@ -22,12 +24,13 @@ from schedagent.core.installation import InstalledBy, this_installation
 from schedagent.core.process import proc
 from schedagent.core.process.making import exit_status
 from schedagent.core.settings import Settings, load_settings, writable
+from schedagent.setup.distributions import Distribution, this_distribution
 from verifier.microvm.apt import (
     PrivateApt,
-    apt_failure,
     debian_mirror,
     distribution_codename,
     distribution_sources,
+    last_words,
     read_sources,
 )
 
@@ -36,10 +39,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Requirement:
-    """A Debian package.
+    """A system package.
 
     Args:
-        package: its name.
+        package: its name on Debian.
         minimum: the oldest upstream version that will do; empty: any.
         only_for_checkout: building, formatting and the demo need it, an installed schedagent does not.
     """
@@ -66,6 +69,8 @@ REQUIRED = (
     Requirement("make", only_for_checkout=True),
     Requirement("util-linux"),
 )
+LINTERS = (Requirement("lintian"), Requirement("mandoc"), Requirement("shellcheck"))
+"""What `make check` needs besides; nobody else does."""
 
 _INSTALL_TIMEOUT_S = 1800.0
 
@@ -81,24 +86,36 @@ def version_numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in match.group(1).split(".")) if match else ()
 
 
-def missing_packages(wanted: Sequence[Requirement]) -> list[Requirement]:
-    """Return those of `wanted` that are not installed, or too old."""
-    present = _installed_versions([entry.package for entry in wanted])
-    return [entry for entry in wanted if entry.package not in present or not entry.met_by(present[entry.package])]
+def needed_here() -> list[Requirement]:
+    """Return what the copy that runs needs."""
+    checkout = this_installation().by is InstalledBy.CHECKOUT
+    return [entry for entry in REQUIRED if checkout or not entry.only_for_checkout]
 
 
-def install(settings: Settings, wanted: Sequence[Requirement]) -> None:
-    """Install packages, as root or through sudo.
+def missing_packages(distribution: Distribution, wanted: Sequence[Requirement]) -> list[Requirement]:
+    """Return those of `wanted` that are not installed, or too old as far as a package's version shows it."""
+    present = distribution.installed([name for entry in wanted for name in distribution.packages(entry.package)])
+
+    def met(entry: Requirement, name: str) -> bool:
+        return name in present and (not distribution.versions_are_upstream or entry.met_by(present[name]))
+
+    return [entry for entry in wanted if not all(met(entry, name) for name in distribution.packages(entry.package))]
+
+
+def install_commands(settings: Settings, distribution: Distribution, wanted: Sequence[Requirement]) -> list[list[str]]:
+    """Return the commands, to be run as root, that install `wanted`.
 
     Raises:
-        SetupError: this user may not install packages (the hint is the command to run), or apt failed.
+        SetupError: Debian's mirror is out of reach, or has no version that will do.
     """
-    for command in install_commands(settings.cache_dir / "apt-packages", wanted):
-        _run_as_root(command)
+    if platform.freedesktop_os_release().get("ID") == "debian":
+        return _with_backports(settings.cache_dir / "apt-packages", wanted)
+    names = dict.fromkeys(name for entry in wanted for name in distribution.packages(entry.package))
+    return [[*distribution.install, *names]]
 
 
-def install_commands(folder: Path, wanted: Sequence[Requirement]) -> list[list[str]]:
-    """Return the commands, to be run as root, that install `wanted`; fetches the package lists into `folder`."""
+def _with_backports(folder: Path, wanted: Sequence[Requirement]) -> list[list[str]]:
+    """Return the commands for Debian, whose releases have some packages too old; fetches its lists into `folder`."""
     codename = distribution_codename()
     machine_sources = read_sources()
     mirror = debian_mirror(machine_sources, codename)
@@ -126,44 +143,57 @@ def _choose(apt: PrivateApt, entry: Requirement) -> str | None:
     return min(suites, key=lambda suite: suite.endswith("-backports"), default=None)
 
 
-def _run_as_root(command: Sequence[str]) -> None:
-    by_hand = f"run as root: {shlex.join(command)}"
+def install(settings: Settings, distribution: Distribution, wanted: Sequence[Requirement]) -> None:
+    """Install packages: this user is root.
+
+    Raises:
+        SetupError: the package manager failed, or what it installed will not do.
+    """
+    for command in install_commands(settings, distribution, wanted):
+        run_as_root(command)
+    still = missing_packages(distribution, wanted)
+    if still:
+        names = " ".join(f"{entry.package} {entry.minimum}".strip() for entry in still)
+        raise SetupError(f"the package manager succeeded, but these are still missing or too old: {names}")
+
+
+def run_as_root(command: Sequence[str]) -> None:
+    """Run a command as root, through sudo if this user is another.
+
+    Raises:
+        SetupError: there is no sudo (the hint is the command to run), or the command failed, with its last words.
+    """
     if os.geteuid() != 0:
         if shutil.which("sudo") is None:
-            raise SetupError("Debian packages are missing and this user cannot install them", by_hand)
+            raise SetupError(
+                "packages are missing and this user cannot install them", f"run as root: {shlex.join(command)}"
+            )
         command = ["sudo", *command]
+    log.info("running: %s", shlex.join(command))
     done = proc.run(command, timeout_s=_INSTALL_TIMEOUT_S)
     if done.returncode != 0:
-        raise apt_failure("installing packages", done.returncode, done.stderr, command)
+        raise SetupError(
+            f"installing packages failed:\n{last_words(done)}",
+            f"check the network and the disk, then run again; by hand: {shlex.join(command)}",
+        )
 
 
-def _installed_versions(packages: Sequence[str]) -> dict[str, str]:
-    if shutil.which("dpkg-query") is None:
-        raise SetupError("set-up installs Debian packages, and this machine has no dpkg", "use Debian 12 or later")
-    row = "${Package} ${db:Status-Status} ${Version}\\n"
-    done = proc.run(["dpkg-query", "-W", "-f", row, *packages], timeout_s=30)  # status 1: some are unknown
-    rows = [line.split() for line in done.stdout.decode().splitlines()]
-    return {words[0]: words[2] for words in rows if len(words) == 3 and words[1] == "installed"}
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Install the system packages that a checkout lacks (for make); return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m schedagent.setup.packages", description=main.__doc__)
+    parser.add_argument("--linters", action="store_true", help="those that check the package and its manual pages")
+    linters = parser.parse_args(arguments).linters
+    own_python = [Requirement("python3-venv")] if Path(sys.executable).is_relative_to("/usr/bin") else []
 
+    def step() -> None:
+        settings = load_settings()
+        writable(settings.cache_dir)  # all of set-up goes there: better fail now than half-way
+        distribution = this_distribution()
+        wanted = missing_packages(distribution, LINTERS if linters else [*needed_here(), *own_python])
+        if wanted:
+            install(settings, distribution, wanted)
 
-def main() -> int:
-    """Install what is missing; return the exit status."""
-    return exit_status(_install_missing)
-
-
-def _install_missing() -> None:
-    own_python = (Requirement("python3-venv"),) if Path(sys.executable).is_relative_to("/usr/bin") else ()
-    settings = load_settings()
-    writable(settings.cache_dir)  # all of set-up goes there: better fail now than half-way
-    checkout = this_installation().by is InstalledBy.CHECKOUT
-    wanted = missing_packages([*(entry for entry in REQUIRED if checkout or not entry.only_for_checkout), *own_python])
-    if not wanted:
-        return
-    log.info("installing Debian packages: %s", " ".join(entry.package for entry in wanted))
-    install(settings, wanted)
-    still = missing_packages(wanted)
-    if still:
-        raise SetupError(f"apt succeeded, but these are still missing: {' '.join(e.package for e in still)}")
+    return exit_status(step)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from pathlib import Path
 from schedagent.core.errors import SetupError
 from schedagent.core.process import proc
 from schedagent.core.settings import Settings
+from schedagent.setup.distributions import DEBIAN
 from schedagent.setup.packages import Requirement, install, missing_packages
 from verifier.microvm.apt import Source, apt_failure, debian_mirror, distribution_codename, read_sources
 
@@ -87,9 +88,9 @@ def _locked(path: Path):
 def _build(settings: Settings, image: Path) -> None:
     if os.geteuid() != 0:
         raise SetupError("a root file system with owners and devices can be made only by root", "sudo make test-host")
-    missing = missing_packages(TOOLS)
+    missing = missing_packages(DEBIAN, TOOLS)
     if missing:
-        install(settings, missing)
+        install(settings, DEBIAN, missing)
     log.warning("making a Debian %s disk, once: about a minute", release())
     with tempfile.TemporaryDirectory(prefix="schedagent-debian-", dir=image.parent) as name:
         folder = Path(name)
@@ -121,7 +122,7 @@ def _sources() -> list[Source]:
 def _done(argv: list[str | Path]) -> None:
     done = proc.run(argv, timeout_s=BUILD_LIMIT_S)
     if done.returncode != 0:
-        raise apt_failure(str(argv[0]), done.returncode, done.stderr, [str(word) for word in argv])
+        raise apt_failure(str(argv[0]), done)
 
 
 def disk(path: Path, size_mib: int, folder: Path | None = None) -> Path:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import platform
 import shlex
+import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -105,10 +106,7 @@ def distribution_codename() -> str:
     release = platform.freedesktop_os_release()
     codename = release.get("VERSION_CODENAME", "")
     if release.get("ID") != "debian" or not codename:
-        raise SetupError(
-            f"set-up knows Debian 12 and later, this is {release.get('PRETTY_NAME', 'something else')}",
-            "install the programs that `schedagent doctor` names by hand",
-        )
+        raise SetupError(f"this is {release.get('PRETTY_NAME', 'something else')}, and no release of Debian")
     return codename
 
 
@@ -153,7 +151,7 @@ class PrivateApt:
         parts.mkdir(parents=True, exist_ok=True)
         (lists / "partial").mkdir(parents=True, exist_ok=True)
         (parts / "private.sources").write_text("\n".join(source.deb822() for source in sources), encoding="utf-8")
-        options = {
+        settings = {
             "Dir::Etc::sourcelist": "/dev/null",
             "Dir::Etc::sourceparts": str(parts),
             "Dir::State::lists": str(lists),
@@ -162,7 +160,9 @@ class PrivateApt:
             "Acquire::Retries": "3",
             "DPkg::Lock::Timeout": "300",
         }
-        self._options = [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
+        configuration = folder / "apt.conf"
+        configuration.write_text("".join(f'{name} "{value}";\n' for name, value in settings.items()), encoding="utf-8")
+        self._options = ["-c", str(configuration)]
 
     def update(self) -> None:
         """Fetch the package lists; raise SetupError with apt's words if any is out of reach."""
@@ -193,22 +193,27 @@ class PrivateApt:
     def install_command(self, packages: Sequence[str], suite: str = "") -> list[str]:
         """Return the command, to be run as root, that installs `packages`, from `suite` if one is given."""
         target = ["-t", suite] if suite else []
-        quiet = ["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", *self._options, "-qq"]
-        return [*quiet, "install", "-y", "--no-install-recommends", *target, *packages]
+        return ["apt-get", *self._options, "install", "-y", "--no-install-recommends", *target, *packages]
 
     def _run(self, program: str, verb: str, *words: str, cwd: Path | None = None, timeout_s: float = 120) -> str:
         # Without the machine's own status, or installed packages would look as if they were on offer.
         argv = [program, *self._options, "-o", "Dir::State::status=/dev/null", verb, *words]
         done = proc.run(argv, timeout_s=timeout_s, cwd=cwd)
         if done.returncode != 0:
-            raise apt_failure(f"{program} {verb} {' '.join(words)}".strip(), done.returncode, done.stderr, argv)
+            raise apt_failure(f"{program} {verb} {' '.join(words)}".strip(), done)
         return done.stdout.decode(errors="replace")
 
 
-def apt_failure(what: str, status: int, stderr: bytes, argv: Sequence[str]) -> SetupError:
+def apt_failure(what: str, done: subprocess.CompletedProcess[bytes]) -> SetupError:
     """Return the error for a failed apt command, with apt's own lines."""
-    lines = [line for line in stderr.decode(errors="replace").splitlines() if line.startswith(("E:", "W:", "Err:"))]
-    reason = "\n".join(lines[-6:]) or f"it ended with exit status {status}"
     return SetupError(
-        f"{what} failed:\n{reason}", f"check the network and the disk, then run again; by hand: {shlex.join(argv)}"
+        f"{what} failed:\n{last_words(done)}",
+        f"check the network and the disk, then run again; by hand: {shlex.join(map(str, done.args))}",
     )
+
+
+def last_words(done: subprocess.CompletedProcess[bytes]) -> str:
+    """Return why a package manager failed: its last lines, those alone that apt marks as errors if there are any."""
+    lines = done.stderr.decode(errors="replace").strip().splitlines()
+    marked = [line for line in lines if line.startswith(("E:", "W:", "Err:"))]
+    return "\n".join((marked or lines)[-6:]) or f"it ended with exit status {done.returncode}"

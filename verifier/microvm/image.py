@@ -33,7 +33,7 @@ from verifier.microvm.machine import KERNEL_ARGUMENTS, Machine, MachineSpec
 
 log = logging.getLogger(__name__)
 
-GUEST_MODULES = ("9p", "9pnet_virtio", "overlay")
+GUEST_MODULES = ("virtio_pci", "virtio_console", "9p", "9pnet_virtio", "overlay")
 FILES = ("initrd", "state")
 UNUSED_SNAPSHOT_DAYS = 14
 ANSWER_TIMEOUT_S = 30.0
@@ -93,7 +93,7 @@ def agent_entries() -> tuple[Entry, ...]:
     if listing.returncode != 0:
         raise SetupError(
             f"the guest agent cannot start here:\n{listing.stderr.decode()[-2000:]}",
-            this_installation().how_to_install("libbpf1"),
+            this_installation().how_to_set_up(),
         )
     entries = [Entry("/init", 0o100755, _INIT.format(python=python).encode())]
     for name in json.loads(listing.stdout):

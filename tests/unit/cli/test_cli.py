@@ -37,7 +37,7 @@ VERBS = [
     for below in ([], *([verb] for verb in vars(command).get("commands", ())))
 ]
 IMPERATIVE = re.compile(
-    "(Accept|Answer|Apply|Approve|Check|Continue|Create|End|Find|Give|List|Manage|Offer|Print|Prolong|Reject|Replace|"
+    "(Accept|Answer|Apply|Approve|Check|Continue|Create|Download|End|Find|Get|Give|List|Manage|Offer|Print|Prolong|Reject|Replace|"
     "Replay|Run|Search|Serve|Show|Take|Turn|Verify)\\b"
 )
 FIFO = POLICIES / "fifo.bpf.c"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -35,8 +37,7 @@ def test_a_checkout_is_set_up_by_make(tmp_path: Path, monkeypatch: pytest.Monkey
     here = installation_of(checkout(tmp_path), PYTHON)
     monkeypatch.chdir(tmp_path)
     assert here.by is InstalledBy.CHECKOUT
-    assert here.how_to_install("libbpf1") == here.how_to_restore_libraries() == "run: make setup"
-    assert here.how_to_install("libbpf1", too_old=True) == "run: make setup"
+    assert here.how_to_set_up() == here.how_to_restore_libraries() == "run: make setup"
     assert here.how_to_get_kernel() == "run: make kernel"
     assert here.how_to_get_kernel("6.18.15+deb13-amd64") == "run: make kernel KERNEL=6.18.15+deb13-amd64"
 
@@ -46,7 +47,7 @@ def test_make_is_given_the_checkout_from_elsewhere(tmp_path: Path, monkeypatch: 
     folder.mkdir()
     here = installation_of(checkout(folder), PYTHON)
     monkeypatch.chdir(tmp_path)
-    assert here.how_to_install("gcc") == f"run: make -C '{folder}' setup"
+    assert here.how_to_set_up() == f"run: make -C '{folder}' setup"
 
 
 def test_a_working_directory_that_was_removed_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,9 +63,31 @@ def test_sources_without_a_makefile_have_no_make(tmp_path: Path) -> None:
     (tmp_path / "pyproject.toml").write_text("")
     here = installation_of(tmp_path, PYTHON)
     assert here.by is InstalledBy.PIP
-    assert here.how_to_install("libbpf1") == "run: /opt/python -m schedagent.setup.packages"
-    assert here.how_to_get_kernel() == "run: /opt/python -m verifier.microvm.kernels --fetch"
-    assert here.how_to_get_kernel("6.18") == "run: /opt/python -m verifier.microvm.kernels --fetch 6.18"
+    assert here.how_to_set_up() == "run: /opt/python -m schedagent setup"
+    assert here.how_to_get_kernel() == "run: /opt/python -m schedagent kernels fetch"
+    assert here.how_to_get_kernel("6.18") == "run: /opt/python -m schedagent kernels fetch 6.18"
+    assert here.how_to_use_kernel() == "run: /opt/python -m schedagent kernels use PATH"
+
+
+def test_a_program_beside_the_interpreter_is_named_as_the_user_can_call_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """pip, pipx and uv put it there; a link on PATH, as the latter two make, is the same program."""
+    programs = tmp_path / "venv/bin"
+    programs.mkdir(parents=True)
+    script = programs / "schedagent"
+    script.touch(mode=0o755)
+    here = installation_of(site_packages(tmp_path / "venv"), programs / "python")
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "schedagent").touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(other))
+    assert here.how_to_set_up() == f"run: {script} setup", "what PATH leads to is another copy"
+    (other / "schedagent").unlink()
+    (other / "schedagent").symlink_to(script)
+    assert here.how_to_set_up() == "run: schedagent setup"
+    assert here.how_to_get_kernel("6.18") == "run: schedagent kernels fetch 6.18"
+    assert here.command("setup", "--yes") == "schedagent setup --yes"
 
 
 def test_pip_installs_into_a_virtual_environment_of_any_name(tmp_path: Path) -> None:
@@ -72,14 +95,12 @@ def test_pip_installs_into_a_virtual_environment_of_any_name(tmp_path: Path) -> 
     assert installation_of(Path("/site-packages"), PYTHON).by is InstalledBy.PIP
 
 
-def test_a_debian_package_needs_debian_packages(tmp_path: Path) -> None:
+def test_a_debian_package_is_set_up_by_its_program(tmp_path: Path) -> None:
     place = Place(Path("/usr"), tmp_path)
     here = installation_of(site_packages(place.here(place.venv)), PYTHON)
     assert here.by is InstalledBy.DEBIAN
-    assert here.how_to_install("qemu-system-x86", "clang-19") == "run as root: apt install qemu-system-x86 clang-19"
-    too_old = here.how_to_install("qemu-system-x86", too_old=True)
-    assert too_old == "run as root: /opt/python -Im schedagent.setup.packages", "which looks into backports"
-    assert here.how_to_get_kernel("6.18") == "run: /opt/python -Im verifier.microvm.kernels --fetch 6.18"
+    assert here.how_to_set_up() == "run: /opt/python -Im schedagent setup"
+    assert here.how_to_get_kernel("6.18") == "run: /opt/python -Im schedagent kernels fetch 6.18"
     assert "--reinstall" in here.how_to_restore_libraries()
 
 
@@ -90,7 +111,7 @@ def test_make_install_leaves_a_manifest(tmp_path: Path) -> None:
     place.here(place.manifest).write_text("")
     here = installation_of(root, PYTHON)
     assert here.by is InstalledBy.MAKE_INSTALL
-    assert here.how_to_install("libbpf1") == "run as root: apt install libbpf1"
+    assert here.how_to_set_up() == "run: /opt/python -Im schedagent setup"
     assert "make install" in here.how_to_restore_libraries()
 
 
@@ -98,11 +119,14 @@ def test_this_copy_is_a_checkout() -> None:
     assert (this_installation().root, this_installation().by) == (ROOT, InstalledBy.CHECKOUT)
 
 
-@pytest.mark.parametrize("module", ["schedagent.setup.packages", "verifier.microvm.kernels"])
-def test_the_modules_that_hints_name_can_be_run(module: str) -> None:
-    program = f"import importlib.util, {module} as m; assert callable(m.main); print(m.__spec__.name)"
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == [module]
+@pytest.mark.parametrize("hint", ["how_to_set_up", "how_to_get_kernel", "how_to_use_kernel"])
+def test_the_commands_that_hints_name_exist(tmp_path: Path, hint: str) -> None:
+    copy = installation_of(tmp_path, Path(sys.executable).with_name("python"))
+    assert copy.by is InstalledBy.PIP
+    words = shlex.split(getattr(replace(copy, python=tmp_path / "python"), hint)().removeprefix("run: "))
+    called = [sys.executable, *(word for word in words[1:] if word != "PATH"), "--help"]
+    done = subprocess.run(called, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(f"Usage: {' '.join(words[2:]).removesuffix(' PATH')}")
 
 
 def test_every_package_of_a_program_is_required() -> None:
@@ -115,7 +139,7 @@ def test_an_unknown_program_is_not_said_to_come_from_set_up() -> None:
     assert caught.value.hint == "install it, or check its name and PATH"
     with pytest.raises(SetupError) as caught:
         proc.start(["/nowhere/bpftool"])
-    assert caught.value.hint == this_installation().how_to_install("bpftool")
+    assert caught.value.hint == this_installation().how_to_set_up()
 
 
 def test_no_hint_names_make_but_this_one() -> None:

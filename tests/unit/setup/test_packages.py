@@ -9,7 +9,16 @@ import pytest
 from schedagent.core.errors import SetupError
 from schedagent.core.installation import Installation, InstalledBy
 from schedagent.setup import packages
-from schedagent.setup.packages import REQUIRED, Requirement, install_commands, missing_packages, version_numbers
+from schedagent.setup.distributions import ARCH, DEBIAN
+from schedagent.setup.packages import (
+    LINTERS,
+    REQUIRED,
+    Requirement,
+    _with_backports,
+    missing_packages,
+    run_as_root,
+    version_numbers,
+)
 from verifier.microvm.apt import Source
 
 
@@ -35,7 +44,13 @@ def test_requirement_compares_numbers_not_text() -> None:
 
 def test_missing_is_absent_or_too_old() -> None:
     wanted = [Requirement("dpkg"), Requirement("dpkg", "999"), Requirement("no-such-package-here")]
-    assert missing_packages(wanted) == wanted[1:]
+    assert missing_packages(DEBIAN, wanted) == wanted[1:]
+
+
+def test_versions_of_packages_count_only_where_they_are_those_of_the_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Arch's package of bpftool has the kernel's version."""
+    monkeypatch.setattr("schedagent.setup.distributions.Distribution.installed", lambda *_: {"bpf": "6.16-1"})
+    assert missing_packages(ARCH, [Requirement("bpftool", "7.4"), Requirement("make")]) == [Requirement("make")]
 
 
 @pytest.fixture(autouse=True)
@@ -74,28 +89,28 @@ def bookworm(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("bookworm")
 def test_only_what_is_too_old_comes_from_backports(tmp_path: Path) -> None:
     wanted = [Requirement("gcc"), Requirement("qemu-system-x86", "8.2")]
-    assert install_commands(tmp_path, wanted) == [["", "gcc"], ["bookworm-backports", "qemu-system-x86"]]
+    assert _with_backports(tmp_path, wanted) == [["", "gcc"], ["bookworm-backports", "qemu-system-x86"]]
 
 
 @pytest.mark.usefixtures("bookworm")
 def test_a_version_nobody_has_is_said(tmp_path: Path) -> None:
     with pytest.raises(SetupError, match="no qemu-system-x86 >= 11"):
-        install_commands(tmp_path, [Requirement("qemu-system-x86", "11")])
+        _with_backports(tmp_path, [Requirement("qemu-system-x86", "11")])
 
 
 def test_nothing_missing_leaves_apt_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packages, "missing_packages", lambda wanted: [])
+    monkeypatch.setattr(packages, "missing_packages", lambda _distribution, wanted: [])
     monkeypatch.setattr(packages, "install", lambda *_: pytest.fail("apt was used"))
-    assert packages.main() == 0
+    assert packages.main([]) == 0
 
 
 def test_failure_is_reported(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def refuse(*_: object) -> None:
         raise SetupError("it broke", "repair it")
 
-    monkeypatch.setattr(packages, "missing_packages", lambda wanted: [Requirement("gcc")])
+    monkeypatch.setattr(packages, "missing_packages", lambda _distribution, wanted: [Requirement("gcc")])
     monkeypatch.setattr(packages, "install", refuse)
-    assert packages.main() == 1
+    assert packages.main([]) == 1
     assert "error: it broke\n  hint: repair it" in capsys.readouterr().err
 
 
@@ -103,25 +118,28 @@ def test_ordinary_user_without_sudo_is_given_the_command(monkeypatch: pytest.Mon
     monkeypatch.setattr("os.geteuid", lambda: 1000)
     monkeypatch.setattr("shutil.which", lambda name: None)
     with pytest.raises(SetupError) as caught:
-        packages._run_as_root(["apt-get", "install", "a b"])
+        run_as_root(["apt-get", "install", "a b"])
     assert caught.value.hint == "run as root: apt-get install 'a b'"
 
 
 def test_only_a_checkout_gets_what_developing_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     wanted: list[str] = []
 
-    def note(requirements: list[Requirement]) -> list[Requirement]:
+    def note(_distribution: object, requirements: list[Requirement]) -> list[Requirement]:
         wanted[:] = [entry.package for entry in requirements]
         return []
 
     monkeypatch.setattr(packages, "missing_packages", note)
-    assert packages.main() == 0
+    assert packages.main([]) == 0
     assert {"gcc", "clang-format-19", "libbpf1"} <= set(wanted)
+    assert "lintian" not in wanted, "only make check wants it"
     installed = Installation(Path("/usr"), InstalledBy.DEBIAN, Path("/usr/bin/python3"))
     monkeypatch.setattr(packages, "this_installation", lambda: installed)
-    assert packages.main() == 0
+    assert packages.main([]) == 0
     assert {"gcc", "make", "clang-format-19"} & set(wanted) == set()
     assert {"libbpf1", "qemu-system-x86"} <= set(wanted)
+    assert packages.main(["--linters"]) == 0
+    assert wanted == [entry.package for entry in LINTERS]
 
 
 def test_every_requirement_is_named_once() -> None:
@@ -134,6 +152,6 @@ def test_unusable_cache_is_said_first(
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("SCHEDAGENT_CACHE", str(tmp_path / "file/cache"))
-    monkeypatch.setattr(packages, "missing_packages", lambda wanted: pytest.fail("it went on"))
-    assert packages.main() == 1
+    monkeypatch.setattr(packages, "missing_packages", lambda *_: pytest.fail("it went on"))
+    assert packages.main([]) == 1
     assert "set SCHEDAGENT_CACHE" in capsys.readouterr().err

@@ -33,7 +33,8 @@ def doctor(
         if as_json:
             print_json(examination.to_json(findings))
         else:
-            Console(emoji=False).print(examination.render(findings))
+            console = Console(emoji=False, highlight=False)
+            console.print(examination.render(findings, console.width if console.is_terminal else 0), soft_wrap=True)
         return 0 if examination.is_ready(findings) else EXIT_FAILED
 
     guarded(command)
