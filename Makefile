@@ -14,7 +14,7 @@ LINK_DIR ?= $(HOME)/.local/bin
 INSTALLATION = $(BIN)/python -m deploy.setup.installation --prefix "$(PREFIX)" --destdir "$(DESTDIR)"
 C_SOURCES = find kernel_bpf tests -name '*.[ch]' -not -name vmlinux.h -print0
 
-.PHONY: help venv setup demo demo-llm test test-unit test-vm test-in-vm test-host test-verifier older-kernel promtool docs man mutation fuzz-socket check bench kernel link install uninstall purge deb fmt lock clean
+.PHONY: help venv setup demo demo-llm test test-unit test-vm test-in-vm test-host test-verifier older-kernel promtool docs man mutation fuzz-socket linters check check-deb bench kernel link install uninstall purge deb fmt lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -58,12 +58,18 @@ test-vm: setup ## run only the tests that need the micro-VM
 test-host: setup ## install it on a Debian in QEMU and walk the whole life of a policy there; transcript: build/host-test.txt
 	$(PYTEST) -x --capture=no -q -m host tests/host
 
-check: setup promtool ## types, lint, formats, import rules, Prometheus rules and Grafana dashboards
+linters: venv # Debian packages that only checking needs
+	@$(BIN)/python -m schedagent.setup.packages --linters
+
+check: setup promtool linters ## types, lint, formats, import rules, shell, container files, manual pages, Prometheus, Grafana
 	$(BIN)/mypy
 	$(BIN)/ruff check --quiet
 	$(BIN)/ruff format --quiet --check
 	$(C_SOURCES) | xargs -0 -r clang-format-19 --dry-run -Werror
-	$(PYTEST) -q tests/architecture tests/unit/metrics/test_prometheus.py tests/unit/metrics/test_dashboards.py
+	$(PYTEST) -q tests/architecture tests/lint tests/unit/metrics/test_prometheus.py tests/unit/metrics/test_dashboards.py
+
+check-deb: venv linters ## have lintian check the whole Debian package (make check: with few libraries)
+	$(BIN)/python -m deploy.setup.package --lint build
 
 bench: setup ## measure (slow, never part of CI)
 	$(PYTEST) -m bench -s
@@ -98,8 +104,8 @@ docs: setup ## write the generated tables and dashboards anew
 	$(BIN)/python -m tests.documentation
 	$(BIN)/python deploy/grafana/dashboards.py
 
-man: venv ## show a manual page without installing it: make man PAGE=schedagent-verify.1
-	@$(BIN)/python -m deploy.setup.manuals $(PAGE) | man -l -
+man: venv linters ## show a manual page without installing it: make man PAGE=schedagent-verify.1
+	@$(BIN)/python -m deploy.setup.manuals $(PAGE) | mandoc -a
 
 fmt: setup ## format Python and C
 	$(BIN)/ruff check --quiet --fix

@@ -51,7 +51,8 @@ def pages() -> dict[str, str]:
     for path in sorted(CONFIGURATIONS.glob("*.toml")):
         texts[f"{path.name}.5"] = configuration_page(path.name, path.read_text())
     for path in sorted(BY_HAND.iterdir()):
-        texts[path.name] = path.read_text().replace("@DATE@", _date()).replace("@VERSION@", __version__)
+        text = path.read_text().replace("@DATE@", changed().date().isoformat())
+        texts[path.name] = text.replace("@VERSION@", __version__)
     return texts
 
 
@@ -84,13 +85,20 @@ def configuration_page(name: str, text: str) -> str:
 
 def escaped(text: str) -> str:
     """Return text that roff prints as it is: nothing in it is a request, and a minus can be copied."""
-    lines = text.replace("\\", "\\e").replace("-", "\\-").replace('"', "\\(dq").splitlines()
+    return _protected(_literal(text).splitlines())
+
+
+def _literal(text: str) -> str:
+    return text.replace("\\", "\\e").replace("-", "\\-").replace('"', "\\(dq")
+
+
+def _protected(lines: Sequence[str]) -> str:
     return "\n".join(f"\\&{line}" if line[:1] in (".", "'") else line for line in lines)
 
 
 def _filled(text: str) -> str:
-    """Return words in lines of at most 76 characters, none of which is a request to roff."""
-    return escaped("\n".join(textwrap.wrap(text, 76, break_long_words=False, break_on_hyphens=False)))
+    """Return words in source lines of at most 78 characters, none of which is a request to roff."""
+    return _protected(textwrap.wrap(_literal(text), 76, break_long_words=False, break_on_hyphens=False))
 
 
 def _capital(words: str) -> str:
@@ -98,7 +106,7 @@ def _capital(words: str) -> str:
 
 
 def _heading(title: str, section: int, manual: str) -> str:
-    return f'.TH {escaped(title.upper())} {section} {_date()} "{PROGRAM} {__version__}" "{manual}"'
+    return f'.TH {escaped(title.upper())} {section} {changed().date().isoformat()} "{PROGRAM} {__version__}" "{manual}"'
 
 
 def _page(title: str, command: Any, context: Any, rest: list[str]) -> str:
@@ -185,10 +193,10 @@ def _surroundings() -> Iterator[str]:
         yield f".TP\n.I {escaped(path)}\n{_filled(words)}"
 
 
-def _date() -> str:
-    """The day the commands were last changed, or that of SOURCE_DATE_EPOCH (reproducible builds)."""
+def changed() -> datetime.datetime:
+    """When the commands were last changed, or SOURCE_DATE_EPOCH (reproducible builds)."""
     seconds = float(os.environ.get("SOURCE_DATE_EPOCH") or Path(cli.__file__).stat().st_mtime)
-    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).date().isoformat()
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC)
 
 
 def main(words: Sequence[str] | None = None) -> int:

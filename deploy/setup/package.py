@@ -8,6 +8,8 @@ environment it is made of.
 from __future__ import annotations
 
 import argparse
+import email.utils
+import gzip
 import hashlib
 import logging
 import shutil
@@ -16,6 +18,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from deploy.setup import manuals
 from deploy.setup.environment import MINOR, ROOT
 from deploy.setup.installation import STATE, Entry, Place, entries, install
 from schedagent import __version__
@@ -28,7 +31,14 @@ log = logging.getLogger(__name__)
 
 SCRIPTS = ROOT / "deploy" / "debian"
 PREFIX = Path("/usr")
-COPYRIGHT = """schedagent is the work of its authors, licensed under version 2 of the GNU General Public License.
+MAINTAINER = "schedagent <root@localhost>"
+MAINTAINER_SCRIPTS = ("postinst", "postrm", "prerm")
+RUN_TIME_LIBRARIES = ("libc6", "libgcc-s1", "libstdc++6", "zlib1g")
+"""What compiled Python libraries take from the system, whoever built them (PEP 600)."""
+UNCOMPRESSED = ("uses-no-compression-for-control-tarball", "uses-no-compression-for-data-tarball")
+"""What lintian says of each package that was made in haste."""
+COPYRIGHT = """Copyright (C) 2026 the authors of schedagent.
+It is licensed under version 2 of the GNU General Public License.
 On Debian systems, its text is in /usr/share/common-licenses/GPL-2.
 
 Below /usr/lib/schedagent/venv are libraries of others; the licence of each is in its .dist-info folder.
@@ -52,8 +62,7 @@ def build(output: Path, *, bytecode: bool = True, compressed: bool = True) -> Pa
         root = Path(folder) / "root"
         place = Place(PREFIX, root)
         install(place, bytecode=bytecode, manifest=False)
-        document = root / "usr/share/doc/schedagent/copyright"
-        document.write_text(COPYRIGHT)
+        _write_documents(root)
         _write_control(root, entries(place))
         compression = ["-Zxz", "-z1"] if compressed else ["-Znone"]
         words = ["dpkg-deb", "--root-owner-group", *compression, "--build", str(root), str(package)]
@@ -64,22 +73,45 @@ def build(output: Path, *, bytecode: bool = True, compressed: bool = True) -> Pa
     return package
 
 
+def lint(package: Path) -> None:
+    """Have lintian look for errors in a package that is not compressed; raise SetupError with what it found."""
+    done = proc.run(["lintian", "--suppress-tags", ",".join(UNCOMPRESSED), "--fail-on=error", package], timeout_s=900)
+    if done.returncode != 0:
+        raise SetupError(f"lintian refuses {package}:\n{done.stdout.decode()}{done.stderr.decode()}".strip())
+
+
 def control(installed_kib: int, architecture: str) -> str:
     """Return the control file.
 
     schedagentd needs Python and libbpf; what else set-up installs is for verifying, which another machine can do.
     """
-    needed = [f"python{MINOR}", _relation(requirement("libbpf1")), "systemd"]
-    useful = [_relation(entry) for entry in REQUIRED if not entry.only_for_checkout and entry.package != "libbpf1"]
+    needed = [f"python{MINOR}", _relation(requirement("libbpf1")), "systemd", *RUN_TIME_LIBRARIES]
+    others = {"libbpf1", "util-linux"}  # needed; in every Debian
+    useful = [_relation(entry) for entry in REQUIRED if not entry.only_for_checkout and entry.package not in others]
     return (
         f"Package: schedagent\nVersion: {__version__}\nArchitecture: {architecture}\n"
-        "Section: admin\nPriority: optional\nMaintainer: schedagent <root@localhost>\n"
+        f"Section: admin\nPriority: optional\nMaintainer: {MAINTAINER}\n"
         f"Installed-Size: {installed_kib}\nDepends: {', '.join(needed)}\nRecommends: {', '.join(useful)}\n"
         "Description: finds, proves and runs a better CPU scheduling policy\n"
         " schedagent observes a workload, makes sched_ext policies for it, proves them in\n"
         " a virtual machine and compares them with the default scheduler. schedagentd\n"
         " runs what was verified on this machine, and takes it away when it does harm.\n"
     )
+
+
+def _write_documents(root: Path) -> None:
+    """Write what Debian wants of every package: copyright, changelog, and which of lintian's errors are none here."""
+    changelog = (
+        f"schedagent ({__version__}) unstable; urgency=medium\n\n  * See CHANGELOG.md.\n\n"
+        f" -- {MAINTAINER}  {email.utils.format_datetime(manuals.changed())}\n"
+    )
+    for path, content in {
+        "doc/schedagent/copyright": COPYRIGHT.encode(),
+        "doc/schedagent/changelog.gz": gzip.compress(changelog.encode(), mtime=0),
+        "lintian/overrides/schedagent": (SCRIPTS / "lintian-overrides").read_bytes(),
+    }.items():
+        (root / "usr/share" / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / "usr/share" / path).write_bytes(content)
 
 
 def _write_control(root: Path, wanted: Sequence[Entry]) -> None:
@@ -112,11 +144,11 @@ def maintainer_scripts(wanted: Sequence[Entry]) -> Iterator[tuple[str, str]]:
         "@SERVICES@": [unit for unit in units if unit.endswith(".service")],
         "@STATE@": [str(path) for path in STATE],
     }
-    for path in sorted(SCRIPTS.iterdir()):
-        text = path.read_text()
+    for name in MAINTAINER_SCRIPTS:
+        text = (SCRIPTS / name).read_text()
         for mark, names in words.items():
             text = text.replace(mark, " ".join(names))
-        yield path.name, text
+        yield name, text
 
 
 def _relation(wanted: Requirement) -> str:
@@ -136,9 +168,14 @@ def main(words: Sequence[str] | None = None) -> int:
     """Entry for make; returns the exit status."""
     parser = argparse.ArgumentParser(prog="package", description=__doc__)
     parser.add_argument("output", type=Path, help="folder for the package")
-    output = parser.parse_args(words).output
+    parser.add_argument("--lint", action="store_true", help="make it quickly, and have lintian look for errors")
+    chosen = parser.parse_args(words)
+    output: Path = chosen.output
 
     def step() -> None:
+        if chosen.lint:
+            lint(build(output, bytecode=False, compressed=False))
+            return
         package = build(output)
         log.info("%s: %d MiB; to install it: apt install %s", package, package.stat().st_size >> 20, package.absolute())
 

@@ -96,7 +96,7 @@ def default_kernel(settings: Settings, root: Path = Path("/")) -> KernelImage:
             this_installation().how_to_get_kernel(wanted),
         )
     raise SetupError(
-        f"no kernel with sched_ext in {settings.kernels_dir}, and the host's cannot serve: {host_kernel(root).reason}",
+        f"no kernel with sched_ext in {settings.kernels_dir}, and the host's own cannot serve",
         this_installation().how_to_get_kernel(),
     )
 

@@ -91,7 +91,7 @@ def test_why_the_hosts_own_kernel_cannot_serve_is_reported(settings: Settings, t
     assert f"boot/vmlinuz-{release}" in host_kernel(tmp_path).reason
     own_kernel(tmp_path, text="# CONFIG_SCHED_CLASS_EXT is not set\n")
     assert "without CONFIG_SCHED_CLASS_EXT" in host_kernel(tmp_path).reason
-    with pytest.raises(SetupError, match="the host's cannot serve: it is built without CONFIG_SCHED_CLASS_EXT"):
+    with pytest.raises(SetupError, match="and the host's own cannot serve"):
         default_kernel(settings, tmp_path)
     (tmp_path / f"boot/config-{release}").unlink()
     assert "its configuration is neither" in host_kernel(tmp_path).reason
