@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -57,6 +58,7 @@ def fetch(
     def command() -> int:
         from verifier.microvm.kernel_download import ensure_kernel, fetch_kernel, fetch_older
 
+        logging.getLogger("verifier.microvm").setLevel(logging.INFO)
         image = ensure_kernel(settings()) if older and not release else fetch_kernel(settings(), release or None)
         for kernel in (image, fetch_older(settings()) if older else None):
             if kernel:

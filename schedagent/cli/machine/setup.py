@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -29,6 +30,8 @@ def setup(
     def command() -> int:
         from schedagent.setup.plan import carry_out, make_plan
 
+        for slow in ("schedagent.setup", "verifier.microvm"):
+            logging.getLogger(slow).setLevel(logging.INFO)
         plan = make_plan(settings())
         if as_json and not yes:
             print_json(plan.to_json())

@@ -54,7 +54,7 @@ def test_tables_of_the_configuration_file_are_described(made):
 def test_what_hacking_says_shows_a_page(made, capsys):
     named = re.findall(r"make man PAGE=(\S+)", (ROOT / "HACKING.md").read_text())
     makefile = (ROOT / "Makefile").read_text()
-    assert "\t@$(BIN)/python -m deploy.setup.manuals $(PAGE) | man -l -\n" in makefile
+    assert "\t@$(BIN)/python -m deploy.setup.manuals $(PAGE) | mandoc -a\n" in makefile
     assert named
     for page in (*named, *re.findall(r"make man PAGE=(\S+)", makefile)):
         assert manuals.main([page]) == 0

@@ -150,3 +150,14 @@ def test_json_says_whether_it_is_ready() -> None:
             },
         ],
     }
+
+
+def test_sentences_are_wrapped_for_a_terminal_but_no_path_and_no_command_is_broken() -> None:
+    path = "/home/somebody/.cache/schedagent/kernels/7.3.4+deb13-amd64/vmlinuz"
+    command = f"run as root: chmod a+r {path}"
+    finding = Finding("host kernel in the VM", "missing", f"it is {path}", "without it, " * 12, command)
+    lines = render([finding], 80).plain.splitlines()
+    assert any(path in line for line in lines)
+    assert lines[-1].strip() == command
+    assert all(len(line) <= 80 for line in lines if path not in line)
+    assert len(render([finding]).plain.splitlines()) == 3, "nothing is wrapped in a pipe"
