@@ -46,7 +46,7 @@ order = "longest_first"
 """
 WORKLOAD = "for n in 1 2 3; do (i=0; while [ $i -lt 5000 ]; do i=$((i+1)); done) & done; wait"
 ATTEMPTS = 3
-"""A busy machine may take the VM away; the program says so, and to try again."""
+"""A busy host may take the VM away or a policy's time; what failed is not kept, and a newcomer tries again."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ def test_a_spec_becomes_a_policy_that_passes_the_static_gates(ready: Newcomer) -
 def test_a_policy_of_the_library_is_proved_in_the_vm_and_gets_a_token(ready: Newcomer) -> None:
     for _ in range(ATTEMPTS):
         proved = ready.run("verify", "--depth", "quick", "fair")
-        if "No verdict" not in proved.stdout:
+        if proved.returncode == 0:
             break
     assert proved.returncode == 0, proved.stdout + proved.stderr
     assert "overhead" in proved.stdout

@@ -41,6 +41,8 @@ DEVICE_LINKS = {"fd": "/proc/self/fd", "stdin": "fd/0", "stdout": "fd/1", "stder
 """Programs expect these in /dev; elsewhere udev makes them."""
 
 MODULES = Path("/modules")
+PORTS = Path("/sys/class/virtio-ports")
+PORT_WAIT_S = 5.0
 
 _PRIORITY = 50
 _CALIBRATION_ROUNDS = 60_000
@@ -93,10 +95,16 @@ def raise_loopback() -> None:
 
 
 def open_port() -> int:
-    """Open the virtio-serial port by its name; raise FileNotFoundError if the machine has none."""
-    for name in Path("/sys/class/virtio-ports").glob("*/name"):
-        if name.read_text().strip() == jobs.PORT_NAME:
-            return os.open(f"/dev/{name.parent.name}", os.O_RDWR | os.O_CLOEXEC)
+    """Open the virtio-serial port by its name; raise FileNotFoundError if the machine has none.
+
+    A driver that was loaded as a module hears of its ports a moment later.
+    """
+    deadline = time.monotonic() + PORT_WAIT_S
+    while time.monotonic() < deadline:
+        for name in PORTS.glob("*/name"):
+            if name.read_text().strip() == jobs.PORT_NAME:
+                return os.open(f"/dev/{name.parent.name}", os.O_RDWR | os.O_CLOEXEC)
+        time.sleep(0.01)
     raise FileNotFoundError(f"no virtio-serial port named {jobs.PORT_NAME}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import subprocess
 import sys
@@ -13,7 +14,14 @@ import pytest
 from deploy.setup.environment import MINOR
 from deploy.setup.installation import Place
 from schedagent.core.errors import SetupError
-from schedagent.core.installation import MANIFEST, PACKAGE_OF, InstalledBy, installation_of, this_installation
+from schedagent.core.installation import (
+    MANIFEST,
+    PACKAGE_OF,
+    Installation,
+    InstalledBy,
+    installation_of,
+    this_installation,
+)
 from schedagent.core.process import proc
 from schedagent.setup.packages import REQUIRED
 from tests.support.paths import ROOT
@@ -102,6 +110,16 @@ def test_a_debian_package_is_set_up_by_its_program(tmp_path: Path) -> None:
     assert here.how_to_set_up() == "run: /opt/python -Im schedagent setup"
     assert here.how_to_get_kernel("6.18") == "run: /opt/python -Im schedagent kernels fetch 6.18"
     assert "--reinstall" in here.how_to_restore_libraries()
+
+
+@pytest.mark.parametrize("by", [InstalledBy.PIP, InstalledBy.DEBIAN])
+def test_whoever_has_no_makefile_is_not_told_of_make(tmp_path: Path, by: InstalledBy) -> None:
+    copy = Installation(tmp_path, by, PYTHON)
+    hints = [
+        getattr(copy, name)() for name in dir(copy) if name.startswith("how_to_") and name != "how_to_install_program"
+    ]
+    assert len(hints) == 4
+    assert [hint for hint in [*hints, copy.how_to_install_program("bwrap")] if re.search(r"\bmake\b", hint)] == []
 
 
 def test_make_install_leaves_a_manifest(tmp_path: Path) -> None:
