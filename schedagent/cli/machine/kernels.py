@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +13,8 @@ from schedagent.cli.common import Json, guarded, print_json, settings
 
 if TYPE_CHECKING:
     from verifier.microvm.kernels import HostKernel, KernelImage
+
+PATH_BELOW = "\n    "
 
 kernels_app = typer.Typer(help="Manage the kernels that the VM runs.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -35,7 +38,11 @@ def list_kernels(as_json: Json = False) -> None:
         if as_json:
             print_json(_to_json(kernels, default, host))
         else:
-            typer.echo("\n".join(_lines(kernels, default, host)))
+            from rich.console import Console
+
+            console = Console()
+            lines = _lines(kernels, default, host, console.width if console.is_terminal else 0)
+            typer.echo("\n".join(line.rstrip() for line in lines))
         return 0
 
     guarded(command)
@@ -110,18 +117,19 @@ def _to_json(kernels: list[KernelImage], default: KernelImage | None, host: Host
     }
 
 
-def _lines(kernels: list[KernelImage], default: KernelImage | None, host: HostKernel) -> list[str]:
-    """Each kernel on a line, whose path is never broken."""
+def _lines(kernels: list[KernelImage], default: KernelImage | None, host: HostKernel, width: int = 0) -> list[str]:
+    """Each kernel on a line, on a terminal with its path below; no path and no command is broken."""
     from schedagent.core.installation import this_installation
 
-    width = max((len(image.release) for image in kernels), default=0)
+    longest = max((len(image.release) for image in kernels), default=0)
     lines = [
-        f"{'*' if image is default else ' '} {image.release.ljust(width)}  {image.origin.ljust(5)}  {image.vmlinuz}"
+        f"{'*' if image is default else ' '} {image.release.ljust(longest)}  {image.origin.ljust(5)}"
+        f"{PATH_BELOW if width else '  '}{image.vmlinuz}"
         for image in kernels
     ]
     if not kernels:
-        installation = this_installation()
-        lines.append(f"no kernel for the VM\n  {installation.command('kernels', 'fetch')}")
+        lines.append(f"no kernel for the VM\n  {this_installation().command('kernels', 'fetch')}")
     if host.image is None:
-        lines.append(f"the host's own, {host.release}, cannot serve: {host.reason}")
+        reason = f"the host's own, {host.release}, cannot serve: {host.reason}"
+        lines += textwrap.wrap(reason, width or len(reason), break_long_words=False, break_on_hyphens=False)
     return [*lines, *([f"  {host.remedy}"] if host.remedy else [])]

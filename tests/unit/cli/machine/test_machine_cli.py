@@ -130,6 +130,21 @@ def test_kernels_are_listed_a_line_each_with_a_star_at_the_default(run, folders,
     ]
 
 
+def test_on_a_terminal_no_path_is_broken(run, folders):
+    from schedagent.cli.common import settings
+    from schedagent.cli.machine.kernels import _lines
+    from verifier.microvm.kernels import HostKernel
+    from verifier.microvm.kernels import cached as image
+
+    kernel = image(cached(settings(), NEW))
+    host = HostKernel("6.1.0", reason=f"{folders}/boot/vmlinuz-6.1.0 may not be read", remedy="run as root: x")
+    lines = "\n".join(_lines([kernel], kernel, host, 40)).splitlines()
+    assert lines[0].split() == ["*", NEW, "cache"]
+    assert lines[1] == f"    {kernel.vmlinuz}"
+    assert f"{folders}/boot/vmlinuz-6.1.0" in lines
+    assert lines[-1] == "  run as root: x"
+
+
 def test_without_a_kernel_the_list_shows_how_to_get_one_and_why_the_hosts_own_cannot_serve(run, monkeypatch):
     monkeypatch.setattr("os.uname", lambda: type("Name", (), {"release": "0.0-none"}))
     shown = run("kernels", "list").stdout
