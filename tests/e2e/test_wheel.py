@@ -172,7 +172,7 @@ def test_a_policy_of_the_library_is_proved_in_the_vm_and_gets_a_token(ready: New
 
 
 def test_a_workload_is_optimised_in_the_vm(ready: Newcomer) -> None:
-    words = ("--iterations", 1, "--candidates", 1, "--budget-minutes", 2)
+    words = ("--iterations", 1, "--candidates", 1, "--budget-minutes", 1.5)
     done = ready.run("optimize", "--workload", WORKLOAD, *words)
     assert done.returncode in (0, 3), done.stderr
     assert "Verdict: " in done.stdout

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ from schedagent.setup.packages import (
     run_as_root,
     version_numbers,
 )
+from tests.support.paths import ROOT
 from verifier.microvm.apt import Source
 
 
@@ -155,3 +158,11 @@ def test_unusable_cache_is_said_first(
     monkeypatch.setattr(packages, "missing_packages", lambda *_: pytest.fail("it went on"))
     assert packages.main([]) == 1
     assert "set SCHEDAGENT_CACHE" in capsys.readouterr().err
+
+
+def test_it_needs_the_standard_library_only() -> None:
+    """It runs before there is a virtual environment."""
+    program = "import sys, schedagent.setup.packages; print(*{name.partition('.')[0] for name in sys.modules})"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    ours = {"schedagent", "verifier", "__main__"}
+    assert {name for name in done.stdout.split() if not name.startswith("_")} - sys.stdlib_module_names <= ours
