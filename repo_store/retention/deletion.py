@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 
-from sqlalchemy import and_, delete, select
+from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from repo_store import search
@@ -14,7 +14,7 @@ from repo_store.retention.needed import what_rests_on
 from repo_store.runs import run_row
 from schedagent.core.errors import StillNeeded
 
-_OF_A_RUN = tuple(table for table in reversed(Base.metadata.sorted_tables) if "run_id" in table.primary_key.columns)
+OF_A_RUN = tuple(table for table in reversed(Base.metadata.sorted_tables) if "run_id" in table.primary_key.columns)
 """The tables of what a run stores, children before their parents."""
 _AT_ONCE = 500
 """Values in one statement: databases bound them."""
@@ -40,6 +40,7 @@ class DeletionStore(Database):
                 more = f"; and {len(reasons) - _SHOWN} more" if len(reasons) > _SHOWN else ""
                 raise StillNeeded(f"nothing was deleted, these are needed: {shown}{more}", "leave them out")
             delete_whole(session, sorted(ids))
+            forget_policies(session, orphans(session))
 
 
 _SHOWN = 5
@@ -47,33 +48,44 @@ _SHOWN = 5
 
 
 def delete_whole(session: Session, ids: Sequence[str]) -> None:
-    """Delete runs, whatever rests on them, and the policies whose run is gone and that nothing else knows."""
+    """Delete runs, whatever rests on them."""
     for some in portions(ids):
-        for table in _OF_A_RUN:
+        for table in OF_A_RUN:
             session.execute(delete(table).where(table.c.run_id.in_(some)))
         session.execute(delete(RunRow).where(RunRow.id.in_(some)))
-    gone = and_(DerivedPolicyRow.run_id != "", DerivedPolicyRow.run_id.not_in(select(RunRow.id)))
-    orphans = set(session.scalars(select(DerivedPolicyRow.name).where(gone)))
-    forget_policies(session, sorted(orphans - known_policies(session, but_not=orphans)))
+    search.rebuild_index(session)
 
 
-def forget_policies(session: Session, names: Sequence[str]) -> None:
+def forget_policies(session: Session, names: Collection[str]) -> None:
     """Delete derived policies, and bring what is searched up to date."""
-    for some in portions(names):
+    for some in portions(sorted(names)):
         session.execute(delete(DerivedPolicyRow).where(DerivedPolicyRow.name.in_(some)))
         session.execute(delete(PolicyRow).where(PolicyRow.name.in_(some)))
     search.rebuild_index(session)
 
 
-def known_policies(session: Session, *, but_not: Collection[str]) -> set[str]:
-    """Return the policies that a run has a candidate of, derived ones but for some, and the ancestors of all these."""
-    rows = session.execute(select(DerivedPolicyRow.name, DerivedPolicyRow.parent))
-    parents = {row.name: row.parent for row in rows}
-    known = {*session.scalars(select(CandidateRow.policy).distinct()), *(parents.keys() - set(but_not))}
+def orphans(
+    session: Session, *, gone: Collection[str] = (), before: str = "", needed: Collection[str] = ()
+) -> frozenset[str]:
+    """Return the derived policies that are nobody's: no run has them, and no other policy was derived from them.
+
+    Args:
+        gone: runs that are as good as deleted.
+        before: policies that no run made are somebody's unless they were made before (ISO 8601).
+        needed: policies that are somebody's whatever the repository knows.
+    """
+    runs = set(session.scalars(select(RunRow.id))) - set(gone)
+    derived = session.execute(
+        select(DerivedPolicyRow.name, DerivedPolicyRow.parent, DerivedPolicyRow.run_id, DerivedPolicyRow.created_at)
+    ).all()
+    parents = {row.name: row.parent for row in derived}
+    tried = session.execute(select(CandidateRow.policy, CandidateRow.run_id).distinct())
+    known = {*needed, *(policy for policy, run_id in tried if run_id in runs)}
+    known |= {row.name for row in derived if (row.run_id in runs if row.run_id else row.created_at >= before)}
     for name in tuple(known):
         while (name := parents.get(name, "")) and name not in known:
             known.add(name)
-    return known
+    return frozenset(parents.keys() - known)
 
 
 def portions(values: Sequence[str]) -> Iterator[Sequence[str]]:

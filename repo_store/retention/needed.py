@@ -27,11 +27,13 @@ ALIVE = (Progress.QUEUED, Progress.RUNNING, Progress.KEEPING)
 
 def what_rests_on(session: Session, ids: Collection[str]) -> Mapping[str, str]:
     """Return, by the id of each of these runs that something rests on, what that is, in words."""
-    reasons: dict[str, str] = {}
-    for run_id, reason in (*_waiting(session), *_requested(session), *_recommended(session), *_proofs(session, ids)):
-        if run_id in ids:
-            reasons.setdefault(run_id, reason)
-    return reasons
+    reasons = {run_id: reason for run_id, reason in awaited(session).items() if run_id in ids}
+    return {**dict(_proofs(session, ids)), **reasons}
+
+
+def awaited(session: Session) -> Mapping[str, str]:
+    """Return the runs that a person or the agent service is about to continue with, and what for, in words."""
+    return dict((*_recommended(session), *_requested(session), *_waiting(session)))
 
 
 def _waiting(session: Session) -> Iterator[tuple[str, str]]:

@@ -16,6 +16,7 @@ from schedagent.cli.deploy import deploy, history, promote, renew, rollback, sta
 from schedagent.cli.doctor import doctor
 from schedagent.cli.grouped import MACHINE, OPTIMISE, POLICIES, SERVICE, GroupedCommands
 from schedagent.cli.keys import keys_app
+from schedagent.cli.machine.prune import prune
 from schedagent.cli.mcp import mcp
 from schedagent.cli.metrics import metrics_app
 from schedagent.cli.optimize import approve, optimize, reject, resume
@@ -60,7 +61,7 @@ def options(
 VERBS: dict[str, tuple[Callable[..., None], ...]] = {
     OPTIMISE: (optimize, resume, approve, reject),
     POLICIES: (compose, verify),
-    MACHINE: (doctor, deploy, renew, promote, status, rollback, history, watch),
+    MACHINE: (doctor, prune, deploy, renew, promote, status, rollback, history, watch),
     SERVICE: (daemon, recommendations, apply, mcp),
 }
 GROUPS = {
