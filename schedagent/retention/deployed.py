@@ -14,21 +14,17 @@ from schedagent.client.daemon import DaemonClient
 from schedagent.core.errors import SchedagentError
 
 RECORD = Path("/var/lib/schedagentd/record.sqlite")
+"""Of schedagentd, read only if it does not answer."""
 _MOST = 100
 """Deployments that it lists at once."""
 
 
-def known_deployments(client: DaemonClient, record: Path = RECORD) -> tuple[Deployed, ...] | None:
-    """Return the deployments of this machine; None if they cannot be known.
-
-    Args:
-        client: the way to schedagentd.
-        record: its file, read only if it does not answer.
-    """
+def known_deployments(client: DaemonClient) -> tuple[Deployed, ...] | None:
+    """Return the deployments of this machine; None if they cannot be known."""
     try:
         return _asked(client)
     except SchedagentError:
-        return _read(record)
+        return _read(RECORD)
 
 
 def _asked(client: DaemonClient) -> tuple[Deployed, ...]:

@@ -103,7 +103,7 @@ def _of_state(
         "antipatterns": stored.antipatterns,
         "recommendations": stored.recommendations,
         "transcripts": tuple(state.old_transcripts(settings, question, known=statuses, lost=gone | thin)),
-        "checkpoints": tuple(state.old_checkpoints(settings, question, unfinished=unfinished)),
+        "checkpoints": tuple(state.old_checkpoints(settings, unfinished=unfinished)),
         "locks": tuple(state.old_locks(settings, question)),
     }
 

@@ -75,8 +75,8 @@ def remove_transcripts(
             yield str(path)
 
 
-def old_checkpoints(settings: Settings, question: Question, *, unfinished: Collection[str]) -> Iterator[Entry]:
-    """Yield what is left of runs that have ended, or are gone; `used_at` of each is that of the file.
+def old_checkpoints(settings: Settings, *, unfinished: Collection[str]) -> Iterator[Entry]:
+    """Yield what is left of runs that have ended, or are gone; they are as old as the file.
 
     Args:
         unfinished: runs that stay and have not ended.
@@ -84,12 +84,13 @@ def old_checkpoints(settings: Settings, question: Question, *, unfinished: Colle
     path = settings.state_dir / CHECKPOINTS
     if not path.is_file() or path.is_symlink():
         return
-    with usable(path), closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as database:
+    used_at = path.stat().st_mtime
+    with usable(path), closing(sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True)) as database:
         begun = database.execute("SELECT 1 FROM sqlite_master WHERE name = 'writes'").fetchone()
         rows = database.execute(_SIZES).fetchall() if begun else []
     for thread, size in sorted(rows):
         if thread not in unfinished:
-            yield Entry(thread, int(size), question.now)
+            yield Entry(thread, int(size), used_at)
 
 
 # LangGraph's own tables; the test of this module writes them with LangGraph.

@@ -49,7 +49,7 @@ def _what_goes(plan: Plan, pruned: Pruned | None) -> Iterator[str]:
         yield f"Nothing to remove: all is younger than {older}, in use, or needed."
         return
     verb = "Removed" if pruned else "Would remove"
-    yield f"{verb} what is older than {older}, or beyond its limit, and needed by nothing:"
+    yield f"{verb}, older than {older} or beyond a limit, and needed by nothing:"
     yield f"{'count':>7}  {'size':>7}  {'oldest':<10}  what"
     for kind, entries in plan.kinds.items():
         yield _line(len(entries), sum(entry.bytes for entry in entries), _oldest(entries)[:10], RETENTION[kind].what)
@@ -104,20 +104,13 @@ def plan_json(plan: Plan, pruned: Pruned | None) -> dict[str, Any]:
 
 
 def limits_text() -> str:
-    """Return the limit of everything that grows, a few lines each."""
-    return "\n".join(
-        line
-        for limit in RETENTION.values()
-        for line in (
-            f"{limit.what} ({limit.place})",
-            fill(
-                f"{limit.text}, by {limit.keeper}" + (f"; stays: {limit.stays}" if limit.stays else ""),
-                _WIDTH,
-                initial_indent="  ",
-                subsequent_indent="  ",
-            ),
-        )
-    )
+    """Return the limit of everything that grows, a paragraph each."""
+    paragraphs = []
+    for limit in RETENTION.values():
+        stays = f"; stays: {limit.stays}" if limit.stays else ""
+        text = f"{limit.text}, by {limit.keeper}{stays} ({limit.place})"
+        paragraphs.append(f"{limit.what}:\n{fill(text, _WIDTH, initial_indent='  ', subsequent_indent='  ')}")
+    return "\n".join(paragraphs)
 
 
 def _oldest(entries: Sequence[Entry]) -> str:
