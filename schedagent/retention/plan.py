@@ -75,13 +75,14 @@ def make_plan(settings: Settings, older_than_s: float, now: float | None = None)
         RepositoryError: the repository or the checkpoints cannot be read.
     """
     now = time.time() if now is None else now
-    deployed = known_deployments(DaemonClient(settings.daemon.socket))
     kinds: dict[str, tuple[Entry, ...]] = {}
     stored = Unneeded()
-    question = Question(now, older_than_s, {}, deployed)
+    question = Question(now, older_than_s, {}, ())
     if settings.repository_path.is_file():
         with PolicyRepository(settings.repository_path) as repository:
-            question = Question(now, older_than_s, _library(repository), deployed)
+            if repository.statuses() or repository.derived_policies():
+                deployed = known_deployments(DaemonClient(settings.daemon.socket))
+                question = Question(now, older_than_s, _library(repository), deployed)
             stored = repository.unneeded(question)
             kinds = _of_state(settings, repository, question, stored)
     for kind, entries in caches.unused(settings, question, stored.kernels).items():

@@ -32,6 +32,7 @@ class Limit:
         count: the most there are; 0 for any number.
         mib: the most that they take together, in MiB; 0 for any size.
         days: how long they are kept unused; 0 for any time.
+        words: the limit, if it is none of these.
         stays: what stays whatever its age, or what else there is to know.
     """
 
@@ -41,6 +42,7 @@ class Limit:
     count: int = 0
     mib: int = 0
     days: int = 0
+    words: str = ""
     stays: str = ""
 
     @property
@@ -51,7 +53,7 @@ class Limit:
             f"{self.mib} MiB" if self.mib else "",
             f"{self.days} days" if self.days else "",
         )
-        return ", ".join(filter(None, bounds)) or "one"
+        return ", ".join(filter(None, bounds)) or self.words
 
 
 _STATE, _CACHE, _RECORD = "state folder", "cache folder", "schedagentd's record"
@@ -83,7 +85,8 @@ RETENTION: Mapping[str, Limit] = {
         "where runs stand in the graph",
         f"{_STATE}: checkpoints.sqlite",
         Keeper.BOTH,
-        stays="one for each run that is not finished; the last step of a run deletes its own",
+        words="one a run",
+        stays="those of runs that are not finished; the last step of a run deletes its own",
     ),
     "policies": Limit(
         "derived policies",
@@ -111,7 +114,10 @@ RETENTION: Mapping[str, Limit] = {
         f"{_STATE}: repository.sqlite",
         Keeper.WRITER,
         count=50_000,
-        stays="keep_days in [daemon]",
+        stays="for keep_days in [daemon]",
+    ),
+    "baselines": Limit(
+        "what is usual", f"{_STATE}: repository.sqlite", Keeper.WRITER, words="one a cgroup that is watched"
     ),
     "snapshots": Limit(
         "booted machines", f"{_CACHE}: snapshots/", Keeper.BOTH, count=8, days=PRUNE_DAYS, stays=_IN_USE
@@ -131,12 +137,21 @@ RETENTION: Mapping[str, Limit] = {
         "of runs that stay whole",
     ),
     "apt": Limit("package lists", f"{_CACHE}: apt-*/", Keeper.PRUNE, days=PRUNE_DAYS),
-    "leftovers": Limit("half-written entries of processes that were killed", _CACHE, Keeper.PRUNE, days=1),
+    "leftovers": Limit(
+        "half-written entries of processes that were killed",
+        f"{_CACHE}: .partial-*",
+        Keeper.PRUNE,
+        words="24 hours",
+    ),
+    "scratch": Limit(
+        "scratch folders of processes that were killed", "/tmp/schedagent-*", Keeper.SYSTEM, words="systemd-tmpfiles"
+    ),
+    "host test": Limit("disk of `make test-host`", f"{_CACHE}: host-test/", Keeper.WRITER, count=1),
     "trips": Limit("objects that the circuit breaker ended", _RECORD, Keeper.WRITER, count=1000),
     "deployments": Limit("ended deployments", _RECORD, Keeper.WRITER, count=200),
     "events": Limit("events", _RECORD, Keeper.WRITER, count=10_000),
     "nonces": Limit("used tokens", _RECORD, Keeper.WRITER, days=7, stays="until they expire"),
     "damaged": Limit("damaged records, kept aside", "schedagentd's folder", Keeper.WRITER, count=3),
-    "metrics": Limit("metrics and logs", "Prometheus, the journal", Keeper.SYSTEM, stays="schedagent stores neither"),
+    "metrics": Limit("metrics and logs", "Prometheus, the journal", Keeper.SYSTEM, words="schedagent stores neither"),
 }
 """By the name under which `prune` reports it."""
