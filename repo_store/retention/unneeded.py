@@ -24,6 +24,7 @@ from repo_store.database.tables import (
     RequestRow,
     RunRow,
     SampleRow,
+    VerdictRow,
     VerificationRow,
 )
 from repo_store.knowledge import all_lessons
@@ -191,7 +192,7 @@ def why_runs_stay(session: Session, question: Question) -> Mapping[str, Stays]:
         (Stays.DEPLOYED, _deployed(session, question, lessons)),
         (Stays.PERMITTED, _permitted(question, lessons, old)),
         (Stays.PROOF, _proofs(lessons)),
-        (Stays.LESSON, {*_learned_from(session, question, lessons), *_newest_of_workloads(lessons)}),
+        (Stays.LESSON, {*_learned_from(session, question, lessons), *_newest_of_workloads(session)}),
     ):
         stays |= {run_id: why for run_id in runs if run_id in old and run_id not in stays}
     return stays
@@ -267,13 +268,12 @@ def _learned_from(session: Session, question: Question, lessons: Sequence[Lesson
     }.values()
 
 
-def _newest_of_workloads(lessons: Sequence[Lesson]) -> Iterable[str]:
-    """The newest run with a verdict on each workload and hardware: others are compared with it."""
-    newest: dict[tuple[str, str], str] = {}
-    for lesson in lessons:
-        place = lesson.workload_key, lesson.hardware_key
-        newest[place] = max(newest.get(place, ""), lesson.run_id)
-    return newest.values()
+def _newest_of_workloads(session: Session) -> Iterable[str]:
+    """The newest run with a verdict on each workload and hardware: it is what others are compared with."""
+    compared = RunRow.id.in_(select(VerdictRow.run_id)), RunRow.id.in_(select(ProfileRow.run_id))
+    query = select(RunRow.workload_key, RunRow.hardware_key, RunRow.id).where(*compared)
+    rows = session.execute(query.order_by(RunRow.started_at, RunRow.id))
+    return {(row.workload_key, row.hardware_key): row.id for row in rows}.values()
 
 
 def _policies(session: Session, names: Collection[str]) -> Iterator[Entry]:

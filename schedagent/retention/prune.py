@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from repo_store.records import RunStatus
 from repo_store.store import PolicyRepository
@@ -81,14 +82,14 @@ class _Pruning:
         size, why = (0, 0), ""
         path = self._settings.repository_path
         if path.is_file():
-            before = path.stat().st_size
+            before = _size(path)
             with PolicyRepository(path) as repository:
                 self._prune_runs(repository)
                 self._prune_records(repository)
                 self._prune_files(repository)
                 if self._changed:
                     why = self._give_back(repository)
-            size = before, path.stat().st_size
+            size = before, _size(path)
         for kind in self._plan.kinds:
             self._prune_cache(kind)
         return Pruned(self._removed, size, why)
@@ -170,3 +171,9 @@ class _Pruning:
         except RepositoryError as error:
             return error.message
         return ""
+
+
+def _size(database: Path) -> int:
+    """Return the size of an SQLite file, with what was not yet written into it."""
+    log = database.with_name(f"{database.name}-wal")
+    return sum(path.stat().st_size for path in (database, log) if path.exists())
