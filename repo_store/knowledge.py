@@ -134,6 +134,11 @@ def _verdicts() -> _Verdicts:
     )
 
 
+def all_lessons(session: Session) -> list[Lesson]:
+    """Return all verdicts there are, newest first."""
+    return _lessons(session, _newest_first(_verdicts()))
+
+
 def _newest_first(query: _Verdicts) -> _Verdicts:
     return query.order_by(VerdictRow.at.desc(), RunRow.id.desc(), VerdictRow.iteration.desc(), CandidateRow.position)
 

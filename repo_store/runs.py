@@ -102,6 +102,11 @@ class RunStore(Database):
         with self._session() as session:
             return [from_row(RunRecord, row) for row in session.scalars(newest_first)]
 
+    def statuses(self) -> dict[str, RunStatus]:
+        """Return where each run there is stands, by its id."""
+        with self._session() as session:
+            return {row.id: row.status for row in session.execute(select(RunRow.id, RunRow.status))}
+
 
 def new_run_id() -> str:
     """Return an id for a new run; ids sort by time."""

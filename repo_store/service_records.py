@@ -21,8 +21,9 @@ from schedagent.core.recommendation import (
     RecommendationKind,
     Standing,
 )
+from schedagent.core.retention.limits import RETENTION
 
-MAX_READINGS = 50_000
+MAX_READINGS = RETENTION["readings"].count
 """Of one subject, whatever the retention: about 20 MB."""
 MOST_RECOMMENDATIONS = 1000
 _OLDEST_FIRST = (RequestRow.asked_at, RequestRow.number)

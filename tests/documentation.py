@@ -1,5 +1,5 @@
-"""Writes what is generated of the pages: the tables of packages, rules and oracles, metrics and alerts, and the fault
-matrix.
+"""Writes what is generated of the pages: the tables of packages, rules and oracles, metrics and alerts, limits, and the
+fault matrix.
 
 python -m tests.documentation          (make docs)
 python -m tests.documentation --check  says whether it is up to date
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import yaml
 
+from schedagent.core.retention.limits import RETENTION
 from schedagent.core.rules import RULES
 from schedagent.metrics.catalog import FAMILIES
 from tests.corpus import load_corpus
@@ -103,8 +104,15 @@ def packages_table() -> str:
     return table(("Package", "Holds", "May import, besides its own"), rows)
 
 
+def limits_table() -> str:
+    """One line per kind of thing that grows: its limit, who enforces it, and what stays whatever its age."""
+    rows = [(limit.what, limit.place, limit.text, limit.keeper, limit.stays or "-") for limit in RETENTION.values()]
+    return table(("What", "Where", "Limit", "Enforced by", "What stays"), rows)
+
+
 PAGES = {
     ROOT / "ARCHITECTURE.md": {"packages": packages_table},
+    ROOT / "RETENTION.md": {"limits": limits_table},
     ROOT / "deploy/prometheus/METRICS.md": {"metrics": metrics_table, "alerts": alerts_table},
     ROOT / "VERIFIER.md": {"rules": rules_table, "oracles": oracles_table},
     ROOT / "SECURITY.md": {"fault matrix": fault_matrix_table, "faults": faults_table},

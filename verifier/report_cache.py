@@ -10,6 +10,7 @@ import functools
 import hashlib
 import json
 import logging
+import re
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,8 +18,12 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from schedagent.core.retention.folder import mark_used, trim
+from schedagent.core.retention.limits import RETENTION
 from schedagent.core.verification import VerificationReport
 
+ENTRY = re.compile(r"[0-9a-f]{32}\.json")
+"""Names of cached reports in their folder."""
 log = logging.getLogger(__name__)
 
 _ROOT = Path(__file__).resolve().parents[1]
@@ -73,6 +78,7 @@ class ReportCache:
         if not self._vouches(report.token, report.digest):
             log.warning("the cached report %s is not signed by our key: proving the policy again", path.name)
             return None
+        mark_used(path)
         return report
 
     def store(self, report: VerificationReport) -> None:
@@ -83,6 +89,7 @@ class ReportCache:
                 partial = Path(folder, "report")
                 partial.write_bytes(TypeAdapter(VerificationReport).dump_json(report))
                 partial.replace(self._path(report.subject))
+            trim(self._folder, ENTRY, RETENTION["reports"])
         except OSError as error:
             log.warning("cannot cache the report: %s", error)
 

@@ -26,6 +26,8 @@ from schedagent.core.errors import CompileError, SetupError, UsageError
 from schedagent.core.installation import this_installation
 from schedagent.core.policies.artifact import PolicyArtifact
 from schedagent.core.process import proc
+from schedagent.core.retention.folder import mark_used, trim
+from schedagent.core.retention.limits import RETENTION
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +49,8 @@ _SYSTEM_HEADERS = ("bpf", "linux", "asm-generic", "asm")
 """Folders of /usr/include that policies written elsewhere use; asm may lie in the folder of the architecture."""
 
 _ARCHITECTURES = {"x86_64": "x86", "aarch64": "arm64"}
+ENTRY = re.compile("[0-9a-f]{32}")
+"""Names of compiled policies in their folder of the cache."""
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][\w.+-]*\.c", re.ASCII)
 _UNQUOTED_SPACE = re.compile(r"(?<!\\)\s+")
 _UNQUOTE = re.compile(r"(?:\\|\$)([ #$])")
@@ -277,6 +281,7 @@ def _recall(entry: Path) -> tuple[bytes, str] | None:
             return None
         if any(_digest(Path(path)) != digest for path, digest in known["headers"].items()):
             return None
+        mark_used(entry)
         return object_bytes, str(known["log"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
@@ -295,6 +300,7 @@ def _remember(entry: Path, object_bytes: bytes, messages: str, headers: Sequence
             partial = Path(folder, entry.name)
             partial.write_bytes(json.dumps(known).encode() + b"\n" + object_bytes)
             partial.rename(entry)
+        trim(entry.parent, ENTRY, RETENTION["objects"])
     except OSError as error:
         log.warning("cannot keep the compiled policy: %s", error)
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,8 @@ from kernel_bpf.build.compile import KERNEL_FOLDER, LIMITS, Setting, find_clang,
 from kernel_bpf.build.source import check_source_text
 from kernel_bpf.build.target import KernelTarget
 from schedagent.core.errors import CompileError, SetupError
+from schedagent.core.retention.folder import mark_used, trim
+from schedagent.core.retention.limits import RETENTION
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +43,8 @@ _VARIANTS = ((), ("-DBPF_NO_KFUNC_PROTOTYPES=",))
 """How vmlinux.h is precompiled: as it is, and without its prototypes of kfuncs (the macro is bpftool's)."""
 
 _HEADER = "vmlinux.h"
+ENTRY = re.compile(r"[0-9a-f]{32}-[0-9a-f]{32}\.pch")
+"""Names of precompiled headers in their folder of the cache."""
 _WORTH_PRECOMPILING_BYTES = 1 << 20
 
 
@@ -249,6 +254,7 @@ def _precompile(setting: Setting, target: KernelTarget, folder: Path) -> Path | 
             partial = Path(beside, place.name)
             partial.write_bytes(ran.stdout)
             partial.rename(place)
+        trim(folder, ENTRY, RETENTION["headers"])
     except OSError as error:
         log.warning("cannot keep the precompiled kernel types: %s", error)
         return None
@@ -261,6 +267,7 @@ def _sound(folder: Path, key: str) -> Path | None:
         with place.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         if place.stem == f"{key}-{digest[:32]}":
+            mark_used(place)
             return place
         log.warning("the precompiled kernel types in %s are damaged: making them again", place)
         place.unlink(missing_ok=True)

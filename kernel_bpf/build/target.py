@@ -27,11 +27,15 @@ from pathlib import Path
 from kernel_bpf.load.btf import Btf, BtfKind
 from schedagent.core.errors import BpfError, SetupError
 from schedagent.core.process import proc
+from schedagent.core.retention.folder import mark_used, trim
+from schedagent.core.retention.limits import RETENTION
 
 log = logging.getLogger(__name__)
 
 ELF_MAGIC = b"\x7fELF"
 
+ENTRY, MEMO = re.compile("[0-9a-f]{16,64}"), re.compile("[0-9a-f]{24}")
+"""Names of target folders, and of what remembers an image, in the folder `images` beside them."""
 _VMLINUX = "vmlinux"
 _HEADER = "vmlinux.h"
 _FEATURES = "features.txt"
@@ -206,9 +210,10 @@ def _build(root: Path, vmlinuz: Path) -> Path:
         partial.rename(place)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    memo = _memo(root, vmlinuz)
+    memo = memo_of(root, vmlinuz)
     memo.parent.mkdir(exist_ok=True)
     memo.write_text(build_id)
+    trim(root, ENTRY, RETENTION["types"], folders=True)
     return place
 
 
@@ -219,16 +224,22 @@ def _cached(root: Path, vmlinuz: Path) -> Path | None:
         OSError: the image is not there.
     """
     try:
-        build_id = _memo(root, vmlinuz).read_text()
+        build_id = memo_of(root, vmlinuz).read_text()
     except FileNotFoundError:
         vmlinuz.stat()
         return None
     place = root / build_id
-    return place if build_id and _sound(place) else None
+    if not build_id or not _sound(place):
+        return None
+    mark_used(place, memo_of(root, vmlinuz))
+    return place
 
 
-def _memo(root: Path, vmlinuz: Path) -> Path:
-    """The file that remembers the build id of this very image, so that it need not be unpacked again."""
+def memo_of(root: Path, vmlinuz: Path) -> Path:
+    """Return the file that remembers the build id of this very image, so that it need not be unpacked again.
+
+    It is as old as the last use of the image.
+    """
     status = vmlinuz.stat()
     parts = [str(vmlinuz.resolve()), status.st_size, status.st_mtime_ns]
     return root / "images" / hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]

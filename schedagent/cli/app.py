@@ -17,6 +17,7 @@ from schedagent.cli.grouped import MACHINE, OPTIMISE, POLICIES, SERVICE, Grouped
 from schedagent.cli.keys import keys_app
 from schedagent.cli.machine.doctor import doctor
 from schedagent.cli.machine.kernels import kernels_app
+from schedagent.cli.machine.prune import prune
 from schedagent.cli.machine.setup import setup
 from schedagent.cli.mcp import mcp
 from schedagent.cli.metrics import metrics_app
@@ -62,7 +63,7 @@ def options(
 VERBS: dict[str, tuple[Callable[..., None], ...]] = {
     OPTIMISE: (optimize, resume, approve, reject),
     POLICIES: (compose, verify),
-    MACHINE: (setup, doctor, deploy, renew, promote, status, rollback, history, watch),
+    MACHINE: (setup, doctor, prune, deploy, renew, promote, status, rollback, history, watch),
     SERVICE: (daemon, recommendations, apply, mcp),
 }
 GROUPS = {

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from schedagent.core import accept
+from schedagent.core.retention.limits import PRUNE_DAYS
 from schedagent.core.trials.workload import Goal, WorkloadCommand
 
 Accept = Callable[[Any], Any]
@@ -59,6 +60,7 @@ class ServiceSettings:
         baseline_readings: how many busy readings make a baseline.
         baseline_days: a baseline that is older is measured again.
         keep_days: how long readings are kept.
+        prune_days: what is older, and needed by nothing, is removed once a day (`schedagent prune`); 0 for never.
         much_delay_s: a mean wait for a CPU above this is worth searching for a better policy.
         recommend_days: a recommendation to optimise holds this long after it was last made.
         every, at: schedule of optimising each workload, such as "24h" or "02:00" (local time); empty for none.
@@ -77,6 +79,7 @@ class ServiceSettings:
     baseline_readings: int = 60
     baseline_days: float = 7.0
     keep_days: float = 14.0
+    prune_days: int = PRUNE_DAYS
     much_delay_s: float = 0.01
     recommend_days: float = 7.0
     every: str = ""
@@ -209,6 +212,7 @@ _ACCEPTED: dict[str, Accept] = {
     "baseline_readings": accept.whole(12, 10_000),
     "baseline_days": accept.number(1, 90, "days"),
     "keep_days": accept.number(8, 90, "days"),
+    "prune_days": accept.whole(0, 3650),
     "much_delay_s": accept.number(0.0001, 60, "seconds"),
     "recommend_days": accept.number(1, 90, "days"),
     "every": _checked(every_s),

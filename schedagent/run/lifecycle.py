@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import secrets
 import shlex
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,6 +20,7 @@ from repo_store.rewind import rewind
 from repo_store.store import PolicyRepository
 from schedagent.core.approval import Decision
 from schedagent.core.errors import RepositoryError, SchedagentError, UsageError
+from schedagent.core.retention.lock import locked
 from schedagent.core.settings import REPOSITORY, Settings
 from schedagent.core.trials.workload import WorkloadCommand
 from schedagent.run import opening
@@ -214,9 +214,9 @@ def only_one(settings: Settings, run_id: str) -> Iterator[None]:
     """Make sure no other process works on this run; raise UsageError if one does."""
     folder = settings.state_dir / "runs"
     folder.mkdir(exist_ok=True)
-    with (folder / f"{run_id}.lock").open("a") as file:  # never removed, or two could lock two files of one name
+    with ExitStack() as held:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            held.enter_context(locked(folder / f"{run_id}.lock", wait=False))
+        except UsageError:
             raise UsageError(f"another process is working on run {run_id}", "wait for it, or stop it first") from None
         yield

@@ -20,11 +20,14 @@ from typing import Any, Self
 
 from schedagent.core.deployment import Deployment, End, Event, Phase
 from schedagent.core.errors import RecordError, SetupError
+from schedagent.core.retention.limits import RETENTION
 from schedagent.core.token import CLOCK_SKEW_S, DeploymentToken
 
 FILE = "record.sqlite"
-KEPT_EVENTS = 10_000
-KEPT_DEPLOYMENTS = 200
+KEPT_EVENTS = RETENTION["events"].count
+KEPT_DEPLOYMENTS = RETENTION["deployments"].count
+KEPT_TRIPS = RETENTION["trips"].count
+KEPT_DAMAGED = RETENTION["damaged"].count
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS deployments (
@@ -226,12 +229,16 @@ class Record:
         )
 
     def _prune(self) -> None:
-        """Keep the file small: old events and deployments, and objects that nothing running or restorable needs."""
+        """Keep the file small: forget what is old, and objects that nothing running or restorable needs."""
         database = self._database
         database.execute("DELETE FROM events WHERE number <= (SELECT max(number) FROM events) - ?", (KEPT_EVENTS,))
         database.execute(
             "DELETE FROM deployments WHERE phase = ? AND number <= (SELECT max(number) FROM deployments) - ?",
             (Phase.ENDED, KEPT_DEPLOYMENTS),
+        )
+        database.execute(
+            "DELETE FROM tripped WHERE digest NOT IN (SELECT digest FROM tripped ORDER BY at DESC, digest LIMIT ?)",
+            (KEPT_TRIPS,),
         )
         wanted = {deployment.order.digest for deployment in self.unfinished()}
         for deployment in self.unfinished():
@@ -324,6 +331,9 @@ def _move_aside(path: Path) -> Path:
     journal = path.with_name(f"{path.name}-journal")
     if journal.exists():
         journal.rename(place.with_name(f"{place.name}-journal"))
+    for old in sorted(path.parent.glob(f"{path.name}.damaged-[0-9]*[0-9]"), reverse=True)[KEPT_DAMAGED:]:
+        for file in (old, old.with_name(f"{old.name}-journal")):
+            file.unlink(missing_ok=True)
     return place
 
 

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -34,6 +35,7 @@ from schedagent.service.drift import RECENT, InARow, busy, drifts, make_baseline
 from schedagent.service.findings import Findings
 from schedagent.service.keeping import Keeper
 from schedagent.service.limits import DAY_S, may_begin
+from schedagent.service.pruning import prune_old
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +43,7 @@ TICK_S = 1.0
 RUNS_EVERY_S = 600.0
 """How often finished runs are searched for something to deploy: runs begun elsewhere end, too."""
 BEGIN_EVERY_S = 2.0
+PRUNE_EVERY_S = 86400.0
 JUST_ASKED_S = 10.0
 """A request that runs, but was not begun, is left to the process that has just made it for itself."""
 AGAIN_S, TOKEN_AGAIN_S = 60.0, 1800.0
@@ -68,6 +71,7 @@ class Service:
         notifier: the way to systemd.
         now: Unix time.
         work: what carries a request out, in another process.
+        prune: what removes what is old.
     """
 
     def __init__(
@@ -79,6 +83,7 @@ class Service:
         notifier: Notifier,
         now: Callable[[], float] = time.time,
         work: Work = work,
+        prune: Callable[[], None] = lambda: None,
     ) -> None:
         self._settings = settings
         self._service = settings.daemon
@@ -89,6 +94,7 @@ class Service:
         self._notifier = notifier
         self._now = now
         self._work = work
+        self._prune = prune
         self._due: dict[str, float] = {}
         self._drifting = InARow()
         self._nameless: dict[str, float] = {}
@@ -120,6 +126,7 @@ class Service:
             ("keep", self._keeper.poll_s, self._keeper.tick),
             ("runs", RUNS_EVERY_S, self.examine_runs),
             ("begin", BEGIN_EVERY_S, self.begin_next),
+            ("prune", PRUNE_EVERY_S, self.prune),
         ):
             if self._is_due(what, every_s):
                 try:
@@ -271,6 +278,13 @@ class Service:
             died = replace(now, progress=Progress.FAILED, ended_at=self._now(), note=error.message)
             self._records.save_request(died, Standing.FAILED)
 
+    def prune(self) -> None:
+        """Remove what is old, unless something is being carried out: then it is due again with the next tick."""
+        if self._works:
+            self._due.pop("prune", None)
+        elif self._service.prune_days:
+            self._prune()
+
     # Time
 
     def _is_due(self, what: str, every_s: float) -> bool:
@@ -346,7 +360,8 @@ def serve(settings: Settings, stop_on: Callable[[asyncio.Event], Any]) -> None:
             notifier = Notifier(*service_watch())
             try:
                 meter = HostMeter(settings.daemon.watched)
-                await Service(settings, repository, meter, keeper, notifier).run(stop)
+                prune = partial(prune_old, settings)
+                await Service(settings, repository, meter, keeper, notifier, prune=prune).run(stop)
             finally:
                 notifier.close()
 

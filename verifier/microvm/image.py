@@ -7,7 +7,6 @@ new snapshot by itself. Building is safe with several processes at once; a damag
 from __future__ import annotations
 
 import errno
-import fcntl
 import functools
 import hashlib
 import importlib.util
@@ -15,18 +14,22 @@ import json
 import logging
 import os
 import py_compile
+import re
 import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from schedagent.core.errors import SetupError, VmLost
 from schedagent.core.installation import this_installation
 from schedagent.core.process import proc
+from schedagent.core.retention.folder import mark_used, trim
+from schedagent.core.retention.limits import RETENTION
+from schedagent.core.retention.lock import locked
 from verifier.microvm import jobs
 from verifier.microvm.kernels import KernelImage, module_closure, read_module
 from verifier.microvm.machine import KERNEL_ARGUMENTS, Machine, MachineSpec
@@ -35,7 +38,8 @@ log = logging.getLogger(__name__)
 
 GUEST_MODULES = ("virtio_pci", "virtio_console", "9p", "9pnet_virtio", "overlay")
 FILES = ("initrd", "state")
-UNUSED_SNAPSHOT_DAYS = 14
+ENTRY = re.compile("[0-9a-f]{24}")
+"""Names of snapshots in their folder."""
 ANSWER_TIMEOUT_S = 30.0
 BLOCK_BYTES = 1 << 16
 
@@ -189,6 +193,7 @@ class SnapshotStore:
         place = self.folder / key
         spec = MachineSpec(kernel.vmlinuz, place / "initrd", cpus, memory_mib, kvm, hostfs)
         self._ensure(place, spec, kernel)
+        mark_used(place)
         try:
             return restored(spec, place / "state")
         except (VmLost, OSError) as error:
@@ -209,22 +214,20 @@ class SnapshotStore:
         with self._locked(place.name):
             if not sound(place):
                 self._build(place, spec, build_initrd(kernel))
-                self._prune(keep=place)
-            os.utime(place)
+                trim(self.folder, ENTRY, RETENTION["snapshots"], folders=True)
         self._verified.add(place)
 
     @contextmanager
     def _locked(self, key: str) -> Iterator[None]:
         """Hold the lock of one snapshot against other processes."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            file = (self.folder / f"{key}.lock").open("w")
-        except OSError as error:
-            raise SetupError(
-                f"cannot write to the cache folder: {error}", "set SCHEDAGENT_CACHE to a folder of yours"
-            ) from None
-        with file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with ExitStack() as held:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                held.enter_context(locked(self.folder / f"{key}.lock", wait=True))
+            except OSError as error:
+                raise SetupError(
+                    f"cannot write to the cache folder: {error}", "set SCHEDAGENT_CACHE to a folder of yours"
+                ) from None
             yield
 
     def _build(self, place: Path, spec: MachineSpec, initrd: bytes) -> None:
@@ -254,14 +257,6 @@ class SnapshotStore:
         except BaseException:
             shutil.rmtree(place, ignore_errors=True)
             raise
-
-    def _prune(self, keep: Path) -> None:
-        """Remove snapshots nobody has used for a while: every changed agent or kernel leaves one behind."""
-        oldest = time.time() - UNUSED_SNAPSHOT_DAYS * 86400
-        for place in self.folder.iterdir():
-            with suppress(FileNotFoundError):  # another process prunes too
-                if place.is_dir() and place != keep and place.stat().st_mtime < oldest:
-                    shutil.rmtree(place, ignore_errors=True)
 
 
 def restored(spec: MachineSpec, state: Path) -> Machine:

@@ -391,7 +391,7 @@ def rss_kib(pid):
 
 OWN_MODULES = {
     "schedagent.core": {"accept", "deployment", "errors", "installation", "settings", "token", "trusted", "welch"}
-    | {"process", "process.listener", "process.systemd"},
+    | {"process", "process.listener", "process.systemd", "retention", "retention.limits"},
     "schedagent.schedagentd": {
         "__main__",
         "admission",
