@@ -46,7 +46,7 @@ def start_run(
         run_id: the run's id, for who has to know it beforehand; empty for any.
     """
     with opening.open_repository(settings) as repository:
-        lab = opening.open_lab(settings)
+        lab = opening.open_lab(opening.sized(settings, options))
         nodes = opening.open_nodes(settings, repository, lab, options, reporter)
         run_id = repository.create_run(
             workload, lab.hardware, settings=asdict(options), seed=secrets.randbelow(1 << 31), run_id=run_id
