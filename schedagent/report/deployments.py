@@ -15,14 +15,27 @@ def render_status(status: Mapping[str, Any]) -> str:
 def _status_lines(status: Mapping[str, Any]) -> Iterator[str]:
     yield f"in charge: {status['in_charge']}"
     yield from (render_deployment(status[name]) for name in ("active", "waiting") if status[name])
-    if status["foreign"]:
-        names = ", ".join(status["foreign"]["schedulers"]) or "no process known to load one"
-        yield f"another sched_ext scheduler is loaded ({names}); to deploy: {status['foreign']['hint']}"
+    yield from _foreign(status)
     for name, spread in status["measured"].items():
         yield f"  measured {name}: {spread['mean']:.4g} (mean of {spread['count']})"
     yield _kernel(status["kernel"])
     if status["unsaved"]:
         yield f"not yet in the record (is the disk full?): deployments {status['unsaved']}"
+
+
+def render_local_status(status: Mapping[str, Any]) -> str:
+    """Return what `status` prints where schedagentd does not run."""
+    kernel = status["kernel"]
+    lines = [f"in charge: {status['in_charge']}", *_foreign(status), _kernel(kernel)]
+    if kernel["enable_seq"]:
+        lines.append(f"sched_ext schedulers enabled since boot: {kernel['enable_seq']}")
+    return "\n".join([*lines, f"schedagentd: {status['schedagentd']}, so nothing is deployed through it"])
+
+
+def _foreign(status: Mapping[str, Any]) -> Iterator[str]:
+    if status["foreign"]:
+        names = ", ".join(status["foreign"]["schedulers"]) or "no process known to load one"
+        yield f"another sched_ext scheduler is loaded ({names}); to deploy: {status['foreign']['hint']}"
 
 
 def _kernel(kernel: Mapping[str, Any]) -> str:
