@@ -8,19 +8,37 @@ import typer
 
 from schedagent import api
 from schedagent.cli.common import EXIT_NO, Json, guarded, settings
+from schedagent.cli.guide.completion import runs as offered_runs
+from schedagent.cli.guide.completion import statuses
 from schedagent.cli.optimize import show_question, show_report
 
-runs_app = typer.Typer(help="List, show and replay earlier runs.", no_args_is_help=True, rich_markup_mode=None)
+runs_app = typer.Typer(help="List, show, replay and delete earlier runs.", no_args_is_help=True, rich_markup_mode=None)
+
+Run = Annotated[str, typer.Argument(metavar="RUN", help="Id of the run.", autocompletion=offered_runs)]
 
 
 @runs_app.command("list")
-def runs_list(as_json: Json = False) -> None:
-    """List runs, newest first."""
+def runs_list(
+    limit: Annotated[int, typer.Option(min=1, max=100_000, metavar="N", help="Most runs to list.")] = 50,
+    status: Annotated[
+        str,
+        typer.Option(
+            metavar="[running|waiting|finished|failed|interrupted]",
+            help="Only runs that stand so.",
+            autocompletion=statuses,
+        ),
+    ] = "",
+    as_json: Json = False,
+) -> None:
+    """List runs, newest first.
+
+    Example: schedagent runs list --limit 10 --status failed
+    """
 
     def command() -> int:
         from schedagent.report.listing import show_runs
 
-        show_runs(api.runs(settings=settings()), as_json)
+        show_runs(api.runs(limit, status=status, settings=settings()), as_json)
         return 0
 
     guarded(command)
@@ -28,7 +46,7 @@ def runs_list(as_json: Json = False) -> None:
 
 @runs_app.command("show")
 def runs_show(
-    run: Annotated[str, typer.Argument(help="Id of the run.")],
+    run: Run,
     transcript: Annotated[
         bool, typer.Option("--transcript", help="Show what it asked models, and their answers, instead.")
     ] = False,
@@ -37,6 +55,8 @@ def runs_show(
     """Show the result of a run, as far as it is.
 
     Of a run that waits for an approval, also what it waits for.
+
+    Example: schedagent runs show 20261130-020455-3fa91c
     """
 
     def command() -> int:
@@ -60,10 +80,12 @@ def runs_show(
 
 
 @runs_app.command("replay")
-def runs_replay(run: Annotated[str, typer.Argument(help="Id of the run.")], as_json: Json = False) -> None:
+def runs_replay(run: Run, as_json: Json = False) -> None:
     """Replay a recorded run, to debug its agents.
 
     They run again on what models answered and what machines measured then.
+
+    Example: schedagent runs replay 20261130-020455-3fa91c
     """
 
     def command() -> int:

@@ -12,7 +12,8 @@ import pytest
 
 from deploy.setup import completions, manuals
 from deploy.setup.manuals import configuration_page, escaped, pages
-from schedagent.cli.app import EPILOG, EXIT_STATUSES
+from schedagent.cli.app import EPILOG
+from schedagent.cli.guide.statuses import EXIT_STATUSES
 from schedagent.core.settings import OPTIONS, variables
 from schedagent.schedagentd.config import Config
 from tests.documentation import ROOT
@@ -34,7 +35,7 @@ def test_every_command_has_its_page_with_every_option(made):
         told = words_of(made[f"schedagent-{name}.1"])
         for each in (below, *getattr(below, "commands", {}).values()):
             for parameter in each.params:
-                names = parameter.opts if parameter.param_type_name == "option" else [parameter.name]
+                names = parameter.opts if parameter.param_type_name == "option" else [parameter.metavar]
                 assert all(option in told for option in names), (name, parameter.name)
 
 
