@@ -11,11 +11,12 @@ from repo_store.database.engine import open_engine
 from repo_store.knowledge import KnowledgeStore
 from repo_store.policies import PolicyStore
 from repo_store.results import ResultStore
+from repo_store.retention.deletion import DeletionStore
 from repo_store.runs import RunStore
 from repo_store.service_records import ServiceRecords
 
 
-class PolicyRepository(RunStore, ResultStore, ApprovalStore, KnowledgeStore, PolicyStore):
+class PolicyRepository(RunStore, ResultStore, ApprovalStore, KnowledgeStore, PolicyStore, DeletionStore):
     """One database of runs, measurements and what was learned from them. Threads and processes may share it.
 
     Args:

@@ -4,6 +4,7 @@ SchedagentError                 message + hint: what failed with values, and wha
 ├── UsageError                  the user's input cannot be used           (exit status 2)
 │   ├── TunableError            a tunable that does not exist or is out of range
 │   ├── SpecError               a policy spec with mistakes, each named by its field
+│   ├── StillNeeded             what is to be deleted is needed by something else
 │   ├── MetricError             the metric expression found no number in the workload's output
 │   └── ReplayDiverged          a recorded transcript does not contain what is asked now
 ├── SetupError                  a tool, kernel or folder is missing or unusable
@@ -55,6 +56,10 @@ class TunableError(UsageError):
 
 class SpecError(UsageError):
     """A policy spec that cannot be composed; one line per mistake, by the name of its field."""
+
+
+class StillNeeded(UsageError):
+    """What is to be deleted is needed by something else; the message names what."""
 
 
 class MetricError(UsageError):
