@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from schedagent.api import (
         compose,
         decide,
+        delete_runs,
         optimize,
         policies,
         policy,
@@ -76,6 +77,7 @@ __all__ = [
     "WorkloadCommand",
     "compose",
     "decide",
+    "delete_runs",
     "load_settings",
     "optimize",
     "policies",

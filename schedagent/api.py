@@ -158,6 +158,18 @@ def runs(limit: int = 50, *, status: str = "", settings: Settings | None = None)
         return repository.list_runs(limit, RunStatus(status) if status else None)
 
 
+def delete_runs(run_ids: Sequence[str], *, settings: Settings | None = None) -> None:
+    """Delete runs with all that they measured, all of these or none.
+
+    Raises:
+        UsageError: there is no such run, a process works on it, or something rests on it (StillNeeded): a deployment,
+            the proof of a policy, a recommendation, an approval that is waited for.
+    """
+    from schedagent.run.deletion import delete_runs as delete
+
+    delete(_or_default(settings), run_ids)
+
+
 def run_report(run_id: str, *, settings: Settings | None = None) -> Report:
     """Return what a run found, so far if it is not finished; raise UsageError if there is no such run."""
     from schedagent.run.lifecycle import report_of

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
 
 from schedagent import api
-from schedagent.cli.common import EXIT_NO, Json, guarded, settings
+from schedagent.cli.common import EXIT_NO, Json, guarded, print_json, settings
 from schedagent.cli.guide.completion import runs as offered_runs
 from schedagent.cli.guide.completion import statuses
 from schedagent.cli.optimize import show_question, show_report
+from schedagent.core.errors import UsageError
 
 runs_app = typer.Typer(help="List, show, replay and delete earlier runs.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -97,6 +99,42 @@ def runs_replay(run: Run, as_json: Json = False) -> None:
         return 0 if comparison["same"] else EXIT_NO
 
     guarded(command)
+
+
+@runs_app.command("delete")
+def runs_delete(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN", help="Ids of the runs.", autocompletion=offered_runs)],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Delete runs with all that they measured.
+
+    All of these or none. A run that a deployment, a proven policy, a recommendation or an approval rests on stays.
+
+    Example: schedagent runs delete 20261130-020455-3fa91c
+    """
+
+    def command() -> int:
+        if not (yes or _confirmed(runs)):
+            typer.echo("nothing was deleted", err=True)
+            return EXIT_NO
+        api.delete_runs(runs, settings=settings())
+        if as_json:
+            print_json({"deleted": runs})
+        else:
+            typer.echo(f"deleted: {' '.join(runs)}")
+        return 0
+
+    guarded(command)
+
+
+def _confirmed(runs: list[str]) -> bool:
+    """Ask at the terminal."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise UsageError("nobody can be asked whether to delete", "add --yes")
+    what = f"{len(runs)} run{'s' * (len(runs) != 1)}"
+    typer.echo(f"Delete {what} with all that was measured? y(es), n(o): ", nl=False, err=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 def show_transcript(run: str, as_json: bool) -> int:

@@ -34,6 +34,7 @@ _OWN: Mapping[str, Mapping[int, str]] = {
     "approve": _OF_A_RUN,
     "reject": _OF_A_RUN,
     "apply": _OF_A_RUN | {0: "the run found something better, or the policy is deployed"},
+    "runs delete": {0: "they are deleted", EXIT_NO: "you answered no; nothing was deleted"},
     "runs replay": {0: "it went as recorded", EXIT_NO: "it ended otherwise than recorded; the differences are listed"},
     "policies search": {0: "a policy fits the words", EXIT_NO: "no policy fits the words"},
     "verify": {
