@@ -44,6 +44,8 @@ DERIVED_POLICIES = "policies"
 MEMORY_MIB_PER_CPU = 1024
 LEAST_MEMORY_MIB = 2048
 """That the lab chooses."""
+MEMORY_STEP_MIB = 256
+"""Half of the host's memory is rounded down to it: what a kernel keeps for itself varies with each of its releases."""
 LEAST_MIB = 512
 """That a run may ask for."""
 MOST_CPUS = 16
@@ -90,7 +92,8 @@ def open_lab(settings: Settings, kernel: KernelImage | None = None) -> VmLab:
     cache = writable(settings.cache_dir)
     kernel = kernel or default_kernel(settings)
     cpus = settings.vm_cpus or min(len(os.sched_getaffinity(0)), MOST_CPUS)
-    memory_mib = settings.vm_memory_mib or min(max(LEAST_MEMORY_MIB, cpus * MEMORY_MIB_PER_CPU), host_memory_mib() // 2)
+    half_mib = host_memory_mib() // 2 // MEMORY_STEP_MIB * MEMORY_STEP_MIB
+    memory_mib = settings.vm_memory_mib or min(max(LEAST_MEMORY_MIB, cpus * MEMORY_MIB_PER_CPU), half_mib)
     return VmLab(
         kernel,
         SnapshotStore(cache / "snapshots"),
