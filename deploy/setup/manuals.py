@@ -70,10 +70,16 @@ def topic_page(topic: Topic) -> str:
         _filled(topic.title),
         ".SH DESCRIPTION",
         *_blocks(topic.body),
-        ".SH SEE ALSO",
-        f".BR {PROGRAM} (1)",
+        *_see_also(f"{PROGRAM}-{topic.name}"),
     ]
     return _tidy("\n".join(lines) + "\n")
+
+
+def _see_also(title: str) -> Iterator[str]:
+    """The program and the daemon; on the program's own page, every topic."""
+    topics = [f"{PROGRAM}-{name} (7)" for name in load_topics()] if title == PROGRAM else [f"{PROGRAM} (1)"]
+    yield ".SH SEE ALSO"
+    yield ",\n".join(f".BR {escaped(page)}" for page in (*topics, "schedagentd (8)"))
 
 
 def _tidy(page: str) -> str:
@@ -149,7 +155,6 @@ def _heading(title: str, section: int, manual: str) -> str:
 
 def _page(title: str, command: Any, context: Any, rest: list[str]) -> str:
     words = inspect.cleandoc(command.help or "")
-    see = [".BR schedagent (1),", ".BR schedagentd (8)"] if title != PROGRAM else [".BR schedagentd (8)"]
     lines = [
         _heading(title, 1, "User Commands"),
         ".SH NAME",
@@ -162,8 +167,7 @@ def _page(title: str, command: Any, context: Any, rest: list[str]) -> str:
         *_parameters(command, context, ".SH"),
         *rest,
         *_ending(command, context.command_path.removeprefix(PROGRAM).strip(), words, ".SH"),
-        ".SH SEE ALSO",
-        *see,
+        *_see_also(title),
     ]
     return _tidy("\n".join(lines) + "\n")
 

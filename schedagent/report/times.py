@@ -26,7 +26,12 @@ def when(unix_s: float, now: float) -> str:
     age_s = now - unix_s
     if 0 <= age_s < _RECENT_S:
         return f"{duration(age_s)} ago"
-    return datetime.fromtimestamp(unix_s).astimezone().strftime("%Y-%m-%d %H:%M")
+    return moment(unix_s)
+
+
+def moment(unix_s: float, *, seconds: bool = False) -> str:
+    """Return a local date and time, to the minute or the second."""
+    return datetime.fromtimestamp(unix_s).astimezone().strftime("%Y-%m-%d %H:%M:%S" if seconds else "%Y-%m-%d %H:%M")
 
 
 def unix_time(iso: str) -> float:

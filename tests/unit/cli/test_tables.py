@@ -85,7 +85,7 @@ def test_on_a_terminal_nothing_is_cut_and_no_heading_is_wrapped(run, names, monk
 
 @pytest.mark.parametrize("listing", LISTINGS, ids=lambda listing: " ".join(listing.words))
 def test_in_a_pipe_nothing_is_wrapped_or_coloured(run, names, monkeypatch, listing):
-    monkeypatch.setenv("COLUMNS", "80")  # a shell's, which says nothing of the pipe
+    monkeypatch.delenv("COLUMNS", raising=False)
     text = printed(run, listing, names)
     assert in_one_line(listing.headings, text), text
     for word in listing.whole:
