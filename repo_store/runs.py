@@ -96,9 +96,16 @@ class RunStore(Database):
         with self._session() as session:
             return from_row(RunRecord, run_row(session, run_id))
 
-    def list_runs(self, limit: int = 50) -> list[RunRecord]:
-        """Return the latest runs, newest first."""
+    def list_runs(self, limit: int = 50, status: RunStatus | None = None) -> list[RunRecord]:
+        """Return the latest runs, newest first.
+
+        Args:
+            limit: most of them.
+            status: only those that stand so; None for all.
+        """
         newest_first = select(RunRow).order_by(RunRow.started_at.desc(), RunRow.id.desc()).limit(limit)
+        if status is not None:
+            newest_first = newest_first.where(RunRow.status == status)
         with self._session() as session:
             return [from_row(RunRecord, row) for row in session.scalars(newest_first)]
 

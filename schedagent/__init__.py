@@ -27,9 +27,11 @@ if TYPE_CHECKING:
     from schedagent.api import (
         compose,
         decide,
+        delete_runs,
         optimize,
         policies,
         policy,
+        preview,
         replay,
         resume,
         run_report,
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     from schedagent.core.verification import VerificationReport
     from schedagent.report.report import Report
     from schedagent.run.options import RunOptions
+    from schedagent.run.preview import Preview
     from schedagent.verification.files import VerifyOptions
 else:
 
@@ -62,6 +65,7 @@ __all__ = [
     "Composed",
     "PolicyInfo",
     "PolicyMatch",
+    "Preview",
     "Report",
     "RunOptions",
     "RunRecord",
@@ -73,10 +77,12 @@ __all__ = [
     "WorkloadCommand",
     "compose",
     "decide",
+    "delete_runs",
     "load_settings",
     "optimize",
     "policies",
     "policy",
+    "preview",
     "replay",
     "resume",
     "run_report",
@@ -90,6 +96,7 @@ _HOMES = dict.fromkeys(__all__, "schedagent.api") | {
     "Composed": "kernel_bpf.policies.compose",
     "PolicyInfo": "schedagent.core.policies.policy",
     "PolicyMatch": "repo_store.records",
+    "Preview": "schedagent.run.preview",
     "Report": "schedagent.report.report",
     "RunOptions": "schedagent.run.options",
     "RunRecord": "repo_store.records",

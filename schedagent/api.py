@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from schedagent.core.verification import GateResult, VerificationReport
     from schedagent.report.report import Report
     from schedagent.run.options import RunOptions
+    from schedagent.run.preview import Preview
     from schedagent.run.progress import Reporter
     from schedagent.verification.files import VerifyOptions
 
@@ -68,13 +69,35 @@ def optimize(
         SchedagentError: it failed; what was measured is kept, and `resume` continues.
         KeyboardInterrupt: the user stopped it; the same holds.
     """
-    from schedagent.run.intake import read_workload
     from schedagent.run.lifecycle import start_run
     from schedagent.run.options import RunOptions
 
-    if isinstance(workload, str):
-        workload = read_workload(workload, Path(directory), goal, prepare, metric, timeout_s)
+    workload = _workload(workload, directory, goal, prepare, metric, timeout_s)
     return start_run(_or_default(settings), workload, options or RunOptions(), _or_silent(reporter))
+
+
+def preview(
+    workload: str | WorkloadCommand,
+    *,
+    directory: Path | str = ".",
+    goal: str = "makespan",
+    prepare: str = "",
+    metric: str = "",
+    timeout_s: float = 900.0,
+    options: RunOptions | None = None,
+    settings: Settings | None = None,
+) -> Preview:
+    """Return what `optimize` would do with the same arguments; nothing is run, and no run is stored.
+
+    Raises:
+        UsageError: an argument cannot be used; the message says which and why.
+        SetupError: the lab cannot be used, as when there is no kernel for it.
+    """
+    from schedagent.run.options import RunOptions
+    from schedagent.run.preview import preview_run
+
+    workload = _workload(workload, directory, goal, prepare, metric, timeout_s)
+    return preview_run(_or_default(settings), workload, options or RunOptions())
 
 
 def resume(run_id: str, *, settings: Settings | None = None, reporter: Reporter | None = None) -> Report:
@@ -115,12 +138,36 @@ def decide(
     return decide_run(_or_default(settings), run_id, decision, digest, _or_silent(reporter))
 
 
-def runs(limit: int = 50, *, settings: Settings | None = None) -> list[RunRecord]:
-    """Return the latest runs, newest first."""
-    from schedagent.run.opening import open_repository
+def runs(limit: int = 50, *, status: str = "", settings: Settings | None = None) -> list[RunRecord]:
+    """Return the latest runs, newest first.
 
-    with open_repository(_or_default(settings)) as repository:
-        return repository.list_runs(limit)
+    Args:
+        limit: most of them.
+        status: only those that stand so: running, waiting, finished, failed or interrupted; empty for all.
+
+    Raises:
+        UsageError: there is no such status.
+    """
+    from repo_store.records import RunStatus
+    from schedagent.core.errors import UsageError
+    from schedagent.run.stored import open_stored
+
+    if status and status not in list(RunStatus):
+        raise UsageError(f"--status {status!r} is not known", f"accepted: {', '.join(RunStatus)}")
+    with open_stored(_or_default(settings)) as repository:
+        return repository.list_runs(limit, RunStatus(status) if status else None)
+
+
+def delete_runs(run_ids: Sequence[str], *, settings: Settings | None = None) -> None:
+    """Delete runs with all that they measured, all of these or none.
+
+    Raises:
+        UsageError: there is no such run, a process works on it, or something rests on it (StillNeeded): a deployment,
+            the proof of a policy, a recommendation, an approval that is waited for.
+    """
+    from schedagent.run.deletion import delete_runs as delete
+
+    delete(_or_default(settings), run_ids)
 
 
 def run_report(run_id: str, *, settings: Settings | None = None) -> Report:
@@ -230,6 +277,17 @@ def search_policies(words: str, limit: int = 10, *, settings: Settings | None = 
 
     with open_repository(_or_default(settings)) as repository:
         return repository.search_policies(words, limit)
+
+
+def _workload(
+    workload: str | WorkloadCommand, directory: Path | str, goal: str, prepare: str, metric: str, timeout_s: float
+) -> WorkloadCommand:
+    """Return the workload, checked if it is described in words."""
+    from schedagent.run.intake import read_workload
+
+    if isinstance(workload, str):
+        return read_workload(workload, Path(directory), goal, prepare, metric, timeout_s)
+    return workload
 
 
 def _or_default(settings: Settings | None) -> Settings:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Manual pages, in the man(7) macros, made of the commands themselves and of the documented default configurations.
 
-One page for each command of `schedagent`, a group of commands on one page, and one for each configuration file. The
-pages of deploy/man are written by hand. click-man knows click's commands only, and typer has its own.
+One page for each command of `schedagent`, a group of commands on one page, one for each topic of `schedagent help`, and
+one for each configuration file. The pages of deploy/man are written by hand. click-man knows click's commands only, and
+typer has its own.
 
 python -m deploy.setup.manuals PAGE  prints one page (make man PAGE=schedagent-verify.1 shows it)
 """
@@ -25,6 +26,9 @@ import typer
 from deploy.setup.environment import ROOT
 from schedagent import __version__
 from schedagent.cli import app as cli
+from schedagent.cli.grouped import parameters
+from schedagent.cli.guide.statuses import statuses_of
+from schedagent.cli.guide.topics import Topic, load_topics
 from schedagent.core.errors import UsageError
 from schedagent.core.process.making import exit_status
 from schedagent.core.settings import OPTIONS
@@ -43,17 +47,65 @@ _FILES = {
 def pages() -> dict[str, str]:
     """Return the text of every page by its file name, such as schedagent-verify.1."""
     root: Any = typer.main.get_command(cli.app)
-    context = root.context_class(root, info_name=PROGRAM)
+    context = root.context_class(root, info_name=PROGRAM, **root.context_settings)
     texts = {f"{PROGRAM}.1": _page(PROGRAM, root, context, [*_commands_of(root), *_surroundings()])}
     for name, command in root.commands.items():
         below = command.context_class(command, info_name=name, parent=context)
         texts[f"{PROGRAM}-{name}.1"] = _page(f"{PROGRAM}-{name}", command, below, list(_below(command, below)))
+    for topic in load_topics().values():
+        texts[f"{PROGRAM}-{topic.name}.7"] = topic_page(topic)
     for path in sorted(CONFIGURATIONS.glob("*.toml")):
         texts[f"{path.name}.5"] = configuration_page(path.name, path.read_text())
     for path in sorted(BY_HAND.iterdir()):
         text = path.read_text().replace("@DATE@", changed().date().isoformat())
         texts[path.name] = text.replace("@VERSION@", __version__)
     return texts
+
+
+def topic_page(topic: Topic) -> str:
+    """Return the page of a topic: Markdown of paragraphs, indented examples, and lists."""
+    lines = [
+        _heading(f"{PROGRAM}-{topic.name}", 7, "Miscellaneous Information"),
+        ".SH NAME",
+        f"{escaped(f'{PROGRAM}-{topic.name}')} \\-",
+        _filled(topic.title),
+        ".SH DESCRIPTION",
+        *_blocks(topic.body),
+        *_see_also(f"{PROGRAM}-{topic.name}"),
+    ]
+    return _tidy("\n".join(lines) + "\n")
+
+
+def _see_also(title: str) -> Iterator[str]:
+    """The program and the daemon; on the program's own page, every topic."""
+    topics = [f"{PROGRAM}-{name} (7)" for name in load_topics()] if title == PROGRAM else [f"{PROGRAM} (1)"]
+    yield ".SH SEE ALSO"
+    yield ",\n".join(f".BR {escaped(page)}" for page in (*topics, "schedagentd (8)"))
+
+
+def _tidy(page: str) -> str:
+    """Drop the requests for a new paragraph where one begins anyway."""
+    return re.sub(r"\.PP\n(?=\.PP\n)", "", re.sub(r"(?m)^(\.S[HS] .*\n)\.PP\n", r"\1", page))
+
+
+def _blocks(body: str) -> Iterator[str]:
+    for block in re.split(r"\n\n(?! )|\n\n(?= {4})", body):
+        if block.startswith("    "):
+            yield from _example(textwrap.dedent(block))
+        elif block.startswith("- "):
+            for item in re.split(r"\n(?=- )", block):
+                yield f'.IP "\\(bu" 2\n{_filled(_plain(item.removeprefix("- ")))}'
+            yield ".PP"
+        else:
+            yield f".PP\n{_filled(_plain(block))}"
+
+
+def _example(text: str) -> list[str]:
+    return [".PP", ".RS 4", ".nf", escaped(text), ".fi", ".RE"]
+
+
+def _plain(text: str) -> str:
+    return text.replace("`", "")
 
 
 def configuration_page(name: str, text: str) -> str:
@@ -111,7 +163,6 @@ def _heading(title: str, section: int, manual: str) -> str:
 
 def _page(title: str, command: Any, context: Any, rest: list[str]) -> str:
     words = inspect.cleandoc(command.help or "")
-    see = [".BR schedagent (1),", ".BR schedagentd (8)"] if title != PROGRAM else [".BR schedagentd (8)"]
     lines = [
         _heading(title, 1, "User Commands"),
         ".SH NAME",
@@ -123,12 +174,26 @@ def _page(title: str, command: Any, context: Any, rest: list[str]) -> str:
         *_paragraphs(words),
         *_parameters(command, context, ".SH"),
         *rest,
-        ".SH EXIT STATUS",
-        *(f".TP\n.B {status}\n{_filled(_capital(meaning))}." for status, meaning in cli.EXIT_STATUSES.items()),
-        ".SH SEE ALSO",
-        *see,
+        *_ending(command, context.command_path.removeprefix(PROGRAM).strip(), words, ".SH"),
+        *_see_also(title),
     ]
-    return "\n".join(lines) + "\n"
+    return _tidy("\n".join(lines) + "\n")
+
+
+def _ending(command: Any, name: str, words: str, heading: str) -> Iterator[str]:
+    """What a command's page ends with: its exit statuses and its example. A group has none of its own."""
+    if getattr(command, "commands", None) and name:
+        return
+    yield f"{heading} EXIT STATUS" if heading == ".SH" else ".PP\nExit status:"
+    for status, meaning in statuses_of(name).items():
+        yield f".TP\n.B {status}\n{_filled(_capital(meaning))}."
+    if example := words.partition(_EXAMPLE)[2]:
+        yield f"{heading} EXAMPLES" if heading == ".SH" else ".PP\nExample:"
+        yield from _example(example)
+
+
+_EXAMPLE = "\n\nExample: "
+"""What the last paragraph of a command's help begins with."""
 
 
 def _short(words: str) -> str:
@@ -136,24 +201,19 @@ def _short(words: str) -> str:
 
 
 def _paragraphs(words: str) -> list[str]:
-    return "\n.PP\n".join(map(_filled, words.split("\n\n"))).splitlines()
+    return "\n.PP\n".join(map(_filled, words.partition(_EXAMPLE)[0].split("\n\n"))).splitlines()
 
 
 def _synopsis(command: Any, context: Any) -> list[str]:
-    pieces = " ".join(command.collect_usage_pieces(context)).replace("{", "").replace("}", "")
+    pieces = " ".join(command.collect_usage_pieces(context))
     return [f".B {escaped(context.command_path)}", escaped(pieces)]
 
 
 def _parameters(command: Any, context: Any, heading: str = "") -> Iterator[str]:
     """Arguments and options, each with the words of --help."""
-    for kind, title in (("argument", "ARGUMENTS"), ("option", "OPTIONS")):
-        records = [
-            record
-            for parameter in command.get_params(context)
-            if parameter.param_type_name == kind and (record := parameter.get_help_record(context))
-        ]
-        if records and heading:
-            yield f"{heading} {title}"
+    for title, records in parameters(command, context):
+        if heading:
+            yield f"{heading} {title.upper()}"
         for name, words in records:
             yield f".TP\n.B {escaped(name)}\n{_filled(words)}"
 
@@ -175,6 +235,7 @@ def _below(command: Any, context: Any) -> Iterator[str]:
         yield ".PP"
         yield from _paragraphs(inspect.cleandoc(child.help or ""))
         yield from _parameters(child, below)
+        yield from _ending(child, f"{context.info_name} {name}", inspect.cleandoc(child.help or ""), "")
 
 
 def _surroundings() -> Iterator[str]:

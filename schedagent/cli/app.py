@@ -13,7 +13,10 @@ import typer
 
 from schedagent import __version__
 from schedagent.cli.deploy import deploy, history, promote, renew, rollback, status, watch
-from schedagent.cli.grouped import MACHINE, OPTIMISE, POLICIES, SERVICE, GroupedCommands
+from schedagent.cli.grouped import HELP_OPTIONS, MACHINE, OPTIMISE, POLICIES, SERVICE, GroupedCommands, Verb, Verbs
+from schedagent.cli.guide.config import config_app
+from schedagent.cli.guide.help import show_help
+from schedagent.cli.guide.statuses import EXIT_STATUSES
 from schedagent.cli.keys import keys_app
 from schedagent.cli.machine.doctor import doctor
 from schedagent.cli.machine.kernels import kernels_app
@@ -27,19 +30,14 @@ from schedagent.cli.runs import runs_app
 from schedagent.cli.service import apply, daemon, recommendations
 from schedagent.cli.verify import verifier_app, verify
 
-EXIT_STATUSES = {
-    0: "something better was found (or the command did its work)",
-    1: "it failed",
-    2: "bad usage",
-    3: "the answer is no: nothing better than the default scheduler, or the policy was rejected",
-    4: "the run waits for an approval",
-    130: "stopped by Ctrl-C",
-}
-"""What each means; the manual pages have them, too."""
-EPILOG = f"Exit status: {', '.join(f'{status} {meaning}' for status, meaning in EXIT_STATUSES.items())}."
+EPILOG = (
+    f"Exit status: {', '.join(f'{status} {meaning}' for status, meaning in EXIT_STATUSES.items())}.\n\n"
+    "Approvals, models, MCP, how to read a verdict, and more: schedagent help"
+)
 
 app = typer.Typer(
     cls=GroupedCommands,
+    context_settings=HELP_OPTIONS,
     help="Find, prove and run better CPU scheduling policies for what runs here.",
     epilog=EPILOG,
     no_args_is_help=True,
@@ -69,16 +67,19 @@ VERBS: dict[str, tuple[Callable[..., None], ...]] = {
 GROUPS = {
     OPTIMISE: {"runs": runs_app},
     POLICIES: {"policies": policies_app, "keys": keys_app},
-    MACHINE: {"kernels": kernels_app},
+    MACHINE: {"kernels": kernels_app, "config": config_app},
     SERVICE: {"verifier": verifier_app, "metrics": metrics_app},
 }
 
 for panel, verbs in VERBS.items():
     for verb in verbs:
-        app.command(rich_help_panel=panel)(verb)
+        app.command(cls=Verb, rich_help_panel=panel)(verb)
+app.command("help", cls=Verb, rich_help_panel=MACHINE)(show_help)
 for panel, groups in GROUPS.items():
     for name, group in groups.items():
-        app.add_typer(group, name=name, rich_help_panel=panel)
+        app.add_typer(group, name=name, cls=Verbs, rich_help_panel=panel)
+        for below in group.registered_commands:
+            below.cls = Verb
 
 
 def main() -> None:

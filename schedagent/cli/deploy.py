@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from schedagent.cli.common import EXIT_FAILED, EXIT_NO, Json, guarded, print_json, settings
+from schedagent.cli.guide.completion import finished_runs
 from schedagent.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
     from schedagent.client.keeper import Metric
 
 Socket = Annotated[Path | None, typer.Option(metavar="PATH", help="Socket of schedagentd, if it is not the usual one.")]
-Number = Annotated[int, typer.Argument(help="Number of the deployment (see: schedagent status).", min=1)]
+Number = Annotated[
+    int, typer.Argument(metavar="NUMBER", help="Number of the deployment (see: schedagent status).", min=1)
+]
 
 SHORTEST_KEPT_S = 10.0
 """Three renewals in a shorter one would be more than schedagentd takes of one user."""
@@ -33,7 +36,12 @@ _WISHED = ("rolled back", "replaced", "its process ended")
 
 def deploy(
     what: Annotated[
-        str, typer.Argument(help="A run, whose winner is deployed; or a policy's compiled object, FILE.bpf.o.")
+        str,
+        typer.Argument(
+            metavar="RUN|FILE",
+            help="A run, whose winner is deployed; or a policy's compiled object, FILE.bpf.o.",
+            autocompletion=finished_runs,
+        ),
     ],
     report: Annotated[
         Path | None,
@@ -73,6 +81,8 @@ def deploy(
     """Run a verified policy on this machine.
 
     It begins with the tasks of one cgroup or process tree.
+
+    Example: schedagent deploy 20261130-020455-3fa91c --pid 4711 --keep
     """
 
     def command() -> int:
@@ -146,6 +156,8 @@ def renew(
     """Prolong the lease of a deployment.
 
     With a newer report, it may run on after the end of its first token.
+
+    Example: schedagent renew 1 --lease 600
     """
 
     def command() -> int:
@@ -164,7 +176,10 @@ def promote(
     socket: Socket = None,
     as_json: Json = False,
 ) -> None:
-    """Give a proven policy more of the machine."""
+    """Give a proven policy more of the machine.
+
+    Example: schedagent promote 1 --stage full
+    """
 
     def command() -> int:
         promoted = client(socket).ask("promote", deployment=deployment, stage=stage, cgroup=cgroup)
@@ -176,19 +191,30 @@ def promote(
 def status(socket: Socket = None, as_json: Json = False) -> None:
     """Show what schedules tasks on this machine.
 
-    Which policy, since when, its stage and lease, and what the kernel reports.
+    Which policy, since when, its stage and lease, and what the kernel reports. Without schedagentd, only the latter.
+
+    Example: schedagent status --json
     """
 
     def command() -> int:
-        from schedagent.report.deployments import render_status
+        from schedagent.client.local import local_status
+        from schedagent.core.errors import DaemonAbsent
+        from schedagent.report.deployments import render_local_status, render_status
 
-        return show(client(socket).ask("status"), as_json, render_status)
+        try:
+            return show(client(socket).ask("status"), as_json, render_status)
+        except DaemonAbsent:
+            if socket is not None:
+                raise
+            return show(local_status(), as_json, render_local_status)
 
     guarded(command)
 
 
 def rollback(
-    deployment: Annotated[int, typer.Argument(help="Number of the deployment; all if left out.", min=0)] = 0,
+    deployment: Annotated[
+        int, typer.Argument(metavar="NUMBER", help="Number of the deployment; all if left out.", min=0)
+    ] = 0,
     default: Annotated[bool, typer.Option("--default", help="Not to the last known good policy either.")] = False,
     socket: Socket = None,
     as_json: Json = False,
@@ -196,6 +222,8 @@ def rollback(
     """End what runs, and return to the last known good policy.
 
     If there is none, return to the default scheduler.
+
+    Example: schedagent rollback
     """
 
     def command() -> int:
@@ -211,7 +239,10 @@ def history(
     socket: Socket = None,
     as_json: Json = False,
 ) -> None:
-    """List deployments and why they ended, newest first."""
+    """List deployments and why they ended, newest first.
+
+    Example: schedagent history --limit 5
+    """
 
     def command() -> int:
         from schedagent.report.deployments import render_history
@@ -229,7 +260,10 @@ def watch(
     socket: Socket = None,
     as_json: Json = False,
 ) -> None:
-    """Show what is in charge, then each event, until Ctrl-C."""
+    """Show what is in charge, then each event, until Ctrl-C.
+
+    Example: schedagent watch
+    """
 
     def command() -> int:
         from schedagent.report.deployments import render_event, render_status

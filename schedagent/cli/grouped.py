@@ -1,11 +1,13 @@
-"""The list of commands in `schedagent --help`: under headings, each command's first help line whole."""
+"""The look of `--help`: commands under headings, choices and ranges in words, and no Python types."""
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
+from collections.abc import Iterator
 from typing import Any
 
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 OPTIMISE, POLICIES, MACHINE, SERVICE = "Optimise", "Policies", "This machine", "Service"
 """Headings, in their order."""
@@ -13,8 +15,41 @@ OPTIMISE, POLICIES, MACHINE, SERVICE = "Optimise", "Policies", "This machine", "
 LONGEST_HELP = 60
 """Characters of a command's first help line, so that it fits 80 columns."""
 
+HELP_OPTIONS: dict[str, Any] = {"help_option_names": ["-h", "--help"]}
+"""Settings of the outermost command, which those below it inherit."""
 
-class GroupedCommands(TyperGroup):
+_ARGUMENT, _OPTION = "argument", "option"
+_IN_WORDS = (
+    (re.compile(r"<([^<>]*\|[^<>]*)>"), r"[\1]"),  # choices
+    (re.compile(r" <[^<>]*>$"), ""),  # the type of an argument
+    (re.compile(r"([\d.]+)<=x<=([\d.]+)"), r"\1 to \2"),
+    (re.compile(r"x>=([\d.]+)"), r"\1 or more"),
+    (re.compile(r"(\d)\.0(?=[;\] ])"), r"\1"),
+)
+
+
+class Verb(TyperCommand):
+    """A command whose help names its arguments as people write them."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        return usage(super().collect_usage_pieces(ctx))
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        _write_parameters(self, ctx, formatter)
+
+
+class Verbs(TyperGroup):
+    """A group of commands."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        return usage(super().collect_usage_pieces(ctx))
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        _write_parameters(self, ctx, formatter)
+        self.format_commands(ctx, formatter)
+
+
+class GroupedCommands(Verbs):
     """Lists commands under their `rich_help_panel`, which typer itself heeds only if rich renders the help."""
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
@@ -26,3 +61,33 @@ class GroupedCommands(TyperGroup):
         for panel in (OPTIMISE, POLICIES, MACHINE, SERVICE):
             with formatter.section(panel):
                 formatter.write_dl(panels[panel])
+
+
+def parameters(command: Any, ctx: Any) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    """Yield "Arguments" and "Options", each with the name and the help of those that the command has."""
+    for kind, title in ((_ARGUMENT, "Arguments"), (_OPTION, "Options")):
+        records = [
+            (_in_words(name), _in_words(text))
+            for parameter in command.get_params(ctx)
+            if parameter.param_type_name == kind and (record := parameter.get_help_record(ctx))
+            for name, text in (record,)
+        ]
+        if records:
+            yield title, records
+
+
+def usage(pieces: list[str]) -> list[str]:
+    """Return the words of a usage line: what has to be given stands without braces."""
+    return [piece.replace("{", "").replace("}", "") for piece in pieces]
+
+
+def _write_parameters(command: Any, ctx: Any, formatter: Any) -> None:
+    for title, records in parameters(command, ctx):
+        with formatter.section(title):
+            formatter.write_dl(records)
+
+
+def _in_words(text: str) -> str:
+    for pattern, words in _IN_WORDS:
+        text = pattern.sub(words, text)
+    return text

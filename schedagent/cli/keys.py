@@ -14,12 +14,15 @@ keys_app = typer.Typer(
     help="Manage the signing key and the trusted public keys.", no_args_is_help=True, rich_markup_mode=None
 )
 
-KeyId = Annotated[str, typer.Argument(help="Id of the key (see: schedagent keys list).")]
+KeyId = Annotated[str, typer.Argument(metavar="KEY", help="Id of the key (see: schedagent keys list).")]
 
 
 @keys_app.command("list")
 def list_keys(as_json: Json = False) -> None:
-    """List the signing key and every trusted public key."""
+    """List the signing key and every trusted public key.
+
+    Example: schedagent keys list
+    """
     guarded(lambda: show_keys(as_json))
 
 
@@ -28,6 +31,8 @@ def create(as_json: Json = False) -> None:
     """Create a signing key, if there is none.
 
     Verifying creates one by itself.
+
+    Example: schedagent keys create
     """
 
     def command() -> int:
@@ -44,6 +49,8 @@ def rotate(as_json: Json = False) -> None:
     """Replace the signing key.
 
     The old one stays trusted until its last token has expired.
+
+    Example: schedagent keys rotate
     """
 
     def command() -> int:
@@ -57,10 +64,15 @@ def rotate(as_json: Json = False) -> None:
 
 @keys_app.command()
 def export(
-    key_id: Annotated[str, typer.Argument(help="Id of a trusted key; the signing key's if left out.")] = "",
+    key_id: Annotated[
+        str, typer.Argument(metavar="KEY", help="Id of a trusted key; the signing key's if left out.")
+    ] = "",
     output: Annotated[Path | None, typer.Option(metavar="FILE", help="Write this file instead of stdout.")] = None,
 ) -> None:
-    """Print a public key as PEM, for others to check tokens."""
+    """Print a public key as PEM, for others to check tokens.
+
+    Example: schedagent keys export --output me.pem
+    """
 
     def command() -> int:
         from schedagent.verification.keys import public_key
@@ -77,9 +89,13 @@ def export(
 
 @keys_app.command()
 def trust(
-    file: Annotated[Path, typer.Argument(help="Public key in PEM, as exported; - for stdin.")], as_json: Json = False
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Public key in PEM, as exported; - for stdin.")],
+    as_json: Json = False,
 ) -> None:
-    """Accept the tokens of another verifier."""
+    """Accept the tokens of another verifier.
+
+    Example: schedagent keys trust colleague.pem
+    """
 
     def command() -> int:
         from schedagent.verification.keys import trust_key
@@ -92,7 +108,10 @@ def trust(
 
 @keys_app.command()
 def distrust(key_id: KeyId, as_json: Json = False) -> None:
-    """Accept the tokens of a key no longer."""
+    """Accept the tokens of a key no longer.
+
+    Example: schedagent keys distrust 6f1d0a9b
+    """
 
     def command() -> int:
         from schedagent.verification.keys import distrust_key
@@ -118,10 +137,8 @@ def show_keys(as_json: bool) -> int:
 
 
 def _print_table(rows: list[dict[str, Any]]) -> None:
-    from rich.console import Console
-
-    from schedagent.report.tables import text_table
+    from schedagent.report.tables import show_table, stdout_console
 
     cells = [(row["key"], row["state"], row["until"] or "") for row in rows]
-    Console(emoji=False).print(text_table(("key", "state", "trusted until"), cells))
+    show_table(stdout_console(), ("key", "state", "trusted until"), cells)
     typer.echo("\n".join(row["path"] for row in rows))

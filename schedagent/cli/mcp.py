@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
 from typing import Annotated
 
@@ -35,9 +34,13 @@ def mcp(
 
     It serves until stdin ends or Ctrl-C. Reading, composing, compiling and verifying are always offered; nothing can be
     deployed.
+
+    Example: schedagent mcp --http --port 8421
     """
 
     def command() -> int:
+        import asyncio
+
         from schedagent.mcp.server import opened, serve_http, serve_stdio
 
         if port is not None and not http:

@@ -32,6 +32,8 @@ def serve(
     """Answer scrapes at /metrics until Ctrl-C.
 
     If systemd passes a socket, it is used.
+
+    Example: schedagent metrics serve --listen 127.0.0.1:9759
     """
 
     def command() -> int:
@@ -58,7 +60,10 @@ def serve(
 
 @metrics_app.command()
 def show(daemon: Daemon = None) -> None:
-    """Print once what a scrape would get now."""
+    """Print once what a scrape would get now.
+
+    Example: schedagent metrics show
+    """
 
     def command() -> int:
         from prometheus_client import generate_latest

@@ -5,22 +5,31 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from schedagent import api
 from schedagent.cli.common import EXIT_NO, EXIT_WAITING, Json, guarded, print_json, settings
+from schedagent.cli.guide.completion import approvals, goals, unfinished_runs, waiting_runs
 from schedagent.core.approval import ApprovalRequest, Decision
 from schedagent.core.errors import UsageError
 
 if TYPE_CHECKING:
     from schedagent.report.report import Report
+    from schedagent.run.preview import Preview
+    from schedagent.run.progress import Reporter
 
 LONGEST_S = 7 * 24 * 3600.0
 """Longest budget and longest run."""
 
-Run = Annotated[str, typer.Argument(help="Id of a run that waits (see: schedagent runs list).")]
+Run = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN", help="Id of a run that waits (see: schedagent runs list).", autocompletion=waiting_runs
+    ),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress, only the result.")]
 Digest = Annotated[
     str, typer.Option(metavar="HEX", help="Only if the digest of what waits begins so (8 digits or more).")
 ]
@@ -29,10 +38,19 @@ _SHORTEST_DIGEST = 8
 
 
 def optimize(
-    workload: Annotated[str, typer.Option(metavar="COMMAND", help='What to optimise, for example "make -j".')],
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="COMMAND", help='What to optimise: "make -j"; or, after --, as it stands: make -j.'),
+    ] = None,
+    workload: Annotated[str | None, typer.Option(metavar="COMMAND", help="The same, as an option.")] = None,
     directory: Annotated[Path, typer.Option("--dir", metavar="DIR", help="Where to run it.")] = Path(),
     goal: Annotated[
-        str, typer.Option(metavar="GOAL", help="makespan (wall time), latency or throughput.")
+        str,
+        typer.Option(
+            metavar="[makespan|latency|throughput]",
+            help="Less wall time, a smaller metric, or a larger one.",
+            autocompletion=goals,
+        ),
     ] = "makespan",
     prepare: Annotated[str, typer.Option(metavar="COMMAND", help="Command to run before each trial, untimed.")] = "",
     metric: Annotated[
@@ -46,89 +64,116 @@ def optimize(
     timeout: Annotated[
         float, typer.Option(min=1.0, max=LONGEST_S, metavar="SECONDS", help="Longest time of one run of the command.")
     ] = 900.0,
+    cpus: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="CPUs of the micro-VM; else the host's, at most 16.")
+    ] = None,
+    memory: Annotated[
+        str, typer.Option(metavar="SIZE", help="Memory of the micro-VM, such as 3G; else 1 GiB a CPU, 2 or more.")
+    ] = "",
     approve: Annotated[
-        str, typer.Option(metavar="STEPS", help="Ask before these steps: plan, deploy, plan,deploy or none.")
+        str,
+        typer.Option(
+            metavar="[none|plan|deploy|plan,deploy]", help="Ask before these steps.", autocompletion=approvals
+        ),
     ] = "none",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done; run and store nothing.")] = False,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Find a scheduling policy that is better for a workload.
 
     Observe the workload, try policies on it in a micro-VM, and report whether one is better than the default scheduler.
+
+    Example: schedagent optimize --prepare "make clean" "make -j"
     """
 
     def command() -> int:
-        from schedagent.core.trials.judge import TrialRules
-        from schedagent.run.options import RunOptions, read_approve
-        from schedagent.run.progress import reporter
+        from schedagent.run.intake import command_of
+        from schedagent.run.options import RunOptions, read_approve, read_memory
 
-        stages = read_approve(approve)
-        options = RunOptions(iterations, budget_minutes * 60, candidates, TrialRules(), stages)
-
-        def start() -> Report:
-            return api.optimize(
-                workload,
-                directory=directory,
-                goal=goal,
-                prepare=prepare,
-                metric=metric,
-                timeout_s=timeout,
-                options=options,
-                settings=settings(),
-                reporter=reporter(),
-            )
-
-        return follow(start, as_json)
+        described: dict[str, Any] = {
+            "workload": command_of(words or (), workload),
+            "directory": directory,
+            "goal": goal,
+            "prepare": prepare,
+            "metric": metric,
+            "timeout_s": timeout,
+            "options": RunOptions(
+                iterations,
+                budget_minutes * 60,
+                candidates,
+                approve=read_approve(approve),
+                cpus=cpus,
+                memory_mib=read_memory(memory) if memory else None,
+            ),
+            "settings": settings(),
+        }
+        if dry_run:
+            return show_preview(api.preview(**described), as_json)
+        return follow(lambda progress: api.optimize(**described, reporter=progress), as_json, quiet)
 
     guarded(command)
 
 
 def resume(
-    run: Annotated[str, typer.Argument(help="Id of a run that was cut short (see: schedagent runs list).")],
+    run: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN",
+            help="Id of a run that was cut short (see: schedagent runs list).",
+            autocompletion=unfinished_runs,
+        ),
+    ],
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Continue a stopped run after its last completed step."""
+    """Continue a stopped run after its last completed step.
 
-    def command() -> int:
-        from schedagent.run.progress import reporter
+    Example: schedagent resume 20261130-020455-3fa91c
+    """
 
-        return follow(lambda: api.resume(run, settings=settings(), reporter=reporter()), as_json)
-
-    guarded(command)
+    guarded(lambda: follow(lambda progress: api.resume(run, settings=settings(), reporter=progress), as_json, quiet))
 
 
 def approve(
     run: Run,
     digest: Digest = "",
     because: Annotated[str, typer.Option(metavar="TEXT", help="Why; it is kept with the decision.")] = "",
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Approve what a run waits for, and continue it.
 
     See what it waits for: schedagent runs show RUN
+
+    Example: schedagent approve 20261130-020455-3fa91c
     """
-    _decide_and_continue(run, digest, as_json, True, because)
+    _decide_and_continue(run, digest, True, because, as_json, quiet)
 
 
 def reject(
     run: Run,
     because: Annotated[str, typer.Option(metavar="TEXT", help="Why; the next plan takes it into account.")],
     digest: Digest = "",
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Reject what a run waits for, and continue it.
 
     It continues with another plan, or ends without a token.
+
+    Example: schedagent reject 20261130-020455-3fa91c --because "too risky"
     """
-    _decide_and_continue(run, digest, as_json, False, because)
+    _decide_and_continue(run, digest, False, because, as_json, quiet)
 
 
-def _decide_and_continue(run: str, digest: str, as_json: bool, approved: bool, because: str) -> None:
+def _decide_and_continue(run: str, digest: str, approved: bool, because: str, as_json: bool, quiet: bool) -> None:
     def command() -> int:
         from schedagent.approval.approvals import decided_now
 
         decision = decided_now(approved, because)
         shown_digest = _checked_digest(digest)
-        return follow(lambda: _decided(run, decision, shown_digest), as_json)
+        return follow(lambda progress: _decided(run, decision, shown_digest, progress), as_json, quiet)
 
     guarded(command)
 
@@ -139,17 +184,18 @@ def _checked_digest(digest: str) -> str:
     return digest
 
 
-def follow(step: Callable[[], Report], as_json: bool) -> int:
+def follow(step: Callable[[Reporter], Report], as_json: bool, quiet: bool) -> int:
     """Take a run as far as it goes, ask at the terminal when it waits, and show the end; return the exit status."""
     from schedagent.approval.text import commands
+    from schedagent.run.progress import reporter
 
-    report = step()
+    report = step(reporter(quiet=quiet))
     while report.waiting and not as_json:
         show_question(report.waiting)
         decision = _ask(report.run) if sys.stdin.isatty() and sys.stderr.isatty() else None
         if decision is None:
             break
-        report = _decided(report.run, decision, report.waiting.digest)
+        report = _decided(report.run, decision, report.waiting.digest, reporter(quiet=quiet))
     if report.waiting is None:
         return show_report(report, as_json)
     if as_json:
@@ -166,11 +212,21 @@ def show_question(request: ApprovalRequest) -> None:
     show_waiting(to_json(request))
 
 
-def _decided(run: str, decision: Decision, digest: str) -> Report:
-    from schedagent.run.lifecycle import decide_run
-    from schedagent.run.progress import reporter
+def show_preview(preview: Preview, as_json: bool) -> int:
+    """Print what a run would do."""
+    from schedagent.run.preview import render_preview, to_json
 
-    return decide_run(settings(), run, decision, digest, reporter())
+    if as_json:
+        print_json(to_json(preview))
+    else:
+        typer.echo(render_preview(preview))
+    return 0
+
+
+def _decided(run: str, decision: Decision, digest: str, progress: Reporter) -> Report:
+    from schedagent.run.lifecycle import decide_run
+
+    return decide_run(settings(), run, decision, digest, progress)
 
 
 def _ask(run: str) -> Decision | None:
@@ -207,9 +263,8 @@ def show_report(report: Report, as_json: bool) -> int:
 
         print_json(to_json(report))
     else:
-        from rich.console import Console
-
+        from schedagent.report.tables import stdout_console
         from schedagent.report.terminal import render
 
-        render(report, Console(emoji=False))
+        render(report, stdout_console())
     return 0 if report.best else EXIT_NO

@@ -9,6 +9,7 @@ import typer
 
 from schedagent import api
 from schedagent.cli.common import EXIT_NO, Json, guarded, print_json, settings
+from schedagent.cli.guide.completion import policies
 
 policies_app = typer.Typer(
     help="List, show and search the policies of the library.", no_args_is_help=True, rich_markup_mode=None
@@ -17,7 +18,10 @@ policies_app = typer.Typer(
 
 @policies_app.command("list")
 def policies_list(as_json: Json = False) -> None:
-    """List the bundled policies and those that runs made."""
+    """List the bundled policies and those that runs made.
+
+    Example: schedagent policies list
+    """
 
     def command() -> int:
         from schedagent.report.listing import show_policies
@@ -29,8 +33,14 @@ def policies_list(as_json: Json = False) -> None:
 
 
 @policies_app.command("show")
-def policies_show(name: Annotated[str, typer.Argument(help="Name of the policy.")], as_json: Json = False) -> None:
-    """Show how a policy decides, its tunables, when it loses."""
+def policies_show(
+    name: Annotated[str, typer.Argument(metavar="POLICY", help="Name of the policy.", autocompletion=policies)],
+    as_json: Json = False,
+) -> None:
+    """Show how a policy decides, its tunables, when it loses.
+
+    Example: schedagent policies show longest_first
+    """
 
     def command() -> int:
         from schedagent.report.listing import show_policy
@@ -43,9 +53,12 @@ def policies_show(name: Annotated[str, typer.Argument(help="Name of the policy."
 
 @policies_app.command("search")
 def policies_search(
-    text: Annotated[list[str], typer.Argument(help="What to look for.")], as_json: Json = False
+    text: Annotated[list[str], typer.Argument(metavar="WORD", help="What to look for.")], as_json: Json = False
 ) -> None:
-    """Search policies by purpose and by what they were good at."""
+    """Search policies by purpose and by what they were good at.
+
+    Example: schedagent policies search short builds
+    """
 
     def command() -> int:
         from schedagent.report.listing import show_matches
@@ -67,7 +80,7 @@ def print_spec_schema(wanted: bool) -> None:
 
 
 def compose(
-    spec: Annotated[Path, typer.Argument(help="A policy spec, SPEC.toml or SPEC.json.")],
+    spec: Annotated[Path, typer.Argument(metavar="SPEC", help="A policy spec, SPEC.toml or SPEC.json.")],
     output: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write NAME.bpf.c and NAME.toml into this folder.")
     ] = None,
@@ -79,6 +92,8 @@ def compose(
     """Turn a policy spec into BPF C and its documentation.
 
     Print the source, or write both files.
+
+    Example: schedagent compose build_first.toml --output policies
     """
 
     def command() -> int:

@@ -2,25 +2,45 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
 
 from schedagent import api
-from schedagent.cli.common import EXIT_NO, Json, guarded, settings
+from schedagent.cli.common import EXIT_NO, Json, guarded, print_json, settings
+from schedagent.cli.guide.completion import runs as offered_runs
+from schedagent.cli.guide.completion import statuses
 from schedagent.cli.optimize import show_question, show_report
+from schedagent.core.errors import UsageError
 
-runs_app = typer.Typer(help="List, show and replay earlier runs.", no_args_is_help=True, rich_markup_mode=None)
+runs_app = typer.Typer(help="List, show, replay and delete earlier runs.", no_args_is_help=True, rich_markup_mode=None)
+
+Run = Annotated[str, typer.Argument(metavar="RUN", help="Id of the run.", autocompletion=offered_runs)]
 
 
 @runs_app.command("list")
-def runs_list(as_json: Json = False) -> None:
-    """List runs, newest first."""
+def runs_list(
+    limit: Annotated[int, typer.Option(min=1, max=100_000, metavar="N", help="Most runs to list.")] = 50,
+    status: Annotated[
+        str,
+        typer.Option(
+            metavar="[running|waiting|finished|failed|interrupted]",
+            help="Only runs that stand so.",
+            autocompletion=statuses,
+        ),
+    ] = "",
+    as_json: Json = False,
+) -> None:
+    """List runs, newest first.
+
+    Example: schedagent runs list --limit 10 --status failed
+    """
 
     def command() -> int:
         from schedagent.report.listing import show_runs
 
-        show_runs(api.runs(settings=settings()), as_json)
+        show_runs(api.runs(limit, status=status, settings=settings()), as_json)
         return 0
 
     guarded(command)
@@ -28,7 +48,7 @@ def runs_list(as_json: Json = False) -> None:
 
 @runs_app.command("show")
 def runs_show(
-    run: Annotated[str, typer.Argument(help="Id of the run.")],
+    run: Run,
     transcript: Annotated[
         bool, typer.Option("--transcript", help="Show what it asked models, and their answers, instead.")
     ] = False,
@@ -37,6 +57,8 @@ def runs_show(
     """Show the result of a run, as far as it is.
 
     Of a run that waits for an approval, also what it waits for.
+
+    Example: schedagent runs show 20261130-020455-3fa91c
     """
 
     def command() -> int:
@@ -60,10 +82,12 @@ def runs_show(
 
 
 @runs_app.command("replay")
-def runs_replay(run: Annotated[str, typer.Argument(help="Id of the run.")], as_json: Json = False) -> None:
+def runs_replay(run: Run, as_json: Json = False) -> None:
     """Replay a recorded run, to debug its agents.
 
     They run again on what models answered and what machines measured then.
+
+    Example: schedagent runs replay 20261130-020455-3fa91c
     """
 
     def command() -> int:
@@ -75,6 +99,42 @@ def runs_replay(run: Annotated[str, typer.Argument(help="Id of the run.")], as_j
         return 0 if comparison["same"] else EXIT_NO
 
     guarded(command)
+
+
+@runs_app.command("delete")
+def runs_delete(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN", help="Ids of the runs.", autocompletion=offered_runs)],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Delete runs with all that they measured.
+
+    All of these or none. A run that a deployment, a proven policy, a recommendation or an approval rests on stays.
+
+    Example: schedagent runs delete 20261130-020455-3fa91c
+    """
+
+    def command() -> int:
+        if not (yes or _confirmed(runs)):
+            typer.echo("nothing was deleted", err=True)
+            return EXIT_NO
+        api.delete_runs(runs, settings=settings())
+        if as_json:
+            print_json({"deleted": runs})
+        else:
+            typer.echo(f"deleted: {' '.join(runs)}")
+        return 0
+
+    guarded(command)
+
+
+def _confirmed(runs: list[str]) -> bool:
+    """Ask at the terminal."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise UsageError("nobody can be asked whether to delete", "add --yes")
+    what = f"{len(runs)} run{'s' * (len(runs) != 1)}"
+    typer.echo(f"Delete {what} with all that was measured? y(es), n(o): ", nl=False, err=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 def show_transcript(run: str, as_json: bool) -> int:

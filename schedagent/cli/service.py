@@ -24,6 +24,8 @@ def daemon() -> None:
 
     It does what [daemon] of the settings allows, until Ctrl-C or SIGTERM. Without settings it only measures and
     recommends: it changes nothing.
+
+    Example: schedagent daemon
     """
 
     def command() -> int:
@@ -49,7 +51,10 @@ def recommendations(
     everything: Annotated[bool, typer.Option("--all", help="Also those that were applied or are out of date.")] = False,
     as_json: Json = False,
 ) -> None:
-    """List what the agent service recommends, newest first."""
+    """List what the agent service recommends, newest first.
+
+    Example: schedagent recommendations --all
+    """
 
     def command() -> int:
         from schedagent.core.recommendation import Standing
@@ -75,7 +80,9 @@ def recommendations(
 
 
 def apply(
-    recommendation: Annotated[str, typer.Argument(help="Id of a recommendation (see: schedagent recommendations).")],
+    recommendation: Annotated[
+        str, typer.Argument(metavar="ID", help="Id of a recommendation (see: schedagent recommendations).")
+    ],
     cgroup: Annotated[
         str, typer.Option(metavar="CGROUP", help="Where to deploy, if the recommendation names no cgroup.")
     ] = "",
@@ -85,6 +92,8 @@ def apply(
     """Apply a recommendation: optimise, or deploy the policy.
 
     A workload is optimised in the lab; a policy is deployed through schedagentd.
+
+    Example: schedagent apply 3fa91c07 --queue
     """
 
     def command() -> int:

@@ -11,6 +11,7 @@ import typer
 
 from schedagent import api
 from schedagent.cli.common import EXIT_FAILED, EXIT_NO, Json, guarded, print_json, settings
+from schedagent.cli.guide.completion import depths, policies, scopes
 from schedagent.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -34,7 +35,11 @@ def print_schema(wanted: bool) -> None:
 def verify(
     file: Annotated[
         Path,
-        typer.Argument(help="Source FILE.bpf.c, object FILE.bpf.o, or NAME of a policy of the library."),
+        typer.Argument(
+            metavar="FILE|NAME",
+            help="Source FILE.bpf.c, object FILE.bpf.o, or NAME of a policy of the library.",
+            autocompletion=policies,
+        ),
     ],
     include: Annotated[
         list[Path] | None, typer.Option(metavar="DIR", help="Folder with headers of the source; may be repeated.")
@@ -46,10 +51,10 @@ def verify(
         str, typer.Option(metavar="RELEASE", help="Only this kernel of the cache, not all of them.")
     ] = "",
     scope: Annotated[
-        str, typer.Option(metavar="SCOPE", help="What the token allows: full, partial or partial:/a/cgroup.")
+        str, typer.Option(metavar="[full|partial|partial:CGROUP]", help="What the token allows.", autocompletion=scopes)
     ] = "full",
     depth: Annotated[
-        str, typer.Option(metavar="DEPTH", help="How long to prove it: quick, standard or thorough.")
+        str, typer.Option(metavar="[quick|standard|thorough]", help="How long to prove it.", autocompletion=depths)
     ] = "standard",
     static: Annotated[
         bool, typer.Option("--static", help="Run only the gates that need no VM; no token is issued.")
@@ -67,6 +72,8 @@ def verify(
     """Take a policy through every gate of the verifier.
 
     Print each gate's result and, if all passed, the token.
+
+    Example: schedagent verify longest_first --set slice_us=5000
     """
 
     def command() -> int:
@@ -105,6 +112,8 @@ def serve(
 
     It serves until Ctrl-C; if systemd passes a socket, it is used. Root, the user of the service and members of the
     group may ask.
+
+    Example: schedagent verifier serve --allow-group schedagent
     """
 
     def command() -> int:

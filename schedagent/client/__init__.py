@@ -1,4 +1,4 @@
-"""schedagentd as others use it: its socket's client, and the keeper of a lease.
+"""schedagentd as others use it: its socket's client, the keeper of a lease, and what the kernel runs without it.
 
-May import: schedagent.core.
+May import: kernel_bpf.load, kernel_bpf.observe, schedagent.core.
 """

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from schedagent.core import errors
-from schedagent.core.errors import SchedagentError, SetupError
+from schedagent.core.errors import DaemonAbsent, SchedagentError, SetupError
 
 SOCKET = Path("/run/schedagent/schedagentd.sock")
 VERSION = 1
@@ -38,7 +38,8 @@ class DaemonClient:
         """Send one request and return the answer; fields are those of schedagentd/messages.py.
 
         Raises:
-            SetupError: it is not running, or gives no answer that can be read.
+            DaemonAbsent: it is not running.
+            SetupError: it gives no answer that can be read.
             SchedagentError: what it refused, by its own type; the message begins with "schedagentd: ".
         """
         with self._request(verb, fields) as stream:
@@ -74,7 +75,7 @@ class DaemonClient:
         except PermissionError:
             raise SetupError(f"this user may not ask schedagentd at {self.path}", "be of group schedagent") from None
         except (FileNotFoundError, ConnectionRefusedError):
-            raise SetupError(f"schedagentd is not running: nobody listens on {self.path}", _START) from None
+            raise DaemonAbsent(f"schedagentd is not running: nobody listens on {self.path}", _START) from None
         except OSError as error:
             raise SetupError(f"schedagentd at {self.path} cannot be asked: {error.strerror or error}", _START) from None
 

@@ -8,6 +8,7 @@ SchedagentError                 message + hint: what failed with values, and wha
 │   ├── MetricError             the metric expression found no number in the workload's output
 │   └── ReplayDiverged          a recorded transcript does not contain what is asked now
 ├── SetupError                  a tool, kernel or folder is missing or unusable
+│   └── DaemonAbsent            schedagentd is not running
 ├── PolicyError                 this policy cannot be used
 │   ├── CompileError            clang refused the source
 │   ├── NameTaken               another policy has this name
@@ -71,6 +72,10 @@ class ReplayDiverged(UsageError):
 
 class SetupError(SchedagentError):
     """A tool, a kernel image or a folder is missing or unusable."""
+
+
+class DaemonAbsent(SetupError):
+    """schedagentd is not running."""
 
 
 class PolicyError(SchedagentError):

@@ -129,13 +129,49 @@ def load_settings(env: Mapping[str, str] | None = None, config_path: Path | None
     Raises:
         UsageError: an unknown key, a value that is not accepted, or a file that cannot be read.
     """
-    env = os.environ if env is None else env
+    return _read(os.environ if env is None else env, config_path)[0]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting as it is in force.
+
+    Args:
+        key: its name in the file.
+        value: what it is; of a secret that is set, only SECRET.
+        origin: where that comes from: DEFAULT, the environment variable, or the path of the file.
+    """
+
+    key: str
+    value: Any
+    origin: str
+
+
+DEFAULT = "default"
+SECRET = "(secret)"
+
+
+def explain_settings(env: Mapping[str, str] | None = None, config_path: Path | None = None) -> list[Setting]:
+    """Return every setting with where it comes from; arguments and errors as for `load_settings`."""
+    settings, origins = _read(os.environ if env is None else env, config_path)
+    return [
+        Setting(key, SECRET if key in _SECRETS and value else value, origins.get(key, DEFAULT))
+        for key in OPTIONS
+        for value in (getattr(settings, key),)
+    ]
+
+
+def _read(env: Mapping[str, str], config_path: Path | None) -> tuple[Settings, dict[str, str]]:
+    """Return the settings, and where those come from that are not the default."""
     named = config_path or (Path(env[_CONFIG]) if env.get(_CONFIG) else None)
     path = named or _xdg(env, "XDG_CONFIG_HOME", ".config") / "config.toml"
-    chosen = _from_file(path, must_exist=named is not None) | _from_environment(env)
-    chosen.setdefault("cache_dir", _xdg(env, "XDG_CACHE_HOME", ".cache"))
-    chosen.setdefault("state_dir", _xdg(env, "XDG_STATE_HOME", ".local/state"))
-    return Settings(**chosen, config_path=path)
+    from_file, from_environment = _from_file(path, must_exist=named is not None), _from_environment(env)
+    folders = {
+        "cache_dir": _xdg(env, "XDG_CACHE_HOME", ".cache"),
+        "state_dir": _xdg(env, "XDG_STATE_HOME", ".local/state"),
+    }
+    origins = dict.fromkeys(from_file, str(path)) | {key: variables()[key] for key in from_environment}
+    return Settings(**(folders | from_file | from_environment), config_path=path), origins
 
 
 def activated_descriptors(env: Mapping[str, str] | None = None) -> range:

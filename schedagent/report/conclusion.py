@@ -21,7 +21,7 @@ def conclusion(report: Report) -> list[str]:
 def _verdict(report: Report) -> Iterator[str]:
     if report.best:
         yield f"Verdict: {_gain(report, report.best)} than the default."
-        yield "Next: run the same command again; it starts from this result and measures the winner again."
+        yield from _next_with_winner(report)
     elif not report.complete:
         yield "No verdict yet: the run is not finished."
     elif report.iterations and all(_rejected(report, number) for number in range(1, len(report.iterations) + 1)):
@@ -36,6 +36,13 @@ def _gain(report: Report, best: CandidateReport) -> str:
     word = "less" if best.verdict.ratio < 1 else "more"
     unit = "of the metric" if report.workload.metric else "time"
     return f"{best.candidate.policy} is better: {100 * abs(1 - best.verdict.ratio):.1f} % {word} {unit}"
+
+
+def _next_with_winner(report: Report) -> Iterator[str]:
+    if report.deployment:
+        yield f"Next: schedagent deploy {report.run}"
+        yield "  It needs schedagentd and a kernel with sched_ext on this machine: schedagent help deploying"
+    yield "The same command again starts from this result and measures the winner again."
 
 
 def _next_without_winner(report: Report) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any
+
+from schedagent.report.times import duration, moment
 
 
 def render_status(status: Mapping[str, Any]) -> str:
@@ -15,14 +16,27 @@ def render_status(status: Mapping[str, Any]) -> str:
 def _status_lines(status: Mapping[str, Any]) -> Iterator[str]:
     yield f"in charge: {status['in_charge']}"
     yield from (render_deployment(status[name]) for name in ("active", "waiting") if status[name])
-    if status["foreign"]:
-        names = ", ".join(status["foreign"]["schedulers"]) or "no process known to load one"
-        yield f"another sched_ext scheduler is loaded ({names}); to deploy: {status['foreign']['hint']}"
+    yield from _foreign(status)
     for name, spread in status["measured"].items():
         yield f"  measured {name}: {spread['mean']:.4g} (mean of {spread['count']})"
     yield _kernel(status["kernel"])
     if status["unsaved"]:
         yield f"not yet in the record (is the disk full?): deployments {status['unsaved']}"
+
+
+def render_local_status(status: Mapping[str, Any]) -> str:
+    """Return what `status` prints where schedagentd does not run."""
+    kernel = status["kernel"]
+    lines = [f"in charge: {status['in_charge']}", *_foreign(status), _kernel(kernel)]
+    if kernel["enable_seq"]:
+        lines.append(f"sched_ext schedulers enabled since boot: {kernel['enable_seq']}")
+    return "\n".join([*lines, f"schedagentd: {status['schedagentd']}, so nothing is deployed through it"])
+
+
+def _foreign(status: Mapping[str, Any]) -> Iterator[str]:
+    if status["foreign"]:
+        names = ", ".join(status["foreign"]["schedulers"]) or "no process known to load one"
+        yield f"another sched_ext scheduler is loaded ({names}); to deploy: {status['foreign']['hint']}"
 
 
 def _kernel(kernel: Mapping[str, Any]) -> str:
@@ -46,8 +60,9 @@ def _running(deployment: Mapping[str, Any]) -> Iterator[str]:
     tree = f"process {deployment['pid']} and its descendants" if deployment["pid"] else "the whole machine"
     phase = deployment["phase"]
     mark = "proven" if deployment["proven"] else "on probation" if phase == "running" else phase
-    yield f"  stage {deployment['stage']} ({deployment['cgroup'] or tree}) for {deployment['since_s']:.0f} s, {mark}"
-    yield f"  lease ends in {deployment['lease_left_s']:.0f} s, token in {deployment['token_left_s']:.0f} s"
+    where = deployment["cgroup"] or tree
+    yield f"  stage {deployment['stage']} ({where}) for {duration(deployment['since_s'])}, {mark}"
+    yield f"  lease ends in {duration(deployment['lease_left_s'])}, token in {duration(deployment['token_left_s'])}"
     if deployment["next_stage"]:
         stage = f"{deployment['next_stage']} {deployment['next_cgroup']}".rstrip()
         yield f"  next: stage {stage}; its baseline is being measured"
@@ -57,7 +72,7 @@ def render_history(deployments: Sequence[Mapping[str, Any]]) -> str:
     """Return what `history` prints."""
     blocks = []
     for deployment in deployments:
-        head = f"{_moment(deployment['created_at'])}  {render_deployment(deployment)}"
+        head = f"{moment(deployment['created_at'])}  {render_deployment(deployment)}"
         blocks.append("\n".join([head, *deployment.get("dump", "").splitlines()]))
     return "\n".join(blocks) or "nothing was deployed yet"
 
@@ -65,9 +80,5 @@ def render_history(deployments: Sequence[Mapping[str, Any]]) -> str:
 def render_event(event: Mapping[str, Any]) -> str:
     """Return one event in a line."""
     about = f"deployment {event['deployment']}: " if event["deployment"] else ""
-    text = f"{event['number']:>6}  {_moment(event['at'])}  {about}{event['kind']}: {event['detail']}"
+    text = f"{event['number']:>6}  {moment(event['at'], seconds=True)}  {about}{event['kind']}: {event['detail']}"
     return text.removesuffix(": ")
-
-
-def _moment(unix_s: float) -> str:
-    return datetime.fromtimestamp(unix_s, UTC).isoformat(sep=" ", timespec="seconds")

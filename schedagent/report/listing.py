@@ -5,15 +5,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import textwrap
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from schedagent.report.tables import say, show_table, stdout_console
+from schedagent.report.times import unix_time, when
 
-from agents.llm.transcript import Exchange, render
-from repo_store.records import PolicyMatch, RunRecord
-from schedagent.core.policies.policy import PolicyInfo
-from schedagent.report.tables import say, text_table
+if TYPE_CHECKING:
+    from agents.llm.transcript import Exchange
+    from repo_store.records import PolicyMatch, RunRecord
+    from schedagent.core.policies.policy import PolicyInfo
 
 _WIDTH = 78
 
@@ -25,8 +27,9 @@ def show_runs(runs: Sequence[RunRecord], as_json: bool) -> None:
     elif not runs:
         _say('no runs yet; start one: schedagent optimize --workload "make -j"')
     else:
-        rows = [(run.id, _result(run), run.workload.command) for run in runs]
-        _console().print(text_table(("run", "result", "command"), rows))
+        now = time.time()
+        rows = [(run.id, when(unix_time(run.started_at), now), _result(run), run.workload.command) for run in runs]
+        show_table(stdout_console(), ("run", "started", "result", "command"), rows)
 
 
 def show_policies(policies: Sequence[PolicyInfo], as_json: bool) -> None:
@@ -35,7 +38,7 @@ def show_policies(policies: Sequence[PolicyInfo], as_json: bool) -> None:
         _print_json([_policy(policy) for policy in policies])
     else:
         rows = [(policy.name, policy.origin.label, policy.description) for policy in policies]
-        _console().print(text_table(("policy", "origin", "description"), rows))
+        show_table(stdout_console(), ("policy", "origin", "description"), rows)
 
 
 def show_policy(policy: PolicyInfo, as_json: bool) -> None:
@@ -65,11 +68,13 @@ def show_matches(matches: Sequence[PolicyMatch], as_json: bool) -> None:
         _say("no policy matches; list all: schedagent policies list")
     else:
         rows = [(match.name, match.description) for match in matches]
-        _console().print(text_table(("policy", "description"), rows))
+        show_table(stdout_console(), ("policy", "description"), rows)
 
 
 def show_exchanges(header: Mapping[str, Any], exchanges: Sequence[Exchange], as_json: bool) -> None:
     """Show what a run asked models, and what they answered."""
+    from agents.llm.transcript import render
+
     if as_json:
         _print_json({**header, "exchanges": [_exchange(exchange) for exchange in exchanges]})
     else:
@@ -142,8 +147,4 @@ def _print_json(value: Any) -> None:
 
 
 def _say(text: str) -> None:
-    say(_console(), text)
-
-
-def _console() -> Console:
-    return Console(emoji=False)
+    say(stdout_console(), text)

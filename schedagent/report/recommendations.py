@@ -7,11 +7,9 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
-from rich.console import Console
-
 from schedagent.core.errors import UsageError
 from schedagent.core.recommendation import ApplyRequest, Recommendation, Standing
-from schedagent.report.tables import say, text_table
+from schedagent.report.tables import say, stdout_console, text_table
 
 
 def check_appliable(recommendation: Recommendation, now: float) -> None:
@@ -31,7 +29,7 @@ def show_recommendations(
     recommendations: Sequence[Recommendation], requests: Mapping[str, ApplyRequest], now: float
 ) -> None:
     """Print recommendations: a table, and below it why, on what evidence, and what came of each."""
-    console = Console(emoji=False)
+    console = stdout_console()
     rows = [
         (entry.id, moment(entry.since), _standing(entry, requests.get(entry.id), now), entry.kind.value)
         for entry in recommendations

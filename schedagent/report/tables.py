@@ -2,11 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterator, Sequence
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+_UNLIMITED = 100_000
+"""Columns of what is no terminal: nothing is wrapped or cut for who reads a pipe."""
+_INDENT = "    "
+
+
+def stdout_console() -> Console:
+    """Return stdout as tables need it: of the terminal's width, and without limit in a pipe."""
+    console = Console(emoji=False)
+    return console if console.is_terminal else Console(emoji=False, width=_UNLIMITED)
+
+
+def show_table(console: Console, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table if it is narrow enough; else each row with its last cell below it, so that no cell is cut."""
+    table = text_table(headings, rows)
+    if console.measure(table, options=console.options.update(max_width=_UNLIMITED)).maximum <= console.width:
+        console.print(table)
+    else:
+        for line in _lines(headings, rows, console.width):
+            say(console, line)
+
+
+def _lines(headings: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> Iterator[str]:
+    columns = [max(map(cell_len, column)) for column in list(zip(headings, *rows, strict=True))[:-1]]
+    for number, row in enumerate((headings, *rows)):
+        cells = [cell + " " * (column - cell_len(cell)) for cell, column in zip(row, columns, strict=False)]
+        yield "  ".join(cells).rstrip() + (f"  ({row[-1]} below)" if number == 0 else "")
+        if number:
+            yield textwrap.fill(
+                " ".join(row[-1].split()),
+                width,
+                initial_indent=_INDENT,
+                subsequent_indent=_INDENT,
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
 
 
 def say(console: Console, text: str) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import math
 import re
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from schedagent.core.errors import UsageError
@@ -13,6 +15,28 @@ from schedagent.core.trials.workload import Goal, WorkloadCommand
 
 _SHELL_SYNTAX = re.compile(r"[|&;<>()$`{}*?\[\]#\"'\\]|^\w+=")
 _SHELL_LIMIT_S = 10.0
+
+
+def command_of(words: Sequence[str], workload: str | None) -> str:
+    """Return the shell command that somebody wants optimised.
+
+    Args:
+        words: as they stood on the command line; a single word is shell text, several are quoted for the shell.
+        workload: the same as --workload gives it; None without it.
+
+    Raises:
+        UsageError: it is given in both ways, or in none.
+    """
+    if words and workload is not None:
+        raise UsageError(f"the workload is given twice: {shlex.join(words)}, and --workload {workload!r}", _ONE_WAY)
+    if workload is not None:
+        return workload
+    if not words:
+        raise UsageError("no workload is given", _ONE_WAY)
+    return words[0] if len(words) == 1 else shlex.join(words)
+
+
+_ONE_WAY = 'give the command once: schedagent optimize "make -j", or with --workload "make -j"'
 
 
 def read_workload(

@@ -6,7 +6,7 @@ import dataclasses
 import secrets
 import shlex
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -45,8 +45,9 @@ def start_run(
     Args:
         run_id: the run's id, for who has to know it beforehand; empty for any.
     """
+    sized = opening.sized(settings, options)
     with opening.open_repository(settings) as repository:
-        lab = opening.open_lab(settings)
+        lab = opening.open_lab(sized)
         nodes = opening.open_nodes(settings, repository, lab, options, reporter)
         run_id = repository.create_run(
             workload, lab.hardware, settings=asdict(options), seed=secrets.randbelow(1 << 31), run_id=run_id
@@ -173,6 +174,17 @@ def run_graph(checkpoints: Path, nodes: RunNodes, approvals: Approvals, run_id: 
             reporter.stage("waiting for an approval")
         else:
             saver.delete_thread(run_id)
+
+
+def forget_steps(settings: Settings, run_ids: Iterable[str]) -> None:
+    """Delete the checkpoints of runs that are gone."""
+    from langgraph.checkpoint.sqlite import SqliteSaver
+
+    path = settings.state_dir / CHECKPOINTS
+    if path.exists():
+        with usable(path), SqliteSaver.from_conn_string(str(path)) as saver:
+            for run_id in run_ids:
+                saver.delete_thread(run_id)
 
 
 @contextmanager

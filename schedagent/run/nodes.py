@@ -87,10 +87,18 @@ class EarlierRuns:
         return self.repository.antipatterns(workload_key, hardware_key)
 
 
-def time_budget(budget_s: float) -> Callable[[], bool]:
-    """Return a clock that starts now: calling it returns whether so many seconds have passed."""
-    deadline = time.monotonic() + budget_s
-    return lambda: time.monotonic() > deadline
+class TimeBudget:
+    """A clock that starts now: calling it returns whether so many seconds have passed."""
+
+    def __init__(self, budget_s: float) -> None:
+        self._deadline = time.monotonic() + budget_s
+
+    def __call__(self) -> bool:
+        return self.left_s() < 0
+
+    def left_s(self) -> float:
+        """Return the seconds that are left."""
+        return self._deadline - time.monotonic()
 
 
 class RunNodes:
@@ -118,7 +126,7 @@ class RunNodes:
         self._library = library
         self._reporter = reporter
         self._options = options
-        self._out_of_time = out_of_time or time_budget(options.budget_s)
+        self._out_of_time = out_of_time or self._started_clock()
         self._open_models = open_models
         self._opened: ModelAgents | None = None
 
@@ -127,6 +135,11 @@ class RunNodes:
         if self._opened:
             self._opened.close()
             self._opened = None
+
+    def _started_clock(self) -> TimeBudget:
+        clock = TimeBudget(self._options.budget_s)
+        self._reporter.budget(clock.left_s)
+        return clock
 
     @property
     def library(self) -> Library:

@@ -6,6 +6,7 @@ puts another lab in the place of the micro-VM, as tests do, does it here.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 from collections.abc import Collection
@@ -42,6 +43,11 @@ DERIVED_POLICIES = "policies"
 
 MEMORY_MIB_PER_CPU = 1024
 LEAST_MEMORY_MIB = 2048
+"""That the lab chooses."""
+MEMORY_STEP_MIB = 256
+"""Half of the host's memory is rounded down to it: what a kernel keeps for itself varies with each of its releases."""
+LEAST_MIB = 512
+"""That a run may ask for."""
 MOST_CPUS = 16
 
 
@@ -86,8 +92,8 @@ def open_lab(settings: Settings, kernel: KernelImage | None = None) -> VmLab:
     cache = writable(settings.cache_dir)
     kernel = kernel or default_kernel(settings)
     cpus = settings.vm_cpus or min(len(os.sched_getaffinity(0)), MOST_CPUS)
-    host_mib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20
-    memory_mib = settings.vm_memory_mib or min(max(LEAST_MEMORY_MIB, cpus * MEMORY_MIB_PER_CPU), host_mib // 2)
+    half_mib = host_memory_mib() // 2 // MEMORY_STEP_MIB * MEMORY_STEP_MIB
+    memory_mib = settings.vm_memory_mib or min(max(LEAST_MEMORY_MIB, cpus * MEMORY_MIB_PER_CPU), half_mib)
     return VmLab(
         kernel,
         SnapshotStore(cache / "snapshots"),
@@ -97,6 +103,32 @@ def open_lab(settings: Settings, kernel: KernelImage | None = None) -> VmLab:
         environment=workload_environment(),
         lock=cache / "lab.lock",
     )
+
+
+def sized(settings: Settings, options: RunOptions) -> Settings:
+    """Return the settings with the size of the micro-VM that a run asks for.
+
+    Candidates are verified in machines of the usual size: what a policy may do does not depend on one run.
+
+    Raises:
+        UsageError: this host has less.
+    """
+    host_cpus, host_mib = len(os.sched_getaffinity(0)), host_memory_mib()
+    if options.cpus and options.cpus > host_cpus:
+        raise UsageError(f"--cpus {options.cpus} is more than this host has", f"accepted: 1 to {host_cpus}")
+    if options.memory_mib and not LEAST_MIB <= options.memory_mib <= host_mib:
+        hint = f"accepted: {LEAST_MIB}M to {host_mib}M, which is all that this host has"
+        raise UsageError(f"--memory {options.memory_mib}M cannot be had", hint)
+    return dataclasses.replace(
+        settings,
+        vm_cpus=options.cpus or settings.vm_cpus,
+        vm_memory_mib=options.memory_mib or settings.vm_memory_mib,
+    )
+
+
+def host_memory_mib() -> int:
+    """Return the memory of this host in MiB."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20
 
 
 def open_bench(settings: Settings, kernel: KernelImage) -> KernelBench:
@@ -148,13 +180,14 @@ def open_signer(settings: Settings, *, create: bool = True) -> Signer:
 def reopen_nodes(settings: Settings, repository: PolicyRepository, run_id: str, reporter: Reporter) -> RunNodes:
     """Build the nodes of a stored run; raise UsageError if it was started on other hardware."""
     run = repository.run(run_id)
-    lab = open_lab(settings)
+    options = RunOptions.from_json(run.settings)
+    lab = open_lab(sized(settings, options))
     if lab.hardware.key != run.hardware.key:
         raise UsageError(
             f"run {run_id} was measured on other hardware ({run.hardware}) than this ({lab.hardware})",
             "its samples and new ones cannot be compared: start a new run",
         )
-    return open_nodes(settings, repository, lab, RunOptions.from_json(run.settings), reporter, run_id)
+    return open_nodes(settings, repository, lab, options, reporter, run_id)
 
 
 def open_nodes(

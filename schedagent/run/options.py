@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +26,7 @@ class RunOptions:
         proposal: the only candidate, instead of plans of its own; the run then asks no model and issues no token.
         profile_of: an earlier run of the workload, whose profile is taken over if its hardware was the same; empty:
             the workload is observed.
+        cpus, memory_mib: size of the micro-VM in which the workload runs; None for that of the settings.
     """
 
     iterations: int = 2
@@ -34,6 +36,8 @@ class RunOptions:
     approve: tuple[ApprovalStage, ...] = ()
     proposal: Proposal | None = None
     profile_of: str = ""
+    cpus: int | None = None
+    memory_mib: int | None = None
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> RunOptions:
@@ -45,6 +49,21 @@ class RunOptions:
 
 def _proposal(stored: Mapping[str, Any] | None) -> Proposal | None:
     return None if stored is None else Proposal(**{**stored, "origin": Origin(stored["origin"])})
+
+
+def read_memory(text: str) -> int:
+    """Return the MiB that --memory names: a number of MiB, or one with a unit, such as 3G.
+
+    Raises:
+        UsageError: it names something else.
+    """
+    size = _SIZE.fullmatch(text)
+    if size is None or not int(size["number"]):
+        raise UsageError(f"--memory {text!r} is not a size", "accepted: a number of MiB, or one with a unit: 3072M, 3G")
+    return int(size["number"]) * (1024 if (size["unit"] or "").upper() == "G" else 1)
+
+
+_SIZE = re.compile(r"(?P<number>[0-9]{1,9})(?:(?P<unit>[MG])(?:i?B)?)?", re.IGNORECASE)
 
 
 def read_approve(text: str) -> tuple[ApprovalStage, ...]:

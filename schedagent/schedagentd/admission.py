@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable
 
+from kernel_bpf.observe.schedulers import named, stop_hint
 from schedagent.core.deployment import Deployment, Order, Stage, Tree
 from schedagent.core.errors import Refused, TokenError
 from schedagent.core.token import DeploymentToken, Scope, check
-from schedagent.schedagentd.kernel import Kernel, named, stop_hint
+from schedagent.schedagentd.kernel import Kernel
 
 _KTHREADD = 2
 """Process 1 has all of user space below it, process 2 all threads of the kernel."""

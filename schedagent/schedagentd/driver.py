@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from kernel_bpf.observe.schedulers import named, stop_hint
 from kernel_bpf.observe.tasks import TaskSample
 from schedagent.core.deployment import Deployment, End, Order, Phase, Stage, Where
 from schedagent.core.errors import BpfError, RecordError, Refused, SchedagentError
@@ -39,7 +40,7 @@ from schedagent.schedagentd.decisions import (
     Restore,
     Widen,
 )
-from schedagent.schedagentd.kernel import Kernel, Loaded, Watching, named, one_line, stop_hint
+from schedagent.schedagentd.kernel import Kernel, Loaded, Watching, one_line
 from schedagent.schedagentd.record import Record
 
 log = logging.getLogger(__name__)

@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from kernel_bpf.load.sched_ext import KernelState
+from kernel_bpf.observe.schedulers import named, stop_hint
 from schedagent.core.deployment import Deployment, End, Order, Stage
 from schedagent.core.errors import RecordError, Refused
 from schedagent.core.token import read_signed
@@ -17,7 +18,7 @@ from schedagent.schedagentd.admission import cgroup_of, check_machine, check_sco
 from schedagent.schedagentd.config import Config
 from schedagent.schedagentd.decisions import Decision, EndWith
 from schedagent.schedagentd.driver import Active, Clock, Driver
-from schedagent.schedagentd.kernel import Kernel, named, stop_hint
+from schedagent.schedagentd.kernel import Kernel
 from schedagent.schedagentd.record import Record
 
 log = logging.getLogger(__name__)

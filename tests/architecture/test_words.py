@@ -33,7 +33,14 @@ LEFT_BEHIND = {
 """What is said no longer, and what to say."""
 
 MEANINGLESS = frozenset({"told", "found", "one", "said", "asked"})
-DOCUMENTS = ("*.md", "agents/prompts/*.md", "deploy/**", "kernel_bpf/bpf/**", "docker/*")
+DOCUMENTS = (
+    "*.md",
+    "agents/prompts/*.md",
+    "schedagent/cli/guide/texts/*.md",
+    "deploy/**",
+    "kernel_bpf/bpf/**",
+    "docker/*",
+)
 NOT_READ = ("*.json", "CHANGELOG.md", "repo_store/migrations/versions/*")
 """Generated, or what was: each migration speaks of its own time."""
 

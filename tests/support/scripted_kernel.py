@@ -22,11 +22,11 @@ from pathlib import Path
 
 from kernel_bpf.load.exit_info import ExitInfo
 from kernel_bpf.load.sched_ext import KernelState
+from kernel_bpf.observe.schedulers import Scheduler
 from kernel_bpf.observe.tasks import TaskSample
 from schedagent.core import errors
 from schedagent.core.deployment import Tree
 from schedagent.core.errors import BpfError, KernelRejected
-from schedagent.schedagentd.kernel import Scheduler
 
 CONTROLS = ("reset", "set", "end_policy", "take_over", "truth", "changes", "call_counts", "is_held", "release")
 """What tests call; everything else is a call of the daemon's."""

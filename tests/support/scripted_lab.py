@@ -41,7 +41,7 @@ from schedagent.report.terminal import render
 from schedagent.run import opening
 from schedagent.run.library import Library, worth_trying
 from schedagent.run.lifecycle import drive, report_of
-from schedagent.run.nodes import RunNodes, time_budget
+from schedagent.run.nodes import RunNodes, TimeBudget
 from schedagent.run.opening import approvals_of, open_models
 from schedagent.run.options import RunOptions
 from schedagent.run.progress import PlainReporter
@@ -148,7 +148,7 @@ class Script:
 
     def out_of_time(self) -> Callable[[], bool]:
         """Return a clock that follows the script, besides the real one."""
-        budget = time_budget(self.options.budget_s)
+        budget = TimeBudget(self.options.budget_s)
         return lambda: budget() or self.log.count("after add_block") >= self.blocks_in_time
 
     def shown(self, run_id: str) -> str:

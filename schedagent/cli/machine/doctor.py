@@ -18,6 +18,8 @@ def doctor(
     """Check this machine, and show how to fix what it lacks.
 
     Of each part, it shows what follows from its absence, and the command that provides it.
+
+    Example: schedagent doctor
     """
 
     def command() -> int:

@@ -34,7 +34,7 @@ class Hardware:
     def key(self) -> str:
         """Stable id of "the same hardware": kernel patch releases of one minor version count as the same."""
         minor = ".".join(self.kernel_release.split(".")[:2])
-        parts = [self.cpu_model, self.cpus, self.lab, minor]
+        parts = [self.cpu_model, self.cpus, self.memory_mib, self.lab, minor]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import signal
+from datetime import datetime
 
 import pytest
 from typer.testing import CliRunner
@@ -124,7 +125,8 @@ def test_nothing_that_is_shown_steers_the_terminal(capsys):
 
 def test_rendering():
     event = {"number": 3, "at": 0.0, "kind": "tripped", "deployment": 7, "detail": "stall: x"}
-    assert render_event(event) == "     3  1970-01-01 00:00:00+00:00  deployment 7: tripped: stall: x"
+    local = datetime.fromtimestamp(0).strftime("%Y-%m-%d %H:%M:%S")
+    assert render_event(event) == f"     3  {local}  deployment 7: tripped: stall: x"
     assert render_history([]) == "nothing was deployed yet"
     kernel = {"release": "7.3", "sched_ext": False}
     told = {

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from schedagent.cli.guide.topics import load_topics
 from schedagent.core import settings as module
 from schedagent.core.errors import SetupError, UsageError
 from schedagent.core.settings import ModelPrice, Settings, activated_descriptors, load_settings, writable
@@ -120,12 +121,12 @@ def test_models_of_roles_and_their_budget(tmp_path: Path) -> None:
     assert hash(chosen)
 
 
-def test_readme_names_every_setting_of_the_model() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_topic_names_every_setting_of_the_model() -> None:
+    topic = load_topics()["models"].text
     wanted = {
         name for key, option in module.OPTIONS.items() if key.startswith("model_") for name in (key, option.variable)
     }
-    assert {name for name in wanted if name and f"`{name}`" not in readme} == set()
+    assert {name for name in wanted if name and f"`{name}`" not in topic} == set()
 
 
 @pytest.mark.parametrize("key", ["s3cret\n", "s3 cret", "s3crét"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import shutil
 import subprocess
@@ -12,7 +13,9 @@ import pytest
 
 from deploy.setup import completions, manuals
 from deploy.setup.manuals import configuration_page, escaped, pages
-from schedagent.cli.app import EPILOG, EXIT_STATUSES
+from schedagent.cli.app import EPILOG
+from schedagent.cli.guide.statuses import EXIT_STATUSES, statuses_of
+from schedagent.cli.guide.topics import load_topics
 from schedagent.core.settings import OPTIONS, variables
 from schedagent.schedagentd.config import Config
 from tests.documentation import ROOT
@@ -24,7 +27,7 @@ def made():
 
 
 def words_of(page):
-    return page.replace("\\-", "-").replace("\\(dq", '"').replace("\\&", "")
+    return page.replace("\\-", "-").replace("\\(dq", '"').replace("\\&", "").replace("\\e", "\\")
 
 
 def test_every_command_has_its_page_with_every_option(made):
@@ -34,7 +37,7 @@ def test_every_command_has_its_page_with_every_option(made):
         told = words_of(made[f"schedagent-{name}.1"])
         for each in (below, *getattr(below, "commands", {}).values()):
             for parameter in each.params:
-                names = parameter.opts if parameter.param_type_name == "option" else [parameter.name]
+                names = parameter.opts if parameter.param_type_name == "option" else [parameter.metavar]
                 assert all(option in told for option in names), (name, parameter.name)
 
 
@@ -42,6 +45,45 @@ def test_settings_and_exit_statuses_are_told(made):
     told = words_of(made["schedagent.1"])
     assert all(f".B {variable}\n" in told for variable in variables().values())
     assert re.findall(r"\.B (\d+)\n", told) == re.findall(r"\b(\d+) [a-z]", EPILOG) == [*map(str, EXIT_STATUSES)]
+
+
+def test_every_topic_has_its_page_with_its_examples_whole(made):
+    for name, topic in load_topics().items():
+        page = words_of(made[f"schedagent-{name}.7"])
+        assert page.splitlines()[0].startswith(f".TH SCHEDAGENT-{name.upper()} 7 ")
+        for line in topic.body.splitlines():
+            if line.startswith("    "):
+                assert f"{line.strip()}\n" in page
+        assert "`" not in page
+        assert "\n- " not in page
+
+
+def test_every_verb_has_its_example_and_its_own_exit_statuses(made):
+    page = words_of(made["schedagent-verify.1"])
+    assert ".SH EXAMPLES\n.RS 4\n.nf\nschedagent verify longest_first --set slice_us=5000\n.fi\n.RE\n" in page
+    assert "Example:" not in page
+    assert re.findall(r"\.B (\d+)\n", page) == [*map(str, statuses_of("verify"))]
+    assert "A gate rejected the policy." in page
+    runs = words_of(made["schedagent-runs.1"])
+    assert "It went as recorded." in runs
+    assert runs.count("Exit status:") == runs.count("Example:") == runs.count(".SS ")
+    assert ".SH EXIT STATUS" not in runs
+
+
+@pytest.mark.parametrize(
+    "words", [["man", "--warnings", "-l"], ["mandoc", "-T", "lint", "-W", "warning"]], ids=lambda words: words[0]
+)
+def test_readers_of_pages_have_nothing_to_complain_of(made, tmp_path, words):
+    if shutil.which(words[0]) is None:
+        pytest.skip(f"{words[0]} is not installed")
+    for name, text in made.items():
+        (tmp_path / name).write_text(text)
+        asked = [*words, str(tmp_path / name)]
+        done = subprocess.run(
+            asked, capture_output=True, text=True, timeout=60, env=os.environ | {"MANWIDTH": "80"}, check=False
+        )
+        assert (done.returncode, done.stderr) == (0, ""), name
+        assert words[0] == "man" or done.stdout == "", name
 
 
 def test_tables_of_the_configuration_file_are_described(made):

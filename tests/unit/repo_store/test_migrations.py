@@ -7,6 +7,7 @@ import math
 import re
 import sqlite3
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -205,10 +206,14 @@ def old(path, monkeypatch, revision):
 
 
 def renamed(before):
-    """Return rows of an earlier schema under the names that tables and columns have now."""
+    """Return rows of an earlier schema under the names that tables and columns have now, with the keys of now."""
     return {
         NAMES_NOW.get(table, table): [
-            {NAMES_NOW.get(name, name): value for name, value in row.items() if name not in DROPPED.get(table, ())}
+            {
+                NAMES_NOW.get(name, name): HARDWARE.key if name == "hardware_key" else value
+                for name, value in row.items()
+                if name not in DROPPED.get(table, ())
+            }
             for row in stored
         ]
         for table, stored in before.items()
@@ -298,3 +303,10 @@ def test_a_program_that_runs_while_a_newer_one_migrates_is_told_to_restart(path)
             with pytest.raises(RepositoryError, match=r"no such (table|column)") as caught:
                 read()
             assert "restart" in caught.value.hint
+
+
+def test_machines_of_another_memory_have_another_key(path, monkeypatch):
+    before = old(path, monkeypatch, "0004")
+    keys = {row["hardware_key"] for table in ("runs", "antipatterns") for row in before[table]}
+    assert HARDWARE.key not in keys, "the memory was no part of it"
+    assert len({replace(HARDWARE, memory_mib=size).key for size in (1024, 2048)}) == 2

@@ -62,7 +62,7 @@ def content(script, run_id):
 
 def test_a_run_is_replayed_without_network_machine_or_compiler(run, base):
     run_id = recorded(base, Mind([plan(COMPOSED, proposed())]))
-    run("runs", "list")  # what any command does: the library is mirrored for searching
+    run("runs", "show", run_id)  # what any command does: the library is mirrored for searching
     before, log = content(base, run_id), list(base.log)
     found = replayed(run, run_id)
     assert found == {"run": run_id, "requests": 3, "same": True, "differences": []}

@@ -17,12 +17,13 @@ from kernel_bpf.load.exit_info import ExitInfo
 from kernel_bpf.load.running import core_scheduled_process, running_build_id
 from kernel_bpf.load.sched_ext import KernelState
 from kernel_bpf.observe import tasks
+from kernel_bpf.observe.schedulers import Scheduler, stop_hint
 from kernel_bpf.observe.tasks import TaskSample, Threads, Watch, cgroup_of, cgroup_root, move_in, tree_of
 from schedagent.core.deployment import End, Tree
 from schedagent.core.errors import SetupError
 from schedagent.core.welch import DELAY, PRESSURE, Better, Spread, spread
 from schedagent.schedagentd.breaker import Bounds, KernelReading, judge_reading, judge_spreads, measures, summarise
-from schedagent.schedagentd.kernel import HostKernel, Scheduler, stop_hint
+from schedagent.schedagentd.kernel import HostKernel
 
 RUNNING = KernelState(True, "enabled", "good", True, enable_seq=3)
 NORMAL, STEPS = 0, 13

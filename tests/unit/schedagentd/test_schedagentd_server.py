@@ -404,7 +404,7 @@ OWN_MODULES = {
         "record",
     }
     | {"rollout", "server"},
-    "kernel_bpf": {"load", "observe", "observe.tasks"}
+    "kernel_bpf": {"load", "observe", "observe.schedulers", "observe.tasks"}
     | {f"load.{name}" for name in ("bpf_object", "btf", "exit_info", "libbpf", "running", "sched_ext")},
 }
 FORBIDDEN = ("asyncio", "pydantic", "langgraph", "langchain", "openai", "sqlalchemy", "numpy", "http", "ssl")

@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+import textwrap
 import tomllib
 from dataclasses import replace
 
@@ -13,6 +14,7 @@ import kernel_bpf.policies.compose
 from kernel_bpf.policies.c_text import call, comment, switch
 from kernel_bpf.policies.compose import compose
 from kernel_bpf.policies.library import policy_from_file
+from schedagent.cli.guide.topics import load_topics
 from schedagent.core.errors import SpecError
 from schedagent.core.policies.identity import cgroup_identity, fnv1a
 from schedagent.core.policies.spec import MAX_CLASSES, Bounds, Match, PolicySpec, TaskClass
@@ -161,9 +163,9 @@ def test_switches_say_only_what_differs():
 # --- the example
 
 
-def test_the_spec_of_the_readme_is_composed():
-    told = (ROOT / "README.md").read_text().partition("### Policies without C")[2].partition("\n#")[0]
-    spec = "".join(line.removeprefix("    ") for line in told.splitlines(keepends=True) if line.startswith("    "))
+def test_the_spec_of_the_topic_is_composed():
+    _head, _, example = load_topics()["policies"].body.partition("\n\n")
+    spec = textwrap.dedent(example.partition("\n\nTurn it")[0])
     assert compose(read_spec(tomllib.loads(spec))).name == "build_first"
 
 
