@@ -21,6 +21,7 @@ from repo_store.rewind import rewind
 from repo_store.store import PolicyRepository
 from schedagent.core.approval import Decision
 from schedagent.core.errors import RepositoryError, SchedagentError, UsageError
+from schedagent.core.process.machine_lock import LAB_LOCK
 from schedagent.core.settings import REPOSITORY, Settings
 from schedagent.core.trials.workload import WorkloadCommand
 from schedagent.run import opening
@@ -135,6 +136,7 @@ def drive(settings: Settings, nodes: RunNodes, repository: PolicyRepository, run
         KeyboardInterrupt: the user stopped it; the argument names the command that continues it.
     """
     checkpoints = settings.state_dir / CHECKPOINTS
+    LAB_LOCK.task = f"run {run_id}"
     with only_one(settings, run_id):
         repository.resume_run(run_id)
         with closing(nodes), early_ends_noted(repository, run_id), usable(checkpoints):

@@ -22,6 +22,7 @@ from repo_store.store import PolicyRepository
 from schedagent.approval.approvals import rejection
 from schedagent.core.approval import ApprovalStage
 from schedagent.core.policies.policy import CandidatePolicy, Plan
+from schedagent.core.process.machine_lock import LAB_LOCK
 from schedagent.core.trials.judge import judge_all
 from schedagent.core.trials.lesson import Antipattern, Lesson
 from schedagent.core.trials.trial import DEFAULT_ARM, Block, Verdict
@@ -88,9 +89,12 @@ class EarlierRuns:
 
 
 def time_budget(budget_s: float) -> Callable[[], bool]:
-    """Return a clock that starts now: calling it returns whether so many seconds have passed."""
-    deadline = time.monotonic() + budget_s
-    return lambda: time.monotonic() > deadline
+    """Return a clock that starts now and stands still while this process waits for the lab.
+
+    Calling it returns whether so many seconds have passed.
+    """
+    deadline = time.monotonic() + budget_s - LAB_LOCK.waited_s
+    return lambda: time.monotonic() - LAB_LOCK.waited_s > deadline
 
 
 class RunNodes:

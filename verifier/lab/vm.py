@@ -7,7 +7,6 @@ Two profiles: *sealed* machines see nothing of the host and are where untrusted 
 from __future__ import annotations
 
 import base64
-import fcntl
 import logging
 import math
 import os
@@ -23,6 +22,7 @@ from typing import Any, Self, TypeVar
 from schedagent.core.errors import MetricError, VmLost, WorkloadFailed
 from schedagent.core.policies.artifact import PolicyArtifact
 from schedagent.core.policies.policy import CandidatePolicy
+from schedagent.core.process.machine_lock import LAB_LOCK, MachineLock
 from schedagent.core.trials.trial import DEFAULT_ARM, Hardware, Sample
 from schedagent.core.trials.workload import Observation, WorkloadCommand
 from verifier.microvm import jobs
@@ -73,7 +73,7 @@ class VmLab:
         cpus, memory_mib: size of the machines.
         kvm: whether KVM was proved to work.
         environment: variables that workloads see; never stored.
-        lock: file that is locked while a workload is measured, so that two runs do not disturb each other.
+        lock: held while a workload is measured or a policy is proved, so that two runs do not disturb each other.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class VmLab:
         memory_mib: int,
         kvm: bool,
         environment: Mapping[str, str],
-        lock: Path,
+        lock: MachineLock = LAB_LOCK,
     ) -> None:
         self.kernel = kernel
         self.cpus = cpus
@@ -145,13 +145,8 @@ class VmLab:
 
     @contextmanager
     def measuring(self) -> Iterator[None]:
-        """Wait until no other process measures here."""
-        with self._lock.open("a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                log.warning("another schedagent is measuring on this machine; waiting, so as not to disturb it")
-                fcntl.flock(file, fcntl.LOCK_EX)
+        """Wait until no other process measures on this machine."""
+        with self._lock.held():
             yield
 
 
