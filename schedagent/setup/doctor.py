@@ -241,7 +241,8 @@ def _kvm(settings: Settings) -> Finding:
         return Finding("KVM", "warning", f"not tried: {error.message}", consequence, error.hint)
     if probe.works:
         return Finding("KVM", "ok", probe.reason)
-    return Finding("KVM", "warning", probe.reason, consequence, "use a machine that offers hardware virtualisation")
+    remedy = probe.remedy or "use a machine that offers hardware virtualisation"
+    return Finding("KVM", "warning", probe.reason, consequence, remedy)
 
 
 def _host_kernel() -> Iterator[Finding]:
