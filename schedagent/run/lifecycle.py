@@ -22,7 +22,7 @@ from repo_store.store import PolicyRepository
 from schedagent.core.approval import Decision
 from schedagent.core.errors import RepositoryError, SchedagentError, UsageError
 from schedagent.core.process.machine_lock import LAB_LOCK
-from schedagent.core.settings import REPOSITORY, Settings
+from schedagent.core.settings import REPOSITORY, Settings, hide, private_file, private_folder
 from schedagent.core.trials.workload import WorkloadCommand
 from schedagent.run import opening
 from schedagent.run.options import RunOptions
@@ -166,6 +166,8 @@ def run_graph(checkpoints: Path, nodes: RunNodes, approvals: Approvals, run_id: 
     from schedagent.run.graph import build_graph
 
     config: Any = {"configurable": {"thread_id": run_id}}
+    for beside in private_file(checkpoints).parent.glob(f"{checkpoints.name}-*"):
+        hide(beside)  # what SQLite adds gets the mode of the file; what an earlier version left has another one
     with SqliteSaver.from_conn_string(str(checkpoints)) as saver, tracing_context(enabled=False), reporter.live():
         graph = build_graph(nodes, approvals, saver)
         begun = bool(graph.get_state(config).values)
@@ -214,9 +216,8 @@ def usable(checkpoints: Path) -> Iterator[None]:
 @contextmanager
 def only_one(settings: Settings, run_id: str) -> Iterator[None]:
     """Make sure no other process works on this run; raise UsageError if one does."""
-    folder = settings.state_dir / "runs"
-    folder.mkdir(exist_ok=True)
-    with (folder / f"{run_id}.lock").open("a") as file:  # never removed, or two could lock two files of one name
+    folder = private_folder(settings.state_dir / "runs")
+    with private_file(folder / f"{run_id}.lock").open("a") as file:  # never removed, or two could lock one name
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
