@@ -23,6 +23,7 @@ from schedagent.approval.approvals import rejection
 from schedagent.core.approval import ApprovalStage
 from schedagent.core.policies.policy import CandidatePolicy, Plan
 from schedagent.core.process.machine_lock import LAB_LOCK
+from schedagent.core.process.shell_text import quoted
 from schedagent.core.trials.judge import judge_all
 from schedagent.core.trials.lesson import Antipattern, Lesson
 from schedagent.core.trials.trial import DEFAULT_ARM, Block, Verdict
@@ -158,7 +159,7 @@ class RunNodes:
 
     def _observed(self, run_id: str) -> WorkloadProfile:
         workload = self._repository.run(run_id).workload
-        self._reporter.stage(f"observation: running {workload.command!r} under the default scheduler")
+        self._reporter.stage(f"observation: running {quoted(workload.command)} under the default scheduler")
         _sample, profile = observe(self._lab, workload)
         return profile
 
