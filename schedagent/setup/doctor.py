@@ -224,7 +224,7 @@ def _compiler_sandbox() -> Finding:
 def _kernel_image(settings: Settings) -> Finding:
     try:
         chosen = default_kernel(settings)
-    except SetupError as error:
+    except SchedagentError as error:
         return Finding("VM kernel", "missing", error.message, "there is no kernel to run policies on", error.hint)
     others = [image.release for image in find_kernels(settings) if image != chosen]
     also = f"; also: {', '.join(others)}" if others else ""
