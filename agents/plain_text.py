@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from kernel_bpf.observe.system import CpuPlace, SystemState
 from repo_store.records import RunRecord, SimilarRun
 from schedagent.core.policies.policy import CandidatePolicy, Plan, PolicyInfo
+from schedagent.core.process.shell_text import quoted
 from schedagent.core.trials.lesson import Antipattern, Insight, Lesson, Meaning
 from schedagent.core.trials.trial import DEFAULT_ARM, Block, Verdict
 from schedagent.core.trials.workload import CommandStats, WorkloadProfile
@@ -45,9 +46,9 @@ def tunables(pairs: Iterable[tuple[str, int]]) -> str:
 def profile_summary(run: RunRecord, profile: WorkloadProfile) -> str:
     """What a workload is like, in some ten lines."""
     workload = run.workload
-    measured = f"metric {workload.metric!r}" if workload.metric else "wall time"
+    measured = f"metric {quoted(workload.metric)}" if workload.metric else "wall time"
     return lines(
-        f"run {run.id}: {workload.command!r} in {workload.directory}, goal {workload.goal.value} ({measured})",
+        f"run {run.id}: {quoted(workload.command)} in {workload.directory}, goal {workload.goal.value} ({measured})",
         f"lab: {hardware(run)}",
         f"kind: {profile.kind.value}",
         f"{profile.wall_s:.2f} s wall, {profile.cpu_s:.2f} s CPU, {100 * profile.busy_fraction:.0f} % of "

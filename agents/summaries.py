@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from agents import plain_text
 from agents.plain_text import short
 from schedagent.core.policies.policy import CandidatePolicy, PolicyInfo
+from schedagent.core.process.shell_text import quoted
 from schedagent.core.rules import RULES
 from schedagent.core.trials.lesson import Antipattern, Insight, Lesson, Meaning
 from schedagent.core.trials.trial import Hardware, Outcome, Verdict
@@ -34,7 +35,7 @@ _SENTENCE = 240
 def workload_text(workload: WorkloadCommand, hardware: Hardware) -> str:
     """Return what is to be improved, and where it runs."""
     better = "less" if workload.goal.lower_is_better else "more"
-    of_what = f"the number that {workload.metric!r} finds in its output" if workload.metric else "wall time"
+    of_what = f"the number that {quoted(workload.metric)} finds in its output" if workload.metric else "wall time"
     return "\n".join(
         [
             f"command: {short(workload.command, _SENTENCE)}",

@@ -25,6 +25,7 @@ from agents.llm.budget import UsageRecord
 from agents.llm.exchange import Failure, Form, Json, ModelRequest, Outcome, Reply, Role, ToolCall, Usage
 from agents.llm.fences import new_mark
 from schedagent.core.errors import ReplayDiverged, RepositoryError
+from schedagent.core.settings import private_folder
 
 VERSION = 1
 
@@ -434,7 +435,7 @@ def _shown(text: str, longest: int) -> str:
 def _open(path: Path) -> int:
     """Open for appending, as the owner's only, without an unfinished last line."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        private_folder(path.parent)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         os.fchmod(descriptor, 0o600)
         whole = path.read_bytes().rfind(b"\n") + 1

@@ -16,6 +16,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from repo_store.database.tables import SCHEMA
 from schedagent.core.errors import RepositoryError
+from schedagent.core.settings import private_file
 
 BUSY_TIMEOUT_MS = 10_000
 _PRAGMAS = (
@@ -141,6 +142,7 @@ def _prepare_file(path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        private_file(path)
     except OSError as error:
         raise RepositoryError(
             f"the repository {path} cannot be written: {error.strerror}", "set another folder, or its permissions"

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from schedagent import __version__
+from schedagent.cli.common import EXIT_FAILED, complain
 from schedagent.cli.deploy import deploy, history, promote, renew, rollback, status, watch
 from schedagent.cli.grouped import HELP_OPTIONS, MACHINE, OPTIMISE, POLICIES, SERVICE, GroupedCommands, Verb, Verbs
 from schedagent.cli.guide.config import config_app
@@ -29,6 +30,8 @@ from schedagent.cli.policies import compose, policies_app
 from schedagent.cli.runs import runs_app
 from schedagent.cli.service import apply, daemon, recommendations
 from schedagent.cli.verify import verifier_app, verify
+from schedagent.core.errors import SchedagentError
+from schedagent.core.process.streams import drop_output, repair_streams
 
 EPILOG = (
     f"Exit status: {', '.join(f'{status} {meaning}' for status, meaning in EXIT_STATUSES.items())}.\n\n"
@@ -84,4 +87,9 @@ for panel, groups in GROUPS.items():
 
 def main() -> None:
     """Entry point of the console script."""
-    app(prog_name="schedagent")
+    repair_streams()
+    try:
+        app(prog_name="schedagent")
+    except OSError as error:  # what a verb raises is caught in `guarded`: this is the help, on a full disk
+        drop_output()
+        raise SystemExit(complain(SchedagentError(str(error)), EXIT_FAILED)) from None

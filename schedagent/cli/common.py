@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from schedagent.core.errors import SchedagentError, UsageError
+from schedagent.core.process.streams import drop_output
 
 if TYPE_CHECKING:
     from schedagent.core.settings import Settings
@@ -52,17 +53,19 @@ def guarded(command: Callable[[], int]) -> NoReturn:
         typer.echo(f"\nstopped. {stop}", err=True)
         status = EXIT_INTERRUPTED
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        drop_output()
         status = EXIT_FAILED
     except OSError as error:
+        drop_output()  # it may be the full disk that stdout goes to
         logging.debug("this is where it failed", exc_info=True)
         status = complain(SchedagentError(str(error), "see more with: schedagent --verbose ..."), EXIT_FAILED)
     raise SystemExit(status)
 
 
 def complain(error: SchedagentError, status: int) -> int:
-    """Print an error with its hint."""
-    typer.echo(f"error: {error.message}", err=True)
-    if error.hint:
-        typer.echo(f"hint: {error.hint}", err=True)
+    """Print an error with its hint; the status holds even if stderr takes nothing."""
+    with suppress(OSError):
+        typer.echo(f"error: {error.message}", err=True)
+        if error.hint:
+            typer.echo(f"hint: {error.hint}", err=True)
     return status

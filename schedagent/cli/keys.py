@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from schedagent.cli.common import Json, guarded, print_json, settings
+from schedagent.core.errors import UsageError
 
 keys_app = typer.Typer(
     help="Manage the signing key and the trusted public keys.", no_args_is_help=True, rich_markup_mode=None
@@ -77,6 +78,8 @@ def export(
     def command() -> int:
         from schedagent.verification.keys import public_key
 
+        if output and not output.absolute().parent.is_dir():
+            raise UsageError(f"--output {output}: there is no such folder")
         pem = public_key(settings(), key_id)
         if output is None:
             sys.stdout.write(pem.decode("ascii"))

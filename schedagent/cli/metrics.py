@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from schedagent.cli.common import guarded, settings
+from schedagent.cli.common import Json, guarded, print_json, settings
 
 if TYPE_CHECKING:
     from schedagent.metrics.parts import Part
@@ -59,7 +59,7 @@ def serve(
 
 
 @metrics_app.command()
-def show(daemon: Daemon = None) -> None:
+def show(daemon: Daemon = None, as_json: Json = False) -> None:
     """Print once what a scrape would get now.
 
     Example: schedagent metrics show
@@ -68,9 +68,13 @@ def show(daemon: Daemon = None) -> None:
     def command() -> int:
         from prometheus_client import generate_latest
 
-        from schedagent.metrics.exporter import build_registry
+        from schedagent.metrics.exporter import build_registry, to_json
 
-        typer.echo(generate_latest(build_registry(parts(daemon))).decode(), nl=False)
+        registry = build_registry(parts(daemon))
+        if as_json:
+            print_json(to_json(registry))
+        else:
+            typer.echo(generate_latest(registry).decode(), nl=False)
         return 0
 
     guarded(command)

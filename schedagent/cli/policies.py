@@ -80,7 +80,7 @@ def print_spec_schema(wanted: bool) -> None:
 
 
 def compose(
-    spec: Annotated[Path, typer.Argument(metavar="SPEC", help="A policy spec, SPEC.toml or SPEC.json.")],
+    spec: Annotated[Path, typer.Argument(metavar="SPEC", help="A policy spec, SPEC.toml or SPEC.json; - for stdin.")],
     output: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write NAME.bpf.c and NAME.toml into this folder.")
     ] = None,
@@ -100,7 +100,7 @@ def compose(
         from kernel_bpf.policies.spec_file import write_policy
 
         composed = api.compose(spec)
-        files = [str(path) for path in write_policy(composed, output)] if output else []
+        files = [str(path) for path in write_policy(composed, output, spec)] if output else []
         if as_json:
             print_json({"name": composed.name, "source": composed.source, "toml": composed.toml, "files": files})
         else:

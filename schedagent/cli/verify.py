@@ -151,15 +151,19 @@ def socket_path(chosen: Settings, socket: Path | None) -> Path:
 
 def admitted(users: list[str], group: str) -> Admission:
     """Turn names into ids; raise UsageError for a name that does not exist (but for the default group)."""
-    import pwd
-
     from schedagent.core.process.listener import Admission, group_id
 
-    try:
-        ids = frozenset(pwd.getpwnam(name).pw_uid for name in users)
-    except KeyError as error:
-        raise UsageError(f"--allow-user: there is no such user: {error}") from None
+    ids = frozenset(_user_id(name) for name in users)
     gid = group_id(group)
     if gid is None and group != DEFAULT_GROUP:
         raise UsageError(f"--allow-group: there is no group {group!r}")
     return Admission(ids, frozenset() if gid is None else frozenset({gid}))
+
+
+def _user_id(name: str) -> int:
+    import pwd
+
+    try:
+        return pwd.getpwnam(name).pw_uid
+    except KeyError:
+        raise UsageError(f"--allow-user: there is no user {name!r}") from None

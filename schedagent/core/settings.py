@@ -10,7 +10,9 @@ from __future__ import annotations
 import errno
 import math
 import os
+import stat
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -221,6 +223,32 @@ def writable(directory: Path, variable: str = "SCHEDAGENT_CACHE") -> Path:
     except OSError as error:
         raise _unwritable(directory, variable, error) from None
     return directory
+
+
+def private_folder(path: Path) -> Path:
+    """Create a folder that nobody but its user may enter, or make an existing one so, and return it."""
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    hide(path)
+    return path
+
+
+def private_file(path: Path) -> Path:
+    """Create a file that nobody but its user may read, or make an existing one so, and return it.
+
+    It is not opened if it exists: closing a database in use would drop the locks that this process has on it.
+    """
+    with suppress(FileExistsError):
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    hide(path)
+    return path
+
+
+def hide(path: Path) -> None:
+    """Take everybody's rights but its user's from a file or folder, if it is still there."""
+    with suppress(FileNotFoundError):
+        mode = stat.S_IMODE(path.stat().st_mode)
+        if mode & 0o077:
+            path.chmod(mode & 0o700)
 
 
 def _unwritable(directory: Path, variable: str, error: OSError) -> SetupError:

@@ -32,6 +32,7 @@ from kernel_bpf.build.source import printable
 from schedagent import __version__
 from schedagent.core.errors import SchedagentError, SetupError, UsageError
 from schedagent.core.process.child import prepare
+from schedagent.core.process.streams import drop_output
 from schedagent.core.settings import Settings
 from schedagent.core.verification import VerificationReport
 from schedagent.mcp.bearer import admits
@@ -168,11 +169,15 @@ def opened(settings: Settings, *, measures: bool) -> Iterator[Server[Any]]:
 
 
 async def serve_stdio(server: Server[Any]) -> None:
-    """Answer on stdin and stdout until stdin ends."""
+    """Answer on stdin and stdout until stdin ends, or the client that reads stdout is gone."""
     lines: Any = StdinLines(LARGEST_REQUEST_BYTES)
-    async with stdio_server(stdin=lines) as (reading, writing):
-        await asyncio.to_thread(prepare, [_SLOW_CALLS])  # only now: stdin and stdout are not its to have
-        await server.run(reading, writing, server.create_initialization_options())
+    try:
+        async with stdio_server(stdin=lines) as (reading, writing):
+            await asyncio.to_thread(prepare, [_SLOW_CALLS])  # only now: stdin and stdout are not its to have
+            await server.run(reading, writing, server.create_initialization_options())
+    except* BrokenPipeError:
+        log.info("the client went away; its calls are cancelled")
+        drop_output()
 
 
 async def serve_http(server: Server[Any], listener: socket.socket, token: str) -> None:

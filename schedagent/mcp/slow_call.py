@@ -22,6 +22,7 @@ from agents.llm.exchange import ToolCall
 from agents.tools.catalog import all_tools
 from schedagent.core.errors import SetupError
 from schedagent.core.process.child import Child
+from schedagent.core.process.machine_lock import LAB_LOCK
 from schedagent.core.settings import Settings
 from schedagent.core.verification import VerificationReport
 from schedagent.mcp.workbench import open_services
@@ -109,6 +110,12 @@ def _work(send: Callable[[bytes], None], call: SlowCall) -> None:
     def progress(text: str) -> None:
         send(json.dumps({"step": text}).encode() + b"\n")
 
+    def waiting(line: str, _seconds: float) -> None:
+        if line:
+            progress(line)
+
+    LAB_LOCK.task = f"the tool {call.tool}"
+    LAB_LOCK.on_wait = waiting
     reports: dict[str, VerificationReport] = {}
     try:
         with open_services(call.settings, reports, measures=call.measures, progress=progress) as services:

@@ -15,6 +15,7 @@ from schedagent.core.errors import UsageError
 from schedagent.core.policies.artifact import PolicyArtifact
 from schedagent.core.policies.policy import CandidatePolicy, PolicyInfo
 from schedagent.core.policies.proposal import Proposal
+from schedagent.core.process.shell_text import quoted
 from schedagent.core.rules import GATES
 from schedagent.core.settings import Settings
 from schedagent.core.trials.workload import WorkloadClass, WorkloadProfile
@@ -92,7 +93,7 @@ class Workbench:
         proposal = replace(proposal, reason=proposal.reason or "Asked for over MCP.")
         options = RunOptions(iterations=1, budget_s=budget_s, candidates=1, proposal=proposal, profile_of=run_id)
         workload, new = self.repository.run(run_id).workload, new_run_id()
-        self.progress(f"run {new}: {workload.command!r} in {workload.directory}")
+        self.progress(f"run {new}: {quoted(workload.command)} in {workload.directory}")
         start_run(self.settings, workload, options, LineReporter(self.progress), new)
         return new
 

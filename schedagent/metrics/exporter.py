@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector, CollectorRegistry
@@ -95,6 +97,28 @@ def build_registry(parts: Sequence[Part]) -> CollectorRegistry:
     registry = CollectorRegistry()
     registry.register(Exporter(parts))
     return registry
+
+
+def to_json(registry: CollectorRegistry) -> dict[str, Any]:
+    """Return what a scrape gets as JSON values; a number that JSON lacks (NaN, an infinity) is null."""
+    return {
+        "metrics": [
+            {
+                "name": family.name,
+                "type": family.type,
+                "help": family.documentation,
+                "samples": [
+                    {
+                        "name": sample.name,
+                        "labels": sample.labels,
+                        "value": sample.value if math.isfinite(sample.value) else None,
+                    }
+                    for sample in family.samples
+                ],
+            }
+            for family in registry.collect()
+        ]
+    }
 
 
 def machine_parts(settings: Settings, daemon: Path = SOCKET) -> list[Part]:

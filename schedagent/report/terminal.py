@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from schedagent.core.process.shell_text import quoted
 from schedagent.core.trials.trial import Outcome, Verdict
 from schedagent.core.trials.workload import CommandStats, Goal, WorkloadCommand, WorkloadProfile
 from schedagent.core.verification import GateResult, GateStatus
@@ -25,7 +26,7 @@ _NOT_REACHED = "not reached"
 def render(report: Report, console: Console) -> None:
     """Print what a person wants to know at the end of a run."""
     console.print()
-    say(console, f"Run {report.run}: {report.workload.command!r} in {report.workload.directory}")
+    say(console, f"Run {report.run}: {quoted(report.workload.command)} in {report.workload.directory}")
     hardware = report.hardware
     say(console, f"  Lab: {hardware.lab}, {hardware.cpus} CPUs, kernel {hardware.kernel_release}")
     if report.profile:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from schedagent.core.errors import UsageError
 from schedagent.core.process import proc
+from schedagent.core.process.shell_text import quoted
 from schedagent.core.trials.workload import Goal, WorkloadCommand
 
 _SHELL_SYNTAX = re.compile(r"[|&;<>()$`{}*?\[\]#\"'\\]|^\w+=")
@@ -96,7 +97,7 @@ def _require_program(command: str, option: str, place: Path) -> None:
     parsed = proc.run(["/bin/sh", "-n", "-c", command], timeout_s=_SHELL_LIMIT_S)
     if parsed.returncode != 0:
         complaint = parsed.stderr.decode(errors="replace").strip()
-        raise UsageError(f"{option} {command!r} is not a shell command: {complaint}", "check the quotes")
+        raise UsageError(f"{option} {quoted(command)} is not a shell command: {complaint}", "check the quotes")
     program = next(iter(command.split()), "")
     if not program or _SHELL_SYNTAX.search(program):
         return
@@ -128,10 +129,10 @@ def _metric(expression: str) -> str:
         groups = re.compile(expression).groups
     except re.error as error:
         raise UsageError(
-            f"--metric {expression!r} is not a regular expression: {error}", "quote it for the shell"
+            f"--metric {quoted(expression)} is not a regular expression: {error}", "quote it for the shell"
         ) from None
     if groups > 1:
         raise UsageError(
-            f"--metric {expression!r} has {groups} groups", "put ( ) around the one number; use (?: ) elsewhere"
+            f"--metric {quoted(expression)} has {groups} groups", "put ( ) around the one number; use (?: ) elsewhere"
         )
     return expression

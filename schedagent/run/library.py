@@ -18,6 +18,7 @@ from schedagent.core.errors import NameTaken, PolicyError, SetupError
 from schedagent.core.policies.policy import PolicyInfo
 from schedagent.core.policies.proposal import DerivedPolicy
 from schedagent.core.policies.spec import NAME
+from schedagent.core.settings import private_folder
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +117,7 @@ def _write(path: Path, text: str) -> None:
     try:
         if not path.is_symlink() and path.is_file() and path.read_bytes() == content:
             return
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        private_folder(path.parent)
         with tempfile.TemporaryDirectory(prefix=".partial-", dir=path.parent) as folder:
             partial = Path(folder, path.name)
             partial.write_bytes(content)

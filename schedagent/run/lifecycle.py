@@ -20,8 +20,9 @@ from repo_store.rewind import rewind
 from repo_store.store import PolicyRepository
 from schedagent.core.approval import Decision
 from schedagent.core.errors import RepositoryError, SchedagentError, UsageError
+from schedagent.core.process.machine_lock import LAB_LOCK
 from schedagent.core.retention.lock import locked
-from schedagent.core.settings import REPOSITORY, Settings
+from schedagent.core.settings import REPOSITORY, Settings, hide, private_file, private_folder
 from schedagent.core.trials.workload import WorkloadCommand
 from schedagent.run import opening
 from schedagent.run.options import RunOptions
@@ -136,6 +137,7 @@ def drive(settings: Settings, nodes: RunNodes, repository: PolicyRepository, run
         KeyboardInterrupt: the user stopped it; the argument names the command that continues it.
     """
     checkpoints = settings.state_dir / CHECKPOINTS
+    LAB_LOCK.task = f"run {run_id}"
     with only_one(settings, run_id):
         repository.resume_run(run_id)
         with closing(nodes), early_ends_noted(repository, run_id), usable(checkpoints):
@@ -165,6 +167,8 @@ def run_graph(checkpoints: Path, nodes: RunNodes, approvals: Approvals, run_id: 
     from schedagent.run.graph import build_graph
 
     config: Any = {"configurable": {"thread_id": run_id}}
+    for beside in private_file(checkpoints).parent.glob(f"{checkpoints.name}-*"):
+        hide(beside)  # what SQLite adds gets the mode of the file; what an earlier version left has another one
     with SqliteSaver.from_conn_string(str(checkpoints)) as saver, tracing_context(enabled=False), reporter.live():
         graph = build_graph(nodes, approvals, saver)
         begun = bool(graph.get_state(config).values)
@@ -224,8 +228,7 @@ def usable(checkpoints: Path) -> Iterator[None]:
 @contextmanager
 def only_one(settings: Settings, run_id: str) -> Iterator[None]:
     """Make sure no other process works on this run; raise UsageError if one does."""
-    folder = settings.state_dir / "runs"
-    folder.mkdir(exist_ok=True)
+    folder = private_folder(settings.state_dir / "runs")
     with ExitStack() as held:
         try:
             held.enter_context(locked(folder / f"{run_id}.lock", wait=False))

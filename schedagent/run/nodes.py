@@ -22,6 +22,8 @@ from repo_store.store import PolicyRepository
 from schedagent.approval.approvals import rejection
 from schedagent.core.approval import ApprovalStage
 from schedagent.core.policies.policy import CandidatePolicy, Plan
+from schedagent.core.process.machine_lock import LAB_LOCK
+from schedagent.core.process.shell_text import quoted
 from schedagent.core.trials.judge import judge_all
 from schedagent.core.trials.lesson import Antipattern, Lesson
 from schedagent.core.trials.trial import DEFAULT_ARM, Block, Verdict
@@ -88,17 +90,20 @@ class EarlierRuns:
 
 
 class TimeBudget:
-    """A clock that starts now: calling it returns whether so many seconds have passed."""
+    """A clock that starts now and stands still while this process waits for the lab.
+
+    Calling it returns whether so many seconds have passed.
+    """
 
     def __init__(self, budget_s: float) -> None:
-        self._deadline = time.monotonic() + budget_s
+        self._deadline = time.monotonic() + budget_s - LAB_LOCK.waited_s
 
     def __call__(self) -> bool:
         return self.left_s() < 0
 
     def left_s(self) -> float:
         """Return the seconds that are left."""
-        return self._deadline - time.monotonic()
+        return self._deadline + LAB_LOCK.waited_s - time.monotonic()
 
 
 class RunNodes:
@@ -167,7 +172,7 @@ class RunNodes:
 
     def _observed(self, run_id: str) -> WorkloadProfile:
         workload = self._repository.run(run_id).workload
-        self._reporter.stage(f"observation: running {workload.command!r} under the default scheduler")
+        self._reporter.stage(f"observation: running {quoted(workload.command)} under the default scheduler")
         _sample, profile = observe(self._lab, workload)
         return profile
 

@@ -101,7 +101,6 @@ def open_lab(settings: Settings, kernel: KernelImage | None = None) -> VmLab:
         memory_mib=memory_mib,
         kvm=kvm_usable(settings, kernel).works,
         environment=workload_environment(),
-        lock=cache / "lab.lock",
     )
 
 

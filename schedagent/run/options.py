@@ -19,7 +19,8 @@ class RunOptions:
 
     Args:
         iterations: most plans to try.
-        budget_s: time after which no new run of the workload begins; counted again from zero after a resume.
+        budget_s: time after which no new run of the workload begins; counted again from zero after a resume,
+            and not while the run waits for the lab.
         candidates: most candidates per plan.
         rules: when a trial may end.
         approve: before which steps a person is asked.

@@ -27,6 +27,7 @@ from schedagent.core.approval import ApprovalRequest, ApprovalStage, Decision
 from schedagent.core.errors import ReplayDiverged, VmLost
 from schedagent.core.policies.artifact import PolicyArtifact
 from schedagent.core.policies.policy import CandidatePolicy, PolicyInfo
+from schedagent.core.process.shell_text import quoted
 from schedagent.core.trials.trial import DEFAULT_ARM, Block, Sample
 from schedagent.core.trials.workload import Observation, WorkloadCommand
 from schedagent.core.verification import VerificationReport, Verified
@@ -172,7 +173,7 @@ class RecordedLab:
 
     def observe(self, workload: WorkloadCommand) -> tuple[Sample, Observation]:
         """Never called where there is a profile, which a rewound repository keeps."""
-        raise ReplayDiverged(f"{workload.command!r} was not observed in the recorded run {self.run_id}")
+        raise ReplayDiverged(f"{quoted(workload.command)} was not observed in the recorded run {self.run_id}")
 
     @contextmanager
     def session(self, _workload: WorkloadCommand) -> Iterator[RecordedRuns]:

@@ -12,6 +12,7 @@ from repo_store.records import RunRecord, RunStatus
 from repo_store.store import PolicyRepository
 from schedagent.approval.approvals import deployment, winner
 from schedagent.core import token
+from schedagent.core.process.shell_text import quoted
 from schedagent.core.recommendation import Baseline, Recommendation, RecommendationKind, Standing, recommendation_id
 from schedagent.core.service_settings import ServiceSettings, WatchedWorkload
 from schedagent.core.trials.workload import Goal, WorkloadCommand
@@ -167,7 +168,7 @@ class Findings:
             subject=run.workload.key,
             policy=candidate.policy,
             what=f"schedagent apply {recommendation}" + ("" if cgroup else " --cgroup CGROUP"),
-            why=f"In run {run.id}, {run.workload.command!r} under {candidate.policy}: {verdict.reason}.",
+            why=f"In run {run.id}, {quoted(run.workload.command)} under {candidate.policy}: {verdict.reason}.",
             evidence={
                 "run": run.id,
                 "trial": candidate.key,

@@ -28,7 +28,7 @@ from schedagent.core.process.child import Child
 from schedagent.core.process.systemd import Notifier
 from schedagent.core.recommendation import ApplyRequest, Progress, Reading, Recommendation, RecommendationKind, Standing
 from schedagent.core.service_settings import Mode
-from schedagent.core.settings import Settings, service_watch, writable
+from schedagent.core.settings import Settings, private_file, service_watch, writable
 from schedagent.run.lifecycle import only_one
 from schedagent.service.acting import work
 from schedagent.service.drift import RECENT, InARow, busy, drifts, make_baseline, mix_of, waits_much
@@ -310,7 +310,7 @@ def only_service(settings: Settings) -> Iterator[None]:
     Raises:
         UsageError: another one is, with its process id.
     """
-    path = writable(settings.state_dir, "SCHEDAGENT_STATE") / "daemon.lock"
+    path = private_file(writable(settings.state_dir, "SCHEDAGENT_STATE") / "daemon.lock")
     with path.open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

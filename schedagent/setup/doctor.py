@@ -250,7 +250,7 @@ def _compiler_sandbox() -> Finding:
 def _kernel_image(settings: Settings) -> Finding:
     try:
         chosen = default_kernel(settings)
-    except SetupError as error:
+    except SchedagentError as error:
         return Finding("VM kernel", "missing", error.message, "there is no kernel to run policies on", error.hint)
     others = [image.release for image in find_kernels(settings) if image != chosen]
     also = f"; also: {', '.join(others)}" if others else ""
@@ -275,7 +275,8 @@ def _kvm(settings: Settings) -> Finding:
         return Finding("KVM", "warning", f"not tried: {error.message}", consequence, error.hint)
     if probe.works:
         return Finding("KVM", "ok", probe.reason)
-    return Finding("KVM", "warning", probe.reason, consequence, "use a machine that offers hardware virtualisation")
+    remedy = probe.remedy or "use a machine that offers hardware virtualisation"
+    return Finding("KVM", "warning", probe.reason, consequence, remedy)
 
 
 def _host_kernel() -> Iterator[Finding]:

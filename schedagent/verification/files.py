@@ -109,6 +109,8 @@ def check_options(options: VerifyOptions) -> None:
 def find(settings: Settings, file: Path) -> PolicyInfo:
     """Return a policy by its file; what is no file but could be a name is looked up in the library."""
     name = str(file)
+    if name == "-":
+        raise UsageError("a policy is verified from a file, whose name it has, not from stdin", "give NAME.bpf.c")
     if not file.exists() and name.isidentifier():
         return find_policy(name, whole_library(settings))
     return policy_from_file(file)

@@ -28,8 +28,8 @@ def folders(tmp_path, monkeypatch):
 def run(folders):
     """Call the command line in this process; no traceback may ever reach the user."""
 
-    def call(*words):
-        result = CliRunner().invoke(cli.app, [str(word) for word in words])
+    def call(*words, given=None):
+        result = CliRunner().invoke(cli.app, [str(word) for word in words], input=given)
         assert result.exception is None or isinstance(result.exception, SystemExit), repr(result.exception)
         assert "Traceback" not in result.output
         return result

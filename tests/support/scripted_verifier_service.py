@@ -19,6 +19,7 @@ from pathlib import Path
 from schedagent.core.errors import CompileError
 from schedagent.core.policies.artifact import PolicyArtifact
 from schedagent.core.process.listener import Admission, listen
+from schedagent.core.process.machine_lock import LAB_LOCK
 from schedagent.core.token import digest_inputs
 from schedagent.core.verification import GateResult, GateStatus, VerificationReport, Verified
 from verifier.service.server import ServiceLimits, VerifierService
@@ -69,6 +70,9 @@ class ScriptedBench:
             time.sleep(600)
         elif name == "brief":
             time.sleep(0.3)
+        elif name == "queued":
+            LAB_LOCK.note_wait("waiting until this machine's lab is free: it measures for run 1", 0.0)
+            LAB_LOCK.note_wait("", 12.5)
         elif name == "large":
             passed("large", "x" * (8 << 20))
         elif name == "surrogate":

@@ -26,7 +26,6 @@ from schedagent.core.policies.policy import CandidatePolicy
 from schedagent.core.settings import load_settings
 from schedagent.core.token import Scope, check, decode, digest_inputs
 from schedagent.core.trusted import load_trusted
-from schedagent.run.opening import open_lab
 from tests.support.paths import ROOT
 from verifier.microvm.kernels import default_kernel
 
@@ -125,15 +124,12 @@ def program(*words: object) -> list[str]:
 
 @contextmanager
 def service(place: Path) -> Iterator[Path]:
-    """The service, as a user who is a member of the group that may ask.
-
-    Its cache is its own, so its lock is too: we keep other tests' machines away for it.
-    """
+    """The service, as a user who is a member of the group that may ask."""
     path = place / "service" / "verifier.sock"
     words = as_user(
         SERVICE_USER, str(SHARED_GROUP), program("verifier", "serve", "--socket", path, "--allow-group", "users")
     )
-    with open_lab(load_settings()).measuring(), (place / "log").open("w+") as log:
+    with (place / "log").open("w+") as log:
         process = subprocess.Popen(words, env=environment(place, "service"), stderr=log)
         try:
             deadline = time.monotonic() + 120

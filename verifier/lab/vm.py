@@ -7,7 +7,6 @@ Two profiles: *sealed* machines see nothing of the host and are where untrusted 
 from __future__ import annotations
 
 import base64
-import fcntl
 import logging
 import math
 import os
@@ -23,6 +22,8 @@ from typing import Any, Self, TypeVar
 from schedagent.core.errors import MetricError, VmLost, WorkloadFailed
 from schedagent.core.policies.artifact import PolicyArtifact
 from schedagent.core.policies.policy import CandidatePolicy
+from schedagent.core.process.machine_lock import LAB_LOCK, MachineLock
+from schedagent.core.process.shell_text import quoted
 from schedagent.core.trials.trial import DEFAULT_ARM, Hardware, Sample
 from schedagent.core.trials.workload import Observation, WorkloadCommand
 from verifier.microvm import jobs
@@ -73,7 +74,7 @@ class VmLab:
         cpus, memory_mib: size of the machines.
         kvm: whether KVM was proved to work.
         environment: variables that workloads see; never stored.
-        lock: file that is locked while a workload is measured, so that two runs do not disturb each other.
+        lock: held while a workload is measured or a policy is proved, so that two runs do not disturb each other.
     """
 
     def __init__(
@@ -85,7 +86,7 @@ class VmLab:
         memory_mib: int,
         kvm: bool,
         environment: Mapping[str, str],
-        lock: Path,
+        lock: MachineLock = LAB_LOCK,
     ) -> None:
         self.kernel = kernel
         self.cpus = cpus
@@ -145,13 +146,8 @@ class VmLab:
 
     @contextmanager
     def measuring(self) -> Iterator[None]:
-        """Wait until no other process measures here."""
-        with self._lock.open("a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                log.warning("another schedagent is measuring on this machine; waiting, so as not to disturb it")
-                fcntl.flock(file, fcntl.LOCK_EX)
+        """Wait until no other process measures on this machine."""
+        with self._lock.held():
             yield
 
 
@@ -312,8 +308,9 @@ class TrialSession:
 
     def _sample(self, policy: LabPolicy | None, answer: jobs.RunAnswer, started_at: str) -> Sample:
         if answer.prepare_status != 0:
+            command = quoted(self._workload.prepare)
             raise WorkloadFailed(
-                f"the --prepare command {self._workload.prepare!r} ended with exit status {answer.prepare_status}\n"
+                f"the --prepare command {command} ended with exit status {answer.prepare_status}\n"
                 + last_lines(answer.output),
                 "it runs before each trial; try it by hand in the same directory",
             )
@@ -335,7 +332,7 @@ class TrialSession:
     def _require_success(self, sample: Sample, answer: jobs.RunAnswer) -> None:
         if sample.failure:
             raise WorkloadFailed(
-                f"the workload {self._workload.command!r} failed under the default scheduler: {sample.failure}\n"
+                f"the workload {quoted(self._workload.command)} failed under the default scheduler: {sample.failure}\n"
                 + last_lines(answer.output),
                 "fix the command until it works; nothing was changed on this machine",
             )
@@ -350,7 +347,7 @@ def find_metric(expression: str, output: str) -> float:
     matches = list(re.finditer(expression, output, re.MULTILINE))
     if not matches:
         raise MetricError(
-            f"--metric {expression!r} matched nothing in the workload's output\n" + last_lines(output),
+            f"--metric {quoted(expression)} matched nothing in the workload's output\n" + last_lines(output),
             "the expression is searched in stdout and stderr; its first group must be the number",
         )
     text = matches[-1].group(1 if matches[-1].re.groups else 0)
@@ -360,7 +357,7 @@ def find_metric(expression: str, output: str) -> float:
         value = math.nan
     if not (math.isfinite(value) and value > 0):
         raise MetricError(
-            f"--metric {expression!r} matched {text!r}, which is not a positive number",
+            f"--metric {quoted(expression)} matched {text!r}, which is not a positive number",
             "put ( ) around the number; a ratio needs positive ones",
         )
     return value

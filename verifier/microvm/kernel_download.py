@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Container
 from pathlib import Path
 
-from schedagent.core.errors import SetupError
+from schedagent.core.errors import SetupError, UsageError
 from schedagent.core.installation import this_installation
 from schedagent.core.process import proc
 from schedagent.core.settings import Settings, writable
@@ -28,7 +28,7 @@ def ensure_kernel(settings: Settings) -> KernelImage:
     """Return the default kernel, downloading it only if there is none."""
     try:
         return default_kernel(settings)
-    except SetupError:
+    except (SetupError, UsageError):
         return fetch_kernel(settings, settings.kernel_release or None)
 
 

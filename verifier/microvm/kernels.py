@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from schedagent.core.errors import SetupError
+from schedagent.core.errors import SetupError, UsageError
 from schedagent.core.installation import this_installation
 from schedagent.core.settings import Settings
 
@@ -82,7 +82,8 @@ def default_kernel(settings: Settings, root: Path = Path("/")) -> KernelImage:
     """Return the kernel asked for in the settings, else the newest.
 
     Raises:
-        SetupError: there is none.
+        UsageError: the one that the settings name is not there.
+        SetupError: there is none at all.
     """
     kernels = find_kernels(settings, root)
     wanted = settings.kernel_release
@@ -91,7 +92,7 @@ def default_kernel(settings: Settings, root: Path = Path("/")) -> KernelImage:
             return image
     if wanted:
         have = ", ".join(image.release for image in kernels) or "none"
-        raise SetupError(
+        raise UsageError(
             f"kernel {wanted} is not in {settings.kernels_dir} (there: {have})",
             this_installation().how_to_get_kernel(wanted),
         )

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import grp
 import hashlib
 import json
 import os
+import pwd
+import stat
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -26,22 +29,30 @@ BOOT_LIMIT_S = 6.0
 """A kernel under working KVM gets to its root file system in about a second, under emulation in about four."""
 
 _KVM = KVM_DEVICE
+_GROUP_MAY_USE = stat.S_IRGRP | stat.S_IWGRP
 _BOOTED = "Unable to mount root fs"
 """The panic of a kernel that was given neither an initramfs nor a disk: all of its own start-up went well."""
 
 
 @dataclass(frozen=True)
 class KvmProbe:
-    """Whether a kernel really boots under KVM, and what was seen."""
+    """Whether a kernel really boots under KVM, and what was seen.
+
+    Args:
+        remedy: what would have it work; empty if that is not known.
+    """
 
     works: bool
     reason: str
+    remedy: str = ""
 
 
 def kvm_usable(settings: Settings, kernel: KernelImage) -> KvmProbe:
     """Return the result of `probe_kvm`, remembered in the cache folder until kernel, QEMU, user or host boot change."""
     if not _KVM.exists():
         return KvmProbe(False, f"there is no {_KVM}")
+    if not os.access(_KVM, os.R_OK | os.W_OK):  # not remembered: groups change at the next login
+        return KvmProbe(False, f"{_KVM} may not be opened by this user", how_to_be_admitted(_KVM))
     memory = writable(settings.cache_dir) / "kvm.json"
     key = _probe_key(kernel)
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # unreadable or foreign: probe again
@@ -69,6 +80,21 @@ def probe_kvm(kernel: KernelImage, limit_s: float = BOOT_LIMIT_S) -> KvmProbe:
         return KvmProbe(False, f"{error.filename} cannot be opened: {error.strerror}")
     except SetupError as error:
         return KvmProbe(False, error.message)
+
+
+def how_to_be_admitted(device: Path) -> str:
+    """Return what gives this user the right to open a device: mostly, to join the group that owns it."""
+    status = device.stat()
+    try:
+        group = grp.getgrgid(status.st_gid)
+        user = pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return f"have root let your user read and write {device}"
+    if status.st_gid == 0 or status.st_mode & _GROUP_MAY_USE != _GROUP_MAY_USE:
+        return f"sudo setfacl -m u:{user}:rw {device}"
+    if user in group.gr_mem:
+        return f"log in again: this session is not in group {group.gr_name} yet"
+    return f"join the group {group.gr_name}: sudo usermod -aG {group.gr_name} {user}; then log in again"
 
 
 def qemu_command(kvm: int, image: int) -> list[str]:

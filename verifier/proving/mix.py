@@ -21,6 +21,9 @@ from verifier.proving.ground import Ground
 from verifier.proving.oracle import OracleInfo, OracleResult
 
 LOOK_S = 0.08
+CROWD_S, CROWD_TURNS = 1.5, 10
+"""Tasks that must not migrate run alone until they were given a CPU so often; the first preemption shows a mistake."""
+
 EATEN_MIB, EATER_LIMIT_MIB = 8, 4
 
 CGROUPS = Path("/sys/fs/cgroup")
@@ -48,9 +51,11 @@ AFFINITY = OracleInfo(
 )  # fmt: skip
 MIGRATION = OracleInfo(
     "migration disabled", 7, STARVATION_BOUND_S, "s",
-    "longest time that a task which is preempted while it must not migrate went without CPU time",
+    "longest time that a task which is preempted while it must not migrate went without CPU time, or time to die",
     "As for starvation. The task runs a BPF program that the kernel wraps in migrate_disable(), and may use every CPU "
-    "otherwise. Policies without SCX_OPS_ENQ_MIGRATION_DISABLED never see such a task: the kernel queues it locally.",
+    "otherwise. In the mix its own CPU may happen to have the shortest queue each time; so afterwards such tasks run "
+    "alone, one more than there are CPUs, and whoever is taken to the emptier queue cannot even die there. Policies "
+    "without SCX_OPS_ENQ_MIGRATION_DISABLED never see such a task: the kernel queues it locally.",
 )  # fmt: skip
 KWORKERS = OracleInfo(
     "pinned kernel workers", 7, 1.6, "s",
@@ -175,19 +180,50 @@ class Mix:
 
 def prove(ground: Ground, seconds: float) -> list[OracleResult]:
     """Run the mix for `seconds` and judge it."""
+    spinner = spinner_or_none()
     with Crew() as crew:
-        mix = start(crew, ground.cpus)
+        mix = start(crew, ground.cpus, spinner)
         watch, misplaced = observe(ground, mix, seconds)
         results = judge(mix, watch, misplaced)
-    return [_undead(crew.undead), *results[1:]] if crew.undead else results
+    if crew.undead:
+        return [_undead(crew.undead), *results[1:]]
+    if spinner and any(result.name == MIGRATION.name and result.ok for result in results):
+        return judge_crowd(results, *immovable_crowd(ground, spinner))
+    return results
 
 
-def start(crew: Crew, cpus: Sequence[int]) -> Mix:
+def immovable_crowd(ground: Ground, spinner: Spinner) -> tuple[int, Sequence[str]]:
+    """Run tasks that must not migrate, one more than there are CPUs, and nothing beside them.
+
+    Whenever one of two on a CPU is preempted, another CPU has the shorter queue.
+
+    Returns:
+        how often they were given a CPU, and the names of those that could not die.
+    """
+    with Crew() as crew:
+        body = work.migration_disabled(spinner)
+        tasks = [crew.start(f"number {number}", body) for number in range(len(ground.cpus) + 1)]
+        for _now in ground.watch(CROWD_S, LOOK_S):
+            if sum(task.turns() for task in tasks) >= CROWD_TURNS and all(task.record.events for task in tasks):
+                break
+        turns = sum(task.turns() for task in tasks)
+    return turns, crew.undead
+
+
+def judge_crowd(results: Sequence[OracleResult], turns: int, undead: Sequence[str]) -> list[OracleResult]:
+    """Have the crowd confirm what the mix shows of migration; one that hardly came about clears no warning."""
+    others = [result for result in results if result.name != MIGRATION.name]
+    if undead:
+        detail = f"killed among others that must not migrate, did not get the CPU time to die: {', '.join(undead)}"
+        return [*others, MIGRATION.fail(REAP_LIMIT_S, detail)]
+    return list(results) if turns >= CROWD_TURNS else others
+
+
+def start(crew: Crew, cpus: Sequence[int], spinner: Spinner | None) -> Mix:
     """Start every task of the mix."""
     first, last = cpus[0], cpus[-1]
     groups = [cgroup(name, "cpu.weight", str(weight)) for name, weight in _MOVE_WEIGHTS]
     there, back = os.pipe(), os.pipe()
-    spinner = spinner_or_none()
     pinned = [crew.start(f"hog pinned to CPU {cpu}", work.pinned(cpu, work.hog)) for cpu in (first, last)]
     hogs = [crew.start(f"hog {number}", work.hog) for number in range(len(cpus) - 1)]
     hogs += [crew.start(f"hog of nice {nice}", work.niced(nice, work.hog)) for nice in (-5, 5)]

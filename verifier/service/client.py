@@ -19,6 +19,7 @@ from typing import BinaryIO
 from schedagent.core.errors import SetupError, TokenError, UsageError
 from schedagent.core.policies.artifact import PolicyArtifact
 from schedagent.core.policies.policy import CandidatePolicy, PolicyInfo
+from schedagent.core.process.machine_lock import LAB_LOCK
 from schedagent.core.token import Scope, check, decode, digest_inputs
 from schedagent.core.verification import GateResult, VerificationReport, Verified
 from verifier.service.messages import MOST_HEADERS, FaultAnswer, FinalAnswer, GateAnswer, VerifyRequest, read_answer
@@ -127,12 +128,15 @@ class RemoteVerifier:
             raise UsageError(f"policy {info.name} cannot be sent to the verifier service: {error}") from None
 
     def _ask(self, request: VerifyRequest) -> FinalAnswer:
-        """Send a request and return the last answer, reporting gates on the way."""
+        """Send a request and return the last answer, reporting gates and waits on the way."""
         with self._connect() as connection, connection.makefile("rb") as answers:
             with suppress(ConnectionError):  # it may refuse us before it has read all: its answer then gives the reason
                 connection.sendall(request.line())
-            while isinstance(answer := read_answer(self._line(answers)), GateAnswer):
-                self.on_gate(answer.gate)
+            while not isinstance(answer := read_answer(self._line(answers)), FinalAnswer | FaultAnswer):
+                if isinstance(answer, GateAnswer):
+                    self.on_gate(answer.gate)
+                else:
+                    LAB_LOCK.note_wait(answer.waiting, answer.seconds)
         if isinstance(answer, FaultAnswer):
             raise answer.error
         return answer

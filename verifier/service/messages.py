@@ -138,6 +138,18 @@ class GateAnswer(Message):
     gate: GateResult
 
 
+class WaitAnswer(Message):
+    """The worker waits for the lab; more follows.
+
+    Args:
+        waiting: for whom the lab measures; empty at the end.
+        seconds: at the end, how long it took; else 0.
+    """
+
+    waiting: Annotated[str, Field(max_length=1000)]
+    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
 class FinalAnswer(Message):
     """The last answer: the report (none if only compiled) and the object (none if it did not compile)."""
 
@@ -172,7 +184,7 @@ class FaultAnswer(Message):
         return chosen(self.fault.message, hint=self.fault.hint)
 
 
-Answer = GateAnswer | FinalAnswer | FaultAnswer
+Answer = GateAnswer | WaitAnswer | FinalAnswer | FaultAnswer
 _ANSWER: TypeAdapter[Any] = TypeAdapter(Answer)
 
 

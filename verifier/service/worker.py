@@ -12,9 +12,10 @@ from schedagent.core.errors import SchedagentError, SetupError
 from schedagent.core.policies.artifact import PolicyArtifact
 from schedagent.core.policies.policy import CandidatePolicy, PolicyInfo
 from schedagent.core.process.child import Child
+from schedagent.core.process.machine_lock import LAB_LOCK
 from schedagent.core.token import Scope
 from schedagent.core.verification import GateResult, Verified
-from verifier.service.messages import FaultAnswer, FinalAnswer, GateAnswer, Message, Object, VerifyRequest
+from verifier.service.messages import FaultAnswer, FinalAnswer, GateAnswer, Message, Object, VerifyRequest, WaitAnswer
 
 log = logging.getLogger(__name__)
 
@@ -79,8 +80,8 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def is_last(line: bytes) -> bool:
-    """Whether an answer is the last of its request: any but a gate's is."""
-    return not line.startswith(b'{"gate":')
+    """Whether an answer is the last of its request: any but a gate's and a wait's is."""
+    return not line.startswith((b'{"gate":', b'{"waiting":'))
 
 
 class Worker(Child):
@@ -97,6 +98,8 @@ def _work(send: Callable[[bytes], None], bench: RequestHandler, action: str, sub
     def answer(message: Message) -> None:
         send(message.line())
 
+    LAB_LOCK.task = f"the verifier service, on policy {submission.info.name}"
+    LAB_LOCK.on_wait = lambda line, seconds: answer(WaitAnswer(waiting=line, seconds=seconds))
     try:
         if action == "compile":
             answer(FinalAnswer(report=None, object=Object.of(bench.compile(submission))))

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from kernel_bpf.policies.library import POLICIES, load_library
+from kernel_bpf.policies.library import POLICIES, load_library, policy_from_file
 from repo_store.records import RunStatus
 from schedagent.cli import app as cli
 from schedagent.cli import common
@@ -165,6 +165,10 @@ def test_what_a_shell_takes_is_not_refused(folders, command):
         (["verify", FIFO, "--static", "--depth", "quick"], "--depth is of the proving ground, which does not run"),
         (["verify", FIFO, "--set", "slice_us=5", "--set", "slice_us=6"], "--set slice_us is given twice"),
         (["verify", "OBJECT", "--include", "."], "--include is for a source, and .* is compiled already"),
+        (["verify", FIFO, "--static", "--kernel", "NOSUCH"], "kernel NOSUCH is not in .* hint: "),
+        (["verify", "-"], "verified from a file, whose name it has, not from stdin"),
+        (["keys", "export", "--output", "/not/here/key.pem"], "--output /not/here/key.pem: there is no such folder"),
+        (["verifier", "serve", "--allow-user", "no such"], "--allow-user: there is no user 'no such'"),
         (["mcp", "--port", "8421"], "--port is for --http hint: add --http"),
         (["deploy", "r", "--metric-every", "9"], "--metric-every is for a metric hint: add --metric-command"),
     ],
@@ -470,6 +474,33 @@ def test_compose_says_what_is_wrong(run, tmp_path):
     assert "schedagent compose --schema" in said
     (tmp_path / "broken.json").write_text("[" * 60_000)
     refused(run("compose", tmp_path / "broken.json"), "is not valid JSON")
+
+
+def test_compose_reads_stdin(run, tmp_path):
+    spec = tmp_path / "spec.toml"
+    spec.write_text(SPEC)
+    as_json = json.dumps({"name": "said", "goal": "In turn.", "classes": [{"name": "everyone", "order": "fifo"}]})
+    expected = run("compose", spec).stdout
+    assert run("compose", "-", given=SPEC).stdout == expected
+    assert run("compose", "-", given=as_json).stdout == expected
+    files = [str(tmp_path / "out" / name) for name in ("said.bpf.c", "said.toml")]
+    assert run("compose", "-", "--output", tmp_path / "out", given=SPEC).stdout.splitlines() == files
+    refused(run("compose", "-", given="name = "), "spec of stdin is not valid TOML")
+    refused(run("compose", "-", given="{"), "spec of stdin is not valid JSON")
+
+
+def test_compose_never_takes_the_place_of_the_spec(run, tmp_path, monkeypatch):
+    """The README's own example: a spec that is called like its policy, and --output . beside it."""
+    monkeypatch.chdir(tmp_path)
+    Path("said.toml").write_text(SPEC)
+    for _again in range(2):
+        composed = run("compose", "said.toml", "--output", ".")
+        assert composed.stdout.splitlines() == ["said/said.bpf.c", "said/said.toml"]
+    assert Path("said.toml").read_text() == SPEC
+    assert policy_from_file(Path("said/said.bpf.c")).documented
+    said = refused(run("compose", "-", "--output", ".", given=SPEC), "said.toml exists already, with other content")
+    assert "remove" not in said
+    assert "give another folder: --output DIR" in said
 
 
 def test_compose_keeps_what_was_changed_by_hand(run, tmp_path):

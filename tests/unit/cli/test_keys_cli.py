@@ -184,7 +184,7 @@ def test_where_the_service_listens(tmp_path):
 def test_who_may_ask():
     assert admitted(["nobody"], "schedagent").users == {65534}
     assert admitted([], "root").groups == {0}
-    with pytest.raises(UsageError, match="no such user"):
+    with pytest.raises(UsageError, match="no user 'no-such-user-here'"):
         admitted(["no-such-user-here"], "schedagent")
     with pytest.raises(UsageError, match="no group"):
         admitted([], "no-such-group-here")

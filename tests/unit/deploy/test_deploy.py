@@ -7,6 +7,7 @@ import dataclasses
 import re
 import tomllib
 
+from schedagent.core.process.machine_lock import FILE_NAME, FOLDERS
 from schedagent.metrics.server import ADDRESS
 from schedagent.schedagentd.config import Config, load_config
 from tests.support.paths import ROOT
@@ -56,6 +57,14 @@ def test_schedagentd_has_few_rights():
     assert unit(DAEMON_SOCKET)["Socket"]["ListenStream"] == str(Config().socket)
     assert service["StateDirectory"] == Config().state_dir.name
     assert f"d {Config().keys_dir} " in re.sub(" +", " ", (UNITS / "schedagentd.tmpfiles").read_text())
+
+
+def test_the_lab_s_lock_is_in_reach_of_every_unit_that_measures():
+    """Of them, not of others: /tmp is private to a unit, and the rest of the system read-only."""
+    place = FOLDERS[0] / FILE_NAME
+    assert f"f {place} 0666 root root -" in (UNITS / "schedagentd.tmpfiles").read_text()
+    for path in (SERVICE, UNITS / "schedagent.service"):
+        assert f"ReadWritePaths=-{FOLDERS[0]}" in unit_text(path)
 
 
 def test_the_exporter_may_only_look():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -173,6 +174,20 @@ class TestStdio:
         with started(filled[0]) as process:
             process.stdin.close()
             assert process.wait(20) == 0
+
+    @pytest.mark.parametrize("closes_stdin", [True, False])
+    def test_a_client_that_leaves_during_a_call_ends_it_without_a_traceback(self, filled, closes_stdin):
+        with started(filled[0]) as process:
+            hello(process)
+            arguments = {"policy": "batch", "part": "source"}
+            call = {"jsonrpc": "2.0", "id": 2, "method": "tools/call"}
+            process.stdin.write(json.dumps(call | {"params": {"name": "show_policy", "arguments": arguments}}) + "\n")
+            process.stdin.flush()
+            process.stdout.close()
+            if closes_stdin:
+                process.stdin.close()
+            assert process.wait(20) == 0
+            assert process.stderr.read() == ""
 
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
     def test_ctrl_c_ends_it_while_stdin_is_open(self, filled, number):
@@ -354,6 +369,29 @@ class TestLongCalls:
 
         with http_server(state, SCHEDAGENT_VERIFIER_SOCKET=str(service.path)) as (_process, address):
             run(body(address))
+
+    def test_a_client_that_is_killed_during_a_call_leaves_nothing(self, state, service):
+        async def body(address):
+            async def progress(_number, _total, message):
+                if "busy" in message:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+            async with over_http(address) as client:
+                await self.make(client, "slow")
+                slow = {"policy": "slow", "gates": "all"}
+                await client.call_tool("verify_policy", slow, progress_callback=progress)
+
+        with http_server(state, SCHEDAGENT_VERIFIER_SOCKET=str(service.path)) as (process, address):
+            client = os.fork()
+            if client == 0:
+                with suppress(BaseException):
+                    run(body(address))
+                os._exit(1)
+            assert os.waitstatus_to_exitcode(os.waitpid(client, 0)[1]) == -signal.SIGKILL
+            wait_for(lambda: sleepers(service) == [], 15)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(15) == 130
+            assert process.stderr.read().strip() == "stopped."
 
     def test_killing_the_server_ends_it(self, state, service):
         async def body(process, address):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import signal
 import socket
 import subprocess
@@ -119,6 +120,12 @@ class TestAlone:
         found = Scrape(shown.stdout)
         assert (found("up", part="host"), found("up", part="schedagentd")) == (1, 0)
         assert "nobody listens on" in shown.stderr
+        as_json = subprocess.run([*words, "--json"], env=environment, capture_output=True, timeout=60, check=True)
+        families = {family["name"]: family for family in json.loads(as_json.stdout)["metrics"]}
+        up = {sample["labels"]["part"]: sample["value"] for sample in families["schedagent_up"]["samples"]}
+        assert (up["host"], up["schedagentd"]) == (1, 0)
+        assert families["schedagent_up"]["type"] == "gauge"
+        assert found.names == {sample["name"] for family in families.values() for sample in family["samples"]}
 
     @pytest.mark.parametrize("address", ["", "9759", ":9759", "host:", "127.0.0.1:http", "127.0.0.1:65536"])
     def test_addresses_that_are_none(self, address):

@@ -198,6 +198,29 @@ def test_a_run_can_be_locked_again(script):
         pass
 
 
+def open_to_others(folder):
+    """What somebody else may read or enter below a folder."""
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.stat().st_mode & 0o077}
+
+
+def test_nobody_else_can_read_what_a_run_leaves_whatever_the_umask_is(script):
+    before = os.umask(0o022)
+    try:
+        held = replace(script, hold="after add_block 4")
+        run_id = held.create()
+        kill_where_held(held, run_id)
+        state = script.settings.state_dir
+        assert (state / "checkpoints.sqlite-wal").exists()
+        assert open_to_others(state) == set()
+
+        for path in state.rglob("*"):  # as earlier versions left them
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        script.drive(run_id)
+        assert open_to_others(state) == set()
+    finally:
+        os.umask(before)
+
+
 def test_a_corrupted_checkpoint_file(script):
     held = replace(script, hold="after add_block 4")
     run_id = held.create()

@@ -15,6 +15,7 @@ from schedagent.core.errors import SetupError
 from schedagent.core.settings import Settings
 from schedagent.setup import doctor
 from schedagent.setup.doctor import Finding, examine, is_ready, render, to_json
+from verifier.microvm.kvm import KvmProbe
 
 
 @pytest.fixture
@@ -35,6 +36,16 @@ def test_empty_cache_lacks_a_kernel(settings: Settings, monkeypatch: pytest.Monk
     assert findings["cache folder"].status == "ok"
     assert findings["model"].status == "info"
     assert not is_ready(list(findings.values()))
+
+
+def test_a_kvm_that_may_not_be_opened_is_no_reason_for_another_machine(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probe = KvmProbe(False, "/dev/kvm may not be opened by this user", "join the group kvm: sudo usermod -aG kvm me")
+    monkeypatch.setattr(doctor, "default_kernel", lambda _settings: None)
+    monkeypatch.setattr("verifier.microvm.kvm.kvm_usable", lambda _settings, _kernel: probe)
+    finding = doctor._kvm(settings)
+    assert (finding.status, finding.detail, finding.remedy) == ("warning", probe.reason, probe.remedy)
 
 
 def test_folder_that_cannot_be_written(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from schedagent.core.errors import KernelRejected, MetricError, VmLost, WorkloadFailed
 from schedagent.core.policies.artifact import PolicyArtifact
 from schedagent.core.policies.policy import CandidatePolicy
+from schedagent.core.process.shell_text import quoted
 from schedagent.core.trials.trial import DEFAULT_ARM
 from schedagent.core.trials.workload import Goal, WorkloadCommand
 from verifier.lab.vm import FAILURE_OUTPUT_LINES, LabPolicy, TrialSession, find_metric, last_lines, twice
@@ -80,6 +81,11 @@ class TestFindMetric:
     def test_a_group_that_took_no_part(self):
         with pytest.raises(MetricError, match="matched None"):
             find_metric("is( \\d+)?", "is")
+
+    def test_the_expression_is_shown_as_it_can_be_given_again(self):
+        with pytest.raises(MetricError) as caught:
+            find_metric(r"it's (\d+)", "the end")
+        assert r"--metric 'it'\''s (\d+)' matched nothing" in caught.value.message
 
     def test_no_match_shows_the_output(self):
         with pytest.raises(MetricError, match=r"matched nothing.*\n    the end") as caught:
@@ -156,6 +162,16 @@ def test_a_failure_under_a_candidate_stands_in_the_sample(changes):
     sample = TrialSession(Lab(replace(ANSWER, **changes)), MEASURED).run_candidate(POLICY)
     assert sample.failure
     assert sample.output_tail.endswith("p99: 12\n")
+
+
+def test_a_command_that_fails_is_shown_as_it_can_be_pasted():
+    workload = replace(WORKLOAD, command=r"grep '\d' it\'s", prepare=r"printf '\n' > x")
+    with pytest.raises(WorkloadFailed) as caught:
+        TrialSession(Lab(replace(ANSWER, exit_status=2)), workload).run_default()
+    assert rf"the workload {quoted(workload.command)} failed" in caught.value.message
+    with pytest.raises(WorkloadFailed) as caught:
+        TrialSession(Lab(replace(ANSWER, prepare_status=2)), workload).run_default()
+    assert r"--prepare command 'printf '\''\n'\'' > x' ended" in caught.value.message
 
 
 def test_prepare_that_fails_stops_everything():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from schedagent.core.errors import SetupError
+from schedagent.core.errors import SetupError, UsageError
 from schedagent.core.settings import Settings
 from tests.support.kernel_files import NEW, OLD, SCX, cached, module
 from verifier.microvm.kernels import (
@@ -51,7 +51,7 @@ def test_no_kernel_says_what_to_run(settings: Settings, tmp_path: Path) -> None:
         default_kernel(settings, tmp_path)
     assert caught.value.hint == "run: make kernel"
     wanted = Settings(settings.cache_dir, settings.state_dir, kernel_release="6.1.0-amd64")
-    with pytest.raises(SetupError) as caught:
+    with pytest.raises(UsageError) as caught:
         default_kernel(wanted, tmp_path)
     assert caught.value.hint == "run: make kernel KERNEL=6.1.0-amd64"
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import grp
+import os
+import pwd
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from schedagent.core.settings import Settings
+from tests.support.as_user import as_user
 from verifier.microvm import kvm
 from verifier.microvm.kernels import KernelImage
-from verifier.microvm.kvm import KvmProbe, kvm_usable
+from verifier.microvm.kvm import KvmProbe, how_to_be_admitted, kvm_usable
 
 
 @pytest.fixture
@@ -72,3 +77,57 @@ def test_damaged_memory_means_probing_again(
     (settings.cache_dir / "kvm.json").write_text(damage)
     assert kvm_usable(settings, kernel).reason == "probed"
     assert kvm_usable(settings, kernel).reason == "probed"
+
+
+@pytest.fixture
+def device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What stands for /dev/kvm, of the user nobody's reach."""
+    place = tmp_path / "kvm"
+    place.touch()
+    os.chown(place, 0, grp.getgrnam("audio").gr_gid)
+    place.chmod(0o660)
+    for parent in (tmp_path, *tmp_path.parents[:2]):
+        parent.chmod(parent.stat().st_mode | 0o011)
+    monkeypatch.setattr(kvm, "_KVM", place)
+    return place
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_who_may_not_open_the_device_is_told_which_group_to_join(
+    settings: Settings, kernel: KernelImage, device: Path
+) -> None:
+    answer = as_user(pwd.getpwnam("nobody"), lambda: kvm_usable(settings, kernel))
+    assert answer == repr(
+        KvmProbe(
+            False,
+            f"{device} may not be opened by this user",
+            "join the group audio: sudo usermod -aG audio nobody; then log in again",
+        )
+    )
+    assert not settings.cache_dir.exists(), "it is not remembered: the user may join that group"
+
+
+@pytest.mark.parametrize(
+    ("gid", "mode", "members", "remedy"),
+    [
+        (7, 0o660, [], "join the group kvm: sudo usermod -aG kvm {user}; then log in again"),
+        (7, 0o660, ["{user}"], "log in again: this session is not in group kvm yet"),
+        (7, 0o600, [], "sudo setfacl -m u:{user}:rw {device}"),
+        (0, 0o660, [], "sudo setfacl -m u:{user}:rw {device}"),
+        (None, 0o660, [], "have root let your user read and write {device}"),
+    ],
+)
+def test_how_to_be_admitted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gid: int | None, mode: int, members: list[str], remedy: str
+) -> None:
+    user = pwd.getpwuid(os.geteuid()).pw_name
+    device = tmp_path / "device"
+    monkeypatch.setattr(Path, "stat", lambda _path: SimpleNamespace(st_gid=gid, st_mode=mode))
+
+    def group(number: int | None) -> SimpleNamespace:
+        if number is None:
+            raise KeyError(number)
+        return SimpleNamespace(gr_name="kvm", gr_mem=[member.format(user=user) for member in members])
+
+    monkeypatch.setattr(kvm.grp, "getgrgid", group)
+    assert how_to_be_admitted(device) == remedy.format(user=user, device=device)

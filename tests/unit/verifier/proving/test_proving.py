@@ -186,6 +186,17 @@ def test_phases_are_run_in_the_order_of_the_table():
         chosen(["hotpulg"])
 
 
+def test_a_crowd_that_must_not_migrate_confirms_what_the_mix_shows():
+    starvation, migration = mix.STARVATION.judge(0.5, "mix"), mix.MIGRATION.judge(0.5, "mix")
+    results = [starvation, migration]
+    assert mix.judge_crowd(results, mix.CROWD_TURNS, []) == results
+    assert mix.judge_crowd(results, mix.CROWD_TURNS - 1, []) == [starvation], "it hardly came about: no result"
+    passed, failed = mix.judge_crowd(results, 3, ["number 2"])
+    assert passed == starvation
+    assert (failed.name, failed.ok) == (mix.MIGRATION.name, False)
+    assert "CPU time to die: number 2" in failed.detail
+
+
 def test_the_mix_outlasts_its_bound():
     """A task that is lost in the first instants must be seen to be lost."""
     phase = next(phase for phase in PHASES if phase.under_load is mix.prove)

@@ -20,6 +20,7 @@ import pytest
 from schedagent.core.errors import CompileError, SetupError, TokenError
 from schedagent.core.policies.policy import CandidatePolicy, PolicyInfo, Tunable
 from schedagent.core.process.listener import Admission, Peer, listen, peer_of
+from schedagent.core.process.machine_lock import LAB_LOCK
 from schedagent.core.token import Scope, check, decode, digest_inputs
 from schedagent.core.trusted import load_trusted
 from schedagent.core.verification import GateStatus
@@ -132,6 +133,14 @@ class TestAnswers:
                       for n in ("b", "a")]  # fmt: skip
         *_gates, last = service.ask(request(documented=documented, tunables={"b": 5}))
         assert decode(last["report"]["token"]).tunables == (("a", 3), ("b", 5))
+
+    def test_a_wait_for_the_lab_is_shown_here_and_counts_here(self, service, tmp_path, monkeypatch):
+        lines, before = [], LAB_LOCK.waited_s
+        monkeypatch.setattr(LAB_LOCK, "on_wait", lambda line, _seconds: lines.append(line))
+        info = info_of(tmp_path, "queued")
+        assert client(service).verify(candidate_of(info), info).report.passed
+        assert lines == ["waiting until this machine's lab is free: it measures for run 1", ""]
+        assert LAB_LOCK.waited_s - before == 12.5
 
     def test_large_answers(self, service, tmp_path):
         info = info_of(tmp_path, "large")
