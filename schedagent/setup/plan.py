@@ -8,7 +8,7 @@ import shutil
 from dataclasses import dataclass
 from typing import Any
 
-from schedagent.core.errors import SetupError
+from schedagent.core.errors import SetupError, UsageError
 from schedagent.core.settings import Settings, writable
 from schedagent.setup.distributions import Distribution, this_distribution
 from schedagent.setup.packages import Requirement, install, install_commands, missing_packages, needed_here
@@ -75,7 +75,7 @@ def make_plan(settings: Settings) -> Plan:
         obstacles.append(error)
     try:
         kernel = default_kernel(settings).release
-    except SetupError:
+    except (SetupError, UsageError):
         kernel = ""
     return Plan(distribution, tuple(missing), tuple(map(tuple, commands)), kernel, tuple(obstacles))
 
