@@ -23,6 +23,7 @@ from schedagent.cli.policies import compose, policies_app
 from schedagent.cli.runs import runs_app
 from schedagent.cli.service import apply, daemon, recommendations
 from schedagent.cli.verify import verifier_app, verify
+from schedagent.core.terminal.printable import PrintableFormatter
 
 EXIT_STATUSES = {
     0: "something better was found (or the command did its work)",
@@ -51,7 +52,9 @@ def options(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log every command that runs.")] = False,
 ) -> None:
     """Handle the options that stand before the command."""
-    logging.basicConfig(level=logging.DEBUG if verbose else logging.WARNING, format="%(levelname)s: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(PrintableFormatter("%(levelname)s: %(message)s"))
+    logging.basicConfig(level=logging.DEBUG if verbose else logging.WARNING, handlers=[handler])
     if version:
         typer.echo(f"schedagent {__version__}")
         raise typer.Exit

@@ -21,8 +21,7 @@ def doctor(
     """
 
     def command() -> int:
-        from rich.console import Console
-
+        from schedagent.core.terminal.console import open_console
         from schedagent.setup import doctor as examination
 
         findings = examination.examine(settings())
@@ -33,7 +32,7 @@ def doctor(
         if as_json:
             print_json(examination.to_json(findings))
         else:
-            Console(emoji=False).print(examination.render(findings))
+            open_console().print(examination.render(findings))
         return 0 if examination.is_ready(findings) else EXIT_FAILED
 
     guarded(command)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from schedagent.cli.common import Json, guarded, print_json, settings
+from schedagent.cli.common import Json, guarded, print_json, say, settings
 
 keys_app = typer.Typer(
     help="Manage the signing key and the trusted public keys.", no_args_is_help=True, rich_markup_mode=None
@@ -118,10 +118,9 @@ def show_keys(as_json: bool) -> int:
 
 
 def _print_table(rows: list[dict[str, Any]]) -> None:
-    from rich.console import Console
-
+    from schedagent.core.terminal.console import open_console
     from schedagent.report.tables import text_table
 
     cells = [(row["key"], row["state"], row["until"] or "") for row in rows]
-    Console(emoji=False).print(text_table(("key", "state", "trusted until"), cells))
-    typer.echo("\n".join(row["path"] for row in rows))
+    open_console().print(text_table(("key", "state", "trusted until"), cells))
+    say("\n".join(row["path"] for row in rows))

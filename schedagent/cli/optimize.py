@@ -207,9 +207,8 @@ def show_report(report: Report, as_json: bool) -> int:
 
         print_json(to_json(report))
     else:
-        from rich.console import Console
-
+        from schedagent.core.terminal.console import open_console
         from schedagent.report.terminal import render
 
-        render(report, Console(emoji=False))
+        render(report, open_console())
     return 0 if report.best else EXIT_NO

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from schedagent import api
-from schedagent.cli.common import EXIT_NO, Json, guarded, print_json, settings
+from schedagent.cli.common import EXIT_NO, Json, guarded, print_json, say, settings
 
 policies_app = typer.Typer(
     help="List, show and search the policies of the library.", no_args_is_help=True, rich_markup_mode=None
@@ -89,7 +89,7 @@ def compose(
         if as_json:
             print_json({"name": composed.name, "source": composed.source, "toml": composed.toml, "files": files})
         else:
-            typer.echo("\n".join(files) if files else composed.source, nl=bool(files))
+            say("\n".join(files) if files else composed.source.rstrip("\n"))
         return 0
 
     guarded(command)

@@ -8,11 +8,10 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
-
 from agents.llm.transcript import Exchange, render
 from repo_store.records import PolicyMatch, RunRecord
 from schedagent.core.policies.policy import PolicyInfo
+from schedagent.core.terminal.console import open_console
 from schedagent.report.tables import say, text_table
 
 _WIDTH = 78
@@ -26,7 +25,7 @@ def show_runs(runs: Sequence[RunRecord], as_json: bool) -> None:
         _say('no runs yet; start one: schedagent optimize --workload "make -j"')
     else:
         rows = [(run.id, _result(run), run.workload.command) for run in runs]
-        _console().print(text_table(("run", "result", "command"), rows))
+        open_console().print(text_table(("run", "result", "command"), rows))
 
 
 def show_policies(policies: Sequence[PolicyInfo], as_json: bool) -> None:
@@ -35,7 +34,7 @@ def show_policies(policies: Sequence[PolicyInfo], as_json: bool) -> None:
         _print_json([_policy(policy) for policy in policies])
     else:
         rows = [(policy.name, policy.origin.label, policy.description) for policy in policies]
-        _console().print(text_table(("policy", "origin", "description"), rows))
+        open_console().print(text_table(("policy", "origin", "description"), rows))
 
 
 def show_policy(policy: PolicyInfo, as_json: bool) -> None:
@@ -65,7 +64,7 @@ def show_matches(matches: Sequence[PolicyMatch], as_json: bool) -> None:
         _say("no policy matches; list all: schedagent policies list")
     else:
         rows = [(match.name, match.description) for match in matches]
-        _console().print(text_table(("policy", "description"), rows))
+        open_console().print(text_table(("policy", "description"), rows))
 
 
 def show_exchanges(header: Mapping[str, Any], exchanges: Sequence[Exchange], as_json: bool) -> None:
@@ -142,8 +141,4 @@ def _print_json(value: Any) -> None:
 
 
 def _say(text: str) -> None:
-    say(_console(), text)
-
-
-def _console() -> Console:
-    return Console(emoji=False)
+    say(open_console(), text)

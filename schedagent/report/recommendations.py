@@ -7,10 +7,9 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
-from rich.console import Console
-
 from schedagent.core.errors import UsageError
 from schedagent.core.recommendation import ApplyRequest, Recommendation, Standing
+from schedagent.core.terminal.console import open_console
 from schedagent.report.tables import say, text_table
 
 
@@ -31,7 +30,7 @@ def show_recommendations(
     recommendations: Sequence[Recommendation], requests: Mapping[str, ApplyRequest], now: float
 ) -> None:
     """Print recommendations: a table, and below it why, on what evidence, and what came of each."""
-    console = Console(emoji=False)
+    console = open_console()
     rows = [
         (entry.id, moment(entry.since), _standing(entry, requests.get(entry.id), now), entry.kind.value)
         for entry in recommendations

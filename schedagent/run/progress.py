@@ -11,6 +11,8 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from schedagent.core.terminal.console import open_console
+
 
 class Reporter(Protocol):
     """Shows the user how far a run is."""
@@ -82,7 +84,7 @@ class LiveReporter:
 
 def reporter() -> Reporter:
     """The reporter that fits where stderr goes."""
-    console = Console(stderr=True, emoji=False)
+    console = open_console(stderr=True)
     return LiveReporter(console) if console.is_terminal else PlainReporter(console)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 
-from kernel_bpf.build.source import printable
+from schedagent.core.terminal.printable import printable
 from schedagent.core.verification import Finding, GateResult, KernelResult, OracleResult, VerificationReport
 from schedagent.verification.text import figure, finding_lines
 

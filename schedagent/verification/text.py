@@ -12,8 +12,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from kernel_bpf.build.source import printable
 from schedagent.core.rules import RULES
+from schedagent.core.terminal.console import open_console
+from schedagent.core.terminal.printable import printable
 from schedagent.core.verification import (
     Finding,
     GateResult,
@@ -31,7 +32,7 @@ class GatePrinter:
     """Prints each gate as it ends."""
 
     def __init__(self, *, quiet: bool) -> None:
-        self._console = Console(stderr=quiet, emoji=False)  # ":100:" of "file.c:100:5" would be an emoji to rich
+        self._console = open_console(stderr=quiet)
         self._quiet = quiet
 
     def __call__(self, result: GateResult) -> None:
@@ -71,7 +72,7 @@ def other_causes(finding: Finding) -> list[int]:
 
 def show_end(report: VerificationReport, *, static_only: bool) -> None:
     """Print the result; the gates were printed as they ended."""
-    console = Console(emoji=False)
+    console = open_console()
     if report.oracles:
         console.print(oracle_table(report.oracles))
     for finding in report.findings:
