@@ -248,10 +248,8 @@ def block_lines(blocks: Sequence[Block]) -> Iterator[str]:
 def report_summary(report: VerificationReport) -> str:
     """How a verification ended, gate by gate."""
     errors = sum(finding.severity is Severity.ERROR for finding in report.findings)
-    failed = f"gate {report.failure.gate!r} failed" if report.failure else ""
-    ended = "passed every gate" if report.passed else failed or "not every gate ran"
     return lines(
-        f"{report.policy} (candidate {report.candidate_key}) on kernel {report.kernel_release}: {ended}",
+        f"{report.policy} (candidate {report.candidate_key}) on kernel {report.kernel_release}: {report.conclusion}",
         (f"- {gate.gate}: {gate.status.value}: {short(gate.detail, 300)}" for gate in report.gates),
         f"{errors} errors and {len(report.findings) - errors} warnings; {len(report.oracles)} oracles measured",
     )
@@ -278,12 +276,13 @@ def gate_lines(report: VerificationReport) -> Iterator[str]:
             yield gate.detail if gate.status is GateStatus.FAILED else short(gate.detail, 2000)
 
 
-def oracle_line(oracle: OracleResult) -> str:
+def oracle_line(report: VerificationReport, oracle: OracleResult) -> str:
     """One figure of the proving ground."""
-    holds = "holds" if oracle.ok else "DOES NOT HOLD"
+    excused = "does not hold, and is excused: the policy declares so"
+    holds = "holds" if oracle.ok else excused if report.excuses(oracle) else "DOES NOT HOLD"
     return (
-        f"- {oracle.name} (rule {oracle.rule}) {holds}: {oracle.measured:.3g}, bound {oracle.bound:.3g} {oracle.unit}; "
-        f"{short(oracle.detail, 300)}"
+        f"- {oracle.name} (rule {oracle.rule}) {holds}: {oracle.figure(oracle.measured)}, at most "
+        f"{oracle.figure(oracle.bound)}; {short(oracle.detail, 300)}"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 import re
 import sqlite3
@@ -244,7 +245,17 @@ def test_what_is_stored_today_is_what_0004_stored(path, tmp_path, monkeypatch):
     with PolicyRepository(tmp_path / "new.sqlite") as repository:
         store_all(repository)
         require_all(repository)
-    assert timeless(rows(tmp_path / "new.sqlite")) == timeless(before)
+    stored = timeless(rows(tmp_path / "new.sqlite"))
+    for row in stored["verifications"]:
+        row["report"] = without_later_fields(row["report"])
+    assert stored == timeless(before)
+
+
+def without_later_fields(report):
+    """Return a stored report without the fields that reports had not yet in 0004; a report without them can be read."""
+    later = ("tunables", "declares", "verified_at")
+    kept = {name: value for name, value in json.loads(report).items() if name not in later}
+    return json.dumps(kept, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 def timeless(stored):
