@@ -22,10 +22,11 @@ def commands(run: str, digest: str) -> str:
 def show_waiting(waiting: Mapping[str, Any]) -> None:
     """Print everything that has to be approved, so that nothing in it steers the terminal."""
     from schedagent.core.terminal.console import open_console
+    from schedagent.core.terminal.printable import printable
 
     console = open_console()
     for line in _lines(waiting):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
 
 
 def _lines(waiting: Mapping[str, Any]) -> Iterator[str]:

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from schedagent.core.terminal.printable import printable
+
 
 def say(console: Console, text: str) -> None:
     """Print text as it is: nothing in it is markup, and the terminal wraps it."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
+
+
+def say_wrapped(console: Console, text: str, indent: str) -> None:
+    """Print sentences below a line they belong to: indented, and on a terminal wrapped between words."""
+    for line in text.splitlines():
+        wrapped = textwrap.wrap(
+            line, max(console.width - len(indent), 20), break_long_words=False, break_on_hyphens=False
+        )
+        for part in wrapped or [""]:
+            say(console, (indent + part).rstrip())
 
 
 def text_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:

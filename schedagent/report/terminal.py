@@ -14,7 +14,7 @@ from schedagent.core.trials.workload import CommandStats, Goal, WorkloadCommand,
 from schedagent.core.verification import GateResult, GateStatus
 from schedagent.report.conclusion import conclusion
 from schedagent.report.report import CandidateReport, Report
-from schedagent.report.tables import say
+from schedagent.report.tables import say, say_wrapped
 
 TOP_COMMANDS = 5
 
@@ -46,7 +46,7 @@ def _render_profile(report: Report, profile: WorkloadProfile, console: Console) 
     busy = f"{100 * profile.busy_fraction:.0f} % of {profile.cpus} CPUs busy"
     say(console, f"  Profile: {profile.kind.value}; {profile.wall_s:.2f} s wall, {profile.cpu_s:.2f} s CPU, {busy}")
     for sentence in profile.evidence:
-        say(console, f"    {sentence}")
+        say_wrapped(console, sentence, "    ")
     if report.meaning:
         say(console, f"    In words: {report.meaning.meaning} Goal: {report.meaning.goal}")
     if profile.commands:
@@ -78,7 +78,7 @@ def _render_candidates(candidates: Sequence[CandidateReport], workload: Workload
     for number, entry in enumerate(candidates, start=1):
         say(console, f"  {number} {entry.candidate.label}")
         for line in _details(entry):
-            say(console, f"      {line}")
+            say_wrapped(console, line, "      ")
 
 
 def _ratio_means(workload: WorkloadCommand) -> str:

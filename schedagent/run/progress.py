@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from schedagent.core.terminal.console import open_console
+from schedagent.core.terminal.printable import printable
 
 
 class Reporter(Protocol):
@@ -51,7 +52,7 @@ class PlainReporter:
 
     def _line(self, text: str) -> None:
         elapsed_s = time.monotonic() - self._start
-        self._console.print(f"[{elapsed_s:6.1f}s] {text}", markup=False, highlight=False, soft_wrap=True)
+        self._console.print(f"[{elapsed_s:6.1f}s] {printable(text)}", markup=False, highlight=False, soft_wrap=True)
 
 
 class LiveReporter:
@@ -69,7 +70,7 @@ class LiveReporter:
         self._task = self._progress.add_task("starting", total=None)
 
     def stage(self, text: str) -> None:
-        self._progress.print(f"• {text}", markup=False, highlight=False)
+        self._progress.print(f"• {printable(text)}", markup=False, highlight=False)
         self._progress.update(self._task, description=text, total=None, completed=0)
 
     def step(self, text: str) -> None:

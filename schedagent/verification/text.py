@@ -149,4 +149,4 @@ def _findings_of(report: VerificationReport, gate: str) -> tuple[Finding, ...]:
 
 
 def _say(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
