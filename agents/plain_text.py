@@ -212,6 +212,11 @@ def run_line(run: RunRecord) -> str:
     return f"- {run.id}: {short(run.workload.command, 120)!r} in {run.workload.directory}: {outcome}"
 
 
+def failure_line(run: RunRecord) -> str:
+    """Why a run failed; empty if it did not, or if that is not known."""
+    return f"it failed: {short(run.failure.message)}" if run.failure else ""
+
+
 def plan_lines(number: int, plan: Plan, verdicts: Mapping[str, Verdict]) -> Iterator[str]:
     """One iteration of a run."""
     yield f"plan {number + 1}: {short(plan.reason)}"

@@ -213,7 +213,7 @@ def show_run(services: Services, arguments: RunPart) -> str:
         case _:
             judged = ((number, plan, records.verdicts(run.id, number)) for number, plan in plans)
             rows = (line for number, plan, verdicts in judged for line in plain_text.plan_lines(number, plan, verdicts))
-    return plain_text.lines(head, rows)
+    return plain_text.lines(head, plain_text.failure_line(run), rows)
 
 
 class ReportPart(Arguments):

@@ -18,6 +18,7 @@ from agents.observation import build_profile
 from repo_store.records import RunFailure, RunStatus
 from repo_store.store import PolicyRepository
 from schedagent.core.policies.policy import CandidatePolicy, Plan
+from schedagent.core.terminal.console import UNBROKEN
 from schedagent.core.trials.judge import failed, judge
 from schedagent.core.trials.trial import DEFAULT_ARM, Block, Outcome, Sample, Verdict
 from schedagent.core.trials.workload import Goal
@@ -216,16 +217,30 @@ def test_the_report_says_who_verified(repository, verified_by, sentence):
     assert sentence in text_of(build_report(repository, run_id))
 
 
-def test_the_tables_fit_eighty_columns_and_no_heading_is_wrapped(repository):
+@pytest.mark.parametrize("width", [80, 120, UNBROKEN])
+@pytest.mark.parametrize("policy", ["longest_first", "a_policy_that_a_model_gave_a_rather_long_name_1"])
+def test_the_tables_fit_and_break_neither_headings_nor_names(repository, width, policy):
     worst = replace(BETTER, ratio=10.123, low=9.123, high=11.123, pairs=20, outcome=Outcome.NO_DIFFERENCE)
     run_id = stored_run(repository, [worst, failed(["block 1: it ended with exit status 1"]), None])
-    lines = text_of(build_report(repository, run_id), width=80).splitlines()
+    report = build_report(repository, run_id)
+    command = "python3 /home/somebody/projects/a-project-with-a-long-name/tools/generate_everything.py --fast"
+    profile = replace(report.profile, commands=(replace(report.profile.commands[0], label=command),))
+    [iteration] = report.iterations
+    first = replace(iteration.candidates[0], candidate=replace(FIRST, policy=policy))
+    named = replace(iteration, candidates=(first, *iteration.candidates[1:]))
+    lines = text_of(replace(report, profile=profile, iterations=(named,)), width=width).splitlines()
     tables = [line for line in lines if line[:1] in "┏┃┡│└" and line]
-    assert max(map(len, tables)) <= 80
+    assert max(map(len, tables)) <= width
     [headings] = [line for line in tables if line.startswith("┃")]
-    assert headings.replace("┃", " ").split() == ["policy", "pairs", "ratio", "interval", "verdict"]
+    expected = ["policy", "pairs", "ratio", "interval", "verdict"]
+    narrow = width == 80 and policy != "longest_first"
+    assert headings.replace("┃", " ").split() == expected[narrow:]
+    assert [line for line in lines if line.startswith(f"  1 {policy} ")], "the whole name stands below the table"
+    assert any(policy in line for line in tables) is not narrow
+    assert "…" not in "".join(lines)
     [commands] = [line for line in lines if "longest" in line and "waited" in line]
-    assert commands.split() == ["command", "tasks", "CPU", "time", "longest", "waited"]
+    assert commands.split() == ["tasks", "CPU", "time", "longest", "waited", "command"]
+    assert [line for line in lines if line.endswith(f"s  {command}")], "not broken by us"
 
 
 WORKLOAD_FAILED = RunFailure(

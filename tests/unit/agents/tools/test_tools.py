@@ -13,7 +13,7 @@ from agents.llm.exchange import ToolCall
 from agents.tools.catalog import ROLES, Services, all_tools, tools_for
 from kernel_bpf.observe.system import read_system
 from kernel_bpf.policies.library import load_library
-from repo_store.records import RunStatus
+from repo_store.records import RunFailure, RunStatus
 from repo_store.store import PolicyRepository
 from schedagent.core.trials.lesson import Insight, Meaning
 from tests.support.scripted_lab import HARDWARE, LIBRARY, WORKLOAD, Script
@@ -193,6 +193,13 @@ class TestRuns:
         told = ask(services, "show_run")
         assert f"- {candidate.key} {candidate.label}: better" in told
         assert "plan 1: " in told
+
+    def test_why_a_run_failed(self, services, records):
+        run_id = records.create_run(WORKLOAD, HARDWARE)
+        records.finish_run(
+            run_id, RunStatus.FAILED, failure=RunFailure("the workload failed:\n    cc: no", "fix it", False)
+        )
+        assert "it failed: the workload failed: cc: no" in ask(services, "show_run", run=run_id)
 
     def test_reasons_and_samples(self, services, records, filled):
         candidate = first_candidate(records, filled[1])
