@@ -122,12 +122,15 @@ class Execution:
         *,
         seed: int,
         comparisons: int,
-    ) -> None:
+    ) -> bool:
         """Verify each candidate, then measure those that passed. What was done before is not done again.
 
         Args:
             seed: decides the order of runs inside each block.
             comparisons: how many the correction counts.
+
+        Returns:
+            Whether the time ran out before it was done.
 
         Raises:
             WorkloadFailed: the workload fails under the default scheduler.
@@ -138,14 +141,18 @@ class Execution:
         known = self._pass_gates(candidates, notebook)
         for _attempt in range(REPAIRS + 1):
             policies = [policy for candidate in known if (policy := self._ready(candidate, notebook))]
-            if not policies or self.out_of_time():
-                return
             trial = Trial(self, workload, policies, notebook, seed, comparisons)
+            cut = trial.unfinished or any(notebook.verification(candidate.key) is None for candidate in known)
+            if not policies or self.out_of_time():
+                return cut
             trial.run()
             repaired, again = self._after_trial(trial, known, notebook)
-            if not (repaired or again) or self.out_of_time():
-                return
+            if not (repaired or again):
+                return trial.unfinished
+            if self.out_of_time():
+                return True
             known += self._pass_gates(repaired, notebook)
+        return False
 
     def _pass_gates(self, candidates: Sequence[CandidatePolicy], notebook: Notebook) -> list[CandidatePolicy]:
         """Verify candidates; what a gate rejects may be repaired and is then verified. Return all, repairs included."""
@@ -253,6 +260,11 @@ class Trial:
         self._comparisons = comparisons
         self._blocks = list(notebook.blocks())
         self._lost: set[str] = set()
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether more pairs would be measured if there were time."""
+        return bool(self._open_arms()) and len(self._blocks) <= self._agent.rules.maximum_pairs
 
     def run(self) -> None:
         """Measure; block 0 is the warm-up and is kept but never compared."""

@@ -213,6 +213,11 @@ def run_line(run: RunRecord) -> str:
     return f"- {run.id}: {short(run.workload.command, 120)!r} in {run.workload.directory}: {outcome}"
 
 
+def failure_line(run: RunRecord) -> str:
+    """Why a run failed; empty if it did not, or if that is not known."""
+    return f"it failed: {short(run.failure.message)}" if run.failure else ""
+
+
 def plan_lines(number: int, plan: Plan, verdicts: Mapping[str, Verdict]) -> Iterator[str]:
     """One iteration of a run."""
     yield f"plan {number + 1}: {short(plan.reason)}"
@@ -249,10 +254,8 @@ def block_lines(blocks: Sequence[Block]) -> Iterator[str]:
 def report_summary(report: VerificationReport) -> str:
     """How a verification ended, gate by gate."""
     errors = sum(finding.severity is Severity.ERROR for finding in report.findings)
-    failed = f"gate {report.failure.gate!r} failed" if report.failure else ""
-    ended = "passed every gate" if report.passed else failed or "not every gate ran"
     return lines(
-        f"{report.policy} (candidate {report.candidate_key}) on kernel {report.kernel_release}: {ended}",
+        f"{report.policy} (candidate {report.candidate_key}) on kernel {report.kernel_release}: {report.conclusion}",
         (f"- {gate.gate}: {gate.status.value}: {short(gate.detail, 300)}" for gate in report.gates),
         f"{errors} errors and {len(report.findings) - errors} warnings; {len(report.oracles)} oracles measured",
     )
@@ -279,12 +282,13 @@ def gate_lines(report: VerificationReport) -> Iterator[str]:
             yield gate.detail if gate.status is GateStatus.FAILED else short(gate.detail, 2000)
 
 
-def oracle_line(oracle: OracleResult) -> str:
+def oracle_line(report: VerificationReport, oracle: OracleResult) -> str:
     """One figure of the proving ground."""
-    holds = "holds" if oracle.ok else "DOES NOT HOLD"
+    excused = "does not hold, and is excused: the policy declares so"
+    holds = "holds" if oracle.ok else excused if report.excuses(oracle) else "DOES NOT HOLD"
     return (
-        f"- {oracle.name} (rule {oracle.rule}) {holds}: {oracle.measured:.3g}, bound {oracle.bound:.3g} {oracle.unit}; "
-        f"{short(oracle.detail, 300)}"
+        f"- {oracle.name} (rule {oracle.rule}) {holds}: {oracle.figure(oracle.measured)}, at most "
+        f"{oracle.figure(oracle.bound)}; {short(oracle.detail, 300)}"
     )
 
 

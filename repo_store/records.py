@@ -23,6 +23,20 @@ class RunStatus(StrEnum):
 
 
 @dataclass(frozen=True)
+class RunFailure:
+    """Why a run failed.
+
+    Args:
+        message, hint: what failed, and what to do about it, as the error said.
+        resumable: whether the run can go on once that is done; if not, it would fail in the same way again.
+    """
+
+    message: str
+    hint: str
+    resumable: bool
+
+
+@dataclass(frozen=True)
 class RunRecord:
     """One `optimize` run.
 
@@ -35,6 +49,7 @@ class RunRecord:
         finished_at: the same; empty while it is not finished.
         status: see RunStatus.
         report: final report, JSON values; None while there is none.
+        failure: why it failed; None if it did not, or if a version that did not keep it stored the run.
     """
 
     id: str
@@ -46,6 +61,7 @@ class RunRecord:
     finished_at: str
     status: RunStatus
     report: Mapping[str, Any] | None
+    failure: RunFailure | None = None
 
 
 @dataclass(frozen=True)

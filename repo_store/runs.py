@@ -12,13 +12,13 @@ from sqlalchemy.orm import Session
 
 from repo_store.database.engine import Database
 from repo_store.database.tables import RunRow
-from repo_store.records import RunRecord, RunStatus
+from repo_store.records import RunFailure, RunRecord, RunStatus
 from repo_store.rows import from_row, save_once
 from schedagent.core.errors import RepositoryError, UsageError
 from schedagent.core.trials.trial import Hardware
 from schedagent.core.trials.workload import WorkloadCommand
 
-_SET_LATER = ("started_at", "finished_at", "status", "report")
+_SET_LATER = ("started_at", "finished_at", "status", "report", "failure")
 
 
 class RunStore(Database):
@@ -54,13 +54,20 @@ class RunStore(Database):
             finished_at="",
             status=RunStatus.RUNNING,
             report=None,
+            failure=None,
         )
         with self._transaction() as session:
             save_once(session, row, f"run {run_id}", except_for=_SET_LATER)
         return run_id
 
-    def finish_run(self, run_id: str, status: RunStatus, report: Mapping[str, Any] | None = None) -> None:
-        """Store how a run ended; one that is finished stays as it is.
+    def finish_run(
+        self,
+        run_id: str,
+        status: RunStatus,
+        report: Mapping[str, Any] | None = None,
+        failure: RunFailure | None = None,
+    ) -> None:
+        """Store how a run ended, and why if it failed; one that is finished stays as it is.
 
         Raises:
             UsageError: there is no such run.
@@ -72,7 +79,7 @@ class RunStore(Database):
                 if status is not row.status or not RunRow.report.type.compare_values(report, row.report):
                     raise RepositoryError(f"run {run_id} is finished already, with another report")
                 return
-            row.status, row.report = status, report
+            row.status, row.report, row.failure = status, report, failure
             row.finished_at = "" if status is RunStatus.RUNNING else now()
 
     def resume_run(self, run_id: str) -> None:
@@ -85,7 +92,7 @@ class RunStore(Database):
             row = run_row(session, run_id)
             if row.status is RunStatus.FINISHED:
                 raise UsageError(f"run {run_id} is finished", f"see its report: schedagent runs show {run_id}")
-            row.status, row.finished_at = RunStatus.RUNNING, ""
+            row.status, row.finished_at, row.failure = RunStatus.RUNNING, "", None
 
     def run(self, run_id: str) -> RunRecord:
         """Return a run.

@@ -189,6 +189,7 @@ def _verifications_of(connection: Connection, run: str) -> GateTotals:
         for gate in report["gates"]:
             totals.gates[gate["gate"], gate["status"]] += 1
             totals.seconds[gate["gate"]] += gate["seconds"]
-        failed, skipped = GateStatus.FAILED in statuses, GateStatus.SKIPPED in statuses
+        failed = GateStatus.FAILED in statuses
+        skipped = GateStatus.SKIPPED in statuses or GateStatus.NOT_REQUESTED in statuses
         totals.results[FAILED if failed else INCOMPLETE if skipped or not statuses else PASSED] += 1
     return totals

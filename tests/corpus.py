@@ -89,12 +89,11 @@ def complaint(entry: Entry, report: VerificationReport) -> str:
 
     A policy that the static gates let through by right is not complained about if only those were asked for.
     """
-    skipped = [gate for gate in report.gates if gate.status is GateStatus.SKIPPED]
     if entry.kind != "broken":
-        bad = report.failure or (skipped[0] if skipped and "static gates" not in skipped[0].detail else None)
+        bad = report.failure or next((gate for gate in report.gates if gate.status is GateStatus.SKIPPED), None)
         return f"{bad.gate}: {bad.detail}" if bad else ""
     if report.failure is None:
-        return "" if skipped and not entry.static else "no gate closed"
+        return "no gate closed" if report.passed or entry.static else ""
     errors = [finding for finding in report.failure.findings if finding.severity is Severity.ERROR]
     broken = {finding.rule for finding in errors}
     # a run shows that a task starves, not which of several rules is why: core.rules says which oracle stands for which

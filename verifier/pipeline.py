@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
@@ -206,9 +207,11 @@ class _Passage:
     def _pass(self, gate: str) -> None:
         failed = next((result for result in self._gates if result.status in _NOT_PASSED), None)
         if self._verifier.static_only and gate not in STATIC_GATES:
-            self._gates.append(_skipped(gate, "not run: only the static gates were requested"))
+            not_requested = "not run: only the static gates were requested"
+            self._gates.append(GateResult(gate, GateStatus.NOT_REQUESTED, not_requested))
         elif failed:
-            self._gates.append(_skipped(gate, f"not run, because gate {failed.gate!r} did not pass"))
+            not_run = f"not run, because gate {failed.gate!r} did not pass"
+            self._gates.append(GateResult(gate, GateStatus.SKIPPED, not_run))
         else:
             self._gates.append(_attempt(gate, self._steps[gate]))
 
@@ -228,6 +231,9 @@ class _Passage:
             oracles=cached.oracles if cached else self._oracles(),
             verifier_version=verifier_version(),
             subject=self._subject() if self._artifacts else "",
+            tunables=tuple(sorted(self._candidate.tunables)),
+            declares=tuple(self._info.declares),
+            verified_at=cached.verified_at if cached else datetime.now(UTC).isoformat(timespec="seconds"),
         )
 
     def _source(self) -> Passed:
@@ -408,10 +414,6 @@ def _attempt(gate: str, step: Callable[[], Passed]) -> GateResult:
         passed = Passed(lost, status=GateStatus.SKIPPED)
     seconds = time.monotonic() - started if passed.seconds is None else passed.seconds
     return GateResult(gate, passed.status, passed.detail, round(seconds, 3), passed.findings)
-
-
-def _skipped(gate: str, why: str) -> GateResult:
-    return GateResult(gate, GateStatus.SKIPPED, why)
 
 
 def _unless_errors(detail: str, findings: Sequence[Finding]) -> Passed:

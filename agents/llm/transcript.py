@@ -26,6 +26,7 @@ from agents.llm.exchange import Failure, Form, Json, ModelRequest, Outcome, Repl
 from agents.llm.fences import new_mark
 from schedagent.core.errors import ReplayDiverged, RepositoryError
 from schedagent.core.settings import private_folder
+from schedagent.core.terminal.printable import printable
 
 VERSION = 1
 
@@ -429,7 +430,7 @@ def _ending(exchange: Exchange) -> str:
 
 def _shown(text: str, longest: int) -> str:
     cut = text if len(text) <= longest else f"{text[:longest]}\n... ({len(text) - longest} more characters)"
-    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in cut)
+    return printable(cut)
 
 
 def _open(path: Path) -> int:

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 from agents.planner.inputs import fill
 from agents.planner.unified_diff import apply_diff
-from kernel_bpf.build.source import check_source_text, printable, read_source
+from kernel_bpf.build.source import check_source_text, read_source
 from kernel_bpf.policies import policy_text
 from kernel_bpf.policies.compose import compose
 from kernel_bpf.policies.library import read_manifest
@@ -30,6 +30,7 @@ from schedagent.core.policies.policy import CandidatePolicy, PolicyInfo
 from schedagent.core.policies.proposal import DerivedPolicy, Origin, Proposal
 from schedagent.core.policies.spec import PROGRAM_KINDS, PolicySpec, spec_error
 from schedagent.core.policies.spec_reader import read_spec, spec_table
+from schedagent.core.terminal.printable import printable
 from schedagent.core.trials.workload import WorkloadProfile
 
 MOST_NAMESAKES = 99

@@ -213,7 +213,7 @@ def show_run(services: Services, arguments: RunPart) -> str:
         case _:
             judged = ((number, plan, records.verdicts(run.id, number)) for number, plan in plans)
             rows = (line for number, plan, verdicts in judged for line in plain_text.plan_lines(number, plan, verdicts))
-    return plain_text.lines(head, rows)
+    return plain_text.lines(head, plain_text.failure_line(run), rows)
 
 
 class ReportPart(Arguments):
@@ -245,7 +245,8 @@ def verification_report(services: Services, arguments: ReportPart) -> str:
         case "gates":
             return plain_text.lines(*plain_text.gate_lines(report))
         case "oracles":
-            return plain_text.lines(map(plain_text.oracle_line, report.oracles)) or "the proving ground did not run"
+            figures = (plain_text.oracle_line(report, oracle) for oracle in report.oracles)
+            return plain_text.lines(figures) or "the proving ground did not run"
         case "kernels":
             return plain_text.lines(map(plain_text.kernel_line, report.kernels)) or "no kernel's verifier saw it"
     return plain_text.report_summary(report)

@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 
 from kernel_bpf import BPF
 from kernel_bpf.build import sandbox
-from kernel_bpf.build.source import printable, read_source
+from kernel_bpf.build.source import read_source
 from kernel_bpf.build.target import KernelTarget, find_bpftool
 from schedagent.core.errors import CompileError, SetupError, UsageError
 from schedagent.core.installation import this_installation
@@ -28,6 +28,7 @@ from schedagent.core.policies.artifact import PolicyArtifact
 from schedagent.core.process import proc
 from schedagent.core.retention.folder import mark_used, trim
 from schedagent.core.retention.limits import RETENTION
+from schedagent.core.terminal.printable import printable
 
 log = logging.getLogger(__name__)
 

@@ -45,14 +45,3 @@ def check_source_text(text: bytes) -> None:
         raise CompileError(f"the source is not UTF-8 text: byte {error.start}") from None
     if b"\0" in text:
         raise CompileError(f"the source is not text: byte {text.index(0)} is zero")
-
-
-def printable(text: str) -> str:
-    """Return `text` with everything that is neither printable nor a line break or tab written as an escape.
-
-    Control characters steer terminals, and bidirectional ones show other words than the compiler reads.
-    """
-    return "".join(
-        letter if letter.isprintable() or letter in "\n\t" else letter.encode("unicode_escape").decode()
-        for letter in text
-    )

@@ -19,12 +19,12 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from kernel_bpf.build.source import printable
 from kernel_bpf.policies.compose import header_words
 from kernel_bpf.policies.library import TUNABLE_TYPES, UNITS
 from schedagent.core.errors import PolicyError
 from schedagent.core.policies.policy import DECLARABLE, Tunable
 from schedagent.core.policies.spec import NAME, RESERVED_NAMES
+from schedagent.core.terminal.printable import printable
 
 _TOKEN = re.compile(
     r"""(?P<comment>/\*.*?(?:\*/|\Z)|//[^\n]*)

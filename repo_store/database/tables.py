@@ -14,7 +14,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeEngine
 
 from repo_store.database.column_types import EnumText, JsonText, NanAsNull
-from repo_store.records import RunStatus
+from repo_store.records import RunFailure, RunStatus
 from schedagent.core.approval import ApprovalStage
 from schedagent.core.policies.proposal import Origin
 from schedagent.core.recommendation import Progress, RecommendationKind, Standing
@@ -46,7 +46,7 @@ _COLUMN_TYPES: dict[Any, TypeEngine[Any]] = {
     Shares: JsonText(dict[str, float]),
     Measures: JsonText(dict[str, Spread]),
 }
-for _kind in (Hardware, VerificationReport, WorkloadCommand, WorkloadProfile, Tunables, Inputs, Words):
+for _kind in (Hardware, RunFailure, VerificationReport, WorkloadCommand, WorkloadProfile, Tunables, Inputs, Words):
     _COLUMN_TYPES[_kind] = JsonText(_kind)
 for _enum in (ApprovalStage, Origin, Outcome, Progress, RecommendationKind, RunStatus, Standing):
     _COLUMN_TYPES[_enum] = EnumText(_enum)
@@ -75,6 +75,7 @@ class RunRow(Base):
     finished_at: Mapped[str]
     status: Mapped[RunStatus]
     report: Mapped[Values | None]
+    failure: Mapped[RunFailure | None]
 
 
 class ProfileRow(Base):

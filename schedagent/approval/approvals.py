@@ -291,6 +291,8 @@ def _nothing_waits(repository: PolicyRepository, run_id: str) -> UsageError:
         message += f"; its last question was {made[-1].in_words} at {made[-1].at}"
     if run.status is RunStatus.FINISHED:
         return UsageError(message, f"it is finished; see what it found: schedagent runs show {run_id}")
+    if run.failure:
+        return UsageError(message, f"it failed; see why: schedagent runs show {run_id}")
     return UsageError(message, f"it is {run.status.value}; continue it: schedagent resume {run_id}")
 
 

@@ -21,11 +21,10 @@ def commands(run: str, digest: str) -> str:
 
 def show_waiting(waiting: Mapping[str, Any]) -> None:
     """Print everything that has to be approved, so that nothing in it steers the terminal."""
-    from rich.console import Console
+    from schedagent.core.terminal.console import open_console
+    from schedagent.core.terminal.printable import printable
 
-    from kernel_bpf.build.source import printable
-
-    console = Console(emoji=False)
+    console = open_console()
     for line in _lines(waiting):
         console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
 

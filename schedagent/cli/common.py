@@ -14,6 +14,7 @@ import typer
 
 from schedagent.core.errors import SchedagentError, UsageError
 from schedagent.core.process.streams import drop_output
+from schedagent.core.terminal.printable import printable
 
 if TYPE_CHECKING:
     from schedagent.core.settings import Settings
@@ -39,6 +40,11 @@ def print_json(value: Any) -> None:
     typer.echo(json.dumps(value, indent=2, allow_nan=False))
 
 
+def say(text: str, *, err: bool = False) -> None:
+    """Print text, on stderr if `err`: names, paths and output in it are anybody's, and do not steer the terminal."""
+    typer.echo(printable(text), err=err)
+
+
 def guarded(command: Callable[[], int]) -> NoReturn:
     """Run a command, turn what goes wrong into a message on stderr, and exit with the status of EPILOG."""
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
@@ -50,7 +56,7 @@ def guarded(command: Callable[[], int]) -> NoReturn:
     except SchedagentError as error:
         status = complain(error, EXIT_FAILED)
     except KeyboardInterrupt as stop:
-        typer.echo(f"\nstopped. {stop}", err=True)
+        say(f"\nstopped. {stop}", err=True)
         status = EXIT_INTERRUPTED
     except BrokenPipeError:
         drop_output()
@@ -63,9 +69,12 @@ def guarded(command: Callable[[], int]) -> NoReturn:
 
 
 def complain(error: SchedagentError, status: int) -> int:
-    """Print an error with its hint; the status holds even if stderr takes nothing."""
+    """Print an error with its hint; the status holds even if stderr takes nothing.
+
+    Their further lines may be a program's output, so they are indented.
+    """
     with suppress(OSError):
-        typer.echo(f"error: {error.message}", err=True)
-        if error.hint:
-            typer.echo(f"hint: {error.hint}", err=True)
+        for heading, text in (("error", error.message), ("hint", error.hint)):
+            if text:
+                say(f"{heading}: {text}".replace("\n", "\n  "), err=True)
     return status

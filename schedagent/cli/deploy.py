@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from schedagent.cli.common import EXIT_FAILED, EXIT_NO, Json, guarded, print_json, settings
+from schedagent.cli.common import EXIT_FAILED, EXIT_NO, Json, guarded, print_json, say, settings
 from schedagent.cli.guide.completion import finished_runs
 from schedagent.core.errors import UsageError
 
@@ -134,7 +134,7 @@ def _keep(
     from schedagent.client.keeper import Keeper
 
     lease_s = min(lease_s, deployment["lease_left_s"] or lease_s)  # schedagentd may have made it shorter
-    keeper = Keeper(daemon, deployment["deployment"], lease_s, partial(typer.echo, err=True), metric, every_s)
+    keeper = Keeper(daemon, deployment["deployment"], lease_s, partial(say, err=True), metric, every_s)
     try:
         ended = keeper.run()
     except KeyboardInterrupt:
@@ -316,10 +316,8 @@ def _show_deployment(deployment: dict[str, Any], as_json: bool) -> int:
 
 def show(answer: Any, as_json: bool, render: Callable[[Any], str]) -> int:
     """Print an answer; names of processes in it are anybody's, and must not steer the terminal."""
-    from kernel_bpf.build.source import printable
-
     if as_json:
         print_json(answer)
     else:
-        typer.echo(printable(render(answer)))
+        say(render(answer))
     return 0

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from schedagent.cli.common import Json, guarded, print_json, settings
+from schedagent.cli.common import Json, guarded, print_json, say, settings
 from schedagent.core.errors import UsageError
 
 keys_app = typer.Typer(
@@ -140,8 +140,9 @@ def show_keys(as_json: bool) -> int:
 
 
 def _print_table(rows: list[dict[str, Any]]) -> None:
-    from schedagent.report.tables import show_table, stdout_console
+    from schedagent.core.terminal.console import open_console
+    from schedagent.report.tables import show_table
 
     cells = [(row["key"], row["state"], row["until"] or "") for row in rows]
-    show_table(stdout_console(), ("key", "state", "trusted until"), cells)
-    typer.echo("\n".join(row["path"] for row in rows))
+    show_table(open_console(), ("key", "state", "trusted until"), cells)
+    say("\n".join(row["path"] for row in rows))

@@ -263,8 +263,8 @@ def show_report(report: Report, as_json: bool) -> int:
 
         print_json(to_json(report))
     else:
-        from schedagent.report.tables import stdout_console
+        from schedagent.core.terminal.console import open_console
         from schedagent.report.terminal import render
 
-        render(report, stdout_console())
+        render(report, open_console())
     return 0 if report.best else EXIT_NO

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from schedagent import api
-from schedagent.cli.common import EXIT_NO, Json, guarded, print_json, settings
+from schedagent.cli.common import EXIT_NO, Json, guarded, print_json, say, settings
 from schedagent.cli.guide.completion import policies
 
 policies_app = typer.Typer(
@@ -104,7 +104,7 @@ def compose(
         if as_json:
             print_json({"name": composed.name, "source": composed.source, "toml": composed.toml, "files": files})
         else:
-            typer.echo("\n".join(files) if files else composed.source, nl=bool(files))
+            say("\n".join(files) if files else composed.source.rstrip("\n"))
         return 0
 
     guarded(command)

@@ -46,11 +46,24 @@ def runs_list(
     guarded(command)
 
 
+def print_report_schema(wanted: bool) -> None:
+    """Print the schema of what runs show --json and optimize --json print, and exit."""
+    if wanted:
+        from schedagent.report.as_json import json_schema
+
+        print_json(json_schema())
+        raise typer.Exit
+
+
 @runs_app.command("show")
 def runs_show(
     run: Run,
     transcript: Annotated[
         bool, typer.Option("--transcript", help="Show what it asked models, and their answers, instead.")
+    ] = False,
+    _schema: Annotated[
+        bool,
+        typer.Option("--json-schema", is_eager=True, callback=print_report_schema, help="Print the schema of --json."),
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -74,7 +87,7 @@ def runs_show(
         if not as_json and report.waiting:
             show_question(report.waiting)
             typer.echo(commands(run, report.waiting.digest))
-        elif not as_json and not report.complete:
+        elif not as_json and not report.complete and report.failure is None:
             typer.echo(f"This run is not finished (status: {status.value}). Continue it: schedagent resume {run}")
         return 0
 

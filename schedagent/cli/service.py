@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from schedagent.cli.common import Json, guarded, print_json, settings
+from schedagent.cli.common import Json, guarded, print_json, say, settings
 
 if TYPE_CHECKING:
     from repo_store.store import PolicyRepository
@@ -73,7 +73,7 @@ def recommendations(
             show_recommendations(shown, requests, now)
         else:
             known = f"what is usual is known for: {usual}" if usual else _NOTHING_YET
-            typer.echo(f"nothing is recommended; {known}")
+            say(f"nothing is recommended; {known}")
         return 0
 
     guarded(command)

@@ -13,10 +13,12 @@ from schedagent import api
 from schedagent.cli.common import EXIT_FAILED, EXIT_NO, Json, guarded, print_json, settings
 from schedagent.cli.guide.completion import depths, policies, scopes
 from schedagent.core.errors import UsageError
+from schedagent.core.verification import VerificationOutcome
 
 if TYPE_CHECKING:
     from schedagent.core.process.listener import Admission
     from schedagent.core.settings import Settings
+    from schedagent.core.verification import VerificationReport
 
 verifier_app = typer.Typer(help="Run the verifier as a service.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -71,7 +73,8 @@ def verify(
 ) -> None:
     """Take a policy through every gate of the verifier.
 
-    Print each gate's result and, if all passed, the token.
+    Print each gate's result and the outcome: passed, with the token; failed; static only (--static let it through,
+    which proves nothing about a running kernel); or incomplete, because a VM was lost twice.
 
     Example: schedagent verify longest_first --set slice_us=5000
     """
@@ -87,10 +90,17 @@ def verify(
         if as_json:
             print_json(to_json(report))
         else:
-            show_end(report, static_only=static)
-        return 0 if report.passed or (static and not report.failure) else EXIT_NO if report.failure else EXIT_FAILED
+            show_end(report)
+        return _exit_status(report)
 
     guarded(command)
+
+
+def _exit_status(report: VerificationReport) -> int:
+    """0: all gates that were asked for passed; 3: the policy failed one; 1: a gate has no verdict."""
+    if report.outcome is VerificationOutcome.INCOMPLETE:
+        return EXIT_FAILED
+    return EXIT_NO if report.outcome is VerificationOutcome.FAILED else 0
 
 
 @verifier_app.command()

@@ -37,6 +37,9 @@ class SchedagentError(Exception):
         hint: what the user can do next; empty if there is nothing useful to say.
     """
 
+    resumable = True
+    """Whether a run that it ended can go on once the cause is gone; otherwise it would fail in the same way again."""
+
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
         self.message = message
@@ -48,6 +51,8 @@ class SchedagentError(Exception):
 
 class UsageError(SchedagentError):
     """The user's input cannot be used."""
+
+    resumable = False
 
 
 class TunableError(UsageError):
@@ -111,6 +116,8 @@ class BpfError(SchedagentError):
 
 class WorkloadFailed(SchedagentError):
     """The workload failed under the default scheduler, so nothing can be compared."""
+
+    resumable = False
 
 
 class MetricUnavailable(SchedagentError):

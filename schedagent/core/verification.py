@@ -24,6 +24,21 @@ class GateStatus(StrEnum):
     SKIPPED = "skipped"
     NOT_APPLICABLE = "not applicable"
     """Only for the gates of a source, when a compiled object was brought instead."""
+    NOT_REQUESTED = "not requested"
+    """Only for the gates that need a VM, when the static ones alone were asked for."""
+
+
+class VerificationOutcome(StrEnum):
+    """How a verification ended: the same word in every face of its report."""
+
+    PASSED = "passed"
+    """Every gate passed."""
+    FAILED = "failed"
+    """A gate failed."""
+    STATIC_ONLY = "static only"
+    """The static gates passed, and no other was asked for."""
+    INCOMPLETE = "incomplete"
+    """No gate failed, but one has no verdict: its VM was lost twice."""
 
 
 class Severity(StrEnum):
@@ -119,6 +134,10 @@ class OracleResult:
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
+    def figure(self, value: float) -> str:
+        """Return a figure of it with its unit: the same wherever it is shown, and as its detail gives it."""
+        return {"s": f"{value:.2f} s", "ratio": f"{value:.2f}"}.get(self.unit, f"{value:g} {self.unit}")
+
 
 @dataclass(frozen=True)
 class KernelResult:
@@ -153,6 +172,9 @@ class VerificationReport:
         subject: digest of all that the report depends on: object, tunables and inputs, kernels, depth, verifier.
         token: deployment token; empty unless every gate passed and a key to sign with was there.
         verified_by: where the verifier ran: "the service at PATH"; empty if in the process that asked.
+        tunables: every tunable and its value, sorted by name.
+        declares: oracles that the policy declares not to satisfy, see core.policies.policy.PolicyInfo.
+        verified_at: ISO 8601 UTC time at which its gates ended; that of the proof if the report was cached.
     """
 
     policy: str
@@ -166,12 +188,35 @@ class VerificationReport:
     subject: str = ""
     token: str = ""
     verified_by: str = ""
+    tunables: tuple[tuple[str, int], ...] = ()
+    declares: tuple[str, ...] = ()
+    verified_at: str = ""
+
+    @property
+    def outcome(self) -> VerificationOutcome:
+        """How it ended."""
+        statuses = {gate.status for gate in self.gates}
+        if GateStatus.FAILED in statuses:
+            return VerificationOutcome.FAILED
+        if GateStatus.SKIPPED in statuses or not statuses:
+            return VerificationOutcome.INCOMPLETE
+        return VerificationOutcome.STATIC_ONLY if GateStatus.NOT_REQUESTED in statuses else VerificationOutcome.PASSED
 
     @property
     def passed(self) -> bool:
         """Whether every gate passed; a skipped gate is not a passed one."""
-        good = (GateStatus.PASSED, GateStatus.NOT_APPLICABLE)
-        return bool(self.gates) and all(gate.status in good for gate in self.gates)
+        return self.outcome is VerificationOutcome.PASSED
+
+    @property
+    def conclusion(self) -> str:
+        """The outcome in a line: its word first, then what it means."""
+        why = {
+            VerificationOutcome.PASSED: f"every gate let it through, on kernel {self.kernel_release}",
+            VerificationOutcome.FAILED: f"gate {self.failure.gate!r} did not let it through" if self.failure else "",
+            VerificationOutcome.STATIC_ONLY: "the gates that need no VM passed; the others were not asked for",
+            VerificationOutcome.INCOMPLETE: "a gate has no verdict, for the VM was lost twice",
+        }
+        return f"{self.outcome}: {why[self.outcome]}"
 
     @property
     def failure(self) -> GateResult | None:
@@ -187,15 +232,23 @@ class VerificationReport:
         """Whether the proving ground showed that what a warning fears does not happen."""
         return any(oracle.ok for oracle in self.oracles if oracle.name == finding.cleared_by)
 
+    def excuses(self, oracle: OracleResult) -> bool:
+        """Whether an oracle does not hold and need not: the policy declares that it does not seek what it checks."""
+        return not oracle.ok and oracle.name in self.declares
+
     @property
     def digest(self) -> str:
         """Hex SHA-256 of the results of all gates: what a token vouches for.
 
         Over the canonical JSON of everything but the token, the seconds and where the verifier ran. A figure
-        counts by its value: 1 and 1.0 are one, since JSON writers differ in that.
+        counts by its value: 1 and 1.0 are one, since JSON writers differ in that. What reports of older versions lack
+        counts only if it is there, so they keep their digests.
         """
         content = asdict(self)
         del content["token"], content["verified_by"]
+        for name in ("tunables", "declares", "verified_at"):
+            if not content[name]:
+                del content[name]
         for gate in content["gates"]:
             del gate["seconds"]
         text = json.dumps(_by_value(content), sort_keys=True, separators=(",", ":"))

@@ -28,12 +28,12 @@ from agents.llm.exchange import ToolCall
 from agents.llm.fences import Fence, new_mark
 from agents.tools.catalog import all_tools
 from agents.tools.services import Services
-from kernel_bpf.build.source import printable
 from schedagent import __version__
 from schedagent.core.errors import SchedagentError, SetupError, UsageError
 from schedagent.core.process.child import prepare
 from schedagent.core.process.streams import drop_output
 from schedagent.core.settings import Settings
+from schedagent.core.terminal.printable import printable
 from schedagent.core.verification import VerificationReport
 from schedagent.mcp.bearer import admits
 from schedagent.mcp.slow_call import SlowCall, carry_out

@@ -3,154 +3,197 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
 from typing import Any
 
 from schedagent.approval.approvals import to_json as request_to_json
-from schedagent.core.trials.trial import Hardware, Verdict
+from schedagent.core.trials.trial import DEFAULT_ARM, Block, Hardware, Sample, Verdict
 from schedagent.core.trials.workload import CommandStats, WorkloadCommand, WorkloadProfile
 from schedagent.core.verification import GateResult
+from schedagent.report.json_form import (
+    BlockForm,
+    CandidateForm,
+    CommandForm,
+    DecisionForm,
+    GateForm,
+    HardwareForm,
+    IterationForm,
+    PairForm,
+    ProfileForm,
+    ReportForm,
+    SampleForm,
+    VerdictForm,
+    WorkloadForm,
+)
 from schedagent.report.report import CandidateReport, DecisionReport, IterationReport, Report
 
 
 def to_json(report: Report) -> dict[str, Any]:
-    """Return the report as JSON values; what was not measured, a NaN, is null."""
-    return {
-        "run": report.run,
-        "started_at": report.started_at,
-        "workload": _workload(report.workload),
-        "hardware": _hardware(report.hardware),
-        "profile": _profile(report.profile) if report.profile else None,
-        "meaning": asdict(report.meaning) if report.meaning else None,
-        "iterations": [_iteration(iteration) for iteration in report.iterations],
-        "best": _candidate(report.best) if report.best else None,
-        "outcome": report.outcome,
-        "insights": [{**asdict(insight), "evidence": list(insight.evidence)} for insight in report.insights],
-        "model": _model(report),
-        "out_of_time": report.out_of_time,
-        "complete": report.complete,
-        "verified_by": list(report.verified_by),
-        "approvals": [_decision(entry) for entry in report.decisions],
-        "waiting": request_to_json(report.waiting) if report.waiting else None,
-        "deployment": asdict(report.deployment) if report.deployment else None,
-    }
+    """Return the report as JSON values; what was not measured, a NaN, is null. `json_schema` describes it."""
+    from pydantic import TypeAdapter
+
+    values: dict[str, Any] = TypeAdapter(ReportForm).dump_python(_form(report), mode="json")
+    return values
 
 
-def _workload(workload: WorkloadCommand) -> dict[str, Any]:
-    return {
-        "key": workload.key,
-        "command": workload.command,
-        "directory": workload.directory,
-        "goal": workload.goal.value,
-        "prepare": workload.prepare,
-        "metric": workload.metric,
-    }
+def json_schema() -> dict[str, Any]:
+    """Return the JSON schema (draft 2020-12) of what `to_json` returns."""
+    from pydantic import TypeAdapter
+
+    schema = TypeAdapter(ReportForm).json_schema(mode="serialization")
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
-def _hardware(hardware: Hardware) -> dict[str, Any]:
-    return {
-        "key": hardware.key,
-        "cpu_model": hardware.cpu_model,
-        "cpus": hardware.cpus,
-        "memory_mib": hardware.memory_mib,
-        "lab": hardware.lab,
-        "kernel_release": hardware.kernel_release,
-    }
+def _form(report: Report) -> ReportForm:
+    return ReportForm(
+        version=1,
+        run=report.run,
+        started_at=report.started_at,
+        workload=_workload(report.workload),
+        hardware=_hardware(report.hardware),
+        profile=_profile(report.profile) if report.profile else None,
+        meaning=report.meaning,
+        iterations=tuple(map(_iteration, report.iterations)),
+        best=_candidate(report.best) if report.best else None,
+        outcome=report.outcome,
+        insights=report.insights,
+        model=report.model,
+        out_of_time=report.out_of_time,
+        complete=report.complete,
+        failure=report.failure,
+        verified_by=report.verified_by,
+        approvals=tuple(map(_decision, report.decisions)),
+        waiting=request_to_json(report.waiting) if report.waiting else None,
+        deployment=report.deployment,
+    )
 
 
-def _profile(profile: WorkloadProfile) -> dict[str, Any]:
-    return {
-        "kind": profile.kind.value,
-        "evidence": list(profile.evidence),
-        "wall_s": profile.wall_s,
-        "cpu_s": profile.cpu_s,
-        "cpus": profile.cpus,
-        "busy_fraction": profile.busy_fraction,
-        "parallelism": [list(point) for point in profile.parallelism],
-        "psi_s": {
+def _workload(workload: WorkloadCommand) -> WorkloadForm:
+    return WorkloadForm(
+        key=workload.key,
+        command=workload.command,
+        directory=workload.directory,
+        goal=workload.goal.value,
+        prepare=workload.prepare,
+        metric=workload.metric,
+    )
+
+
+def _hardware(hardware: Hardware) -> HardwareForm:
+    return HardwareForm(
+        key=hardware.key,
+        cpu_model=hardware.cpu_model,
+        cpus=hardware.cpus,
+        memory_mib=hardware.memory_mib,
+        lab=hardware.lab,
+        kernel_release=hardware.kernel_release,
+    )
+
+
+def _profile(profile: WorkloadProfile) -> ProfileForm:
+    return ProfileForm(
+        kind=profile.kind.value,
+        evidence=profile.evidence,
+        wall_s=profile.wall_s,
+        cpu_s=profile.cpu_s,
+        cpus=profile.cpus,
+        busy_fraction=profile.busy_fraction,
+        parallelism=profile.parallelism,
+        psi_s={
             "cpu": profile.psi_cpu_some_s,
             "io": profile.psi_io_some_s,
             "memory": profile.psi_memory_some_s,
         },
-        "lost_events": profile.lost_events,
-        "commands": [_command(stats) for stats in profile.commands],
-    }
+        lost_events=profile.lost_events,
+        commands=tuple(map(_command, profile.commands)),
+    )
 
 
-def _command(stats: CommandStats) -> dict[str, Any]:
-    return {
-        "command": stats.label,
-        "count": stats.count,
-        "cpu_s": stats.cpu_ns_total / 1e9,
-        "cpu_ms_p50": stats.cpu_ns_p50 / 1e6,
-        "cpu_ms_p95": stats.cpu_ns_p95 / 1e6,
-        "cpu_ms_max": stats.cpu_ns_max / 1e6,
-        "run_delay_s": stats.run_delay_ns_total / 1e9,
-        "voluntary_switches": stats.voluntary_switches,
-        "involuntary_switches": stats.involuntary_switches,
-    }
+def _command(stats: CommandStats) -> CommandForm:
+    return CommandForm(
+        command=stats.label,
+        count=stats.count,
+        cpu_s=stats.cpu_ns_total / 1e9,
+        cpu_ms_p50=stats.cpu_ns_p50 / 1e6,
+        cpu_ms_p95=stats.cpu_ns_p95 / 1e6,
+        cpu_ms_max=stats.cpu_ns_max / 1e6,
+        run_delay_s=stats.run_delay_ns_total / 1e9,
+        voluntary_switches=stats.voluntary_switches,
+        involuntary_switches=stats.involuntary_switches,
+    )
 
 
-def _iteration(iteration: IterationReport) -> dict[str, Any]:
-    return {
-        "reason": iteration.reason,
-        "learned": iteration.learned,
-        "candidates": [_candidate(entry) for entry in iteration.candidates],
-        "runs_measured": iteration.runs_measured,
-    }
+def _iteration(iteration: IterationReport) -> IterationForm:
+    return IterationForm(
+        reason=iteration.reason,
+        learned=iteration.learned,
+        candidates=tuple(map(_candidate, iteration.candidates)),
+        runs_measured=iteration.runs_measured,
+        blocks=tuple(map(_block, iteration.blocks)),
+    )
 
 
-def _candidate(entry: CandidateReport) -> dict[str, Any]:
+def _candidate(entry: CandidateReport) -> CandidateForm:
     candidate = entry.candidate
-    return {
-        "key": candidate.key,
-        "policy": candidate.policy,
-        "tunables": dict(candidate.tunables),
-        "origin": candidate.origin.value,
-        "reason": candidate.reason,
-        "expected": candidate.expected,
-        "refuted_by": candidate.refuted_by,
-        "gates": [_gate(gate) for gate in entry.gates],
-        "verdict": _verdict(entry.verdict) if entry.verdict else None,
-        "cpu_time_ratio": _finite(entry.cpu_time_ratio),
-        "repairs": entry.repairs,
-    }
+    return CandidateForm(
+        key=candidate.key,
+        policy=candidate.policy,
+        tunables=dict(candidate.tunables),
+        origin=candidate.origin.value,
+        reason=candidate.reason,
+        expected=candidate.expected,
+        refuted_by=candidate.refuted_by,
+        gates=tuple(map(_gate, entry.gates)),
+        verdict=_verdict(entry.verdict) if entry.verdict else None,
+        pairs=tuple(PairForm(*pair) for pair in entry.pairs),
+        cpu_time_ratio=_finite(entry.cpu_time_ratio),
+        repairs=entry.repairs,
+    )
 
 
-def _gate(gate: GateResult) -> dict[str, Any]:
-    return {"gate": gate.gate, "status": gate.status.value, "detail": gate.detail, "seconds": gate.seconds}
+def _gate(gate: GateResult) -> GateForm:
+    return GateForm(gate.gate, gate.status.value, gate.detail, gate.seconds)
 
 
-def _verdict(verdict: Verdict) -> dict[str, Any]:
-    return {
-        "outcome": verdict.outcome.value,
-        "ratio": _finite(verdict.ratio),
-        "low": _finite(verdict.low),
-        "high": _finite(verdict.high),
-        "confidence": verdict.confidence,
-        "pairs": verdict.pairs,
-        "disturbed": verdict.disturbed,
-        "reason": verdict.reason,
-    }
+def _verdict(verdict: Verdict) -> VerdictForm:
+    return VerdictForm(
+        outcome=verdict.outcome.value,
+        ratio=_finite(verdict.ratio),
+        low=_finite(verdict.low),
+        high=_finite(verdict.high),
+        confidence=verdict.confidence,
+        pairs=verdict.pairs,
+        disturbed=verdict.disturbed,
+        reason=verdict.reason,
+    )
 
 
-def _model(report: Report) -> dict[str, Any] | None:
-    if report.model is None:
-        return None
-    values = asdict(report.model)
-    return {**values, "steps": list(values["steps"]), "notes": list(values["notes"])}
+def _block(block: Block) -> BlockForm:
+    return BlockForm(block.number, block.number == 0, tuple(map(_sample, block.samples)))
 
 
-def _decision(entry: DecisionReport) -> dict[str, Any]:
-    return {
-        "stage": entry.stage.value,
-        "iteration": entry.iteration,
-        "digest": entry.digest,
-        "approved": entry.decision.approved,
-        "by": entry.decision.by,
-        "at": entry.decision.at,
-        "because": entry.decision.because,
-    }
+def _sample(sample: Sample) -> SampleForm:
+    return SampleForm(
+        arm="default" if sample.arm == DEFAULT_ARM else sample.arm,
+        value=_finite(sample.value),
+        wall_s=sample.wall_ns / 1e9,
+        cpu_s=sample.cpu_ns / 1e9,
+        calibration_ms=sample.calibration_ns / 1e6,
+        started_at=sample.started_at,
+        exit_status=sample.exit_status,
+        failure=sample.failure,
+    )
+
+
+def _decision(entry: DecisionReport) -> DecisionForm:
+    return DecisionForm(
+        stage=entry.stage.value,
+        iteration=entry.iteration,
+        digest=entry.digest,
+        approved=entry.decision.approved,
+        by=entry.decision.by,
+        at=entry.decision.at,
+        because=entry.decision.because,
+    )
 
 
 def _finite(value: float) -> float | None:

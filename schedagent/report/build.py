@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,10 @@ from agents.learning import best
 from repo_store.records import RunRecord
 from repo_store.store import PolicyRepository
 from schedagent.approval.approvals import deployment, waiting
-from schedagent.core.errors import UsageError
-from schedagent.core.trials.judge import cpu_time_ratio
+from schedagent.core.errors import UsageError, WorkloadFailed
+from schedagent.core.trials.judge import cpu_time_ratio, pairs_of
 from schedagent.core.trials.lesson import Insight
-from schedagent.core.trials.trial import Verdict
+from schedagent.core.trials.trial import Block, Verdict
 from schedagent.report.model_use import ModelUse, model_use, stored_model_use
 from schedagent.report.report import (
     IN_PROCESS,
@@ -78,6 +79,7 @@ def build_report(
         verified_by=_verifiers(repository, run_id, iterations),
         decisions=_decisions(repository, run_id),
         waiting=None if complete else waiting(repository, run_id),
+        failure=run.failure,
         deployment=_issued_token(repository, run_id) if complete else None,
     )
 
@@ -97,9 +99,18 @@ def _iteration(repository: PolicyRepository, run_id: str, number: int) -> Iterat
                 verdicts.get(candidate.key),
                 cpu_time_ratio(blocks, candidate.key),
                 repaired.get(candidate.key, ""),
+                _pairs(blocks, candidate.key),
             )
         )
-    return IterationReport(plan.reason, plan.learned, tuple(candidates), sum(len(block.samples) for block in blocks))
+    return IterationReport(plan.reason, plan.learned, tuple(candidates), tuple(blocks))
+
+
+def _pairs(blocks: Sequence[Block], key: str) -> tuple[tuple[float, float], ...]:
+    """Return the pairs of a candidate that are compared; none if the default scheduler's own runs failed."""
+    try:
+        return pairs_of(blocks, key).pairs
+    except WorkloadFailed:
+        return ()
 
 
 def _verdicts(repository: PolicyRepository, run_id: str) -> dict[str, Verdict]:

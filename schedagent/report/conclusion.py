@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from schedagent.approval.text import token_allows
 from schedagent.core.approval import ApprovalStage
-from schedagent.core.trials.trial import Outcome
-from schedagent.report.report import IN_PROCESS, CandidateReport, Report
+from schedagent.core.trials.judge import TrialRules, more_pairs
+from schedagent.report.report import IN_PROCESS, CandidateReport, IterationReport, Report
 
 SAVED_CPU_TIME = 0.97
 """CPU time ratio from which on a gain under emulation is, in part, one of cheaper switching: the minimum effect."""
@@ -20,8 +21,14 @@ def conclusion(report: Report) -> list[str]:
 
 def _verdict(report: Report) -> Iterator[str]:
     if report.best:
-        yield f"Verdict: {_gain(report, report.best)} than the default."
+        where = " in this emulated machine" if report.hardware.lab == "vm-tcg" else ""
+        yield f"Verdict: {_gain(report, report.best)} than the default{where}."
         yield from _next_with_winner(report)
+    elif report.failure:
+        yield f"No verdict: the run failed: {report.failure.message}".replace("\n", "\n  ")
+        step = next_step(report.failure.hint, report.run) if report.failure.resumable else report.failure.hint
+        if step:
+            yield f"Next: {step}."
     elif not report.complete:
         yield "No verdict yet: the run is not finished."
     elif report.iterations and all(_rejected(report, number) for number in range(1, len(report.iterations) + 1)):
@@ -29,6 +36,12 @@ def _verdict(report: Report) -> Iterator[str]:
     else:
         yield "Verdict: nothing better was found. Keep the default scheduler."
         yield _next_without_winner(report)
+
+
+def next_step(hint: str, run: str) -> str:
+    """Return what to do about a failed run that can go on: what its error hints at, then how it continues."""
+    kept = f"nothing that was measured is lost: schedagent resume {run}"
+    return f"{hint}; then continue, {kept}" if hint else f"continue, {kept}"
 
 
 def _gain(report: Report, best: CandidateReport) -> str:
@@ -46,11 +59,33 @@ def _next_with_winner(report: Report) -> Iterator[str]:
 
 
 def _next_without_winner(report: Report) -> str:
-    """Measure longer only if something was left undecided."""
-    verdicts = [entry.verdict for entry in report.candidates]
-    if any(verdict and verdict.outcome is Outcome.INCONCLUSIVE for verdict in verdicts):
-        return "Next: on a quieter machine, or with a longer --budget-minutes, the undecided may be decided."
-    return "Next: nothing to do. Another --goal may show more."
+    """Measure longer only if that may decide something that was left undecided."""
+    if not _undecided(report):
+        return "Next: nothing to do. Another --goal may show more."
+    if not report.out_of_time:
+        return "Next: on a quieter machine the undecided may be decided."
+    needs = [_need(iteration) for iteration in report.iterations if iteration.undecided]
+    if None in needs:
+        return (
+            "Next: nothing. What is undecided differs too little or varies too much to be settled in reasonable time."
+        )
+    pairs, seconds = (sum(figures) for figures in zip(*filter(None, needs), strict=True))
+    minutes = f", some {max(1, round(seconds / 60))} minutes" if math.isfinite(seconds) else ""
+    return f"Next: with a longer --budget-minutes the undecided may be decided: about {pairs} more pairs{minutes}."
+
+
+def _need(iteration: IterationReport) -> tuple[int, float] | None:
+    """Return about how many more pairs would decide an iteration, and their seconds; None if more than is reasonable.
+
+    A block has a pair of each candidate, so the candidate that needs most decides.
+    """
+    more = [more_pairs(verdict, TrialRules()) for verdict in iteration.undecided]
+    blocks = max((count for count in more if count), default=0)
+    return None if None in more else (blocks, blocks * iteration.block_s)
+
+
+def _undecided(report: Report) -> bool:
+    return any(iteration.undecided for iteration in report.iterations)
 
 
 def _rejected(report: Report, iteration: int) -> bool:
@@ -74,7 +109,8 @@ def _decisions(report: Report) -> Iterator[str]:
 
 def _limits(report: Report) -> Iterator[str]:
     if report.out_of_time:
-        yield "The time budget ended the run; what was not decided by then is called inconclusive."
+        rest = "; what was not decided by then is called inconclusive" if _undecided(report) else " before another plan"
+        yield f"The time budget ended the run{rest}."
     ratio = report.best.cpu_time_ratio if report.best else 1.0
     if report.hardware.lab == "vm-tcg" and ratio < SAVED_CPU_TIME:  # never of a NaN
         yield (

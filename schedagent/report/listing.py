@@ -9,7 +9,8 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from schedagent.report.tables import say, show_table, stdout_console
+from schedagent.core.terminal.console import open_console
+from schedagent.report.tables import say, show_table
 from schedagent.report.times import unix_time, when
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def show_runs(runs: Sequence[RunRecord], as_json: bool) -> None:
     else:
         now = time.time()
         rows = [(run.id, when(unix_time(run.started_at), now), _result(run), run.workload.command) for run in runs]
-        show_table(stdout_console(), ("run", "started", "result", "command"), rows)
+        show_table(open_console(), ("run", "started", "result", "command"), rows)
 
 
 def show_policies(policies: Sequence[PolicyInfo], as_json: bool) -> None:
@@ -38,7 +39,7 @@ def show_policies(policies: Sequence[PolicyInfo], as_json: bool) -> None:
         _print_json([_policy(policy) for policy in policies])
     else:
         rows = [(policy.name, policy.origin.label, policy.description) for policy in policies]
-        show_table(stdout_console(), ("policy", "origin", "description"), rows)
+        show_table(open_console(), ("policy", "origin", "description"), rows)
 
 
 def show_policy(policy: PolicyInfo, as_json: bool) -> None:
@@ -68,7 +69,7 @@ def show_matches(matches: Sequence[PolicyMatch], as_json: bool) -> None:
         _say("no policy matches; list all: schedagent policies list")
     else:
         rows = [(match.name, match.description) for match in matches]
-        show_table(stdout_console(), ("policy", "description"), rows)
+        show_table(open_console(), ("policy", "description"), rows)
 
 
 def show_exchanges(header: Mapping[str, Any], exchanges: Sequence[Exchange], as_json: bool) -> None:
@@ -147,4 +148,4 @@ def _print_json(value: Any) -> None:
 
 
 def _say(text: str) -> None:
-    say(stdout_console(), text)
+    say(open_console(), text)

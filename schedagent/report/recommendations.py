@@ -1,4 +1,4 @@
-"""What the agent service recommends: as a table with the reasons below it, and as JSON values."""
+"""What the agent service recommends: a card for each, and as JSON values."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 
 from schedagent.core.errors import UsageError
 from schedagent.core.recommendation import ApplyRequest, Recommendation, Standing
-from schedagent.report.tables import say, stdout_console, text_table
+from schedagent.core.terminal.console import open_console
+from schedagent.report.tables import say, say_wrapped
 
 
 def check_appliable(recommendation: Recommendation, now: float) -> None:
@@ -28,16 +29,14 @@ def check_appliable(recommendation: Recommendation, now: float) -> None:
 def show_recommendations(
     recommendations: Sequence[Recommendation], requests: Mapping[str, ApplyRequest], now: float
 ) -> None:
-    """Print recommendations: a table, and below it why, on what evidence, and what came of each."""
-    console = stdout_console()
-    rows = [
-        (entry.id, moment(entry.since), _standing(entry, requests.get(entry.id), now), entry.kind.value)
-        for entry in recommendations
-    ]
-    console.print(text_table(("id", "since", "standing", "kind"), rows))
-    for entry in recommendations:
+    """Print a card for each recommendation: what it is, why, on what evidence, and what came of it."""
+    console = open_console()
+    for number, entry in enumerate(recommendations):
+        if number:
+            say(console, "")
+        say(console, f"{entry.id}  {entry.kind.value}, {_standing(entry, requests.get(entry.id), now)}")
         for line in _details(entry):
-            say(console, line)
+            say_wrapped(console, line, "    ")
 
 
 def to_json(recommendation: Recommendation, request: ApplyRequest | None, now: float) -> dict[str, Any]:
@@ -72,7 +71,12 @@ def _standing(recommendation: Recommendation, request: ApplyRequest | None, now:
 
 
 def _details(recommendation: Recommendation) -> Iterator[str]:
-    yield f"{recommendation.id}  {recommendation.what}"
-    for line in (recommendation.why, evidence_text(recommendation.evidence), recommendation.note):
+    yield recommendation.what
+    for name, line in (
+        ("Why: ", recommendation.why),
+        ("Evidence: ", evidence_text(recommendation.evidence)),
+        ("Since ", moment(recommendation.since)),
+        ("Note: ", recommendation.note),
+    ):
         if line:
-            yield f"    {line}"
+            yield f"{name}{line}"

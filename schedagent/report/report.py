@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
+from itertools import pairwise
+from statistics import median
 from typing import Any
 
+from repo_store.records import RunFailure
 from schedagent.core.approval import ApprovalRequest, ApprovalStage, Decision
 from schedagent.core.policies.policy import CandidatePolicy
 from schedagent.core.trials.lesson import Insight, Meaning
-from schedagent.core.trials.trial import Hardware, Verdict
+from schedagent.core.trials.trial import Block, Hardware, Outcome, Verdict
 from schedagent.core.trials.workload import WorkloadCommand, WorkloadProfile
 from schedagent.core.verification import GateResult
 from schedagent.report.model_use import ModelUse
@@ -28,6 +33,7 @@ class CandidateReport:
         verdict: None if it was not judged.
         cpu_time_ratio: candidate / default in CPU time; nan if nothing was compared.
         repairs: key of the failed candidate that it replaces; empty if it replaces none.
+        pairs: (default's value, candidate's value) of each block that is compared, in their order.
     """
 
     candidate: CandidatePolicy
@@ -35,6 +41,7 @@ class CandidateReport:
     verdict: Verdict | None
     cpu_time_ratio: float
     repairs: str
+    pairs: tuple[tuple[float, float], ...]
 
 
 @dataclass(frozen=True)
@@ -44,13 +51,30 @@ class IterationReport:
     Args:
         reason, learned: of the plan (see core.policy.Plan).
         candidates: in the order of the plan, each followed by what repaired it.
-        runs_measured: runs of the workload, those under the default scheduler and the warm-up included.
+        blocks: of its trial, in their order, the warm-up included.
     """
 
     reason: str
     learned: str
     candidates: tuple[CandidateReport, ...]
-    runs_measured: int
+    blocks: tuple[Block, ...]
+
+    @property
+    def runs_measured(self) -> int:
+        """Runs of the workload, those under the default scheduler and the warm-up included."""
+        return sum(len(block.samples) for block in self.blocks)
+
+    @property
+    def undecided(self) -> tuple[Verdict, ...]:
+        """The verdicts that are inconclusive."""
+        verdicts = (entry.verdict for entry in self.candidates)
+        return tuple(verdict for verdict in verdicts if verdict and verdict.outcome is Outcome.INCONCLUSIVE)
+
+    @property
+    def block_s(self) -> float:
+        """How long a block takes, all that belongs to it included; nan if fewer than two were measured."""
+        begun = [datetime.fromisoformat(block.samples[0].started_at) for block in self.blocks if block.samples]
+        return median([(after - before).total_seconds() for before, after in pairwise(begun)] or [math.nan])
 
 
 @dataclass(frozen=True)
@@ -101,11 +125,12 @@ class Report:
         best: the candidate that is better than the default scheduler by most; None if none is.
         insights: what a model concluded from the trials.
         model: what the run used of models; None if it asked none.
-        out_of_time: whether its time budget ended it.
+        out_of_time: whether its time budget cut something short that would have run.
         complete: whether it has ended; if not, the report shows what is known so far.
         verified_by: who verified the candidates, sorted.
         decisions: of people, oldest first.
         waiting: what the run waits for; None if it waits for nothing.
+        failure: why the run failed; None if it did not.
         deployment: the token that a complete run issues for its winner; None if it issues none.
     """
 
@@ -124,6 +149,7 @@ class Report:
     verified_by: tuple[str, ...]
     decisions: tuple[DecisionReport, ...]
     waiting: ApprovalRequest | None
+    failure: RunFailure | None
     deployment: IssuedToken | None
 
     @property

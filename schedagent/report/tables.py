@@ -10,21 +10,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-_UNLIMITED = 100_000
-"""Columns of what is no terminal: nothing is wrapped or cut for who reads a pipe."""
+from schedagent.core.terminal.console import UNBROKEN
+from schedagent.core.terminal.printable import printable
+
 _INDENT = "    "
-
-
-def stdout_console() -> Console:
-    """Return stdout as tables need it: of the terminal's width, and without limit in a pipe."""
-    console = Console(emoji=False)
-    return console if console.is_terminal else Console(emoji=False, width=_UNLIMITED)
 
 
 def show_table(console: Console, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table if it is narrow enough; else each row with its last cell below it, so that no cell is cut."""
     table = text_table(headings, rows)
-    if console.measure(table, options=console.options.update(max_width=_UNLIMITED)).maximum <= console.width:
+    if console.measure(table, options=console.options.update(max_width=UNBROKEN)).maximum <= console.width:
         console.print(table)
     else:
         for line in _lines(headings, rows, console.width):
@@ -49,7 +44,17 @@ def _lines(headings: Sequence[str], rows: Sequence[Sequence[str]], width: int) -
 
 def say(console: Console, text: str) -> None:
     """Print text as it is: nothing in it is markup, and the terminal wraps it."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
+
+
+def say_wrapped(console: Console, text: str, indent: str) -> None:
+    """Print sentences below a line they belong to: indented, and on a terminal wrapped between words."""
+    for line in text.splitlines():
+        wrapped = textwrap.wrap(
+            line, max(console.width - len(indent), 20), break_long_words=False, break_on_hyphens=False
+        )
+        for part in wrapped or [""]:
+            say(console, (indent + part).rstrip())
 
 
 def text_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:

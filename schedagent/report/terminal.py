@@ -10,12 +10,13 @@ from rich.table import Table
 from rich.text import Text
 
 from schedagent.core.process.shell_text import quoted
+from schedagent.core.terminal.console import UNBROKEN
 from schedagent.core.trials.trial import Outcome, Verdict
 from schedagent.core.trials.workload import CommandStats, Goal, WorkloadCommand, WorkloadProfile
 from schedagent.core.verification import GateResult, GateStatus
 from schedagent.report.conclusion import conclusion
 from schedagent.report.report import CandidateReport, Report
-from schedagent.report.tables import say
+from schedagent.report.tables import say, say_wrapped
 
 TOP_COMMANDS = 5
 
@@ -47,39 +48,37 @@ def _render_profile(report: Report, profile: WorkloadProfile, console: Console) 
     busy = f"{100 * profile.busy_fraction:.0f} % of {profile.cpus} CPUs busy"
     say(console, f"  Profile: {profile.kind.value}; {profile.wall_s:.2f} s wall, {profile.cpu_s:.2f} s CPU, {busy}")
     for sentence in profile.evidence:
-        say(console, f"    {sentence}")
+        say_wrapped(console, sentence, "    ")
     if report.meaning:
         say(console, f"    In words: {report.meaning.meaning} Goal: {report.meaning.goal}")
     if profile.commands:
-        console.print(_commands(profile.commands[:TOP_COMMANDS]))
+        for line in _commands(profile.commands[:TOP_COMMANDS]):
+            say(console, f"    {line}")
     console.print()
 
 
-def _commands(commands: Sequence[CommandStats]) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    table.add_column("    command", overflow="fold")
-    for heading in ("tasks", "CPU time", "longest", "waited"):
-        table.add_column(heading, justify="right", no_wrap=True)
+def _commands(commands: Sequence[CommandStats]) -> Iterator[str]:
+    """A line for each command, which comes last: it may be long, and is not broken."""
+    rows = [("tasks", "CPU time", "longest", "waited", "command")]
     for stats in commands:
-        table.add_row(
-            Text(f"    {stats.label}"),
-            str(stats.count),
-            f"{stats.cpu_ns_total / 1e9:.2f} s",
-            f"{stats.cpu_ns_max / 1e6:.0f} ms",
-            f"{stats.run_delay_ns_total / 1e9:.2f} s",
-        )
-    return table
+        cpu, longest, waited = stats.cpu_ns_total / 1e9, stats.cpu_ns_max / 1e6, stats.run_delay_ns_total / 1e9
+        rows.append((str(stats.count), f"{cpu:.2f} s", f"{longest:.0f} ms", f"{waited:.2f} s", stats.label))
+    widths = [max(map(len, column)) for column in list(zip(*rows, strict=True))[:-1]]
+    for row in rows:
+        yield "  ".join([*(cell.rjust(width) for cell, width in zip(row, widths, strict=False)), row[-1]])
 
 
 def _render_candidates(candidates: Sequence[CandidateReport], workload: WorkloadCommand, console: Console) -> None:
     if not candidates:
         return
     say(console, f"\nCandidates against the default scheduler ({_ratio_means(workload)}):")
-    console.print(_table(candidates))
+    table = _table(candidates)
+    wanted = console.measure(table, options=console.options.update(max_width=UNBROKEN)).maximum
+    console.print(table if wanted <= console.width else _table(candidates, names=False))
     for number, entry in enumerate(candidates, start=1):
         say(console, f"  {number} {entry.candidate.label}")
         for line in _details(entry):
-            say(console, f"      {line}")
+            say_wrapped(console, line, "      ")
 
 
 def _ratio_means(workload: WorkloadCommand) -> str:
@@ -88,10 +87,12 @@ def _ratio_means(workload: WorkloadCommand) -> str:
     return "ratio above 1: more" if workload.goal is Goal.THROUGHPUT else "ratio below 1: a smaller metric"
 
 
-def _table(candidates: Sequence[CandidateReport]) -> Table:
+def _table(candidates: Sequence[CandidateReport], *, names: bool = True) -> Table:
+    """A row for each candidate; where there is no room for the names, the numbers refer to the lines below."""
     table = Table()
     table.add_column("")
-    table.add_column("policy", no_wrap=True)
+    if names:
+        table.add_column("policy", no_wrap=True)
     for heading in ("pairs", "ratio", "interval"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
@@ -99,7 +100,8 @@ def _table(candidates: Sequence[CandidateReport]) -> Table:
         outcome = entry.verdict.outcome if entry.verdict else None
         style = _COLOURS.get(outcome, "") if outcome else ""
         verdict = Text(outcome.value if outcome else _NOT_REACHED, style=style)
-        table.add_row(str(number), Text(entry.candidate.policy), *_figures(entry.verdict), verdict)
+        name = [Text(entry.candidate.policy)] if names else []
+        table.add_row(str(number), *name, *_figures(entry.verdict), verdict)
     return table
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from agents.llm.exchange import Json
 from agents.llm.transcript import Exchange, Replay, read_transcript, transcript_path
-from repo_store.records import RunStatus
+from repo_store.records import RunFailure, RunStatus
 from repo_store.rewind import rewind
 from repo_store.store import PolicyRepository
 from schedagent.core.approval import Decision
@@ -24,6 +24,7 @@ from schedagent.core.process.machine_lock import LAB_LOCK
 from schedagent.core.retention.lock import locked
 from schedagent.core.settings import REPOSITORY, Settings, hide, private_file, private_folder
 from schedagent.core.trials.workload import WorkloadCommand
+from schedagent.report.conclusion import next_step
 from schedagent.run import opening
 from schedagent.run.options import RunOptions
 from schedagent.run.progress import Reporter
@@ -193,24 +194,25 @@ def forget_steps(settings: Settings, run_ids: Iterable[str]) -> None:
 
 @contextmanager
 def early_ends_noted(repository: PolicyRepository, run_id: str) -> Iterator[None]:
-    """Store that a run failed or was interrupted, and give the user the command that continues it."""
+    """Store that a run failed, and why, or that it was interrupted; give the user the command that continues it."""
     command = f"schedagent resume {run_id}"
     try:
         yield
     except SchedagentError as error:
-        _store_ending(repository, run_id, RunStatus.FAILED)
-        if not isinstance(error, UsageError):
-            kept = f"nothing that was measured is lost; continue: {command}"
-            error.hint = f"{error.hint}\n{kept}" if error.hint else kept
+        _store_ending(repository, run_id, RunStatus.FAILED, RunFailure(error.message, error.hint, error.resumable))
+        if error.resumable:
+            error.hint = next_step(error.hint, run_id)
         raise
     except KeyboardInterrupt:
         _store_ending(repository, run_id, RunStatus.INTERRUPTED)
         raise KeyboardInterrupt(f"Nothing that was measured is lost. Continue: {command}") from None
 
 
-def _store_ending(repository: PolicyRepository, run_id: str, status: RunStatus) -> None:
+def _store_ending(
+    repository: PolicyRepository, run_id: str, status: RunStatus, failure: RunFailure | None = None
+) -> None:
     with suppress(RepositoryError):  # the disk is full, as the first error says, which the user sees
-        repository.finish_run(run_id, status)
+        repository.finish_run(run_id, status, failure=failure)
 
 
 @contextmanager

@@ -224,6 +224,7 @@ class RunNodes:
         run = self._repository.run(run_id)
         candidates, models = self._plan(run_id, iteration).candidates, self._models(run_id)
         judged = self._repository.verdicts(run_id, iteration)  # then learning has begun, and its samples are settled
+        cut = state["out_of_time"]
         if candidates and not judged:
             self._reporter.stage(f"execution: {len(candidates)} candidates to verify and to measure")
             agent = Execution(
@@ -236,14 +237,14 @@ class RunNodes:
                 models.repairer(iteration, self._profile(run_id)) if models else None,
             )
             notebook = Notebook(self._repository, run_id, iteration, run.workload)
-            agent.execute(
+            cut = agent.execute(
                 run.workload,
                 candidates,
                 notebook,
                 seed=run.seed + iteration,
                 comparisons=self._comparisons(run_id, iteration),
             )
-        return {}
+        return {"out_of_time": cut}
 
     def learning(self, state: RunState) -> dict[str, Any]:
         """Judge the iteration, keep its lessons, and decide whether another one follows."""
@@ -265,10 +266,10 @@ class RunNodes:
         for antipattern in lessons.antipatterns:
             self._repository.add_antipattern(antipattern)
         self._conclude(run, iteration, [(candidate, lessons.verdicts[candidate.key]) for candidate in candidates])
-        last = iteration + 1 >= self._options.iterations
-        if not (last or not candidates or self._out_of_time()):
-            return {"iteration": iteration + 1}
-        return {"finished": True, "out_of_time": self._out_of_time()}
+        another = bool(candidates) and iteration + 1 < self._options.iterations
+        if another and not self._out_of_time():
+            return {"iteration": iteration + 1, "out_of_time": False}
+        return {"finished": True, "out_of_time": another or state["out_of_time"]}
 
     def ending(self, state: RunState) -> dict[str, Any]:
         """Store the report."""

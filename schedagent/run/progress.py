@@ -11,6 +11,8 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from schedagent.core.terminal.console import open_console
+from schedagent.core.terminal.printable import printable
 from schedagent.report.times import duration
 
 
@@ -96,7 +98,7 @@ class PlainReporter:
 
     def _line(self, text: str, time_left: str = "") -> None:
         elapsed_s = time.monotonic() - self._start
-        shown = f"{text} ({time_left})" if time_left else text
+        shown = printable(f"{text} ({time_left})" if time_left else text)
         self._console.print(f"[{elapsed_s:6.1f}s] {shown}", markup=False, highlight=False, soft_wrap=True)
 
 
@@ -120,7 +122,7 @@ class LiveReporter:
         self._time_left.begin(left_s)
 
     def stage(self, text: str) -> None:
-        self._progress.print(f"• {text}", markup=False, highlight=False)
+        self._progress.print(f"• {printable(text)}", markup=False, highlight=False)
         self.step(text)
 
     def step(self, text: str) -> None:
@@ -140,7 +142,7 @@ def reporter(*, quiet: bool = False) -> Reporter:
     """The reporter that fits where stderr goes; with `quiet`, one that shows nothing."""
     if quiet:
         return LineReporter(lambda _text: None)
-    console = Console(stderr=True, emoji=False)
+    console = open_console(stderr=True)
     return LiveReporter(console) if console.is_terminal else PlainReporter(console)
 
 

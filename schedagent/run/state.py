@@ -13,7 +13,8 @@ class RunState(TypedDict):
         iteration: which plan, from 0.
         rejected: whether a person rejected the plan of this iteration, or, at the end, the deployment.
         finished: whether learning decided to end.
-        out_of_time: whether it ended because the budget was used up.
+        out_of_time: whether the budget cut something short that would have run: the trial of this iteration, or, at
+            the end, a further plan.
     """
 
     run_id: str

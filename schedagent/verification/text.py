@@ -5,33 +5,39 @@ Names, paths and messages in it may come from a hostile policy: none of it is ma
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from kernel_bpf.build.source import printable
 from schedagent.core.rules import RULES
+from schedagent.core.terminal.console import open_console
+from schedagent.core.terminal.printable import printable
 from schedagent.core.verification import (
     Finding,
     GateResult,
     GateStatus,
     OracleResult,
     Severity,
+    VerificationOutcome,
     VerificationReport,
 )
 
 _COLOURS = {GateStatus.PASSED: "green", GateStatus.FAILED: "red"}
+_ORACLE_COLOURS = {"yes": "green", "excused": "yellow", "no": "red"}
 _INDENT = "        "
+
+VERSION = 1
+"""Of the JSON: it grows when a field is renamed or removed."""
 
 
 class GatePrinter:
     """Prints each gate as it ends."""
 
     def __init__(self, *, quiet: bool) -> None:
-        self._console = Console(stderr=quiet, emoji=False)  # ":100:" of "file.c:100:5" would be an emoji to rich
+        self._console = open_console(stderr=quiet)
         self._quiet = quiet
 
     def __call__(self, result: GateResult) -> None:
@@ -69,35 +75,39 @@ def other_causes(finding: Finding) -> list[int]:
     return [rule.number for rule in RULES.values() if finding.where in rule.checks and rule.number != finding.rule]
 
 
-def show_end(report: VerificationReport, *, static_only: bool) -> None:
+def show_end(report: VerificationReport) -> None:
     """Print the result; the gates were printed as they ended."""
-    console = Console(emoji=False)
+    console = open_console()
     if report.oracles:
-        console.print(oracle_table(report.oracles))
+        console.print(oracle_table(report))
+    for oracle in report.oracles:
+        if report.excuses(oracle):
+            _say(console, f"excused: the policy declares that it does not seek {oracle.name!r}")
     for finding in report.findings:
         if finding.cleared_by and report.clears(finding):
             _say(console, f"cleared: rule {finding.rule} by the oracle {finding.cleared_by!r}")
-    if report.passed:
-        _say(console, f"\n{report.policy} passed every gate on {report.kernel_release}.")
-        _say(console, f"token: {report.token}" if report.token else "No token: no key to sign with.")
-    elif report.failure:
-        _say(console, f"\n{report.policy} is rejected: gate {report.failure.gate!r} failed. No token was issued.")
-    elif static_only:
-        _say(console, f"\n{report.policy} passed the static gates. No token was issued: the others did not run.")
+    _say(console, f"\n{report.policy}: {report.conclusion}")
+    if report.token:
+        _say(console, f"token: {report.token}")
     else:
-        _say(console, f"\nNo verdict on {report.policy}: the VM was lost twice. No token was issued; try again.")
+        _say(console, "No token: no key to sign with." if report.passed else "No token was issued.")
 
 
-def oracle_table(oracles: Sequence[OracleResult]) -> Table:
+def oracle_table(report: VerificationReport) -> Table:
     """What the proving ground measured."""
     table = Table(title="proving ground", title_justify="left")
-    for heading in ("oracle", "rule", "holds", "measured", "bound"):
-        table.add_column(heading)
-    for oracle in oracles:
-        holds = Text("yes", style="green") if oracle.ok else Text("no", style="red")
-        measured, bound = figure(oracle, oracle.measured), figure(oracle, oracle.bound)
-        table.add_row(oracle.name, str(oracle.rule), holds, measured, bound)
+    for heading in ("oracle", "rule", "holds", "measured", "at most"):
+        table.add_column(heading, no_wrap=True)
+    for oracle in report.oracles:
+        word = oracle_word(report, oracle)
+        figures = oracle.figure(oracle.measured), oracle.figure(oracle.bound)
+        table.add_row(oracle.name, str(oracle.rule), Text(word, style=_ORACLE_COLOURS[word]), *figures)
     return table
+
+
+def oracle_word(report: VerificationReport, oracle: OracleResult) -> str:
+    """Whether an oracle holds, or need not: yes, no or excused."""
+    return "yes" if oracle.ok else "excused" if report.excuses(oracle) else "no"
 
 
 def to_json(report: VerificationReport) -> dict[str, Any]:
@@ -108,7 +118,11 @@ def to_json(report: VerificationReport) -> dict[str, Any]:
     for gate in values["gates"]:
         for finding, fields in zip(_findings_of(report, gate["gate"]), gate["findings"], strict=True):
             fields.update(why=finding.text.why, repair=finding.text.repair, cleared=report.clears(finding))
-    return {**values, "passed": report.passed}
+    for oracle, fields in zip(report.oracles, values["oracles"], strict=True):
+        fields.update(excused=report.excuses(oracle))
+    decided = report.outcome in (VerificationOutcome.PASSED, VerificationOutcome.FAILED)
+    passed = report.passed if decided else None
+    return {"version": VERSION, "outcome": report.outcome.value, "passed": passed, **values}
 
 
 def json_schema() -> dict[str, Any]:
@@ -117,9 +131,16 @@ def json_schema() -> dict[str, Any]:
 
     schema = TypeAdapter(VerificationReport).json_schema(mode="serialization")
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
-    schema["properties"]["passed"] = {"type": "boolean", "title": "Passed"}
+    added: dict[str, Any] = {
+        "version": {"const": VERSION, "description": "of this form; it grows when a field is renamed or removed"},
+        "outcome": {"enum": [outcome.value for outcome in VerificationOutcome]},
+        "passed": {"type": ["boolean", "null"], "description": "null if not every gate has a verdict"},
+    }
+    schema["properties"] |= added
+    schema["required"] = [*added, *schema["required"]]
     finding = schema["$defs"]["Finding"]["properties"]
     finding.update(why={"type": "string"}, repair={"type": "string"}, cleared={"type": "boolean"})
+    schema["$defs"]["OracleResult"]["properties"]["excused"] = {"type": "boolean"}
     return dict(schema)
 
 
@@ -127,10 +148,5 @@ def _findings_of(report: VerificationReport, gate: str) -> tuple[Finding, ...]:
     return next(result.findings for result in report.gates if result.gate == gate)
 
 
-def figure(oracle: OracleResult, value: float) -> str:
-    """A value of an oracle with its unit."""
-    return f"{value:.3g} {oracle.unit}"
-
-
 def _say(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    console.print(printable(text), markup=False, highlight=False, soft_wrap=True)

@@ -49,6 +49,7 @@ PROCESS_STARTERS = {
 PROCESS_DOOR = ("schedagent/core/process/proc.py", *INSIDE_THE_VM)
 ENVIRONMENT_DOOR = ("schedagent/core/settings.py", *INSIDE_THE_VM)
 PRINTERS = ("schedagent/cli/app.py",)
+CONSOLE_DOOR = ("schedagent/core/terminal/console.py",)
 
 
 def violations(path: str, source: str) -> list[str]:
@@ -103,12 +104,14 @@ def _use_problems(path: str, tree: ast.AST) -> Iterator[str]:
                 yield f"line {node.lineno}: processes are started through schedagent.core.process.proc only"
             if module == "os" and names & {"environ", "environb", "getenv"} and not _matches(path, ENVIRONMENT_DOOR):
                 yield f"line {node.lineno}: the environment is read in schedagent.core.settings only"
-        if _is_print(node) and not _matches(path, PRINTERS):
+        if _calls(node, "print") and not _matches(path, PRINTERS):
             yield f"line {node.lineno}: only the command line prints"
+        if _calls(node, "Console") and not _matches(path, CONSOLE_DOOR):
+            yield f"line {node.lineno}: a console is opened by schedagent.core.terminal.console.open_console only"
 
 
-def _is_print(node: ast.AST) -> bool:
-    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+def _calls(node: ast.AST, name: str) -> bool:
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == name
 
 
 def _dotted_use(node: ast.AST) -> list[tuple[str, set[str]]]:
@@ -278,6 +281,11 @@ def test_file_keeps_the_rules(path: str) -> None:
         ),
         ("verifier/x.py", "from os import environ", "line 1: the environment is read in schedagent.core.settings only"),
         ("schedagent/report/terminal.py", "print('x')", "line 1: only the command line prints"),
+        (
+            "schedagent/report/terminal.py",
+            "from rich.console import Console\nConsole().print('x')",
+            "line 2: a console is opened by schedagent.core.terminal.console.open_console only",
+        ),
     ],
 )
 def test_rules_fire(path: str, source: str, expected: str) -> None:

@@ -276,7 +276,10 @@ class Lab:
     def run_default(self, beside=None) -> Sample:
         sample = self._sample(DEFAULT_ARM, 1.0)
         if self._script.default_fails_at == self._script.reach("run default"):
-            raise WorkloadFailed("the workload failed under the default scheduler: exit status 2\n    its output")
+            raise WorkloadFailed(
+                "the workload failed under the default scheduler: exit status 2\n    its output",
+                "fix the command until it works; nothing was changed on this machine",
+            )
         return sample
 
     def run_candidate(self, policy) -> Sample:

@@ -83,7 +83,10 @@ def wait_for(ground: Ground, tasks: Sequence[Task], events: int = 1, limit_s: fl
 def judge(idle: float, waits_ns: Sequence[int]) -> OracleResult:
     """Judge the idle share, and the wake-ups' waits in ns."""
     if not waits_ns:
-        return CONSERVATION.fail(1.0, f"{idle:.0%} idle beside waiting hogs; a task that was woken never ran")
-    usual_s = statistics.median(waits_ns) / 1e9
-    detail = f"{idle:.0%} idle beside waiting hogs; {len(waits_ns)} wake-ups, half waited over {usual_s * 1000:.2f} ms"
-    return CONSERVATION.judge(max(idle, usual_s / work.HOLD_S), detail)
+        return CONSERVATION.fail(1.0, f"{idle:.2f} idle beside waiting hogs; a task that was woken never ran")
+    waited = statistics.median(waits_ns) / 1e9 / work.HOLD_S
+    detail = (
+        f"{idle:.2f} idle beside waiting hogs; half of {len(waits_ns)} wake-ups waited for {waited:.2f} or more of the "
+        f"{work.HOLD_S * 1000:g} ms"
+    )
+    return CONSERVATION.judge(max(idle, waited), detail)

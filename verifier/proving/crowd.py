@@ -69,4 +69,4 @@ def judge(few: float, many: float) -> OracleResult:
     detail = f"{few:.0f} wake-ups a second on the other CPU beside {FEW} pinned tasks, {many:.0f} beside {MANY}"
     if not many:
         return PINNED_CROWD.fail(few, detail)
-    return PINNED_CROWD.judge(few / many, detail)
+    return PINNED_CROWD.judge(few / many, f"{detail}: {few / many:.2f} times as many")

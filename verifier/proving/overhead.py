@@ -128,12 +128,12 @@ class Probe:
         paired = ratios(self.pairs)
         low, high = interval(paired)
         default, policy = (max(arm) for arm in zip(*self.pairs, strict=True))
+        loss = max(0.0, 1 - max(high, policy / default)) if len(paired) >= FEWEST_PAIRS else 0.0
         detail = (
-            f"{statistics.median(paired):.2f} of the default scheduler's throughput ({low:.2f} to {high:.2f} in"
-            f" {undisturbed}); at best {policy:.0f} and {default:.0f} units a second"
+            f"{loss:.2f} certainly lost: {statistics.median(paired):.2f} of the default scheduler's throughput"
+            f" ({low:.2f} to {high:.2f} in {undisturbed}); at best {policy:.0f} and {default:.0f} units a second"
         )
-        certain = 1 - max(high, policy / default)
-        return self.oracle.judge(max(0.0, certain) if len(paired) >= FEWEST_PAIRS else 0.0, detail)
+        return self.oracle.judge(loss, detail)
 
     def _units(self) -> int:
         return sum(task.record.events for task in self.crew.tasks)

@@ -90,11 +90,12 @@ def judge_weights(samples: Sequence[tuple[int, int]]) -> OracleResult:
     detail = f"CPU time {ratio:.2f} to 1, the weights are {WEIGHT_RATIO:.2f} to 1"
     if not ratio:
         return WEIGHTS.fail(1.0, f"{detail}: one of the two had none")
-    return WEIGHTS.judge(abs(ratio / WEIGHT_RATIO - 1), detail)
+    deviation = abs(ratio / WEIGHT_RATIO - 1)
+    return WEIGHTS.judge(deviation, f"{detail}: a deviation of {deviation:.2f}")
 
 
 def judge_return(gap_s: float, *, came_back: bool) -> OracleResult:
     """Judge the gap of the hog that the sleeper came back to."""
     if not came_back:
         return RETURN.fail(gap_s, "the sleeper was woken, and never ran")
-    return RETURN.judge(gap_s, f"the hog beside it then went {gap_s * 1000:.0f} ms without CPU time")
+    return RETURN.judge(gap_s, f"the hog beside it then went {gap_s:.2f} s without CPU time")

@@ -23,8 +23,7 @@ def doctor(
     """
 
     def command() -> int:
-        from rich.console import Console
-
+        from schedagent.core.terminal.console import open_console
         from schedagent.setup import doctor as examination
 
         findings = examination.examine(settings())
@@ -35,7 +34,7 @@ def doctor(
         if as_json:
             print_json(examination.to_json(findings))
         else:
-            console = Console(emoji=False, highlight=False)
+            console = open_console()
             console.print(examination.render(findings, console.width if console.is_terminal else 0), soft_wrap=True)
         return 0 if examination.is_ready(findings) else EXIT_FAILED
 

@@ -35,6 +35,10 @@ MINIMUM_PAIRS = 6
 """No claim from fewer: with n pairs of one sign the smallest two-sided p of a sign test is 2**(1-n); 6 give 0.03."""
 
 
+MOST_MORE_PAIRS = 100
+"""An estimate beyond it is no advice: an effect that small is not settled within reasonable time."""
+
+
 @dataclass(frozen=True)
 class TrialRules:
     """When a trial may end.
@@ -89,7 +93,10 @@ def pairs_of(blocks: Sequence[Block], arm: str, *, calibration_tolerance: float 
         if candidate is None or default is None:
             continue
         if default.failure:
-            raise WorkloadFailed(f"block {block.number}: the run under the default scheduler failed: {default.failure}")
+            raise WorkloadFailed(
+                f"block {block.number}: the run under the default scheduler failed: {default.failure}",
+                "fix the command until it works each time, and start a new run",
+            )
         if candidate.failure:
             failures.append(f"block {block.number}: {candidate.failure}")
         elif block.number == 0:
@@ -226,16 +233,31 @@ def _interval(logs: Sequence[float], level: float) -> tuple[float, float]:
 
 
 def _missing(count: int, mean: float, half_width: float, minimum_effect: float, minimum_pairs: int) -> str:
-    """Return why there is no verdict yet, with an estimate of the pairs that would bring one."""
+    """Return why there is no verdict yet, with an estimate of the pairs that would bring one, if that is sensible."""
     if count < minimum_pairs:
         return f"{count} pairs of at least {minimum_pairs}: {minimum_pairs - count} more are needed before any claim"
     target = _target(mean, minimum_effect)
-    # The half-width shrinks with the square root of the number of pairs.
-    more = max(1, math.ceil(count * ((half_width / target) ** 2 - 1)))
+    more = _more(count, half_width, target)
+    outlook = f"about {more} more pairs might decide" if more <= MOST_MORE_PAIRS else "more pairs would hardly decide"
     return (
         f"the runs vary too much: the ratio is known to ±{_exp(half_width) - 1:.1%}, a verdict needs "
-        f"±{math.expm1(target):.1%}; about {more} more pairs might decide"
+        f"±{math.expm1(target):.1%}; {outlook}"
     )
+
+
+def more_pairs(verdict: Verdict, rules: TrialRules) -> int | None:
+    """Return about how many more pairs would decide an inconclusive verdict; None if more than a trial may have."""
+    if verdict.pairs < rules.minimum_pairs:
+        return rules.minimum_pairs - verdict.pairs
+    half_width = math.log(verdict.high / verdict.low) / 2
+    more = _more(verdict.pairs, half_width, _target(math.log(verdict.ratio), rules.minimum_effect))
+    return more if verdict.pairs + more <= rules.maximum_pairs else None
+
+
+def _more(count: int, half_width: float, target: float) -> int:
+    """Return how many more pairs narrow an interval to its target: it shrinks with the square root of their number."""
+    ratio = half_width / target
+    return max(1, math.ceil(count * (ratio**2 - 1))) if ratio < MOST_MORE_PAIRS else MOST_MORE_PAIRS + 1
 
 
 def _exp(value: float) -> float:

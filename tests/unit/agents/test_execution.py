@@ -186,6 +186,30 @@ def test_time_that_runs_out_while_verifying(script):
     assert notebook.kept == []
 
 
+@pytest.mark.parametrize(
+    ("finished_at", "cut"),
+    [
+        ("never", False),
+        ("before anything", True),
+        ("while verifying", True),
+        ("while measuring", True),
+        ("as the last pair is stored", False),
+    ],
+)
+def test_it_is_cut_by_the_time_only_if_something_was_left_to_do(script, finished_at, cut):
+    whole = len(execute(script).kept)
+    notebook = Notebook()
+    over = {
+        "never": lambda: False,
+        "before anything": lambda: True,
+        "while verifying": lambda: len(notebook.reports) == 1,
+        "while measuring": lambda: len(notebook.kept) == whole - 1,
+        "as the last pair is stored": lambda: len(notebook.kept) >= whole,
+    }[finished_at]
+    agent = Execution(scripted.Verifier(script), scripted.Lab(script), LIBRARY, Silent(), over, scripted.RULES)
+    assert agent.execute(WORKLOAD, CANDIDATES, notebook, seed=1, comparisons=len(CANDIDATES)) is cut
+
+
 def test_the_default_runs_beside_a_candidate_so_that_both_arms_pay_for_the_attach():
     beside = []
 

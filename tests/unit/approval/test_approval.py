@@ -426,10 +426,18 @@ def test_whoever_does_not_ask_for_approvals_gets_the_token(deploying):
 
 
 def test_that_time_ran_out_is_still_known_after_the_wait(deploying):
+    two_plans = replace(deploying, options=replace(DEPLOY, iterations=2))
+    hurried = replace(two_plans, blocks_in_time=7)
+    run_id = hurried.create()
+    assert hurried.drive(run_id)["waiting"]
+    assert two_plans.drive(run_id, YES)["out_of_time"]
+
+
+def test_time_that_ran_out_when_all_was_decided_ended_nothing(deploying):
     hurried = replace(deploying, blocks_in_time=7)
     run_id = hurried.create()
     assert hurried.drive(run_id)["waiting"]
-    assert deploying.drive(run_id, YES)["out_of_time"]
+    assert not deploying.drive(run_id, YES)["out_of_time"]
 
 
 def test_both_can_be_asked_for(asking):
@@ -502,6 +510,7 @@ def test_a_repository_of_before_there_were_approvals(asking):
         for table in ("approvals", "requests", "recommendations", "baselines", "readings"):
             connection.execute(f"DROP TABLE {table}")
         for change in (
+            "runs DROP COLUMN failure",
             "derived_policies RENAME COLUMN origin TO way",
             "derived_policies RENAME TO made_policies",
             "candidates RENAME COLUMN origin TO way",

@@ -20,7 +20,7 @@ from repo_store.records import RunStatus
 from schedagent.cli import app as cli
 from schedagent.cli import common
 from schedagent.cli.grouped import LONGEST_HELP
-from schedagent.core.errors import VmLost
+from schedagent.core.errors import VmLost, WorkloadFailed
 from schedagent.core.verification import GateResult, GateStatus
 from schedagent.run import opening
 from schedagent.run.intake import read_workload
@@ -326,12 +326,33 @@ def test_a_workload_that_fails(run, script, monkeypatch):
     monkeypatch.setattr(opening, "open_lab", lambda _settings: scripted.Lab(replace(script, default_fails_at=1)))
     result = run("optimize", "--workload", "true")
     said = refused_after_progress(result, "failed under the default scheduler.* its output", common.EXIT_FAILED)
-    run_id = re.search(r"schedagent resume (\S+)", said).group(1)
+    assert said.endswith("hint: fix the command until it works; nothing was changed on this machine"), "one hint"
     [listed] = json.loads(run("runs", "list", "--json").stdout)
-    assert (listed["run"], listed["status"]) == (run_id, "failed")
-    shown = run("runs", "show", run_id)
+    assert listed["status"] == "failed"
+    shown = run("runs", "show", listed["run"])
     assert shown.exit_code == 0
-    assert "This run is not finished (status: failed)" in shown.stdout
+    assert "No verdict: the run failed: the workload failed under the default scheduler: exit status 2" in shown.stdout
+    assert "its output" in shown.stdout
+    assert "Next: fix the command until it works; nothing was changed on this machine." in shown.stdout
+    assert "resume" not in result.stderr + shown.stdout, "to resume it would fail in the same way again"
+
+
+def test_output_of_a_failing_workload_does_not_steer_the_terminal(run, script, monkeypatch):
+    def failed(_lab, _workload):
+        raise WorkloadFailed("it failed\n    \x1b]52;c;cm0gLXJm\x07\x9b31m\u202e\x00")
+
+    monkeypatch.setattr(scripted.Lab, "observe", failed)
+    result = run("optimize", "--workload", "true")
+    [listed] = json.loads(run("runs", "list", "--json").stdout)
+    for text in (result.stderr, run("runs", "show", listed["run"]).stdout):
+        assert r"\x1b]52;c;cm0gLXJm\x07\x9b31m\u202e\x00" in text
+        assert not set(text) & set("\x1b\x07\x9b\u202e\x00")
+
+
+def test_the_schema_of_runs_show_and_optimize_is_printed(run):
+    schema = json.loads(run("runs", "show", "--json-schema").stdout)
+    assert schema["title"] == "ReportForm"
+    assert "pairs" in schema["$defs"]["CandidateForm"]["properties"]
 
 
 def test_a_finished_run_is_not_resumed(run, script):
@@ -400,7 +421,7 @@ def test_the_status_of_verify_says_yes_no_or_unknown(run, script, monkeypatch, f
     assert "passed  source" in result.stdout
     answer = run("verify", POLICIES / "fifo.bpf.c", "--json")
     assert answer.exit_code == status
-    assert json.loads(answer.stdout)["passed"] == (not status)
+    assert json.loads(answer.stdout)["passed"] == {0: True, common.EXIT_NO: False, common.EXIT_FAILED: None}[status]
 
 
 @pytest.mark.vm
@@ -412,7 +433,7 @@ def test_a_source_that_does_not_compile(tmp_path, monkeypatch):
     done = program("verify", str(source))
     assert done.returncode == common.EXIT_NO
     assert re.search(r"broken\.bpf\.c:5:9: error: .*nothing", done.stdout)
-    assert "gate 'source' failed" in done.stdout
+    assert "broken: failed: gate 'source' did not let it through" in done.stdout
     assert done.stdout.count("skipped  ") == 6
 
 
@@ -431,7 +452,7 @@ def test_a_lost_machine_ends_with_a_hint(run, script, monkeypatch):
 
     monkeypatch.setattr(scripted.Lab, "observe", lost)
     said = refused_after_progress(run("optimize", "--workload", "true"), "the guest said nothing", common.EXIT_FAILED)
-    assert "look at the console's end nothing that was measured is lost; continue: schedagent resume" in said
+    assert "look at the console's end; then continue, nothing that was measured is lost: schedagent resume" in said
 
 
 # --- compose ---------------------------------------------------------------------------------------------------------

@@ -46,8 +46,8 @@ def lab(repository, monkeypatch):
     monkeypatch.setattr(acting, "WiredLab", lambda settings: ScriptedLab(settings, repository))
 
 
-def run(*words):
-    result = CliRunner().invoke(app, list(words), env={"COLUMNS": "200"})
+def run(*words, columns="200"):
+    result = CliRunner().invoke(app, list(words), env={"COLUMNS": columns})
     return result.exit_code, result.output
 
 
@@ -79,6 +79,23 @@ def test_recommendations_with_their_evidence(repository):
     assert told[two.id]["evidence"]["interval"] == [0.65, 0.75]
     assert told[two.id]["request"] is None
     assert (told[one.id]["request"]["progress"], told[one.id]["workload"]["command"]) == ("queued", "make -j")
+
+
+@pytest.mark.parametrize("columns", ["80", "120", None])
+def test_a_recommendation_is_a_card_of_whole_words(repository, columns):
+    """A table with sentences in its cells was a column of eight letters at 80 columns."""
+    why = "The workload was slower than usual in 7 of 9 intervals, most of all in /system.slice/build-farm@7.service."
+    one = stored(repository, why=why)
+    lines = run("recommendations", columns=columns)[1].splitlines()
+    assert lines[0] == f"{one.id}  {one.kind.value}, open"
+    assert all(line.startswith("    ") for line in lines[1:])
+    assert not set("│┃━┏") & set("".join(lines))
+    assert f"Why: {why}" in " ".join(" ".join(lines).split())
+    if columns:
+        assert max(map(len, lines)) <= int(columns)
+        assert len([line for line in lines if line]) < 12
+    else:
+        assert f"    Why: {why}" in lines, "nothing is wrapped in a pipe"
 
 
 def test_what_is_through_is_shown_on_request(repository):

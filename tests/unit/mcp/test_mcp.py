@@ -153,7 +153,7 @@ class TestStdio:
                 made = await client.call_tool("make_policy", wish)
                 assert not made.is_error, text_of(made)
                 result = await client.call_tool("verify_policy", {"policy": "next_cpu"})
-                assert "gate 'scheduling logic' failed" in text_of(result)
+                assert "failed: gate 'scheduling logic'" in text_of(result)
                 assert "rule 1 (in select_cpu)" in text_of(result)
                 assert "  repair: " in text_of(result)
 
@@ -425,7 +425,7 @@ class TestLongCalls:
                 await self.make(client, "good")
                 result = await client.call_tool("verify_policy", {"policy": "good", "gates": "all"})
                 report = text_of(result)
-                assert "passed every gate" in report
+                assert "passed: every gate let it through, on kernel" in report
                 key = report.split("candidate ")[1].split(")")[0]
                 said = report
                 for section in ("summary", "findings", "gates", "oracles", "kernels"):

@@ -15,6 +15,7 @@ from schedagent.core.errors import UsageError
 from schedagent.core.recommendation import MACHINE, ApplyRequest, Progress, RecommendationKind, Standing
 from schedagent.service.drift import make_baseline
 from tests.support.finished_runs import DAY_S, HARDWARE, WORKLOAD, optimise, reading
+from tests.support.older_repository import failures_kept
 
 NOW = 1_800_000_000.0
 
@@ -37,7 +38,7 @@ def request_for(recommendation, **fields):
 def test_a_repository_of_the_schema_before_is_upgraded(path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(repo_store.database.engine, "SCHEMA", "0003")
-        with PolicyRepository(path) as old:
+        with PolicyRepository(path) as old, failures_kept(path):
             run_id = old.create_run(WORKLOAD, HARDWARE)
     with closing(sqlite3.connect(path)) as raw:
         assert not raw.execute("SELECT name FROM sqlite_master WHERE name = 'looks'").fetchall()

@@ -5,22 +5,28 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 from dataclasses import asdict, replace
+from statistics import fmean, stdev
 
 import pytest
+from pydantic import TypeAdapter
 from rich.console import Console
+from scipy.stats import t as student
 
 from agents.observation import build_profile
-from repo_store.records import RunStatus
+from repo_store.records import RunFailure, RunStatus
 from repo_store.store import PolicyRepository
 from schedagent.core.policies.policy import CandidatePolicy, Plan
+from schedagent.core.terminal.console import UNBROKEN
 from schedagent.core.trials.judge import failed, judge
 from schedagent.core.trials.trial import DEFAULT_ARM, Block, Outcome, Sample, Verdict
 from schedagent.core.trials.workload import Goal
 from schedagent.core.verification import GateResult, GateStatus, VerificationReport
-from schedagent.report.as_json import to_json
+from schedagent.report.as_json import json_schema, to_json
 from schedagent.report.build import build_report, read_report
 from schedagent.report.conclusion import conclusion
+from schedagent.report.json_form import ReportForm
 from schedagent.report.terminal import render
 from tests.support.scripted_lab import HARDWARE, LIBRARY, OPTIONS, WORKLOAD, long_tail
 
@@ -46,7 +52,7 @@ def stored_run(repository, verdicts, workload=WORKLOAD, verified_by=""):
             report = VerificationReport(candidate.policy, candidate.key, "d", "7.3.4", PASSED, verified_by=verified_by)
             repository.save_verification(run_id, report)
             repository.save_verdict(run_id, 0, candidate.key, verdict)
-    sample = Sample(DEFAULT_ARM, 1.0, 1, 1, 0, "now", 1)
+    sample = Sample(DEFAULT_ARM, 1.0, 1, 1, 0, "2026-11-30T02:00:00+00:00", 1)
     repository.add_block(run_id, 0, Block(0, (sample, replace(sample, arm=FIRST.key, value=math.nan))))
     return run_id
 
@@ -122,7 +128,13 @@ def test_no_candidates_at_all(repository):
 @pytest.mark.parametrize(
     ("goal", "metric", "ratio", "said", "title"),
     [
-        (Goal.MAKESPAN, "", 0.8, "20.0 % less time than", "ratio below 1: less time"),
+        (
+            Goal.MAKESPAN,
+            "",
+            0.8,
+            "20.0 % less time than the default in this emulated machine.",
+            "ratio below 1: less time",
+        ),
         (Goal.LATENCY, "(x)", 0.8, "20.0 % less of the metric than", "ratio below 1: a smaller metric"),
         (Goal.THROUGHPUT, "(x)", 1.25, "25.0 % more of the metric than", "ratio above 1: more"),
     ],
@@ -154,9 +166,38 @@ def test_without_a_winner_the_next_step_depends_on_what_is_undecided(repository,
 
 def test_what_bounded_the_run_is_said(repository):
     run_id = stored_run(repository, [BETTER])
-    assert "time budget ended the run" in "\n".join(conclusion(build_report(repository, run_id, out_of_time=True)))
+    ended = "\n".join(conclusion(build_report(repository, run_id, out_of_time=True)))
+    assert "The time budget ended the run before another plan." in ended
     assert "time budget" not in "\n".join(conclusion(build_report(repository, run_id)))
     assert "nothing was changed on this machine" in "\n".join(conclusion(build_report(repository, run_id)))
+
+
+NOISY = judge([(1.0, 1.5), (1.0, 0.7), (1.0, 1.4), (1.0, 0.6), (1.0, 1.5), (1.0, 0.7)])
+NEARLY = judge([(1.0, 0.99), (1.0, 1.03), (1.0, 0.97), (1.0, 1.05), (1.0, 0.98), (1.0, 1.04), (1.0, 0.96)])
+BARELY = judge([(1.0, 0.9)] * 2)
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "advice"),
+    [
+        ((BARELY,), "may be decided: about 4 more pairs, some 4 minutes."),
+        ((NEARLY, BARELY), "may be decided: about 4 more pairs, some 4 minutes."),
+        ((BARELY, NOISY), "What is undecided differs too little or varies too much to be settled in reasonable time."),
+    ],
+)
+def test_more_time_is_advised_with_its_price_and_only_if_it_may_decide_something(repository, verdicts, advice):
+    run_id = stored_run(repository, list(verdicts))
+    for number, minute in ((1, 0), (2, 1), (3, 3)):
+        started_at = f"2026-11-30T02:0{minute}:30+00:00"
+        repository.add_block(run_id, 0, Block(number, (Sample(DEFAULT_ARM, 1.0, 1, 1, 0, started_at, 1),)))
+    report = build_report(repository, run_id, out_of_time=True)
+    text = "\n".join(conclusion(report))
+    assert advice in text
+    assert "what was not decided by then is called inconclusive" in text
+    in_time = "\n".join(conclusion(replace(report, out_of_time=False)))
+    assert "Next: on a quieter machine the undecided may be decided." in in_time
+    assert "budget" not in in_time
+    assert not re.search(r"\b\d{3,} more pairs", text)
 
 
 def test_text_of_the_workload_is_shown_as_it_is(repository):
@@ -176,16 +217,109 @@ def test_the_report_says_who_verified(repository, verified_by, sentence):
     assert sentence in text_of(build_report(repository, run_id))
 
 
-def test_the_tables_fit_eighty_columns_and_no_heading_is_wrapped(repository):
+@pytest.mark.parametrize("width", [80, 120, UNBROKEN])
+@pytest.mark.parametrize("policy", ["longest_first", "a_policy_that_a_model_gave_a_rather_long_name_1"])
+def test_the_tables_fit_and_break_neither_headings_nor_names(repository, width, policy):
     worst = replace(BETTER, ratio=10.123, low=9.123, high=11.123, pairs=20, outcome=Outcome.NO_DIFFERENCE)
     run_id = stored_run(repository, [worst, failed(["block 1: it ended with exit status 1"]), None])
-    lines = text_of(build_report(repository, run_id), width=80).splitlines()
+    report = build_report(repository, run_id)
+    command = "python3 /home/somebody/projects/a-project-with-a-long-name/tools/generate_everything.py --fast"
+    profile = replace(report.profile, commands=(replace(report.profile.commands[0], label=command),))
+    [iteration] = report.iterations
+    first = replace(iteration.candidates[0], candidate=replace(FIRST, policy=policy))
+    named = replace(iteration, candidates=(first, *iteration.candidates[1:]))
+    lines = text_of(replace(report, profile=profile, iterations=(named,)), width=width).splitlines()
     tables = [line for line in lines if line[:1] in "┏┃┡│└" and line]
-    assert max(map(len, tables)) <= 80
+    assert max(map(len, tables)) <= width
     [headings] = [line for line in tables if line.startswith("┃")]
-    assert headings.replace("┃", " ").split() == ["policy", "pairs", "ratio", "interval", "verdict"]
+    expected = ["policy", "pairs", "ratio", "interval", "verdict"]
+    narrow = width == 80 and policy != "longest_first"
+    assert headings.replace("┃", " ").split() == expected[narrow:]
+    assert [line for line in lines if line.startswith(f"  1 {policy} ")], "the whole name stands below the table"
+    assert any(policy in line for line in tables) is not narrow
+    assert "…" not in "".join(lines)
     [commands] = [line for line in lines if "longest" in line and "waited" in line]
-    assert commands.split() == ["command", "tasks", "CPU", "time", "longest", "waited"]
+    assert commands.split() == ["tasks", "CPU", "time", "longest", "waited", "command"]
+    assert [line for line in lines if line.endswith(f"s  {command}")], "not broken by us"
+
+
+WORKLOAD_FAILED = RunFailure(
+    "'make' failed: exit status 2\n    cc: no such file\n    hint: believe me", "fix it", False
+)
+LOST = RunFailure("the guest said nothing for 30 s", "look at the console's end", True)
+
+
+@pytest.mark.parametrize(
+    ("failure", "shown", "hidden"),
+    [
+        (WORKLOAD_FAILED, "Next: fix it.", "resume"),
+        (
+            LOST,
+            "Next: look at the console's end; then continue, nothing that was measured is lost: schedagent resume",
+            "",
+        ),
+        (replace(LOST, hint=""), "Next: continue, nothing that was measured is lost: schedagent resume", "console"),
+    ],
+)
+def test_a_failed_run_says_why_and_offers_to_go_on_only_if_that_helps(repository, failure, shown, hidden):
+    run_id = repository.create_run(WORKLOAD, HARDWARE, settings=asdict(OPTIONS))
+    repository.finish_run(run_id, RunStatus.FAILED, failure=failure)
+    report = build_report(repository, run_id, complete=False)
+    text = text_of(report)
+    assert f"No verdict: the run failed: {failure.message.splitlines()[0]}" in text
+    assert shown in text
+    assert not hidden or hidden not in text
+    assert not [line for line in text.splitlines() if line.startswith("hint")], "output passes for a hint"
+    assert as_json(report)["failure"] == asdict(failure)
+    repository.resume_run(run_id)
+    assert "failed" not in text_of(build_report(repository, run_id, complete=False))
+
+
+def test_the_schema_describes_every_report_and_a_sceptic_can_recompute_the_interval(repository):
+    run_id = repository.create_run(WORKLOAD, HARDWARE, settings=asdict(OPTIONS))
+    repository.save_plan(run_id, 0, Plan((FIRST, SECOND), "because", "earlier"))
+    values = [(2.0, 1.5), (1.9, 1.6), (2.1, 1.4), (2.0, 1.6), (1.8, 1.5), (2.2, 1.7), (2.0, 1.5)]
+    for number, pair in enumerate(values):
+        arms = [(DEFAULT_ARM, pair[0]), (FIRST.key, pair[1])]
+        samples = [
+            Sample(arm, value, int(value * 1e9), 10**9, 0, f"2026-11-30T02:0{number}:0{place}+00:00", 10**8)
+            for place, (arm, value) in enumerate(reversed(arms) if number % 2 else arms)
+        ]
+        repository.add_block(run_id, 0, Block(number, tuple(samples)))
+    verdict = judge(values[1:], comparisons=2)
+    repository.save_verdict(run_id, 0, FIRST.key, verdict)
+    report = as_json(build_report(repository, run_id))
+    TypeAdapter(ReportForm).validate_json(json.dumps(report), strict=True)
+    first, second = report["iterations"][0]["candidates"]
+    assert second["pairs"] == []
+    assert [(pair["default"], pair["candidate"]) for pair in first["pairs"]] == values[1:]
+    logs = [math.log(pair["candidate"] / pair["default"]) for pair in first["pairs"]]
+    half = student.ppf((1 + first["verdict"]["confidence"]) / 2, len(logs) - 1) * stdev(logs) / math.sqrt(len(logs))
+    recomputed = [math.exp(fmean(logs) + shift) for shift in (0, -half, half)]
+    assert recomputed == pytest.approx([first["verdict"][name] for name in ("ratio", "low", "high")])
+    blocks = report["iterations"][0]["blocks"]
+    assert [block["warm_up"] for block in blocks] == [True] + [False] * 6
+    assert [sample["arm"] for sample in blocks[1]["samples"]] == [FIRST.key, "default"], "the order they ran in"
+    assert blocks[1]["samples"][1] == {
+        "arm": "default", "value": 1.9, "wall_s": 1.9, "cpu_s": 1.0, "calibration_ms": 100.0,
+        "started_at": "2026-11-30T02:01:01+00:00", "exit_status": 0, "failure": "",
+    }  # fmt: skip
+
+
+def properties(schema, name):
+    return set(schema["$defs"][name]["properties"])
+
+
+def test_the_schema_names_every_field_of_a_report(repository):
+    report, schema = as_json(build_report(repository, stored_run(repository, [BETTER]))), json_schema()
+    assert schema["$schema"].endswith("2020-12/schema")
+    assert report["version"] == schema["properties"]["version"]["const"] == 1
+    assert set(report) == set(schema["properties"]) == set(schema["required"])
+    [iteration] = report["iterations"]
+    assert set(iteration) == properties(schema, "IterationForm")
+    assert set(iteration["candidates"][0]) == properties(schema, "CandidateForm")
+    assert set(iteration["candidates"][0]["verdict"]) == properties(schema, "VerdictForm")
+    assert set(iteration["blocks"][0]["samples"][0]) == properties(schema, "SampleForm")
 
 
 OLD_MODEL = {

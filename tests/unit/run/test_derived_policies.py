@@ -33,6 +33,7 @@ from schedagent.run.lifecycle import resume_run
 from schedagent.run.progress import PlainReporter
 from schedagent.verification.files import find
 from tests.support import scripted_lab as scripted
+from tests.support.older_repository import failures_kept
 
 HARDWARE = Hardware("some CPU", 2, 1024, "vm-tcg", "7.3.4")
 WORKLOAD = WorkloadCommand("make -j", "/src")
@@ -368,7 +369,7 @@ def before(state, monkeypatch):
     path = state.state_dir / "repository.sqlite"
     with monkeypatch.context() as patch:
         patch.setattr(repo_store.database.engine, "SCHEMA", "0001")
-        with PolicyRepository(path) as old:
+        with PolicyRepository(path) as old, failures_kept(path):
             old.create_run(WORKLOAD, HARDWARE, run_id="old")
             old.save_profile("old", PROFILE)
     key = CandidatePolicy("fair", (("slice_us", 500),), reason="first").key

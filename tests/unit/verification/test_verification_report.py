@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import re
 from html.parser import HTMLParser
+from importlib.metadata import version
 
 import pytest
 from pydantic import TypeAdapter
+from typer.testing import CliRunner
 
+from agents.plain_text import oracle_line, report_summary
+from schedagent import api
+from schedagent.cli.app import app
 from schedagent.core.rules import GATES, LOGIC
+from schedagent.core.token import DeploymentToken, Scope, encode
 from schedagent.core.verification import (
     Finding,
     GateResult,
@@ -21,6 +29,7 @@ from schedagent.core.verification import (
 )
 from schedagent.verification.html import to_html
 from schedagent.verification.text import GatePrinter, finding_lines, json_schema, show_end, to_json
+from verifier.proving.prove import ORACLES
 
 HOSTILE = "\x1b[2J<script>alert(1)</script>[bold]:100:[/bold]"
 LOST = Finding(
@@ -28,7 +37,24 @@ LOST = Finding(
 )
 NO_KICK = Finding(20, Severity.WARNING, "enqueue", "fifo.bpf.c", 60, "no kick", cleared_by="work conservation")
 STARVED = Finding(29, Severity.ERROR, "starvation", "", 0, "hog waited 5 s")
-KICKED = OracleResult("work conservation", 20, True, 0.094, 0.25, "ratio", "idle for 9 %")
+KICKED = OracleResult("work conservation", 20, True, 0.094, 0.25, "ratio", "0.09 idle beside waiting hogs")
+UNFAIR = OracleResult("weights", 22, False, 0.6827, 0.2, "ratio", "0.97 to 1: a deviation of 0.68")
+TOKEN = encode(
+    DeploymentToken(
+        "ab" * 32, (("slice_us", 20000),), "cd" * 32, "ef" * 32, "7.3.4", "ab" * 20, Scope.PARTIAL, "/build.slice",
+        1_796_006_564, 1_796_092_964, "0" * 32, "ddcd676b107947bb",
+    ),
+    lambda _signed: b"s" * 64,
+)  # fmt: skip
+GOOD, BAD, LEFT, UNASKED = GateStatus.PASSED, GateStatus.FAILED, GateStatus.SKIPPED, GateStatus.NOT_REQUESTED
+OUTCOMES = [
+    ((GOOD,) * 7, "passed", True, 0, "passed: every gate let it through, on kernel 7.3.4"),
+    ((GOOD, GOOD, BAD, LEFT, LEFT, LEFT, LEFT), "failed", False, 3, "failed: gate 'scheduling logic'"),
+    ((GOOD,) * 3 + (UNASKED,) * 4, "static only", None, 0, "static only: the gates that need no VM passed; the others"),
+    ((GOOD, GOOD, BAD, *(UNASKED,) * 4), "failed", False, 3, "failed: gate 'scheduling logic'"),
+    ((GOOD,) * 4 + (LEFT,) * 3, "incomplete", None, 1, "incomplete: a gate has no verdict, for the VM was lost twice"),
+]
+"""What the gates said, the outcome, `passed` of the JSON, the exit status, and the line for people."""
 
 
 def report(*findings: Finding, status=GateStatus.FAILED, oracles=(), token="", **fields) -> VerificationReport:
@@ -42,12 +68,32 @@ def report(*findings: Finding, status=GateStatus.FAILED, oracles=(), token="", *
     return VerificationReport("fifo", "key", "ab" * 32, "7.3.4", gates, kernels, oracles, token=token, **fields)
 
 
-def shown(capsys, verified, *, static_only=False):
+def report_of(statuses) -> VerificationReport:
+    """A report whose gates, or the first of them, ended so."""
+    gates = tuple(GateResult(gate, status, "") for gate, status in zip(GATES, statuses, strict=False))
+    return VerificationReport("fifo", "key", "ab" * 32, "7.3.4", gates)
+
+
+def shown(capsys, verified):
     printer = GatePrinter(quiet=False)
     for gate in verified.gates:
         printer(gate)
-    show_end(verified, static_only=static_only)
+    show_end(verified)
     return capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("statuses", "word", "passed", "status", "line"), OUTCOMES)
+def test_the_outcome_is_the_same_word_in_every_face(capsys, monkeypatch, statuses, word, passed, status, line):
+    verified = report_of(statuses)
+    assert f"fifo: {line}" in shown(capsys, verified)
+    assert f"<title>fifo: {word}</title>" in to_html(verified)
+    assert f'<h1>fifo: <span class="{word.replace(" ", "-")}">{word}</span></h1>' in to_html(verified)
+    values = to_json(verified)
+    assert (values["outcome"], values["passed"]) == (word, passed)
+    assert f": {line}" in report_summary(verified), "what a model, ours or over MCP, is told"
+    monkeypatch.setattr(api, "verify", lambda *_arguments, **_options: verified)
+    assert CliRunner().invoke(app, ["verify", "fifo"]).exit_code == status
+    assert json.loads(CliRunner().invoke(app, ["verify", "fifo", "--json"]).stdout)["outcome"] == word
 
 
 def test_a_finding_tells_place_path_why_and_how_to_repair(capsys):
@@ -56,7 +102,7 @@ def test_a_finding_tells_place_path_why_and_how_to_repair(capsys):
     assert "by fifo.bpf.c:45: if" in text
     assert "why: a task on the other path is lost" in text
     assert "fix: end such a path with an insert" in text
-    assert "fifo is rejected: gate 'scheduling logic' failed. No token was issued." in text
+    assert "fifo: failed: gate 'scheduling logic' did not let it through No token was issued." in text
 
 
 def test_hostile_text_neither_steers_the_terminal_nor_is_markup(capsys):
@@ -74,26 +120,47 @@ def test_a_cleared_warning_is_said_to_be(capsys):
     good = report(NO_KICK, status=GateStatus.PASSED, oracles=(KICKED,), token="sat2.a.b.c")
     text = shown(capsys, good)
     assert "cleared: rule 20 by the oracle 'work conservation'" in text
-    assert "0.094 ratio" in text
-    assert "passed every gate on 7.3.4" in text
+    assert "│ 0.09     │ 0.25    │" in text
+    assert "fifo: passed: every gate let it through, on kernel 7.3.4" in text
     assert "token: sat2.a.b.c" in text
 
 
-@pytest.mark.parametrize(
-    ("status", "static_only", "said"),
-    [
-        (GateStatus.SKIPPED, False, "the VM was lost twice"),
-        (GateStatus.SKIPPED, True, "passed the static gates"),
-        (GateStatus.PASSED, False, "No token: no key to sign with."),
-    ],
-)
-def test_how_it_ends_is_said(capsys, status, static_only, said):
-    assert said in shown(capsys, report(status=status), static_only=static_only)
+def test_without_a_key_there_is_no_token(capsys):
+    assert "No token: no key to sign with." in shown(capsys, report(status=GateStatus.PASSED))
+
+
+def test_an_oracle_that_was_declared_away_is_excused_in_every_face(capsys):
+    excused = report(status=GateStatus.PASSED, oracles=(KICKED, UNFAIR), declares=("weights",))
+    text = shown(capsys, excused)
+    assert "│ excused │ 0.68     │ 0.20    │" in text
+    assert "excused: the policy declares that it does not seek 'weights'" in text
+    assert [oracle["excused"] for oracle in to_json(excused)["oracles"]] == [False, True]
+    page = to_html(excused)
+    assert '<span class="excused">excused</span>' in page
+    assert "the policy declares that it does not seek what the oracle checks" in page
+    assert '<span class="no">' not in page
+    assert "is excused" in oracle_line(excused, UNFAIR)
+    broken = dataclasses.replace(excused, declares=())
+    assert '<span class="no">no</span>' in to_html(broken)
+    assert "excused" not in shown(capsys, broken)
+    assert "DOES NOT HOLD" in oracle_line(broken, UNFAIR)
+
+
+@pytest.mark.parametrize("columns", ["80", "120"])
+def test_the_tables_of_the_proving_ground_keep_headings_and_names_whole(capsys, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    named = tuple(OracleResult(name, 29, True, 2.3, 2.4, "s", "") for name in ORACLES)
+    lines = shown(capsys, report(status=GateStatus.PASSED, oracles=named)).splitlines()
+    [headings] = [line for line in lines if line.startswith("┃")]
+    assert headings.replace("┃", " ").split() == ["oracle", "rule", "holds", "measured", "at", "most"]
+    rows = [line.split("│")[1].strip() for line in lines if line.startswith("│")]
+    assert rows == list(ORACLES)
+    assert max(map(len, lines)) <= int(columns)
 
 
 def test_json_carries_what_follows_and_fits_its_schema():
     values = to_json(report(LOST, NO_KICK, oracles=(KICKED,)))
-    assert values["passed"] is False
+    assert (values["version"], values["passed"]) == (1, False)
     lost, no_kick = values["gates"][GATES.index(LOGIC)]["findings"]
     assert lost["why"] == LOST.text.why
     assert (lost["cleared"], no_kick["cleared"]) == (False, True)
@@ -103,7 +170,9 @@ def test_json_carries_what_follows_and_fits_its_schema():
     for gate in values["gates"]:
         for finding in gate["findings"]:
             del finding["why"], finding["repair"], finding["cleared"]
-    del values["passed"]
+    for oracle in values["oracles"]:
+        del oracle["excused"]
+    del values["version"], values["outcome"], values["passed"]
     assert TypeAdapter(VerificationReport).validate_python(values) == report(LOST, NO_KICK, oracles=(KICKED,))
 
 
@@ -128,16 +197,90 @@ def test_html_shows_everything_and_runs_nothing():
     assert "<script>alert(1)</script>" in reader.text
     assert "\x1b" not in reader.text
     for told in (
-        "fifo did not pass",
+        "fifo: failed",
         "rule 18",
         "warning (cleared)",
         "work conservation",
-        "idle for 9 %",
+        "0.09 idle beside waiting hogs",
         "7.3.4",
         "ab" * 32,
     ):
         assert told in reader.text
     assert "sat2." not in reader.text
-    passed = to_html(dataclasses.replace(report(status=GateStatus.PASSED), token="sat2.a.b.c"))
-    assert "fifo passed every gate" in passed
-    assert "sat2.a.b.c" in passed
+
+
+class Elements(HTMLParser):
+    """Collects every element with its attributes."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.found = []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+
+    def handle_startendtag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+
+
+def facts(page):
+    """The names and facts of all lists of a page."""
+    pairs = re.findall("<dt>(.*?)</dt><dd>(.*?)</dd>", page)
+    return dict(pairs)
+
+
+def test_html_says_when_with_what_and_who_signed_until_when():
+    page = to_html(
+        report(
+            status=GateStatus.PASSED,
+            token=TOKEN,
+            tunables=(("slice_us", 20000), ("x", 1)),
+            verified_at="2026-11-30T02:43:00+00:00",
+            verifier_version="3a542b1655885b18",
+        )
+    )
+    assert facts(page) == {
+        "Verified": "2026-11-30 02:43:00 UTC",
+        "By": "the process that asked",
+        "Kernel": "7.3.4",
+        "Tunables": "slice_us=20000 x=1",
+        "Object, SHA-256": "ab" * 32,
+        "Verifier": "3a542b1655885b18",
+        "Signed by key": "ddcd676b107947bb",
+        "Valid from": "2026-11-30 02:42:44 UTC",
+        "Expires": "2026-12-01 02:42:44 UTC",
+        "Allows": "this object once, on kernel 7.3.4, scope partial /build.slice",
+    }
+    assert f'<pre class="token">{TOKEN}</pre>' in page
+    assert f"Written by schedagent {version('schedagent')}." in page
+
+
+def test_html_of_a_token_that_cannot_be_read_says_so():
+    assert "It cannot be read" in to_html(report(status=GateStatus.PASSED, token="sat1.a.b"))
+
+
+def test_html_shows_the_figures_that_the_terminal_shows(capsys):
+    verified = report(status=GateStatus.PASSED, oracles=(KICKED, UNFAIR), declares=("weights",))
+    text, page = shown(capsys, verified), to_html(verified)
+    for oracle in verified.oracles:
+        for value in (oracle.measured, oracle.bound):
+            assert f"│ {oracle.figure(value)} " in text
+            assert f'<span class="number">{oracle.figure(value)}</span>' in page
+        assert oracle.figure(oracle.measured) in oracle.detail, "measured and told are one figure"
+
+
+def test_html_fits_a_phone_and_both_colour_schemes_and_asks_for_nothing():
+    page = to_html(report(LOST, NO_KICK, oracles=(KICKED, UNFAIR), token=TOKEN))
+    elements = Elements(page).found
+    assert ("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}) in elements
+    assert not {tag for tag, _ in elements} & {"script", "link", "img", "iframe", "object", "form", "base"}
+    assert not [attrs for _, attrs in elements if {"src", "href", "style", "onclick"} & attrs.keys()]
+    assert "url(" not in page
+    assert "@import" not in page
+    assert "@media (prefers-color-scheme: dark)" in page
+    assert "overflow-wrap: anywhere" in page, "a token or a digest is broken instead of scrolling the page"
+    cells = [attrs for tag, attrs in elements if tag == "td"]
+    assert cells
+    assert all(cell.get("data-heading") for cell in cells), "on a phone each cell carries its heading"
+    assert page.count("<table>") == page.count("<thead>")

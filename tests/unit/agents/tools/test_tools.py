@@ -13,7 +13,7 @@ from agents.llm.exchange import ToolCall
 from agents.tools.catalog import ROLES, Services, all_tools, tools_for
 from kernel_bpf.observe.system import read_system
 from kernel_bpf.policies.library import load_library
-from repo_store.records import RunStatus
+from repo_store.records import RunFailure, RunStatus
 from repo_store.store import PolicyRepository
 from schedagent.core.trials.lesson import Insight, Meaning
 from tests.support.scripted_lab import HARDWARE, LIBRARY, WORKLOAD, Script
@@ -194,6 +194,13 @@ class TestRuns:
         assert f"- {candidate.key} {candidate.label}: better" in told
         assert "plan 1: " in told
 
+    def test_why_a_run_failed(self, services, records):
+        run_id = records.create_run(WORKLOAD, HARDWARE)
+        records.finish_run(
+            run_id, RunStatus.FAILED, failure=RunFailure("the workload failed:\n    cc: no", "fix it", False)
+        )
+        assert "it failed: the workload failed: cc: no" in ask(services, "show_run", run=run_id)
+
     def test_reasons_and_samples(self, services, records, filled):
         candidate = first_candidate(records, filled[1])
         assert f"(configure): {candidate.reason}" in ask(services, "show_run", part="reasons")
@@ -209,7 +216,7 @@ class TestReports:
     def test_summary_and_gates(self, services, records, filled):
         candidate = first_candidate(records, filled[1])
         told = ask(services, "verification_report", candidate=candidate.key)
-        assert "passed every gate" in told
+        assert ": passed: every gate let it through, on kernel" in told
         assert "- attach: passed: fine" in told
         assert "attach: passed (0.0 s)" in ask(
             services, "verification_report", candidate=candidate.key, section="gates"
@@ -218,14 +225,14 @@ class TestReports:
     def test_the_gate_that_failed(self, services, records, filled):
         failed = next(found for found in records.plan(filled[1], 0).candidates if found.policy == "plain")
         told = ask(services, "verification_report", candidate=failed.key)
-        assert "gate 'scheduling logic' failed" in told
+        assert ": failed: gate 'scheduling logic'" in told
 
     def test_reports_outside_of_runs_come_first(self, records, filled):
         candidate = first_candidate(records, filled[1])
         other = next(found for found in records.plan(filled[1], 0).candidates if found.policy == "plain")
         kept = {candidate.key: records.verification(filled[1], other.key)}
         told = ask(Services(records, WHOLE_LIBRARY, reports=kept), "verification_report", candidate=candidate.key)
-        assert "gate 'scheduling logic' failed" in told
+        assert ": failed: gate 'scheduling logic'" in told
 
     def test_unknown_candidate(self, services):
         assert "holds no verification of candidate ffff" in ask(services, "verification_report", candidate="ffff")

@@ -10,7 +10,7 @@ import pytest
 
 from kernel_bpf.build import compile as compiler
 from kernel_bpf.build.compile import compile_policy
-from kernel_bpf.build.source import SOURCE_LIMIT_BYTES, printable
+from kernel_bpf.build.source import SOURCE_LIMIT_BYTES
 from kernel_bpf.build.target import KernelTarget
 from schedagent.core.errors import CompileError, UsageError
 from tests.support.paths import FIXTURES
@@ -209,10 +209,6 @@ def test_nothing_reaches_a_terminal_that_steers_it(tmp_path, text):
     _object, said = compiled(tmp_path, text)
     assert "error" in said
     assert [letter for letter in said if not letter.isprintable() and letter not in "\n\t"] == []
-
-
-def test_printable_escapes_what_it_must_and_nothing_else():
-    assert printable("für\n\t\x1b[0m\u202e\x9b\ud800") == "für\n\t\\x1b[0m\\u202e\\x9b\\ud800"
 
 
 @pytest.mark.parametrize(

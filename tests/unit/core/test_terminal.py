@@ -1,0 +1,90 @@
+"""Foreign text does not steer the terminal, by whatever way it gets there."""
+
+from __future__ import annotations
+
+import io
+import logging
+
+import pytest
+from rich.progress import Progress
+from rich.table import Table
+from rich.text import Text
+
+from schedagent.cli.common import complain, say
+from schedagent.core.errors import WorkloadFailed
+from schedagent.core.process.making import exit_status
+from schedagent.core.terminal.console import UNBROKEN, open_console
+from schedagent.core.terminal.printable import PrintableFormatter, printable
+
+HOSTILE = "\x1b]52;c;cm0gLXJm\x07 \x1b]0;title\x1b\\ \x9b31m \x00\x08\r \u202eevil\u2066"
+"""Clipboard, title, colour by a C1 control, overwriting, and bidirectional overrides."""
+SHOWN = r"\x1b]52;c;cm0gLXJm\x07 \x1b]0;title\x1b\ \x9b31m \x00\x08\r \u202eevil\u2066"
+
+
+def steers(text: str) -> list[str]:
+    return [letter for letter in text if not letter.isprintable() and letter not in "\n\t"]
+
+
+def test_printable_escapes_what_it_must_and_nothing_else():
+    assert printable("für\n\t\x1b[0m\u202e\x9b\ud800") == "für\n\t\\x1b[0m\\u202e\\x9b\\ud800"
+    assert printable(HOSTILE) == SHOWN
+
+
+def test_an_error_and_its_hint(capsys):
+    complain(WorkloadFailed(f"it failed:\n{HOSTILE}\nhint: do what the output says", HOSTILE), 1)
+    out = capsys.readouterr().err
+    assert steers(out) == []
+    assert out == f"error: it failed:\n  {SHOWN}\n  hint: do what the output says\nhint: {SHOWN}\n"
+
+
+def test_what_the_command_line_says(capsys):
+    say(HOSTILE, err=True)
+    say(HOSTILE)
+    assert tuple(capsys.readouterr()) == (f"{SHOWN}\n", f"{SHOWN}\n")
+
+
+def test_an_error_of_what_make_calls(capsys):
+    def step():
+        raise WorkloadFailed(HOSTILE)
+
+    assert exit_status(step) == 1
+    assert capsys.readouterr().err == f"error: {SHOWN}\n"
+
+
+def test_a_log_record():
+    record = logging.LogRecord("x", logging.DEBUG, __file__, 1, "run: %s", (HOSTILE,), None)
+    assert PrintableFormatter("%(levelname)s: %(message)s").format(record) == f"DEBUG: run: {SHOWN}"
+
+
+def test_the_console_shows_it_in_texts_and_tables():
+    stream = io.StringIO()
+    console = open_console(file=stream)
+    table = Table()
+    table.add_column(Text(HOSTILE))
+    table.add_row(Text(HOSTILE))
+    for renderable in (HOSTILE, Text(HOSTILE), table):
+        console.print(renderable, markup=False, highlight=False, soft_wrap=True)
+    assert steers(stream.getvalue()) == []
+    assert stream.getvalue().count(r"\x1b]52;") == 4
+
+
+def test_a_live_line_moves_the_cursor_only_by_itself(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    stream = io.StringIO()
+    stream.isatty = lambda: True
+    console = open_console(file=stream)
+    with Progress(console=console) as progress:
+        progress.add_task(HOSTILE)
+    text = stream.getvalue()
+    assert "\x1b[2K" in text or "\x1b[?25l" in text, "rich's own control sequences are to pass"
+    assert "\x1b]" not in text
+    assert not set(text) & set("\x07\x08\x9b\x00\u202e\u2066")
+
+
+@pytest.mark.parametrize(("columns", "width"), [(None, UNBROKEN), ("80", 80)])
+def test_a_pipe_gets_unbroken_lines_unless_columns_is_set(monkeypatch, columns, width):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    if columns:
+        monkeypatch.setenv("COLUMNS", columns)
+    monkeypatch.setattr("os.get_terminal_size", lambda *_: (_ for _ in ()).throw(OSError()))
+    assert open_console(file=io.StringIO()).width == width
