@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from schedagent.cli.common import Json, guarded, print_json, settings
+from schedagent.cli.common import Json, guarded, print_json, say, settings
 
 if TYPE_CHECKING:
     from verifier.microvm.kernels import HostKernel, KernelImage
@@ -38,11 +38,11 @@ def list_kernels(as_json: Json = False) -> None:
         if as_json:
             print_json(_to_json(kernels, default, host))
         else:
-            from rich.console import Console
+            from schedagent.core.terminal.console import open_console
 
-            console = Console()
+            console = open_console()
             lines = _lines(kernels, default, host, console.width if console.is_terminal else 0)
-            typer.echo("\n".join(line.rstrip() for line in lines))
+            say("\n".join(line.rstrip() for line in lines))
         return 0
 
     guarded(command)
@@ -69,7 +69,7 @@ def fetch(
         image = ensure_kernel(settings()) if older and not release else fetch_kernel(settings(), release or None)
         for kernel in (image, fetch_older(settings()) if older else None):
             if kernel:
-                typer.echo(f"kernel {kernel.release} ({kernel.vmlinuz})")
+                say(f"kernel {kernel.release} ({kernel.vmlinuz})")
         return 0
 
     guarded(command)
@@ -91,7 +91,7 @@ def use(
         from verifier.microvm.kernel_store import use_kernel
 
         image = use_kernel(settings(), path)
-        typer.echo(f"kernel {image.release} ({image.vmlinuz})")
+        say(f"kernel {image.release} ({image.vmlinuz})")
         return 0
 
     guarded(command)
