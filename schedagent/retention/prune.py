@@ -15,6 +15,7 @@ from repo_store.records import RunStatus
 from repo_store.store import PolicyRepository
 from schedagent.core.errors import RepositoryError, UsageError
 from schedagent.core.retention.folder import remove
+from schedagent.core.retention.limits import RETENTION
 from schedagent.core.retention.lock import locked
 from schedagent.core.settings import Settings
 from schedagent.retention import caches, state
@@ -24,7 +25,7 @@ from schedagent.run.opening import DERIVED_POLICIES
 from schedagent.run.progress import Reporter
 
 _AT_ONCE = 100
-"""Runs in one transaction: others can write between two."""
+"""Runs in one transaction, so that others can write between two; and things from one line of progress to the next."""
 
 
 @dataclass(frozen=True)
@@ -153,10 +154,11 @@ class _Pruning:
         self._count(kind, caches.remove_unused(self._settings, kind, paths, self._plan.question))
 
     def _count(self, kind: str, removed: Iterator[str]) -> None:
-        planned = len(self._names(kind))
-        for done, _path in enumerate(removed, 1):
+        planned, what = len(self._names(kind)), f"removing {RETENTION[kind].what}"
+        for done, _path in enumerate(removed):
+            if done % _AT_ONCE == 0:  # a pipe gets a line for each
+                self._reporter.count(what, done, planned)
             self._removed[kind] += 1
-            self._reporter.count(f"removing {kind}", done, planned)
 
     @property
     def _changed(self) -> bool:

@@ -96,7 +96,7 @@ def plan_json(plan: Plan, pruned: Pruned | None) -> dict[str, Any]:
             }
             for kind, entries in plan.kinds.items()
         },
-        "runs_that_stay": {run_id: why.value for run_id, why in sorted(plan.stays.items())},
+        "runs_that_stay": {run_id: why.name.lower() for run_id, why in sorted(plan.stays.items())},
         "deployments_known": plan.question.deployed is not None,
         "removed": pruned and dict(pruned.removed),
         "repository_bytes": pruned and dict(zip(("before", "after"), pruned.repository_bytes, strict=True)),

@@ -14,6 +14,8 @@ from verifier.proving.ground import Ground
 from verifier.proving.oracle import OracleInfo, OracleResult
 
 FEW, MANY = 50, 800
+WINDOWS = 3
+"""Of so many the best counts: a busy host only ever makes wake-ups slower, and the crowd is there in each."""
 
 PINNED_CROWD = OracleInfo(
     "pinned crowd", 23, 1.7, "ratio",
@@ -50,10 +52,15 @@ def prove(ground: Ground, seconds: float) -> list[OracleResult]:
         for crowd, door in zip(crowds, doors, strict=True):
             os.write(door[1], b"x")
             woken = wait_for(ground, [crowd], events=2) and woken
-            rates.append(rate(ground, pair, seconds / 2))
+            rates.append(best_rate(ground, pair, seconds / 2))
     for end in itertools.chain(*doors, there, back):
         os.close(end)
     return [judge(*rates)] if woken else []
+
+
+def best_rate(ground: Ground, tasks: Sequence[Task], seconds: float) -> float:
+    """Events per second of these tasks in the best of a few windows, which take `seconds` together."""
+    return max(rate(ground, tasks, seconds / WINDOWS) for _ in range(WINDOWS))
 
 
 def rate(ground: Ground, tasks: Sequence[Task], seconds: float) -> float:

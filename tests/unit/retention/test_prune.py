@@ -231,6 +231,11 @@ class TestThousandRuns:
             assert database.execute("PRAGMA foreign_key_check").fetchall() == []
             assert database.execute("PRAGMA freelist_count").fetchall() == [(0,)]
 
+    def test_progress_in_a_pipe_is_few_lines(self, piled, run):
+        shown = run("prune").stderr.splitlines()
+        assert "deleting runs: 100 done, at most" in "\n".join(shown)
+        assert len(shown) < 60
+
     def test_what_it_shows_fits_80_columns_and_a_pipe(self, piled, run):
         for words in ((), ("--limits",)):
             shown = run("prune", "--dry-run", *words).stdout

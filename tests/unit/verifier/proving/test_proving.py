@@ -126,6 +126,19 @@ def test_a_crowd_may_not_hold_up_the_others():
     assert not crowd.judge(8000, 0).ok
 
 
+def test_a_host_that_is_busy_for_a_moment_is_not_taken_for_a_crowd(monkeypatch):
+    windows, asked_s = [7000, 500, 6800, 900, 6900, 800], []
+
+    def rate(_ground, _tasks, seconds):
+        asked_s.append(seconds)
+        return windows.pop(0)
+
+    monkeypatch.setattr(crowd, "rate", rate)
+    few, many = (crowd.best_rate(None, [], 0.3) for _ in range(2))
+    assert crowd.judge(few, many).ok
+    assert asked_s == pytest.approx([0.1] * 6)
+
+
 def test_affinity_counts_tasks_in_the_wrong_place_and_those_that_are_stuck():
     def judged(gap_s=0.2, misplaced=0, **fields):
         return mix.affinity_result(Told(**fields), gap_s, misplaced)
