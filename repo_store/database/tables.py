@@ -23,7 +23,7 @@ from schedagent.core.trials.workload import WorkloadCommand, WorkloadProfile
 from schedagent.core.verification import VerificationReport
 from schedagent.core.welch import Spread
 
-SCHEMA = "0006"
+SCHEMA = "0007"
 """Revision these tables need: the newest in migrations/versions."""
 
 Tunables = tuple[tuple[str, int], ...]
