@@ -28,7 +28,7 @@ class RunFailure:
 
     Args:
         message, hint: what failed, and what to do about it, as the error said.
-        resumable: whether the run can go on once that is done; if not, it would fail in the same way again.
+        resumable: whether the run can continue once that is done; if not, it would fail in the same way again.
     """
 
     message: str

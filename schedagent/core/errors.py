@@ -38,7 +38,7 @@ class SchedagentError(Exception):
     """
 
     resumable = True
-    """Whether a run that it ended can go on once the cause is gone; otherwise it would fail in the same way again."""
+    """Whether a run that it ended can continue once the cause is gone; if not, it would fail in the same way again."""
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)

@@ -39,7 +39,7 @@ def _verdict(report: Report) -> Iterator[str]:
 
 
 def next_step(hint: str, run: str) -> str:
-    """Return what to do about a failed run that can go on: what its error hints at, then how it continues."""
+    """Return what to do about a failed run that can continue: what its error hints at, then the command."""
     kept = f"nothing that was measured is lost: schedagent resume {run}"
     return f"{hint}; then continue, {kept}" if hint else f"continue, {kept}"
 
