@@ -38,7 +38,7 @@ VERBS = [
 ]
 IMPERATIVE = re.compile(
     "(Accept|Answer|Apply|Approve|Check|Continue|Create|End|Find|Give|List|Manage|Offer|Print|Prolong|Reject|Replace|"
-    "Replay|Run|Search|Serve|Show|Take|Turn|Verify)\\b"
+    "Remove|Replay|Run|Search|Serve|Show|Take|Turn|Verify)\\b"
 )
 FIFO = POLICIES / "fifo.bpf.c"
 HEAVY = ("langgraph", "langchain", "langchain_core", "langsmith", "sqlalchemy", "alembic", "scipy", "numpy", "pydantic")
