@@ -12,8 +12,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from schedagent.core.retention.limits import IN_USE_S, Limit
+from schedagent.core.retention.limits import IN_USE_S, Keeper, Limit
 
+_DAY_S = 86400.0
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -65,14 +66,15 @@ def remove(folder: Path, name: str) -> bool:
 def in_excess(present: Sequence[Entry], limit: Limit, now: float) -> list[Entry]:
     """Return what has to go, least recently used first, so that no more is left than the limit allows.
 
-    What was used in the last hour stays: somebody may work with it now.
+    What was used in the last hour stays: somebody may work with it now. An age that only `prune` enforces is its own.
     """
     excess: list[Entry] = []
     count, size = len(present), sum(entry.bytes for entry in present)
     for entry in sorted(present, key=lambda entry: entry.used_at):
         too_many = limit.count and count > limit.count
         too_large = limit.mib and size > limit.mib << 20
-        if entry.used_at > now - IN_USE_S or not (too_many or too_large):
+        too_old = limit.keeper is not Keeper.PRUNE and limit.days and entry.used_at < now - limit.days * _DAY_S
+        if entry.used_at > now - IN_USE_S or not (too_many or too_large or too_old):
             break
         excess.append(entry)
         count, size = count - 1, size - entry.bytes

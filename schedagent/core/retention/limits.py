@@ -119,9 +119,7 @@ RETENTION: Mapping[str, Limit] = {
     "baselines": Limit(
         "what is usual", f"{_STATE}: repository.sqlite", Keeper.WRITER, words="one a cgroup that is watched"
     ),
-    "snapshots": Limit(
-        "booted machines", f"{_CACHE}: snapshots/", Keeper.BOTH, count=8, days=PRUNE_DAYS, stays=_IN_USE
-    ),
+    "snapshots": Limit("booted machines", f"{_CACHE}: snapshots/", Keeper.BOTH, count=8, days=14, stays=_IN_USE),
     "objects": Limit("compiled policies", f"{_CACHE}: objects/", Keeper.BOTH, mib=256, days=PRUNE_DAYS, stays=_IN_USE),
     "reports": Limit(
         "cached verification reports", f"{_CACHE}: reports/", Keeper.BOTH, mib=64, days=PRUNE_DAYS, stays=_IN_USE

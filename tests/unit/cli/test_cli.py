@@ -38,8 +38,7 @@ VERBS = [
 ]
 IMPERATIVE = re.compile(
     "(Accept|Answer|Apply|Approve|Check|Continue|Create|Delete|Download|End|Explain|Find|Get|Give|List|Manage|Offer|Print|"
-    "Prolong|Reject|Replace|"
-    "Replay|Run|Search|Serve|Show|Take|Turn|Verify)\\b"
+    "Prolong|Reject|Remove|Replace|Replay|Run|Search|Serve|Show|Take|Turn|Verify)\\b"
 )
 FIFO = POLICIES / "fifo.bpf.c"
 HEAVY = ("langgraph", "langchain", "langchain_core", "langsmith", "sqlalchemy", "alembic", "scipy", "numpy", "pydantic")

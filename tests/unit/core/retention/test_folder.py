@@ -43,6 +43,15 @@ def test_the_least_recently_used_goes_first(tmp_path):
     assert names(tmp_path) == ["a", "b"]
 
 
+def test_what_is_unused_for_the_days_of_its_limit_goes_unless_only_prune_enforces_it(tmp_path):
+    make(tmp_path, "old", hours=49)
+    make(tmp_path, "young", hours=47)
+    trim(tmp_path, NAMES, Limit("things", "here", Keeper.PRUNE, days=2))
+    assert names(tmp_path) == ["old", "young"]
+    trim(tmp_path, NAMES, Limit("things", "here", Keeper.BOTH, days=2))
+    assert names(tmp_path) == ["young"]
+
+
 def test_what_is_marked_as_used_stays(tmp_path):
     old = make(tmp_path, "old", hours=50)
     make(tmp_path, "newer", hours=20)

@@ -255,3 +255,22 @@ def test_long_unused_snapshots_are_removed(kernel, folder):
         os.utime(place, (0, time.time() - days * 86400))
     SnapshotStore(folder).open(kernel, **SIZE)
     assert (old.exists(), young.exists()) == (False, True)
+
+
+def test_of_many_snapshots_those_used_last_stay(kernel, folder):
+    places = [folder / hashlib.sha256(str(days).encode()).hexdigest()[:24] for days in range(1, 11)]
+    for days, place in enumerate(places, 1):
+        place.mkdir(parents=True)
+        os.utime(place, (0, time.time() - days * 86400))
+    (folder / "somebodys").mkdir()
+    SnapshotStore(folder).open(kernel, **SIZE)
+    assert [place.exists() for place in places] == [True] * 7 + [False] * 3, "with the new one, eight"
+    assert (folder / "somebodys").exists()
+
+
+def test_a_snapshot_is_used_whenever_a_machine_is_opened(kernel, folder):
+    store = SnapshotStore(folder)
+    store.open(kernel, **SIZE)
+    os.utime(place_of(folder), (1, 1))
+    store.open(kernel, **SIZE)
+    assert place_of(folder).stat().st_mtime > time.time() - 60
