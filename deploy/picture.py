@@ -46,8 +46,9 @@ _SVG = """<svg class="rich-terminal" viewBox="0 0 {width} {height}" xmlns="http:
 
 def report_of_run(state: Path) -> str:
     """Run the program for real; return what it printed, colours included."""
-    environment = {**os.environ, "SCHEDAGENT_STATE": str(state), "COLUMNS": str(COLUMNS), "FORCE_COLOR": "1"}
-    command = [sys.executable, "-m", "schedagent", *WORDS]
+    shown = {"COLUMNS": str(COLUMNS), "FORCE_COLOR": "1", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "SCHEDAGENT_STATE": str(state), **shown}
+    command = [sys.executable, "-m", "schedagent", *WORDS, "--quiet"]
     subprocess.run(["make", "-s", "-C", str(BATCH)], check=True)
     return subprocess.run(command, cwd=BATCH, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
 
