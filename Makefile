@@ -14,7 +14,7 @@ LINK_DIR ?= $(HOME)/.local/bin
 INSTALLATION = $(BIN)/python -m deploy.setup.installation --prefix "$(PREFIX)" --destdir "$(DESTDIR)"
 C_SOURCES = find kernel_bpf tests -name '*.[ch]' -not -name vmlinux.h -print0
 
-.PHONY: help venv setup demo demo-llm test test-unit test-vm test-in-vm test-host test-verifier test-pages older-kernel promtool docs man mutation fuzz-socket linters check check-deb bench kernel link install uninstall purge deb fmt lock clean
+.PHONY: help venv setup demo demo-llm test test-unit test-vm test-in-vm test-host test-verifier test-pages older-kernel promtool docs picture man mutation fuzz-socket linters check check-deb bench kernel link install uninstall purge deb fmt lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -28,7 +28,7 @@ setup: venv ## get all that is needed: system packages, virtual environment, sch
 	@echo "schedagent: $(BIN)/schedagent (make link puts a link to it into $(LINK_DIR))"
 
 demo: setup ## optimise the build of a small bundled C project, from observation to verdict
-	$(BIN)/schedagent optimize --workload "make -j" --dir tests/fixtures/cproject --prepare "make clean" --iterations 1 --budget-minutes 10 \
+	$(BIN)/schedagent optimize "make -j" --dir tests/fixtures/cproject --prepare "make clean" --iterations 1 --budget-minutes 10 \
 	  || [ $$? -eq 3 ] # an honest "nothing better" is a good end, too
 
 demo-llm: setup ## the same with a scripted model: it composes, patches, is rejected once, repairs, and learns

@@ -5,6 +5,7 @@ python -m deploy.picture FILE.svg
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
@@ -26,7 +27,7 @@ COLUMNS = 80
 
 _SVG = """<svg class="rich-terminal" viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg">
 <style>
-.{unique_id}-matrix {{ font: {char_height}px monospace; line-height: {line_height}px; font-variant-east-asian: full-width; }}
+.{unique_id}-matrix {{ font: {char_height}px monospace; line-height: {line_height}px; }}
 .{unique_id}-title {{ font: bold 18px sans-serif; }}
 {styles}
 </style>
@@ -55,7 +56,7 @@ def report_of_run(state: Path) -> str:
 
 def picture(report: str, title: str) -> str:
     """Return the terminal as SVG."""
-    console = Console(record=True, width=COLUMNS, file=open(os.devnull, "w"), force_terminal=True)  # noqa: SIM115
+    console = Console(record=True, width=COLUMNS, file=io.StringIO(), force_terminal=True)
     console.print(Text(f"$ schedagent {WORDS[0]} '{WORDS[1]}' {' '.join(WORDS[2:])}", style="bold"))
     console.print(Text.from_ansi(report.rstrip()))
     return console.export_svg(title=title, theme=SVG_EXPORT_THEME, code_format=_SVG, unique_id="run")

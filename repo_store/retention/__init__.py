@@ -1,4 +1,4 @@
-"""What leaves the repository: whole runs, unless something rests on them.
+"""Deleting runs, whole, unless something rests on them.
 
 May import: repo_store, schedagent.core.
 """

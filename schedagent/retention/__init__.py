@@ -1,4 +1,4 @@
-"""What may go of all that schedagent keeps: worked out as one plan (`plan`), shown (`text`), and carried out (`prune`).
+"""What may go of all that is kept: one plan, shown (`text`), then carried out (`prune`).
 
 `caches` and `state` find and remove, each in its folder; `deployed` asks what schedagentd has in its record.
 

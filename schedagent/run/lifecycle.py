@@ -233,7 +233,7 @@ def only_one(settings: Settings, run_id: str) -> Iterator[None]:
     folder = private_folder(settings.state_dir / "runs")
     with ExitStack() as held:
         try:
-            held.enter_context(locked(folder / f"{run_id}.lock", wait=False))
+            held.enter_context(locked(private_file(folder / f"{run_id}.lock"), wait=False))
         except UsageError:
             raise UsageError(f"another process is working on run {run_id}", "wait for it, or stop it first") from None
         yield

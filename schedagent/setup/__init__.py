@@ -1,4 +1,4 @@
-"""What this machine needs and has: system packages by distribution, what set-up has to do, and `doctor`.
+"""What this machine needs and has: system packages, set-up, and `doctor`.
 
 May import: verifier, kernel_bpf, schedagent.core.
 """

@@ -1,4 +1,4 @@
-"""How the program explains itself: topics of `schedagent help`, exit statuses, its settings, and what Tab offers.
+"""How the program explains itself: topics, exit statuses, settings, completion.
 
 May import: schedagent.cli, repo_store, kernel_bpf, schedagent.core.
 """

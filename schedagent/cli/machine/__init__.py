@@ -1,4 +1,4 @@
-"""The verbs that set up this machine: what it lacks, how to get it, and the kernels of the VM.
+"""The verbs that set this machine up and clean it up.
 
 May import: schedagent, agents, verifier, repo_store, kernel_bpf.
 """

@@ -50,7 +50,9 @@ def list_kernels(as_json: Json = False) -> None:
 
 @kernels_app.command()
 def fetch(
-    release: Annotated[str, typer.Argument(help="Release as uname -r prints it; the newest if left out.")] = "",
+    release: Annotated[
+        str, typer.Argument(metavar="RELEASE", help="Release as uname -r prints it; the newest if left out.")
+    ] = "",
     older: Annotated[
         bool, typer.Option("--older", help="Also get one of an older major version, if the mirror has one.")
     ] = False,
@@ -77,7 +79,9 @@ def fetch(
 
 @kernels_app.command()
 def use(
-    path: Annotated[Path, typer.Argument(help="A vmlinuz, or a folder with vmlinuz, config and modules.")],
+    path: Annotated[
+        Path, typer.Argument(metavar="PATH", help="A vmlinuz, or a folder with vmlinuz, config and modules.")
+    ],
 ) -> None:
     """Take a kernel that lies on this machine for the VM.
 

@@ -1,4 +1,4 @@
-"""How long things are kept: the table of limits, and cache folders that keep what was used last.
+"""How long things are kept: the limits, and caches that keep to them.
 
 May import: schedagent.core.errors.
 """

@@ -1,4 +1,4 @@
-"""What reaches a terminal: foreign text made visible, and the console that tables and progress go through.
+"""What reaches a terminal: foreign text made visible, and the console.
 
 May import: schedagent.core.
 """

@@ -10,13 +10,23 @@ import logging
 
 
 def printable(text: str) -> str:
-    """Return `text` with everything that is neither printable nor a line break or tab written as an escape."""
+    """Return `text` with everything that is neither printable nor a line break or tab written as an escape.
+
+    Bytes of a path that are no UTF-8 stay what they are, unless a terminal could take one for a C1 control.
+    """
     if text.isprintable():
         return text
     return "".join(
-        letter if letter.isprintable() or letter in "\n\t" else letter.encode("unicode_escape").decode()
+        letter
+        if letter.isprintable() or letter in "\n\t" or _is_byte(letter)
+        else letter.encode("unicode_escape").decode()
         for letter in text
     )
+
+
+def _is_byte(letter: str) -> bool:
+    """Whether it is a byte of 0xa0 or above that was no UTF-8 (PEP 383, surrogateescape)."""
+    return "\udca0" <= letter <= "\udcff"
 
 
 class PrintableFormatter(logging.Formatter):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 
 import pytest
 from rich.progress import Progress
@@ -28,6 +29,11 @@ def steers(text: str) -> list[str]:
 def test_printable_escapes_what_it_must_and_nothing_else():
     assert printable("für\n\t\x1b[0m\u202e\x9b\ud800") == "für\n\t\\x1b[0m\\u202e\\x9b\\ud800"
     assert printable(HOSTILE) == SHOWN
+
+
+def test_bytes_of_a_path_stay_unless_a_terminal_could_take_them_for_controls():
+    assert printable(os.fsdecode(b"/\xff/\xa0")) == os.fsdecode(b"/\xff/\xa0")
+    assert printable(os.fsdecode(b"/\x9d")) == "/\\udc9d"
 
 
 def test_an_error_and_its_hint(capsys):
