@@ -165,7 +165,7 @@ def delete_runs(run_ids: Sequence[str], *, settings: Settings | None = None) -> 
         UsageError: there is no such run, a process works on it, or something rests on it (StillNeeded): a deployment,
             the proof of a policy, a recommendation, an approval that is waited for.
     """
-    from schedagent.run.deletion import delete_runs as delete
+    from schedagent.retention.deletion import delete_runs as delete
 
     delete(_or_default(settings), run_ids)
 

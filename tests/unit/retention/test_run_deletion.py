@@ -6,7 +6,7 @@ import pytest
 
 from agents.llm.transcript import transcript_path
 from schedagent.core.errors import DaemonAbsent, SetupError, StillNeeded, UsageError
-from schedagent.run.deletion import delete_runs
+from schedagent.retention.deletion import delete_runs
 from schedagent.run.lifecycle import CHECKPOINTS, only_one
 from tests.support.deploy_orders import order_of
 from tests.support.finished_runs import win
