@@ -16,6 +16,7 @@ from repo_store import search
 from repo_store.database.engine import Database
 from repo_store.database.tables import (
     CandidateRow,
+    CostsRow,
     MeaningRow,
     PlanRow,
     ProfileRow,
@@ -29,6 +30,7 @@ from schedagent.core.errors import PolicyError, UsageError
 from schedagent.core.policies.policy import CandidatePolicy, Plan
 from schedagent.core.trials.lesson import Meaning
 from schedagent.core.trials.trial import Block, Outcome, Sample, Verdict
+from schedagent.core.trials.usage import MachineCosts
 from schedagent.core.trials.workload import WorkloadProfile
 from schedagent.core.verification import VerificationReport
 
@@ -60,6 +62,17 @@ class ResultStore(Database):
         with self._session() as session:
             row = session.get(MeaningRow, run_id)
             return None if row is None else from_row(Meaning, row)
+
+    def save_costs(self, run_id: str, costs: MachineCosts) -> None:
+        """Store what separates the lab's machine from the hardware beneath it."""
+        with self._transaction() as session:
+            save_once(session, to_row(CostsRow, costs, run_id=run_id), f"the machine costs of run {run_id}")
+
+    def costs(self, run_id: str) -> MachineCosts | None:
+        """Return what separates the lab's machine from the hardware; None if it was not measured."""
+        with self._session() as session:
+            row = session.get(CostsRow, run_id)
+            return None if row is None else from_row(MachineCosts, row)
 
     # Plans
 

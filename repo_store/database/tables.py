@@ -18,12 +18,13 @@ from repo_store.records import RunFailure, RunStatus
 from schedagent.core.approval import ApprovalStage
 from schedagent.core.policies.proposal import Origin
 from schedagent.core.recommendation import Progress, RecommendationKind, Standing
-from schedagent.core.trials.trial import Hardware, Outcome
+from schedagent.core.trials.trial import Expected, GuardVerdict, Hardware, Outcome
+from schedagent.core.trials.usage import Usage
 from schedagent.core.trials.workload import WorkloadCommand, WorkloadProfile
 from schedagent.core.verification import VerificationReport
 from schedagent.core.welch import Spread
 
-SCHEMA = "0007"
+SCHEMA = "0008"
 """Revision these tables need: the newest in migrations/versions."""
 
 Tunables = tuple[tuple[str, int], ...]
@@ -32,6 +33,7 @@ Words = tuple[str, ...]
 Values = Mapping[str, Any]
 Shares = Mapping[str, float]
 Measures = Mapping[str, Spread]
+Guards = tuple[GuardVerdict, ...]
 Seed = Annotated[int, mapped_column(JsonText(int))]
 """As text: it may need 64 bits unsigned."""
 Ratio = Annotated[float, mapped_column(NanAsNull, nullable=True)]
@@ -46,7 +48,10 @@ _COLUMN_TYPES: dict[Any, TypeEngine[Any]] = {
     Shares: JsonText(dict[str, float]),
     Measures: JsonText(dict[str, Spread]),
 }
-for _kind in (Hardware, RunFailure, VerificationReport, WorkloadCommand, WorkloadProfile, Tunables, Inputs, Words):
+for _kind in (
+    *(Expected, Guards, Hardware, RunFailure, Usage, VerificationReport, WorkloadCommand, WorkloadProfile),
+    *(Tunables, Inputs, Words),
+):
     _COLUMN_TYPES[_kind] = JsonText(_kind)
 for _enum in (ApprovalStage, Origin, Outcome, Progress, RecommendationKind, RunStatus, Standing):
     _COLUMN_TYPES[_enum] = EnumText(_enum)
@@ -95,6 +100,17 @@ class MeaningRow(Base):
     run_id: Mapped[RunId]
     meaning: Mapped[str]
     goal: Mapped[str]
+
+
+class CostsRow(Base):
+    """What separates the lab's machine from the hardware beneath it, as measured for one run."""
+
+    __tablename__ = "costs"
+
+    run_id: Mapped[RunId]
+    kappa: Mapped[float]
+    lab_switch_ns: Mapped[float]
+    host_switch_ns: Mapped[float]
 
 
 class PlanRow(Base):
@@ -157,6 +173,8 @@ class SampleRow(Base):
     calibration_ns: Mapped[int]
     output_tail: Mapped[str]
     policy_exit: Mapped[str]
+    values: Mapped[Shares]
+    usage: Mapped[Usage | None]
     argv: Mapped[Words] = mapped_column(deferred=True)
 
 
@@ -181,6 +199,8 @@ class VerdictRow(Base):
     pairs: Mapped[int]
     disturbed: Mapped[int]
     reason: Mapped[str]
+    guards: Mapped[Guards]
+    expected: Mapped[Expected | None]
     at: Mapped[str]
 
 

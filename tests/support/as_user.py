@@ -3,8 +3,21 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from pathlib import Path
 
 from schedagent.core.errors import SchedagentError
+
+
+def let_others_in(folder):
+    """Let other users come to what is in a folder of pytest's; each worker of xdist has one more above it.
+
+    The folder for temporary files itself, which is not pytest's, stays as it is.
+    """
+    for place in (folder, *folder.parents):
+        if place == Path(tempfile.gettempdir()).resolve():
+            break
+        place.chmod(place.stat().st_mode | 0o055)
 
 
 def as_user(user, act):

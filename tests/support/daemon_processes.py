@@ -33,13 +33,6 @@ from tests.support.scripted_kernel import RemoteWorld, ScriptedKernel
 HERE = Path(__file__).parent
 
 
-def let_others_in(folder):
-    """Let other users come to what is in a folder of pytest's; each worker of xdist has one more above it."""
-    for place in (folder, *folder.parents):
-        if place.stat().st_uid == os.geteuid() and not place.stat().st_mode & 0o001:
-            place.chmod(place.stat().st_mode | 0o055)
-
-
 @contextmanager
 def scripted_kernel(folder):
     """Start a scripted kernel of its own process and return the way to it."""

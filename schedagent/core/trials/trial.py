@@ -5,8 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
+
+from schedagent.core.trials.usage import Usage
 
 DEFAULT_ARM = ""
 """The arm key of the default scheduler; candidates use CandidatePolicy.key."""
@@ -52,6 +55,8 @@ class Sample:
         calibration_ns: duration of the fixed calibration probe run just before, under the default scheduler.
         output_tail: end of stdout and stderr.
         policy_exit: why the kernel ejected the policy during the run; empty if it did not.
+        values: every named metric and guard of the workload, in base units (seconds, or counts); nan if not found.
+        usage: what else the run used; None for samples of versions that did not keep it.
     """
 
     arm: str
@@ -63,6 +68,8 @@ class Sample:
     calibration_ns: int
     output_tail: str = ""
     policy_exit: str = ""
+    values: Mapping[str, float] = field(default_factory=dict)
+    usage: Usage | None = None
 
     @property
     def failure(self) -> str:
@@ -99,10 +106,49 @@ class Outcome(StrEnum):
     """What can honestly be said of a candidate."""
 
     BETTER = "better"
+    TRADE_OFF = "trade-off"
     WORSE = "worse"
     NO_DIFFERENCE = "no difference"
+    NO_USEFUL_GAIN = "no useful gain"
     INCONCLUSIVE = "inconclusive"
     FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class GuardVerdict:
+    """One guard, compared with the default scheduler.
+
+    Args:
+        name: of the guard.
+        ratio: candidate / default; nan if nothing was compared.
+        low, high: interval of the ratio, one-sided error as that of the verdict.
+        margin: how much worse it may be, as a fraction.
+        held: whether the interval shows that it is not worse by more.
+    """
+
+    name: str
+    ratio: float
+    low: float
+    high: float
+    margin: float
+    held: bool
+
+
+@dataclass(frozen=True)
+class Expected:
+    """The ratio to expect on hardware, of a trial that was measured in an emulated machine.
+
+    Args:
+        ratio, low, high: as those of a verdict.
+        utilisation: the ratio if only the use of the CPUs carries over: one bound.
+        raw: the ratio as it was measured: the other.
+    """
+
+    ratio: float
+    low: float
+    high: float
+    utilisation: float
+    raw: float
 
 
 @dataclass(frozen=True)
@@ -117,6 +163,8 @@ class Verdict:
         pairs: pairs compared.
         disturbed: pairs left out because the calibration probe showed a disturbed machine.
         reason: one sentence.
+        guards: what must not get worse; none if the objective was not reached, or of older versions.
+        expected: what carries over to hardware; None where the figures are the hardware's own, or say nothing of it.
     """
 
     outcome: Outcome
@@ -127,3 +175,5 @@ class Verdict:
     pairs: int
     disturbed: int
     reason: str
+    guards: tuple[GuardVerdict, ...] = ()
+    expected: Expected | None = None

@@ -9,6 +9,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Self
 
+from schedagent.core.trials.objective import Guard, Metric
+
+DEFAULT_SHELL = "/bin/sh"
+
 
 class Goal(StrEnum):
     """What "better" means."""
@@ -33,6 +37,14 @@ class WorkloadCommand:
         prepare: shell command run, untimed, before each trial; empty for none.
         metric: regular expression whose first group is a number in the output; empty means wall time in seconds.
         timeout_s: longest time one run may take.
+        objective: name of what is compared, for people; empty: the metric, or wall time.
+        metrics: further numbers to read from the output, shown and not judged.
+        guards: numbers that must not get worse.
+        preset: name of the preset that chose objective and guards; empty if the user did.
+        shell: program that runs the commands, with -c.
+        ignore_failure: whether a run that ends with another status than 0 counts as well.
+        setup: shell command run once in each machine, before the first run; what it writes stays for all of them.
+        cleanup: shell command run, untimed, after each run.
     """
 
     command: str
@@ -41,12 +53,25 @@ class WorkloadCommand:
     prepare: str = ""
     metric: str = ""
     timeout_s: float = 900.0
+    objective: str = ""
+    metrics: tuple[Metric, ...] = ()
+    guards: tuple[Guard, ...] = ()
+    preset: str = ""
+    shell: str = DEFAULT_SHELL
+    ignore_failure: bool = False
+    setup: str = ""
+    cleanup: str = ""
 
     @property
     def key(self) -> str:
-        """A stable name for "the same workload": hex digest of all that defines the work."""
-        parts = [self.command, self.directory, self.goal.value, self.prepare, self.metric]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+        """A stable name for "the same workload": hex digest of all that defines the work, and of no more.
+
+        What an older version did not know is part of it only where it is used: the keys of older runs stay valid.
+        """
+        parts: list[Any] = [self.command, self.directory, self.goal.value, self.prepare, self.metric]
+        newer = {"shell": self.shell, "ignore_failure": self.ignore_failure, "setup": self.setup}
+        used = {name: value for name, value in newer.items() if value not in ("", False, DEFAULT_SHELL)}
+        return hashlib.sha256(json.dumps([*parts, used] if used else parts).encode()).hexdigest()[:16]
 
 
 class WorkloadClass(StrEnum):

@@ -16,6 +16,7 @@ from schedagent.core.errors import SetupError
 from schedagent.core.process import machine_lock
 from schedagent.core.process.machine_lock import FILE_NAME, LAB_LOCK, MachineLock
 from schedagent.run.nodes import TimeBudget
+from tests.support.as_user import let_others_in
 from tests.support.verifier_service_process import wait_for
 
 NOBODY = pwd.getpwnam("nobody")
@@ -28,9 +29,7 @@ def shared(tmp_path):
     folder = tmp_path / "lock"
     folder.mkdir()
     folder.chmod(0o1777)
-    for parent in folder.parents:
-        if parent.stat().st_uid == os.geteuid() and parent.is_relative_to(tmp_path.parents[1]):
-            parent.chmod(parent.stat().st_mode | 0o011)
+    let_others_in(tmp_path)
     return folder
 
 

@@ -7,10 +7,8 @@ import json
 import os
 import pwd
 import sqlite3
-import tempfile
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from prometheus_client import generate_latest
@@ -31,7 +29,7 @@ from schedagent.metrics.family import OTHER, Family, Histogram, MetricKind
 from schedagent.metrics.models import ModelPart
 from schedagent.metrics.parts import DaemonPart, HostPart, KernelPart, RepositoryPart
 from schedagent.metrics.run_queue import RunQueue
-from tests.support.as_user import as_user
+from tests.support.as_user import as_user, let_others_in
 from tests.support.daemon_processes import Daemon, scripted_kernel, until
 from tests.support.exporter_process import ROOT, Scrape, recorded_run
 from tests.support.finished_runs import optimise, reading
@@ -429,8 +427,7 @@ class TestRepository:
         looker = pwd.getpwnam("daemon")
         folder = tmp_path / "state"
         folder.mkdir(mode=0o755)
-        for parent in list(folder.parents)[: -len(Path(tempfile.gettempdir()).parents) - 1]:
-            parent.chmod(0o755)
+        let_others_in(tmp_path)
         path = folder / "repository.sqlite"
         with PolicyRepository(path):
             pass

@@ -56,8 +56,15 @@ ROWS_OF_0004 = Path(__file__).with_name("rows_of_0004.sql")
 ADDED_BY = {
     "0003": ("approvals",),
     "0004": ("looks", "baselines", "recommendations", "requests"),
+    "0008": ("costs",),
 }
 """The tables that came with a schema."""
+NEW_COLUMNS = {
+    "runs": {"failure": None},
+    "samples": {"values": "{}", "usage": None},
+    "verdicts": {"guards": "[]", "expected": None},
+}
+"""Columns that came later, with what they hold in the rows that were there."""
 NAMES_NOW = {"looks": "readings", "made_policies": "derived_policies", "way": "origin", "mends": "repairs"}
 DROPPED = {"verifications": {"artifact_digest", "kernel_release", "token_text"}}
 """Columns that are copies of what the report contains."""
@@ -233,7 +240,8 @@ def test_every_row_of_an_earlier_schema_is_there_under_its_name_of_today(path, m
     PolicyRepository(path).close()
     after = rows(path)
     new = {table for schema, tables in ADDED_BY.items() if schema > revision for table in tables}
-    assert [run.pop("failure") for run in after["runs"]] == [None]
+    for table, columns in NEW_COLUMNS.items():
+        assert [{name: row.pop(name) for name in columns} for row in after[table]] == [columns] * len(after[table])
     assert after == renamed(before) | {NAMES_NOW.get(table, table): [] for table in new}
 
 
@@ -253,15 +261,27 @@ def test_what_is_stored_today_is_what_0004_stored(path, tmp_path, monkeypatch):
         require_all(repository)
     stored = timeless(rows(tmp_path / "new.sqlite"))
     assert [run.pop("failure") for run in stored["runs"]] == [None]
+    assert stored.pop("costs") == []
+    for table in ("samples", "verdicts"):
+        assert [{name: row.pop(name) for name in NEW_COLUMNS[table]} for row in stored[table]] == [
+            NEW_COLUMNS[table]
+        ] * len(stored[table])
+    for table in ("runs", "recommendations"):
+        for row in stored[table]:
+            row["workload"] = without(row["workload"], WORKLOAD_FIELDS_AFTER_0004)
     for row in stored["verifications"]:
-        row["report"] = without_later_fields(row["report"])
+        row["report"] = without(row["report"], ("tunables", "declares", "verified_at"))
     assert stored == timeless(before)
 
 
-def without_later_fields(report):
-    """Return a stored report without the fields that reports had not yet in 0004; a report without them can be read."""
-    later = ("tunables", "declares", "verified_at")
-    kept = {name: value for name, value in json.loads(report).items() if name not in later}
+WORKLOAD_FIELDS_AFTER_0004 = (
+    *("objective", "metrics", "guards", "preset", "shell", "ignore_failure", "setup", "cleanup"),
+)
+
+
+def without(stored, later):
+    """Return a stored value without the fields that it had not yet in 0004; one without them can be read."""
+    kept = {name: value for name, value in json.loads(stored).items() if name not in later}
     return json.dumps(kept, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
@@ -288,7 +308,7 @@ def test_a_migration_that_fails_leaves_everything_as_it_was(path, monkeypatch):
         require_all(repository)
 
 
-@pytest.mark.parametrize("revision", ["0002", "0003", "0004", "0005"])
+@pytest.mark.parametrize("revision", ["0002", "0003", "0004", "0005", "0008"])
 def test_migrations_fit_postgresql(revision):
     text = io.StringIO()
     context = MigrationContext.configure(dialect_name="postgresql", opts={"as_sql": True, "output_buffer": text})

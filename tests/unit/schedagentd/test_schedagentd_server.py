@@ -31,8 +31,8 @@ from schedagent.schedagentd.config import Config, load_config
 from schedagent.schedagentd.messages import LONGEST_QUESTION, LONGEST_REQUEST, Rollback, Status, read_request
 from schedagent.schedagentd.record import Record
 from schedagent.schedagentd.server import BURST, Gate, Rates
-from tests.support.as_user import as_user
-from tests.support.daemon_processes import ROOT, Daemon, let_others_in, request_of, scripted_kernel, until
+from tests.support.as_user import as_user, let_others_in
+from tests.support.daemon_processes import ROOT, Daemon, request_of, scripted_kernel, until
 from tests.support.deploy_orders import CANARY
 
 pytestmark = pytest.mark.timeout(120)

@@ -8,7 +8,8 @@ import pytest
 
 from schedagent.core.errors import UsageError
 from schedagent.schedagentd.messages import CHANGES, read_request
-from tests.support.daemon_processes import let_others_in, request_of, scripted_kernel
+from tests.support.as_user import let_others_in
+from tests.support.daemon_processes import request_of, scripted_kernel
 from tests.support.socket_fuzz import CHANGER, LOOKER, STRANGER, Mutator, fuzz, judge
 
 pytestmark = pytest.mark.timeout(180)

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from schedagent.core.settings import Settings
-from tests.support.as_user import as_user
+from tests.support.as_user import as_user, let_others_in
 from verifier.microvm import kvm
 from verifier.microvm.kernels import KernelImage
 from verifier.microvm.kvm import KvmProbe, how_to_be_admitted, kvm_usable
@@ -86,8 +86,7 @@ def device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     place.touch()
     os.chown(place, 0, grp.getgrnam("audio").gr_gid)
     place.chmod(0o660)
-    for parent in (tmp_path, *tmp_path.parents[:2]):
-        parent.chmod(parent.stat().st_mode | 0o011)
+    let_others_in(tmp_path)
     monkeypatch.setattr(kvm, "_KVM", place)
     return place
 
