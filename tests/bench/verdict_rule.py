@@ -163,7 +163,7 @@ def several(shape: Noise, ratios: Sequence[float], spread: float, trials: int, s
 
 
 def several_old(shape: Noise, ratios: Sequence[float], spread: float, trials: int, seed: int) -> Counts:
-    """The same by the rule until 2026-11: every candidate beside the default until it is decided; the best is claimed."""
+    """The same by the rule until 2026-11: all beside the default until they are decided; the best is claimed."""
     rng, counts = np.random.default_rng(seed), Counts(trials, claimed=[])
     for _ in range(trials):
         logs = shape(rng, spread, 20, len(ratios) + 1)
@@ -174,7 +174,9 @@ def several_old(shape: Noise, ratios: Sequence[float], spread: float, trials: in
         counts.runs += 1 + max(pairs for *_, pairs in found) + sum(1 + pairs for *_, pairs in found)
         better = [(ratio, true) for (word, ratio, *_), true in zip(found, ratios, strict=True) if word == "better"]
         counts.better += any(true < 1 for _, true in better)
-        counts.worse += sum(word in ("better", "worse") and true == 1 for (word, *_), true in zip(found, ratios, strict=True))
+        counts.worse += sum(
+            word in ("better", "worse") and true == 1 for (word, *_), true in zip(found, ratios, strict=True)
+        )
         if better:
             ratio, true = min(better)
             counts.claimed.append(ratio / true)
@@ -238,7 +240,9 @@ def main() -> None:
     table, worst = rows(trials)
     print("\n".join(table))
     allowed = 0.05 + 2 * math.sqrt(0.05 * 0.95 / trials)
-    print(f"\nlargest rate of false claims, but for moods of each arm: {worst:.1%} (allowed: {allowed:.1%}, 5 % and twice")
+    print(
+        f"\nlargest rate of false claims, but for moods of each arm: {worst:.1%} (allowed: {allowed:.1%}, 5 % and twice"
+    )
     print(f"the error of {trials} trials)")
     if worst > allowed:
         raise SystemExit("the rule errs more often than it may")

@@ -23,11 +23,10 @@ from schedagent.core.trials.trial import Block, Outcome, Verdict
 RACE_BLOCKS = 6
 """Most shared blocks."""
 
-FEWEST_TO_DROP = 2
-_BEHIND = 0.90
-"""One-sided confidence with which a candidate is behind the leader."""
-_HOPELESS = 0.95
-"""One-sided confidence with which it gains less than the minimum effect."""
+_BEHIND = (2, 0.90)
+"""Fewest shared blocks, and the one-sided confidence, with which a candidate is behind the leader."""
+_HOPELESS = (3, 0.95)
+"""The same with which it gains less than the minimum effect."""
 
 SPARE = 0.5
 """A candidate may have so many more blocks than pairs, because some are disturbed or fail."""
@@ -84,22 +83,22 @@ def race(blocks: Sequence[Block], arms: Sequence[str], terms: Terms) -> Race:
         return Race(tuple(arms), 0, True)
     shared = shared_blocks(blocks, arms)
     running = [arm for arm in arms if not shared or shared[-1].sample(arm)]
-    found = {arm: pairs_of(blocks, arm) for arm in running}
-    running = [arm for arm in running if not found[arm].failing]
+    measured = {arm: pairs_of(blocks, arm) for arm in running}
+    running = [arm for arm in running if not measured[arm].failing]
     confirming = [arm for arm in running if own_blocks(blocks, arm)]
     if confirming:
         return Race((confirming[-1],), len(shared), True)
-    standing = {arm: _scores(shared, found[arm], terms) for arm in running}
+    standing = {arm: _scores(shared, measured[arm], terms) for arm in running}
     ranked = sorted(running, key=lambda arm: _mean(list(standing[arm].values())))
     alive = tuple(arm for arm in ranked if not _dropped(standing[arm], standing[ranked[0]], terms))
     return Race(alive, len(shared), bool(shared) and (len(alive) < 2 or len(shared) >= RACE_BLOCKS))
 
 
-def _scores(shared: Sequence[Block], found: ArmPairs, terms: Terms) -> dict[int, float]:
+def _scores(shared: Sequence[Block], measured: ArmPairs, terms: Terms) -> dict[int, float]:
     """Return by the number of each shared block what a candidate gained there, on the log scale; less is better."""
     number_of = {id(sample): block.number for block in shared for sample in block.samples}
     return {
-        number_of[id(pair.candidate)]: _score(pair, terms) for pair in found.pairs if id(pair.candidate) in number_of
+        number_of[id(pair.candidate)]: _score(pair, terms) for pair in measured.pairs if id(pair.candidate) in number_of
     }
 
 
@@ -120,9 +119,10 @@ def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values) if values else math.inf
 
 
-def _at_least(values: Sequence[float], confidence: float) -> float:
+def _at_least(values: Sequence[float], sure: tuple[int, float]) -> float:
     """Return the lower bound of a mean, by Student's t; -inf where too little is known."""
-    if len(values) < FEWEST_TO_DROP:
+    fewest, confidence = sure
+    if len(values) < fewest:
         return -math.inf
     from scipy.special import stdtrit
 
@@ -152,10 +152,10 @@ def _judge_one(blocks: Sequence[Block], arm: str, terms: Terms) -> Verdict:
     return _raced(arm, _only(whole, shared), _round_of(blocks, shared, terms), terms)
 
 
-def _only(found: ArmPairs, blocks: Sequence[Block]) -> ArmPairs:
+def _only(measured: ArmPairs, blocks: Sequence[Block]) -> ArmPairs:
     """Return the pairs of these blocks alone; what was disturbed or failed is counted in all."""
     kept = {id(sample) for block in blocks for sample in block.samples}
-    return replace(found, pairs=tuple(pair for pair in found.pairs if id(pair.candidate) in kept))
+    return replace(measured, pairs=tuple(pair for pair in measured.pairs if id(pair.candidate) in kept))
 
 
 def _round_of(blocks: Sequence[Block], shared: Sequence[Block], terms: Terms) -> Race:
@@ -163,16 +163,16 @@ def _round_of(blocks: Sequence[Block], shared: Sequence[Block], terms: Terms) ->
     return race(blocks, sorted({arm for block in shared for arm in candidates_of(block)}), terms)
 
 
-def _raced(arm: str, found: ArmPairs, standing: Race, terms: Terms) -> Verdict:
+def _raced(arm: str, measured: ArmPairs, standing: Race, terms: Terms) -> Verdict:
     """Return what the race says of a candidate that has no blocks of its own; it may exclude a gain, and claims none.
 
     The interval has the error of the run for itself: it is no claim that shares it.
     """
     level = 1 - terms.rules.confidence
-    raw = trimmed([log_ratio(*values) for values in found.values], level)
-    scores = [_score(pair, terms) for pair in found.pairs]
+    raw = trimmed([log_ratio(*values) for values in measured.values], level)
+    scores = [_score(pair, terms) for pair in measured.pairs]
     hopeless = _at_least(scores, _HOPELESS) > -math.log1p(terms.rules.minimum_effect)
-    count = len(found.pairs)
+    count = len(measured.pairs)
     where = f"in the race, in {count} shared block{'s' * (count != 1)}"
     if hopeless:
         reason = f"a gain of {terms.rules.minimum_effect:.0%} is excluded {where}"
@@ -185,7 +185,7 @@ def _raced(arm: str, found: ArmPairs, standing: Race, terms: Terms) -> Verdict:
         *figures(raw),
         terms.rules.confidence,
         count,
-        found.disturbed,
+        measured.disturbed,
         reason,
     )
 
@@ -205,7 +205,9 @@ def wanted(blocks: Sequence[Block], arms: Sequence[str], terms: Terms) -> tuple[
     own = own_blocks(blocks, leader)
     most = terms.rules.maximum_pairs
     verdict = _judge_one(blocks, leader, terms)
-    enough = bool(own) and (decided(verdict) or verdict.outcome is Outcome.FAILED or _pairs_left(own, leader, most) <= 0)
+    enough = bool(own) and (
+        decided(verdict) or verdict.outcome is Outcome.FAILED or _pairs_left(own, leader, most) <= 0
+    )
     return () if enough else (leader,)
 
 

@@ -63,11 +63,13 @@ def test_the_leader_is_measured_again_alone_and_claimed_on_that_alone():
     assert verdicts[B].outcome is Outcome.BETTER
     assert verdicts[B].pairs == len(own)
     assert {verdicts[A].outcome, verdicts[C].outcome} <= {Outcome.INCONCLUSIVE, Outcome.NO_USEFUL_GAIN}
-    lucky = [
-        Block(block.number, tuple(run(s.arm, 0.1) if s.arm == B else s for s in block.samples)) if block in shared else block
-        for block in machine.blocks
-    ]  # fmt: skip
+    lucky = [with_luck(block, B) if block in shared else block for block in machine.blocks]
     assert judge_all(lucky, [B], TERMS)[B] == verdicts[B], "the race is no part of the claim"
+
+
+def with_luck(block, arm):
+    """The same block, in which `arm` took a tenth of the time."""
+    return Block(block.number, tuple(run(arm, 0.1) if sample.arm == arm else sample for sample in block.samples))
 
 
 def test_who_is_behind_runs_no_longer():
@@ -81,9 +83,16 @@ def test_a_race_in_which_nobody_gains_ends_early_and_says_so():
     machine = Machine({A: 1.05, B: 1.06, C: 1.04}, sd=0.01)
     machine.trial([A, B, C])
     assert len(machine.blocks) <= 1 + RACE_BLOCKS
-    for verdict in judge_all(machine.blocks, [A, B, C], TERMS).values():
-        assert verdict.outcome is Outcome.NO_USEFUL_GAIN
-        assert "a gain of 3% is excluded in the race" in verdict.reason
+    verdicts = judge_all(machine.blocks, [A, B, C], TERMS)
+    assert verdicts[C].outcome is Outcome.NO_USEFUL_GAIN
+    assert "a gain of 3% is excluded in the race" in verdicts[C].reason
+    assert not any(own_blocks(machine.blocks, arm) for arm in (A, B, C))
+
+
+def test_a_race_of_equals_has_an_end():
+    machine = Machine({A: 0.9, B: 0.9, C: 0.9}, sd=0.05)
+    machine.trial([A, B, C])
+    assert len(shared_blocks(machine.blocks, [A, B, C])) == RACE_BLOCKS
 
 
 def test_a_race_that_time_ended_claims_nothing():
@@ -140,8 +149,7 @@ def test_the_winner_is_not_too_good():
     for seed in range(80):
         machine = Machine({A: 0.95, B: 0.95, C: 0.95}, sd=0.04, seed=seed)
         machine.trial([A, B, C])
-        claimed += [
-            verdict.ratio for arm, verdict in judge_all(machine.blocks, [A, B, C], TERMS).items() if own_blocks(machine.blocks, arm)
-        ]  # fmt: skip
+        verdicts = judge_all(machine.blocks, [A, B, C], TERMS)
+        claimed += [verdict.ratio for arm, verdict in verdicts.items() if own_blocks(machine.blocks, arm)]
     assert len(claimed) >= 70
     assert np.mean(claimed) == pytest.approx(0.95, abs=0.008)
