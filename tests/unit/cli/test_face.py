@@ -217,7 +217,7 @@ def test_quiet_shows_the_result_alone(run, sizes, script):
 def test_progress_shows_the_time_left(run, script):
     progress = run("optimize", "true", "--iterations", "1").stderr
     assert re.search(r"== observation: .* \(30 min of the budget left\)", progress)
-    assert re.search(r"measuring: [2-9] done, at most 21 \(at most \d+ (s|min) more\)", progress)
+    assert re.search(r"measuring the best again: [2-9] done, at most 27 \(at most \d+ (s|min) more\)", progress)
 
 
 def test_the_next_step_after_a_win_is_to_deploy(run, script, monkeypatch):
