@@ -99,7 +99,7 @@ def failure_seen(workload: WorkloadCommand, answer: jobs.RunAnswer) -> str | Non
         return "the lab's memory ran full, and the kernel killed one of its processes"
     if full and answer.exit_status != 0:
         return f"the lab's space for files ran full; most of it is in {full}"
-    if answer.busy and not workload.metric:
+    if abandoned(workload, answer.busy, answer.cpu_ns):
         return f"it returned while work it had started was still going on: {names(answer.busy)}"
     return "" if workload.ignore_failure and answer.exit_status is not None else None
 
@@ -111,7 +111,7 @@ def how_it_ended(status: int | None) -> str:
 
 def why_nonsense(workload: WorkloadCommand, sample: Sample, busy: Collection[str]) -> Nonsense | None:
     """Why the figures of a run under observation must not be used, although it may have ended well."""
-    if busy and not workload.metric:
+    if abandoned(workload, busy, sample.cpu_ns):
         return Nonsense(
             f"returned while work it had started was still going on: {names(busy)}", _background_hint(workload)
         )
@@ -122,6 +122,21 @@ def why_nonsense(workload: WorkloadCommand, sample: Sample, busy: Collection[str
             f"had nothing left to do: {line}", f"undo the work before each run, for example: --prepare {quoted(clean)}"
         )
     return None
+
+
+def abandoned(workload: WorkloadCommand, busy: Collection[str], cpu_ns: int) -> bool:
+    """Whether what outlived the shell is the very work that was to be measured.
+
+    A load that was started to run beside a benchmark outlives it as well: then the rest of the command has done
+    something, too. A remark says so.
+
+    Args:
+        busy: what was still at work.
+        cpu_ns: CPU time of the rest.
+    """
+    if not busy or workload.metric:
+        return False
+    return cpu_ns < LITTLE_CPU_NS or AMPERSAND_REDIRECTION in shell_trouble(workload)
 
 
 def _background_hint(workload: WorkloadCommand) -> str:
@@ -202,8 +217,8 @@ def _about_leftovers(_workload: WorkloadCommand, sample: Sample, _observation: O
     if usage is None or not usage.left_behind:
         return ""
     return (
-        f"it left {names(usage.left_behind)} running, which is killed after each run: its "
-        f"{_seconds(usage.left_cpu_ns)} of CPU time are part of no figure"
+        f"it left {names(usage.left_behind)} running, which is killed after each run: its {_seconds(usage.left_cpu_ns)} "
+        "of CPU time are part of no figure (end the command with `wait` if they should be)"
     )
 
 
