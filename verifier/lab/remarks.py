@@ -217,8 +217,8 @@ def _about_leftovers(_workload: WorkloadCommand, sample: Sample, _observation: O
     if usage is None or not usage.left_behind:
         return ""
     return (
-        f"it left {names(usage.left_behind)} running, which is killed after each run: its {_seconds(usage.left_cpu_ns)} "
-        "of CPU time are part of no figure (end the command with `wait` if they should be)"
+        f"it left {names(usage.left_behind)} running, which is killed after each run: "
+        f"{_seconds(usage.left_cpu_ns)} of CPU time are part of no figure (end the command with `wait` to count them)"
     )
 
 
