@@ -189,7 +189,7 @@ class RunNodes:
     def _observed(self, run_id: str) -> WorkloadProfile:
         workload = self._repository.run(run_id).workload
         self._reporter.stage(f"observation: running {quoted(workload.command)} under the default scheduler")
-        _sample, profile = observe(self._lab, workload)
+        _sample, profile = observe(self._lab, workload, self._reporter.step)
         return profile
 
     def planning(self, state: RunState) -> dict[str, Any]:
