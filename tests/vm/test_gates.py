@@ -28,6 +28,9 @@ SHOWN = (
 )
 """Broken policies that fail by a wide margin, one or more for each phase."""
 
+ATTEMPTS = 3
+"""A host that was too busy to measure is asked again."""
+
 
 def named(entry):
     return f"{entry.kind}-{entry.name}"
@@ -50,9 +53,12 @@ def test_what_only_a_run_shows(entry, all_gates):
     """An oracle that stands for the rule, or the kernel's own watchdog, notices."""
     policy = LabPolicy(CandidatePolicy(entry.name, entry.info.configured({})), all_gates.compile(entry.info))
     phases = [phase.name for phase in PHASES if entry.oracle in {oracle.name for oracle in phase.oracles}]
-    answer = all_gates.benches[0].ground.prove(policy, Depth.STANDARD, phases)
+    for _ in range(ATTEMPTS):
+        answer = all_gates.benches[0].ground.prove(policy, Depth.STANDARD, phases)
+        if not answer.undecided:
+            break
     failed = {result["name"] for result in answer.results if not result["ok"]}
-    assert failed & set(RULES[entry.rule].checks) or answer.exit_text, answer.results
+    assert failed & set(RULES[entry.rule].checks) or answer.exit_text, (answer.results, answer.undecided)
 
 
 @pytest.mark.parametrize(

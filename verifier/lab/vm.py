@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from schedagent.core.errors import MetricError, VmLost, WorkloadFailed
+from schedagent.core.errors import HostBusy, MetricError, VmLost, WorkloadFailed
 from schedagent.core.policies.artifact import PolicyArtifact
 from schedagent.core.policies.policy import CandidatePolicy
 from schedagent.core.process.machine_lock import LAB_LOCK, MachineLock
@@ -189,7 +189,8 @@ class Cell:
 
         Raises:
             KernelRejected: it does not load or attach.
-            VmLost: the machine was lost twice, or the host did not let its CPUs run while the policy failed.
+            VmLost: the machine was lost twice.
+            HostBusy: the host did not let its CPUs run while the policy failed, twice.
         """
         job = jobs.Prove(self._policy.message(), depth.value, list(phases))
 
@@ -204,9 +205,9 @@ class Cell:
             if doubtful(answer) or perhaps_host_stalled(answer.exit_text):
                 answer = twice(attempt)
         if doubtful(answer):
-            raise VmLost(
+            raise HostBusy(
                 f"a CPU of the machine stood still for {answer.stalled_s:.1f} s while the policy failed, twice",
-                "verify it again when this host has less to do",
+                "verify again when this host has less to do",
             )
         return answer
 
