@@ -1,5 +1,7 @@
 """How the phases around a policy's life are judged; the phases themselves run in tests/vm."""
 
+import os
+import re
 from dataclasses import dataclass
 
 import pytest
@@ -7,8 +9,10 @@ import pytest
 from kernel_bpf.load.exit_info import ExitInfo
 from schedagent.core.errors import BpfError, KernelRejected
 from schedagent.core.rules import RULES
+from verifier.proving import crew as crew_module
 from verifier.proving import lifecycle, overhead
-from verifier.proving.lifecycle import CPU_HOTPLUG, RUN_AGAIN_BOUND_S, judge_hotplug_end
+from verifier.proving.crew import Crew
+from verifier.proving.lifecycle import CPU_HOTPLUG, RUN_AGAIN_BOUND_S, Wait, figures, judge_hotplug_end
 
 RESTART_ON_HOTPLUG = 0x1000100000000
 
@@ -32,14 +36,18 @@ def test_every_oracle_is_named_by_its_rule(oracle):
     assert oracle.name in RULES[oracle.rule].checks
 
 
+def waits(*seconds: float) -> list[Wait]:
+    return [Wait("attach", each) for each in seconds]
+
+
 def test_the_longest_wait_decides():
-    assert lifecycle.judge(CPU_HOTPLUG, [0.1, RUN_AGAIN_BOUND_S, 0.2], "", "").ok
-    late = lifecycle.judge(CPU_HOTPLUG, [0.1, RUN_AGAIN_BOUND_S + 0.01], "", "told")
+    assert lifecycle.judge(CPU_HOTPLUG, waits(0.1, RUN_AGAIN_BOUND_S, 0.2), "", "").ok
+    late = lifecycle.judge(CPU_HOTPLUG, waits(0.1, RUN_AGAIN_BOUND_S + 0.01), "", "told")
     assert (late.ok, late.measured, late.detail) == (False, RUN_AGAIN_BOUND_S + 0.01, "told")
 
 
 def test_a_problem_fails_whatever_was_measured():
-    result = lifecycle.judge(CPU_HOTPLUG, [0.1], "it broke", "figures")
+    result = lifecycle.judge(CPU_HOTPLUG, waits(0.1), "it broke", "figures")
     assert (result.ok, result.detail) == (False, "it broke; figures")
     assert not lifecycle.judge(CPU_HOTPLUG, [], "it broke", "").ok
 
@@ -105,8 +113,39 @@ def test_waiting_ends_when_the_last_task_ran(monkeypatch):
         def cpu_ns(self) -> int:
             return self.used_ns.pop(0) if len(self.used_ns) > 1 else self.used_ns[0]
 
-    assert lifecycle.until_all_ran([Ran(5, 5, 6), Ran(1, 2)]) < 0.1
-    assert lifecycle.until_all_ran([Ran(5, 6), Ran(1)]) > 0.1
+        def whereabouts(self) -> str:
+            return "free: 7 in state R on CPU 1"
+
+    assert lifecycle.until_all_ran([Ran(5, 5, 6), Ran(1, 2)], "attach 1").seconds < 0.1
+    late = lifecycle.until_all_ran([Ran(5, 6), Ran(1)], "attach 2")
+    assert late.seconds > 0.1
+    assert f"{late.seconds:.2f} s after attach 2: these had not run: free: 7 in state R on CPU 1; up to" in figures(
+        [late]
+    )
+    assert figures(waits(0.05, 0.06)) == "all tasks ran again within 0.05, 0.06 s"
+    assert "attach: all had run; up to" in figures(waits(0.2)), "the watcher was late"
+
+
+def test_a_task_that_did_not_run_is_told_with_its_place_and_its_child():
+    reader, writer = os.pipe()
+
+    def waits_for_its_child(record):
+        if os.fork() == 0:
+            os.close(writer)
+            os.read(reader, 1)
+            os._exit(0)
+        record.events += 1
+        os.wait()
+        os._exit(0)
+
+    with Crew() as crew:
+        task = crew.start("fork storm", waits_for_its_child)
+        pattern = rf"fork storm: {task.pid} in state S on CPU \d+.*, its child \d+ in state S on CPU \d+.*"
+        while not re.fullmatch(pattern, told := task.whereabouts()):
+            assert "gone" not in told
+    for end in (reader, writer):
+        os.close(end)
+    assert re.fullmatch(r"\d+ is gone", crew_module._whereabouts(task.pid))
 
 
 def test_the_switches_are_put_back(tmp_path, monkeypatch):
