@@ -45,7 +45,7 @@ class _Word:
 
 
 class Record:
-    """What a task reports of itself: numbers that it alone writes, in memory that the agent can read.
+    """What a task reports of itself: numbers that it writes, in memory that the agent can read.
 
     Attributes:
         events: how many operations it finished.
@@ -53,6 +53,7 @@ class Record:
         began_ns: when the present one began (CLOCK_MONOTONIC), 0 between two.
         wrong: how many ended wrongly.
         errno: of the last one that failed.
+        go: the one number that the agent writes: whether a task that waits to be told may go on.
     """
 
     events = _Word(0)
@@ -60,6 +61,7 @@ class Record:
     began_ns = _Word(2)
     wrong = _Word(3)
     errno = _Word(4)
+    go = _Word(5)
 
     def __init__(self) -> None:
         self.words = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("q")
