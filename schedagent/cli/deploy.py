@@ -16,6 +16,7 @@ import typer
 from schedagent.cli.common import EXIT_FAILED, EXIT_NO, Json, guarded, print_json, say, settings
 from schedagent.cli.guide.completion import finished_runs
 from schedagent.core.errors import UsageError
+from schedagent.core.retention.limits import RETENTION
 
 if TYPE_CHECKING:
     from schedagent.client.daemon import DaemonClient
@@ -234,7 +235,7 @@ def rollback(
 
 
 def history(
-    limit: Annotated[int, typer.Option(min=1, max=100, metavar="N", help="How many.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, max=RETENTION["deployments"].count, metavar="N", help="How many.")] = 20,
     dumps: Annotated[bool, typer.Option("--dumps", help="Also the kernel's dump of an ejected policy.")] = False,
     socket: Socket = None,
     as_json: Json = False,
@@ -248,7 +249,8 @@ def history(
         from schedagent.report.deployments import render_history
 
         answer = client(socket).ask("history", limit=limit, dumps=dumps)
-        return show(answer["history"], as_json, render_history)
+        recorded = answer.get("recorded", 0)  # a daemon of an older version does not say
+        return show(answer["history"], as_json, lambda listed: render_history(listed, recorded))
 
     guarded(command)
 
