@@ -214,7 +214,8 @@ def status(socket: Socket = None, as_json: Json = False) -> None:
 
 def rollback(
     deployment: Annotated[
-        int, typer.Argument(metavar="NUMBER", help="Number of the deployment; all if left out.", min=0)
+        int,
+        typer.Argument(metavar="NUMBER", help="Number of the deployment; all if left out.", min=0, show_default=False),
     ] = 0,
     default: Annotated[bool, typer.Option("--default", help="Not to the last known good policy either.")] = False,
     socket: Socket = None,
@@ -257,7 +258,10 @@ def history(
 
 def watch(
     after: Annotated[
-        int, typer.Option(min=-1, metavar="NUMBER", help="Also what happened after this event.", show_default=False)
+        int,
+        typer.Option(
+            min=-1, metavar="NUMBER", help="Also each event after this one; 0: all; -1: none.", show_default=False
+        ),
     ] = -1,
     socket: Socket = None,
     as_json: Json = False,
