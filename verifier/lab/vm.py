@@ -12,15 +12,16 @@ import math
 import os
 import re
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from schedagent.core.errors import MetricError, VmLost, WorkloadFailed
+from schedagent.core.errors import HostBusy, MetricError, VmLost, WorkloadFailed
 from schedagent.core.policies.artifact import PolicyArtifact
 from schedagent.core.policies.policy import CandidatePolicy
 from schedagent.core.process.machine_lock import LAB_LOCK, MachineLock
@@ -32,7 +33,7 @@ from verifier.microvm import jobs
 from verifier.microvm.image import ANSWER_TIMEOUT_S, SnapshotStore
 from verifier.microvm.kernels import KernelImage
 from verifier.microvm.machine import Machine
-from verifier.proving.prove import Depth
+from verifier.proving.prove import PHASES, Depth
 
 log = logging.getLogger(__name__)
 
@@ -194,18 +195,19 @@ class Cell:
         """Take the policy through the proving ground; the machine is used up then.
 
         What a policy fails at while a CPU of the machine stood still may be the host's doing: it is looked at twice,
-        and if the host disturbs that as well, there is no verdict.
+        and if the host disturbs that as well, there is no verdict. So is what a busy host left without a verdict.
 
         Args:
             phases: names in verifier.proving.prove.PHASES; empty for all.
 
         Raises:
             KernelRejected: it does not load or attach.
-            VmLost: the machine was lost twice, or the host did not let its CPUs run while the policy failed.
+            VmLost: the machine was lost twice.
+            HostBusy: the host did not let its CPUs run while the policy failed, twice.
         """
-        job = jobs.Prove(self._policy.message(), depth.value, list(phases))
 
-        def attempt() -> jobs.ProveAnswer:
+        def attempt(phases: Sequence[str] = phases) -> jobs.ProveAnswer:
+            job = jobs.Prove(self._policy.message(), depth.value, list(phases))
             try:
                 return jobs.ProveAnswer.from_json(self._call(job, LOAD_TIMEOUT_S + 4 * depth.value))
             finally:
@@ -215,10 +217,12 @@ class Cell:
             answer = twice(attempt)
             if doubtful(answer) or perhaps_host_stalled(answer.exit_text):
                 answer = twice(attempt)
+            if answer.undecided and not failed(answer):
+                answer = with_second(answer, twice(partial(attempt, phases_of(answer.undecided))))
         if doubtful(answer):
-            raise VmLost(
+            raise HostBusy(
                 f"a CPU of the machine stood still for {answer.stalled_s:.1f} s while the policy failed, twice",
-                "verify it again when this host has less to do",
+                "verify again when this host has less to do",
             )
         return answer
 
@@ -475,10 +479,33 @@ def perhaps_host_stalled(exit_text: str) -> bool:
     return True
 
 
+def failed(answer: jobs.ProveAnswer) -> bool:
+    """Whether the kernel ejected the policy, or an oracle does not hold."""
+    return bool(answer.exit_text) or not all(result["ok"] for result in answer.results)
+
+
+def phases_of(oracles: Collection[str]) -> list[str]:
+    """Names of the phases that these oracles belong to."""
+    return [phase.name for phase in PHASES if any(info.name in oracles for info in phase.oracles)]
+
+
+def with_second(first: jobs.ProveAnswer, second: jobs.ProveAnswer) -> jobs.ProveAnswer:
+    """Put together what a policy showed, and what some phases showed the second time they were run."""
+    measured = {result["name"] for result in second.results}
+    kept = [result for result in first.results if result["name"] not in measured]
+    return replace(
+        second,
+        results=[*kept, *second.results],
+        undecided={name: why for name, why in second.undecided.items() if name not in {r["name"] for r in kept}},
+        events=first.events,
+        seconds={name: first.seconds.get(name, 0.0) + second.seconds.get(name, 0.0) for name in first.seconds},
+        stalled_s=max(first.stalled_s, second.stalled_s),
+    )
+
+
 def doubtful(answer: jobs.ProveAnswer) -> bool:
     """Whether a policy failed in a machine whose CPUs did not all keep running: worth a second look, not a pardon."""
-    failed = answer.exit_text or not all(result["ok"] for result in answer.results)
-    if not failed or answer.stalled_s < STALL_S:
+    if not failed(answer) or answer.stalled_s < STALL_S:
         return False
     log.warning("a CPU of the machine stood still for %.1f s while a policy failed", answer.stalled_s)
     return True

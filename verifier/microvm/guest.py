@@ -498,7 +498,7 @@ class Cell:
         """Take a policy through the phases of the proving ground."""
         proof = prove.prove(partial(self._load, job.policy), job.seconds, job.phases)
         results = [result.to_json() for result in proof.results]
-        return jobs.ProveAnswer(proof.exit_text, results, proof.events, proof.seconds, proof.stalled_s)
+        return jobs.ProveAnswer(proof.exit_text, results, proof.events, proof.seconds, proof.stalled_s, proof.undecided)
 
     def _load(self, policy: jobs.PolicyLoad, watchdog_ms: int = prove.WATCHDOG_MS) -> LoadedPolicy:
         """Load afresh, unless the policy was loaded with this watchdog and not yet used."""

@@ -225,6 +225,7 @@ class ProveAnswer(Message):
         events: growth of the counters in /sys/kernel/sched_ext/root/events.
         seconds: how long each phase took.
         stalled_s: longest time that a CPU of the machine stood still.
+        undecided: oracles that saw too little for a verdict, with what is missing; they are not among the results.
     """
 
     exit_text: str
@@ -232,6 +233,7 @@ class ProveAnswer(Message):
     events: dict[str, int]
     seconds: dict[str, float]
     stalled_s: float = 0.0
+    undecided: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 JOBS: Mapping[str, type[Message]] = {

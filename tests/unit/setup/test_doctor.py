@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 
 from schedagent.core.errors import SetupError
+from schedagent.core.installation import Installation, InstalledBy
 from schedagent.core.settings import Settings
 from schedagent.setup import doctor
 from schedagent.setup.doctor import Finding, examine, is_ready, render, to_json
@@ -60,7 +61,11 @@ def test_an_installed_python_has_the_locked_versions_if_set_up_s_stamp_is_there(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.prefix", str(tmp_path))
-    assert doctor._virtual_environment(settings).status == "warning"
+    for by in (InstalledBy.DEBIAN, InstalledBy.MAKE_INSTALL, InstalledBy.CHECKOUT):
+        monkeypatch.setattr(doctor, "this_installation", lambda by=by: Installation(tmp_path, by, Path("python3")))
+        assert doctor._virtual_environment(settings).status == "warning", by
+    monkeypatch.setattr(doctor, "this_installation", lambda: Installation(tmp_path, InstalledBy.PIP, Path("python3")))
+    assert doctor._virtual_environment(settings).status == "ok", "pip and uv cannot keep a lock: nothing to warn of"
     (tmp_path / "packages.stamp").write_text("")
     found = doctor._virtual_environment(settings)
     assert (found.status, str(tmp_path) in found.detail) == ("ok", True)
@@ -84,7 +89,32 @@ def test_program_versions(monkeypatch: pytest.MonkeyPatch) -> None:
     assert programs_saying(monkeypatch, "no number")["QEMU"].status == "missing"
     gone = programs_saying(monkeypatch, "")
     assert {finding.status for finding in gone.values()} == {"missing"}
-    assert gone["clang"].consequence == "policies cannot be compiled"
+    assert gone["bpftool"].consequence == "a kernel's types cannot be read"
+
+
+@pytest.mark.parametrize(
+    ("installed", "status", "told"),
+    [
+        ({"clang-19": "19.1.7", "clang-20": "20.1.0"}, "ok", "19.1.7 ("),
+        ({"clang-16": "16.0.6"}, "info", "16.0.6 ("),
+        ({"clang": "18.1.3"}, "info", "19 is the release that was tested"),
+        ({"clang": "15.0.1"}, "missing", "no clang from 16 on is installed"),
+        ({}, "missing", "no clang from 16 on is installed"),
+    ],
+)
+def test_a_clang_that_compile_accepts_is_not_missing(
+    installed: dict[str, str], status: str, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(argv: list[str], timeout_s: float) -> object:
+        version = installed[Path(argv[0]).name]
+        return type("Done", (), {"stdout": f"Debian clang version {version} (1)\nTarget: x".encode()})
+
+    monkeypatch.setattr(doctor, "find_clang", doctor.find_clang.__wrapped__)
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}" if name in installed else None)
+    monkeypatch.setattr("schedagent.core.process.proc.run", run)
+    found = doctor._clang()
+    assert (found.status, told in found.detail) == (status, True), found
+    assert (found.consequence == "policies cannot be compiled") is (status == "missing")
 
 
 def test_compiler_sandbox_is_tried(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

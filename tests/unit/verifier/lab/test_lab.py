@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 
 import pytest
@@ -15,8 +16,9 @@ from schedagent.core.process.shell_text import quoted
 from schedagent.core.trials.trial import DEFAULT_ARM
 from schedagent.core.trials.usage import CommandUsage, Usage
 from schedagent.core.trials.workload import Goal, WorkloadCommand
-from verifier.lab.vm import FAILURE_OUTPUT_LINES, LabPolicy, TrialSession, find_metric, last_lines, twice
+from verifier.lab.vm import FAILURE_OUTPUT_LINES, Cell, LabPolicy, TrialSession, find_metric, last_lines, twice
 from verifier.microvm import jobs
+from verifier.proving.prove import Depth
 
 WORKLOAD = WorkloadCommand("make -j", "/src")
 MEASURED = replace(WORKLOAD, goal=Goal.LATENCY, metric=r"p99: (\d+)")
@@ -280,3 +282,55 @@ def test_an_ejection_that_may_be_the_hosts_doing_is_tried_once_more_and_no_more(
     late = replace(ANSWER, policy_exit="runnable task stall: watchdog failed to check in for 5.004s")
     assert TrialSession(Lab(late, ANSWER), WORKLOAD).run_candidate(POLICY).failure == ""
     assert "watchdog" in TrialSession(Lab(late, late, ANSWER), WORKLOAD).run_candidate(POLICY).failure
+
+
+def shown(*results, undecided=(), **fields):
+    """What a machine answers: oracles that hold or do not, and those without a verdict."""
+    found = [{"name": name, "ok": ok} for name, ok in results]
+    return jobs.ProveAnswer("", found, {}, {"overhead": 2.0}, undecided=dict.fromkeys(undecided, "0 pairs"), **fields)
+
+
+class ProvingLab(Lab):
+    def open(self, *, hostfs: bool) -> Machine:
+        assert not hostfs
+        return Machine(self)
+
+    def measuring(self):
+        return nullcontext()
+
+
+def proved(*answers):
+    """Prove a policy in machines that answer so; return the last word and the phases that were asked for."""
+    lab = ProvingLab(*answers)
+    return Cell(lab, POLICY).prove(Depth.QUICK), [job.phases for job in lab.asked]
+
+
+BOTH = ("idle machine", "saturated machine")
+
+
+def test_what_a_busy_host_left_open_is_measured_once_more_and_only_that():
+    first = shown(("starvation", True), ("idle machine", True), undecided=["saturated machine"])
+    answer, phases = proved(first, shown(*[(name, True) for name in BOTH]))
+    assert phases == [[], ["overhead"]]
+    assert {result["name"] for result in answer.results} == {"starvation", *BOTH}
+    assert (answer.undecided, answer.seconds) == ({}, {"overhead": 4.0})
+
+
+def test_what_is_open_twice_has_no_verdict():
+    answer, phases = proved(shown(("starvation", True), undecided=BOTH), shown(undecided=BOTH))
+    assert len(phases) == 2
+    assert set(answer.undecided) == set(BOTH)
+    assert [result["name"] for result in answer.results] == ["starvation"]
+
+
+def test_what_held_once_is_not_lost_by_a_second_look_that_shows_nothing_and_what_fails_then_fails():
+    first = shown(("idle machine", True), undecided=["saturated machine"])
+    kept, _phases = proved(first, shown(("saturated machine", True), undecided=["idle machine"]))
+    assert kept.undecided == {}
+    lost, _phases = proved(first, shown(("idle machine", False), ("saturated machine", True)))
+    assert [result["ok"] for result in lost.results if result["name"] == "idle machine"] == [False]
+
+
+def test_nothing_is_measured_again_for_a_policy_that_failed_anyway():
+    _answer, phases = proved(shown(("starvation", False), undecided=BOTH))
+    assert phases == [[]]
