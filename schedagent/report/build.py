@@ -23,6 +23,7 @@ from schedagent.report.report import (
     IterationReport,
     Report,
 )
+from schedagent.report.values import split_of, values_of
 
 
 def read_report(repository: PolicyRepository, run_id: str, transcript: Path) -> Report:
@@ -62,12 +63,15 @@ def build_report(
         complete: whether the run has ended; if not, the report shows what is known so far.
     """
     run = repository.run(run_id)
-    iterations = tuple(_iteration(repository, run_id, number) for number in repository.iterations(run_id))
+    iterations = tuple(_iteration(repository, run, number) for number in repository.iterations(run_id))
     return Report(
         run=run_id,
         started_at=run.started_at,
+        finished_at=run.finished_at,
+        options=run.settings,
         workload=run.workload,
         hardware=run.hardware,
+        costs=repository.costs(run_id),
         profile=repository.profile(run_id),
         meaning=repository.meaning(run_id),
         iterations=iterations,
@@ -84,7 +88,8 @@ def build_report(
     )
 
 
-def _iteration(repository: PolicyRepository, run_id: str, number: int) -> IterationReport:
+def _iteration(repository: PolicyRepository, run: RunRecord, number: int) -> IterationReport:
+    run_id = run.id
     plan = repository.plan(run_id, number)
     assert plan is not None, "iterations() lists stored plans"
     verdicts, blocks = repository.verdicts(run_id, number), repository.blocks(run_id, number)
@@ -100,6 +105,8 @@ def _iteration(repository: PolicyRepository, run_id: str, number: int) -> Iterat
                 cpu_time_ratio(blocks, candidate.key),
                 repaired.get(candidate.key, ""),
                 _pairs(blocks, candidate.key),
+                values_of(blocks, candidate.key, run.workload, run.hardware.cpus),
+                split_of(blocks, candidate.key),
             )
         )
     return IterationReport(plan.reason, plan.learned, tuple(candidates), tuple(blocks))

@@ -1,0 +1,33 @@
+"""Strip plots in a line of characters: a mark for each run of an arm, on the scale of both arms."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+from schedagent.report.values import ValueReport
+
+MARKS = "·•●"
+"""One run, two or three, and more in the same place."""
+_LOGARITHMIC_FROM = 8.0
+
+
+def strips(value: ValueReport, width: int) -> tuple[str, str]:
+    """Return the strips of the default and of the candidate; a wide range is drawn by its logarithm."""
+    default, candidate = value.default.runs, value.candidate.runs
+    if logarithmic((*default, *candidate)):
+        default, candidate = (tuple(map(math.log, runs)) for runs in (default, candidate))
+    low, high = min(*default, *candidate), max(*default, *candidate)
+    return _strip(default, low, high, width), _strip(candidate, low, high, width)
+
+
+def logarithmic(values: Sequence[float]) -> bool:
+    """Whether values are better drawn by their logarithms: all positive, and far apart."""
+    return min(values) > 0 and max(values) / min(values) >= _LOGARITHMIC_FROM
+
+
+def _strip(runs: Sequence[float], low: float, high: float, width: int) -> str:
+    step = (high - low) / (width - 1) or 1.0
+    places = Counter(round((run - low) / step) for run in runs)
+    return "".join(MARKS[min(places[place] // 2, 2)] if places[place] else " " for place in range(width))
