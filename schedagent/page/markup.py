@@ -78,11 +78,11 @@ def text(content: str) -> str:
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table; the cells are markup already. On a narrow screen each row is a card whose lines carry the headings."""
-    head = "".join(f"<th>{escape(heading)}</th>" for heading in headings)
+    head = "".join(f"<th>{text(heading)}</th>" for heading in headings)
     body = "".join(
         "<tr>"
         + "".join(
-            f'<td data-heading="{escape(heading)}">{cell}</td>' for heading, cell in zip(headings, row, strict=True)
+            f'<td data-heading="{text(heading)}">{cell}</td>' for heading, cell in zip(headings, row, strict=True)
         )
         + "</tr>"
         for row in rows
@@ -92,7 +92,7 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def facts(*pairs: tuple[str, str]) -> str:
     """Facts, plain text, with their names; those that are not known are left out."""
-    return f"<dl>{''.join(f'<dt>{escape(name)}</dt><dd>{text(fact)}</dd>' for name, fact in pairs if fact)}</dl>"
+    return f"<dl>{''.join(f'<dt>{text(name)}</dt><dd>{text(fact)}</dd>' for name, fact in pairs if fact)}</dl>"
 
 
 def word(outcome: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median, quantiles
 
@@ -70,6 +70,19 @@ class Split:
 
 
 @dataclass(frozen=True)
+class ValueRuns:
+    """One value in the runs of all arms of a trial, to be drawn; otherwise as ValueReport.
+
+    Args:
+        runs: by arm, in the order they were measured.
+    """
+
+    name: str
+    unit: str | None
+    runs: Mapping[str, tuple[float, ...]]
+
+
+@dataclass(frozen=True)
 class _Measure:
     name: str
     unit: str | None
@@ -93,6 +106,19 @@ def values_of(blocks: Sequence[Block], arm: str, workload: WorkloadCommand, cpus
             default, candidate = (_arm(values, measure.lower_is_better) for values in arms)
             reports.append(ValueReport(measure.name, measure.unit, measure.lower_is_better, default, candidate))
     return tuple(reports)
+
+
+def runs_of(blocks: Sequence[Block], workload: WorkloadCommand, cpus: int) -> tuple[ValueRuns, ...]:
+    """Return every value of every arm: all runs after the warm-up that did not fail."""
+    samples = [sample for block in blocks if block.number for sample in block.samples if not sample.failure]
+    arms = dict.fromkeys(sample.arm for sample in samples)
+    values = []
+    for measure in _measures(workload, cpus, samples):
+        runs = {arm: tuple(measure.of(sample) for sample in samples if sample.arm == arm) for arm in arms}
+        known = {arm: finite for arm, all_runs in runs.items() if (finite := tuple(filter(math.isfinite, all_runs)))}
+        if known:
+            values.append(ValueRuns(measure.name, measure.unit, known))
+    return tuple(values)
 
 
 def split_of(blocks: Sequence[Block], arm: str) -> Split | None:

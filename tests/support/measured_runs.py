@@ -65,7 +65,7 @@ _START = datetime(2026, 11, 30, 2, 0, tzinfo=UTC)
 def build_run(repository: PolicyRepository, *, run_id: str = "20261130-020000-aaaaaa") -> str:
     """Store a build in an emulated machine: one policy is better, one only switches less, one failed a gate."""
     run_id = repository.create_run(BUILD, EMULATED, settings=asdict(RunOptions()), run_id=run_id)
-    repository.save_profile(run_id, build_profile(long_tail()))
+    repository.save_profile(run_id, _profile())
     repository.save_costs(run_id, COSTS)
     repository.save_meaning(run_id, Meaning("It compiles a project.", "Less time."))
     repository.save_plan(run_id, 0, Plan((LONGEST, BATCH, BROKEN), "a few long tasks end it", "batch helped before"))
@@ -88,7 +88,7 @@ def build_run(repository: PolicyRepository, *, run_id: str = "20261130-020000-aa
 def service_run(repository: PolicyRepository, *, run_id: str = "20261130-030000-bbbbbb") -> str:
     """Store a service under KVM: one policy trades throughput for latency, the other has a slow mode."""
     run_id = repository.create_run(SERVICE, BARE, settings=asdict(RunOptions()), run_id=run_id)
-    repository.save_profile(run_id, build_profile(long_tail()))
+    repository.save_profile(run_id, _profile())
     repository.save_plan(run_id, 0, Plan((LAYERED, INTERACTIVE), "workers wait behind hogs"))
     source = random.Random(2)
     arms = {DEFAULT_ARM: (10.0, 1.0), LAYERED.key: (10.0, 1.0), INTERACTIVE.key: (10.0, 1.0)}
@@ -105,6 +105,12 @@ def service_run(repository: PolicyRepository, *, run_id: str = "20261130-030000-
         verdict = Verdict(outcome, ratio, low, high, 0.975, PAIRS, 0, reason, guards)
         repository.save_verdict(run_id, 0, candidate.key, verdict)
     return _finish(repository, run_id)
+
+
+def _profile():
+    """Ten tasks that come to an end one after the other; the longest runs alone."""
+    points = tuple((0.25 * step, max(1, 10 - step)) for step in range(13))
+    return replace(build_profile(long_tail()), parallelism=points)
 
 
 def _block(number, arms, source, served=None) -> Block:
