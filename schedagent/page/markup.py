@@ -37,8 +37,9 @@ details { border-bottom: 1px solid var(--line); padding: .5rem 0; }
   dl { grid-template-columns: 1fr; gap: 0; } dd { margin-bottom: .5rem; }
   table, tbody, tr, td { display: block; overflow-wrap: anywhere; } thead { display: none; }
   tr { border-bottom: 1px solid var(--line); padding: .5rem 0; }
-  td { border: 0; padding: .1rem 0; } td:first-child { font-weight: bold; } td:empty { display: none; }
+  td { border: 0; padding: .1rem 0; } td:first-child { font-weight: bold; }
   td:not(:first-child, :last-child) { display: inline-block; margin-right: 1rem; }
+  td:empty { display: none; } td:first-child small { font-weight: normal; }
   td:not(:first-child, [data-heading="detail"])::before { content: attr(data-heading) ": "; color: var(--soft); }
 }
 """

@@ -24,7 +24,9 @@ STYLE = (
 .better, .held { color: var(--good); } .worse, .broken { color: var(--bad); } .trade-off { color: var(--open); }
 .lead { font-size: 1.125rem; } data { white-space: nowrap; } summary { cursor: pointer; }
 pre.source { background: var(--box); padding: .75rem; border-radius: .25rem; }
-@media print { :root { color-scheme: light; } body { margin: 0; max-width: none; } form.savings { display: none; }
+@media (max-width: 40rem) { td:not(:first-child) small { display: inline; margin-left: .5rem; } }
+@media print { :root { color-scheme: light; } body { margin: 0; max-width: none; font-size: 11pt; }
+  form.savings { display: none; }
   details::details-content { content-visibility: visible; block-size: auto; }
   h2, h3 { break-after: avoid; } tr { break-inside: avoid; } }
 """

@@ -7,7 +7,6 @@ their rows, so long names take no room from the marks. Groups of marks have ids,
 from __future__ import annotations
 
 import io
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,7 +26,9 @@ _ROW_IN, _FRAME_IN = 0.62, 0.45
 _FONT_PT = 11
 _MOST_TICKS = 6
 _LONGEST_LABEL = 48
-_RATIO_TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.5, 2, 3, 5, 10, 20, 50)
+_WIDE = 4
+_WIDE_TICKS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
+_NARROW_TICKS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.5, 2, 3)
 _COLOURS = {"#010101": "var(--ink)", "#020202": "var(--soft)", "#030303": "var(--line)"} | {
     f"#0404{number:02x}": f"var(--arm-{number})" for number in range(6)
 }
@@ -41,7 +42,8 @@ STYLE = """
 .plots { columns: 21rem 2; column-gap: 2rem; }
 figure { margin: 0 0 1.5rem; max-width: 32rem; break-inside: avoid; }
 figcaption { font-size: .875rem; color: var(--soft); }
-figure svg { display: block; width: 100%; height: auto; } figure svg text { font-family: system-ui, sans-serif; }
+figure svg { display: block; width: 100%; height: auto; stroke-linejoin: round; stroke-linecap: butt; }
+ figure svg text { font-family: system-ui, sans-serif; }
 """
 
 
@@ -164,11 +166,8 @@ def _log_scale(axes: Axes, values: Sequence[float], ratio: bool) -> None:
     low, high = min(values), max(values)
     if ratio:
         low, high = min(low, 1), max(high, 1)
-        inside = [tick for tick in _RATIO_TICKS if low / 1.05 <= tick <= high * 1.05]
-        step = math.ceil(len(inside) / _MOST_TICKS)
-        axes.xaxis.set_major_locator(
-            FixedLocator([*inside[inside.index(1) :: step], *inside[inside.index(1) :: -step]])
-        )
+        ticks = _WIDE_TICKS if high / low > _WIDE else _NARROW_TICKS
+        axes.xaxis.set_major_locator(FixedLocator([tick for tick in ticks if low / 1.05 <= tick <= high * 1.05]))
     else:
         axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0), numticks=_MOST_TICKS))
     axes.xaxis.set_minor_locator(NullLocator())
@@ -225,6 +224,7 @@ def _svg(drawing: Figure, plot: str) -> str:
     element = content.getvalue()
     element = element[element.index("<svg") :]
     element = re.sub(r"<metadata>.*?</metadata>", "", element, flags=re.DOTALL)
+    element = re.sub(r"<style.*?</style>", "", element, flags=re.DOTALL)  # its rule would hold for the whole page
     element = re.sub(rf'\bid="(?!{plot}-)', f'id="{plot}-', element)
     element = re.sub(rf'(href="#|url\(#)(?!{plot}-)', rf"\g<1>{plot}-", element)
     element = re.sub(r"font-family:[^;\"]*;?", "", element)

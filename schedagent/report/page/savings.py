@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from schedagent.core.trials.trial import Outcome
-from schedagent.page.markup import text
 from schedagent.report.report import Report
 
 HOURS_A_YEAR = 8760
@@ -99,11 +98,13 @@ def section(report: Report) -> Iterator[str]:
         + _input("share", "Per cent of its time for this work", SHARE, 1)
         + "</form><p><strong><output></output></strong></p>"
     )
-    where = "an emulated machine" if report.hardware.lab == "vm-tcg" else f"a machine of {report.hardware.cpus} CPUs"
+    holds = "what it gains here holds there"
+    if report.hardware.lab == "vm-tcg":
+        holds = "the gain that is expected on hardware, worked out from an emulated machine, holds there"
     yield (
-        "<p><small>It assumes that the fleet does this work as it was measured here, that what it gains on "
-        f"{text(where)} holds there, and that time saved is money saved: fewer machines, or more work on them. "
-        "Deploy as a canary and measure before you count on it.</small></p>"
+        f"<p><small>It assumes that the fleet does this work as it was measured here, that {holds}, and that time saved "
+        "is money saved: fewer machines, or more work on them. Deploy as a canary and measure before you count on it."
+        "</small></p>"
     )
 
 

@@ -30,7 +30,12 @@ def worked(report: Report) -> Iterator[str]:
         ("Kind", profile.kind.value if profile else ""),
         ("In words", f"{report.meaning.meaning} {report.meaning.goal}" if report.meaning else ""),
         ("Machine", _machine(report)),
-        ("Emulation", costs_line(report.costs) if report.costs and report.hardware.lab == "vm-tcg" else ""),
+        (
+            "Emulation",
+            costs_line(report.costs).removeprefix("emulated: ")
+            if report.costs and report.hardware.lab == "vm-tcg"
+            else "",
+        ),
     )
     if profile is None:
         yield "<p>It was not observed yet.</p>"

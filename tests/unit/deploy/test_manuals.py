@@ -143,7 +143,11 @@ def test_roff_has_nothing_to_complain_of(made):
 
 @pytest.mark.parametrize(
     ("typed", "expected"),
-    [("schedagent resu", {"resume"}), ("schedagent verify --sta", {"--static"}), ("schedagent runs re", {"replay"})],
+    [
+        ("schedagent resu", {"resume"}),
+        ("schedagent verify --sta", {"--static"}),
+        ("schedagent runs re", {"replay", "report"}),
+    ],
 )
 def test_tab_completes_in_bash(tmp_path, typed, expected):
     program = tmp_path / "schedagent"
