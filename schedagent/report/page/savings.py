@@ -103,8 +103,7 @@ def section(report: Report) -> Iterator[str]:
         holds = "the gain that is expected on hardware, worked out from an emulated machine, holds there"
     yield (
         f"<p><small>It assumes that the fleet does this work as it was measured here, that {holds}, and that time "
-        "saved is money saved: fewer machines, or more work on them. Deploy as a canary and measure before you count on it."
-        "</small></p>"
+        "saved is money saved: fewer machines, or more work on them. Deploy as a canary and measure first.</small></p>"
     )
 
 
