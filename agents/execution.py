@@ -1,5 +1,7 @@
 """The Execution agent: takes candidates through the verifier, then measures them against the default scheduler.
 
+Several candidates run a race, and the leader alone is then measured for its claim (schedagent.core.trials.race).
+
 A candidate that a model wrote and that fails may be repaired, a few times; a repair is verified and measured like any
 other. Every completed step is in the repository before the next begins (a verification, a repair, a block of runs), so
 a run that was cut short continues after the last of them.
@@ -19,8 +21,9 @@ from typing import Protocol
 from schedagent.core.errors import KernelRejected, MetricError, PolicyError, UsageError, VmLost
 from schedagent.core.policies.artifact import PolicyArtifact
 from schedagent.core.policies.policy import CandidatePolicy, PolicyInfo
-from schedagent.core.trials.judge import TrialRules, judge_all, precise_enough
-from schedagent.core.trials.trial import DEFAULT_ARM, Block, Outcome, Sample, Verdict
+from schedagent.core.trials.judge import Terms
+from schedagent.core.trials.race import RACE_BLOCKS, judge_all, wanted
+from schedagent.core.trials.trial import DEFAULT_ARM, Block, Outcome, Sample
 from schedagent.core.trials.workload import WorkloadCommand
 from schedagent.core.verification import VerificationReport, Verified
 from verifier.lab.vm import LabPolicy
@@ -111,23 +114,16 @@ class Execution:
     library: Mapping[str, PolicyInfo]
     reporter: Reporter
     out_of_time: Callable[[], bool]
-    rules: TrialRules
     repairer: Repairer | None = None
 
-    def execute(
-        self,
-        workload: WorkloadCommand,
-        candidates: Sequence[CandidatePolicy],
-        notebook: Notebook,
-        *,
-        seed: int,
-        comparisons: int,
-    ) -> bool:
+    def execute(self, candidates: Sequence[CandidatePolicy], notebook: Notebook, terms: Terms, *, seed: int) -> bool:
         """Verify each candidate, then measure those that passed. What was done before is not done again.
 
+        What takes the place of a candidate that failed in its trial has a round of its own, after the others.
+
         Args:
+            terms: the workload, and what verdicts go by.
             seed: decides the order of runs inside each block.
-            comparisons: how many the correction counts.
 
         Returns:
             Whether the time ran out before it was done.
@@ -139,9 +135,10 @@ class Execution:
             RepositoryError: a finished step cannot be stored.
         """
         known = self._pass_gates(candidates, notebook)
+        entering = known
         for _attempt in range(REPAIRS + 1):
-            policies = [policy for candidate in known if (policy := self._ready(candidate, notebook))]
-            trial = Trial(self, workload, policies, notebook, seed, comparisons)
+            policies = [policy for candidate in entering if (policy := self._ready(candidate, notebook))]
+            trial = Trial(self, policies, notebook, terms, seed)
             cut = trial.unfinished or any(notebook.verification(candidate.key) is None for candidate in known)
             if not policies or self.out_of_time():
                 return cut
@@ -151,7 +148,8 @@ class Execution:
                 return trial.unfinished
             if self.out_of_time():
                 return True
-            known += self._pass_gates(repaired, notebook)
+            fresh = self._pass_gates(repaired, notebook)
+            known, entering = [*known, *fresh], [*again, *fresh]
         return False
 
     def _pass_gates(self, candidates: Sequence[CandidatePolicy], notebook: Notebook) -> list[CandidatePolicy]:
@@ -177,18 +175,18 @@ class Execution:
 
     def _after_trial(
         self, trial: Trial, known: Sequence[CandidatePolicy], notebook: Notebook
-    ) -> tuple[list[CandidatePolicy], bool]:
-        """Return what takes the place of candidates that failed in their trial, and whether one is to be retried."""
-        if self.repairer is None:
-            return [], False
+    ) -> tuple[list[CandidatePolicy], list[CandidatePolicy]]:
+        """Return what takes the place of candidates that failed in their trial, and those that are to be retried."""
         repaired: list[CandidatePolicy] = []
-        again = False
+        again: list[CandidatePolicy] = []
+        if self.repairer is None:
+            return repaired, again
         for candidate, trouble, lost in trial.troubles():
             repairs = notebook.repairs()
             repair = repairs.get(candidate.key)
             if repair is None and _times_repaired(candidate, repairs) < REPAIRS:
                 decision = self.repairer.after_trial(candidate, trouble, lost=lost)
-                again = again or decision.retry
+                again += [candidate] if decision.retry else []
                 repair = self._kept(candidate, decision.repaired, notebook)
             repaired += [repair] if repair and repair not in known else []
         return repaired, again
@@ -241,76 +239,59 @@ def _times_repaired(candidate: CandidatePolicy, repairs: Mapping[str, CandidateP
 
 
 class Trial:
-    """Blocks of interleaved runs until every candidate is decided, or the pairs or the time are used up."""
+    """One round: blocks of interleaved runs until the race and its leader are decided, or pairs or time are used up."""
 
     def __init__(
-        self,
-        agent: Execution,
-        workload: WorkloadCommand,
-        policies: Sequence[LabPolicy],
-        notebook: Notebook,
-        seed: int,
-        comparisons: int,
+        self, agent: Execution, policies: Sequence[LabPolicy], notebook: Notebook, terms: Terms, seed: int
     ) -> None:
         self._agent = agent
-        self._workload = workload
         self._policies = {policy.candidate.key: policy for policy in policies}
         self._notebook = notebook
+        self._terms = terms
         self._seed = seed
-        self._comparisons = comparisons
         self._blocks = list(notebook.blocks())
         self._lost: set[str] = set()
 
     @property
     def unfinished(self) -> bool:
         """Whether more pairs would be measured if there were time."""
-        return bool(self._open_arms()) and len(self._blocks) <= self._agent.rules.maximum_pairs
+        return bool(self._wanted())
 
     def run(self) -> None:
         """Measure; block 0 is the warm-up and is kept but never compared."""
-        if not self._open_arms() or self._agent.out_of_time():
+        if not self._wanted() or self._agent.out_of_time():
             return
-        with self._agent.lab.session(self._workload) as runs:
+        with self._agent.lab.session(self._terms.workload) as runs:
             if self._blocks:
                 runs.run_default()  # not counted: a resumed trial has a fresh machine, whose caches are cold
-            for number in range(len(self._blocks), self._agent.rules.maximum_pairs + 1):
-                open_arms = self._open_arms()
-                if not open_arms or self._agent.out_of_time():
-                    return
-                self._agent.reporter.count("measuring", number, self._agent.rules.maximum_pairs + 1)
-                block = Block(number, tuple(self._run_block(runs, number, open_arms)))
+            while (arms := self._wanted()) and not self._agent.out_of_time():
+                self._agent.reporter.count(self._what(arms), len(self._blocks), self._most_blocks())
+                block = Block(len(self._blocks), tuple(self._run_block(runs, len(self._blocks), arms)))
                 self._notebook.add_block(block)
                 self._blocks.append(block)
 
     def troubles(self) -> Iterator[tuple[CandidatePolicy, str, bool]]:
         """Yield the candidates that failed, or lost their machine: with what was seen, and whether it was lost."""
-        verdicts = self._verdicts()
+        verdicts = judge_all(self._blocks, list(self._policies), self._terms)
         for key, policy in self._policies.items():
             if key in self._lost:
                 yield policy.candidate, "the VM was lost twice", True
             elif verdicts[key].outcome is Outcome.FAILED:
                 yield policy.candidate, verdicts[key].reason, False
 
-    def _verdicts(self) -> Mapping[str, Verdict]:
-        return judge_all(
-            self._blocks,
-            list(self._policies),
-            self._workload.goal,
-            self._agent.rules,
-            comparisons=self._comparisons,
-        )
+    def _wanted(self) -> tuple[str, ...]:
+        """The candidates of the next block: neither failed nor decided, and their machine was not lost."""
+        return wanted(self._blocks, [arm for arm in self._policies if arm not in self._lost], self._terms)
 
-    def _open_arms(self) -> list[str]:
-        """Candidates that neither failed nor are decided nor lost their machine."""
-        return [
-            arm
-            for arm, verdict in self._verdicts().items()
-            if arm not in self._lost
-            and not (verdict.outcome is Outcome.FAILED or precise_enough(verdict, self._agent.rules.minimum_effect))
-        ]
+    def _what(self, arms: Sequence[str]) -> str:
+        return "measuring" if len(arms) > 1 or len(self._policies) == 1 else "measuring the best again"
+
+    def _most_blocks(self) -> int:
+        """How many blocks the trial has at most, unless some are disturbed; the warm-up included."""
+        return (RACE_BLOCKS if len(self._policies) > 1 else 0) + self._terms.rules.maximum_pairs + 1
 
     def _run_block(self, runs: Runs, number: int, arms: Sequence[str]) -> list[Sample]:
-        """One run of the default and of each open candidate, in an order drawn from the seed."""
+        """One run of the default and of each of these candidates, in an order drawn from the seed."""
         order = [DEFAULT_ARM, *arms]
         random.Random(f"{self._seed}:{number}").shuffle(order)
         beside = self._policies[arms[0]]

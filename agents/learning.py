@@ -132,4 +132,4 @@ def best(verdicts: Mapping[str, Verdict], *, lower_is_better: bool) -> str | Non
     better = {key: verdict for key, verdict in verdicts.items() if verdict.outcome is Outcome.BETTER}
     if not better:
         return None
-    return min(better, key=lambda key: better[key].ratio if lower_is_better else -better[key].ratio)
+    return min(better, key=lambda key: better[key].claim[0] if lower_is_better else -better[key].claim[0])

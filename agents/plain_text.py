@@ -161,10 +161,11 @@ def policy_summary(policy: PolicyInfo) -> str:
 
 def verdict(result: Verdict | Lesson) -> str:
     """What was measured, on one line."""
-    if math.isnan(result.ratio):
+    ratio, low, high = result.claim if isinstance(result, Verdict) else (result.ratio, result.low, result.high)
+    if math.isnan(ratio):
         return f"{result.outcome.value}, nothing compared"
-    interval = "" if math.isnan(result.low) or math.isnan(result.high) else f" ({result.low:.3f} to {result.high:.3f})"
-    return f"{result.outcome.value}, candidate / default {result.ratio:.3f}{interval} in {result.pairs} pairs"
+    interval = "" if math.isnan(low) or math.isnan(high) else f" ({low:.3f} to {high:.3f})"
+    return f"{result.outcome.value}, candidate / default {ratio:.3f}{interval} in {result.pairs} pairs"
 
 
 def lesson_line(lesson: Lesson, where: str = "") -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import Select, select
@@ -126,7 +127,7 @@ def _verdicts() -> _Verdicts:
             *(RunRow.workload_key, RunRow.hardware_key),
             *(CandidateRow.policy, VerdictRow.candidate_key, CandidateRow.tunables),
             *(VerdictRow.outcome, VerdictRow.ratio, VerdictRow.low, VerdictRow.high, VerdictRow.pairs),
-            *(VerdictRow.run_id, VerdictRow.at),
+            *(VerdictRow.run_id, VerdictRow.at, VerdictRow.expected),
         )
         .select_from(VerdictRow)
         .join(CandidateRow)
@@ -148,4 +149,11 @@ def _planned_first(query: _Verdicts) -> _Verdicts:
 
 
 def _lessons(session: Session, query: _Verdicts) -> list[Lesson]:
-    return [Lesson(*tuple(row)) for row in session.execute(query)]
+    """Read lessons; of a trial in an emulated machine they keep what is expected on hardware."""
+    return [_lesson(*tuple(row)) for row in session.execute(query)]
+
+
+def _lesson(*columns: Any) -> Lesson:
+    *fields, expected = columns
+    lesson = Lesson(*fields)
+    return replace(lesson, ratio=expected.ratio, low=expected.low, high=expected.high) if expected else lesson

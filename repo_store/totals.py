@@ -29,7 +29,7 @@ from schedagent.core.recommendation import MACHINE, Progress, Standing
 from schedagent.core.trials.trial import Outcome
 from schedagent.core.verification import GateStatus
 
-CONCLUSIVE = (Outcome.BETTER, Outcome.WORSE, Outcome.NO_DIFFERENCE)
+CONCLUSIVE = (Outcome.BETTER, Outcome.TRADE_OFF, Outcome.WORSE, Outcome.NO_DIFFERENCE, Outcome.NO_USEFUL_GAIN)
 """Outcomes whose ratio says something."""
 
 PASSED, FAILED, INCOMPLETE = "passed", "failed", "incomplete"

@@ -326,7 +326,7 @@ class _Memory:
 
     @staticmethod
     def _idle(result: _Result) -> bool:
-        return result.outcome in (Outcome.WORSE, Outcome.NO_DIFFERENCE)
+        return result.outcome in (Outcome.WORSE, Outcome.NO_DIFFERENCE, Outcome.NO_USEFUL_GAIN, Outcome.TRADE_OFF)
 
 
 def _remember(latest: dict[Configuration, _Result], result: _Result) -> None:
@@ -352,5 +352,5 @@ def _from_lesson(lesson: Lesson) -> _Result:
 
 
 def _from_trial(candidate: CandidatePolicy, verdict: Verdict) -> _Result:
-    interval = (verdict.low, verdict.high)
-    return _Result(candidate.policy, candidate.tunables, verdict.outcome, verdict.ratio, interval, here=True)
+    ratio, *interval = verdict.claim
+    return _Result(candidate.policy, candidate.tunables, verdict.outcome, ratio, (interval[0], interval[1]), here=True)

@@ -123,9 +123,7 @@ class Approvals:
             "candidate": self._candidate(candidate),
             "verdict": {"outcome": verdict.outcome.value, "reason": verdict.reason, "pairs": verdict.pairs},
             "measured": {
-                "ratio": verdict.ratio,
-                "low": verdict.low,
-                "high": verdict.high,
+                **dict(zip(("ratio", "low", "high"), verdict.claim, strict=True)),
                 "confidence": verdict.confidence,
             },
             "verification": _verification(report),

@@ -115,7 +115,7 @@ def _iteration(repository: PolicyRepository, run: RunRecord, number: int) -> Ite
 def _pairs(blocks: Sequence[Block], key: str) -> tuple[tuple[float, float], ...]:
     """Return the pairs of a candidate that are compared; none if the default scheduler's own runs failed."""
     try:
-        return pairs_of(blocks, key).pairs
+        return pairs_of(blocks, key).values
     except WorkloadFailed:
         return ()
 

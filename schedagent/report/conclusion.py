@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from schedagent.approval.text import token_allows
 from schedagent.core.approval import ApprovalStage
 from schedagent.core.trials.judge import TrialRules, more_pairs
-from schedagent.report.report import IN_PROCESS, CandidateReport, IterationReport, Report
+from schedagent.core.trials.race import own_blocks, shared_blocks
+from schedagent.core.trials.trial import Outcome
+from schedagent.report.report import IN_PROCESS, CandidateReport, Report
 
 SAVED_CPU_TIME = 0.97
 """CPU time ratio from which on a gain under emulation is, in part, one of cheaper switching: the minimum effect."""
@@ -21,8 +23,7 @@ def conclusion(report: Report) -> list[str]:
 
 def _verdict(report: Report) -> Iterator[str]:
     if report.best:
-        where = " in this emulated machine" if report.hardware.lab == "vm-tcg" else ""
-        yield f"Verdict: {_gain(report, report.best)} than the default{where}."
+        yield from _gain(report, report.best)
         yield from _next_with_winner(report)
     elif report.failure:
         yield f"No verdict: the run failed: {report.failure.message}".replace("\n", "\n  ")
@@ -34,8 +35,40 @@ def _verdict(report: Report) -> Iterator[str]:
     elif report.iterations and all(_rejected(report, number) for number in range(1, len(report.iterations) + 1)):
         yield "Verdict: nothing was tried, because no plan was approved. Keep the default scheduler."
     else:
+        yield from _without_winner(report)
+
+
+def _without_winner(report: Report) -> Iterator[str]:
+    """A price, a probable gain, and nothing at all are three different results."""
+    traded = [entry for entry in report.candidates if _outcome(entry) is Outcome.TRADE_OFF]
+    probable = [entry for entry in _open_questions(report) if _probable_gain(report, entry)]
+    for entry in traded:
+        yield f"Verdict: {entry.candidate.policy} is a trade-off: {_reason(entry)}."
+    if probable and not traded:
+        for entry in probable:
+            yield f"Verdict: undecided. {entry.candidate.policy}: {_reason(entry)}."
+        yield "Keep the default scheduler until that is shown."
+    elif traded:
+        yield "It is not recommended. Keep the default scheduler, or accept the price: a guard with a wider margin."
+    else:
         yield "Verdict: nothing better was found. Keep the default scheduler."
-        yield _next_without_winner(report)
+    yield _next_without_winner(report)
+
+
+def _outcome(entry: CandidateReport) -> Outcome | None:
+    return entry.verdict.outcome if entry.verdict else None
+
+
+def _reason(entry: CandidateReport) -> str:
+    return entry.verdict.reason if entry.verdict else ""
+
+
+def _probable_gain(report: Report, entry: CandidateReport) -> bool:
+    """Whether the estimate is a gain of the minimum effect, though it is not shown."""
+    assert entry.verdict is not None, "a question is open about a verdict only"
+    ratio = entry.verdict.claim[0]
+    gain = 1 / ratio if report.workload.goal.lower_is_better else ratio
+    return gain > 1 + TrialRules().minimum_effect  # never of a NaN
 
 
 def next_step(hint: str, run: str) -> str:
@@ -44,11 +77,30 @@ def next_step(hint: str, run: str) -> str:
     return f"{hint}; then continue, {kept}" if hint else f"continue, {kept}"
 
 
-def _gain(report: Report, best: CandidateReport) -> str:
+def _gain(report: Report, best: CandidateReport) -> Iterator[str]:
+    """The claim: at least so much, of what carries over to hardware; what the emulated machine showed stands below."""
     assert best.verdict is not None, "the best is chosen by its verdict"
-    word = "less" if best.verdict.ratio < 1 else "more"
-    unit = "of the metric" if report.workload.metric else "time"
-    return f"{best.candidate.policy} is better: {100 * abs(1 - best.verdict.ratio):.1f} % {word} {unit}"
+    verdict, lower = best.verdict, report.workload.goal.lower_is_better
+    ratio, low, high = verdict.claim
+    word, of = ("less" if lower else "more"), (report.workload.objective or "the metric")
+    unit = f"of {of}" if report.workload.metric else "time"
+    least, likely = (f"{abs(1 - value):.1%}" for value in ((high if lower else low), ratio))
+    where = ", expected on hardware" if verdict.expected else _in_the_lab(report)
+    yield f"Verdict: {best.candidate.policy} is better: at least {least} {word} {unit}, probably {likely}{where}."
+    if verdict.expected:
+        utilisation, raw = verdict.expected.utilisation, verdict.expected.raw
+        yield (
+            f"  Measured in this emulated machine: {_change(raw)}. Better use of the CPUs alone, without what cheaper "
+            f"switching saves: {_change(utilisation)}."
+        )
+
+
+def _in_the_lab(report: Report) -> str:
+    return ", in this emulated machine" if report.hardware.lab == "vm-tcg" else ""
+
+
+def _change(ratio: float) -> str:
+    return f"{abs(1 - ratio):.1%} {'less' if ratio < 1 else 'more'} time"
 
 
 def _next_with_winner(report: Report) -> Iterator[str]:
@@ -60,11 +112,12 @@ def _next_with_winner(report: Report) -> Iterator[str]:
 
 def _next_without_winner(report: Report) -> str:
     """Measure longer only if that may decide something that was left undecided."""
-    if not _undecided(report):
+    questions = _open_questions(report)
+    if not questions:
         return "Next: nothing to do. Another --goal may show more."
     if not report.out_of_time:
         return "Next: on a quieter machine the undecided may be decided."
-    needs = [_need(iteration) for iteration in report.iterations if iteration.undecided]
+    needs = [_need(report, entry) for entry in questions]
     if None in needs:
         return (
             "Next: nothing. What is undecided differs too little or varies too much to be settled in reasonable time."
@@ -74,18 +127,39 @@ def _next_without_winner(report: Report) -> str:
     return f"Next: with a longer --budget-minutes the undecided may be decided: about {pairs} more pairs{minutes}."
 
 
-def _need(iteration: IterationReport) -> tuple[int, float] | None:
-    """Return about how many more pairs would decide an iteration, and their seconds; None if more than is reasonable.
+def _need(report: Report, entry: CandidateReport) -> tuple[int, float] | None:
+    """Return about how many more pairs would decide a candidate, and their seconds; None if more than is reasonable."""
+    iteration = next(iteration for iteration in report.iterations if entry in iteration.candidates)
+    assert entry.verdict is not None, "a question is open about a verdict only"
+    if not own_blocks(iteration.blocks, entry.candidate.key) and shared_blocks(iteration.blocks, [entry.candidate.key]):
+        more: int | None = TrialRules().minimum_pairs
+    else:
+        more = more_pairs(entry.verdict, TrialRules())
+    return None if more is None else (more, more * iteration.block_s)
 
-    A block has a pair of each candidate, so the candidate that needs most decides.
-    """
-    more = [more_pairs(verdict, TrialRules()) for verdict in iteration.undecided]
-    blocks = max((count for count in more if count), default=0)
-    return None if None in more else (blocks, blocks * iteration.block_s)
+
+def _open_questions(report: Report) -> list[CandidateReport]:
+    """Return the candidate of each iteration whose verdict more pairs might change: who lost a race is out of it."""
+    questions = []
+    for iteration in report.iterations:
+        undecided = [entry for entry in iteration.candidates if _outcome(entry) is Outcome.INCONCLUSIVE]
+        alone = [
+            entry
+            for entry in undecided
+            if own_blocks(iteration.blocks, entry.candidate.key)
+            or not shared_blocks(iteration.blocks, [entry.candidate.key])
+        ]
+        measured_alone = any(own_blocks(iteration.blocks, entry.candidate.key) for entry in iteration.candidates)
+        if alone:
+            questions += alone
+        elif undecided and not measured_alone:
+            questions.append(min(undecided, key=lambda entry: _rank(report, entry)))
+    return questions
 
 
-def _undecided(report: Report) -> bool:
-    return any(iteration.undecided for iteration in report.iterations)
+def _rank(report: Report, entry: CandidateReport) -> float:
+    ratio = entry.verdict.claim[0] if entry.verdict else math.nan
+    return math.inf if math.isnan(ratio) else ratio if report.workload.goal.lower_is_better else -ratio
 
 
 def _rejected(report: Report, iteration: int) -> bool:
@@ -109,14 +183,19 @@ def _decisions(report: Report) -> Iterator[str]:
 
 def _limits(report: Report) -> Iterator[str]:
     if report.out_of_time:
-        rest = "; what was not decided by then is called inconclusive" if _undecided(report) else " before another plan"
-        yield f"The time budget ended the run{rest}."
-    ratio = report.best.cpu_time_ratio if report.best else 1.0
+        rest = "; what was not decided by then is called inconclusive"
+        yield f"The time budget ended the run{rest if _open_questions(report) else ' before another plan'}."
+    ratio = report.best.cpu_time_ratio if report.best and not _expected(report.best) else 1.0
     if report.hardware.lab == "vm-tcg" and ratio < SAVED_CPU_TIME:  # never of a NaN
         yield (
             f"Caution: the same work took {100 * (1 - ratio):.0f} % less CPU time. In an emulated "
             "VM a task switch costs many times what it costs on hardware, so expect less of this gain on a real host."
         )
+
+
+def _expected(entry: CandidateReport) -> bool:
+    """Whether it is known what carries over to hardware."""
+    return entry.verdict is not None and entry.verdict.expected is not None
 
 
 def _model(report: Report) -> Iterator[str]:

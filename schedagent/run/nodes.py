@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from agents.execution import Execution, MeasuringLab, Verifier
+from agents.execution import REPAIRS, Execution, MeasuringLab, Verifier
 from agents.learning import learn
 from agents.observation import ObservingLab, observe
 from agents.planner import rules as offline
@@ -24,8 +24,9 @@ from schedagent.core.approval import ApprovalStage
 from schedagent.core.policies.policy import CandidatePolicy, Plan
 from schedagent.core.process.machine_lock import LAB_LOCK
 from schedagent.core.process.shell_text import quoted
-from schedagent.core.trials.judge import judge_all
+from schedagent.core.trials.judge import Terms
 from schedagent.core.trials.lesson import Antipattern, Lesson
+from schedagent.core.trials.race import judge_all
 from schedagent.core.trials.trial import DEFAULT_ARM, Block, Verdict
 from schedagent.core.trials.workload import WorkloadCommand, WorkloadProfile
 from schedagent.core.verification import VerificationReport
@@ -89,6 +90,16 @@ class EarlierRuns:
         return self.repository.antipatterns(workload_key, hardware_key)
 
 
+class Clock(Protocol):
+    """The time of a run; calling it returns whether it is used up."""
+
+    def __call__(self) -> bool: ...
+
+    def share(self, parts: int) -> Callable[[], bool]:
+        """Return a clock for one of so many equal parts of what is left; it begins now, and ends with the whole."""
+        ...
+
+
 class TimeBudget:
     """A clock that starts now and stands still while this process waits for the lab.
 
@@ -105,13 +116,18 @@ class TimeBudget:
         """Return the seconds that are left."""
         return self._deadline + LAB_LOCK.waited_s - time.monotonic()
 
+    def share(self, parts: int) -> Callable[[], bool]:
+        """See Clock.share."""
+        keep_s = self.left_s() * (parts - 1) / parts
+        return lambda: self.left_s() < keep_s or self()
+
 
 class RunNodes:
     """The nodes of one run and their collaborators.
 
     Args:
         open_models: gives the run's agents their models, by its id; None: it has none, and goes by rules.
-        out_of_time: whether the time of the run is used up; by default, a clock with the budget of its options.
+        clock: the time of the run; by default, a clock with the budget of its options.
     """
 
     def __init__(
@@ -123,7 +139,7 @@ class RunNodes:
         reporter: Reporter,
         options: RunOptions,
         open_models: Callable[[str], ModelAgents | None] = lambda _run_id: None,
-        out_of_time: Callable[[], bool] | None = None,
+        clock: Clock | None = None,
     ) -> None:
         self._repository = repository
         self._lab = lab
@@ -131,7 +147,7 @@ class RunNodes:
         self._library = library
         self._reporter = reporter
         self._options = options
-        self._out_of_time = out_of_time or self._started_clock()
+        self._out_of_time = clock or self._started_clock()
         self._open_models = open_models
         self._opened: ModelAgents | None = None
 
@@ -232,18 +248,11 @@ class RunNodes:
                 self._lab,
                 self._library,
                 self._reporter,
-                self._out_of_time,
-                self._options.rules,
+                self._out_of_time.share(self._options.iterations - iteration),
                 models.repairer(iteration, self._profile(run_id)) if models else None,
             )
             notebook = Notebook(self._repository, run_id, iteration, run.workload)
-            cut = agent.execute(
-                run.workload,
-                candidates,
-                notebook,
-                seed=run.seed + iteration,
-                comparisons=self._comparisons(run_id, iteration),
-            )
+            cut = agent.execute(candidates, notebook, self._terms(run), seed=run.seed + iteration)
         return {"out_of_time": cut}
 
     def learning(self, state: RunState) -> dict[str, Any]:
@@ -318,19 +327,20 @@ class RunNodes:
 
     def _measured(self, run_id: str, iteration: int, candidates: Sequence[CandidatePolicy]) -> dict[str, Verdict]:
         """Verdicts from the blocks."""
-        run = self._repository.run(run_id)
-        return judge_all(
-            self._repository.blocks(run_id, iteration),
-            [candidate.key for candidate in candidates],
-            run.workload.goal,
-            self._options.rules,
-            comparisons=self._comparisons(run_id, iteration),
-        )
+        blocks = self._repository.blocks(run_id, iteration)
+        return judge_all(blocks, [candidate.key for candidate in candidates], self._terms(self._repository.run(run_id)))
 
-    def _comparisons(self, run_id: str, iteration: int) -> int:
-        """What the correction counts, so that all iterations together keep the error rate.
+    def _terms(self, run: RunRecord) -> Terms:
+        """What verdicts go by: all claims of the run together have its error, in equal shares.
 
-        Each iteration may spend an equal share of it, divided among its planned candidates (Bonferroni twice). A repair
-        takes the place of a candidate that failed, about which nothing is claimed.
+        An iteration makes one claim, about the leader of its race; with a model that repairs, one more for each round
+        of repairs, which follow the race.
         """
-        return max(1, self._options.iterations * len(self._plan(run_id, iteration).candidates))
+        rounds = 1 + REPAIRS if self._models(run.id) else 1
+        return Terms(
+            run.workload,
+            self._options.rules,
+            self._options.iterations * rounds,
+            run.hardware.cpus,
+            self._repository.costs(run.id),
+        )

@@ -209,7 +209,7 @@ class RecordedApprovals:
 
 @dataclass(frozen=True)
 class RecordedClock:
-    """Runs out where the time of the recorded run did.
+    """Runs out where the time of the recorded run did, or that of one of its iterations.
 
     Args:
         recording, replay: what was done, and what was asked of models.
@@ -220,11 +220,17 @@ class RecordedClock:
     replay: Replay
     lab: RecordedLab
 
-    def out_of_time(self) -> bool:
+    def __call__(self) -> bool:
         """Whether the recorded run had no more time here: all it did in its last iteration is replayed."""
+        last = self.lab.iteration == max(self.recording.iterations, default=0)
+        return self.recording.ran_out_of_time and last and self._replayed()
+
+    def share(self, _parts: int) -> Callable[[], bool]:
+        """Return a clock that runs out when all that the recorded run did in an iteration is replayed."""
+        return self._replayed
+
+    def _replayed(self) -> bool:
         number, recording = self.lab.iteration, self.recording
-        if not recording.ran_out_of_time or number != max(recording.iterations, default=0):
-            return False
         candidates = recording.candidates.get(number, ())
         keys = [candidate.key for candidate in candidates if candidate.key in recording.reports]
         verified = all(self.lab.repository.verification(recording.run.id, key) for key in keys)
@@ -269,7 +275,7 @@ def replay_nodes(
     options = RunOptions.from_json(recording.run.settings)
     verifier = RecordedVerifier(recording.reports)
     clock = RecordedClock(recording, replay, lab)
-    return RunNodes(repository, lab, verifier, library, reporter, options, open_models, clock.out_of_time)
+    return RunNodes(repository, lab, verifier, library, reporter, options, open_models, clock)
 
 
 @contextmanager

@@ -139,17 +139,12 @@ class Script:
             reporter = PlainReporter(Console(file=progress, emoji=False))
             models = functools.partial(open_models, self.settings, repository, library, reporter)
             nodes = RunNodes(
-                repository, self.lab(), self.verifier(), library, reporter, self.options, models, self.out_of_time()
+                repository, self.lab(), self.verifier(), library, reporter, self.options, models, ScriptedClock(self)
             )
             for answer in answers:
                 approvals_of(repository, run_id, nodes).decide(answer)
                 report = drive(self.settings, nodes, repository, run_id, reporter)
             return report if answers else drive(self.settings, nodes, repository, run_id, reporter)
-
-    def out_of_time(self) -> Callable[[], bool]:
-        """Return a clock that follows the script, besides the real one."""
-        budget = TimeBudget(self.options.budget_s)
-        return lambda: budget() or self.log.count("after add_block") >= self.blocks_in_time
 
     def shown(self, run_id: str) -> str:
         """Return the report of a run as a person sees it."""
@@ -174,6 +169,17 @@ class Script:
             patch.setattr(opening, "open_verifier", lambda _settings: self.verifier())
             patch.setattr(opening, "PolicyRepository", lambda _place: self.repository())
             yield
+
+
+class ScriptedClock(TimeBudget):
+    """The real one, which also runs out where the script says."""
+
+    def __init__(self, script: Script) -> None:
+        super().__init__(script.options.budget_s)
+        self._script = script
+
+    def __call__(self) -> bool:
+        return super().__call__() or self._script.log.count("after add_block") >= self._script.blocks_in_time
 
 
 class Repository(PolicyRepository):

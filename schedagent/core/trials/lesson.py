@@ -17,7 +17,8 @@ class Lesson:
     Args:
         workload_key, hardware_key: what it was measured on.
         policy, candidate_key, tunables: what was measured.
-        outcome, ratio, low, high, pairs: the verdict (see core.trial.Verdict); ratio is nan if nothing was compared.
+        outcome, ratio, low, high, pairs: the verdict, with the figures it rests on (see core.trial.Verdict.claim);
+            ratio is nan if nothing was compared.
         run_id: the run that measured it.
         at: ISO 8601 UTC time of the verdict.
     """

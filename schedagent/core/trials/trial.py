@@ -177,3 +177,9 @@ class Verdict:
     reason: str
     guards: tuple[GuardVerdict, ...] = ()
     expected: Expected | None = None
+
+    @property
+    def claim(self) -> tuple[float, float, float]:
+        """Ratio, low and high that the outcome rests on: what is expected on hardware, or else what was measured."""
+        figures = self.expected or self
+        return figures.ratio, figures.low, figures.high

@@ -15,10 +15,12 @@ from dataclasses import dataclass, replace
 import pytest
 
 from agents.claims import REMOVED
+from agents.execution import REPAIRS
 from agents.llm.model import LONGEST_BODY, LONGEST_TEXT
 from repo_store.records import RunStatus
 from schedagent.core.rules import COMPILE, LOGIC, SOURCE
-from schedagent.core.trials.judge import judge_all
+from schedagent.core.trials.judge import Terms
+from schedagent.core.trials.race import judge_all
 from schedagent.core.trials.trial import DEFAULT_ARM
 from schedagent.core.trials.workload import Observation
 from tests.support import scripted_lab as scripted
@@ -81,10 +83,8 @@ def assert_harmless(script: Script, report) -> None:
             for arm in arms:
                 assert repository.verification(run_id, arm).passed, "something unverified was loaded"
             verdicts = repository.verdicts(run_id, iteration)
-            comparisons = len(repository.plan(run_id, iteration).candidates)
-            measured = judge_all(
-                blocks, sorted(arms), script.workload.goal, script.options.rules, comparisons=comparisons
-            )
+            terms = Terms(script.workload, script.options.rules, comparisons=1 + REPAIRS)
+            measured = judge_all(blocks, sorted(arms), terms)
             assert {arm: verdicts[arm] for arm in arms} == measured, "a verdict is not what was measured"
     assert "Traceback" not in script.shown(run_id)
 

@@ -291,22 +291,22 @@ def test_a_candidate_whose_gate_fails(script, gate):
 
 
 @pytest.mark.parametrize(
-    ("fault", "why"),
+    ("fault", "why", "runs"),
     [
-        ("exit", "exit status 1"),
-        ("rejected", "init failed"),
-        ("ejected", "runnable task stall"),
-        ("no number", "no number that --metric could find"),
+        ("exit", "exit status 1", 2),  # real programs fail now and then: once is no rule
+        ("rejected", "init failed", 1),
+        ("ejected", "runnable task stall", 1),
+        ("no number", "no number that --metric could find", 2),
     ],
 )
-def test_a_candidate_that_fails_only_under_the_policy(script, fault, why):
+def test_a_candidate_that_fails_only_under_the_policy(script, fault, why, runs):
     faulty = replace(script, faults={"longest_first": fault})
     report = faulty.drive(faulty.create())
     assert outcomes(report)["longest_first"] == "failed"
     [candidate] = [found for found in report["iterations"][0]["candidates"] if found["policy"] == "longest_first"]
     assert why in candidate["verdict"]["reason"]
     samples = [block.sample(candidate["key"]) for block in stored(script, report["run"]).values()]
-    assert sum(sample is not None for sample in samples) == 1, "a failed candidate was run again"
+    assert sum(sample is not None for sample in samples) == runs, "a failed candidate was run again"
     with script.repository() as repository:
         [antipattern] = repository.antipatterns(WORKLOAD.key, HARDWARE.key)
         assert repository.antipatterns("another workload", HARDWARE.key) == []
@@ -370,7 +370,8 @@ def test_time_runs_out_in_the_middle(script):
     assert report["out_of_time"]
     assert len(stored(script, report["run"])) == 3
     assert set(outcomes(report).values()) == {"inconclusive"}
-    assert "2 pairs of at least 6" in report["iterations"][0]["candidates"][0]["verdict"]["reason"]
+    reasons = [candidate["verdict"]["reason"] for candidate in report["iterations"][0]["candidates"]]
+    assert all("in 2 shared blocks" in reason for reason in reasons)
 
 
 def test_the_default_and_the_candidates_take_turns(script):

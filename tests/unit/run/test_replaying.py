@@ -70,7 +70,7 @@ def test_a_run_is_replayed_without_network_machine_or_compiler(run, base):
     assert base.log == log, "the lab or the verifier was asked"
     shown = run("runs", "replay", run_id)
     assert f"Replayed 3 requests of run {run_id}: the same as recorded." in shown.stdout
-    assert "measuring: 6 done" in shown.stderr
+    assert "measuring the best again: 8 done" in shown.stderr
 
 
 def test_two_plans_with_a_rejected_one(run, base):

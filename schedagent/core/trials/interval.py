@@ -1,0 +1,169 @@
+"""Intervals for the mean of paired log ratios: one for a planned look, one that holds whenever somebody looks.
+
+* **Trimmed mean** (20 %) with Yuen's standard error, so that one run in five that something disturbed decides nothing.
+  K. K. Yuen, "The two-sample trimmed t for unequal population variances", Biometrika 61 (1974): one sample of n values,
+  g = floor(n / 5) cut off at each end, h = n - 2 g left, variance (n - 1) s_w^2 / (h (h - 1)) with s_w^2 of the
+  winsorised values, h - 1 degrees of freedom.
+* **Autocorrelation**: neighbouring pairs may be alike. A positive lag-1 correlation r of the winsorised values, freed
+  of its bias of -(1 + 3 r) / n (M. G. Kendall, Biometrika 41 (1954)), widens the standard error by
+  sqrt((1 + r) / (1 - r)), the asymptotic factor of an AR(1) process.
+* **Looks**: who looks eight times at 5 % errs in 14 % of trials. Lan and DeMets, "Discrete sequential boundaries for
+  clinical trials", Biometrika 70 (1983): after n of N pairs, alpha (n / N)^2 may have been spent; the level of each
+  look follows from the joint distribution of the sums before it. Student's t at these levels is not quite what that
+  theory assumes, hence a tenth less.
+
+What the rule does under five shapes of noise: `make bench-verdict`. Pure; numpy and scipy are imported when needed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+
+TRIM = 0.2
+LOOK_EVERY = 2
+"""Pairs between two looks."""
+
+T_ALLOWANCE = 0.9
+"""Levels are made for normal sums; Student's t at the same levels errs a little more often."""
+
+_MOST_CORRELATION = 0.7
+"""A few pairs cannot tell more than this from a drift."""
+
+_GRID = 801
+_REACH = 8.0
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean and what is known about it, on the log scale.
+
+    Args:
+        mean: trimmed mean; nan if there are no values.
+        half_width: of the two-sided interval around it; nan without values, infinite where nothing is known.
+    """
+
+    mean: float
+    half_width: float
+
+    @property
+    def low(self) -> float:
+        return self.mean - self.half_width
+
+    @property
+    def high(self) -> float:
+        return self.mean + self.half_width
+
+
+def trimmed(values: Sequence[float], level: float) -> Interval:
+    """Return the trimmed mean with its two-sided interval at error `level`.
+
+    Args:
+        values: log ratios, in the order they were measured.
+        level: two-sided error, between 0 and 1.
+    """
+    count = len(values)
+    if count == 0:
+        return Interval(math.nan, math.nan)
+    cut = int(TRIM * count)
+    kept = count - 2 * cut
+    ordered = sorted(values)
+    mean = math.fsum(ordered[cut : count - cut]) / kept
+    if count == 1:
+        return Interval(mean, math.inf)
+    winsorised = [min(max(value, ordered[cut]), ordered[count - 1 - cut]) for value in values]
+    centre = math.fsum(winsorised) / count
+    squares = math.fsum((value - centre) ** 2 for value in winsorised)
+    error = math.sqrt(squares / (kept * (kept - 1))) if kept > 1 else math.inf
+    return Interval(mean, quantile(count, level) * error * _widening(winsorised, centre, squares))
+
+
+def quantile(count: int, level: float) -> float:
+    """Return how many standard errors the interval of so many values reaches to either side, at error `level`."""
+    from scipy.special import stdtrit  # Student t quantile; scipy.stats takes 0.7 s more
+
+    return float(stdtrit(count - 2 * int(TRIM * count) - 1, 1 - level / 2))
+
+
+def _widening(values: Sequence[float], centre: float, squares: float) -> float:
+    """How much wider the interval is because neighbours are alike; 1 if they are not."""
+    count = len(values)
+    if squares <= 0 or count < 4:
+        return 1.0
+    products = math.fsum((before - centre) * (after - centre) for before, after in pairwise(values))
+    seen = products / squares
+    correlation = min(_MOST_CORRELATION, max(0.0, seen + (1 + 3 * seen) / count))
+    return math.sqrt((1 + correlation) / (1 - correlation))
+
+
+def looks(first: int, last: int) -> tuple[int, ...]:
+    """Return after how many pairs one looks: from `first` on, and in any case after `last`."""
+    return tuple(sorted({*range(first, last + 1, LOOK_EVERY), last})) if first <= last else ()
+
+
+@cache
+def levels(planned: tuple[int, ...], alpha: float) -> tuple[float, ...]:
+    """Return the two-sided error level of each look, so that all together err with probability `alpha` at most.
+
+    Args:
+        planned: after how many pairs one looks, ascending; the last is the largest trial.
+        alpha: error of the whole trial, between 0 and 1.
+    """
+    import numpy as np
+    from scipy.special import ndtr, ndtri
+
+    grid = np.linspace(-_REACH, _REACH, _GRID) * math.sqrt(planned[-1])
+    step = grid[1] - grid[0]
+    density, spent, nominal = np.zeros(_GRID), 0.0, []
+    for number, count in enumerate(planned):
+        if number == 0:
+            density = np.exp(-(grid**2) / (2 * count)) / math.sqrt(2 * math.pi * count)
+        else:
+            spread = count - planned[number - 1]
+            kernel = np.exp(-((grid[:, None] - grid[None, :]) ** 2) / (2 * spread)) / math.sqrt(2 * math.pi * spread)
+            density = kernel @ density * step
+        allowed = alpha * (count / planned[-1]) ** 2 - spent
+        outside = _outside(grid, density, step, allowed)
+        nominal.append(float(T_ALLOWANCE * 2 * ndtr(-outside / math.sqrt(count))))
+        if number == 0:
+            outside = -float(ndtri(allowed / 2)) * math.sqrt(count)
+            nominal[0] = T_ALLOWANCE * allowed
+        density = np.where(np.abs(grid) < outside, density, 0.0)
+        spent += allowed
+    return tuple(nominal)
+
+
+def _outside(grid: object, density: object, step: float, allowed: float) -> float:
+    """Return the bound beyond which, on both sides, the density has the mass `allowed`."""
+    import numpy as np
+
+    points, mass = np.asarray(grid), np.asarray(density) * step
+    half = len(points) // 2
+    tail = np.cumsum(mass[::-1])[: half + 1]  # beyond each point, from the outermost inwards
+    return float(np.interp(allowed / 2, tail, points[::-1][: half + 1] - step / 2))
+
+
+def confidence_sequence(values: Sequence[float], alpha: float, *, tuned_for: int = 50) -> Interval:
+    """Return an interval that holds at all times together with probability 1 - `alpha`, however long one measures.
+
+    For work that never ends, where no largest trial is known. Robbins' normal mixture, in the asymptotic form of
+    Waudby-Smith, Arbour, Sinha, Kennedy and Ramdas, "Time-uniform central limit theory and asymptotic confidence
+    sequences", Annals of Statistics 52 (2024), theorem 2.2: it holds from a few dozen values on.
+
+    Args:
+        values: log ratios, in the order they were measured.
+        alpha: error, between 0 and 1.
+        tuned_for: the number of values at which it is about as narrow as it can be.
+    """
+    count = len(values)
+    if count < 2:
+        return Interval(values[0] if values else math.nan, math.inf if values else math.nan)
+    mean = math.fsum(values) / count
+    variance = math.fsum((value - mean) ** 2 for value in values) / (count - 1)
+    rho2 = (-2 * math.log(alpha) + math.log(-2 * math.log(alpha) + 1)) / tuned_for
+    scaled = count * rho2 + 1
+    width = math.sqrt(variance) * math.sqrt(2 * scaled / (count**2 * rho2) * math.log(math.sqrt(scaled) / alpha))
+    return Interval(mean, width)
