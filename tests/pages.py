@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from html import unescape
 from pathlib import Path
 
@@ -208,9 +209,15 @@ def report_complaints(name: str, entry: dict, report: dict) -> list[str]:
     marks = {plot["plot"]: plot["marks"] for plot in entry["plots"]}
     candidates = [candidate for iteration in report["iterations"] for candidate in iteration["candidates"]]
     pairs = [len(candidate["pairs"]) for candidate in candidates if candidate["pairs"]]
-    arms = [pairs[0]] * (1 + len(pairs))
+    runs = Counter(
+        sample["arm"]
+        for iteration in report["iterations"]
+        for block in iteration["blocks"]
+        if not block["warm_up"]
+        for sample in block["samples"]
+    )
     values = [plot for plot in marks if plot.startswith("value-")]
-    wrong = [f"plot {plot} has marks {marks[plot]}" for plot in values if marks[plot] != arms]
+    wrong = [f"plot {plot} has marks {marks[plot]}" for plot in values if sorted(marks[plot]) != sorted(runs.values())]
     if marks["ratios"] != pairs:
         wrong.append(f"plot ratios has marks {marks['ratios']} for pairs {pairs}")
     if len(values) < 2 or not {"runnable", "capacity-0"} <= set(marks):

@@ -22,6 +22,7 @@ from schedagent.report.json_form import (
     GuardForm,
     HardwareForm,
     IterationForm,
+    KnobForm,
     ModeForm,
     PairForm,
     ProfileForm,
@@ -141,6 +142,7 @@ def _iteration(iteration: IterationReport) -> IterationForm:
         candidates=tuple(map(_candidate, iteration.candidates)),
         runs_measured=iteration.runs_measured,
         blocks=tuple(map(_block, iteration.blocks)),
+        knobs=tuple(KnobForm(knob.name, knob.ratio, _value(knob.value)) for knob in iteration.knobs),
     )
 
 

@@ -13,6 +13,7 @@ from schedagent.approval.approvals import deployment, waiting
 from schedagent.core.errors import UsageError, WorkloadFailed
 from schedagent.core.trials.judge import cpu_time_ratio, pairs_of
 from schedagent.core.trials.lesson import Insight
+from schedagent.core.trials.race import own_blocks
 from schedagent.core.trials.trial import Block, Verdict
 from schedagent.report.model_use import ModelUse, model_use, stored_model_use
 from schedagent.report.report import (
@@ -23,7 +24,7 @@ from schedagent.report.report import (
     IterationReport,
     Report,
 )
-from schedagent.report.values import split_of, values_of
+from schedagent.report.values import knobs_of, split_of, values_of
 
 
 def read_report(repository: PolicyRepository, run_id: str, transcript: Path) -> Report:
@@ -97,19 +98,22 @@ def _iteration(repository: PolicyRepository, run: RunRecord, number: int) -> Ite
     candidates = []
     for candidate in repository.candidates(run_id, number):
         verification = repository.verification(run_id, candidate.key)
+        judged = own_blocks(blocks, candidate.key) or blocks
         candidates.append(
             CandidateReport(
                 candidate,
                 verification.gates if verification else (),
                 verdicts.get(candidate.key),
-                cpu_time_ratio(blocks, candidate.key),
+                cpu_time_ratio(judged, candidate.key),
                 repaired.get(candidate.key, ""),
-                _pairs(blocks, candidate.key),
-                values_of(blocks, candidate.key, run.workload, run.hardware.cpus),
-                split_of(blocks, candidate.key),
+                _pairs(judged, candidate.key),
+                values_of(judged, candidate.key, run.workload, run.hardware.cpus),
+                split_of(judged, candidate.key),
             )
         )
-    return IterationReport(plan.reason, plan.learned, tuple(candidates), tuple(blocks))
+    return IterationReport(
+        plan.reason, plan.learned, tuple(candidates), tuple(blocks), knobs_of(blocks, run.workload, run.hardware.cpus)
+    )
 
 
 def _pairs(blocks: Sequence[Block], key: str) -> tuple[tuple[float, float], ...]:

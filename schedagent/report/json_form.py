@@ -189,7 +189,8 @@ class CandidateForm:
     """One candidate; `pairs` are in the order they were measured, without the warm-up and without disturbed ones.
 
     `prediction` is what its planner expected, in words; `expected` the ratio to expect on hardware, null where the
-    verdict's is the hardware's own. `values` go by name, what is compared first.
+    verdict's is the hardware's own. `values` go by name, what is compared first. Like `split` and `pairs`, they are of
+    the blocks that the verdict rests on: those of its own, if it led a race.
     """
 
     key: str
@@ -211,7 +212,7 @@ class CandidateForm:
 
 @dataclass(frozen=True)
 class SampleForm:
-    """One run of the workload; `arm` is default or the key of a candidate, `failure` why it cannot be compared.
+    """One run of the workload; `arm` is default, a candidate's key or a knob, `failure` why it cannot be compared.
 
     `values` are the numbers that were read from its output; `usage` is null in runs of versions that did not keep it.
     """
@@ -238,14 +239,24 @@ class BlockForm:
 
 
 @dataclass(frozen=True)
+class KnobForm:
+    """What a knob gave: no claim, so there is no interval; in `value`, `candidate` is the knob's arm."""
+
+    name: str
+    ratio: float
+    value: ValueForm
+
+
+@dataclass(frozen=True)
 class IterationForm:
-    """One plan and its trial."""
+    """One plan and its trial; `knobs` are settings that every kernel has, measured beside the candidates."""
 
     reason: str
     learned: str
     candidates: tuple[CandidateForm, ...]
     runs_measured: int
     blocks: tuple[BlockForm, ...]
+    knobs: tuple[KnobForm, ...]
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from schedagent.core.trials.usage import MachineCosts
 from schedagent.core.trials.workload import WorkloadCommand, WorkloadProfile
 from schedagent.core.verification import GateResult
 from schedagent.report.model_use import ModelUse
-from schedagent.report.values import Split, ValueReport
+from schedagent.report.values import KnobReport, Split, ValueReport
 
 IN_PROCESS = "this process itself"
 """Who verified, if it was no service."""
@@ -38,6 +38,7 @@ class CandidateReport:
         pairs: (default's value, candidate's value) of each block that is compared, in their order.
         values: of both arms, what is compared first; none if nothing was measured.
         split: what the difference in wall time consists of; None if nothing was measured.
+            Like the pairs, both are of the blocks that the verdict rests on: its own, if it led a race.
     """
 
     candidate: CandidatePolicy
@@ -49,14 +50,6 @@ class CandidateReport:
     values: tuple[ValueReport, ...] = ()
     split: Split | None = None
 
-    @property
-    def headline(self) -> tuple[float, float, float] | None:
-        """Ratio, low and high of what is claimed: what is expected on hardware, else as measured; None if unjudged."""
-        if self.verdict is None:
-            return None
-        claim = self.verdict.expected or self.verdict
-        return claim.ratio, claim.low, claim.high
-
 
 @dataclass(frozen=True)
 class IterationReport:
@@ -66,12 +59,14 @@ class IterationReport:
         reason, learned: of the plan (see core.policy.Plan).
         candidates: in the order of the plan, each followed by what repaired it.
         blocks: of its trial, in their order, the warm-up included.
+        knobs: what settings that every kernel has gave beside them; no claims.
     """
 
     reason: str
     learned: str
     candidates: tuple[CandidateReport, ...]
     blocks: tuple[Block, ...]
+    knobs: tuple[KnobReport, ...] = ()
 
     @property
     def runs_measured(self) -> int:

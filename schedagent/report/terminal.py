@@ -22,6 +22,7 @@ from schedagent.report.faces.remarks import (
     guard_line,
     headline_values,
     interval_text,
+    knob_lines,
     mode_lines,
     remarks,
     split_line,
@@ -59,6 +60,8 @@ def render(report: Report, console: Console) -> None:
         if iteration.learned:
             say(console, f"  Learned earlier: {iteration.learned}")
     _render_candidates(report, console)
+    for line in knob_lines(report):
+        say_wrapped(console, line, "  ")
     for line in remarks(report):
         say_wrapped(console, f"Note: {line}.", "  ")
     for insight in report.insights:
@@ -154,7 +157,7 @@ def _figures(entry: CandidateReport, emulated: bool) -> tuple[str, ...]:
     """
     if entry.verdict is None:
         return ("0", "-", "-", "-")[: 3 + emulated]
-    ratio, low, high = entry.headline or (math.nan, math.nan, math.nan)
+    ratio, low, high = entry.verdict.claim
     raw = f"{entry.verdict.ratio:.3f}" if math.isfinite(entry.verdict.ratio) else "-"
     if emulated and entry.verdict.expected is None:
         return str(entry.verdict.pairs), "-", "-", raw

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median, quantiles
 
+from schedagent.core.trials.arm import KNOB_PREFIX
 from schedagent.core.trials.modes import Mode, modes
 from schedagent.core.trials.objective import Direction, Metric
 from schedagent.core.trials.trial import DEFAULT_ARM, Block, Sample
@@ -70,6 +71,21 @@ class Split:
 
 
 @dataclass(frozen=True)
+class KnobReport:
+    """What a setting that every kernel has gave, beside the candidates. It is no claim, so it has no interval.
+
+    Args:
+        name: of the knob.
+        ratio: with it / without it in what is compared: the geometric mean of the pairs.
+        value: what is compared, in both arms; the candidate's is the knob's.
+    """
+
+    name: str
+    ratio: float
+    value: ValueReport
+
+
+@dataclass(frozen=True)
 class ValueRuns:
     """One value in the runs of all arms of a trial, to be drawn; otherwise as ValueReport.
 
@@ -106,6 +122,18 @@ def values_of(blocks: Sequence[Block], arm: str, workload: WorkloadCommand, cpus
             default, candidate = (_arm(values, measure.lower_is_better) for values in arms)
             reports.append(ValueReport(measure.name, measure.unit, measure.lower_is_better, default, candidate))
     return tuple(reports)
+
+
+def knobs_of(blocks: Sequence[Block], workload: WorkloadCommand, cpus: int) -> tuple[KnobReport, ...]:
+    """Return what the knobs of a trial gave, in the order in which they first ran."""
+    arms = dict.fromkeys(sample.arm for block in blocks for sample in block.samples)
+    knobs = []
+    for arm in arms:
+        values = values_of(blocks, arm, workload, cpus) if arm.startswith(KNOB_PREFIX) else ()
+        pairs = [(candidate.value, default.value) for default, candidate in _pairs(blocks, arm)]
+        if values and all(min(pair) > 0 for pair in pairs):
+            knobs.append(KnobReport(arm.removeprefix(KNOB_PREFIX), _mean_ratio(pairs), values[0]))
+    return tuple(knobs)
 
 
 def runs_of(blocks: Sequence[Block], workload: WorkloadCommand, cpus: int) -> tuple[ValueRuns, ...]:

@@ -17,8 +17,10 @@ from repo_store.records import RunStatus
 from repo_store.store import PolicyRepository
 from schedagent.core.policies.policy import CandidatePolicy, Plan
 from schedagent.core.rules import GATES
+from schedagent.core.trials.arm import KNOB_PREFIX
 from schedagent.core.trials.lesson import Meaning
 from schedagent.core.trials.objective import Direction, Guard, Metric
+from schedagent.core.trials.race import own_blocks
 from schedagent.core.trials.trial import (
     DEFAULT_ARM,
     Block,
@@ -57,28 +59,39 @@ BATCH = CandidatePolicy("batch", (("slice_us", 20000),), reason="fewer switches"
 BROKEN = CandidatePolicy("plain", reason="a baseline")
 LAYERED = CandidatePolicy("layered", (("slice_us", 500),), reason="workers before hogs", refuted_by="a longer p99")
 INTERACTIVE = CandidatePolicy("interactive", (("slice_us", 2000),), reason="short turns")
-PAIRS = 12
+PAIRS, SHARED = 12, 4
+NICE = f"{KNOB_PREFIX}nice"
 PASSED = tuple(GateResult(gate, GateStatus.PASSED, "fine", 1.25) for gate in GATES)
 _START = datetime(2026, 11, 30, 2, 0, tzinfo=UTC)
 
 
 def build_run(repository: PolicyRepository, *, run_id: str = "20261130-020000-aaaaaa") -> str:
-    """Store a build in an emulated machine: one policy is better, one only switches less, one failed a gate."""
+    """Store a build in an emulated machine: one policy won a race and is better, one only switches less, one failed a
+    gate, and a knob ran beside them.
+    """
     run_id = repository.create_run(BUILD, EMULATED, settings=asdict(RunOptions()), run_id=run_id)
     repository.save_profile(run_id, _profile())
     repository.save_costs(run_id, COSTS)
     repository.save_meaning(run_id, Meaning("It compiles a project.", "Less time."))
     repository.save_plan(run_id, 0, Plan((LONGEST, BATCH, BROKEN), "a few long tasks end it", "batch helped before"))
     source = random.Random(1)
-    arms = {DEFAULT_ARM: (3.2, 1.0), LONGEST.key: (2.45, 0.84), BATCH.key: (2.5, 0.785)}
-    blocks = [_block(number, arms, source) for number in range(PAIRS + 1)]
+    arms = {DEFAULT_ARM: (3.2, 1.0), LONGEST.key: (2.45, 0.84), BATCH.key: (2.5, 0.785), NICE: (3.1, 0.99)}
+    blocks = [_block(number, arms, source) for number in range(SHARED + 1)]
+    own = {arm: arms[arm] for arm in (DEFAULT_ARM, LONGEST.key)}
+    blocks += [_block(number, own, source) for number in range(SHARED + 1, SHARED + PAIRS + 1)]
     _store(repository, run_id, blocks, (LONGEST, BATCH))
     for candidate, gain, outcome in ((LONGEST, 0.91, Outcome.BETTER), (BATCH, 0.99, Outcome.NO_USEFUL_GAIN)):
-        ratio, low, high = _interval(blocks, candidate.key, lambda sample: sample.value)
+        judged = own_blocks(blocks, candidate.key) or blocks[1:]
+        judged = [block for block in judged if block.sample(candidate.key)]
+        ratio, low, high = _interval(judged, candidate.key, lambda sample: sample.value)
         expected = Expected(gain, gain - 0.02, gain + 0.02, min(gain + 0.005, 1.0), ratio)
-        guards = (_guard(blocks, candidate.key, "worst run", lambda sample: sample.value, 1.0),)
-        reason = "it is expected to be 9.0 % lower, at least 7.1 %" if gain < 0.95 else "a gain of 3 % is excluded"
-        verdict = Verdict(outcome, ratio, low, high, 0.975, PAIRS, 0, reason, guards, expected)
+        guards = (_worst_run(judged, candidate.key),)
+        reason = (
+            "a gain of at least 7.0%, probably 9.0%, in 12 pairs"
+            if gain < 0.95
+            else "a gain of 3% is excluded in the race, in 4 shared blocks"
+        )
+        verdict = Verdict(outcome, ratio, low, high, 0.975, len(judged), 0, reason, guards, expected)
         repository.save_verdict(run_id, 0, candidate.key, verdict)
     gates = (*PASSED[:2], GateResult(GATES[2], GateStatus.FAILED, "a path loses the task <b>", 0.2))
     repository.save_verification(run_id, VerificationReport(BROKEN.policy, BROKEN.key, "d", "7.3.4", gates))
@@ -95,9 +108,11 @@ def service_run(repository: PolicyRepository, *, run_id: str = "20261130-030000-
     blocks = [_block(number, arms, source, partial(_served, number)) for number in range(PAIRS + 1)]
     _store(repository, run_id, blocks, (LAYERED, INTERACTIVE))
     for candidate, outcome in ((LAYERED, Outcome.TRADE_OFF), (INTERACTIVE, Outcome.BETTER)):
-        ratio, low, high = _interval(blocks, candidate.key, lambda sample: sample.value)
+        ratio, low, high = _interval(blocks[1:], candidate.key, lambda sample: sample.value)
         guards = tuple(
-            _guard(blocks, candidate.key, guard.metric.name, _reading(guard.metric.name), guard.margin, guard.metric)
+            _guard(
+                blocks[1:], candidate.key, guard.metric.name, _reading(guard.metric.name), guard.margin, guard.metric
+            )
             for guard in SERVICE.guards
         )
         broken = [guard.name for guard in guards if not guard.held]
@@ -166,7 +181,7 @@ def _reading(name):
 
 
 def _logs(blocks, arm, value):
-    return [math.log(value(block.sample(arm)) / value(block.sample(DEFAULT_ARM))) for block in blocks[1:]]
+    return [math.log(value(block.sample(arm)) / value(block.sample(DEFAULT_ARM))) for block in blocks]
 
 
 def _interval(blocks, arm, value):
@@ -180,6 +195,11 @@ def _guard(blocks, arm, name, value, margin, metric=None) -> GuardVerdict:
     ratio, low, high = _interval(blocks, arm, value)
     held = low > 1 - margin if metric and metric.direction is Direction.HIGHER else high < 1 + margin
     return GuardVerdict(name, ratio, low, high, margin, held)
+
+
+def _worst_run(blocks, arm) -> GuardVerdict:
+    ratio = max(block.sample(arm).value for block in blocks) / max(block.sample(DEFAULT_ARM).value for block in blocks)
+    return GuardVerdict("worst run", ratio, ratio, ratio, 1.0, True)
 
 
 def _store(repository, run_id, blocks, candidates) -> None:

@@ -164,9 +164,9 @@ def _policies(first: Report, second: Report, *, comparable: bool) -> Iterator[Po
 def _claim(entry: CandidateReport | None) -> Claim | None:
     if entry is None:
         return None
-    if entry.verdict is None or entry.headline is None:
+    if entry.verdict is None:
         return Claim("", None, None, None, False, 0)
-    ratio, low, high = (value if math.isfinite(value) else None for value in entry.headline)
+    ratio, low, high = (value if math.isfinite(value) else None for value in entry.verdict.claim)
     verdict = entry.verdict
     return Claim(verdict.outcome.value, ratio, low, high, verdict.expected is not None, verdict.pairs)
 

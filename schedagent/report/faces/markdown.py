@@ -15,6 +15,7 @@ from schedagent.report.faces.remarks import (
     expected_line,
     guard_line,
     headline_values,
+    knob_lines,
     mode_lines,
     ratio_text,
     remarks,
@@ -121,7 +122,8 @@ def _values(report: Report) -> Iterator[str]:
 
 
 def _rest(report: Report) -> Iterator[str]:
-    yield from (f"- {_text(line)}." for line in remarks(report))
+    yield from (f"- {_text(line)}." for line in (*knob_lines(report), *remarks(report)))
+    yield ""
     yield "Do it again:"
     yield ""
     yield from (f"    {line}" for line in printable(repeat_command(report)).splitlines())

@@ -6,6 +6,8 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
+from schedagent.core.trials.arm import KNOB_PREFIX
+from schedagent.core.trials.objective import Direction
 from schedagent.core.trials.trial import DEFAULT_ARM, Expected, GuardVerdict, Sample
 from schedagent.core.trials.usage import MachineCosts
 from schedagent.report.report import CandidateReport, Report
@@ -26,10 +28,10 @@ def guard_word(guard: GuardVerdict) -> str:
 
 
 def ratio_text(ratio: float, low: float, high: float) -> str:
-    """Return a ratio with its interval; one pair has no interval, and what was not compared no ratio."""
+    """Return a ratio with its interval; one pair and a worst run have none, and what was not compared no ratio."""
     if not math.isfinite(ratio):
         return "-"
-    known = math.isfinite(low) and math.isfinite(high)
+    known = math.isfinite(low) and math.isfinite(high) and low < high
     return f"{ratio:.3f} ({interval_text(low, high)})" if known else f"{ratio:.3f}"
 
 
@@ -72,6 +74,24 @@ def mode_lines(entry: CandidateReport) -> Iterator[str]:
                 yield f"{value.name} of {arm} has two modes: {clusters}; worst {figure(values.worst, value.unit)}"
 
 
+def knob_lines(report: Report) -> Iterator[str]:
+    """Yield what could be had without a policy, a line for each knob."""
+    for iteration in report.iterations:
+        for knob in iteration.knobs:
+            value = knob.value
+            yield (
+                f"without a policy, by {knob.name}: ratio {knob.ratio:.3f} ({value.name} "
+                f"{figure(value.candidate.median, value.unit)} instead of {figure(value.default.median, value.unit)}, "
+                f"median of {len(value.candidate.runs)} runs; no claim)"
+            )
+
+
+def higher_is_better(report: Report, guard: str) -> bool:
+    """Whether a guard holds what is the better the larger it is."""
+    metrics = {entry.metric.name: entry.metric.direction for entry in report.workload.guards}
+    return metrics.get(guard) is Direction.HIGHER or guard.startswith("CPU share of ")
+
+
 def remarks(report: Report) -> list[str]:
     """Return what the runs of a report did besides their work; nothing if they did nothing remarkable."""
     samples = [sample for iteration in report.iterations for block in iteration.blocks for sample in block.samples]
@@ -79,14 +99,18 @@ def remarks(report: Report) -> list[str]:
 
 
 def arm_names(report: Report) -> dict[str, str]:
-    """Return what the arms are called: the default scheduler, and policies; with their tunables if one has two arms."""
+    """Return what the arms are called; a policy that has several arms has its tunables in its name."""
     candidates = {entry.candidate.key: entry.candidate for entry in report.candidates}
     policies = Counter(candidate.policy for candidate in candidates.values())
     names = {
         key: candidate.policy if policies[candidate.policy] == 1 else candidate.label
         for key, candidate in candidates.items()
     }
-    return {DEFAULT_ARM: "default", **names}
+    samples = (sample for iteration in report.iterations for block in iteration.blocks for sample in block.samples)
+    knobs = {
+        sample.arm: sample.arm.removeprefix(KNOB_PREFIX) for sample in samples if sample.arm.startswith(KNOB_PREFIX)
+    }
+    return {DEFAULT_ARM: "default", **names, **knobs}
 
 
 def headline_values(values: Iterable[ValueReport]) -> list[ValueReport]:

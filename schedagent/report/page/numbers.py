@@ -67,7 +67,7 @@ def percent(value: float, at: str) -> str:
 
 def interval(low: float, high: float, at: str) -> str:
     """Return an interval; `at` is the path of what has `low` and `high`."""
-    if not (math.isfinite(low) and math.isfinite(high)):
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):  # one pair and a worst run have none
         return "-"
     return f"{ratio(low, f'{at}/low')} to {ratio(high, f'{at}/high')}"
 

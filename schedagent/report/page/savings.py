@@ -60,9 +60,9 @@ def gain_of(report: Report) -> Gain | None:
     A ratio r of times saves 1 - r; a ratio r of throughput does the same work in 1 / r of the time.
     """
     best = report.best
-    if best is None or best.verdict is None or best.verdict.outcome is not Outcome.BETTER or best.headline is None:
+    if best is None or best.verdict is None or best.verdict.outcome is not Outcome.BETTER:
         return None
-    ratio, low, high = best.headline
+    ratio, low, high = best.verdict.claim
     if not all(map(math.isfinite, (ratio, low, high))) or low <= 0:
         return None
     if not report.workload.metric:

@@ -8,7 +8,14 @@ from statistics import fmean, median
 
 from schedagent.core.trials.trial import Sample
 from schedagent.page.markup import table, text
-from schedagent.report.faces.remarks import arm_names, headline_values, mode_lines, remarks
+from schedagent.report.faces.remarks import (
+    arm_names,
+    headline_values,
+    higher_is_better,
+    knob_lines,
+    mode_lines,
+    remarks,
+)
 from schedagent.report.page.numbers import Place, count, measured, places, pointer, ratio
 from schedagent.report.page.plots import Row, bars, colour_of, strip_plot
 from schedagent.report.report import IterationReport, Report
@@ -21,7 +28,7 @@ def compared(report: Report) -> Iterator[str]:
         yield "<h2>What was measured</h2>"
         yield f'<div class="plots">{"".join(_plots(report))}</div>'
         yield from (f"<p>{text(line)}.</p>" for place in places(report) for line in mode_lines(place.entry))
-        yield from (f"<p>{text(line)}.</p>" for line in remarks(report))
+        yield from (f"<p>{text(line)}.</p>" for line in (*knob_lines(report), *remarks(report)))
         yield from _values(report)
         yield from _split(report)
 
@@ -79,9 +86,9 @@ def _plots(report: Report) -> Iterator[str]:
 
 def _ratios(report: Report) -> str:
     """A row for each candidate, its pairs with the interval; what is expected on hardware, and its guards, below it."""
-    rows = []
+    rows, arms = [], list(arm_names(report))
     for place in places(report):
-        verdict, colour = place.entry.verdict, colour_of(place.number)
+        verdict, colour = place.entry.verdict, colour_of(arms.index(place.entry.candidate.key))
         if verdict is None or not math.isfinite(verdict.ratio):
             continue
         pairs = tuple(candidate / default for default, candidate in place.entry.pairs)
@@ -93,7 +100,7 @@ def _ratios(report: Report) -> str:
             rows.append(Row(label, colour, (), claim.ratio, _known(claim.low, claim.high)))
         for guard in verdict.guards:
             if math.isfinite(guard.ratio):
-                limit = 1 - guard.margin if _higher_is_better(report, guard.name) else 1 + guard.margin
+                limit = 1 - guard.margin if higher_is_better(report, guard.name) else 1 + guard.margin
                 label = f"{place.name}, guard {guard.name}: limit {limit:.2f}"
                 rows.append(Row(label, colour, (), guard.ratio, _known(guard.low, guard.high), limit))
     title = "Ratios to the default scheduler: pairs, estimate and interval; dotted, the limit of a guard"
@@ -133,12 +140,6 @@ def _capacity(report: Report, trial: int, iteration: IterationReport, names: dic
 
 def _known(low: float, high: float) -> tuple[float, float] | None:
     return (low, high) if math.isfinite(low) and math.isfinite(high) else None
-
-
-def _higher_is_better(report: Report, guard: str) -> bool:
-    return any(
-        not value.lower_is_better for entry in report.candidates for value in entry.values if value.name == guard
-    )
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------

@@ -22,7 +22,18 @@ from schedagent.report.faces.strips import strips
 from schedagent.report.json_form import ReportForm
 from schedagent.report.terminal import render
 from schedagent.report.values import ArmValues, ValueReport, figure, split_of, values_of
-from tests.support.measured_runs import BATCH, BUILD, INTERACTIVE, LAYERED, LONGEST, PAIRS, build_run, service_run
+from tests.support.measured_runs import (
+    BATCH,
+    BUILD,
+    INTERACTIVE,
+    LAYERED,
+    LONGEST,
+    NICE,
+    PAIRS,
+    SHARED,
+    build_run,
+    service_run,
+)
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +144,21 @@ def test_a_report_reads_as_it_was_stored(repository, tmp_path, build):
     assert as_json(read_report(repository, build.run, tmp_path / "none")) == stored
 
 
+def test_a_leader_is_shown_by_its_own_blocks_and_who_lost_the_race_by_the_shared_ones(build):
+    first, second, _third = as_json(build)["iterations"][0]["candidates"]
+    for candidate, pairs in ((first, PAIRS), (second, SHARED)):
+        assert candidate["verdict"]["pairs"] == len(candidate["pairs"]) == pairs
+        assert candidate["values"]["wall time"]["default"]["n"] == pairs
+    assert first["split"]["wall_time"] == pytest.approx(first["verdict"]["ratio"])
+
+
+def test_a_knob_is_shown_without_a_claim(build):
+    [knob] = as_json(build)["iterations"][0]["knobs"]
+    assert (knob["name"], knob["value"]["candidate"]["n"]) == ("nice", SHARED)
+    assert 0.94 < knob["ratio"] < 1
+    assert "without a policy, by nice: ratio 0.96" in text_of(build)
+
+
 # --- values and split ------------------------------------------------------------------------------------------------
 
 
@@ -186,10 +212,10 @@ def test_what_is_expected_stands_first_and_the_raw_ratio_beside_it_is_called_emu
     [headings] = [line for line in text.splitlines() if line.startswith("┃")]
     assert headings.replace("┃", " ").split() == ["policy", "pairs", "expected", "interval", "raw", "verdict"]
     [row] = [line for line in text.splitlines() if line.startswith("│") and "longest_first" in line]
-    assert row.replace("│", " ").split()[2:] == ["12", "0.910", "0.890", "to", "0.930", "0.771", "better"]
+    assert row.replace("│", " ").split()[2:] == ["12", "0.910", "0.890", "to", "0.930", "0.770", "better"]
     assert "raw: as measured, emulated" in text
     assert "a task\n    switch costs 21.40 us here and 1.350 us there" in text
-    assert "wall time x 0.771 = CPU time x 0.848, use of the CPUs x 0.910" in text
+    assert "wall time x 0.770 = CPU time x 0.839, use of the CPUs x 0.917" in text
 
 
 def test_guards_are_held_or_broken_with_ratio_and_margin(service):
@@ -205,8 +231,8 @@ def test_both_arms_have_absolute_values_and_a_strip_only_on_a_terminal(build, te
     lines = text_of(build, terminal=terminal).splitlines()
     place = next(place for place, line in enumerate(lines) if "wall time, default" in line)
     default, candidate = lines[place : place + 2]
-    assert default.split()[:9] == ["wall", "time,", "default", "3.158", "s", "79.63", "ms", "3.245", "s"]
-    assert candidate.split()[:4] == ["this", "policy", "2.442", "s"]
+    assert default.split()[:9] == ["wall", "time,", "default", "3.205", "s", "44.92", "ms", "3.271", "s"]
+    assert candidate.split()[:4] == ["this", "policy", "2.455", "s"]
     assert ("●" in default) is terminal
     assert all(len(line) <= 80 for line in lines if "this policy" in line or ", default" in line)
 
@@ -237,11 +263,16 @@ def test_what_runs_left_behind_and_filled_is_said(build):
 
 
 def test_arms_of_one_policy_are_told_apart(build):
-    assert arm_names(build) == {"": "default", LONGEST.key: "longest_first", BATCH.key: "batch", **plain(build)}
+    names = {"": "default", LONGEST.key: "longest_first", BATCH.key: "batch", NICE: "nice"}
+    assert arm_names(build) == names | plain(build)
     entries = list(build.candidates)
     other = replace(entries[1], candidate=replace(LONGEST, tunables=(("slice_us", 1),)))
     twice = replace(build, iterations=(replace(build.iterations[0], candidates=(entries[0], other)),))
-    assert set(arm_names(twice).values()) == {"default", "longest_first slice_us=20000", "longest_first slice_us=1"}
+    assert set(arm_names(twice).values()) - {"nice"} == {
+        "default",
+        "longest_first slice_us=20000",
+        "longest_first slice_us=1",
+    }
 
 
 def plain(report):

@@ -23,7 +23,7 @@ from schedagent.report.faces.comparison import compare, render, to_json
 from schedagent.report.faces.files import write_report
 from schedagent.report.faces.markdown import samples_markdown, to_markdown
 from schedagent.report.faces.samples import samples_csv
-from tests.support.measured_runs import PAIRS, REQUESTS, build_run, service_run
+from tests.support.measured_runs import PAIRS, REQUESTS, SHARED, build_run, service_run
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +49,10 @@ def test_markdown_has_the_conclusion_a_table_and_the_command(build):
     text = to_markdown(build)
     assert text.startswith("### schedagent: `make -j`\n\n**Verdict: ")
     assert "| policy | verdict | expected on hardware | raw, emulated | pairs | guards |\n| --- |" in text
-    assert "| longest\\_first slice\\_us=20000 | better | 0.910 (0.890 to 0.930) | 0.771 " in text
+    assert "| longest\\_first slice\\_us=20000 | better | 0.910 (0.890 to 0.930) | 0.770 " in text
     assert "| plain | not reached | - | - | 0 | - |" in text
-    assert "| wall time | longest\\_first | 2.442 s |" in text
+    assert "| wall time | longest\\_first | 2.455 s |" in text
+    assert "- without a policy, by nice: ratio 0.96" in text
     assert text.endswith(f"    {repeat_command(build)}\n")
 
 
@@ -81,7 +82,7 @@ def test_what_others_wrote_is_no_markup_in_markdown(service):
 def test_samples_as_a_markdown_table(build):
     lines = samples_markdown(build).splitlines()
     assert lines[0] == "| arm | block | wall time | wall time, s | CPU time, s | failure |"
-    assert len(lines) == 2 + 3 * (PAIRS + 1)
+    assert len(lines) == 2 + 4 * (SHARED + 1) + 2 * PAIRS
 
 
 # --- CSV -------------------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from schedagent.report.page import savings
 from schedagent.report.page.document import to_html
 from schedagent.report.page.plots import Row, strip_plot
 from schedagent.report.page.sources import PolicyText, policy_texts
-from tests.support.measured_runs import BUILD, EMULATED, PAIRS, build_run, service_run
+from tests.support.measured_runs import BUILD, EMULATED, PAIRS, SHARED, build_run, service_run
 from tests.support.page_numbers import differing, numbers_of
 from tests.support.paths import ROOT
 
@@ -102,7 +102,7 @@ def test_plots_have_a_mark_for_each_run(page, build):
     assert {"ratios", "capacity-0", "runnable", "value-0-0", "value-0-1"} <= set(plots)
     for name in ("value-0-0", "value-0-1"):
         groups = re.findall(rf'<g id="{name}-marks-\d+">(.*?)</g>\s*</g>', plots[name], re.DOTALL)
-        assert [group.count("<use") for group in groups] == [PAIRS] * 3
+        assert [group.count("<use") for group in groups] == [SHARED + PAIRS, SHARED + PAIRS, SHARED, SHARED]
     ids = re.findall(r'\bid="([^"]+)"', page)
     assert len(ids) == len(set(ids))
     assert set(re.findall(r'xlink:href="#([^"]+)"', page)) <= set(ids)
