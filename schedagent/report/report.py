@@ -170,7 +170,11 @@ class Report:
     @property
     def outcome(self) -> str:
         """The result in a few words, for lists of runs."""
-        return "better" if self.best else "keep the default scheduler"
+        if self.best:
+            return "better"
+        verdicts = (entry.verdict for entry in self.candidates)
+        traded = any(verdict and verdict.outcome is Outcome.TRADE_OFF for verdict in verdicts)
+        return Outcome.TRADE_OFF.value if traded else "keep the default scheduler"
 
     @property
     def candidates(self) -> Iterator[CandidateReport]:

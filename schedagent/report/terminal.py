@@ -27,7 +27,7 @@ from schedagent.report.faces.remarks import (
     remarks,
     split_line,
 )
-from schedagent.report.faces.strips import strips
+from schedagent.report.faces.strips import levels, strips
 from schedagent.report.report import CandidateReport, Report
 from schedagent.report.tables import say, say_wrapped
 from schedagent.report.values import figure
@@ -42,7 +42,7 @@ _COLOURS = {
 }
 _NOT_REACHED = "not reached"
 _LONGEST_NAME = 20
-_NARROWEST_STRIP, _WIDEST_STRIP = 10, 40
+_NARROWEST_STRIP, _WIDEST_STRIP, _NARROWEST_TERMINAL = 10, 40, 60
 
 
 def render(report: Report, console: Console) -> None:
@@ -76,6 +76,10 @@ def _render_profile(report: Report, profile: WorkloadProfile, console: Console) 
     say(console, f"  Profile: {profile.kind.value}; {profile.wall_s:.2f} s wall, {profile.cpu_s:.2f} s CPU, {busy}")
     for sentence in profile.evidence:
         say_wrapped(console, sentence, "    ")
+    if profile.parallelism and _draws(console):
+        most = max(tasks for _time, tasks in profile.parallelism)
+        bars = levels(profile.parallelism, profile.wall_s, min(console.width - 35, _WIDEST_STRIP))
+        say(console, f"    runnable tasks, at most {most}  |{bars}|")
     if report.meaning:
         say(console, f"    In words: {report.meaning.meaning} Goal: {report.meaning.goal}")
     if profile.commands:
@@ -192,11 +196,16 @@ def _values(entry: CandidateReport, console: Console) -> Iterator[str]:
             rows.append((name, *figures, str(len(arm.runs))))
     widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
     room = min(console.width - 6 - sum(widths) - 2 * len(widths), _WIDEST_STRIP)
-    drawn = console.is_terminal and not console.options.ascii_only and room >= _NARROWEST_STRIP
+    drawn = _draws(console) and room >= _NARROWEST_STRIP
     marks = ["", *(strip for value in values for strip in strips(value, room))] if drawn else [""] * len(rows)
     for (name, *numbers), strip in zip(rows, marks, strict=True):
         cells = [cell.rjust(width) for cell, width in zip(numbers, widths[1:], strict=True)]
         yield "  ".join([name + " " * (widths[0] - cell_len(name)), *cells, strip]).rstrip()
+
+
+def _draws(console: Console) -> bool:
+    """Whether plots help: somebody looks at a terminal that has more than ASCII, and is not too narrow."""
+    return console.is_terminal and not console.options.ascii_only and console.width >= _NARROWEST_TERMINAL
 
 
 def _short(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Strip plots in a line of characters: a mark for each run of an arm, on the scale of both arms."""
+"""Plots in a line of characters: a mark for each run of an arm, on the scale of both arms; what held over time."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from schedagent.report.values import ValueReport
 
 MARKS = "·•●"
 """One run, two or three, and more in the same place."""
+_BARS = " ▁▂▃▄▅▆▇█"
 _LOGARITHMIC_FROM = 8.0
 
 
@@ -20,6 +21,24 @@ def strips(value: ValueReport, width: int) -> tuple[str, str]:
         default, candidate = (tuple(map(math.log, runs)) for runs in (default, candidate))
     low, high = min(*default, *candidate), max(*default, *candidate)
     return _strip(default, low, high, width), _strip(candidate, low, high, width)
+
+
+def levels(points: Sequence[tuple[float, int]], end: float, width: int) -> str:
+    """Return a line of bars of what held over time, each as high as the most of its span.
+
+    Args:
+        points: (time, value from then on), by time.
+        end: of the last value.
+    """
+    highest = max(value for _time, value in points) or 1
+    bars = []
+    for place in range(width):
+        begin, until = end * place / width, end * (place + 1) / width
+        before = [value for time, value in points if time <= begin][-1:]
+        within = [value for time, value in points if begin < time < until]
+        most = max([*before, *within], default=0)
+        bars.append(_BARS[round(most / highest * (len(_BARS) - 1))])
+    return "".join(bars)
 
 
 def logarithmic(values: Sequence[float]) -> bool:

@@ -12,7 +12,6 @@ from schedagent.report.faces.remarks import (
     arm_names,
     headline_values,
     higher_is_better,
-    knob_lines,
     mode_lines,
     remarks,
 )
@@ -28,9 +27,10 @@ def compared(report: Report) -> Iterator[str]:
         yield "<h2>What was measured</h2>"
         yield f'<div class="plots">{"".join(_plots(report))}</div>'
         yield from (f"<p>{text(line)}.</p>" for place in places(report) for line in mode_lines(place.entry))
-        yield from (f"<p>{text(line)}.</p>" for line in (*knob_lines(report), *remarks(report)))
+        yield from (f"<p>{text(line)}.</p>" for line in remarks(report))
         yield from _values(report)
         yield from _split(report)
+        yield from _knobs(report)
 
 
 def all_samples(report: Report) -> Iterator[str]:
@@ -201,3 +201,23 @@ def _split_row(place: Place) -> list[str]:
         ratio(split.cpu_time, f"{at}/cpu_time"),
         ratio(split.utilisation, f"{at}/utilisation"),
     ]
+
+
+def _knobs(report: Report) -> Iterator[str]:
+    """What could be had without a policy."""
+    rows = [
+        [
+            text(knob.name),
+            ratio(knob.ratio, f"{at}/ratio"),
+            measured(knob.value.candidate.median, f"{at}/value/candidate/median", knob.value.unit),
+            measured(knob.value.default.median, f"{at}/value/default/median", knob.value.unit),
+            count(len(knob.value.candidate.runs), f"{at}/value/candidate/n"),
+        ]
+        for trial, iteration in enumerate(report.iterations)
+        for number, knob in enumerate(iteration.knobs)
+        for at in [f"iterations/{trial}/knobs/{number}"]
+    ]
+    if rows:
+        yield "<h3>What could be had without a policy</h3>"
+        yield "<p>Settings that every kernel has, run beside the candidates. No claim is made of them.</p>"
+        yield table(("knob", "ratio", "median with it", "without", "runs"), rows)

@@ -18,7 +18,7 @@ from schedagent.core.trials.usage import Usage
 from schedagent.report.as_json import json_schema, to_json
 from schedagent.report.build import build_report, read_report
 from schedagent.report.faces.remarks import arm_names, remarks
-from schedagent.report.faces.strips import strips
+from schedagent.report.faces.strips import levels, strips
 from schedagent.report.json_form import ReportForm
 from schedagent.report.terminal import render
 from schedagent.report.values import ArmValues, ValueReport, figure, split_of, values_of
@@ -288,3 +288,24 @@ def test_strips_share_a_scale_and_count_what_coincides():
     assert strips(value, 5) == ("●    ", "  · •")
     assert strips(ValueReport("x", None, True, arm(1.0, 10.0), arm(100.0)), 5) == ("· ·  ", "    ·")
     assert strips(ValueReport("x", None, True, arm(5.0), arm(5.0)), 3) == ("·  ", "·  ")
+
+
+def test_what_held_over_time_is_drawn_by_its_most():
+    assert levels([(0.0, 8), (0.5, 4), (1.0, 1)], 2.0, 4) == "█▄▁▁"
+    assert levels([(0.0, 1), (0.1, 8), (0.2, 1)], 1.0, 2) == "█▁"
+    assert levels([(0.5, 0)], 1.0, 2) == "  "
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_the_profile_is_drawn_on_a_terminal_alone(build, terminal):
+    assert ("runnable tasks, at most 10  |█" in text_of(build, terminal=terminal)) is terminal
+
+
+def test_a_run_whose_best_is_a_trade_off_is_listed_as_one(service):
+    traded = replace(service, best=None)
+    assert traded.outcome == "trade-off"
+    [first, second] = service.iterations[0].candidates
+    none = replace(
+        traded, iterations=(replace(service.iterations[0], candidates=(replace(first, verdict=None), second)),)
+    )
+    assert none.outcome == "keep the default scheduler"
