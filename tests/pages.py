@@ -1,4 +1,7 @@
-"""Opens the HTML pages of the verifier in a real browser: nothing is cut on a phone, and every word is legible.
+"""Opens the HTML pages in a real browser: those of the verifier, and the reports of two stored runs.
+
+Nothing is cut on a phone, every word is legible, nothing is said on the console, each number is the repository's, and
+every plot has its marks.
 
     python -m tests.pages [FOLDER]          (make test-pages)
 
@@ -13,9 +16,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from html import unescape
 from pathlib import Path
 
+from repo_store.store import PolicyRepository
 from schedagent.core.rules import GATES, LOGIC
 from schedagent.core.token import DeploymentToken, Scope, encode
 from schedagent.core.verification import (
@@ -28,7 +33,13 @@ from schedagent.core.verification import (
     Step,
     VerificationReport,
 )
+from schedagent.report.as_json import to_json
+from schedagent.report.build import build_report
+from schedagent.report.page.document import to_html as report_page
+from schedagent.report.page.sources import policy_texts
 from schedagent.verification.html import to_html
+from tests.support import measured_runs
+from tests.support.page_numbers import differing
 from verifier.proving.prove import ORACLES
 
 WIDTHS = (360, 400, 600, 800, 1200)
@@ -54,7 +65,18 @@ FINDINGS = (
 )
 
 
-def pages() -> dict[str, str]:
+def report_pages(folder: Path) -> dict[str, tuple[str, dict]]:
+    """The pages of two runs in a repository on the disk, each with the report as JSON values."""
+    with PolicyRepository(folder / "repository.sqlite") as repository:
+        runs = {"build": measured_runs.build_run(repository), "service": measured_runs.service_run(repository)}
+        reports = {name: build_report(repository, run) for name, run in runs.items()}
+        return {
+            name: (report_page(report, policy_texts(repository, report)), json.loads(json.dumps(to_json(report))))
+            for name, report in reports.items()
+        }
+
+
+def verifier_pages() -> dict[str, str]:
     """One page of each outcome, with everything that is long."""
     passed = tuple(GateResult(gate, GateStatus.PASSED, "fine", 1.5) for gate in GATES)
     first, rest = passed[: GATES.index(LOGIC)], GATES[GATES.index(LOGIC) + 1 :]
@@ -87,18 +109,40 @@ const behind = element => {
   const colour = getComputedStyle(element).backgroundColor;
   return rgb(colour)[3] === 0 ? behind(element.parentElement) : colour;
 };
+const inked = element => element instanceof SVGElement || element.ownerSVGElement
+  ? getComputedStyle(element).fill : getComputedStyle(element).color;
 const contrast = element => {
-  const [dark, light] = [getComputedStyle(element).color, behind(element)].map(bright).sort((a, b) => a - b);
+  const [dark, light] = [inked(element), behind(element)].map(bright).sort((a, b) => a - b);
   return (light + .05) / (dark + .05);
+};
+const plotted = (svg, width) => {
+  const box = svg.getBoundingClientRect(), outside = word => {
+    const place = word.getBoundingClientRect();
+    return place.right > box.right + 1 || place.left < box.left - 1;
+  };
+  const visible = mark => mark.getBoundingClientRect().width > 1 && getComputedStyle(mark).fill !== "none";
+  return {
+    plot: svg.parentElement.id, drawn: box.width > 200 && box.height > 50 && box.right <= width,
+    cut: [...svg.querySelectorAll("text")].filter(outside).map(word => word.textContent),
+    marks: [...svg.querySelectorAll("g[id*=-marks-]")].map(group =>
+      [...group.querySelectorAll("use")].filter(visible).length),
+  };
 };
 const measure = width => new Promise(done => {
   const frame = document.createElement("iframe");
   frame.width = width; frame.height = 900; frame.style.border = 0; frame.srcdoc = page;
   frame.onload = () => {
-    const all = frame.contentDocument, texts = [...all.body.querySelectorAll("*")].filter(element =>
+    const all = frame.contentDocument;
+    all.querySelectorAll("details").forEach(folded => { folded.open = true; });
+    const texts = [...all.body.querySelectorAll(":not(script, option)")].filter(element =>
       [...element.childNodes].some(node => node.nodeType === 3 && node.data.trim()));
+    const plots = [...all.querySelectorAll("figure svg")].map(svg => plotted(svg, width));
+    const numbers = [...all.querySelectorAll("data")].map(number =>
+      [number.dataset.at, number.getAttribute("value"), number.textContent]);
+    const estimate = all.querySelector("form.savings + p output");
     done({width, scrolls_to: all.documentElement.scrollWidth, contrast: Math.min(...texts.map(contrast)),
-          ground: getComputedStyle(all.body).backgroundColor});
+          ground: getComputedStyle(all.body).backgroundColor, plots,
+          numbers, estimate: estimate ? estimate.value : null});
   };
   document.body.append(frame);
 });
@@ -107,8 +151,8 @@ Promise.all(widths.map(measure)).then(measured => document.title = JSON.stringif
 """
 
 
-def chromium(folder: Path, scheme: str, *words: str) -> str:
-    """Run the browser without a window and return what it prints."""
+def chromium(folder: Path, scheme: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run the browser without a window; it prints the page on stdout, and what the page logs on stderr."""
     program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if program is None:
         raise SystemExit("this test needs Chromium: apt install chromium")
@@ -118,31 +162,71 @@ def chromium(folder: Path, scheme: str, *words: str) -> str:
         "--no-sandbox",
         "--disable-gpu",
         "--hide-scrollbars",
+        "--enable-logging=stderr",
         f"--user-data-dir={folder}/profile",
     )
-    done = subprocess.run([program, *quiet, setting, *words], capture_output=True, text=True, timeout=120, check=True)
-    return done.stdout
+    return subprocess.run([program, *quiet, setting, *words], capture_output=True, text=True, timeout=120, check=True)
 
 
-def complaints(name: str, page: str, scheme: str, folder: Path) -> list[str]:
-    """Say what of a page is cut or cannot be read."""
+def measured(page: str, scheme: str, folder: Path) -> list[dict]:
+    """Lay a page out at every width, with all that is folded unfolded, and return what the browser found."""
     file = folder / "measure.html"
     content = MEASURE.replace("PAGE", json.dumps(page).replace("</", "<\\/"), 1).replace("WIDTHS", str(list(WIDTHS)), 1)
     file.write_text(content, encoding="utf-8")
-    shown = chromium(folder, scheme, "--virtual-time-budget=10000", "--dump-dom", file.as_uri())
-    measured = json.loads(unescape(shown.partition("<title>")[2].partition("</title>")[0]))
-    assert [entry["width"] for entry in measured] == list(WIDTHS)
+    shown = chromium(folder, scheme, "--virtual-time-budget=10000", "--dump-dom", file.as_uri()).stdout
+    entries = json.loads(unescape(shown.partition("<title>")[2].partition("</title>")[0]))
+    assert [entry["width"] for entry in entries] == list(WIDTHS)
+    return entries
+
+
+def layout_complaints(name: str, entries: list[dict], scheme: str) -> list[str]:
+    """Say what of a page is cut or cannot be read."""
     expected = "rgb(22, 24, 28)" if scheme == "dark" else "rgb(255, 255, 255)"
     return [
         f"{name}, {scheme}, {entry['width']} pixels: {problem}"
-        for entry in measured
+        for entry in entries
         for problem, found in (
             (f"it scrolls to {entry['scrolls_to']}", entry["scrolls_to"] > entry["width"]),
             (f"the least contrast is {entry['contrast']:.2f}", entry["contrast"] < LEAST_CONTRAST),
             (f"the ground is {entry['ground']}", entry["ground"] != expected),
+            *((f"plot {plot['plot']} is not drawn", not plot["drawn"]) for plot in entry["plots"]),
+            *((f"plot {plot['plot']} cuts {plot['cut']}", plot["cut"]) for plot in entry["plots"]),
         )
         if found
     ]
+
+
+def logged(name: str, page: str, scheme: str, folder: Path) -> list[str]:
+    """Say what a page writes on the console, errors of its policy included."""
+    file = folder / "page.html"
+    file.write_text(page, encoding="utf-8")
+    lines = chromium(folder, scheme, "--dump-dom", file.as_uri()).stderr.splitlines()
+    return [f"{name}, {scheme}: console: {line}" for line in lines if ":CONSOLE" in line]
+
+
+def report_complaints(name: str, entry: dict, report: dict) -> list[str]:
+    """Say what of a report's page is not what its repository holds."""
+    marks = {plot["plot"]: plot["marks"] for plot in entry["plots"]}
+    candidates = [candidate for iteration in report["iterations"] for candidate in iteration["candidates"]]
+    pairs = [len(candidate["pairs"]) for candidate in candidates if candidate["pairs"]]
+    runs = Counter(
+        sample["arm"]
+        for iteration in report["iterations"]
+        for block in iteration["blocks"]
+        if not block["warm_up"]
+        for sample in block["samples"]
+    )
+    values = [plot for plot in marks if plot.startswith("value-")]
+    wrong = [f"plot {plot} has marks {marks[plot]}" for plot in values if sorted(marks[plot]) != sorted(runs.values())]
+    if marks["ratios"] != pairs:
+        wrong.append(f"plot ratios has marks {marks['ratios']} for pairs {pairs}")
+    if len(values) < 2 or not {"runnable", "capacity-0"} <= set(marks):
+        wrong.append(f"there are only the plots {', '.join(marks)}")
+    if len(entry["numbers"]) < 200:
+        wrong.append(f"there are only {len(entry['numbers'])} numbers")
+    if report["workload"]["goal"] == "makespan" and "a year" not in (entry["estimate"] or ""):
+        wrong.append("the estimate is not worked out")
+    return [f"{name}: {problem}" for problem in (*wrong, *differing(entry["numbers"], report))]
 
 
 def main() -> int:
@@ -150,17 +234,29 @@ def main() -> int:
     wrong = []
     with tempfile.TemporaryDirectory(prefix="schedagent-pages-") as name:
         folder = Path(name)
-        for outcome, page in pages().items():
+        reports = report_pages(folder)
+        pages = verifier_pages() | {f"report-{run}": page for run, (page, _values) in reports.items()}
+        for outcome, page in pages.items():
             for scheme in SCHEMES:
-                wrong += complaints(outcome, page, scheme, folder)
+                entries = measured(page, scheme, folder)
+                wrong += layout_complaints(outcome, entries, scheme) + logged(outcome, page, scheme, folder)
+                if outcome.removeprefix("report-") in reports:
+                    values = reports[outcome.removeprefix("report-")][1]
+                    wrong += [problem for entry in entries for problem in report_complaints(outcome, entry, values)]
                 for shots in map(Path, sys.argv[1:]):
-                    file = folder / f"{outcome}.html"
-                    file.write_text(page, encoding="utf-8")
-                    shot = shots.absolute() / f"{outcome}-{scheme}.png"
-                    chromium(folder, scheme, "--window-size=1200,2500", f"--screenshot={shot}", file.as_uri())
-    fine = f"{len(pages())} pages are whole at {WIDTHS} pixels, and legible in {', '.join(SCHEMES)}"
+                    take(shots, outcome, page, scheme, folder)
+    fine = f"{len(pages)} pages are whole at {WIDTHS} pixels, and legible in {', '.join(SCHEMES)}"
     sys.stdout.write("\n".join(wrong or [fine]) + "\n")
     return bool(wrong)
+
+
+def take(shots: Path, outcome: str, page: str, scheme: str, folder: Path) -> None:
+    """Take screenshots of a page, as wide as a desk and as a phone."""
+    file = folder / "page.html"
+    file.write_text(page, encoding="utf-8")
+    for width, height in ((1200, 2500), (500, 5000)):
+        shot = shots.absolute() / f"{outcome}-{scheme}-{width}.png"
+        chromium(folder, scheme, f"--window-size={width},{height}", f"--screenshot={shot}", file.as_uri())
 
 
 if __name__ == "__main__":

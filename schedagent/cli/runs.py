@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -14,7 +15,9 @@ from schedagent.cli.guide.completion import statuses
 from schedagent.cli.optimize import show_question, show_report
 from schedagent.core.errors import UsageError
 
-runs_app = typer.Typer(help="List, show, replay and delete earlier runs.", no_args_is_help=True, rich_markup_mode=None)
+runs_app = typer.Typer(
+    help="List, show, compare, replay and delete earlier runs.", no_args_is_help=True, rich_markup_mode=None
+)
 
 Run = Annotated[str, typer.Argument(metavar="RUN", help="Id of the run.", autocompletion=offered_runs)]
 
@@ -89,6 +92,69 @@ def runs_show(
             typer.echo(commands(run, report.waiting.digest))
         elif not as_json and not report.complete and report.failure is None:
             typer.echo(f"This run is not finished (status: {status.value}). Continue it: schedagent resume {run}")
+        return 0
+
+    guarded(command)
+
+
+@runs_app.command("report")
+def runs_report(
+    run: Run,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write it as one HTML page with plots.")] = None,
+    markdown: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write it as Markdown, for an issue; - is stdout.")
+    ] = None,
+    csv: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write every run of the workload, a row each; - is stdout.")
+    ] = None,
+    samples: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the same as a Markdown table; - is stdout.")
+    ] = None,
+) -> None:
+    """Write the report of a run into files.
+
+    The page holds all it needs, plots included, and works without a network. Without an option: Markdown on stdout.
+
+    Example: schedagent runs report 20261130-020455-3fa91c --html report.html
+    """
+
+    def command() -> int:
+        from schedagent.report.faces.files import write_report
+        from schedagent.run.lifecycle import report_of
+        from schedagent.run.opening import open_repository
+
+        chosen = {"html": html, "markdown": markdown, "csv": csv, "samples": samples}
+        files = {kind: path for kind, path in chosen.items() if path} or {"markdown": Path("-")}
+        with open_repository(settings()) as repository:
+            write_report(repository, report_of(settings(), repository, run), files)
+        return 0
+
+    guarded(command)
+
+
+@runs_app.command("compare")
+def runs_compare(
+    first: Annotated[str, typer.Argument(metavar="RUN", help="Id of a run.", autocompletion=offered_runs)],
+    second: Annotated[str, typer.Argument(metavar="RUN", help="Id of another.", autocompletion=offered_runs)],
+    as_json: Json = False,
+) -> None:
+    """Show two runs side by side, and what of them can be compared.
+
+    Policies that both tried agree if their intervals overlap.
+
+    Example: schedagent runs compare 20261130-020455-3fa91c 20261201-091500-77aa01
+    """
+
+    def command() -> int:
+        from schedagent.core.terminal.console import open_console
+        from schedagent.report.faces.comparison import compare, render, to_json
+
+        reports = (api.run_report(first, settings=settings()), api.run_report(second, settings=settings()))
+        comparison = compare(*reports)
+        if as_json:
+            print_json(to_json(comparison))
+        else:
+            render(comparison, *reports, open_console())
         return 0
 
     guarded(command)

@@ -3,28 +3,38 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from typing import Any
 
 from schedagent.approval.approvals import to_json as request_to_json
-from schedagent.core.trials.trial import DEFAULT_ARM, Block, Hardware, Sample, Verdict
+from schedagent.core.trials.trial import DEFAULT_ARM, Block, Expected, GuardVerdict, Hardware, Sample, Verdict
 from schedagent.core.trials.workload import CommandStats, WorkloadCommand, WorkloadProfile
 from schedagent.core.verification import GateResult
 from schedagent.report.json_form import (
+    ArmForm,
     BlockForm,
+    BoundsForm,
     CandidateForm,
     CommandForm,
     DecisionForm,
+    ExpectedForm,
     GateForm,
+    GuardForm,
     HardwareForm,
     IterationForm,
+    KnobForm,
+    ModeForm,
     PairForm,
     ProfileForm,
     ReportForm,
     SampleForm,
+    SplitForm,
+    ValueForm,
     VerdictForm,
     WorkloadForm,
 )
 from schedagent.report.report import CandidateReport, DecisionReport, IterationReport, Report
+from schedagent.report.values import ArmValues, ValueReport, objective_name
 
 
 def to_json(report: Report) -> dict[str, Any]:
@@ -45,11 +55,12 @@ def json_schema() -> dict[str, Any]:
 
 def _form(report: Report) -> ReportForm:
     return ReportForm(
-        version=1,
+        version=2,
         run=report.run,
         started_at=report.started_at,
         workload=_workload(report.workload),
         hardware=_hardware(report.hardware),
+        costs=report.costs,
         profile=_profile(report.profile) if report.profile else None,
         meaning=report.meaning,
         iterations=tuple(map(_iteration, report.iterations)),
@@ -75,6 +86,8 @@ def _workload(workload: WorkloadCommand) -> WorkloadForm:
         goal=workload.goal.value,
         prepare=workload.prepare,
         metric=workload.metric,
+        objective=objective_name(workload),
+        preset=workload.preset,
     )
 
 
@@ -129,6 +142,7 @@ def _iteration(iteration: IterationReport) -> IterationForm:
         candidates=tuple(map(_candidate, iteration.candidates)),
         runs_measured=iteration.runs_measured,
         blocks=tuple(map(_block, iteration.blocks)),
+        knobs=tuple(KnobForm(knob.name, knob.ratio, _value(knob.value)) for knob in iteration.knobs),
     )
 
 
@@ -140,12 +154,15 @@ def _candidate(entry: CandidateReport) -> CandidateForm:
         tunables=dict(candidate.tunables),
         origin=candidate.origin.value,
         reason=candidate.reason,
-        expected=candidate.expected,
+        prediction=candidate.expected,
         refuted_by=candidate.refuted_by,
         gates=tuple(map(_gate, entry.gates)),
         verdict=_verdict(entry.verdict) if entry.verdict else None,
+        expected=_expected(entry.verdict.expected) if entry.verdict and entry.verdict.expected else None,
+        guards=tuple(map(_guard, entry.verdict.guards)) if entry.verdict else (),
+        values={value.name: _value(value) for value in entry.values},
+        split=SplitForm(**asdict(entry.split)) if entry.split else None,
         pairs=tuple(PairForm(*pair) for pair in entry.pairs),
-        cpu_time_ratio=_finite(entry.cpu_time_ratio),
         repairs=entry.repairs,
     )
 
@@ -167,6 +184,29 @@ def _verdict(verdict: Verdict) -> VerdictForm:
     )
 
 
+def _expected(expected: Expected) -> ExpectedForm:
+    return ExpectedForm(
+        ratio=_finite(expected.ratio),
+        low=_finite(expected.low),
+        high=_finite(expected.high),
+        bounds=BoundsForm(_finite(expected.utilisation), _finite(expected.raw)),
+    )
+
+
+def _guard(guard: GuardVerdict) -> GuardForm:
+    ratio, low, high = map(_finite, (guard.ratio, guard.low, guard.high))
+    return GuardForm(guard.name, ratio, low, high, guard.margin, guard.held)
+
+
+def _value(value: ValueReport) -> ValueForm:
+    return ValueForm(value.unit, value.lower_is_better, _arm(value.default), _arm(value.candidate))
+
+
+def _arm(arm: ArmValues) -> ArmForm:
+    clusters = tuple(ModeForm(mode.runs, mode.median, mode.share) for mode in arm.modes)
+    return ArmForm(arm.median, arm.spread, arm.worst, len(arm.runs), clusters)
+
+
 def _block(block: Block) -> BlockForm:
     return BlockForm(block.number, block.number == 0, tuple(map(_sample, block.samples)))
 
@@ -181,6 +221,8 @@ def _sample(sample: Sample) -> SampleForm:
         started_at=sample.started_at,
         exit_status=sample.exit_status,
         failure=sample.failure,
+        values={name: _finite(value) for name, value in sample.values.items()},
+        usage=sample.usage,
     )
 
 

@@ -13,6 +13,7 @@ from schedagent.approval.approvals import deployment, waiting
 from schedagent.core.errors import UsageError, WorkloadFailed
 from schedagent.core.trials.judge import cpu_time_ratio, pairs_of
 from schedagent.core.trials.lesson import Insight
+from schedagent.core.trials.race import own_blocks
 from schedagent.core.trials.trial import Block, Verdict
 from schedagent.report.model_use import ModelUse, model_use, stored_model_use
 from schedagent.report.report import (
@@ -23,6 +24,7 @@ from schedagent.report.report import (
     IterationReport,
     Report,
 )
+from schedagent.report.values import knobs_of, split_of, values_of
 
 
 def read_report(repository: PolicyRepository, run_id: str, transcript: Path) -> Report:
@@ -62,12 +64,15 @@ def build_report(
         complete: whether the run has ended; if not, the report shows what is known so far.
     """
     run = repository.run(run_id)
-    iterations = tuple(_iteration(repository, run_id, number) for number in repository.iterations(run_id))
+    iterations = tuple(_iteration(repository, run, number) for number in repository.iterations(run_id))
     return Report(
         run=run_id,
         started_at=run.started_at,
+        finished_at=run.finished_at,
+        options=run.settings,
         workload=run.workload,
         hardware=run.hardware,
+        costs=repository.costs(run_id),
         profile=repository.profile(run_id),
         meaning=repository.meaning(run_id),
         iterations=iterations,
@@ -84,7 +89,8 @@ def build_report(
     )
 
 
-def _iteration(repository: PolicyRepository, run_id: str, number: int) -> IterationReport:
+def _iteration(repository: PolicyRepository, run: RunRecord, number: int) -> IterationReport:
+    run_id = run.id
     plan = repository.plan(run_id, number)
     assert plan is not None, "iterations() lists stored plans"
     verdicts, blocks = repository.verdicts(run_id, number), repository.blocks(run_id, number)
@@ -92,17 +98,22 @@ def _iteration(repository: PolicyRepository, run_id: str, number: int) -> Iterat
     candidates = []
     for candidate in repository.candidates(run_id, number):
         verification = repository.verification(run_id, candidate.key)
+        judged = own_blocks(blocks, candidate.key) or blocks
         candidates.append(
             CandidateReport(
                 candidate,
                 verification.gates if verification else (),
                 verdicts.get(candidate.key),
-                cpu_time_ratio(blocks, candidate.key),
+                cpu_time_ratio(judged, candidate.key),
                 repaired.get(candidate.key, ""),
-                _pairs(blocks, candidate.key),
+                _pairs(judged, candidate.key),
+                values_of(judged, candidate.key, run.workload, run.hardware.cpus),
+                split_of(judged, candidate.key),
             )
         )
-    return IterationReport(plan.reason, plan.learned, tuple(candidates), tuple(blocks))
+    return IterationReport(
+        plan.reason, plan.learned, tuple(candidates), tuple(blocks), knobs_of(blocks, run.workload, run.hardware.cpus)
+    )
 
 
 def _pairs(blocks: Sequence[Block], key: str) -> tuple[tuple[float, float], ...]:

@@ -11,13 +11,14 @@ from typing import Any, Literal
 
 from repo_store.records import RunFailure
 from schedagent.core.trials.lesson import Insight, Meaning
+from schedagent.core.trials.usage import MachineCosts, Usage
 from schedagent.report.model_use import ModelUse
 from schedagent.report.report import IssuedToken
 
 
 @dataclass(frozen=True)
 class WorkloadForm:
-    """What was optimised; `metric` is empty if the wall time is compared."""
+    """What was optimised; `metric` is empty if the wall time is compared, `objective` what is compared, for people."""
 
     key: str
     command: str
@@ -25,6 +26,8 @@ class WorkloadForm:
     goal: str
     prepare: str
     metric: str
+    objective: str
+    preset: str
 
 
 @dataclass(frozen=True)
@@ -82,13 +85,13 @@ class GateForm:
 
 @dataclass(frozen=True)
 class VerdictForm:
-    """The comparison with the default scheduler.
+    """The comparison with the default scheduler, as it was measured.
 
-    `ratio` is the geometric mean of candidate / default over the candidate's `pairs`; `low` to `high` is the two-sided
-    Student t interval of its logarithm at `confidence`, which is corrected for the number of candidates.
+    `ratio` is candidate / default over the candidate's `pairs`; `low` to `high` is its interval at `confidence`, which
+    is corrected for the number of candidates. A `trade-off` is better, but breaks a guard.
     """
 
-    outcome: str
+    outcome: Literal["better", "trade-off", "worse", "no difference", "no useful gain", "inconclusive", "failed"]
     ratio: float | None
     low: float | None
     high: float | None
@@ -96,6 +99,81 @@ class VerdictForm:
     pairs: int
     disturbed: int
     reason: str
+
+
+@dataclass(frozen=True)
+class BoundsForm:
+    """Between these lies the ratio on hardware: if only the use of the CPUs carries over, or all that was measured."""
+
+    utilisation: float | None
+    raw: float | None
+
+
+@dataclass(frozen=True)
+class ExpectedForm:
+    """The ratio to expect on hardware, of a trial in an emulated machine."""
+
+    ratio: float | None
+    low: float | None
+    high: float | None
+    bounds: BoundsForm
+
+
+@dataclass(frozen=True)
+class GuardForm:
+    """What must not get worse by more than `margin`, a fraction; `held` if the interval shows that it did not."""
+
+    name: str
+    ratio: float | None
+    low: float | None
+    high: float | None
+    margin: float
+    held: bool
+
+
+@dataclass(frozen=True)
+class ModeForm:
+    """One of two clusters of runs; `share` is its part of all runs."""
+
+    runs: int
+    median: float
+    share: float
+
+
+@dataclass(frozen=True)
+class ArmForm:
+    """One value in the `n` runs of one arm; `spread` is the distance of the quartiles, `modes` two clusters or none."""
+
+    median: float
+    spread: float
+    worst: float
+    n: int
+    modes: tuple[ModeForm, ...]
+
+
+@dataclass(frozen=True)
+class ValueForm:
+    """One value in both arms, in base units: all runs after the warm-up that did not fail, disturbed ones included.
+
+    `unit` is s, fraction or count; null for a number out of the output whose unit is not known.
+    """
+
+    unit: str | None
+    lower_is_better: bool
+    default: ArmForm
+    candidate: ArmForm
+
+
+@dataclass(frozen=True)
+class SplitForm:
+    """What the difference in wall time consists of, as ratios: `wall_time` is `cpu_time` x `utilisation`.
+
+    T = CPU time / (CPUs x utilisation); `utilisation` is below 1 if the candidate uses the CPUs better.
+    """
+
+    wall_time: float
+    cpu_time: float
+    utilisation: float
 
 
 @dataclass(frozen=True)
@@ -108,25 +186,36 @@ class PairForm:
 
 @dataclass(frozen=True)
 class CandidateForm:
-    """One candidate; `pairs` are in the order they were measured, without the warm-up and without disturbed ones."""
+    """One candidate; `pairs` are in the order they were measured, without the warm-up and without disturbed ones.
+
+    `prediction` is what its planner expected, in words; `expected` the ratio to expect on hardware, null where the
+    verdict's is the hardware's own. `values` go by name, what is compared first. Like `split` and `pairs`, they are of
+    the blocks that the verdict rests on: those of its own, if it led a race.
+    """
 
     key: str
     policy: str
     tunables: Mapping[str, int]
     origin: str
     reason: str
-    expected: str
+    prediction: str
     refuted_by: str
     gates: tuple[GateForm, ...]
     verdict: VerdictForm | None
+    expected: ExpectedForm | None
+    guards: tuple[GuardForm, ...]
+    values: Mapping[str, ValueForm]
+    split: SplitForm | None
     pairs: tuple[PairForm, ...]
-    cpu_time_ratio: float | None
     repairs: str
 
 
 @dataclass(frozen=True)
 class SampleForm:
-    """One run of the workload; `arm` is default or the key of a candidate, `failure` why it cannot be compared."""
+    """One run of the workload; `arm` is default, a candidate's key or a knob, `failure` why it cannot be compared.
+
+    `values` are the numbers that were read from its output; `usage` is null in runs of versions that did not keep it.
+    """
 
     arm: str
     value: float | None
@@ -136,6 +225,8 @@ class SampleForm:
     started_at: str
     exit_status: int | None
     failure: str
+    values: Mapping[str, float | None]
+    usage: Usage | None
 
 
 @dataclass(frozen=True)
@@ -148,14 +239,24 @@ class BlockForm:
 
 
 @dataclass(frozen=True)
+class KnobForm:
+    """What a knob gave: no claim, so there is no interval; in `value`, `candidate` is the knob's arm."""
+
+    name: str
+    ratio: float
+    value: ValueForm
+
+
+@dataclass(frozen=True)
 class IterationForm:
-    """One plan and its trial."""
+    """One plan and its trial; `knobs` are settings that every kernel has, measured beside the candidates."""
 
     reason: str
     learned: str
     candidates: tuple[CandidateForm, ...]
     runs_measured: int
     blocks: tuple[BlockForm, ...]
+    knobs: tuple[KnobForm, ...]
 
 
 @dataclass(frozen=True)
@@ -176,14 +277,15 @@ class ReportForm:
     """The report of a run, as `optimize --json` and `runs show --json` print it.
 
     `version` grows when a field is renamed or removed; a new field leaves it as it is. While the run is not `complete`,
-    the report holds what is known so far.
+    the report holds what is known so far. `costs` are those of the emulated machine, null if they were not measured.
     """
 
-    version: Literal[1]
+    version: Literal[2]
     run: str
     started_at: str
     workload: WorkloadForm
     hardware: HardwareForm
+    costs: MachineCosts | None
     profile: ProfileForm | None
     meaning: Meaning | None
     iterations: tuple[IterationForm, ...]

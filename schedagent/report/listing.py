@@ -111,7 +111,8 @@ def _result(run: RunRecord) -> str:
     """What a finished run found, else where it stands."""
     if run.report is None:
         return run.status.value
-    return "better" if run.report.get("outcome") == "better" else "nothing better"
+    outcome = run.report.get("outcome")
+    return outcome if outcome in ("better", "trade-off") else "nothing better"
 
 
 def _tunables(policy: PolicyInfo) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The report of a run, as values: what every face of it (terminal, JSON) shows."""
+"""The report of a run, as values: what every face of it (terminal, JSON, HTML, Markdown) shows."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ from schedagent.core.approval import ApprovalRequest, ApprovalStage, Decision
 from schedagent.core.policies.policy import CandidatePolicy
 from schedagent.core.trials.lesson import Insight, Meaning
 from schedagent.core.trials.trial import Block, Hardware, Outcome, Verdict
+from schedagent.core.trials.usage import MachineCosts
 from schedagent.core.trials.workload import WorkloadCommand, WorkloadProfile
 from schedagent.core.verification import GateResult
 from schedagent.report.model_use import ModelUse
+from schedagent.report.values import KnobReport, Split, ValueReport
 
 IN_PROCESS = "this process itself"
 """Who verified, if it was no service."""
@@ -34,6 +36,9 @@ class CandidateReport:
         cpu_time_ratio: candidate / default in CPU time; nan if nothing was compared.
         repairs: key of the failed candidate that it replaces; empty if it replaces none.
         pairs: (default's value, candidate's value) of each block that is compared, in their order.
+        values: of both arms, what is compared first; none if nothing was measured.
+        split: what the difference in wall time consists of; None if nothing was measured.
+            Like the pairs, both are of the blocks that the verdict rests on: its own, if it led a race.
     """
 
     candidate: CandidatePolicy
@@ -42,6 +47,8 @@ class CandidateReport:
     cpu_time_ratio: float
     repairs: str
     pairs: tuple[tuple[float, float], ...]
+    values: tuple[ValueReport, ...] = ()
+    split: Split | None = None
 
 
 @dataclass(frozen=True)
@@ -52,12 +59,14 @@ class IterationReport:
         reason, learned: of the plan (see core.policy.Plan).
         candidates: in the order of the plan, each followed by what repaired it.
         blocks: of its trial, in their order, the warm-up included.
+        knobs: what settings that every kernel has gave beside them; no claims.
     """
 
     reason: str
     learned: str
     candidates: tuple[CandidateReport, ...]
     blocks: tuple[Block, ...]
+    knobs: tuple[KnobReport, ...] = ()
 
     @property
     def runs_measured(self) -> int:
@@ -119,7 +128,10 @@ class Report:
     Args:
         run: its id.
         started_at: ISO 8601 UTC time.
+        finished_at: the same; empty if it has not ended, or was not yet stored as ended.
+        options: what the run was started with, as JSON values.
         workload, hardware: what was optimised, and where.
+        costs: what separates the machine it was measured in from hardware; None if that was not measured.
         profile, meaning: the workload in numbers and in words; None if it was not observed, or has no words.
         iterations: one for each plan.
         best: the candidate that is better than the default scheduler by most; None if none is.
@@ -136,8 +148,11 @@ class Report:
 
     run: str
     started_at: str
+    finished_at: str
+    options: Mapping[str, Any]
     workload: WorkloadCommand
     hardware: Hardware
+    costs: MachineCosts | None
     profile: WorkloadProfile | None
     meaning: Meaning | None
     iterations: tuple[IterationReport, ...]
@@ -155,7 +170,11 @@ class Report:
     @property
     def outcome(self) -> str:
         """The result in a few words, for lists of runs."""
-        return "better" if self.best else "keep the default scheduler"
+        if self.best:
+            return "better"
+        verdicts = (entry.verdict for entry in self.candidates)
+        traded = any(verdict and verdict.outcome is Outcome.TRADE_OFF for verdict in verdicts)
+        return Outcome.TRADE_OFF.value if traded else "keep the default scheduler"
 
     @property
     def candidates(self) -> Iterator[CandidateReport]:

@@ -5,23 +5,44 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from schedagent.core.process.shell_text import quoted
 from schedagent.core.terminal.console import UNBROKEN
-from schedagent.core.trials.trial import Outcome, Verdict
+from schedagent.core.trials.trial import Outcome
 from schedagent.core.trials.workload import CommandStats, Goal, WorkloadCommand, WorkloadProfile
 from schedagent.core.verification import GateResult, GateStatus
 from schedagent.report.conclusion import conclusion
+from schedagent.report.faces.remarks import (
+    costs_line,
+    expected_line,
+    guard_line,
+    headline_values,
+    interval_text,
+    knob_lines,
+    mode_lines,
+    remarks,
+    split_line,
+)
+from schedagent.report.faces.strips import levels, strips
 from schedagent.report.report import CandidateReport, Report
 from schedagent.report.tables import say, say_wrapped
+from schedagent.report.values import figure
 
 TOP_COMMANDS = 5
 
-_COLOURS = {Outcome.BETTER: "bold green", Outcome.WORSE: "red", Outcome.FAILED: "bold red"}
+_COLOURS = {
+    Outcome.BETTER: "bold green",
+    Outcome.TRADE_OFF: "bold yellow",
+    Outcome.WORSE: "red",
+    Outcome.FAILED: "bold red",
+}
 _NOT_REACHED = "not reached"
+_LONGEST_NAME = 20
+_NARROWEST_STRIP, _WIDEST_STRIP, _NARROWEST_TERMINAL = 10, 40, 60
 
 
 def render(report: Report, console: Console) -> None:
@@ -30,13 +51,19 @@ def render(report: Report, console: Console) -> None:
     say(console, f"Run {report.run}: {quoted(report.workload.command)} in {report.workload.directory}")
     hardware = report.hardware
     say(console, f"  Lab: {hardware.lab}, {hardware.cpus} CPUs, kernel {hardware.kernel_release}")
+    if report.costs and hardware.lab == "vm-tcg":
+        say_wrapped(console, costs_line(report.costs), "    ")
     if report.profile:
         _render_profile(report, report.profile, console)
     for number, iteration in enumerate(report.iterations, start=1):
         say(console, f"Plan {number}: {iteration.reason}")
         if iteration.learned:
             say(console, f"  Learned earlier: {iteration.learned}")
-    _render_candidates(tuple(report.candidates), report.workload, console)
+    _render_candidates(report, console)
+    for line in knob_lines(report):
+        say_wrapped(console, line, "  ")
+    for line in remarks(report):
+        say_wrapped(console, f"Note: {line}.", "  ")
     for insight in report.insights:
         say(console, f"  Insight: {insight.text} (from {', '.join(insight.evidence)})")
     console.print()
@@ -49,6 +76,10 @@ def _render_profile(report: Report, profile: WorkloadProfile, console: Console) 
     say(console, f"  Profile: {profile.kind.value}; {profile.wall_s:.2f} s wall, {profile.cpu_s:.2f} s CPU, {busy}")
     for sentence in profile.evidence:
         say_wrapped(console, sentence, "    ")
+    if profile.parallelism and _draws(console):
+        most = max(tasks for _time, tasks in profile.parallelism)
+        bars = levels(profile.parallelism, profile.wall_s, min(console.width - 35, _WIDEST_STRIP))
+        say(console, f"    runnable tasks, at most {most}  |{bars}|")
     if report.meaning:
         say(console, f"    In words: {report.meaning.meaning} Goal: {report.meaning.goal}")
     if profile.commands:
@@ -68,32 +99,50 @@ def _commands(commands: Sequence[CommandStats]) -> Iterator[str]:
         yield "  ".join([*(cell.rjust(width) for cell, width in zip(row, widths, strict=False)), row[-1]])
 
 
-def _render_candidates(candidates: Sequence[CandidateReport], workload: WorkloadCommand, console: Console) -> None:
+def _render_candidates(report: Report, console: Console) -> None:
+    candidates = tuple(report.candidates)
     if not candidates:
         return
-    say(console, f"\nCandidates against the default scheduler ({_ratio_means(workload)}):")
-    table = _table(candidates)
-    wanted = console.measure(table, options=console.options.update(max_width=UNBROKEN)).maximum
-    console.print(table if wanted <= console.width else _table(candidates, names=False))
+    say(console, f"\nCandidates against the default scheduler ({_ratio_means(report.workload)}):")
+    console.print(_fitting_table(candidates, console))
+    if _any_expected(candidates):
+        say(console, "  expected: on hardware, which is what is claimed; raw: as measured, emulated")
     for number, entry in enumerate(candidates, start=1):
         say(console, f"  {number} {entry.candidate.label}")
         for line in _details(entry):
             say_wrapped(console, line, "      ")
+        for line in _values(entry, console):
+            say(console, f"      {line}".rstrip())
 
 
 def _ratio_means(workload: WorkloadCommand) -> str:
     if not workload.metric:
         return "ratio below 1: less time"
-    return "ratio above 1: more" if workload.goal is Goal.THROUGHPUT else "ratio below 1: a smaller metric"
+    name = workload.objective or "metric"
+    return f"ratio above 1: more {name}" if workload.goal is Goal.THROUGHPUT else f"ratio below 1: a smaller {name}"
 
 
-def _table(candidates: Sequence[CandidateReport], *, names: bool = True) -> Table:
-    """A row for each candidate; where there is no room for the names, the numbers refer to the lines below."""
-    table = Table()
+def _any_expected(candidates: Sequence[CandidateReport]) -> bool:
+    return any(entry.verdict and entry.verdict.expected for entry in candidates)
+
+
+def _fitting_table(candidates: Sequence[CandidateReport], console: Console) -> Table:
+    """The table; where there is no room for the names, its numbers refer to the lines below."""
+    unbroken = console.options.update(max_width=UNBROKEN)
+    for table in (_table(candidates), _table(candidates, padded=False)):
+        if console.measure(table, options=unbroken).maximum <= console.width:
+            return table
+    return _table(candidates, names=False)
+
+
+def _table(candidates: Sequence[CandidateReport], *, names: bool = True, padded: bool = True) -> Table:
+    """A row for each candidate."""
+    emulated = _any_expected(candidates)
+    table = Table(pad_edge=padded)
     table.add_column("")
     if names:
         table.add_column("policy", no_wrap=True)
-    for heading in ("pairs", "ratio", "interval"):
+    for heading in ("pairs", "expected", "interval", "raw") if emulated else ("pairs", "ratio", "interval"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
     for number, entry in enumerate(candidates, start=1):
@@ -101,27 +150,66 @@ def _table(candidates: Sequence[CandidateReport], *, names: bool = True) -> Tabl
         style = _COLOURS.get(outcome, "") if outcome else ""
         verdict = Text(outcome.value if outcome else _NOT_REACHED, style=style)
         name = [Text(entry.candidate.policy)] if names else []
-        table.add_row(str(number), *name, *_figures(entry.verdict), verdict)
+        table.add_row(str(number), *name, *_figures(entry, emulated), verdict)
     return table
 
 
-def _figures(verdict: Verdict | None) -> tuple[str, str, str]:
-    """Pairs, ratio and interval; one pair has an estimate and no interval."""
-    if verdict is None:
-        return "0", "-", "-"
-    ratio = f"{verdict.ratio:.3f}" if math.isfinite(verdict.ratio) else "-"
-    known = math.isfinite(verdict.low) and math.isfinite(verdict.high)
-    return str(verdict.pairs), ratio, f"{verdict.low:.3f} to {verdict.high:.3f}" if known else "-"
+def _figures(entry: CandidateReport, emulated: bool) -> tuple[str, ...]:
+    """Pairs, ratio and interval of what is claimed, and the raw ratio if that is another.
+
+    What nothing is expected of has its raw ratio alone.
+    """
+    if entry.verdict is None:
+        return ("0", "-", "-", "-")[: 3 + emulated]
+    ratio, low, high = entry.verdict.claim
+    raw = f"{entry.verdict.ratio:.3f}" if math.isfinite(entry.verdict.ratio) else "-"
+    if emulated and entry.verdict.expected is None:
+        return str(entry.verdict.pairs), "-", "-", raw
+    claimed = f"{ratio:.3f}" if math.isfinite(ratio) else "-"
+    return (str(entry.verdict.pairs), claimed, interval_text(low, high), raw)[: 3 + emulated]
 
 
 def _details(entry: CandidateReport) -> Iterator[str]:
     yield entry.verdict.reason if entry.verdict else _NOT_REACHED
+    if entry.verdict:
+        if entry.verdict.expected:
+            yield expected_line(entry.verdict.expected)
+        yield from map(guard_line, entry.verdict.guards)
+    if entry.split:
+        yield split_line(entry.split)
     facts = [_gates(entry.gates)]
-    if math.isfinite(entry.cpu_time_ratio):
-        facts.append(f"CPU time x {entry.cpu_time_ratio:.2f}")
     if entry.verdict and entry.verdict.disturbed:
         facts.append(f"{entry.verdict.disturbed} disturbed pair{'s' * (entry.verdict.disturbed > 1)} left out")
     yield "; ".join(facts)
+    yield from mode_lines(entry)
+
+
+def _values(entry: CandidateReport, console: Console) -> Iterator[str]:
+    """A line for each value and arm: median, spread, worst, runs, and on a terminal where the runs lie."""
+    values = headline_values(entry.values)
+    if not values:
+        return
+    rows: list[tuple[str, ...]] = [("value", "median", "spread", "worst", "runs")]
+    for value in values:
+        for arm, name in ((value.default, f"{_short(value.name)}, default"), (value.candidate, "  this policy")):
+            figures = (figure(number, value.unit) for number in (arm.median, arm.spread, arm.worst))
+            rows.append((name, *figures, str(len(arm.runs))))
+    widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
+    room = min(console.width - 6 - sum(widths) - 2 * len(widths), _WIDEST_STRIP)
+    drawn = _draws(console) and room >= _NARROWEST_STRIP
+    marks = ["", *(strip for value in values for strip in strips(value, room))] if drawn else [""] * len(rows)
+    for (name, *numbers), strip in zip(rows, marks, strict=True):
+        cells = [cell.rjust(width) for cell, width in zip(numbers, widths[1:], strict=True)]
+        yield "  ".join([name + " " * (widths[0] - cell_len(name)), *cells, strip]).rstrip()
+
+
+def _draws(console: Console) -> bool:
+    """Whether plots help: somebody looks at a terminal that has more than ASCII, and is not too narrow."""
+    return console.is_terminal and not console.options.ascii_only and console.width >= _NARROWEST_TERMINAL
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 3]}..."
 
 
 def _gates(gates: Sequence[GateResult]) -> str:

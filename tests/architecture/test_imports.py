@@ -33,6 +33,7 @@ CONFINED = {
     "starlette": ("schedagent/mcp/server.py",),
     "anyio": ("schedagent/mcp/server.py", "schedagent/mcp/slow_call.py"),
     "prometheus_client": ("schedagent/metrics/*.py", "schedagent/cli/metrics.py"),
+    "matplotlib": ("schedagent/report/page/plots.py",),
     "langsmith": ("agents/llm/model.py", "schedagent/run/lifecycle.py"),
 }
 """Outside libraries and the only files that may import them."""

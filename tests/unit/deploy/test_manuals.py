@@ -113,7 +113,11 @@ def test_a_configuration_s_comments_belong_to_the_keys_below_them():
 
 @pytest.mark.parametrize(
     ("typed", "expected"),
-    [("schedagent resu", {"resume"}), ("schedagent verify --sta", {"--static"}), ("schedagent runs re", {"replay"})],
+    [
+        ("schedagent resu", {"resume"}),
+        ("schedagent verify --sta", {"--static"}),
+        ("schedagent runs re", {"replay", "report"}),
+    ],
 )
 def test_tab_completes_in_bash(tmp_path, typed, expected):
     program = tmp_path / "schedagent"
