@@ -176,4 +176,24 @@ class ProveAnswer(Message):
     stalled_s: float = 0.0
 
 
-JOBS: Mapping[str, type[Message]] = {kind.__name__: kind for kind in (Hello, MountHost, RunWorkload, LoadPolicy, Prove)}
+@dataclass(frozen=True)
+class MeasureCosts(Message):
+    """Measure what a piece of work and a task switch cost in this machine; see verifier.microvm.costs."""
+
+
+@dataclass(frozen=True)
+class CostsAnswer(Message):
+    """What they cost.
+
+    Args:
+        work_ns: CPU time of a fixed piece of work.
+        switch_ns: CPU time of a context switch.
+    """
+
+    work_ns: int
+    switch_ns: float
+
+
+JOBS: Mapping[str, type[Message]] = {
+    kind.__name__: kind for kind in (Hello, MountHost, RunWorkload, LoadPolicy, Prove, MeasureCosts)
+}
