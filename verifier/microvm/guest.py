@@ -28,7 +28,7 @@ from kernel_bpf.load.btf import kernel_constants
 from kernel_bpf.load.libbpf import libbpf
 from kernel_bpf.load.sched_ext import CONSTANT_PREFIX, LoadedPolicy
 from schedagent.core.errors import SchedagentError
-from verifier.microvm import costs, jobs
+from verifier.microvm import guest_costs, jobs
 from verifier.microvm.recorder import Recorder
 from verifier.proving import prove
 from verifier.proving.ground import end
@@ -403,7 +403,7 @@ HANDLERS: dict[str, Callable[[Any], jobs.Message | None]] = {
     "RunWorkload": run_workload,
     "LoadPolicy": CELL.load_policy,
     "Prove": CELL.run_prove,
-    "MeasureCosts": lambda _job: costs.measure(),
+    "MeasureCosts": lambda _job: guest_costs.measure(),
 }
 
 

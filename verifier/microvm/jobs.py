@@ -178,7 +178,7 @@ class ProveAnswer(Message):
 
 @dataclass(frozen=True)
 class MeasureCosts(Message):
-    """Measure what a piece of work and a task switch cost in this machine; see verifier.microvm.costs."""
+    """Measure what a piece of work and a task switch cost in this machine; see verifier.microvm.guest_costs."""
 
 
 @dataclass(frozen=True)
