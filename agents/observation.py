@@ -29,6 +29,7 @@ from schedagent.core.trials.workload import (
     WorkloadCommand,
     WorkloadProfile,
 )
+from verifier.lab.remarks import remarks
 
 HISTORY_LIMIT = 2048
 """Identities handed to a policy at most; half of what its map holds."""
@@ -51,16 +52,25 @@ class ObservingLab(Protocol):
     def observe(self, workload: WorkloadCommand) -> tuple[Sample, Observation]: ...
 
 
-def observe(lab: ObservingLab, workload: WorkloadCommand, *, kappa: float = 1.0) -> tuple[Sample, WorkloadProfile]:
+def observe(
+    lab: ObservingLab,
+    workload: WorkloadCommand,
+    remark: Callable[[str], None] = lambda _text: None,
+    *,
+    kappa: float = 1.0,
+) -> tuple[Sample, WorkloadProfile]:
     """Run the workload once under the default scheduler; return the sample and its profile.
 
     Args:
+        remark: called with each sentence that a user should know of this run.
         kappa: how many times as long work takes in the lab as on hardware.
 
     Raises:
         SchedagentError: whatever the lab raises; WorkloadFailed if the workload itself failed.
     """
     sample, observation = lab.observe(workload)
+    for text in remarks(workload, sample, observation):
+        remark(text)
     return sample, build_profile(observation, kappa=kappa)
 
 

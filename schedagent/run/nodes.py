@@ -190,7 +190,8 @@ class RunNodes:
 
     def _observed(self, run_id: str, costs: MachineCosts | None) -> WorkloadProfile:
         workload = self._repository.run(run_id).workload
-        _sample, profile = observe(self._lab, workload, kappa=costs.kappa if costs else 1.0)
+        kappa = costs.kappa if costs else 1.0
+        _sample, profile = observe(self._lab, workload, self._reporter.step, kappa=kappa)
         return profile
 
     def planning(self, state: RunState) -> dict[str, Any]:

@@ -83,5 +83,5 @@ def test_a_policy_that_stalls_is_ejected_on_the_proving_ground(lab, trouble):
 def test_a_failing_workload_is_told_with_its_output(lab):
     reason = pytest.raises(WorkloadFailed, match="exit status 9")
     with lab.session(WorkloadCommand("echo the reason; exit 9", "/")) as session, reason as failed:
-        session.run_default()
+        session.warm_up()
     assert "the reason" in failed.value.message

@@ -11,9 +11,10 @@ import logging
 import math
 import os
 import re
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -26,8 +27,9 @@ from schedagent.core.process.machine_lock import LAB_LOCK, MachineLock
 from schedagent.core.process.shell_text import quoted
 from schedagent.core.trials.trial import DEFAULT_ARM, Hardware, Sample
 from schedagent.core.trials.usage import MachineCosts
-from schedagent.core.trials.workload import Observation, WorkloadCommand
+from schedagent.core.trials.workload import DEFAULT_SHELL, Observation, WorkloadCommand
 from verifier.lab.costs import compare, probe_host
+from verifier.lab.remarks import failure_hint, failure_seen, how_it_ended, usage_of, why_nonsense
 from verifier.microvm import jobs
 from verifier.microvm.image import ANSWER_TIMEOUT_S, SnapshotStore
 from verifier.microvm.kernels import KernelImage
@@ -39,6 +41,16 @@ log = logging.getLogger(__name__)
 LOAD_TIMEOUT_S = 120.0
 SAMPLE_OUTPUT_CHARS = 4000
 FAILURE_OUTPUT_LINES = 25
+
+IDLE_LIMIT_S = 60.0
+"""A workload under observation that neither uses nor wants a CPU for so long is ended: it waits for something that does
+not come, and else would do so, silently, until its time limit. In a trial it has twice as long: it got through once."""
+
+WHEN_IT_RUNS = {
+    "--setup": "it runs once in each machine, before the first run; try it by hand in the same directory",
+    "--prepare": "it runs before each trial; try it by hand in the same directory",
+    "--cleanup": "it runs after each run; try it by hand in the same directory",
+}
 
 STALL_S = 0.3
 """A virtual CPU that does not run for this long was kept from it by the host."""
@@ -132,7 +144,7 @@ class VmLab:
             MetricError: it ran, but the metric expression found no number.
         """
         with self.session(workload) as session:
-            session.run_default()
+            session.warm_up()
             sample, observation = session.observe()
         return sample, observation
 
@@ -252,107 +264,181 @@ class TrialSession:
             self._machine.close()
             self._machine = None
 
-    def run_default(self, beside: LabPolicy | None = None) -> Sample:
-        """One run under the default scheduler; raise WorkloadFailed or MetricError if it cannot be used.
-
-        Args:
-            beside: policy this run will be compared with: attached and detached before the clock starts, so that the
-                kernel's code was patched in both arms.
-        """
-        sample, answer = self._run(beside, observe=False, attached=False)
-        self._require_success(sample, answer)
-        return sample
+    def warm_up(self) -> None:
+        """One run under the default scheduler that is not recorded; raises as `observe`."""
+        self._require_success(*self._run(None, idle_limit_s=IDLE_LIMIT_S))
 
     def observe(self) -> tuple[Sample, Observation]:
-        """One recorded run under the default scheduler; raises as run_default."""
-        sample, answer = self._run(None, observe=True)
+        """One recorded run under the default scheduler.
+
+        Raises:
+            WorkloadFailed: it failed, or its figures would be nonsense.
+            MetricError: its output holds no number that the metric could find.
+            VmLost: the machine was lost twice.
+        """
+        sample, answer = self._run(None, observe=True, idle_limit_s=IDLE_LIMIT_S)
         self._require_success(sample, answer)
         if answer.observation is None:
             raise VmLost("the guest returned no observation")
         return sample, Observation.from_json(answer.observation)
 
+    def run_default(self, beside: LabPolicy | None = None) -> Sample:
+        """One run under the default scheduler; what goes wrong stands in the sample: one run proves no rule.
+
+        Args:
+            beside: policy this run will be compared with: attached and detached before the clock starts, so that the
+                kernel's code was patched in both arms.
+
+        Raises:
+            WorkloadFailed: a fresh machine was needed, and the setup command failed in it.
+            KernelRejected: `beside` would not load or attach.
+            VmLost: the machine was lost twice.
+        """
+        return self._run(beside, attached=False)[0]
+
     def run_candidate(self, policy: LabPolicy) -> Sample:
         """One run under a policy; what goes wrong stands in the sample.
 
         Raises:
+            WorkloadFailed: a fresh machine was needed, and the setup command failed in it.
             KernelRejected: it would not load or attach.
             VmLost: the machine was lost twice.
         """
-        return self._run(policy, observe=False)[0]
+        return self._run(policy)[0]
 
-    def _run(self, policy: LabPolicy | None, *, observe: bool, attached: bool = True) -> tuple[Sample, jobs.RunAnswer]:
+    def _run(
+        self,
+        policy: LabPolicy | None,
+        *,
+        observe: bool = False,
+        attached: bool = True,
+        idle_limit_s: float = 2 * IDLE_LIMIT_S,
+    ) -> tuple[Sample, jobs.RunAnswer]:
+        job = self._job(policy, observe=observe, attached=attached, idle_limit_s=idle_limit_s)
+
         def attempt() -> tuple[Sample, jobs.RunAnswer]:
             machine = self._ready_machine()
             started_at = datetime.now(UTC).isoformat()
-            answer = self._call(machine, self._job(policy, observe=observe, attached=attached))
+            answer = self._call(machine, job)
             return self._sample(policy if attached else None, answer, started_at), answer
 
         sample, answer = twice(attempt)
         return twice(attempt) if perhaps_host_stalled(sample.policy_exit) else (sample, answer)
 
     def _ready_machine(self) -> Machine:
-        """Return the session's machine; one that replaces a lost one first runs the workload once, for its caches."""
+        """Return the session's machine, set up; one that replaces a lost one first runs the workload for its caches."""
         if self._machine is None:
             self._machine = self._lab.open(hostfs=True)
+            self._set_up(self._machine)
             if self._had_machine:
-                self._call(self._machine, self._job(None, observe=False))
+                self._call(self._machine, self._job(None))
             self._had_machine = True
         return self._machine
+
+    def _set_up(self, machine: Machine) -> None:
+        """Run the setup command, if there is one; let go of the machine if that fails."""
+        workload = self._workload
+        if not workload.setup:
+            return
+        job = jobs.RunSetup(command=workload.setup, timeout_s=workload.timeout_s, **self._surroundings())
+        try:
+            answer = jobs.SetupAnswer.from_json(machine.call(job, LOAD_TIMEOUT_S + job.timeout_s))
+        except VmLost:
+            self.close()
+            raise
+        if answer.status != 0:
+            self.close()
+            raise command_failed("--setup", workload.setup, answer.status, answer.output)
 
     def _call(self, machine: Machine, job: jobs.RunWorkload) -> jobs.RunAnswer:
         """Give the machine a job; let go of it if it is lost."""
         try:
-            return jobs.RunAnswer.from_json(machine.call(job, LOAD_TIMEOUT_S + 2 * job.timeout_s))
+            return jobs.RunAnswer.from_json(machine.call(job, LOAD_TIMEOUT_S + 3 * job.timeout_s))
         except VmLost:
             self.close()
             raise
 
-    def _job(self, policy: LabPolicy | None, *, observe: bool, attached: bool = True) -> jobs.RunWorkload:
+    def _job(
+        self, policy: LabPolicy | None, *, observe: bool = False, attached: bool = True, idle_limit_s: float = 0.0
+    ) -> jobs.RunWorkload:
         workload = self._workload
         return jobs.RunWorkload(
             command=workload.command,
-            directory=workload.directory,
             prepare=workload.prepare,
-            environment=self._lab.environment,
             timeout_s=workload.timeout_s,
-            uid=os.getuid(),
-            gid=os.getgid(),
-            groups=os.getgroups(),
             policy=policy.message() if policy else None,
             attached=attached,
             observe=observe,
+            cleanup=workload.cleanup,
+            idle_limit_s=idle_limit_s,
+            **self._surroundings(),
         )
 
+    def _surroundings(self) -> dict[str, Any]:
+        """Where and as whom every command of the workload runs."""
+        return {
+            "directory": self._workload.directory,
+            "environment": self._lab.environment,
+            "uid": os.getuid(),
+            "gid": os.getgid(),
+            "groups": os.getgroups(),
+            "shell": shlex.split(self._workload.shell) or [DEFAULT_SHELL],
+        }
+
     def _sample(self, policy: LabPolicy | None, answer: jobs.RunAnswer, started_at: str) -> Sample:
-        if answer.prepare_status != 0:
-            command = quoted(self._workload.prepare)
-            raise WorkloadFailed(
-                f"the --prepare command {command} ended with exit status {answer.prepare_status}\n"
-                + last_lines(answer.output),
-                "it runs before each trial; try it by hand in the same directory",
-            )
+        workload, output = self._workload, answer.readable_output
         value = answer.wall_ns / 1e9
-        if self._workload.metric and answer.exit_status == 0:
-            value = find_metric(self._workload.metric, answer.output)
+        if answer.prepare_status != 0:
+            value = math.nan
+        elif workload.metric and (answer.exit_status == 0 or workload.ignore_failure):
+            value = metric_or_nan(workload.metric, output)
         return Sample(
             arm=policy.candidate.key if policy else DEFAULT_ARM,
             value=value,
             wall_ns=answer.wall_ns,
             cpu_ns=answer.cpu_ns,
-            exit_status=answer.exit_status,
+            exit_status=answer.exit_status if answer.prepare_status == 0 else answer.prepare_status,
             started_at=started_at,
             calibration_ns=answer.calibration_ns,
-            output_tail=answer.output[-SAMPLE_OUTPUT_CHARS:],
+            output_tail=output[-SAMPLE_OUTPUT_CHARS:],
             policy_exit=answer.policy_exit,
+            usage=replace(usage_of(answer), failure=failure_seen(workload, answer)),
         )
 
     def _require_success(self, sample: Sample, answer: jobs.RunAnswer) -> None:
+        """Raise what is wrong with a run of the default scheduler: nothing could be compared with it."""
+        workload, output = self._workload, answer.readable_output
+        if answer.prepare_status != 0:
+            raise command_failed("--prepare", workload.prepare, answer.prepare_status, output)
+        if math.isnan(sample.value):
+            find_metric(workload.metric, output)
+        nonsense = why_nonsense(workload, sample, answer.busy)
+        if nonsense:
+            raise WorkloadFailed(f"the workload {quoted(workload.command)} {nonsense.what}", nonsense.hint)
         if sample.failure:
             raise WorkloadFailed(
-                f"the workload {quoted(self._workload.command)} failed under the default scheduler: {sample.failure}\n"
-                + last_lines(answer.output),
-                "fix the command until it works; nothing was changed on this machine",
+                f"the workload {quoted(workload.command)} failed under the default scheduler: {sample.failure}\n"
+                + last_lines(output),
+                failure_hint(workload, sample, output),
             )
+        if answer.cleanup_status != 0:
+            raise command_failed("--cleanup", workload.cleanup, answer.cleanup_status, answer.cleanup_output)
+
+
+def command_failed(option: str, command: str, status: int | None, output: str) -> WorkloadFailed:
+    """The error for a command beside the workload that failed."""
+    return WorkloadFailed(
+        f"the {option} command {quoted(command)} {how_it_ended(status)}\n" + last_lines(jobs.readable(output)),
+        WHEN_IT_RUNS[option],
+    )
+
+
+def metric_or_nan(expression: str, output: str) -> float:
+    """The number that `find_metric` finds; nan if it finds none."""
+    try:
+        return find_metric(expression, output)
+    except MetricError:
+        return math.nan
 
 
 def find_metric(expression: str, output: str) -> float:

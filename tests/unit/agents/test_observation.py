@@ -17,7 +17,9 @@ from agents.observation import (
 )
 from schedagent.core.errors import SetupError
 from schedagent.core.policies.identity import cmdline_identity, comm_identity
-from schedagent.core.trials.workload import Observation, TaskRecord, WorkloadClass
+from schedagent.core.trials.trial import DEFAULT_ARM, Sample
+from schedagent.core.trials.usage import Usage
+from schedagent.core.trials.workload import Observation, TaskRecord, WorkloadClass, WorkloadCommand
 
 MS = 1_000_000
 
@@ -276,11 +278,15 @@ def test_lost_events_stay_visible():
     assert build_profile(Observation(**{**vars(run), "lost_events": 3})).lost_events == 3
 
 
-def test_observe_returns_the_sample_of_the_recorded_run():
-    class Lab:
-        def observe(self, workload):
-            return workload, long_tail_run().observation()
+def test_observe_returns_the_sample_of_the_recorded_run_and_says_what_is_to_know_of_it():
+    sample = Sample(DEFAULT_ARM, 4.0, 4_000 * MS, 5_000 * MS, 0, "now", 1, usage=Usage(1, 1, left_behind=("server",)))
 
-    sample, profile = observe(Lab(), "the workload")
-    assert sample == "the workload"
+    class Lab:
+        def observe(self, _workload):
+            return sample, long_tail_run().observation()
+
+    words: list[str] = []
+    observed, profile = observe(Lab(), WorkloadCommand("./batch", "/"), words.append)
+    assert observed is sample
     assert profile.kind is WorkloadClass.BATCH_LONG_TAIL
+    assert ["server" in text for text in words] == [True]

@@ -13,6 +13,7 @@ from schedagent.core.policies.artifact import PolicyArtifact
 from schedagent.core.policies.policy import CandidatePolicy
 from schedagent.core.process.shell_text import quoted
 from schedagent.core.trials.trial import DEFAULT_ARM
+from schedagent.core.trials.usage import CommandUsage, Usage
 from schedagent.core.trials.workload import Goal, WorkloadCommand
 from verifier.lab.vm import FAILURE_OUTPUT_LINES, LabPolicy, TrialSession, find_metric, last_lines, twice
 from verifier.microvm import jobs
@@ -149,12 +150,27 @@ def test_a_run_under_a_candidate_carries_the_policy():
         ({"exit_status": 2}, "exit status 2"),
         ({"exit_status": -9}, "exit status -9"),
         ({"exit_status": None}, "time limit"),
+        ({"exit_status": None, "waited": True}, "waited"),
     ],
 )
-def test_a_failure_under_the_default_stops_with_the_output(changes, why):
+@pytest.mark.parametrize("run", [TrialSession.warm_up, TrialSession.observe])
+def test_a_failure_under_observation_stops_with_the_output(run, changes, why):
     lab = Lab(replace(ANSWER, output="cc: no such file\n", **changes))
-    with pytest.raises(WorkloadFailed, match=rf"'make -j' failed .*{why}\n    cc: no such file"):
-        TrialSession(lab, WORKLOAD).run_default()
+    with pytest.raises(WorkloadFailed, match=rf"'make -j' failed .*{why}.*\n    cc: no such file"):
+        run(TrialSession(lab, WORKLOAD))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"exit_status": 2}, {"exit_status": None}, {"prepare_status": 2}, {"output": "no number"}]
+)
+def test_a_failure_of_the_default_in_a_trial_stands_in_the_sample(changes):
+    sample = TrialSession(Lab(replace(ANSWER, **changes)), MEASURED).run_default()
+    assert sample.failure
+
+
+def test_a_number_that_is_missing_stops_an_observation():
+    with pytest.raises(MetricError, match="matched nothing"):
+        TrialSession(Lab(replace(ANSWER, output="no number")), MEASURED).observe()
 
 
 @pytest.mark.parametrize("changes", [{"exit_status": 2}, {"exit_status": None}, {"policy_exit": "stall"}])
@@ -167,17 +183,71 @@ def test_a_failure_under_a_candidate_stands_in_the_sample(changes):
 def test_a_command_that_fails_is_shown_as_it_can_be_pasted():
     workload = replace(WORKLOAD, command=r"grep '\d' it\'s", prepare=r"printf '\n' > x")
     with pytest.raises(WorkloadFailed) as caught:
-        TrialSession(Lab(replace(ANSWER, exit_status=2)), workload).run_default()
+        TrialSession(Lab(replace(ANSWER, exit_status=2)), workload).observe()
     assert rf"the workload {quoted(workload.command)} failed" in caught.value.message
     with pytest.raises(WorkloadFailed) as caught:
-        TrialSession(Lab(replace(ANSWER, prepare_status=2)), workload).run_default()
+        TrialSession(Lab(replace(ANSWER, prepare_status=2)), workload).observe()
     assert r"--prepare command 'printf '\''\n'\'' > x' ended" in caught.value.message
 
 
-def test_prepare_that_fails_stops_everything():
-    workload = replace(WORKLOAD, prepare="make clean")
+def test_prepare_that_fails_stops_an_observation_and_spoils_one_run_of_a_trial():
+    workload = replace(WORKLOAD, prepare="make clean", ignore_failure=True)
+    answer = replace(ANSWER, prepare_status=2, output="no rule")
     with pytest.raises(WorkloadFailed, match=r"--prepare command 'make clean' ended with exit status 2\n    no rule"):
-        TrialSession(Lab(replace(ANSWER, prepare_status=2, output="no rule")), workload).run_candidate(POLICY)
+        TrialSession(Lab(answer), workload).observe()
+    sample = TrialSession(Lab(answer), workload).run_candidate(POLICY)
+    assert (sample.failure, sample.output_tail) == ("its --prepare command ended with exit status 2", "no rule")
+
+
+def test_cleanup_that_fails_stops_an_observation():
+    workload = replace(WORKLOAD, cleanup="rm x")
+    answer = replace(ANSWER, cleanup_status=1, cleanup_output="rm: no x")
+    with pytest.raises(WorkloadFailed, match=r"--cleanup command 'rm x' ended with exit status 1\n    rm: no x"):
+        TrialSession(Lab(answer), workload).observe()
+    assert TrialSession(Lab(answer), workload).run_default().failure == ""
+
+
+def test_a_status_counts_or_does_not():
+    failed = replace(ANSWER, exit_status=3)
+    sample = TrialSession(Lab(failed), replace(MEASURED, ignore_failure=True)).run_default()
+    assert (sample.failure, sample.exit_status, sample.value) == ("", 3, 12)
+    assert TrialSession(Lab(failed), MEASURED).run_default().failure == "it ended with exit status 3"
+    late = replace(ANSWER, exit_status=None)
+    assert "time limit" in TrialSession(Lab(late), replace(MEASURED, ignore_failure=True)).run_default().failure
+
+
+def test_setup_runs_once_in_each_machine_before_anything_else():
+    workload = replace(WORKLOAD, setup="./configure", shell="bash -e", cleanup="make clean")
+    done = jobs.SetupAnswer(0, "")
+    lab = Lab(done, ANSWER, VmLost("hung"), done, ANSWER, ANSWER)
+    session = TrialSession(lab, workload)
+    session.run_default()
+    session.run_default()
+    assert [type(job).__name__ for job in lab.asked] == [
+        *("RunSetup", "RunWorkload", "RunWorkload", "RunSetup", "RunWorkload", "RunWorkload")
+    ]
+    assert [job.command for job in lab.asked[:2]] == ["./configure", "make -j"]
+    assert [job.shell for job in lab.asked[:2]] == [["bash", "-e"]] * 2
+    assert lab.asked[1].cleanup == "make clean"
+
+
+def test_setup_that_fails_is_said_and_lets_go_of_the_machine():
+    lab = Lab(jobs.SetupAnswer(4, "no compiler\n"))
+    with pytest.raises(WorkloadFailed, match=r"--setup command './configure' ended with exit status 4\n    no comp"):
+        TrialSession(lab, replace(WORKLOAD, setup="./configure")).run_default()
+    assert lab.closed == 1
+
+
+def test_bytes_that_are_no_text_can_be_stored():
+    sample = TrialSession(Lab(replace(ANSWER, output="a\udcff\0\x1b[31mé")), WORKLOAD).run_default()
+    assert sample.output_tail == "a\\xff\0\x1b[31mé"
+    sample.output_tail.encode()
+
+
+def test_what_a_run_used_is_part_of_its_sample():
+    usage = Usage(3, 4, (CommandUsage("cc", 1, 5, 6, 3, 4),), left_behind=("sleep",), output_bytes=7)
+    sample = TrialSession(Lab(replace(ANSWER, usage=asdict(usage))), WORKLOAD).run_default()
+    assert sample.usage == usage
 
 
 def test_one_machine_serves_all_runs_and_a_lost_one_is_replaced_by_one_that_ran_the_workload_once():
