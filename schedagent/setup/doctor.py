@@ -113,6 +113,27 @@ def _restore_s(lab: VmLab, hostfs: bool) -> float:
         return time.perf_counter() - started
 
 
+def emulation_bench(lab: VmLab) -> Finding:
+    """Measure what separates the lab's machine from this one: work, and a task switch.
+
+    Raises:
+        VmLost: two machines in a row did not answer.
+    """
+    name = "emulation"
+    if lab.kvm:
+        return Finding(name, "ok", "none: under KVM the VM is as fast as this machine")
+    costs = lab.costs()
+    if costs is None:
+        remedy = "run it again when this machine has less to do"
+        return Finding(name, "warning", "not measured: this machine is too busy", remedy=remedy)
+    lab_us, host_us = costs.lab_switch_ns / 1000, costs.host_switch_ns / 1000
+    detail = (
+        f"work takes {costs.kappa:.0f} times as long in the VM as on this machine; a task switch takes "
+        f"{lab_us:.0f} us instead of {host_us:.1f} us, {lab_us / host_us:.0f} times as long"
+    )
+    return Finding(name, "info", detail, "fewer switches gain more in the VM than on hardware; reports allow for it")
+
+
 def render(findings: Sequence[Finding], width: int = 0) -> Text:
     """Return the findings as text: what was examined, its status and detail, and below that what follows.
 

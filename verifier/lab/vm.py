@@ -27,7 +27,9 @@ from schedagent.core.policies.policy import CandidatePolicy
 from schedagent.core.process.machine_lock import LAB_LOCK, MachineLock
 from schedagent.core.process.shell_text import quoted
 from schedagent.core.trials.trial import DEFAULT_ARM, Hardware, Sample
+from schedagent.core.trials.usage import MachineCosts
 from schedagent.core.trials.workload import DEFAULT_SHELL, Observation, WorkloadCommand
+from verifier.lab.costs import compare, probe_host
 from verifier.lab.remarks import failure_hint, failure_seen, how_it_ended, usage_of, why_nonsense
 from verifier.microvm import jobs
 from verifier.microvm.image import ANSWER_TIMEOUT_S, SnapshotStore
@@ -146,6 +148,21 @@ class VmLab:
             session.warm_up()
             sample, observation = session.observe()
         return sample, observation
+
+    def costs(self) -> MachineCosts | None:
+        """Measure what separates this lab from the host, in about two seconds; None under KVM, or if that failed.
+
+        Raises:
+            VmLost: the machine was lost twice.
+        """
+        if self.kvm:
+            return None
+        with self.measuring():
+            return compare(twice(self._probed), probe_host())
+
+    def _probed(self) -> jobs.CostsAnswer:
+        with self.open(hostfs=True) as machine:
+            return jobs.CostsAnswer.from_json(machine.call(jobs.MeasureCosts(), ANSWER_TIMEOUT_S))
 
     @contextmanager
     def session(self, workload: WorkloadCommand) -> Iterator[TrialSession]:

@@ -30,7 +30,7 @@ from kernel_bpf.load.btf import kernel_constants
 from kernel_bpf.load.libbpf import libbpf
 from kernel_bpf.load.sched_ext import CONSTANT_PREFIX, LoadedPolicy
 from schedagent.core.errors import SchedagentError
-from verifier.microvm import jobs
+from verifier.microvm import guest_costs, jobs
 from verifier.microvm.guest_output import Output
 from verifier.microvm.guest_usage import Accounting, Group, Idleness, Layer, memory_bytes
 from verifier.microvm.recorder import Recorder
@@ -516,6 +516,7 @@ HANDLERS: dict[str, Callable[[Any], jobs.Message | None]] = {
     "RunWorkload": run_workload,
     "LoadPolicy": CELL.load_policy,
     "Prove": CELL.run_prove,
+    "MeasureCosts": lambda _job: guest_costs.measure(),
 }
 
 

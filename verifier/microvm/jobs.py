@@ -236,6 +236,24 @@ class ProveAnswer(Message):
     undecided: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class MeasureCosts(Message):
+    """Measure what a piece of work and a task switch cost in this machine; see verifier.microvm.guest_costs."""
+
+
+@dataclass(frozen=True)
+class CostsAnswer(Message):
+    """What they cost.
+
+    Args:
+        work_ns: CPU time of a fixed piece of work.
+        switch_ns: CPU time of a context switch.
+    """
+
+    work_ns: int
+    switch_ns: float
+
+
 JOBS: Mapping[str, type[Message]] = {
-    kind.__name__: kind for kind in (Hello, MountHost, RunSetup, RunWorkload, LoadPolicy, Prove)
+    kind.__name__: kind for kind in (Hello, MountHost, RunSetup, RunWorkload, LoadPolicy, Prove, MeasureCosts)
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from agents.observation import (
@@ -42,8 +44,17 @@ class Run:
         wall_ns = end if wall_ms is None else wall_ms * MS
         return Observation(wall_ns, self.cpus, tuple(self.records), ((5 * MS, 3),), 4_000_000, -1, 0, 0)
 
-    def profile(self, wall_ms=None):
-        return build_profile(self.observation(wall_ms))
+    def profile(self, wall_ms=None, *, kappa=1.0):
+        return build_profile(self.observation(wall_ms), kappa=kappa)
+
+    def stretched(self, kappa: int) -> Run:
+        """The same run on a machine on which all work takes so many times as long."""
+        slow = Run(self.cpus)
+        times = ("start_ns", "elapsed_ns", "cpu_ns", "run_delay_ns")
+        slow.records = [
+            replace(record, **{name: getattr(record, name) * kappa for name in times}) for record in self.records
+        ]
+        return slow
 
 
 def long_tail_run() -> Run:
@@ -157,13 +168,39 @@ def test_a_build_may_have_a_long_tail_too():
     assert any("cc1 7.c" in sentence for sentence in profile.evidence)
 
 
-def test_a_latency_sensitive_workload_wakes_often_and_waits():
+def latency_run() -> Run:
     run = Run()
     for _ in range(4):
         run.task("worker", 100, args=["w"], took_ms=2000, delay_ms=200, sleeps=800, preempted=20)
     for _ in range(4):
         run.task("hog", 800, args=["h"], took_ms=2000, delay_ms=1100, preempted=300)
-    profile = run.profile()
+    return run
+
+
+def sleepy_batch_run() -> Run:
+    """On hardware these sleep too often for a batch: every 12 ms of CPU time."""
+    run = Run()
+    for _ in range(6):
+        run.task("crunch", 300, args=["c"], took_ms=1500, delay_ms=1100, sleeps=25, preempted=60)
+    return run
+
+
+@pytest.mark.parametrize("make_run", [long_tail_run, build_run, latency_run, sleepy_batch_run])
+def test_an_emulated_machine_sees_the_same_kind_of_work(make_run):
+    """Its time is stretched: what wakes up 400 times a second on hardware does so 20 times a second there."""
+    run, kappa = make_run(), 20
+    assert run.stretched(kappa).profile(kappa=kappa).kind is run.profile().kind
+
+
+def test_without_the_stretch_an_emulated_machine_saw_another_kind():
+    assert latency_run().stretched(40).profile().kind is not WorkloadClass.LATENCY_SENSITIVE
+    assert latency_run().stretched(40).profile(kappa=40).kind is WorkloadClass.LATENCY_SENSITIVE
+    assert sleepy_batch_run().profile().kind is not WorkloadClass.CPU_BATCH
+    assert sleepy_batch_run().stretched(20).profile().kind is WorkloadClass.CPU_BATCH
+
+
+def test_a_latency_sensitive_workload_wakes_often_and_waits():
+    profile = latency_run().profile()
     assert profile.kind is WorkloadClass.LATENCY_SENSITIVE
     assert "4 tasks woke up 3200 times, ran 0.12 ms each time and waited 0.25 ms" in profile.evidence[0]
 

@@ -14,8 +14,9 @@ from rich.console import Console
 from schedagent.core.errors import SetupError
 from schedagent.core.installation import Installation, InstalledBy
 from schedagent.core.settings import Settings
+from schedagent.core.trials.usage import MachineCosts
 from schedagent.setup import doctor
-from schedagent.setup.doctor import Finding, examine, is_ready, render, to_json
+from schedagent.setup.doctor import Finding, emulation_bench, examine, is_ready, render, to_json
 from verifier.microvm.kvm import KvmProbe
 
 
@@ -202,3 +203,29 @@ def test_sentences_are_wrapped_for_a_terminal_but_no_path_and_no_command_is_brok
     assert lines[-1].strip() == command
     assert all(len(line) <= 80 for line in lines if path not in line)
     assert len(render([finding]).plain.splitlines()) == 3, "nothing is wrapped in a pipe"
+
+
+class Lab:
+    """A lab as `emulation_bench` sees it."""
+
+    def __init__(self, costs: MachineCosts | None, *, kvm: bool = False) -> None:
+        self.kvm = kvm
+        self._costs = costs
+
+    def costs(self) -> MachineCosts | None:
+        return self._costs
+
+
+def test_what_emulation_costs_is_told_in_words() -> None:
+    finding = emulation_bench(Lab(MachineCosts(19.6, 61_234.0, 2044.0)))
+    assert finding.status == "info"
+    assert finding.detail == (
+        "work takes 20 times as long in the VM as on this machine; a task switch takes 61 us instead of 2.0 us, "
+        "30 times as long"
+    )
+
+
+def test_what_emulation_costs_may_be_nothing_or_unknown() -> None:
+    assert emulation_bench(Lab(None, kvm=True)).status == "ok"
+    unknown = emulation_bench(Lab(None))
+    assert (unknown.status, unknown.remedy) == ("warning", "run it again when this machine has less to do")
