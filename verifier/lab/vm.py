@@ -8,22 +8,22 @@ from __future__ import annotations
 
 import base64
 import logging
-import math
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from schedagent.core.errors import MetricError, VmLost, WorkloadFailed
+from schedagent.core.errors import VmLost, WorkloadFailed
 from schedagent.core.policies.artifact import PolicyArtifact
 from schedagent.core.policies.policy import CandidatePolicy
 from schedagent.core.process.machine_lock import LAB_LOCK, MachineLock
 from schedagent.core.process.shell_text import quoted
+from schedagent.core.trials.metric import last_lines
+from schedagent.core.trials.readings import OutputReader, RunValues
 from schedagent.core.trials.trial import DEFAULT_ARM, Hardware, Sample
 from schedagent.core.trials.workload import Observation, WorkloadCommand
 from verifier.microvm import jobs
@@ -36,7 +36,6 @@ log = logging.getLogger(__name__)
 
 LOAD_TIMEOUT_S = 120.0
 SAMPLE_OUTPUT_CHARS = 4000
-FAILURE_OUTPUT_LINES = 25
 
 STALL_S = 0.3
 """A virtual CPU that does not run for this long was kept from it by the host."""
@@ -127,7 +126,7 @@ class VmLab:
 
         Raises:
             WorkloadFailed: it failed; the message carries the end of its output.
-            MetricError: it ran, but the metric expression found no number.
+            MetricError: it ran, but an expression found no number that can be compared.
         """
         with self.session(workload) as session:
             session.run_default()
@@ -226,6 +225,7 @@ class TrialSession:
     def __init__(self, lab: VmLab, workload: WorkloadCommand) -> None:
         self._lab = lab
         self._workload = workload
+        self._reader = OutputReader(workload)
         self._machine: Machine | None = None
         self._had_machine = False
 
@@ -247,12 +247,12 @@ class TrialSession:
         return sample
 
     def observe(self) -> tuple[Sample, Observation]:
-        """One recorded run under the default scheduler; raises as run_default."""
+        """One recorded run under the default scheduler, whose sample holds all of its output; raises as run_default."""
         sample, answer = self._run(None, observe=True)
         self._require_success(sample, answer)
         if answer.observation is None:
             raise VmLost("the guest returned no observation")
-        return sample, Observation.from_json(answer.observation)
+        return replace(sample, output_tail=answer.output), Observation.from_json(answer.observation)
 
     def run_candidate(self, policy: LabPolicy) -> Sample:
         """One run under a policy; what goes wrong stands in the sample.
@@ -314,12 +314,11 @@ class TrialSession:
                 + last_lines(answer.output),
                 "it runs before each trial; try it by hand in the same directory",
             )
-        value = answer.wall_ns / 1e9
-        if self._workload.metric and answer.exit_status == 0:
-            value = find_metric(self._workload.metric, answer.output)
+        usable = answer.exit_status == 0 or (self._workload.ignore_failure and answer.exit_status is not None)
+        values = self._reader.read(answer.output, strict=policy is None) if usable else RunValues(None, {})
         return Sample(
             arm=policy.candidate.key if policy else DEFAULT_ARM,
-            value=value,
+            value=answer.wall_ns / 1e9 if values.objective is None else values.objective,
             wall_ns=answer.wall_ns,
             cpu_ns=answer.cpu_ns,
             exit_status=answer.exit_status,
@@ -327,6 +326,7 @@ class TrialSession:
             calibration_ns=answer.calibration_ns,
             output_tail=answer.output[-SAMPLE_OUTPUT_CHARS:],
             policy_exit=answer.policy_exit,
+            values=values.named,
         )
 
     def _require_success(self, sample: Sample, answer: jobs.RunAnswer) -> None:
@@ -336,37 +336,6 @@ class TrialSession:
                 + last_lines(answer.output),
                 "fix the command until it works; nothing was changed on this machine",
             )
-
-
-def find_metric(expression: str, output: str) -> float:
-    """Return the number that the expression's first group (or whole match) finds; the last match counts.
-
-    Raises:
-        MetricError: it never matches, or what it matches is no finite number.
-    """
-    matches = list(re.finditer(expression, output, re.MULTILINE))
-    if not matches:
-        raise MetricError(
-            f"--metric {quoted(expression)} matched nothing in the workload's output\n" + last_lines(output),
-            "the expression is searched in stdout and stderr; its first group must be the number",
-        )
-    text = matches[-1].group(1 if matches[-1].re.groups else 0)
-    try:
-        value = float(text)
-    except (TypeError, ValueError):
-        value = math.nan
-    if not (math.isfinite(value) and value > 0):
-        raise MetricError(
-            f"--metric {quoted(expression)} matched {text!r}, which is not a positive number",
-            "put ( ) around the number; a ratio needs positive ones",
-        )
-    return value
-
-
-def last_lines(output: str) -> str:
-    """The end of a workload's output, indented, for an error message."""
-    lines = output.splitlines()[-FAILURE_OUTPUT_LINES:]
-    return "\n".join(f"    {line}" for line in lines) or "    (it printed nothing)"
 
 
 def twice(attempt: Callable[[], Answer]) -> Answer:
