@@ -75,6 +75,7 @@ class Script:
         signs: whether the verifier signs tokens, with a key of its own.
         model: settings of the model; none: the run goes by rules.
         bundled: the policies that come with the program.
+        output: what the workload prints when it is observed.
     """
 
     folder: Path
@@ -88,6 +89,7 @@ class Script:
     bundled: Mapping[str, PolicyInfo] = field(default_factory=lambda: LIBRARY)
     workload: WorkloadCommand = WORKLOAD
     options: RunOptions = OPTIONS
+    output: str = ""
 
     @property
     def settings(self) -> Settings:
@@ -266,7 +268,7 @@ class Lab:
 
     def observe(self, workload):
         self._script.reach("observe")
-        return self._sample(DEFAULT_ARM, 1.0), long_tail()
+        return dataclasses.replace(self._sample(DEFAULT_ARM, 1.0), output_tail=self._script.output), long_tail()
 
     @contextmanager
     def session(self, _workload) -> Iterator[Lab]:
