@@ -23,7 +23,7 @@ from schedagent.core.errors import MetricError
 from schedagent.core.process.shell_text import quoted
 
 LIMIT_S = 5.0
-"""Longest time one expression may take on the output of one run: 1 MiB takes a sane one some hundredths of a second."""
+"""Longest CPU time of one expression on the output of one run: on 1 MiB a sane one takes hundredths of a second."""
 
 AROUND_CHARS = 80
 """Longest text around a match that is shown."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tomllib
+
 import pytest
 
 from schedagent.core.errors import MetricError
@@ -12,6 +14,7 @@ from schedagent.core.trials.presets import find_preset, load_presets, settle, wi
 from schedagent.core.trials.readings import OutputReader
 from schedagent.core.trials.workload import Goal, WorkloadCommand
 from tests.support.benchmark_outputs import OUTPUTS
+from tests.support.paths import ROOT
 
 WORKLOAD = WorkloadCommand("./bench.sh", "/srv")
 
@@ -140,3 +143,11 @@ def test_an_output_on_which_our_expressions_take_too_long_is_not_recognised(monk
 )
 def test_a_megabyte_of_half_an_output_does_not_hold_up_recognition(line):
     settled(line * (1_000_000 // len(line)))
+
+
+def test_the_presets_are_installed():
+    table = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    patterns = table["tool"]["setuptools"]["package-data"]["schedagent"]
+    for file in presets.PRESETS.iterdir():
+        place = file.relative_to(ROOT / "schedagent")
+        assert any(place.match(pattern) for pattern in patterns), place
