@@ -288,17 +288,19 @@ def _reading(match: Any, group: str | int, text: str, name: str) -> Reading:
         raise _no_number(name, printed, around)
     start += len(printed) - len(printed.lstrip())
     end -= len(printed) - len(printed.rstrip())
-    number = _parse(text, start, end, ends=match.end() > match.end(group))
+    continues = match.end() > match.end(group)
+    number = _parse(text, start, end, ends=continues)
     if number is None:
         raise _no_number(name, printed, around)
-    unit = _unit(text, number, end)
-    rest_from = unit.end if unit.end > number.end else number.end
-    if text[rest_from:end].strip() or _negative(text, start) or not math.isfinite(number.value):
+    unit = _unit(text, number)
+    if text[max(unit.end, number.end) : end].strip() or _negative(text, start) or not math.isfinite(number.value):
         raise _no_number(name, printed, around)
-    if rest_from >= end and match.end() <= match.end(group):
+    if continues:
+        _refuse_part(text, start, end, name, around)
+    else:
         _refuse_more(text, start, number.end, name, around)
     value, step = _compound(text, number, unit)
-    factor, kind = _with_heading(match, unit, number)
+    factor, kind = _with_heading(match, unit)
     if factor is not None:
         value, step = number.value * factor, number.step * factor
     zero = value == 0
@@ -309,7 +311,7 @@ def _parse(text: str, start: int, end: int, *, ends: bool) -> _Number | None:
     """Return the number that begins at `start`, None if there is none.
 
     It may reach beyond the group that found its beginning: ([0-9.]+) finds 1 in 1,234.5, and 1 in 1e-3. If the
-    expression itself goes on after the group (`ends`), it has said where the number ends: `total,([0-9]+),`.
+    expression itself continues after the group (`ends`), it has said where the number ends: `total,([0-9]+),`.
     """
     inside = text[start:end]
     if _SPACED_NUMBER.fullmatch(_ascii(inside)):  # a plain space only counts where the expression took it in
@@ -371,7 +373,7 @@ def _ascii(text: str) -> str:
     return "".join(marks.get(char, str(int(char)) if char.isdecimal() else char) for char in text)
 
 
-def _unit(text: str, number: _Number, end: int) -> _Unit:
+def _unit(text: str, number: _Number) -> _Unit:
     """Return the unit right after a number, with at most one space between them."""
     match = _UNIT.match(text, number.end)
     if match is None:
@@ -379,6 +381,8 @@ def _unit(text: str, number: _Number, end: int) -> _Unit:
     word, attached = match["word"], not match["space"]
     known = _known(word)
     after = text[match.end("word") : match.end("word") + 1]
+    if not attached and after in (":", "="):
+        return _Unit(1.0, COUNT, number.end)  # a label of what follows: C: 500 Min: 27
     if known and not (after.isalpha() or after == "_" or (after.isdigit() and not (known[1] == SECONDS and attached))):
         return _Unit(*known, match.end("word") + len(match["per"] or ""))
     if attached and not after.isdigit():
@@ -410,7 +414,7 @@ def _compound(text: str, number: _Number, unit: _Unit) -> tuple[float, float]:
         part = _parse(text, end, end + 1, ends=False)
         if part is None:
             break
-        following = _unit(text, part, part.end)
+        following = _unit(text, part)
         if following.kind != SECONDS or following.factor >= factor:
             break
         value, step = value + part.value * following.factor, part.step * following.factor
@@ -418,7 +422,7 @@ def _compound(text: str, number: _Number, unit: _Unit) -> tuple[float, float]:
     return value, step
 
 
-def _with_heading(match: Any, unit: _Unit, number: _Number) -> tuple[float | None, str]:
+def _with_heading(match: Any, unit: _Unit) -> tuple[float | None, str]:
     """Return factor and kind by the unit that the expression found elsewhere; None if it found none."""
     word = match.groupdict().get(UNIT_GROUP)
     if not word:
@@ -432,6 +436,16 @@ def _negative(text: str, start: int) -> bool:
     if text[start : start + 1] in "-\u2212":
         return True
     return text[start - 1 : start] in ("-", "\u2212") and not text[max(0, start - 2) : start - 1].isalnum()
+
+
+def _refuse_part(text: str, start: int, end: int, name: str, around: str) -> None:
+    """Refuse the beginning of a number of which the expression skips the rest: ([0-9.]+).* finds 1 in 1,234.5."""
+    whole = _parse(text, start, end, ends=False)
+    if whole and whole.end > end:
+        raise MetricError(
+            f"{name} found {text[start:end]!r}, the beginning of {text[start : whole.end]!r}, in: `{around}`",
+            "end the expression with its group, or take all of the number into the group, as in ([0-9.,e-]+)",
+        )
 
 
 def _refuse_more(text: str, start: int, end: int, name: str, around: str) -> None:

@@ -135,6 +135,19 @@ def test_an_expression_that_continues_after_its_group_says_where_the_number_ends
     assert read("p99: 1 234", r"p99: (\d+) ").value == 1
 
 
+@pytest.mark.parametrize("printed", ["1,234.5", "1_000", "1e-3", "1\u202f234"])
+def test_an_expression_that_skips_the_rest_of_a_number_is_refused(printed):
+    assert f"found '1', the beginning of {printed!r}, in: `p99: {printed} ms`" in refused(
+        f"p99: {printed} ms", r"p99: (\d+).*ms"
+    )
+
+
+def test_a_label_after_a_number_is_no_unit():
+    line = "T: 0 (11739) P: 0 I:1000 C:    500 Min:     27 Act:   81 Avg:   94 Max:    5325"
+    assert read(line, r"C: *(\d+)").value == 500
+    assert read(line, r"T: (\d+)").zero
+
+
 def test_a_list_is_no_number_with_groups():
     assert read("total,5,100", r"^total,(\d+)").value == 5
 
