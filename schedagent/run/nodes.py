@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from agents.execution import REPAIRS, Execution, MeasuringLab, Verifier
@@ -26,6 +26,7 @@ from schedagent.core.process.machine_lock import LAB_LOCK
 from schedagent.core.process.shell_text import quoted
 from schedagent.core.trials.judge import Terms
 from schedagent.core.trials.lesson import Antipattern, Lesson
+from schedagent.core.trials.presets import settle
 from schedagent.core.trials.race import judge_all
 from schedagent.core.trials.trial import DEFAULT_ARM, Block, Verdict
 from schedagent.core.trials.usage import MachineCosts
@@ -205,9 +206,15 @@ class RunNodes:
         return costs
 
     def _observed(self, run_id: str, costs: MachineCosts | None) -> WorkloadProfile:
+        """Run the workload, and settle by what it printed how its trials are compared."""
         workload = self._repository.run(run_id).workload
         kappa = costs.kappa if costs else 1.0
-        _sample, profile = observe(self._lab, workload, self._reporter.step, kappa=kappa)
+        unread = replace(workload, metric="", metrics=(), guards=())
+        sample, profile = observe(self._lab, unread, self._reporter.step, kappa=kappa)
+        settled = settle(workload, sample.output_tail, recognise=self._options.recognise)
+        for note in settled.notes:
+            self._reporter.note(note)
+        self._repository.settle_workload(run_id, settled.workload)
         return profile
 
     def planning(self, state: RunState) -> dict[str, Any]:

@@ -78,6 +78,7 @@ class Script:
         model: settings of the model; none: the run goes by rules.
         bundled: the policies that come with the program.
         costs: what separates the lab from hardware.
+        output: what the workload prints when it is observed.
     """
 
     folder: Path
@@ -92,6 +93,7 @@ class Script:
     workload: WorkloadCommand = WORKLOAD
     options: RunOptions = OPTIONS
     costs: MachineCosts | None = COSTS
+    output: str = ""
 
     @property
     def settings(self) -> Settings:
@@ -280,7 +282,7 @@ class Lab:
 
     def observe(self, workload):
         self._script.reach("observe")
-        return self._sample(DEFAULT_ARM, 1.0), long_tail()
+        return dataclasses.replace(self._sample(DEFAULT_ARM, 1.0), output_tail=self._script.output), long_tail()
 
     @contextmanager
     def session(self, _workload) -> Iterator[Lab]:

@@ -10,7 +10,6 @@ import base64
 import logging
 import math
 import os
-import re
 import shlex
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,6 +25,8 @@ from schedagent.core.policies.artifact import PolicyArtifact
 from schedagent.core.policies.policy import CandidatePolicy
 from schedagent.core.process.machine_lock import LAB_LOCK, MachineLock
 from schedagent.core.process.shell_text import quoted
+from schedagent.core.trials.metric import last_lines
+from schedagent.core.trials.readings import OutputReader, RunValues
 from schedagent.core.trials.trial import DEFAULT_ARM, Hardware, Sample
 from schedagent.core.trials.usage import MachineCosts
 from schedagent.core.trials.workload import DEFAULT_SHELL, Observation, WorkloadCommand
@@ -41,7 +42,6 @@ log = logging.getLogger(__name__)
 
 LOAD_TIMEOUT_S = 120.0
 SAMPLE_OUTPUT_CHARS = 4000
-FAILURE_OUTPUT_LINES = 25
 
 IDLE_LIMIT_S = 60.0
 """A workload under observation that neither uses nor wants a CPU for so long is ended: it waits for something that does
@@ -142,7 +142,7 @@ class VmLab:
 
         Raises:
             WorkloadFailed: it failed; the message carries the end of its output.
-            MetricError: it ran, but the metric expression found no number.
+            MetricError: it ran, but an expression found no number that can be compared.
         """
         with self.session(workload) as session:
             session.warm_up()
@@ -259,6 +259,7 @@ class TrialSession:
     def __init__(self, lab: VmLab, workload: WorkloadCommand) -> None:
         self._lab = lab
         self._workload = workload
+        self._reader = OutputReader(workload)
         self._machine: Machine | None = None
         self._had_machine = False
 
@@ -273,7 +274,7 @@ class TrialSession:
         self._require_success(*self._run(None, idle_limit_s=IDLE_LIMIT_S))
 
     def observe(self) -> tuple[Sample, Observation]:
-        """One recorded run under the default scheduler.
+        """One recorded run under the default scheduler, whose sample holds all of its output.
 
         Raises:
             WorkloadFailed: it failed, or its figures would be nonsense.
@@ -284,7 +285,7 @@ class TrialSession:
         self._require_success(sample, answer)
         if answer.observation is None:
             raise VmLost("the guest returned no observation")
-        return sample, Observation.from_json(answer.observation)
+        return replace(sample, output_tail=answer.output), Observation.from_json(answer.observation)
 
     def run_default(self, beside: LabPolicy | None = None) -> Sample:
         """One run under the default scheduler; what goes wrong stands in the sample: one run proves no rule.
@@ -391,14 +392,10 @@ class TrialSession:
 
     def _sample(self, policy: LabPolicy | None, answer: jobs.RunAnswer, started_at: str) -> Sample:
         workload, output = self._workload, answer.readable_output
-        value = answer.wall_ns / 1e9
-        if answer.prepare_status != 0:
-            value = math.nan
-        elif workload.metric and (answer.exit_status == 0 or workload.ignore_failure):
-            value = metric_or_nan(workload.metric, output)
+        values, unread = self._read(answer, strict=policy is None)
         return Sample(
             arm=policy.candidate.key if policy else DEFAULT_ARM,
-            value=value,
+            value=answer.wall_ns / 1e9 if values.objective is None else values.objective,
             wall_ns=answer.wall_ns,
             cpu_ns=answer.cpu_ns,
             exit_status=answer.exit_status if answer.prepare_status == 0 else answer.prepare_status,
@@ -406,8 +403,21 @@ class TrialSession:
             calibration_ns=answer.calibration_ns,
             output_tail=output[-SAMPLE_OUTPUT_CHARS:],
             policy_exit=answer.policy_exit,
-            usage=replace(usage_of(answer), failure=failure_seen(workload, answer)),
+            values=values.named,
+            usage=replace(usage_of(answer), failure=unread or failure_seen(workload, answer)),
         )
+
+    def _read(self, answer: jobs.RunAnswer, *, strict: bool) -> tuple[RunValues, str | None]:
+        """Return the numbers that a run printed, and why they cannot be compared; None if they can."""
+        if answer.prepare_status != 0:
+            return RunValues(math.nan, {}), None
+        ended = answer.exit_status is not None
+        if not (ended and (answer.exit_status == 0 or self._workload.ignore_failure)):
+            return RunValues(None, {}), None
+        try:
+            return self._reader.read(answer.readable_output, strict=strict), None
+        except MetricError as error:
+            return RunValues(math.nan, {}), error.message.splitlines()[0]
 
     def _require_success(self, sample: Sample, answer: jobs.RunAnswer) -> None:
         """Raise what is wrong with a run of the default scheduler: nothing could be compared with it."""
@@ -415,7 +425,7 @@ class TrialSession:
         if answer.prepare_status != 0:
             raise command_failed("--prepare", workload.prepare, answer.prepare_status, output)
         if math.isnan(sample.value):
-            find_metric(workload.metric, output)
+            OutputReader(workload).read(output, strict=True)
         nonsense = why_nonsense(workload, sample, answer.busy)
         if nonsense:
             raise WorkloadFailed(f"the workload {quoted(workload.command)} {nonsense.what}", nonsense.hint)
@@ -435,45 +445,6 @@ def command_failed(option: str, command: str, status: int | None, output: str) -
         f"the {option} command {quoted(command)} {how_it_ended(status)}\n" + last_lines(jobs.readable(output)),
         WHEN_IT_RUNS[option],
     )
-
-
-def metric_or_nan(expression: str, output: str) -> float:
-    """The number that `find_metric` finds; nan if it finds none."""
-    try:
-        return find_metric(expression, output)
-    except MetricError:
-        return math.nan
-
-
-def find_metric(expression: str, output: str) -> float:
-    """Return the number that the expression's first group (or whole match) finds; the last match counts.
-
-    Raises:
-        MetricError: it never matches, or what it matches is no finite number.
-    """
-    matches = list(re.finditer(expression, output, re.MULTILINE))
-    if not matches:
-        raise MetricError(
-            f"--metric {quoted(expression)} matched nothing in the workload's output\n" + last_lines(output),
-            "the expression is searched in stdout and stderr; its first group must be the number",
-        )
-    text = matches[-1].group(1 if matches[-1].re.groups else 0)
-    try:
-        value = float(text)
-    except (TypeError, ValueError):
-        value = math.nan
-    if not (math.isfinite(value) and value > 0):
-        raise MetricError(
-            f"--metric {quoted(expression)} matched {text!r}, which is not a positive number",
-            "put ( ) around the number; a ratio needs positive ones",
-        )
-    return value
-
-
-def last_lines(output: str) -> str:
-    """The end of a workload's output, indented, for an error message."""
-    lines = output.splitlines()[-FAILURE_OUTPUT_LINES:]
-    return "\n".join(f"    {line}" for line in lines) or "    (it printed nothing)"
 
 
 def twice(attempt: Callable[[], Answer]) -> Answer:

@@ -53,7 +53,7 @@ class Record:
         began_ns: when the present one began (CLOCK_MONOTONIC), 0 between two.
         wrong: how many ended wrongly.
         errno: of the last one that failed.
-        go: the one number that the agent writes: whether a task that waits to be told may go on.
+        go: the one number that the agent writes: whether a task that waits for it may continue.
     """
 
     events = _Word(0)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+import re
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, replace
@@ -13,10 +15,12 @@ from schedagent.core.errors import KernelRejected, MetricError, VmLost, Workload
 from schedagent.core.policies.artifact import PolicyArtifact
 from schedagent.core.policies.policy import CandidatePolicy
 from schedagent.core.process.shell_text import quoted
+from schedagent.core.trials import metric as metric_reading
+from schedagent.core.trials.objective import Direction, Guard, Metric
 from schedagent.core.trials.trial import DEFAULT_ARM
 from schedagent.core.trials.usage import CommandUsage, Usage
-from schedagent.core.trials.workload import Goal, WorkloadCommand
-from verifier.lab.vm import FAILURE_OUTPUT_LINES, Cell, LabPolicy, TrialSession, find_metric, last_lines, twice
+from schedagent.core.trials.workload import Goal, Observation, WorkloadCommand
+from verifier.lab.vm import Cell, LabPolicy, TrialSession, twice
 from verifier.microvm import jobs
 from verifier.proving.prove import Depth
 
@@ -66,36 +70,6 @@ class Lab:
         return Machine(self)
 
 
-class TestFindMetric:
-    def test_the_last_match_counts(self):
-        assert find_metric(r"p99: ([\d.]+)", "p99: 1\nnoise\np99: 2.5 ms") == 2.5
-
-    def test_without_a_group_the_whole_match_is_the_number(self):
-        assert find_metric(r"\d+$", "took\n7\n") == 7
-
-    def test_lines_have_beginnings_and_ends(self):
-        assert find_metric(r"^total (\d+)$", "subtotal 1\ntotal 2\nend") == 2
-
-    @pytest.mark.parametrize("text", ["nan", "inf", "0", "-3", "fast", ""])
-    def test_what_is_no_number(self, text):
-        with pytest.raises(MetricError, match=f"matched '{text}', which is not a positive number"):
-            find_metric("is (.*)", f"is {text}")
-
-    def test_a_group_that_took_no_part(self):
-        with pytest.raises(MetricError, match="matched None"):
-            find_metric("is( \\d+)?", "is")
-
-    def test_the_expression_is_shown_as_it_can_be_given_again(self):
-        with pytest.raises(MetricError) as caught:
-            find_metric(r"it's (\d+)", "the end")
-        assert r"--metric 'it'\''s (\d+)' matched nothing" in caught.value.message
-
-    def test_no_match_shows_the_output(self):
-        with pytest.raises(MetricError, match=r"matched nothing.*\n    the end") as caught:
-            find_metric("p99: (.*)", "the end")
-        assert "stdout and stderr" in caught.value.hint
-
-
 class TestTwice:
     def attempts(self, *outcomes: object) -> Callable[[], object]:
         waiting = list(outcomes)
@@ -122,14 +96,6 @@ class TestTwice:
             twice(self.attempts(KernelRejected("no"), "answer"))
 
 
-def test_the_end_of_the_output():
-    assert last_lines("") == "    (it printed nothing)"
-    assert last_lines("one\ntwo") == "    one\n    two"
-    shown = last_lines("\n".join(map(str, range(1000)))).splitlines()
-    assert len(shown) == FAILURE_OUTPUT_LINES
-    assert shown[-1] == "    999"
-
-
 def test_a_run_under_the_default():
     lab = Lab(ANSWER)
     sample = TrialSession(lab, WORKLOAD).run_default()
@@ -137,6 +103,60 @@ def test_a_run_under_the_default():
     assert (sample.wall_ns, sample.calibration_ns) == (2_500_000_000, 1000)
     [job] = lab.asked
     assert (job.command, job.directory, job.policy, job.observe) == ("make -j", "/src", None, False)
+
+
+NAMED = replace(
+    MEASURED,
+    objective="p99",
+    metrics=(Metric("steps", r"(\d+) steps", Direction.HIGHER),),
+    guards=(Guard(Metric("rps", r"rps: ([\d.]+)", Direction.HIGHER), 0.05),),
+)
+NAMED_OUTPUT = "3 steps\nrps: 1.5k\np99: 12\n"
+
+
+def test_every_named_number_stands_in_the_sample():
+    sample = TrialSession(Lab(replace(ANSWER, output=NAMED_OUTPUT)), NAMED).run_default()
+    assert (sample.value, dict(sample.values)) == (12, {"p99": 12, "steps": 3, "rps": 1500})
+    assert TrialSession(Lab(ANSWER), MEASURED).run_default().values == {}
+
+
+def test_what_the_default_did_not_print_is_an_error_and_of_a_candidate_it_is_nan():
+    default = TrialSession(Lab(ANSWER), NAMED).run_default()
+    assert math.isnan(default.value)
+    assert re.fullmatch(r"--metric steps '.*' matched nothing in the workload's output", default.failure)
+    sample = TrialSession(Lab(ANSWER), NAMED).run_candidate(POLICY)
+    assert (sample.value, sample.failure) == (12, "")
+    assert sample.values["p99"] == 12
+    assert math.isnan(sample.values["rps"])
+    assert math.isnan(sample.values["steps"])
+
+
+def test_a_unit_that_changes_between_the_runs_of_a_session_is_refused():
+    session = TrialSession(Lab(replace(ANSWER, output="p99: 12 ms"), replace(ANSWER, output="p99: 12")), MEASURED)
+    assert session.run_default().value == 0.012
+    changed = session.run_candidate(POLICY)
+    assert re.search(r"was seconds in one place \(`p99: 12 ms`\) and a count in .* \(`p99: 12`\)", changed.failure)
+
+
+@pytest.mark.parametrize("run", [lambda session: session.run_default(), lambda session: session.run_candidate(POLICY)])
+def test_an_expression_that_backtracks_is_stopped_in_either_arm(run, monkeypatch):
+    monkeypatch.setattr(metric_reading, "LIMIT_S", 0.05)
+    session = TrialSession(Lab(replace(ANSWER, output="a" * 60 + "b")), replace(MEASURED, metric="(a|a)+$"))
+    assert "'(a|a)+$' took more than 0.05 s" in run(session).failure
+
+
+def test_a_failed_run_that_counts_is_read_and_one_that_does_not_is_not():
+    failed = replace(ANSWER, exit_status=1)
+    session = TrialSession(Lab(failed, failed), replace(MEASURED, ignore_failure=True))
+    assert session.run_candidate(POLICY).value == 12
+    assert TrialSession(Lab(failed), MEASURED).run_candidate(POLICY).value == 2.5
+
+
+def test_an_observation_holds_the_whole_output():
+    long = "x" * 9000
+    observation = Observation(1, 1, (), (), 0, 0, 0, 0).to_json()
+    sample, _ = TrialSession(Lab(replace(ANSWER, output=long, observation=observation)), WORKLOAD).observe()
+    assert sample.output_tail == long
 
 
 def test_a_run_under_a_candidate_carries_the_policy():
