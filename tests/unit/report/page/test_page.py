@@ -175,7 +175,7 @@ def test_a_patched_policy_is_shown_as_a_difference(repository):
 
 def test_matplotlib_is_loaded_for_a_page_alone():
     script = (
-        "import sys, schedagent.report.terminal, schedagent.report.as_json, schedagent.report.faces.files;"
+        "import sys, schedagent.report.terminal, schedagent.report.as_json, schedagent.report.page.files;"
         "print('matplotlib' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
