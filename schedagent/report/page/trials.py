@@ -12,7 +12,6 @@ from schedagent.report.faces.remarks import (
     arm_names,
     headline_values,
     higher_is_better,
-    mode_lines,
     remarks,
 )
 from schedagent.report.page.numbers import Place, count, measured, places, pointer, ratio
@@ -26,7 +25,6 @@ def compared(report: Report) -> Iterator[str]:
     if any(place.entry.values for place in places(report)):
         yield "<h2>What was measured</h2>"
         yield f'<div class="plots">{"".join(_plots(report))}</div>'
-        yield from (f"<p>{text(line)}.</p>" for place in places(report) for line in mode_lines(place.entry))
         yield from (f"<p>{text(line)}.</p>" for line in remarks(report))
         yield from _values(report)
         yield from _split(report)
