@@ -29,6 +29,7 @@ from schedagent.core.trials.workload import (
     WorkloadCommand,
     WorkloadProfile,
 )
+from verifier.lab.remarks import remarks
 
 HISTORY_LIMIT = 2048
 """Identities handed to a policy at most; half of what its map holds."""
@@ -51,14 +52,26 @@ class ObservingLab(Protocol):
     def observe(self, workload: WorkloadCommand) -> tuple[Sample, Observation]: ...
 
 
-def observe(lab: ObservingLab, workload: WorkloadCommand) -> tuple[Sample, WorkloadProfile]:
+def observe(
+    lab: ObservingLab,
+    workload: WorkloadCommand,
+    remark: Callable[[str], None] = lambda _text: None,
+    *,
+    kappa: float = 1.0,
+) -> tuple[Sample, WorkloadProfile]:
     """Run the workload once under the default scheduler; return the sample and its profile.
+
+    Args:
+        remark: called with each sentence that a user should know of this run.
+        kappa: how many times as long work takes in the lab as on hardware.
 
     Raises:
         SchedagentError: whatever the lab raises; WorkloadFailed if the workload itself failed.
     """
     sample, observation = lab.observe(workload)
-    return sample, build_profile(observation)
+    for text in remarks(workload, sample, observation):
+        remark(text)
+    return sample, build_profile(observation, kappa=kappa)
 
 
 def interpret(
@@ -73,8 +86,11 @@ def interpret(
     return Meaning(without_claims(answer.meaning, shown), without_claims(answer.goal, shown))
 
 
-def build_profile(observation: Observation) -> WorkloadProfile:
+def build_profile(observation: Observation, *, kappa: float = 1.0) -> WorkloadProfile:
     """Return what a recorded run shows.
+
+    Args:
+        kappa: how many times as long work takes in the lab as on hardware.
 
     Raises:
         SetupError: the recording holds no task.
@@ -82,7 +98,7 @@ def build_profile(observation: Observation) -> WorkloadProfile:
     if not observation.records or observation.wall_ns <= 0:
         raise SetupError("the recording of the workload holds no task", "run again; if it repeats, report it as a bug")
     histories = history_table(observation.records)
-    run = _Run(observation, {row.identity: row.label for row in histories})
+    run = _Run(observation, {row.identity: row.label for row in histories}, HARDWARE_PACE.stretched(kappa))
     kind, evidence = classify(run)
     return WorkloadProfile(
         wall_s=run.wall_ns / 1e9,
@@ -297,11 +313,34 @@ def find_tail(working: Sequence[TaskRecord], wall_ns: int, cpus: int) -> Tail | 
 # --- classification -------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Pace:
+    """The thresholds of the rules that are times: all others are counts and shares, and hold at any speed.
+
+    Args:
+        lively_wakeups_per_s: a lively task wakes up so often at least.
+        lively_burst_ns: and uses no more CPU time each time it runs.
+        busy_burst_ns: a task that almost never sleeps uses more CPU time than this between two sleeps.
+    """
+
+    lively_wakeups_per_s: float
+    lively_burst_ns: float
+    busy_burst_ns: float
+
+    def stretched(self, kappa: float) -> Pace:
+        """Return the same thresholds in the time of a machine on which all work takes `kappa` times as long."""
+        return Pace(self.lively_wakeups_per_s / kappa, self.lively_burst_ns * kappa, self.busy_burst_ns * kappa)
+
+
+HARDWARE_PACE = Pace(lively_wakeups_per_s=20, lively_burst_ns=5_000_000, busy_burst_ns=50_000_000)
+
+
 class _Run:
     """The figures of a recorded run that the rules below share."""
 
-    def __init__(self, observation: Observation, labels: Mapping[int, str]) -> None:
+    def __init__(self, observation: Observation, labels: Mapping[int, str], pace: Pace) -> None:
         self.labels = labels
+        self.pace = pace
         self.records = observation.records
         self.wall_ns = observation.wall_ns
         self.cpus = observation.cpus
@@ -392,7 +431,7 @@ def tree_depth(processes: Sequence[TaskRecord]) -> int:
 
 def _latency_evidence(run: _Run) -> str:
     """Long-lived tasks that run briefly and often, and wait noticeably before each time they run."""
-    lively = [record for record in run.records if _is_lively(record, run.wall_ns)]
+    lively = [record for record in run.records if _is_lively(record, run.wall_ns, run.pace)]
     wakeups = sum(record.voluntary_switches for record in lively)
     if wakeups < 100:
         return ""
@@ -406,13 +445,13 @@ def _latency_evidence(run: _Run) -> str:
     )
 
 
-def _is_lively(record: TaskRecord, wall_ns: int) -> bool:
+def _is_lively(record: TaskRecord, wall_ns: int, pace: Pace) -> bool:
     switches = record.voluntary_switches + record.involuntary_switches
     return (
         record.elapsed_ns >= 0.3 * wall_ns
-        and record.voluntary_switches >= 20 * record.elapsed_ns / 1e9
+        and record.voluntary_switches >= pace.lively_wakeups_per_s * record.elapsed_ns / 1e9
         and record.voluntary_switches >= 2 * record.involuntary_switches
-        and record.cpu_ns <= 5_000_000 * switches
+        and record.cpu_ns <= pace.lively_burst_ns * switches
     )
 
 
@@ -432,7 +471,8 @@ def _tail_evidence(run: _Run) -> str:
 
 def _batch_evidence(run: _Run) -> str:
     """Tasks that hardly ever sleep and keep the CPUs contended."""
-    bound = [record for record in run.working if record.voluntary_switches * 50_000_000 <= record.cpu_ns]
+    busy_burst_ns = run.pace.busy_burst_ns
+    bound = [record for record in run.working if record.voluntary_switches * busy_burst_ns <= record.cpu_ns]
     cpu_ns = sum(record.cpu_ns for record in bound)
     if cpu_ns < 0.8 * run.cpu_ns:
         return ""

@@ -46,7 +46,7 @@ def tunables(pairs: Iterable[tuple[str, int]]) -> str:
 def profile_summary(run: RunRecord, profile: WorkloadProfile) -> str:
     """What a workload is like, in some ten lines."""
     workload = run.workload
-    measured = f"metric {quoted(workload.metric)}" if workload.metric else "wall time"
+    measured = workload.objective or (f"metric {quoted(workload.metric)}" if workload.metric else "wall time")
     return lines(
         f"run {run.id}: {quoted(workload.command)} in {workload.directory}, goal {workload.goal.value} ({measured})",
         f"lab: {hardware(run)}",

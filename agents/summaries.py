@@ -36,10 +36,12 @@ def workload_text(workload: WorkloadCommand, hardware: Hardware) -> str:
     """Return what is to be improved, and where it runs."""
     better = "less" if workload.goal.lower_is_better else "more"
     of_what = f"the number that {quoted(workload.metric)} finds in its output" if workload.metric else "wall time"
+    guards = [f"{guard.metric.name} (margin {100 * guard.margin:g} %)" for guard in workload.guards]
     return "\n".join(
         [
             f"command: {short(workload.command, _SENTENCE)}",
-            f"goal: {workload.goal.value}, {better} of {of_what}",
+            f"goal: {workload.goal.value}, {better} of {workload.objective or of_what}",
+            *([f"must not get worse: {', '.join(guards)}"] if guards else []),
             f"machine: {hardware.cpus} CPUs ({hardware.lab}), {hardware.memory_mib} MiB, "
             f"kernel {hardware.kernel_release}",
         ]

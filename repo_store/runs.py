@@ -11,7 +11,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from repo_store.database.engine import Database
-from repo_store.database.tables import RunRow
+from repo_store.database.tables import ProfileRow, RunRow
 from repo_store.records import RunFailure, RunRecord, RunStatus
 from repo_store.rows import from_row, save_once
 from schedagent.core.errors import RepositoryError, UsageError
@@ -59,6 +59,21 @@ class RunStore(Database):
         with self._transaction() as session:
             save_once(session, row, f"run {run_id}", except_for=_SET_LATER)
         return run_id
+
+    def settle_workload(self, run_id: str, workload: WorkloadCommand) -> None:
+        """Store what observing a run has shown of how its work is compared; its key follows.
+
+        Raises:
+            UsageError: there is no such run.
+            RepositoryError: it was observed before, so what it is compared by stands.
+        """
+        with self._transaction() as session:
+            row = run_row(session, run_id)
+            if row.workload == workload:
+                return
+            if session.get(ProfileRow, run_id) is not None:
+                raise RepositoryError(f"run {run_id} was observed already, and compares {row.workload.metric!r}")
+            row.workload, row.workload_key = workload, workload.key
 
     def finish_run(
         self,

@@ -25,9 +25,11 @@ if TYPE_CHECKING:
     from schedagent.core.policies.policy import PolicyInfo
     from schedagent.core.policies.spec import PolicySpec
     from schedagent.core.settings import Settings
+    from schedagent.core.trials.metric_options import Comparison
     from schedagent.core.trials.workload import WorkloadCommand
     from schedagent.core.verification import GateResult, VerificationReport
     from schedagent.report.report import Report
+    from schedagent.run.intake import Around
     from schedagent.run.options import RunOptions
     from schedagent.run.preview import Preview
     from schedagent.run.progress import Reporter
@@ -41,10 +43,17 @@ def optimize(
     workload: str | WorkloadCommand,
     *,
     directory: Path | str = ".",
-    goal: str = "makespan",
+    goal: str = "",
     prepare: str = "",
-    metric: str = "",
+    metric: str | Sequence[str] = "",
+    guard: str | Sequence[str] = (),
+    objective: str | Sequence[str] = "",
+    preset: str = "",
     timeout_s: float = 900.0,
+    shell: str = "/bin/sh",
+    ignore_failure: bool = False,
+    setup: str = "",
+    cleanup: str = "",
     options: RunOptions | None = None,
     settings: Settings | None = None,
     reporter: Reporter | None = None,
@@ -52,13 +61,22 @@ def optimize(
     """Observe a workload, try policies on it in the micro-VM, and return the report of the run.
 
     Args:
-        workload: the shell command to optimise; the next five describe it further. Or all of it in one object, as an
-            earlier run holds it (`runs()[0].workload`), and they are not looked at.
+        workload: the shell command to optimise; the next ones describe it further, up to `cleanup`. Or all of it in
+            one object, as an earlier run holds it (`runs()[0].workload`), and they are not looked at.
         directory: where to run it.
-        goal: makespan (wall time), latency or throughput.
+        goal: makespan (wall time), latency or throughput; empty for makespan, or for what a preset or metric says.
         prepare: shell command run before each trial, untimed; empty for none.
-        metric: regular expression whose group is a number in the output; empty for the wall time.
+        metric: regular expression whose group is a number in the output, or NAME=REGEX:lower or :higher; one or
+            several; empty for the wall time.
+        guard: what must not get worse, NAME=REGEX:lower:5%; one or several.
+        objective: the name of the metric that is compared; empty if there is but one.
+        preset: the benchmark whose output this is, or none; empty: what it prints decides, unless a goal or a metric
+            is given.
         timeout_s: longest time that one run of it may take, in seconds.
+        shell: program that runs the commands.
+        ignore_failure: whether runs that end with another status than 0 count.
+        setup: shell command run once before all runs; empty for none.
+        cleanup: shell command run after each run, untimed; empty for none.
         options: what bounds the run, and before which steps it waits for an approval (`decide`).
 
     Returns:
@@ -70,20 +88,28 @@ def optimize(
         KeyboardInterrupt: the user stopped it; the same holds.
     """
     from schedagent.run.lifecycle import start_run
-    from schedagent.run.options import RunOptions
 
-    workload = _workload(workload, directory, goal, prepare, metric, timeout_s)
-    return start_run(_or_default(settings), workload, options or RunOptions(), _or_silent(reporter))
+    comparison = _comparison(metric, guard, objective, goal, preset)
+    around = _around(prepare, setup, cleanup, shell, ignore_failure)
+    workload, options = _described(workload, directory, comparison, around, timeout_s, options)
+    return start_run(_or_default(settings), workload, options, _or_silent(reporter))
 
 
 def preview(
     workload: str | WorkloadCommand,
     *,
     directory: Path | str = ".",
-    goal: str = "makespan",
+    goal: str = "",
     prepare: str = "",
-    metric: str = "",
+    metric: str | Sequence[str] = "",
+    guard: str | Sequence[str] = (),
+    objective: str | Sequence[str] = "",
+    preset: str = "",
     timeout_s: float = 900.0,
+    shell: str = "/bin/sh",
+    ignore_failure: bool = False,
+    setup: str = "",
+    cleanup: str = "",
     options: RunOptions | None = None,
     settings: Settings | None = None,
 ) -> Preview:
@@ -93,11 +119,12 @@ def preview(
         UsageError: an argument cannot be used; the message says which and why.
         SetupError: the lab cannot be used, as when there is no kernel for it.
     """
-    from schedagent.run.options import RunOptions
     from schedagent.run.preview import preview_run
 
-    workload = _workload(workload, directory, goal, prepare, metric, timeout_s)
-    return preview_run(_or_default(settings), workload, options or RunOptions())
+    comparison = _comparison(metric, guard, objective, goal, preset)
+    around = _around(prepare, setup, cleanup, shell, ignore_failure)
+    workload, options = _described(workload, directory, comparison, around, timeout_s, options)
+    return preview_run(_or_default(settings), workload, options)
 
 
 def resume(run_id: str, *, settings: Settings | None = None, reporter: Reporter | None = None) -> Report:
@@ -279,15 +306,41 @@ def search_policies(words: str, limit: int = 10, *, settings: Settings | None = 
         return repository.search_policies(words, limit)
 
 
-def _workload(
-    workload: str | WorkloadCommand, directory: Path | str, goal: str, prepare: str, metric: str, timeout_s: float
-) -> WorkloadCommand:
-    """Return the workload, checked if it is described in words."""
-    from schedagent.run.intake import read_workload
+def _comparison(
+    metric: str | Sequence[str], guard: str | Sequence[str], objective: str | Sequence[str], goal: str, preset: str
+) -> Comparison:
+    from schedagent.core.trials.metric_options import Comparison
 
-    if isinstance(workload, str):
-        return read_workload(workload, Path(directory), goal, prepare, metric, timeout_s)
-    return workload
+    return Comparison(_several(metric), _several(guard), _several(objective), goal, preset)
+
+
+def _several(given: str | Sequence[str]) -> tuple[str, ...]:
+    """Return what was given once, several times, or, empty, not at all."""
+    return tuple(filter(None, [given] if isinstance(given, str) else given))
+
+
+def _around(prepare: str, setup: str, cleanup: str, shell: str, ignore_failure: bool) -> Around:
+    from schedagent.run.intake import Around
+
+    return Around(prepare, setup, cleanup, shell, ignore_failure)
+
+
+def _described(
+    workload: str | WorkloadCommand,
+    directory: Path | str,
+    comparison: Comparison,
+    around: Around,
+    timeout_s: float,
+    options: RunOptions | None,
+) -> tuple[WorkloadCommand, RunOptions]:
+    """Return the workload, checked if it is described in words, and the options of its run."""
+    from schedagent.run.intake import Description, planned_run
+    from schedagent.run.options import RunOptions
+
+    options = options or RunOptions()
+    if not isinstance(workload, str):
+        return workload, options
+    return planned_run(Description(workload, Path(directory), comparison, around, timeout_s), options)
 
 
 def _or_default(settings: Settings | None) -> Settings:

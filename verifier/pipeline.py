@@ -1,8 +1,8 @@
 """The ordered gates a candidate must pass before anything else may run it.
 
-A candidate stops at the gate that it fails: the later ones are skipped and say so. A gate whose VM was lost twice has
-neither passed nor failed: it is skipped too, and so is the rest. Warnings of the static gates are cleared, or not, by
-what the proving ground measures.
+A candidate stops at the gate that it fails: the later ones are skipped and say so. A gate whose VM was lost twice, or
+whose host was too busy to measure, has neither passed nor failed: it is skipped too, and so is the rest. Warnings of
+the static gates are cleared, or not, by what the proving ground measures.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Protocol
 
 from kernel_bpf.build.source import read_source
 from kernel_bpf.build.target import KernelTarget, enum_values, features
-from schedagent.core.errors import BpfError, KernelRejected, PolicyError, UsageError, VmLost
+from schedagent.core.errors import BpfError, HostBusy, KernelRejected, PolicyError, UsageError, VmLost
 from schedagent.core.policies.artifact import PolicyArtifact
 from schedagent.core.policies.policy import CandidatePolicy, PolicyInfo
 from schedagent.core.rules import ATTACH, COMPILE, GATES, KERNEL, LOGIC, OVERHEAD, PROVING, RULES, SOURCE
@@ -339,8 +339,17 @@ class _Passage:
         return self._judge(oracles, f"; kernel events: {events}")
 
     def _overhead(self) -> Passed:
+        """What was measured must hold; what could not be measured leaves the gate without a verdict."""
         oracles = [oracle for oracle in self._oracles() if OVERHEAD in RULES[oracle.rule].gates]
-        return self._judge(oracles, "")
+        judged = self._judge(oracles, "")
+        undecided = {name: why for name, why in self._answer().undecided.items() if name not in self._info.declares}
+        if undecided:
+            figures = "; ".join(f"{name}: {why}" for name, why in undecided.items())
+            raise HostBusy(
+                f"this host was too busy to measure the overhead ({figures})",
+                "verify again when it has less to do",
+            )
+        return judged
 
     def _judge(self, oracles: Sequence[OracleResult], more: str) -> Passed:
         """Fail the gate unless every oracle holds, or the policy declared that it does not seek what one checks."""
@@ -402,13 +411,17 @@ _NOT_PASSED = (GateStatus.FAILED, GateStatus.SKIPPED)
 
 
 def _attempt(gate: str, step: Callable[[], Passed]) -> GateResult:
-    """Run one gate: what is wrong with the policy fails it, a lost VM leaves it undecided, anything else is raised."""
+    """Run one gate: what is wrong with the policy fails it, a lost VM or a busy host leaves it undecided, anything else
+    is raised.
+    """
     started = time.monotonic()
     try:
         passed = step()
     except (PolicyError, UsageError, BpfError) as error:
         findings = error.findings if isinstance(error, GateFailed) else ()
         passed = Passed(str(error), findings, GateStatus.FAILED)
+    except HostBusy as error:
+        passed = Passed(f"no verdict: {error.message}; {error.hint}", status=GateStatus.SKIPPED)
     except VmLost as error:
         lost = f"no verdict, the VM was lost twice: {error.message}"
         passed = Passed(lost, status=GateStatus.SKIPPED)

@@ -17,6 +17,7 @@ import socket
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import count
 from typing import Self
 
 from schedagent.core.errors import SetupError
@@ -27,6 +28,7 @@ NETLINK_GENERIC = 16
 SOL_NETLINK = 270
 NETLINK_NO_ENOBUFS = 5
 SO_RCVBUFFORCE = 33
+SO_MEMINFO = 55
 RECEIVE_BUFFER_BYTES = 32 << 20
 DATAGRAM_BYTES = 16 << 10
 REPLY_TIMEOUT_S = 5.0
@@ -36,6 +38,21 @@ _NLMSG_ERROR = 2
 _NLMSG_DONE = 3
 _NLM_F_REQUEST = 1
 _NLM_F_ACK = 4
+_MEMINFO = struct.Struct("=9I")
+_MEMINFO_RMEM_ALLOC, _MEMINFO_DROPS = 0, 8  # include/uapi/linux/sock_diag.h
+
+
+@dataclass(frozen=True)
+class ReceiveBuffer:
+    """The state of a socket's buffer.
+
+    Args:
+        used_bytes: memory of the datagrams that wait, what the kernel needs for each of them included.
+        dropped: datagrams lost so far because it was full.
+    """
+
+    used_bytes: int
+    dropped: int
 
 
 class NetlinkSocket:
@@ -74,15 +91,20 @@ class NetlinkSocket:
     def __exit__(self, *_exception: object) -> None:
         self.close()
 
-    def drain(self, take: Callable[[bytes], None]) -> None:
-        """Hand every datagram that is waiting to `take`; do not block."""
+    def drain(self, take: Callable[[bytes], None], most: int | None = None) -> None:
+        """Hand every datagram that is waiting (the first `most` of them) to `take`; do not block."""
         receive = self._socket.recv
-        while True:
+        for _number in count() if most is None else range(most):
             try:
                 datagram = receive(DATAGRAM_BYTES)
             except BlockingIOError:
                 return
             take(datagram)
+
+    def buffer(self) -> ReceiveBuffer:
+        """Return how much is waiting, and how much was lost."""
+        fields = _MEMINFO.unpack(self._socket.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, _MEMINFO.size))
+        return ReceiveBuffer(fields[_MEMINFO_RMEM_ALLOC], fields[_MEMINFO_DROPS])
 
     def send(self, kind: int, payload: bytes, flags: int = 0) -> None:
         header = _NLMSGHDR.pack(_NLMSGHDR.size + len(payload), kind, flags, 0, 0)

@@ -16,6 +16,7 @@ import typer
 from schedagent.cli.common import EXIT_FAILED, EXIT_NO, Json, guarded, print_json, say, settings
 from schedagent.cli.guide.completion import finished_runs
 from schedagent.core.errors import UsageError
+from schedagent.core.retention.limits import RETENTION
 
 if TYPE_CHECKING:
     from schedagent.client.daemon import DaemonClient
@@ -213,7 +214,8 @@ def status(socket: Socket = None, as_json: Json = False) -> None:
 
 def rollback(
     deployment: Annotated[
-        int, typer.Argument(metavar="NUMBER", help="Number of the deployment; all if left out.", min=0)
+        int,
+        typer.Argument(metavar="NUMBER", help="Number of the deployment; all if left out.", min=0, show_default=False),
     ] = 0,
     default: Annotated[bool, typer.Option("--default", help="Not to the last known good policy either.")] = False,
     socket: Socket = None,
@@ -234,7 +236,7 @@ def rollback(
 
 
 def history(
-    limit: Annotated[int, typer.Option(min=1, max=100, metavar="N", help="How many.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, max=RETENTION["deployments"].count, metavar="N", help="How many.")] = 20,
     dumps: Annotated[bool, typer.Option("--dumps", help="Also the kernel's dump of an ejected policy.")] = False,
     socket: Socket = None,
     as_json: Json = False,
@@ -248,14 +250,18 @@ def history(
         from schedagent.report.deployments import render_history
 
         answer = client(socket).ask("history", limit=limit, dumps=dumps)
-        return show(answer["history"], as_json, render_history)
+        recorded = answer.get("recorded", 0)  # a daemon of an older version does not say
+        return show(answer["history"], as_json, lambda listed: render_history(listed, recorded))
 
     guarded(command)
 
 
 def watch(
     after: Annotated[
-        int, typer.Option(min=-1, metavar="NUMBER", help="Also what happened after this event.", show_default=False)
+        int,
+        typer.Option(
+            min=-1, metavar="NUMBER", help="Also each event after this one; 0: all; -1: none.", show_default=False
+        ),
     ] = -1,
     socket: Socket = None,
     as_json: Json = False,

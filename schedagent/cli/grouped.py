@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import typer
 from typer.core import TyperCommand, TyperGroup
 
 OPTIMISE, POLICIES, MACHINE, SERVICE = "Optimise", "Policies", "This machine", "Service"
@@ -23,9 +24,17 @@ _IN_WORDS = (
     (re.compile(r"<([^<>]*\|[^<>]*)>"), r"[\1]"),  # choices
     (re.compile(r" <[^<>]*>$"), ""),  # the type of an argument
     (re.compile(r"([\d.]+)<=x<=([\d.]+)"), r"\1 to \2"),
-    (re.compile(r"x>=([\d.]+)"), r"\1 or more"),
+    (re.compile(r"x>=(-?[\d.]+)"), r"\1 or more"),
     (re.compile(r"(\d)\.0(?=[;\] ])"), r"\1"),
 )
+_REFUSALS = (
+    (re.compile(r"^Value error, "), ""),
+    (re.compile(r"^Input should be greater than or equal to (\S+)$"), r"must be \1 or more"),
+    (re.compile(r"^Input should be less than or equal to (\S+)$"), r"must be \1 or less"),
+    (re.compile(r"^Input should be a valid integer\b.*"), "must be a whole number"),
+    (re.compile(r"^Input should be a valid number\b.*"), "must be a number"),
+)
+"""What typer says of a value that it does not accept, in pydantic's words for programmers."""
 
 
 class Verb(TyperCommand):
@@ -36,6 +45,13 @@ class Verb(TyperCommand):
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         _write_parameters(self, ctx, formatter)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except typer.BadParameter as error:
+            error.message = _in_words(error.message, _REFUSALS)
+            raise
 
 
 class Verbs(TyperGroup):
@@ -87,7 +103,7 @@ def _write_parameters(command: Any, ctx: Any, formatter: Any) -> None:
             formatter.write_dl(records)
 
 
-def _in_words(text: str) -> str:
-    for pattern, words in _IN_WORDS:
+def _in_words(text: str, table: Sequence[tuple[re.Pattern[str], str]] = _IN_WORDS) -> str:
+    for pattern, words in table:
         text = pattern.sub(words, text)
     return text

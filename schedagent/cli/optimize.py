@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from schedagent import api
 from schedagent.cli.common import EXIT_NO, EXIT_WAITING, Json, guarded, print_json, settings
-from schedagent.cli.guide.completion import approvals, goals, unfinished_runs, waiting_runs
+from schedagent.cli.guide.completion import approvals, goals, presets, unfinished_runs, waiting_runs
 from schedagent.core.approval import ApprovalRequest, Decision
 from schedagent.core.errors import UsageError
 
 if TYPE_CHECKING:
+    from schedagent.core.trials.workload import WorkloadCommand
     from schedagent.report.report import Report
+    from schedagent.run.options import RunOptions
     from schedagent.run.preview import Preview
     from schedagent.run.progress import Reporter
+
+DEFAULT_SHELL = "/bin/sh"
+MINIMUM_PAIRS, MOST_PAIRS = 6, 20
+"""As in schedagent.core.trials, which would take longer to import than most commands take."""
 
 LONGEST_S = 7 * 24 * 3600.0
 """Longest budget and longest run."""
@@ -48,14 +55,50 @@ def optimize(
         str,
         typer.Option(
             metavar="[makespan|latency|throughput]",
-            help="Less wall time, a smaller metric, or a larger one.",
+            help="Less wall time (the default), a smaller metric, or a larger one.",
             autocompletion=goals,
         ),
-    ] = "makespan",
+    ] = "",
     prepare: Annotated[str, typer.Option(metavar="COMMAND", help="Command to run before each trial, untimed.")] = "",
     metric: Annotated[
-        str, typer.Option(metavar="REGEX", help="Regular expression whose group is a number in the output.")
+        list[str] | None,
+        typer.Option(
+            metavar="REGEX",
+            help="Regular expression whose group is a number in the output, or NAME=REGEX:lower or :higher.",
+        ),
+    ] = None,
+    guard: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=REGEX:lower:5%", help="A number that must not get worse by more than a margin."),
+    ] = None,
+    objective: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Which of several metrics is compared.")
+    ] = None,
+    preset: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help="Benchmark whose output it is, or none; else recognised.", autocompletion=presets
+        ),
     ] = "",
+    shell: Annotated[str, typer.Option(metavar="PROGRAM", help="Shell that runs the commands.")] = DEFAULT_SHELL,
+    ignore_failure: Annotated[
+        bool, typer.Option("--ignore-failure", help="Count runs that end with another status than 0 as well.")
+    ] = False,
+    setup: Annotated[
+        str, typer.Option(metavar="COMMAND", help="Command to run once before all runs; what it writes stays.")
+    ] = "",
+    cleanup: Annotated[str, typer.Option(metavar="COMMAND", help="Command to run after each run, untimed.")] = "",
+    warmup: Annotated[
+        int, typer.Option(min=1, max=100, metavar="N", help="Runs of each arm before those that count.")
+    ] = 1,
+    min_pairs: Annotated[
+        int, typer.Option(min=MINIMUM_PAIRS, max=MOST_PAIRS, metavar="N", help="Fewest pairs that a claim rests on.")
+    ] = MINIMUM_PAIRS,
+    parameter: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE,VALUE", help="One run for each value; NAME in braces stands for it."),
+    ] = None,
+    name: Annotated[str, typer.Option(metavar="TEXT", help="Name for the run.")] = "",
     iterations: Annotated[int, typer.Option(min=1, max=100, metavar="N", help="Most plans to try.")] = 2,
     candidates: Annotated[int, typer.Option(min=1, max=8, metavar="N", help="Most candidates of a plan.")] = 3,
     budget_minutes: Annotated[
@@ -88,31 +131,44 @@ def optimize(
     """
 
     def command() -> int:
-        from schedagent.run.intake import command_of
-        from schedagent.run.options import RunOptions, read_approve, read_memory
+        from schedagent.core.trials.judge import TrialRules
+        from schedagent.core.trials.metric_options import Comparison
+        from schedagent.run.intake import Around, Description, command_of, planned_runs
+        from schedagent.run.options import RunOptions, read_approve, read_memory, read_name
 
-        described: dict[str, Any] = {
-            "workload": command_of(words or (), workload),
-            "directory": directory,
-            "goal": goal,
-            "prepare": prepare,
-            "metric": metric,
-            "timeout_s": timeout,
-            "options": RunOptions(
-                iterations,
-                budget_minutes * 60,
-                candidates,
-                approve=read_approve(approve),
-                cpus=cpus,
-                memory_mib=read_memory(memory) if memory else None,
-            ),
-            "settings": settings(),
-        }
+        described = Description(
+            command_of(words or (), workload),
+            directory,
+            Comparison(several(metric), several(guard), several(objective), goal, preset),
+            Around(prepare, setup, cleanup, shell, ignore_failure),
+            timeout,
+        )
+        options = RunOptions(
+            iterations,
+            budget_minutes * 60,
+            candidates,
+            rules=TrialRules(minimum_pairs=min_pairs),
+            approve=read_approve(approve),
+            cpus=cpus,
+            memory_mib=read_memory(memory) if memory else None,
+            warmup=warmup,
+            name=read_name(name),
+        )
+        runs = planned_runs(described, options, parameter or ())
         if dry_run:
-            return show_preview(api.preview(**described), as_json)
-        return follow(lambda progress: api.optimize(**described, reporter=progress), as_json, quiet)
+            return max(show_preview(api.preview(work, options=of, settings=settings()), as_json) for work, of in runs)
+        return min(follow(functools.partial(_optimised, *run), as_json, quiet) for run in runs)
 
     guarded(command)
+
+
+def _optimised(workload: WorkloadCommand, options: RunOptions, progress: Reporter) -> Report:
+    return api.optimize(workload, options=options, settings=settings(), reporter=progress)
+
+
+def several(given: list[str] | None) -> tuple[str, ...]:
+    """Return what an option was given; an empty text is as if it was not."""
+    return tuple(filter(None, given or ()))
 
 
 def resume(

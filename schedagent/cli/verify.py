@@ -74,7 +74,8 @@ def verify(
     """Take a policy through every gate of the verifier.
 
     Print each gate's result and the outcome: passed, with the token; failed; static only (--static let it through,
-    which proves nothing about a running kernel); or incomplete, because a VM was lost twice.
+    which proves nothing about a running kernel); or incomplete, because a VM was lost twice or this
+    host was too busy to measure.
 
     Example: schedagent verify longest_first --set slice_us=5000
     """

@@ -17,6 +17,7 @@ SchedagentError                 message + hint: what failed with values, and wha
 ├── WorkloadFailed              the workload failed under the default scheduler
 ├── MetricUnavailable           a running workload's metric could not be measured
 ├── VmLost                      the micro-VM died, hung or panicked: neither a pass nor a failure
+│   └── HostBusy                this host was too busy for its figures to mean anything
 ├── RepositoryError             the policy repository cannot be read or written
 ├── RecordError                 schedagentd's record of deployments cannot be read or written
 ├── Refused                     schedagentd refuses what it was asked, and says why
@@ -127,6 +128,10 @@ class MetricUnavailable(SchedagentError):
 
 class VmLost(SchedagentError):
     """The micro-VM died, hung or panicked. Never to be read as a pass or as a failure of a policy."""
+
+
+class HostBusy(VmLost):
+    """The micro-VM answered, but this host was too busy for the answer to be a verdict."""
 
 
 class RepositoryError(SchedagentError):

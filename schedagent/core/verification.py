@@ -38,7 +38,7 @@ class VerificationOutcome(StrEnum):
     STATIC_ONLY = "static only"
     """The static gates passed, and no other was asked for."""
     INCOMPLETE = "incomplete"
-    """No gate failed, but one has no verdict: its VM was lost twice."""
+    """No gate failed, but one has no verdict: its VM was lost twice, or the host was too busy to measure."""
 
 
 class Severity(StrEnum):
@@ -210,11 +210,12 @@ class VerificationReport:
     @property
     def conclusion(self) -> str:
         """The outcome in a line: its word first, then what it means."""
+        undecided = f"gate {self.undecided.gate!r} has no verdict" if self.undecided else "no gate ran"
         why = {
             VerificationOutcome.PASSED: f"every gate let it through, on kernel {self.kernel_release}",
             VerificationOutcome.FAILED: f"gate {self.failure.gate!r} did not let it through" if self.failure else "",
             VerificationOutcome.STATIC_ONLY: "the gates that need no VM passed; the others were not asked for",
-            VerificationOutcome.INCOMPLETE: "a gate has no verdict, for the VM was lost twice",
+            VerificationOutcome.INCOMPLETE: undecided,
         }
         return f"{self.outcome}: {why[self.outcome]}"
 
@@ -222,6 +223,12 @@ class VerificationReport:
     def failure(self) -> GateResult | None:
         """The gate that failed, if one did."""
         return next((gate for gate in self.gates if gate.status is GateStatus.FAILED), None)
+
+    @property
+    def undecided(self) -> GateResult | None:
+        """The gate without a verdict that ended the verification; None if no gate lacks one, or another failed."""
+        incomplete = self.outcome is VerificationOutcome.INCOMPLETE
+        return next((gate for gate in self.gates if incomplete and gate.status is GateStatus.SKIPPED), None)
 
     @property
     def findings(self) -> tuple[Finding, ...]:

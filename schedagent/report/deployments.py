@@ -68,12 +68,18 @@ def _running(deployment: Mapping[str, Any]) -> Iterator[str]:
         yield f"  next: stage {stage}; its baseline is being measured"
 
 
-def render_history(deployments: Sequence[Mapping[str, Any]]) -> str:
-    """Return what `history` prints."""
+def render_history(deployments: Sequence[Mapping[str, Any]], recorded: int = 0) -> str:
+    """Return what `history` prints.
+
+    Args:
+        recorded: how many there are; 0 if that is not known.
+    """
     blocks = []
     for deployment in deployments:
         head = f"{moment(deployment['created_at'])}  {render_deployment(deployment)}"
         blocks.append("\n".join([head, *deployment.get("dump", "").splitlines()]))
+    if len(blocks) < recorded:
+        blocks.append(f"{len(blocks)} of {recorded} shown; for all: schedagent history --limit {recorded}")
     return "\n".join(blocks) or "nothing was deployed yet"
 
 

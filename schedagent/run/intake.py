@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import difflib
+import itertools
 import math
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from schedagent.core.errors import UsageError
 from schedagent.core.process import proc
 from schedagent.core.process.shell_text import quoted
-from schedagent.core.trials.workload import Goal, WorkloadCommand
+from schedagent.core.trials.metric_options import Comparison, measured
+from schedagent.core.trials.workload import DEFAULT_SHELL, WorkloadCommand
+from schedagent.run.options import RunOptions
 
 _SHELL_SYNTAX = re.compile(r"[|&;<>()$`{}*?\[\]#\"'\\]|^\w+=")
 _SHELL_LIMIT_S = 10.0
+_SHELLS = ("ash", "bash", "dash", "ksh", "mksh", "sh", "zsh")
+"""Those that take -n, which only checks a command, and `command -v`."""
 
 
 def command_of(words: Sequence[str], workload: str | None) -> str:
@@ -40,32 +45,89 @@ def command_of(words: Sequence[str], workload: str | None) -> str:
 _ONE_WAY = 'give the command once: schedagent optimize "make -j", or with --workload "make -j"'
 
 
-def read_workload(
-    command: str, directory: Path, goal: str, prepare: str, metric: str, timeout_s: float
-) -> WorkloadCommand:
+@dataclass(frozen=True)
+class Around:
+    """What is done around the runs of a workload, and how; see WorkloadCommand.
+
+    Args:
+        prepare, setup, cleanup: shell commands; empty for none.
+        shell: a program of PATH, or its path.
+        ignore_failure: whether runs that end with another status than 0 count.
+    """
+
+    prepare: str = ""
+    setup: str = ""
+    cleanup: str = ""
+    shell: str = DEFAULT_SHELL
+    ignore_failure: bool = False
+
+
+@dataclass(frozen=True)
+class Description:
+    """A workload in the user's words.
+
+    Args:
+        command: the shell command.
+        directory: where it runs.
+        asked: what is compared and guarded.
+        around: what is done around its runs.
+        timeout_s: longest time of one run.
+    """
+
+    command: str
+    directory: Path
+    comparison: Comparison = field(default_factory=Comparison)
+    around: Around = field(default_factory=Around)
+    timeout_s: float = 900.0
+
+
+def planned_run(described: Description, options: RunOptions) -> tuple[WorkloadCommand, RunOptions]:
+    """Return the workload, and the options of its run: whether its output may choose what is compared is one of them.
+
+    Raises:
+        UsageError: something in the description cannot be used.
+    """
+    return read_workload(described), replace(options, recognise=described.comparison.leaves_open)
+
+
+def read_workload(described: Description) -> WorkloadCommand:
     """Return the workload, or raise UsageError."""
+    command, directory, around = described.command, described.directory, described.around
+    comparison, timeout_s = described.comparison, described.timeout_s
     if not command.strip():
         raise UsageError("--workload is empty", 'give the command to optimise, for example --workload "make -j"')
     if not math.isfinite(timeout_s):
         raise UsageError(f"--timeout {timeout_s} is not a number of seconds")
-    for text, option in (
-        (command, "--workload"),
-        (str(directory), "--dir"),
-        (prepare, "--prepare"),
-        (metric, "--metric"),
-    ):
+    commands = {
+        "--workload": command,
+        "--prepare": around.prepare,
+        "--setup": around.setup,
+        "--cleanup": around.cleanup,
+    }
+    for option, text in (*commands.items(), ("--dir", str(directory)), ("--shell", around.shell)):
         _require_text(text, option)
+    for option, texts in (
+        ("--metric", comparison.metrics),
+        ("--guard", comparison.guards),
+        ("--objective", comparison.objectives),
+    ):
+        for text in texts:
+            _require_text(text, option)
     place = _directory(directory)
-    for text, option in ((command, "--workload"), (prepare, "--prepare")):
-        _require_program(text, option, place)
-    return WorkloadCommand(
+    shell = _shell(around.shell, place)
+    for option, text in commands.items():
+        _require_program(text, option, place, shell)
+    workload = WorkloadCommand(
         command=command,
         directory=str(place),
-        goal=_goal(goal, metric),
-        prepare=prepare,
-        metric=_metric(metric),
+        prepare=around.prepare,
         timeout_s=timeout_s,
+        shell=shell,
+        ignore_failure=around.ignore_failure,
+        setup=around.setup,
+        cleanup=around.cleanup,
     )
+    return measured(workload, comparison)
 
 
 def _require_text(text: str, option: str) -> None:
@@ -92,16 +154,29 @@ def _directory(directory: Path) -> Path:
         raise UsageError(f"directory {directory} does not exist", "check --dir") from None
 
 
-def _require_program(command: str, option: str, place: Path) -> None:
+def _shell(program: str, place: Path) -> str:
+    """Return the path of --shell, by which the machine finds it whatever PATH is there."""
+    if program == DEFAULT_SHELL:
+        return program
+    search = proc.run(["/bin/sh", "-c", 'command -v -- "$1"', "sh", program], timeout_s=_SHELL_LIMIT_S, cwd=place)
+    path = search.stdout.decode(errors="replace").strip()
+    if search.returncode != 0 or not path.startswith("/"):
+        raise UsageError(f"--shell: there is no program {program!r}", "give one that takes a command after -c: bash")
+    return path
+
+
+def _require_program(command: str, option: str, place: Path, shell: str) -> None:
     """Refuse what the shell would refuse before it runs anything: bad syntax, a first word that it does not know."""
-    parsed = proc.run(["/bin/sh", "-n", "-c", command], timeout_s=_SHELL_LIMIT_S)
+    if Path(shell).name not in _SHELLS:
+        return
+    parsed = proc.run([shell, "-n", "-c", command], timeout_s=_SHELL_LIMIT_S)
     if parsed.returncode != 0:
         complaint = parsed.stderr.decode(errors="replace").strip()
         raise UsageError(f"{option} {quoted(command)} is not a shell command: {complaint}", "check the quotes")
     program = next(iter(command.split()), "")
     if not program or _SHELL_SYNTAX.search(program):
         return
-    known = proc.run(["/bin/sh", "-c", 'command -v -- "$1"', "sh", program], timeout_s=_SHELL_LIMIT_S, cwd=place)
+    known = proc.run([shell, "-c", 'command -v -- "$1"', "sh", program], timeout_s=_SHELL_LIMIT_S, cwd=place)
     if known.returncode != 0:
         raise UsageError(
             f"{option}: there is no program {program!r}",
@@ -109,30 +184,77 @@ def _require_program(command: str, option: str, place: Path) -> None:
         )
 
 
-def _goal(goal: str, metric: str) -> Goal:
-    try:
-        chosen = Goal(goal)
-    except ValueError:
-        close = difflib.get_close_matches(goal, [value.value for value in Goal], n=1)
-        hint = f"did you mean {close[0]}? " if close else ""
-        raise UsageError(f"--goal {goal!r} is not known", hint + "accepted: makespan, latency, throughput") from None
-    if chosen is not Goal.MAKESPAN and not metric:
-        raise UsageError(
-            f"--goal {chosen.value} needs --metric",
-            "give a regular expression that finds the number in the output, for example --metric 'p99: ([0-9.]+)'",
-        )
-    return chosen
+# --- parameters -------------------------------------------------------------------------------------------------------
+
+MOST_VALUES = 32
 
 
-def _metric(expression: str) -> str:
-    try:
-        groups = re.compile(expression).groups
-    except re.error as error:
+def planned_runs(
+    described: Description, options: RunOptions, parameters: Sequence[str]
+) -> list[tuple[WorkloadCommand, RunOptions]]:
+    """Return workload and options of each run of a scan; one run if there are no parameters.
+
+    Args:
+        parameters: NAME=VALUE,VALUE as --parameter has them; {NAME} in a command stands for the value.
+
+    Raises:
+        UsageError: one is no parameter, is used nowhere, or there are too many values; a run would have to wait; or
+            as `planned_run`, for whichever value.
+    """
+    if parameters and options.approve:
+        raise UsageError("--parameter makes several runs, which cannot wait", "leave out --approve")
+    around = described.around
+    texts = (described.command, around.prepare, around.setup, around.cleanup)
+    runs = []
+    for values in read_parameters(parameters, texts):
+        command, prepare, setup, cleanup = (filled(text, values) for text in texts)
+        changed = replace(around, prepare=prepare, setup=setup, cleanup=cleanup)
+        name = " ".join(filter(None, [options.name, *(f"{name}={value}" for name, value in values.items())]))
+        runs.append(planned_run(replace(described, command=command, around=changed), replace(options, name=name)))
+    return runs
+
+
+def read_parameters(options: Sequence[str], texts: Sequence[str]) -> list[dict[str, str]]:
+    """Return the values of each run of a scan, the last parameter changing first; one empty run without --parameter.
+
+    Args:
+        options: NAME=VALUE,VALUE as --parameter has them.
+        texts: the commands, in which {NAME} stands for a value.
+
+    Raises:
+        UsageError: one is no parameter, is used nowhere, or there are too many values.
+    """
+    values: dict[str, list[str]] = {}
+    for option in options:
+        name, values_of = _parameter(option)
+        if name in values:
+            raise UsageError(f"--parameter {name} is given twice", "give all its values at once: n=1,2,4")
+        if not any(f"{{{name}}}" in text for text in texts):
+            raise UsageError(f"--parameter {name} is used nowhere", f"write {{{name}}} in the command")
+        values[name] = values_of
+    count = math.prod(map(len, values.values()))
+    if count > MOST_VALUES:
+        raise UsageError(f"--parameter asks for {count} runs", f"accepted: at most {MOST_VALUES}")
+    return [dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values())]
+
+
+def _parameter(option: str) -> tuple[str, list[str]]:
+    name, equals, listed = option.partition("=")
+    values = [value.strip() for value in listed.split(",")]
+    if not (equals and _PARAMETER.fullmatch(name) and all(values)):
         raise UsageError(
-            f"--metric {quoted(expression)} is not a regular expression: {error}", "quote it for the shell"
-        ) from None
-    if groups > 1:
-        raise UsageError(
-            f"--metric {quoted(expression)} has {groups} groups", "put ( ) around the one number; use (?: ) elsewhere"
+            f"--parameter {option!r} is not NAME=VALUE,VALUE", "for example n=1,2,4, and {n} in the command"
         )
-    return expression
+    if len(set(values)) < len(values):
+        raise UsageError(f"--parameter {option!r} has a value twice")
+    return name, values
+
+
+_PARAMETER = re.compile(r"[A-Za-z]\w*", re.ASCII)
+
+
+def filled(text: str, values: Mapping[str, str]) -> str:
+    """Return a command with its parameters' values."""
+    for name, value in values.items():
+        text = text.replace(f"{{{name}}}", value)
+    return text

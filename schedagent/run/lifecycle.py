@@ -9,6 +9,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from repo_store.rewind import rewind
 from repo_store.store import PolicyRepository
 from schedagent.core.approval import Decision
 from schedagent.core.errors import RepositoryError, SchedagentError, UsageError
+from schedagent.core.installation import this_installation
 from schedagent.core.process.machine_lock import LAB_LOCK
 from schedagent.core.retention.lock import locked
 from schedagent.core.settings import REPOSITORY, Settings, hide, private_file, private_folder
@@ -93,7 +95,8 @@ def read_run_transcript(settings: Settings, run_id: str) -> tuple[Json, tuple[Ex
     """
     with opening.open_repository(settings) as repository:
         repository.run(run_id)
-    return read_transcript(_existing_transcript(settings, run_id))
+        path = _existing_transcript(settings, repository, run_id)
+    return read_transcript(path)
 
 
 def replay_run(settings: Settings, run_id: str, reporter: Reporter) -> dict[str, Any]:
@@ -108,7 +111,7 @@ def replay_run(settings: Settings, run_id: str, reporter: Reporter) -> dict[str,
     with opening.open_repository(settings) as repository, TemporaryDirectory(prefix="schedagent-replay-") as name:
         folder = Path(name)
         recording = replaying.Recording(repository, run_id)
-        replay = Replay(_existing_transcript(settings, run_id))
+        replay = Replay(_existing_transcript(settings, repository, run_id))
         rewind(Path(repository.place), folder / REPOSITORY, run_id)
         with PolicyRepository(folder / REPOSITORY) as copy:
             library = opening.open_run_library(dataclasses.replace(settings, state_dir=folder), copy, run_id)
@@ -119,12 +122,24 @@ def replay_run(settings: Settings, run_id: str, reporter: Reporter) -> dict[str,
             return replaying.compare(recording, replay, copy)
 
 
-def _existing_transcript(settings: Settings, run_id: str) -> Path:
-    """Return the transcript of a run; raise UsageError if it has none."""
+def _existing_transcript(settings: Settings, repository: PolicyRepository, run_id: str) -> Path:
+    """Return the transcript of a run; raise UsageError if it has none: it never had one, or prune removed it."""
     path = transcript_path(settings.state_dir, run_id)
-    if not path.exists():
-        raise UsageError(f"run {run_id} has asked no model: there is no {path}")
-    return path
+    if path.exists():
+        return path
+    if _may_be_pruned(repository, run_id):
+        raise UsageError(
+            f"run {run_id} has asked no model, or prune kept only its figures: there is no {path}",
+            f"what is left of it: {this_installation().command('runs', 'show', run_id)}",
+        )
+    raise UsageError(f"run {run_id} has asked no model: there is no {path}")
+
+
+def _may_be_pruned(repository: PolicyRepository, run_id: str) -> bool:
+    """Whether nothing is there of what the workload printed: prune forgets it together with the transcript."""
+    blocks = chain.from_iterable(repository.blocks(run_id, number) for number in repository.iterations(run_id))
+    outputs = [sample.output_tail for block in blocks for sample in block.samples]
+    return bool(outputs) and not any(outputs)
 
 
 def drive(settings: Settings, nodes: RunNodes, repository: PolicyRepository, run_id: str, reporter: Reporter) -> Report:

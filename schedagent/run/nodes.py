@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from agents.execution import REPAIRS, Execution, MeasuringLab, Verifier
@@ -26,8 +26,10 @@ from schedagent.core.process.machine_lock import LAB_LOCK
 from schedagent.core.process.shell_text import quoted
 from schedagent.core.trials.judge import Terms
 from schedagent.core.trials.lesson import Antipattern, Lesson
+from schedagent.core.trials.presets import settle
 from schedagent.core.trials.race import judge_all
 from schedagent.core.trials.trial import DEFAULT_ARM, Block, Verdict
+from schedagent.core.trials.usage import MachineCosts
 from schedagent.core.trials.workload import WorkloadCommand, WorkloadProfile
 from schedagent.core.verification import VerificationReport
 from schedagent.report.as_json import to_json
@@ -41,6 +43,9 @@ from schedagent.run.state import RunState
 
 class Lab(ObservingLab, MeasuringLab, Protocol):
     """Where the workload is observed and candidates are measured."""
+
+    def costs(self) -> MachineCosts | None:
+        """Measure what separates the lab from the hardware; None if it is the hardware, or if that failed."""
 
 
 @dataclass(frozen=True)
@@ -168,10 +173,15 @@ class RunNodes:
         return self._library
 
     def observation(self, state: RunState) -> dict[str, Any]:
-        """Observe the workload once, unless that was done."""
+        """Observe the workload once, unless that was done: the profile is stored last."""
         run_id = state["run_id"]
         if self._repository.profile(run_id) is None:
-            self._repository.save_profile(run_id, self._earlier_profile(run_id) or self._observed(run_id))
+            earlier = self._earlier_profile(run_id)
+            if earlier is None:
+                command = self._repository.run(run_id).workload.command
+                self._reporter.stage(f"observation: running {quoted(command)} under the default scheduler")
+            costs = self._costs(run_id)
+            self._repository.save_profile(run_id, earlier or self._observed(run_id, costs))
         models = self._models(run_id)
         if models:
             models.observe(self._repository.run(run_id), self._profile(run_id))
@@ -186,10 +196,25 @@ class RunNodes:
             return None
         return self._repository.profile(earlier.id)
 
-    def _observed(self, run_id: str) -> WorkloadProfile:
+    def _costs(self, run_id: str) -> MachineCosts | None:
+        """Return what separates the lab from the hardware, measured once in a run: no machine is the same each day."""
+        costs = self._repository.costs(run_id)
+        if costs is None:
+            costs = self._lab.costs()
+            if costs:
+                self._repository.save_costs(run_id, costs)
+        return costs
+
+    def _observed(self, run_id: str, costs: MachineCosts | None) -> WorkloadProfile:
+        """Run the workload, and settle by what it printed how its trials are compared."""
         workload = self._repository.run(run_id).workload
-        self._reporter.stage(f"observation: running {quoted(workload.command)} under the default scheduler")
-        _sample, profile = observe(self._lab, workload)
+        kappa = costs.kappa if costs else 1.0
+        unread = replace(workload, metric="", metrics=(), guards=())
+        sample, profile = observe(self._lab, unread, self._reporter.step, kappa=kappa)
+        settled = settle(workload, sample.output_tail, recognise=self._options.recognise)
+        for note in settled.notes:
+            self._reporter.note(note)
+        self._repository.settle_workload(run_id, settled.workload)
         return profile
 
     def planning(self, state: RunState) -> dict[str, Any]:

@@ -28,6 +28,9 @@ class RunOptions:
         profile_of: an earlier run of the workload, whose profile is taken over if its hardware was the same; empty:
             the workload is observed.
         cpus, memory_mib: size of the micro-VM in which the workload runs; None for that of the settings.
+        recognise: whether what the workload prints may choose what is compared and guarded.
+        warmup: runs of each arm before those that count.
+        name: of the run, for people; empty for none.
     """
 
     iterations: int = 2
@@ -39,6 +42,9 @@ class RunOptions:
     profile_of: str = ""
     cpus: int | None = None
     memory_mib: int | None = None
+    recognise: bool = False
+    warmup: int = 1
+    name: str = ""
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> RunOptions:
@@ -65,6 +71,23 @@ def read_memory(text: str) -> int:
 
 
 _SIZE = re.compile(r"(?P<number>[0-9]{1,9})(?:(?P<unit>[MG])(?:i?B)?)?", re.IGNORECASE)
+
+
+LONGEST_NAME = 80
+
+
+def read_name(text: str) -> str:
+    """Return the name that --name gives a run.
+
+    Raises:
+        UsageError: it could not be shown in a line.
+    """
+    name = text.strip()
+    if not name.isprintable() or len(name) > LONGEST_NAME:
+        raise UsageError(
+            f"--name {text!r} cannot be a name", f"accepted: one line of at most {LONGEST_NAME} characters"
+        )
+    return name
 
 
 def read_approve(text: str) -> tuple[ApprovalStage, ...]:

@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from schedagent.core.settings import AGENTS, Settings
+from schedagent.core.trials.presets import in_words
+from schedagent.core.trials.readings import WALL_TIME
 from schedagent.core.trials.trial import Hardware
 from schedagent.core.trials.workload import WorkloadCommand
 from schedagent.report.report import IN_PROCESS
@@ -73,7 +75,7 @@ def render_preview(preview: Preview) -> str:
     rules = options.rules
     rows = {
         "prepare": workload.prepare or "nothing",
-        "compare": f"{workload.metric or 'wall time'} ({workload.goal.value})",
+        "compare": _compared(preview),
         "lab": f"{hardware.lab}, {_cpus(hardware.cpus)}, {hardware.memory_mib} MiB, kernel {hardware.kernel_release}",
         "plans": f"up to {options.iterations}, each of up to {options.candidates} candidates",
         "trials": f"{rules.minimum_pairs} to {rules.maximum_pairs} pairs for each candidate that passes every gate",
@@ -86,6 +88,13 @@ def render_preview(preview: Preview) -> str:
     lines = [f"  {name + ':':<10} {text}" for name, text in rows.items()]
     head = f"This would optimise {workload.command!r} in {workload.directory}:"
     return "\n".join([head, *lines, "Nothing was run or stored. Start it: the same command without --dry-run."])
+
+
+def _compared(preview: Preview) -> str:
+    workload = preview.workload
+    words = in_words(workload) if workload.objective or workload.guards else workload.metric or WALL_TIME
+    open_yet = "; the output may choose a preset" if preview.options.recognise else ""
+    return f"{words} ({workload.goal.value}){open_yet}"
 
 
 def _cpus(count: int) -> str:

@@ -28,6 +28,9 @@ class Reporter(Protocol):
     def step(self, text: str) -> None:
         """Something worth a line happened."""
 
+    def note(self, text: str) -> None:
+        """Something is known that should stay on the screen."""
+
     def count(self, text: str, done: int, total: int) -> None:
         """`done` of at most `total` are finished."""
 
@@ -90,6 +93,8 @@ class PlainReporter:
         self._pace.restart()
         self._line(f"   {text}")
 
+    note = step
+
     def count(self, text: str, done: int, total: int) -> None:
         self._line(f"   {text}: {done} done, at most {total}", at_most(self._pace.left_s(done, total)))
 
@@ -129,6 +134,9 @@ class LiveReporter:
         self._pace.restart()
         self._progress.update(self._task, description=text, total=None, completed=0)
 
+    def note(self, text: str) -> None:
+        self._progress.print(f"  {printable(text)}", markup=False, highlight=False)
+
     def count(self, text: str, done: int, total: int) -> None:
         rest = at_most(self._pace.left_s(done, total))
         shown = f"{text} {done}/{total}" + (f", {rest}" if rest else "")
@@ -165,6 +173,8 @@ class LineReporter:
 
     def step(self, text: str) -> None:
         self.report(text)
+
+    note = step
 
     def count(self, text: str, done: int, total: int) -> None:
         self.report(f"{text}: {done} done, at most {total}")

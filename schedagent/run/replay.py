@@ -29,6 +29,7 @@ from schedagent.core.policies.artifact import PolicyArtifact
 from schedagent.core.policies.policy import CandidatePolicy, PolicyInfo
 from schedagent.core.process.shell_text import quoted
 from schedagent.core.trials.trial import DEFAULT_ARM, Block, Sample
+from schedagent.core.trials.usage import MachineCosts
 from schedagent.core.trials.workload import Observation, WorkloadCommand
 from schedagent.core.verification import VerificationReport, Verified
 from schedagent.run.library import Library
@@ -174,6 +175,10 @@ class RecordedLab:
     def observe(self, workload: WorkloadCommand) -> tuple[Sample, Observation]:
         """Never called where there is a profile, which a rewound repository keeps."""
         raise ReplayDiverged(f"{quoted(workload.command)} was not observed in the recorded run {self.run_id}")
+
+    def costs(self) -> MachineCosts | None:
+        """Never called where there is a profile, as above."""
+        raise ReplayDiverged(f"the costs of the lab were not measured in the recorded run {self.run_id}")
 
     @contextmanager
     def session(self, _workload: WorkloadCommand) -> Iterator[RecordedRuns]:

@@ -19,6 +19,7 @@ from schedagent.core import accept
 from schedagent.core.accept import C_NAME, SHA256, is_whole
 from schedagent.core.deployment import LARGEST_OBJECT_BYTES, MOST_ENTRIES, Order, Stage
 from schedagent.core.errors import UsageError
+from schedagent.core.retention.limits import RETENTION
 from schedagent.core.welch import Better
 
 VERSION = 1
@@ -26,7 +27,8 @@ LONGEST_QUESTION = 4096
 """Bytes of a request that changes nothing, and of one from somebody who may change nothing."""
 LONGEST_REQUEST = 5 << 20
 """Bytes of any request: one to deploy fits with everything in it at its largest (4.4 MB)."""
-LONGEST_HISTORY = 100
+LONGEST_HISTORY = RETENTION["deployments"].count
+"""All that have ended, as far as they are kept."""
 MOST_MEASURED = 64
 LARGEST_MEASURED = 1e18
 

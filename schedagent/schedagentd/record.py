@@ -150,6 +150,11 @@ class Record:
         """Return the newest deployments, newest first."""
         return tuple(self._deployments("ORDER BY number DESC LIMIT ?", limit))
 
+    @property
+    def recorded(self) -> int:
+        """How many deployments are kept."""
+        return int(self._ask("SELECT count(*) FROM deployments")[0][0])
+
     def events(self, after: int, limit: int) -> tuple[Event, ...]:
         """Return the events after number `after`, oldest first."""
         rows = self._ask("SELECT * FROM events WHERE number > ? ORDER BY number LIMIT ?", after, limit)

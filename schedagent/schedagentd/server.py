@@ -356,10 +356,11 @@ class Server:
                 deployments = rollout.record.history(request.limit)
                 now = boot()
                 return {
+                    "recorded": rollout.record.recorded,
                     "history": [
                         deployment.summary(now) | ({"dump": deployment.dump} if request.dumps else {})
                         for deployment in deployments
-                    ]
+                    ],
                 }
             case Deploy():
                 deployment = rollout.deploy(

@@ -15,7 +15,8 @@ from schedagent.core import token
 from schedagent.core.process.shell_text import quoted
 from schedagent.core.recommendation import Baseline, Recommendation, RecommendationKind, Standing, recommendation_id
 from schedagent.core.service_settings import ServiceSettings, WatchedWorkload
-from schedagent.core.trials.workload import Goal, WorkloadCommand
+from schedagent.core.trials.metric_options import as_options
+from schedagent.core.trials.workload import WorkloadCommand
 from schedagent.core.welch import DELAY
 from schedagent.service.drift import Drift, distance, shares
 from schedagent.service.limits import DAY_S, latest_slot, slot_s
@@ -190,11 +191,8 @@ class Findings:
 def optimize_command(workload: WorkloadCommand) -> str:
     """Return the command line that optimises a workload by hand."""
     words = ["schedagent", "optimize", "--workload", workload.command, "--dir", workload.directory]
-    for option, value in (("--prepare", workload.prepare), ("--metric", workload.metric)):
-        words += [option, value] if value else []
-    if workload.goal is not Goal.MAKESPAN:
-        words += ["--goal", workload.goal.value]
-    return shlex.join(words)
+    words += ["--prepare", workload.prepare] if workload.prepare else []
+    return shlex.join([*words, *as_options(workload)])
 
 
 def _place(baseline: Baseline) -> str:

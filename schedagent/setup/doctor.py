@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from kernel_bpf.build import sandbox
+from kernel_bpf.build.compile import TESTED_CLANG, find_clang
 from kernel_bpf.build.target import find_bpftool
 from schedagent.core.errors import SchedagentError, SetupError
-from schedagent.core.installation import this_installation
+from schedagent.core.installation import InstalledBy, this_installation
 from schedagent.core.process import proc
 from schedagent.core.settings import Settings, writable
 from schedagent.setup.packages import requirement
@@ -66,6 +67,7 @@ def examine(settings: Settings) -> list[Finding]:
         _disk(settings),
         _virtual_environment(settings),
         *_programs(),
+        _clang(),
         _libbpf(),
         _compiler_sandbox(),
         _kernel_image(settings),
@@ -109,6 +111,27 @@ def _restore_s(lab: VmLab, hostfs: bool) -> float:
     started = time.perf_counter()
     with lab.open(hostfs=hostfs):
         return time.perf_counter() - started
+
+
+def emulation_bench(lab: VmLab) -> Finding:
+    """Measure what separates the lab's machine from this one: work, and a task switch.
+
+    Raises:
+        VmLost: two machines in a row did not answer.
+    """
+    name = "emulation"
+    if lab.kvm:
+        return Finding(name, "ok", "none: under KVM the VM is as fast as this machine")
+    costs = lab.costs()
+    if costs is None:
+        remedy = "run it again when this machine has less to do"
+        return Finding(name, "warning", "not measured: this machine is too busy", remedy=remedy)
+    lab_us, host_us = costs.lab_switch_ns / 1000, costs.host_switch_ns / 1000
+    detail = (
+        f"work takes {costs.kappa:.0f} times as long in the VM as on this machine; a task switch takes "
+        f"{lab_us:.0f} us instead of {host_us:.1f} us, {lab_us / host_us:.0f} times as long"
+    )
+    return Finding(name, "info", detail, "fewer switches gain more in the VM than on hardware; reports allow for it")
 
 
 def render(findings: Sequence[Finding], width: int = 0) -> Text:
@@ -178,6 +201,8 @@ def _virtual_environment(settings: Settings) -> Finding:
         return Finding("Python", "ok", f"{version} in {sys.prefix}")
     if (settings.venv_dir / "packages.stamp").is_file():
         return Finding("Python", "info", f"{version} in {sys.prefix}; set-up's own is {settings.venv_dir}")
+    if this_installation().by is InstalledBy.PIP:  # pip and uv take what the wheel allows: no lock can be kept
+        return Finding("Python", "ok", f"{version} in {sys.prefix}; libraries as the installer chose them")
     consequence = "the versions in use are not the locked ones"
     remedy = this_installation().how_to_restore_libraries()
     return Finding("Python", "warning", f"{version} in {sys.prefix}", consequence, remedy)
@@ -193,16 +218,8 @@ class _Program:
     needed_for: str
 
 
-_CLANG = "clang-19" if shutil.which("clang-19") else "clang"
-"""Debian's name carries the version."""
 _PROGRAMS = (
     _Program("QEMU", ("qemu-system-x86_64", "--version"), "qemu-system-x86", "policies cannot be tried"),
-    _Program(
-        "clang",
-        (_CLANG, "--version"),
-        "clang-19",
-        "policies cannot be compiled",
-    ),
     _Program("bpftool", (find_bpftool(), "version"), "bpftool", "a kernel's types cannot be read"),
     _Program("setpriv", ("setpriv", "--version"), "util-linux", "QEMU cannot be started without privileges"),
 )
@@ -226,6 +243,19 @@ def _programs() -> Iterator[Finding]:
             remedy = this_installation().how_to_set_up()
             detail = f"{where}, needed: {oldest.minimum}"
             yield Finding(program.name, "missing", detail, program.needed_for, remedy)
+
+
+def _clang() -> Finding:
+    """The one that compiles: the tested release, or the newest that can do it."""
+    try:
+        path, printed = find_clang()
+    except SetupError as error:
+        return Finding("clang", "missing", error.message, "policies cannot be compiled", error.hint)
+    version = re.search(r"version ([0-9.]+)", printed)
+    where = f"{version[1] if version else 'unknown version'} ({path})"
+    if version and int(version[1].partition(".")[0]) == TESTED_CLANG:
+        return Finding("clang", "ok", where)
+    return Finding("clang", "info", f"{where}; {TESTED_CLANG} is the release that was tested")
 
 
 def _libbpf() -> Finding:

@@ -69,7 +69,7 @@ REQUIRED = (
     Requirement("make", only_for_checkout=True),
     Requirement("util-linux"),
 )
-LINTERS = (Requirement("lintian"), Requirement("mandoc"), Requirement("shellcheck"))
+LINTERS = (Requirement("lintian"), Requirement("mandoc"), Requirement("groff-base"), Requirement("shellcheck"))
 """What `make check` needs besides; nobody else does."""
 
 _INSTALL_TIMEOUT_S = 1800.0

@@ -11,15 +11,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from schedagent.cli.common import EXIT_WAITING
 from schedagent.core.rules import GATES
 from tests.support.paths import FIXTURES
 
 PROGRAM = [sys.executable, "-m", "schedagent"]
+Measured = tuple[int, str, str]
+"""Block, arm and start of a sample."""
 
 pytestmark = [pytest.mark.vm, pytest.mark.e2e, pytest.mark.timeout(900)]
 
@@ -43,78 +47,94 @@ def optimize_argv(batch: Path, *more: str) -> list[str]:
     return [*PROGRAM, "optimize", "--workload", "./batch.sh 9 100 700", "--dir", str(batch), "--json", *more]
 
 
+@dataclass(frozen=True)
+class FirstRun:
+    """A run with one plan of two candidates, stopped with Ctrl-C, resumed, killed with -9 and resumed to its end.
+
+    Args:
+        run_id: of it.
+        status, said: exit status and stderr of the process that was stopped.
+        survivors: QEMUs that outlived the process that was killed.
+        before, after: what had been measured when it was killed, and in the end.
+        ended: how the last process ended; its output is the report.
+    """
+
+    run_id: str
+    status: int
+    said: str
+    survivors: list[str]
+    before: list[Measured]
+    after: list[Measured]
+    ended: subprocess.CompletedProcess[str]
+
+    @property
+    def report(self) -> Any:
+        return json.loads(self.ended.stdout)
+
+
 @pytest.fixture(scope="module")
-def first(batch: Path, environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
-    """A first run with one plan of two candidates."""
+def first(batch: Path, environment: Mapping[str, str]) -> FirstRun:
+    """The run; tests/e2e/test_wheel.py has one that nobody disturbs."""
+    database = Path(environment["SCHEDAGENT_STATE"], "repository.sqlite")
     argv = optimize_argv(batch, "--iterations", "1", "--candidates", "2")
-    return subprocess.run(argv, env=environment, capture_output=True, text=True, check=False)
+    with subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as stopped:
+        wait_for_blocks(database, 1, stopped)
+        stopped.send_signal(signal.SIGINT)
+        _out, said = stopped.communicate(timeout=10)
+    run_id = query(database, "select id from runs")[0][0]
+    resume = [*PROGRAM, "resume", run_id, "--json"]
+    killed = subprocess.Popen(resume, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        stored = {block for block, _arm, _started in samples(database)}
+        before = wait_for_blocks(database, len(stored) + 1, killed)
+    finally:
+        killed.kill()
+        killed.wait()
+    survivors = qemu_of(killed.pid)
+    ended = subprocess.run(resume, env=environment, capture_output=True, text=True, check=False)
+    return FirstRun(run_id, stopped.returncode, said, survivors, before, samples(database), ended)
 
 
-def test_a_long_tail_is_found_by_measurement_and_longest_first_is_tried_on_a_real_kernel(
-    first: subprocess.CompletedProcess[str],
-) -> None:
-    assert first.returncode in (0, 3), first.stderr
-    report = json.loads(first.stdout)
-    assert report["profile"]["kind"] == "batch-long-tail"
-    assert "longest_first" in [candidate["policy"] for candidate in report["iterations"][0]["candidates"]]
-    for candidate in report["iterations"][0]["candidates"]:
+def test_a_long_tail_is_found_by_measurement_and_longest_first_is_tried_on_a_real_kernel(first: FirstRun) -> None:
+    assert first.ended.returncode in (0, 3), first.ended.stderr
+    assert first.report["profile"]["kind"] == "batch-long-tail"
+    candidates = first.report["iterations"][0]["candidates"]
+    assert "longest_first" in [candidate["policy"] for candidate in candidates]
+    for candidate in candidates:
         assert [gate["status"] for gate in candidate["gates"]] == ["passed"] * len(GATES), candidate["gates"]
         assert candidate["verdict"]["pairs"] >= 6, candidate["verdict"]
         assert candidate["verdict"]["outcome"] != "failed", candidate["verdict"]
 
 
-def test_the_exit_status_says_whether_something_better_was_found(first: subprocess.CompletedProcess[str]) -> None:
-    report = json.loads(first.stdout)
-    assert first.returncode == (0 if report["best"] else 3)
+def test_the_exit_status_says_whether_something_better_was_found(first: FirstRun) -> None:
+    assert first.ended.returncode == (0 if first.report["best"] else 3)
+
+
+def test_ctrl_c_stops_at_once_and_says_how_to_go_on(first: FirstRun) -> None:
+    assert first.status == 130
+    assert f"schedagent resume {first.run_id}" in first.said
+    assert "Traceback" not in first.said
+
+
+def test_kill_9_while_measuring_then_resume_counts_every_sample_once(first: FirstRun) -> None:
+    assert not first.survivors
+    assert first.after[: len(first.before)] == first.before
+    blocks = {block for block, _arm, _started in first.after}
+    assert sorted(blocks) == list(range(len(blocks)))
+    verdicts = [candidate["verdict"] for candidate in first.report["iterations"][0]["candidates"]]
+    assert max(verdict["pairs"] + verdict["disturbed"] for verdict in verdicts) == len(blocks) - 1
 
 
 def test_a_second_run_starts_from_what_the_first_one_learned(
-    first: subprocess.CompletedProcess[str], batch: Path, environment: Mapping[str, str]
+    first: FirstRun, batch: Path, environment: Mapping[str, str]
 ) -> None:
-    argv = optimize_argv(batch, "--iterations", "1", "--candidates", "1", "--budget-minutes", "0.5")
+    """It waits for an approval of its plan, which is all that is looked at here."""
+    argv = optimize_argv(batch, "--iterations", "1", "--candidates", "1", "--approve", "plan")
     second = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False)
-    assert second.returncode in (0, 3), second.stderr
-    assert json.loads(second.stdout)["iterations"][0]["learned"]
-
-
-def test_kill_9_while_measuring_then_resume_counts_every_sample_once(
-    batch: Path, environment: Mapping[str, str], tmp_path: Path
-) -> None:
-    environment = {**environment, "SCHEDAGENT_STATE": str(tmp_path)}
-    argv = optimize_argv(batch, "--iterations", "1", "--candidates", "1")
-    process = subprocess.Popen(argv, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        before = wait_for_blocks(tmp_path / "repository.sqlite", 2, process)
-    finally:
-        process.kill()
-        process.wait()
-    assert not qemu_of(process.pid)
-    run_id = query(tmp_path / "repository.sqlite", "select id from runs")[0][0]
-    resumed = subprocess.run(
-        [*PROGRAM, "resume", run_id, "--json"], env=environment, capture_output=True, text=True, check=False
-    )
-    assert resumed.returncode in (0, 3), resumed.stderr
-    after = samples(tmp_path / "repository.sqlite")
-    assert after[: len(before)] == before
-    blocks = {block for block, _arm, _started in after}
-    assert sorted(blocks) == list(range(len(blocks)))
-    verdict = json.loads(resumed.stdout)["iterations"][0]["candidates"][0]["verdict"]
-    assert verdict["pairs"] + verdict["disturbed"] == len(blocks) - 1
-
-
-def test_ctrl_c_stops_at_once_and_says_how_to_go_on(
-    batch: Path, environment: Mapping[str, str], tmp_path: Path
-) -> None:
-    environment = {**environment, "SCHEDAGENT_STATE": str(tmp_path)}
-    argv = optimize_argv(batch, "--iterations", "1", "--candidates", "1")
-    with subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        wait_for_blocks(tmp_path / "repository.sqlite", 1, process)
-        process.send_signal(signal.SIGINT)
-        _out, said = process.communicate(timeout=10)
-    assert process.returncode == 130
-    run_id = query(tmp_path / "repository.sqlite", "select id from runs")[0][0]
-    assert f"schedagent resume {run_id}" in said
-    assert "Traceback" not in said
+    assert second.returncode == EXIT_WAITING, second.stderr
+    report = json.loads(second.stdout)
+    assert report["run"] != first.run_id
+    assert report["iterations"][0]["learned"]
 
 
 def query(database: Path, sql: str) -> list[tuple[Any, ...]]:
@@ -122,11 +142,11 @@ def query(database: Path, sql: str) -> list[tuple[Any, ...]]:
         return list(connection.execute(sql))
 
 
-def samples(database: Path) -> list[tuple[int, str, str]]:
+def samples(database: Path) -> list[Measured]:
     return query(database, "select block, arm, started_at from samples order by block, position")
 
 
-def wait_for_blocks(database: Path, count: int, process: subprocess.Popen[Any]) -> list[tuple[int, str, str]]:
+def wait_for_blocks(database: Path, count: int, process: subprocess.Popen[Any]) -> list[Measured]:
     """Wait until a run has stored `count` blocks, and return its samples."""
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline:

@@ -20,7 +20,7 @@ PAGES = manuals.pages()
 def complaints(*words: object, stdin: str = "") -> str:
     """Return what a linter prints about a text, or about the files that it is given."""
     done = subprocess.run(list(map(str, words)), input=stdin, capture_output=True, text=True, timeout=60, check=False)
-    return done.stdout + done.stderr if done.returncode else ""
+    return done.stdout + done.stderr if done.returncode or done.stderr else ""
 
 
 def shell_scripts() -> list[str]:
@@ -50,6 +50,14 @@ def test_container_files(path: Path) -> None:
 @pytest.mark.parametrize("name", PAGES)
 def test_manual_pages(name: str) -> None:
     assert complaints("mandoc", "-Tlint", stdin=PAGES[name]) == ""
+    assert complaints("groff", "-ww", "-man", "-Tutf8", stdin=PAGES[name]) == ""
+
+
+def test_manual_pages_show_their_hyphens() -> None:
+    words = ["groff", "-man", "-Tutf8"]
+    shown = subprocess.run(words, input="".join(PAGES.values()), capture_output=True, text=True, check=True).stdout
+    assert "SCHEDAGENT-VERIFY" in shown.upper()
+    assert "SCHEDAGENT\\-VERIFY" not in shown
 
 
 @pytest.mark.parametrize(
@@ -58,8 +66,9 @@ def test_manual_pages(name: str) -> None:
         (["shellcheck", "-"], "#!/bin/sh\nrm -rf $1/\n"),
         ([Path(sys.executable).with_name("hadolint"), "-"], "FROM debian\nRUN cd /tmp\n"),
         (["mandoc", "-Tlint"], ".TH A 1 2026-01-01\n.SH NAME\n.nosuch\n"),
+        (["groff", "-ww", "-man", "-Tutf8"], ".nosuch\n"),
     ],
-    ids=["shellcheck", "hadolint", "mandoc"],
+    ids=["shellcheck", "hadolint", "mandoc", "groff"],
 )
 def test_a_linter_that_is_content_with_everything_would_be_seen(words: list[object], text: str) -> None:
     assert complaints(*words, stdin=text) != ""

@@ -33,6 +33,7 @@ from schedagent.core.settings import Settings
 from schedagent.core.token import digest_inputs
 from schedagent.core.trials.judge import TrialRules
 from schedagent.core.trials.trial import DEFAULT_ARM, Hardware, Sample
+from schedagent.core.trials.usage import MachineCosts
 from schedagent.core.trials.workload import Observation, TaskRecord, WorkloadCommand
 from schedagent.core.verification import GateResult, GateStatus, VerificationReport, Verified
 from schedagent.report.as_json import to_json
@@ -50,6 +51,7 @@ from verifier.signer import Signer
 MS = 1_000_000
 HARDWARE = Hardware("Scripted CPU", 2, 2048, "vm-tcg", "7.3.4")
 WORKLOAD = WorkloadCommand("./batch.sh", "/tmp")
+COSTS = MachineCosts(kappa=20.0, lab_switch_ns=60_000.0, host_switch_ns=2000.0)
 RULES = TrialRules(maximum_pairs=8)
 OPTIONS = RunOptions(iterations=2, budget_s=600, candidates=2, rules=RULES)
 SLICE = Tunable("slice_us", "u64", "us", 500, 100_000, 5000, "longer turns")
@@ -75,6 +77,8 @@ class Script:
         signs: whether the verifier signs tokens, with a key of its own.
         model: settings of the model; none: the run goes by rules.
         bundled: the policies that come with the program.
+        costs: what separates the lab from hardware.
+        output: what the workload prints when it is observed.
     """
 
     folder: Path
@@ -88,6 +92,8 @@ class Script:
     bundled: Mapping[str, PolicyInfo] = field(default_factory=lambda: LIBRARY)
     workload: WorkloadCommand = WORKLOAD
     options: RunOptions = OPTIONS
+    costs: MachineCosts | None = COSTS
+    output: str = ""
 
     @property
     def settings(self) -> Settings:
@@ -203,7 +209,7 @@ def _held(name: str):
 
 
 for _name in (
-    *("save_profile", "save_plan", "save_verification", "add_block"),
+    *("save_costs", "save_profile", "save_plan", "save_verification", "add_block"),
     *("save_verdict", "add_antipattern", "ask_approval", "decide_approval", "finish_run"),
     *("save_meaning", "save_repair", "add_insight", "keep_policy"),
 ):
@@ -270,9 +276,13 @@ class Lab:
     def hardware(self) -> Hardware:
         return HARDWARE
 
+    def costs(self) -> MachineCosts | None:
+        self._script.reach("costs")
+        return self._script.costs
+
     def observe(self, workload):
         self._script.reach("observe")
-        return self._sample(DEFAULT_ARM, 1.0), long_tail()
+        return dataclasses.replace(self._sample(DEFAULT_ARM, 1.0), output_tail=self._script.output), long_tail()
 
     @contextmanager
     def session(self, _workload) -> Iterator[Lab]:

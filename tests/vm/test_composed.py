@@ -1,6 +1,7 @@
 """Composed policies through every gate: a spec can say nothing that the verifier refuses.
 
-The bench tests/bench/test_compose.py takes forty drawn specs through the gates; here are two of several classes.
+The bench tests/bench/test_compose.py takes forty drawn specs through the gates; here is one, of as many classes as one
+can have. Static gates see eighteen of them in tests/unit.
 """
 
 from __future__ import annotations
@@ -16,11 +17,9 @@ from tests.support.random_specs import drawn
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(600)]
 
-SPECS = [spec for spec in drawn(20) if len(spec.classes) > 1][:2]
 
-
-@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: f"{len(spec.classes)}-classes-{spec.dispatch}")
-def test_a_drawn_spec_passes_every_gate(spec, tmp_path):
+def test_a_drawn_spec_passes_every_gate(tmp_path):
+    spec = max(drawn(20), key=lambda spec: len(spec.classes))
     composed = compose(spec)
     source = tmp_path / f"{spec.name}.bpf.c"
     source.write_text(composed.source)

@@ -9,7 +9,7 @@ import pytest
 
 from schedagent.core.settings import load_settings
 from schedagent.run.opening import open_lab
-from schedagent.setup.doctor import restore_bench
+from schedagent.setup.doctor import emulation_bench, restore_bench
 
 pytestmark = pytest.mark.vm
 
@@ -30,3 +30,16 @@ def test_qemu_leaves_nothing_behind() -> None:
     children = Path("/proc/thread-self/children").read_text().split()
     names = [Path(f"/proc/{child}/comm").read_text().strip() for child in children]
     assert not [name for name in names if name.startswith("qemu")]
+
+
+def test_the_lab_is_compared_with_this_machine() -> None:
+    lab = open_lab(load_settings())
+    finding, costs = emulation_bench(lab), lab.costs()
+    if lab.kvm:
+        assert (finding.status, costs) == ("ok", None)
+        return
+    assert finding.status == "info", finding
+    assert costs is not None
+    assert 2 < costs.kappa < 200
+    assert 2 < costs.lab_switch_ns / costs.host_switch_ns < 2000
+    assert 100 < costs.host_switch_ns < 1e6

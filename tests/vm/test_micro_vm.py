@@ -17,6 +17,7 @@ from schedagent.core.settings import load_settings
 from schedagent.run.opening import open_lab
 from tests.support.paths import ROOT
 from verifier.microvm import jobs, machine
+from verifier.microvm.guest_output import CUT
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(300)]
 
@@ -232,11 +233,14 @@ def test_the_host_tree_stays_as_it_is_and_each_run_starts_from_it(shared, tmp_pa
     assert after == before
 
 
-def test_the_end_of_a_long_output_is_kept(shared):
+def test_the_beginning_and_the_end_of_a_long_output_are_kept(shared):
     answer = run(shared, "seq 400000; exit 3")
     assert answer["exit_status"] == 3
-    assert len(answer["output"]) == jobs.OUTPUT_LIMIT_BYTES
-    assert answer["output"].endswith("399999\n400000\n")
+    beginning, cut, end = answer["output"].partition(CUT.decode())
+    assert beginning.startswith("1\n2\n3\n")
+    assert end.endswith("399999\n400000\n")
+    assert (len(beginning) + len(end), cut != "") == (jobs.OUTPUT_LIMIT_BYTES, True)
+    assert answer["usage"]["output_bytes"] == sum(len(f"{number}\n") for number in range(1, 400001))
 
 
 def test_a_run_that_is_too_long_is_ended(shared):

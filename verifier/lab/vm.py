@@ -10,33 +10,48 @@ import base64
 import logging
 import math
 import os
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import shlex
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from schedagent.core.errors import MetricError, VmLost, WorkloadFailed
+from schedagent.core.errors import HostBusy, MetricError, VmLost, WorkloadFailed
 from schedagent.core.policies.artifact import PolicyArtifact
 from schedagent.core.policies.policy import CandidatePolicy
 from schedagent.core.process.machine_lock import LAB_LOCK, MachineLock
 from schedagent.core.process.shell_text import quoted
+from schedagent.core.trials.metric import last_lines
+from schedagent.core.trials.readings import OutputReader, RunValues
 from schedagent.core.trials.trial import DEFAULT_ARM, Hardware, Sample
-from schedagent.core.trials.workload import Observation, WorkloadCommand
+from schedagent.core.trials.usage import MachineCosts
+from schedagent.core.trials.workload import DEFAULT_SHELL, Observation, WorkloadCommand
+from verifier.lab.costs import compare, probe_host
+from verifier.lab.remarks import failure_hint, failure_seen, how_it_ended, usage_of, why_nonsense
 from verifier.microvm import jobs
 from verifier.microvm.image import ANSWER_TIMEOUT_S, SnapshotStore
 from verifier.microvm.kernels import KernelImage
 from verifier.microvm.machine import Machine
-from verifier.proving.prove import Depth
+from verifier.proving.prove import PHASES, Depth
 
 log = logging.getLogger(__name__)
 
 LOAD_TIMEOUT_S = 120.0
 SAMPLE_OUTPUT_CHARS = 4000
-FAILURE_OUTPUT_LINES = 25
+
+IDLE_LIMIT_S = 60.0
+"""A workload under observation that neither uses nor wants a CPU for so long is ended: it waits for something that does
+not come, and else would do so, silently, until its time limit. In a trial it has twice as long: it got through once."""
+
+WHEN_IT_RUNS = {
+    "--setup": "it runs once in each machine, before the first run; try it by hand in the same directory",
+    "--prepare": "it runs before each trial; try it by hand in the same directory",
+    "--cleanup": "it runs after each run; try it by hand in the same directory",
+}
 
 STALL_S = 0.3
 """A virtual CPU that does not run for this long was kept from it by the host."""
@@ -127,12 +142,27 @@ class VmLab:
 
         Raises:
             WorkloadFailed: it failed; the message carries the end of its output.
-            MetricError: it ran, but the metric expression found no number.
+            MetricError: it ran, but an expression found no number that can be compared.
         """
         with self.session(workload) as session:
-            session.run_default()
+            session.warm_up()
             sample, observation = session.observe()
         return sample, observation
+
+    def costs(self) -> MachineCosts | None:
+        """Measure what separates this lab from the host, in about two seconds; None under KVM, or if that failed.
+
+        Raises:
+            VmLost: the machine was lost twice.
+        """
+        if self.kvm:
+            return None
+        with self.measuring():
+            return compare(twice(self._probed), probe_host())
+
+    def _probed(self) -> jobs.CostsAnswer:
+        with self.open(hostfs=True) as machine:
+            return jobs.CostsAnswer.from_json(machine.call(jobs.MeasureCosts(), ANSWER_TIMEOUT_S))
 
     @contextmanager
     def session(self, workload: WorkloadCommand) -> Iterator[TrialSession]:
@@ -182,18 +212,19 @@ class Cell:
         """Take the policy through the proving ground; the machine is used up then.
 
         What a policy fails at while a CPU of the machine stood still may be the host's doing: it is looked at twice,
-        and if the host disturbs that as well, there is no verdict.
+        and if the host disturbs that as well, there is no verdict. So is what a busy host left without a verdict.
 
         Args:
             phases: names in verifier.proving.prove.PHASES; empty for all.
 
         Raises:
             KernelRejected: it does not load or attach.
-            VmLost: the machine was lost twice, or the host did not let its CPUs run while the policy failed.
+            VmLost: the machine was lost twice.
+            HostBusy: the host did not let its CPUs run while the policy failed, twice.
         """
-        job = jobs.Prove(self._policy.message(), depth.value, list(phases))
 
-        def attempt() -> jobs.ProveAnswer:
+        def attempt(phases: Sequence[str] = phases) -> jobs.ProveAnswer:
+            job = jobs.Prove(self._policy.message(), depth.value, list(phases))
             try:
                 return jobs.ProveAnswer.from_json(self._call(job, LOAD_TIMEOUT_S + 4 * depth.value))
             finally:
@@ -203,10 +234,12 @@ class Cell:
             answer = twice(attempt)
             if doubtful(answer) or perhaps_host_stalled(answer.exit_text):
                 answer = twice(attempt)
+            if answer.undecided and not failed(answer):
+                answer = with_second(answer, twice(partial(attempt, phases_of(answer.undecided))))
         if doubtful(answer):
-            raise VmLost(
+            raise HostBusy(
                 f"a CPU of the machine stood still for {answer.stalled_s:.1f} s while the policy failed, twice",
-                "verify it again when this host has less to do",
+                "verify again when this host has less to do",
             )
         return answer
 
@@ -226,6 +259,7 @@ class TrialSession:
     def __init__(self, lab: VmLab, workload: WorkloadCommand) -> None:
         self._lab = lab
         self._workload = workload
+        self._reader = OutputReader(workload)
         self._machine: Machine | None = None
         self._had_machine = False
 
@@ -235,138 +269,182 @@ class TrialSession:
             self._machine.close()
             self._machine = None
 
+    def warm_up(self) -> None:
+        """One run under the default scheduler that is not recorded; raises as `observe`."""
+        self._require_success(*self._run(None, idle_limit_s=IDLE_LIMIT_S))
+
+    def observe(self) -> tuple[Sample, Observation]:
+        """One recorded run under the default scheduler, whose sample holds all of its output.
+
+        Raises:
+            WorkloadFailed: it failed, or its figures would be nonsense.
+            MetricError: its output holds no number that the metric could find.
+            VmLost: the machine was lost twice.
+        """
+        sample, answer = self._run(None, observe=True, idle_limit_s=IDLE_LIMIT_S)
+        self._require_success(sample, answer)
+        if answer.observation is None:
+            raise VmLost("the guest returned no observation")
+        return replace(sample, output_tail=answer.output), Observation.from_json(answer.observation)
+
     def run_default(self, beside: LabPolicy | None = None) -> Sample:
-        """One run under the default scheduler; raise WorkloadFailed or MetricError if it cannot be used.
+        """One run under the default scheduler; what goes wrong stands in the sample: one run proves no rule.
 
         Args:
             beside: policy this run will be compared with: attached and detached before the clock starts, so that the
                 kernel's code was patched in both arms.
-        """
-        sample, answer = self._run(beside, observe=False, attached=False)
-        self._require_success(sample, answer)
-        return sample
 
-    def observe(self) -> tuple[Sample, Observation]:
-        """One recorded run under the default scheduler; raises as run_default."""
-        sample, answer = self._run(None, observe=True)
-        self._require_success(sample, answer)
-        if answer.observation is None:
-            raise VmLost("the guest returned no observation")
-        return sample, Observation.from_json(answer.observation)
+        Raises:
+            WorkloadFailed: a fresh machine was needed, and the setup command failed in it.
+            KernelRejected: `beside` would not load or attach.
+            VmLost: the machine was lost twice.
+        """
+        return self._run(beside, attached=False)[0]
 
     def run_candidate(self, policy: LabPolicy) -> Sample:
         """One run under a policy; what goes wrong stands in the sample.
 
         Raises:
+            WorkloadFailed: a fresh machine was needed, and the setup command failed in it.
             KernelRejected: it would not load or attach.
             VmLost: the machine was lost twice.
         """
-        return self._run(policy, observe=False)[0]
+        return self._run(policy)[0]
 
-    def _run(self, policy: LabPolicy | None, *, observe: bool, attached: bool = True) -> tuple[Sample, jobs.RunAnswer]:
+    def _run(
+        self,
+        policy: LabPolicy | None,
+        *,
+        observe: bool = False,
+        attached: bool = True,
+        idle_limit_s: float = 2 * IDLE_LIMIT_S,
+    ) -> tuple[Sample, jobs.RunAnswer]:
+        job = self._job(policy, observe=observe, attached=attached, idle_limit_s=idle_limit_s)
+
         def attempt() -> tuple[Sample, jobs.RunAnswer]:
             machine = self._ready_machine()
             started_at = datetime.now(UTC).isoformat()
-            answer = self._call(machine, self._job(policy, observe=observe, attached=attached))
+            answer = self._call(machine, job)
             return self._sample(policy if attached else None, answer, started_at), answer
 
         sample, answer = twice(attempt)
         return twice(attempt) if perhaps_host_stalled(sample.policy_exit) else (sample, answer)
 
     def _ready_machine(self) -> Machine:
-        """Return the session's machine; one that replaces a lost one first runs the workload once, for its caches."""
+        """Return the session's machine, set up; one that replaces a lost one first runs the workload for its caches."""
         if self._machine is None:
             self._machine = self._lab.open(hostfs=True)
+            self._set_up(self._machine)
             if self._had_machine:
-                self._call(self._machine, self._job(None, observe=False))
+                self._call(self._machine, self._job(None))
             self._had_machine = True
         return self._machine
+
+    def _set_up(self, machine: Machine) -> None:
+        """Run the setup command, if there is one; let go of the machine if that fails."""
+        workload = self._workload
+        if not workload.setup:
+            return
+        job = jobs.RunSetup(command=workload.setup, timeout_s=workload.timeout_s, **self._surroundings())
+        try:
+            answer = jobs.SetupAnswer.from_json(machine.call(job, LOAD_TIMEOUT_S + job.timeout_s))
+        except VmLost:
+            self.close()
+            raise
+        if answer.status != 0:
+            self.close()
+            raise command_failed("--setup", workload.setup, answer.status, answer.output)
 
     def _call(self, machine: Machine, job: jobs.RunWorkload) -> jobs.RunAnswer:
         """Give the machine a job; let go of it if it is lost."""
         try:
-            return jobs.RunAnswer.from_json(machine.call(job, LOAD_TIMEOUT_S + 2 * job.timeout_s))
+            return jobs.RunAnswer.from_json(machine.call(job, LOAD_TIMEOUT_S + 3 * job.timeout_s))
         except VmLost:
             self.close()
             raise
 
-    def _job(self, policy: LabPolicy | None, *, observe: bool, attached: bool = True) -> jobs.RunWorkload:
+    def _job(
+        self, policy: LabPolicy | None, *, observe: bool = False, attached: bool = True, idle_limit_s: float = 0.0
+    ) -> jobs.RunWorkload:
         workload = self._workload
         return jobs.RunWorkload(
             command=workload.command,
-            directory=workload.directory,
             prepare=workload.prepare,
-            environment=self._lab.environment,
             timeout_s=workload.timeout_s,
-            uid=os.getuid(),
-            gid=os.getgid(),
-            groups=os.getgroups(),
             policy=policy.message() if policy else None,
             attached=attached,
             observe=observe,
+            cleanup=workload.cleanup,
+            idle_limit_s=idle_limit_s,
+            **self._surroundings(),
         )
+
+    def _surroundings(self) -> dict[str, Any]:
+        """Where and as whom every command of the workload runs."""
+        return {
+            "directory": self._workload.directory,
+            "environment": self._lab.environment,
+            "uid": os.getuid(),
+            "gid": os.getgid(),
+            "groups": os.getgroups(),
+            "shell": shlex.split(self._workload.shell) or [DEFAULT_SHELL],
+        }
 
     def _sample(self, policy: LabPolicy | None, answer: jobs.RunAnswer, started_at: str) -> Sample:
-        if answer.prepare_status != 0:
-            command = quoted(self._workload.prepare)
-            raise WorkloadFailed(
-                f"the --prepare command {command} ended with exit status {answer.prepare_status}\n"
-                + last_lines(answer.output),
-                "it runs before each trial; try it by hand in the same directory",
-            )
-        value = answer.wall_ns / 1e9
-        if self._workload.metric and answer.exit_status == 0:
-            value = find_metric(self._workload.metric, answer.output)
+        workload, output = self._workload, answer.readable_output
+        values, unread = self._read(answer, strict=policy is None)
         return Sample(
             arm=policy.candidate.key if policy else DEFAULT_ARM,
-            value=value,
+            value=answer.wall_ns / 1e9 if values.objective is None else values.objective,
             wall_ns=answer.wall_ns,
             cpu_ns=answer.cpu_ns,
-            exit_status=answer.exit_status,
+            exit_status=answer.exit_status if answer.prepare_status == 0 else answer.prepare_status,
             started_at=started_at,
             calibration_ns=answer.calibration_ns,
-            output_tail=answer.output[-SAMPLE_OUTPUT_CHARS:],
+            output_tail=output[-SAMPLE_OUTPUT_CHARS:],
             policy_exit=answer.policy_exit,
+            values=values.named,
+            usage=replace(usage_of(answer), failure=unread or failure_seen(workload, answer)),
         )
+
+    def _read(self, answer: jobs.RunAnswer, *, strict: bool) -> tuple[RunValues, str | None]:
+        """Return the numbers that a run printed, and why they cannot be compared; None if they can."""
+        if answer.prepare_status != 0:
+            return RunValues(math.nan, {}), None
+        ended = answer.exit_status is not None
+        if not (ended and (answer.exit_status == 0 or self._workload.ignore_failure)):
+            return RunValues(None, {}), None
+        try:
+            return self._reader.read(answer.readable_output, strict=strict), None
+        except MetricError as error:
+            return RunValues(math.nan, {}), error.message.splitlines()[0]
 
     def _require_success(self, sample: Sample, answer: jobs.RunAnswer) -> None:
+        """Raise what is wrong with a run of the default scheduler: nothing could be compared with it."""
+        workload, output = self._workload, answer.readable_output
+        if answer.prepare_status != 0:
+            raise command_failed("--prepare", workload.prepare, answer.prepare_status, output)
+        if math.isnan(sample.value):
+            OutputReader(workload).read(output, strict=True)
+        nonsense = why_nonsense(workload, sample, answer.busy)
+        if nonsense:
+            raise WorkloadFailed(f"the workload {quoted(workload.command)} {nonsense.what}", nonsense.hint)
         if sample.failure:
             raise WorkloadFailed(
-                f"the workload {quoted(self._workload.command)} failed under the default scheduler: {sample.failure}\n"
-                + last_lines(answer.output),
-                "fix the command until it works; nothing was changed on this machine",
+                f"the workload {quoted(workload.command)} failed under the default scheduler: {sample.failure}\n"
+                + last_lines(output),
+                failure_hint(workload, sample, output),
             )
+        if answer.cleanup_status != 0:
+            raise command_failed("--cleanup", workload.cleanup, answer.cleanup_status, answer.cleanup_output)
 
 
-def find_metric(expression: str, output: str) -> float:
-    """Return the number that the expression's first group (or whole match) finds; the last match counts.
-
-    Raises:
-        MetricError: it never matches, or what it matches is no finite number.
-    """
-    matches = list(re.finditer(expression, output, re.MULTILINE))
-    if not matches:
-        raise MetricError(
-            f"--metric {quoted(expression)} matched nothing in the workload's output\n" + last_lines(output),
-            "the expression is searched in stdout and stderr; its first group must be the number",
-        )
-    text = matches[-1].group(1 if matches[-1].re.groups else 0)
-    try:
-        value = float(text)
-    except (TypeError, ValueError):
-        value = math.nan
-    if not (math.isfinite(value) and value > 0):
-        raise MetricError(
-            f"--metric {quoted(expression)} matched {text!r}, which is not a positive number",
-            "put ( ) around the number; a ratio needs positive ones",
-        )
-    return value
-
-
-def last_lines(output: str) -> str:
-    """The end of a workload's output, indented, for an error message."""
-    lines = output.splitlines()[-FAILURE_OUTPUT_LINES:]
-    return "\n".join(f"    {line}" for line in lines) or "    (it printed nothing)"
+def command_failed(option: str, command: str, status: int | None, output: str) -> WorkloadFailed:
+    """The error for a command beside the workload that failed."""
+    return WorkloadFailed(
+        f"the {option} command {quoted(command)} {how_it_ended(status)}\n" + last_lines(jobs.readable(output)),
+        WHEN_IT_RUNS[option],
+    )
 
 
 def twice(attempt: Callable[[], Answer]) -> Answer:
@@ -389,10 +467,33 @@ def perhaps_host_stalled(exit_text: str) -> bool:
     return True
 
 
+def failed(answer: jobs.ProveAnswer) -> bool:
+    """Whether the kernel ejected the policy, or an oracle does not hold."""
+    return bool(answer.exit_text) or not all(result["ok"] for result in answer.results)
+
+
+def phases_of(oracles: Collection[str]) -> list[str]:
+    """Names of the phases that these oracles belong to."""
+    return [phase.name for phase in PHASES if any(info.name in oracles for info in phase.oracles)]
+
+
+def with_second(first: jobs.ProveAnswer, second: jobs.ProveAnswer) -> jobs.ProveAnswer:
+    """Put together what a policy showed, and what some phases showed the second time they were run."""
+    measured = {result["name"] for result in second.results}
+    kept = [result for result in first.results if result["name"] not in measured]
+    return replace(
+        second,
+        results=[*kept, *second.results],
+        undecided={name: why for name, why in second.undecided.items() if name not in {r["name"] for r in kept}},
+        events=first.events,
+        seconds={name: first.seconds.get(name, 0.0) + second.seconds.get(name, 0.0) for name in first.seconds},
+        stalled_s=max(first.stalled_s, second.stalled_s),
+    )
+
+
 def doubtful(answer: jobs.ProveAnswer) -> bool:
     """Whether a policy failed in a machine whose CPUs did not all keep running: worth a second look, not a pardon."""
-    failed = answer.exit_text or not all(result["ok"] for result in answer.results)
-    if not failed or answer.stalled_s < STALL_S:
+    if not failed(answer) or answer.stalled_s < STALL_S:
         return False
     log.warning("a CPU of the machine stood still for %.1f s while a policy failed", answer.stalled_s)
     return True

@@ -11,14 +11,16 @@ import fcntl
 import gc
 import json
 import os
+import resource
 import select
 import signal
 import socket
 import struct
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,15 +30,21 @@ from kernel_bpf.load.btf import kernel_constants
 from kernel_bpf.load.libbpf import libbpf
 from kernel_bpf.load.sched_ext import CONSTANT_PREFIX, LoadedPolicy
 from schedagent.core.errors import SchedagentError
-from verifier.microvm import jobs
+from verifier.microvm import guest_costs, jobs
+from verifier.microvm.guest_output import Output
+from verifier.microvm.guest_usage import Accounting, Group, Idleness, Layer, memory_bytes
 from verifier.microvm.recorder import Recorder
 from verifier.proving import prove
 from verifier.proving.ground import end
 
 HOST = Path("/host")
 TRIAL = Path("/trial")
+SETUP = Path("/setup")
+"""Where the files that the setup command wrote are kept, if there was one: the layer beneath every run's own."""
+
 ROOT = TRIAL / "root"
 CGROUP = Path("/sys/fs/cgroup/workload")
+GROUP = Group(CGROUP)
 DEVICE_LINKS = {"fd": "/proc/self/fd", "stdin": "fd/0", "stdout": "fd/1", "stderr": "fd/2"}
 """Programs expect these in /dev; elsewhere udev makes them."""
 
@@ -46,7 +54,10 @@ PORT_WAIT_S = 5.0
 
 _PRIORITY = 50
 _CALIBRATION_ROUNDS = 60_000
-_POLL_S = 0.25
+_HEALTH_S = 0.25
+_LAYER_SHARE = 0.9
+"""Of the free memory, that a throw-away layer may fill: processes need some as well."""
+
 _SETTLE_ROUNDS = 5
 _KILL_LIMIT_S = 10.0
 _SIOCSIFFLAGS, _IFF_UP = 0x8914, 1  # linux/sockios.h, linux/if.h
@@ -152,8 +163,7 @@ def reap() -> None:
 def hello(job: jobs.Hello) -> jobs.HelloAnswer:
     """Set the clock and say who this machine is."""
     time.clock_settime_ns(time.CLOCK_REALTIME, job.unix_time_ns)
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20
-    return jobs.HelloAnswer(os.uname().release, os.cpu_count() or 1, memory)
+    return jobs.HelloAnswer(os.uname().release, os.cpu_count() or 1, memory_bytes() >> 20)
 
 
 def mount_host(_job: jobs.MountHost) -> None:
@@ -163,27 +173,57 @@ def mount_host(_job: jobs.MountHost) -> None:
 
 
 @contextmanager
-def fresh_tree() -> Iterator[Path]:
-    """A throw-away writable view of the host's tree, with the kernel's file systems in it."""
-    linux.mount("tmpfs", TRIAL, "tmpfs", 0, "size=90%")
+def fresh_tree() -> Iterator[tuple[Layer, ...]]:
+    """A throw-away writable view of the host's tree, with the kernel's file systems in it, at ROOT.
+
+    Yields:
+        Its layers.
+    """
+    mount_layer(TRIAL)
     try:
-        for name in ("upper", "work", "root"):
-            (TRIAL / name).mkdir()
-        layers = f"lowerdir={HOST},upperdir={TRIAL}/upper,workdir={TRIAL}/work"
-        linux.mount("overlay", ROOT, "overlay", 0, layers)
+        yield from mounted_tree(TRIAL, lower_layers())
+    finally:
+        linux.unmount(TRIAL)
+
+
+def mount_layer(folder: Path) -> None:
+    """Mount a throw-away layer that leaves some of the memory that is free now."""
+    folder.mkdir(exist_ok=True)
+    linux.mount("tmpfs", folder, "tmpfs", 0, f"size={int(available_bytes() * _LAYER_SHARE)}")
+    for name in ("upper", "work"):
+        (folder / name).mkdir()
+
+
+def available_bytes() -> int:
+    """Memory that can be had without taking it from anybody (MemAvailable in /proc/meminfo)."""
+    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    return int(fields["MemAvailable"].split()[0]) << 10
+
+
+def lower_layers() -> str:
+    """What lies beneath a run's own layer, the topmost first."""
+    kept = SETUP / "upper"
+    return f"{kept}:{HOST}" if kept.is_dir() else str(HOST)
+
+
+def mounted_tree(layer: Path, lower: str) -> Iterator[tuple[Layer, ...]]:
+    """Mount the tree above `lower` that is written to `layer`, yield its layers, and take it all away again."""
+    ROOT.mkdir(parents=True, exist_ok=True)
+    linux.mount("overlay", ROOT, "overlay", 0, f"lowerdir={lower},upperdir={layer}/upper,workdir={layer}/work")
+    try:
         linux.mount("proc", ROOT / "proc", "proc")
         linux.mount("sysfs", ROOT / "sys", "sysfs", linux.MS_RDONLY)
         linux.mount("devtmpfs", ROOT / "dev", "devtmpfs")
         linux.mount("devpts", ROOT / "dev/pts", "devpts", 0, "ptmxmode=666")
         linux.mount("tmpfs", ROOT / "dev/shm", "tmpfs")
         linux.mount("tmpfs", ROOT / "run", "tmpfs")
-        yield ROOT
+        memory = [Layer(ROOT / name, ROOT / name, f"/{name}") for name in ("dev/shm", "run")]
+        yield (Layer(layer, layer / "upper", "/"), *memory)
     finally:
         kill_workload()
         for name in ("run", "dev/shm", "dev/pts", "dev", "sys", "proc", ""):
             with suppress(OSError):
                 linux.unmount(ROOT / name)
-        linux.unmount(TRIAL)
 
 
 def kill_workload() -> None:
@@ -198,8 +238,8 @@ def kill_workload() -> None:
     reap()
 
 
-def spawn(job: jobs.RunWorkload, command: str, output: int) -> int:
-    """Fork a shell for `command` inside the fresh tree, as the user who asked; return its pid."""
+def spawn(job: jobs.RunWorkload | jobs.RunSetup, command: str, output: int) -> int:
+    """Fork the shell for `command` inside the fresh tree, as the user who asked; return its pid."""
     pid = os.fork()
     if pid:
         return pid
@@ -216,36 +256,89 @@ def spawn(job: jobs.RunWorkload, command: str, output: int) -> int:
         os.dup2(output, 2)
         for ignored in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, a shell's children must not
             signal.signal(ignored, signal.SIG_DFL)
-        os.execve("/bin/sh", ["sh", "-c", command], job.environment)
+        os.execvpe(job.shell[0], [*job.shell, "-c", command], job.environment)
     except OSError as error:
-        os.write(output, f"schedagent: cannot start the command: {error}\n".encode())
+        os.write(output, f"schedagent: cannot start the command in {job.shell[0]}: {error}\n".encode())
     finally:
         os._exit(126)
 
 
-def wait(pid: int, timeout_s: float, healthy: Callable[[], bool]) -> tuple[int | None, int]:
-    """Wait for `pid` and return its exit status and the moment it ended (CLOCK_MONOTONIC, ns).
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended.
 
-    The status is negative for a signal, and None if it neither ended in time nor stayed healthy.
+    Args:
+        status: its exit status, negative for a signal; None if it was given up.
+        at_ns: when (CLOCK_MONOTONIC).
+        rusage: of the shell and of all that it waited for; None if it was given up.
+        waited: whether it was given up because it did nothing for too long.
     """
+
+    status: int | None
+    at_ns: int
+    rusage: resource.struct_rusage | None = None
+    waited: bool = False
+
+
+class Watch:
+    """What the agent looks after while a command runs.
+
+    Args:
+        healthy: whether it makes sense to continue; asked a few times a second.
+        look: called at each look besides.
+        idle_limit_s: see RunWorkload.
+    """
+
+    def __init__(
+        self,
+        output: Output,
+        healthy: Callable[[], bool] = lambda: True,
+        look: Callable[[], None] = lambda: None,
+        idle_limit_s: float = 0.0,
+    ) -> None:
+        self._output = output
+        self._healthy = healthy
+        self._look = look
+        self._idleness = Idleness(GROUP, idle_limit_s)
+        self._asked_s = time.monotonic()
+
+    def look(self) -> bool:
+        """Empty the pipe, see to the rest, and return whether the command may continue."""
+        self._output.drain()
+        self._look()
+        if time.monotonic() - self._asked_s < _HEALTH_S:
+            return True
+        self._asked_s = time.monotonic()
+        return self._healthy()
+
+    @property
+    def idle(self) -> bool:
+        """Whether the command has waited for too long."""
+        return self._idleness.reached()
+
+    @property
+    def pause_s(self) -> float:
+        """How long nobody needs to look."""
+        return self._output.pause_s
+
+
+def wait(pid: int, timeout_s: float, watch: Watch) -> Ended:
+    """Wait until `pid` ends; give up if it does not end in time, does not stay healthy, or does nothing for long."""
     deadline = time.monotonic() + timeout_s
     pidfd = os.pidfd_open(pid)
     try:
         poller = select.poll()
         poller.register(pidfd, select.POLLIN)
-        while not poller.poll(_POLL_S * 1000):
-            if time.monotonic() > deadline or not healthy():
-                return None, time.monotonic_ns()
+        while not poller.poll(watch.pause_s * 1000):
+            if time.monotonic() > deadline or not watch.look():
+                return Ended(None, time.monotonic_ns())
+            if watch.idle:
+                return Ended(None, time.monotonic_ns(), waited=True)
         ended_ns = time.monotonic_ns()
     finally:
         os.close(pidfd)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), ended_ns
-
-
-def cpu_used_ns() -> int:
-    """CPU time of everything that ever ran in the workload's cgroup."""
-    fields = dict(line.split() for line in (CGROUP / "cpu.stat").read_text().splitlines())
-    return int(fields["usage_usec"]) * 1000
+    _pid, status, rusage = os.wait4(pid, 0)
+    return Ended(os.waitstatus_to_exitcode(status), ended_ns, rusage)
 
 
 def calibrate() -> int:
@@ -291,29 +384,31 @@ def load(policy: jobs.PolicyLoad, watchdog_ms: int = 0) -> LoadedPolicy:
     return LoadedPolicy.load(policy.object_bytes, policy.name, policy.tunables, history, classes, watchdog_ms)
 
 
-def tail(path: Path) -> str:
-    """The last OUTPUT_LIMIT_BYTES of a file, as text."""
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - jobs.OUTPUT_LIMIT_BYTES))
-        return file.read().decode(errors="replace")
+def run_setup(job: jobs.RunSetup) -> jobs.SetupAnswer:
+    """Run the setup command, and keep the files it wrote beneath all runs that follow, unless it failed."""
+    mount_layer(SETUP)
+    with contextmanager(mounted_tree)(SETUP, str(HOST)), closing(Output(job.uid, job.gid)) as output:
+        ended = wait(spawn(job, job.command, output.writer), job.timeout_s, Watch(output))
+        answer = jobs.SetupAnswer(ended.status, output.printed().text)
+    if answer.status != 0:
+        linux.unmount(SETUP)
+    return answer
 
 
 def run_workload(job: jobs.RunWorkload) -> jobs.RunAnswer:
-    """Calibrate, prepare, attach, run, detach; each time on a pristine tree."""
+    """Calibrate, prepare, attach, run, detach, clean up; each time on a pristine tree."""
     calibration_ns = calibrate()
-    with fresh_tree():
-        output_path = TRIAL / "output"
-        output = os.open(output_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        try:
-            if job.prepare:
-                status, _ = wait(spawn(job, job.prepare, output), job.timeout_s, lambda: True)
-                if status != 0:
-                    return jobs.RunAnswer(0, 0, None, status, calibration_ns, tail(output_path), "", None)
-                os.truncate(output_path, 0)
-            measured = run_measured(job, output)
-            return jobs.RunAnswer(prepare_status=0, calibration_ns=calibration_ns, output=tail(output_path), **measured)
-        finally:
-            os.close(output)
+    with fresh_tree() as layers, closing(Output(job.uid, job.gid)) as output:
+        if job.prepare:
+            ended = wait(spawn(job, job.prepare, output.writer), job.timeout_s, Watch(output))
+            printed = output.printed()
+            if ended.status != 0:
+                return jobs.RunAnswer(0, 0, None, ended.status, calibration_ns, printed.text, "", None)
+        answer = run_measured(job, output, layers, calibration_ns)
+        if not job.cleanup:
+            return answer
+        ended = wait(spawn(job, job.cleanup, output.writer), job.timeout_s, Watch(output))
+        return replace(answer, cleanup_status=ended.status, cleanup_output=output.printed().text)
 
 
 def settle() -> None:
@@ -338,36 +433,53 @@ def start_nap() -> int:
     return pid
 
 
-def run_measured(job: jobs.RunWorkload, output: int) -> dict[str, Any]:
-    """The timed part of a run: returns the fields of RunAnswer that it measured."""
+def run_measured(job: jobs.RunWorkload, output: Output, layers: Sequence[Layer], calibration_ns: int) -> jobs.RunAnswer:
+    """The timed part of a run."""
     policy = load(job.policy) if job.policy else None
     recorder = Recorder() if job.observe else None
-    try:
-        if policy:
-            policy.attach()
-        if policy and not job.attached:
-            policy.close()
-            policy = None
-        settle()
-        if recorder:
-            recorder.start()
-        cpu_before_ns = cpu_used_ns()
-        start_ns = time.monotonic_ns()
-        pid = spawn(job, job.command, output)
-        status, ended_ns = wait(pid, job.timeout_s, policy.enabled if policy else lambda: True)
-        cpu_ns = cpu_used_ns() - cpu_before_ns
-        observation = recorder.stop(pid).to_json() if recorder else None
-        ejected = end(policy) if policy else ""
-    finally:
-        if policy:
-            policy.close()
-    return {
-        "wall_ns": ended_ns - start_ns,
-        "cpu_ns": cpu_ns,
-        "exit_status": status,
-        "policy_exit": ejected,
-        "observation": observation,
-    }
+    with closing(Accounting(GROUP)) as accounting:
+        try:
+            if policy:
+                policy.attach()
+            if policy and not job.attached:
+                policy.close()
+                policy = None
+            settle()
+            if recorder:
+                recorder.start()
+
+            def look() -> None:
+                accounting.look()
+                for layer in layers:
+                    layer.look()
+
+            accounting.start()
+            watch = Watch(output, policy.enabled if policy else lambda: True, look, job.idle_limit_s)
+            start_ns = time.monotonic_ns()
+            pid = spawn(job, job.command, output.writer)
+            ended = wait(pid, job.timeout_s, watch)
+            ending = accounting.end(shell_ended=ended.status is not None)
+            printed = output.printed()
+            observation = recorder.stop(pid).to_json() if recorder else None
+            ending = accounting.watch(ending, output.drain)
+            ejected = end(policy) if policy else ""
+        finally:
+            if policy:
+                policy.close()
+        usage = accounting.usage(ending, ended.rusage, printed.total_bytes, layers)
+    return jobs.RunAnswer(
+        wall_ns=ended.at_ns - start_ns,
+        cpu_ns=ending.cpu_ns,
+        exit_status=ended.status,
+        prepare_status=0,
+        calibration_ns=calibration_ns,
+        output=printed.text,
+        policy_exit=ejected,
+        observation=observation,
+        usage=asdict(usage),
+        busy=list(ending.left.busy),
+        waited=ended.waited,
+    )
 
 
 class Cell:
@@ -386,7 +498,7 @@ class Cell:
         """Take a policy through the phases of the proving ground."""
         proof = prove.prove(partial(self._load, job.policy), job.seconds, job.phases)
         results = [result.to_json() for result in proof.results]
-        return jobs.ProveAnswer(proof.exit_text, results, proof.events, proof.seconds, proof.stalled_s)
+        return jobs.ProveAnswer(proof.exit_text, results, proof.events, proof.seconds, proof.stalled_s, proof.undecided)
 
     def _load(self, policy: jobs.PolicyLoad, watchdog_ms: int = prove.WATCHDOG_MS) -> LoadedPolicy:
         """Load afresh, unless the policy was loaded with this watchdog and not yet used."""
@@ -400,9 +512,11 @@ CELL = Cell()
 HANDLERS: dict[str, Callable[[Any], jobs.Message | None]] = {
     "Hello": hello,
     "MountHost": mount_host,
+    "RunSetup": run_setup,
     "RunWorkload": run_workload,
     "LoadPolicy": CELL.load_policy,
     "Prove": CELL.run_prove,
+    "MeasureCosts": lambda _job: guest_costs.measure(),
 }
 
 

@@ -16,6 +16,7 @@ import os
 import py_compile
 import re
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -45,13 +46,12 @@ BLOCK_BYTES = 1 << 16
 
 _PACKAGES_ROOT = Path(__file__).resolve().parents[2]
 _LIST_FILES = """
-import json, sys
-sys.path.insert(0, {root!r})
+import json
 from verifier.microvm import guest
 guest.warm_up()
 maps = [line.split(maxsplit=5)[5].strip() for line in open("/proc/self/maps") if "/" in line]
 modules = [module.__spec__.origin for module in sys.modules.values() if getattr(module, "__spec__", None)]
-print(json.dumps(sorted({{path for path in maps + modules if path and path.startswith("/")}})))
+print(json.dumps(sorted({path for path in maps + modules if path and path.startswith("/")})))
 """
 _INIT = """#!{python} -ISB
 import sys
@@ -85,6 +85,17 @@ def _padded(block: bytes) -> bytes:
     return block + bytes(-len(block) % 4)
 
 
+def agent_python() -> str:
+    """The interpreter that the agent runs in: this one, outside of any virtual environment."""
+    return os.path.realpath(getattr(sys, "_base_executable", sys.executable))
+
+
+def run_like_agent(program: str) -> subprocess.CompletedProcess[bytes]:
+    """Run a Python program here as the agent runs there: its interpreter, its packages, nothing of the environment."""
+    preamble = f"import sys\nsys.path.insert(0, {str(_PACKAGES_ROOT)!r})\n"
+    return proc.run([agent_python(), "-ISB", "-c", preamble + program], timeout_s=60)
+
+
 @functools.cache
 def agent_entries() -> tuple[Entry, ...]:
     """Everything the guest agent needs: the files a Python that has imported it really uses, at their own paths.
@@ -92,8 +103,8 @@ def agent_entries() -> tuple[Entry, ...]:
     Raises:
         SetupError: the agent cannot be imported here, for example because libbpf is missing.
     """
-    python = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
-    listing = proc.run([python, "-ISB", "-c", _LIST_FILES.format(root=str(_PACKAGES_ROOT))], timeout_s=60)
+    python = agent_python()
+    listing = run_like_agent(_LIST_FILES)
     if listing.returncode != 0:
         raise SetupError(
             f"the guest agent cannot start here:\n{listing.stderr.decode()[-2000:]}",

@@ -9,15 +9,20 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
+
+from schedagent.core.trials.workload import DEFAULT_SHELL
 
 PORT_NAME = "schedagent"
 """Name of the virtio-serial port."""
 
 HOST_TAG = "hostroot"
 """9p mount tag of the host's tree."""
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,9 @@ class RunWorkload(Message):
         attached: False detaches the policy again before the command starts: the default scheduler, on a kernel whose
             code was patched as for a policy.
         observe: record process events and taskstats.
+        shell: the words before the command, which is the argument of -c.
+        cleanup: run, untimed, after the command.
+        idle_limit_s: end a run in which for so long nothing ran and nothing could have run; 0 for never.
     """
 
     command: str
@@ -103,6 +111,9 @@ class RunWorkload(Message):
     policy: PolicyLoad | None = None
     attached: bool = True
     observe: bool = False
+    shell: list[str] = field(default_factory=lambda: [DEFAULT_SHELL])
+    cleanup: str = ""
+    idle_limit_s: float = 0.0
     nested: ClassVar[Mapping[str, type[Message]]] = {"policy": PolicyLoad}
 
 
@@ -112,8 +123,13 @@ class RunAnswer(Message):
 
     Args:
         prepare_status: exit status of the prepare command (0 if there was none); if not 0 nothing else ran.
-        output: the last OUTPUT_LIMIT_BYTES of stdout and stderr together (of prepare, if that failed).
+        output: stdout and stderr together (of prepare, if that failed); of more than OUTPUT_LIMIT_BYTES the beginning
+            and the end. Bytes that are not UTF-8 are lone surrogates (PEP 383); see `readable_output`.
         observation: core.workload.Observation as JSON, None unless asked for.
+        usage: core.trials.usage.Usage as JSON; None if prepare failed.
+        busy: names of processes that outlived the shell and were still at work.
+        waited: whether it was ended because of `idle_limit_s`.
+        cleanup_status, cleanup_output: of the cleanup command; 0 and empty if there was none.
     """
 
     wall_ns: int
@@ -124,9 +140,51 @@ class RunAnswer(Message):
     output: str
     policy_exit: str
     observation: dict[str, Any] | None
+    usage: dict[str, Any] | None = None
+    busy: list[str] = field(default_factory=list)
+    waited: bool = False
+    cleanup_status: int | None = 0
+    cleanup_output: str = ""
+
+    @property
+    def readable_output(self) -> str:
+        r"""The output as valid Unicode: a byte that is not UTF-8 stands as \xff."""
+        return readable(self.output)
+
+
+def readable(text: str) -> str:
+    r"""Return text from the guest as valid Unicode: a lone surrogate, which stands for a byte, is written as \xff."""
+    return _SURROGATE.sub(lambda match: f"\\x{ord(match[0]) & 0xFF:02x}", text)
 
 
 OUTPUT_LIMIT_BYTES = 1 << 20
+"""What is kept of a command's output."""
+
+
+@dataclass(frozen=True)
+class RunSetup(Message):
+    """Run a shell command once; what it writes to files is there in every run that follows in this machine.
+
+    Args:
+        command, directory, environment, timeout_s, uid, gid, groups, shell: see RunWorkload.
+    """
+
+    command: str
+    directory: str
+    environment: dict[str, str]
+    timeout_s: float
+    uid: int
+    gid: int
+    groups: list[int]
+    shell: list[str] = field(default_factory=lambda: [DEFAULT_SHELL])
+
+
+@dataclass(frozen=True)
+class SetupAnswer(Message):
+    """How it ended: status and output as in RunAnswer."""
+
+    status: int | None
+    output: str
 
 
 @dataclass(frozen=True)
@@ -167,6 +225,7 @@ class ProveAnswer(Message):
         events: growth of the counters in /sys/kernel/sched_ext/root/events.
         seconds: how long each phase took.
         stalled_s: longest time that a CPU of the machine stood still.
+        undecided: oracles that saw too little for a verdict, with what is missing; they are not among the results.
     """
 
     exit_text: str
@@ -174,6 +233,27 @@ class ProveAnswer(Message):
     events: dict[str, int]
     seconds: dict[str, float]
     stalled_s: float = 0.0
+    undecided: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
-JOBS: Mapping[str, type[Message]] = {kind.__name__: kind for kind in (Hello, MountHost, RunWorkload, LoadPolicy, Prove)}
+@dataclass(frozen=True)
+class MeasureCosts(Message):
+    """Measure what a piece of work and a task switch cost in this machine; see verifier.microvm.guest_costs."""
+
+
+@dataclass(frozen=True)
+class CostsAnswer(Message):
+    """What they cost.
+
+    Args:
+        work_ns: CPU time of a fixed piece of work.
+        switch_ns: CPU time of a context switch.
+    """
+
+    work_ns: int
+    switch_ns: float
+
+
+JOBS: Mapping[str, type[Message]] = {
+    kind.__name__: kind for kind in (Hello, MountHost, RunSetup, RunWorkload, LoadPolicy, Prove, MeasureCosts)
+}

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kernel_bpf.build.target import extract_elf
-from schedagent.core.errors import SetupError
+from schedagent.core.errors import SetupError, UsageError
 from schedagent.core.installation import this_installation
 from schedagent.core.settings import Settings, writable
 from verifier.microvm import kernels
@@ -68,6 +68,7 @@ def use_kernel(settings: Settings, path: Path, root: Path = Path("/")) -> Kernel
         root: where installed kernels have their configuration and modules (tests put a tree elsewhere).
 
     Raises:
+        UsageError: there is no such file.
         SetupError: it cannot be read, is incomplete, or lacks what the micro-VM needs.
     """
     try:
@@ -84,7 +85,7 @@ def use_kernel(settings: Settings, path: Path, root: Path = Path("/")) -> Kernel
 def _parts(path: Path, root: Path) -> Parts:
     vmlinuz = path / "vmlinuz" if path.is_dir() else path
     if not vmlinuz.is_file():
-        raise SetupError(f"{vmlinuz} is not there", "give a vmlinuz, or a folder with vmlinuz, config and modules")
+        raise UsageError(f"{vmlinuz} is not there", "give a vmlinuz, or a folder with vmlinuz, config and modules")
     release = release_of(vmlinuz)
     _, installed_config, installed_modules = kernels.parts_of(release, root)
     folder = vmlinuz.parent

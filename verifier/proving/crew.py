@@ -12,6 +12,7 @@ import signal
 import time
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 from typing import NoReturn, Self
 
@@ -19,6 +20,7 @@ REAP_LIMIT_S = 2.2
 """A killed task needs some CPU time to die; one that does not get it within this time is left to the kernel."""
 
 _SAMPLES_FROM = 8
+_FRAMES = 6
 
 
 class ForkRefused(Exception):
@@ -43,7 +45,7 @@ class _Word:
 
 
 class Record:
-    """What a task reports of itself: numbers that it alone writes, in memory that the agent can read.
+    """What a task reports of itself: numbers that it writes, in memory that the agent can read.
 
     Attributes:
         events: how many operations it finished.
@@ -51,6 +53,7 @@ class Record:
         began_ns: when the present one began (CLOCK_MONOTONIC), 0 between two.
         wrong: how many ended wrongly.
         errno: of the last one that failed.
+        go: the one number that the agent writes: whether a task that waits for it may continue.
     """
 
     events = _Word(0)
@@ -58,6 +61,7 @@ class Record:
     began_ns = _Word(2)
     wrong = _Word(3)
     errno = _Word(4)
+    go = _Word(5)
 
     def __init__(self) -> None:
         self.words = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("q")
@@ -121,6 +125,10 @@ class Task:
         """The CPU it ran on last (field 39 of /proc/PID/stat)."""
         return int(os.pread(self._stat, 1024, 0).rpartition(b")")[2].split()[36])
 
+    def whereabouts(self) -> str:
+        """What it and its children do at this moment, for people: state, CPU, and where in the kernel each waits."""
+        return f"{self.name}: " + ", its child ".join(_whereabouts(pid) for pid in (self.pid, *_children(self.pid)))
+
     def close(self) -> None:
         """Close the files it is watched by."""
         os.close(self._schedstat)
@@ -171,6 +179,29 @@ class Crew:
         if died and error is None:
             names = ", ".join(task.name for task in died)
             raise RuntimeError(f"tasks of the proving ground ended by themselves: {names}")
+
+
+def _whereabouts(pid: int) -> str:
+    """State, last CPU and kernel functions of a task, innermost first: what of it /proc gives away."""
+    stat = _proc(pid, "stat").rpartition(")")[2].split()
+    if not stat:
+        return f"{pid} is gone"
+    frames = [line.split()[-1].partition("+")[0] for line in _proc(pid, "stack").splitlines()[:_FRAMES] if line]
+    inside = " < ".join(frames) or _proc(pid, "wchan").strip("0")
+    return f"{pid} in state {stat[0]} on CPU {stat[36]}" + (f" in {inside}" if inside else "")
+
+
+def _children(pid: int) -> list[int]:
+    """Children of a task that are not reaped yet."""
+    return [int(child) for child in _proc(pid, f"task/{pid}/children").split()]
+
+
+def _proc(pid: int, name: str) -> str:
+    """A file of a task in /proc; empty if the task is gone, or the kernel was built without that file."""
+    try:
+        return Path(f"/proc/{pid}/{name}").read_text()
+    except OSError:
+        return ""
 
 
 def _run(body: Body, record: Record) -> NoReturn:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from verifier.proving import work
 from verifier.proving.conservation import LOOK_S, wait_for
@@ -17,6 +17,9 @@ FEW, MANY = 50, 800
 WINDOWS = 3
 """Of so many the best counts: a busy host only ever makes wake-ups slower, and the crowd is there in each."""
 
+ROUNDS = 5
+"""So often both are tried, in turn, before a policy fails: a host that got busier between them looks like a crowd."""
+
 PINNED_CROWD = OracleInfo(
     "pinned crowd", 23, 1.7, "ratio",
     f"how much slower two tasks wake each other on the last CPU while {MANY} tasks that may only use the first one"
@@ -24,9 +27,10 @@ PINNED_CROWD = OracleInfo(
     "Where the crowd has a queue of its own its size is nothing to the others: good policies were seen at 0.9 to 1.2."
     " In a shared queue every wake-up walks past the whole crowd, under the queue's lock: broken ones were seen at 2.6"
     " to 3.3. A small crowd is the measure, and not none, because a busy first CPU slows the last one on some hosts:"
-    " two hardware threads of one core cost a third of the wake-ups then, whatever the policy. The two sleep in turn"
-    " and do not yield: a policy in virtual time may let one yield many times in a row, and a yield without switch is"
-    " cheap.",
+    " two hardware threads of one core cost a third of the wake-ups then, whatever the policy. Before a policy fails,"
+    " both crowds are tried again in turn, and the best of each counts: the host may have got busier between them. The"
+    " two sleep in turn and do not yield: a policy in virtual time may let one yield many times in a row, and a yield"
+    " without switch is cheap.",
 )  # fmt: skip
 
 ORACLES = (PINNED_CROWD,)
@@ -37,25 +41,45 @@ def prove(ground: Ground, seconds: float) -> list[OracleResult]:
     first, last = ground.cpus[0], ground.cpus[-1]
     if first == last:
         return []
-    doors, there, back = [os.pipe(), os.pipe()], os.pipe(), os.pipe()
+    there, back = os.pipe(), os.pipe()
     with Crew() as crew:
-        sizes = zip((FEW, MANY - FEW), doors, strict=True)
-        crowds = [crew.start(f"crowd of {size}", work.crowd(first, size, door[0])) for size, door in sizes]
-        wait_for(ground, crowds)
+        small, large = (crew.start(f"crowd of {size}", work.crowd(first, size)) for size in (FEW, MANY - FEW))
+        wait_for(ground, [small, large])
         crew.start("hog", work.pinned(first, work.hog))
         pair = [
             crew.start("ping", work.pinned(last, work.ping(there[1], back[0]))),
             crew.start("pong", work.pinned(last, work.pong(back[1], there[0]))),
         ]
         wait_for(ground, pair)
-        woken, rates = True, []
-        for crowd, door in zip(crowds, doors, strict=True):
-            os.write(door[1], b"x")
-            woken = wait_for(ground, [crowd], events=2) and woken
-            rates.append(best_rate(ground, pair, seconds / 2))
-    for end in itertools.chain(*doors, there, back):
+        small.record.go = 1
+
+        def beside(size: int) -> float | None:
+            large.record.go = size > FEW
+            grown = large if size > FEW else small
+            woken = wait_for(ground, [grown], events=grown.record.events + 1)
+            return best_rate(ground, pair, seconds / 2) if woken else None
+
+        result = compare(beside)
+    for end in itertools.chain(there, back):
         os.close(end)
-    return [judge(*rates)] if woken else []
+    return [result] if result else []
+
+
+def compare(beside: Callable[[int], float | None]) -> OracleResult | None:
+    """Try both crowds in turn until the oracle holds, ROUNDS times at most; the best of each counts.
+
+    Args:
+        beside: returns wake-ups per second beside a crowd of this size, None if that did not wake.
+    """
+    few = many = 0.0
+    for _ in range(ROUNDS):
+        beside_few, beside_many = beside(FEW), beside(MANY)
+        if beside_few is None or beside_many is None:
+            return None
+        few, many = max(few, beside_few), max(many, beside_many)
+        if judge(few, many).ok:
+            break
+    return judge(few, many)
 
 
 def best_rate(ground: Ground, tasks: Sequence[Task], seconds: float) -> float:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kernel_bpf.load import linux
@@ -60,6 +61,30 @@ PROVOKED_STALL = OracleInfo(
 )
 ORACLES = (CPU_HOTPLUG, RELOAD_LOOP, PROVOKED_STALL)
 
+
+@dataclass(frozen=True)
+class Wait:
+    """A wait for every task to run again.
+
+    Args:
+        after: what happened before it, for people.
+        seconds: how long it took; more than the bound if it gave up.
+        between_s: longest time between two looks: the watcher may be what was late.
+        stuck: the tasks that had not run by then, and what they did.
+    """
+
+    after: str
+    seconds: float
+    between_s: float = 0.0
+    stuck: tuple[str, ...] = ()
+
+    @property
+    def known(self) -> str:
+        """Who was late."""
+        looks = f"up to {self.between_s:.2f} s between two looks"
+        return f"these had not run: {'; '.join(self.stuck)}; {looks}" if self.stuck else f"all had run; {looks}"
+
+
 _CPUS = Path("/sys/devices/system/cpu")
 _DEBUGFS = Path("/sys/kernel/debug")
 _RT_RUNTIME = Path("/proc/sys/kernel/sched_rt_runtime_us")
@@ -69,26 +94,26 @@ _HOG_PRIORITY = 10
 
 def cpu_hotplug(policy: LoadedPolicy, seconds: float) -> list[OracleResult]:
     """Take a CPU away from busy tasks and give it back, under a policy that is attached; end the policy."""
-    waits_s: list[float] = []
+    waits: list[Wait] = []
     with Crew() as crew:
         tasks = start_tasks(crew)
-        until_all_ran(tasks)
-        refused = go_and_come(tasks, waits_s, seconds / 4)
+        until_all_ran(tasks, "its start")
+        refused = go_and_come(tasks, waits, seconds / 4)
         problem, ending = judge_hotplug_end(policy)
         policy.close()
-        waits_s.append(until_all_ran(tasks))
-    detail = f"CPU {last_cpu()} went and came back; {ending}; {figures(waits_s)}"
-    return [judge(CPU_HOTPLUG, waits_s, refused or problem, detail)]
+        waits.append(until_all_ran(tasks, "the policy's end"))
+    detail = f"CPU {last_cpu()} went and came back; {ending}; {figures(waits)}"
+    return [judge(CPU_HOTPLUG, waits, refused or problem, detail)]
 
 
-def go_and_come(tasks: Sequence[Task], waits_s: list[float], pause_s: float) -> str:
+def go_and_come(tasks: Sequence[Task], waits: list[Wait], pause_s: float) -> str:
     """Take the CPU away and give it back; return why the kernel refused, empty if it did not."""
     try:
         for online in ("0", "1"):
             switch_cpu(online)
             if online == "1":  # a task pinned to a CPU that goes away may run anywhere afterwards
                 os.sched_setaffinity(tasks[0].pid, {last_cpu()})
-            waits_s.append(until_all_ran(tasks))
+            waits.append(until_all_ran(tasks, "the CPU came back" if online == "1" else "the CPU went"))
             time.sleep(pause_s)
     except OSError as error:
         return f"the CPU could not be switched: {error.strerror}"
@@ -129,26 +154,26 @@ def reload_loop(load: Load, seconds: float) -> list[OracleResult]:
 
 def swap_all(policies: Sequence[LoadedPolicy]) -> OracleResult:
     """Put one after the other in charge, beside busy tasks and a fork storm."""
-    waits_s: list[float] = []
+    waits: list[Wait] = []
     problem = ""
     with Crew() as crew:
         storm = crew.start("fork storm", work.fork_storm)
         tasks = [*start_tasks(crew), storm]
-        for policy in policies:
-            problem = problem or swap_once(policy, tasks, waits_s)
+        for number, policy in enumerate(policies, 1):
+            problem = problem or swap_once(policy, tasks, waits, number)
     if storm.record.errno:
         problem = problem or f"a fork was refused: {os.strerror(storm.record.errno)}"
-    detail = f"{len(waits_s) // 2} times in and out, {storm.record.events} forks; {figures(waits_s)}"
-    return judge(RELOAD_LOOP, waits_s, problem, detail)
+    detail = f"{len(waits) // 2} times in and out, {storm.record.events} forks; {figures(waits)}"
+    return judge(RELOAD_LOOP, waits, problem, detail)
 
 
-def swap_once(policy: LoadedPolicy, tasks: Sequence[Task], waits_s: list[float]) -> str:
+def swap_once(policy: LoadedPolicy, tasks: Sequence[Task], waits: list[Wait], number: int) -> str:
     """Put the policy in charge and take it out again; return what went wrong, empty if nothing did."""
     policy.attach()
-    waits_s.append(until_all_ran(tasks))
+    waits.append(until_all_ran(tasks, f"attach {number}"))
     in_charge = policy.enabled()
     info = policy.detach()
-    waits_s.append(until_all_ran(tasks))
+    waits.append(until_all_ran(tasks, f"detach {number}"))
     if (info and info.ejected) or not in_charge:
         return f"the policy did not stay enabled: {info or 'it records no reason'}"
     return ""
@@ -171,21 +196,26 @@ def provoked_stall(load: Load, seconds: float) -> list[OracleResult]:
         policy = stack.enter_context(load(watchdog_ms=WATCHDOG_MS))
         tasks = start_tasks(crew)
         policy.attach()
-        until_all_ran(tasks)
+        until_all_ran(tasks, "its start")
         lasted_s, ended = hold_cpus(policy, WATCHDOG_MS / 1000 + max(seconds, 2.0))
         released = time.monotonic()
         if ended and not until_disabled():
             stack.pop_all()  # to detach it now would wait for as long as its callbacks take
             return [PROVOKED_STALL.fail(RECOVERY_LIMIT_S, "ejected, but its exit and dump callbacks do not end")]
+        disabled_s = time.monotonic() - released
         info = policy.detach()
-        until_all_ran(tasks)
-        waits_s = [time.monotonic() - released]
+        detached_s = time.monotonic() - released
+        wait = until_all_ran(tasks, "the stall")
+        wait = replace(wait, seconds=time.monotonic() - released)
     problem = "" if ended else f"the kernel did not eject it, although no task ran for {lasted_s:.1f} s"
     if info and not info.ejected:
         problem = problem or f"the policy ended otherwise: {info}"
     exit_text = f"{info.kind_name}: {info.message}" if info else NO_RECORD
-    detail = f"CPUs held for {lasted_s:.2f} s (watchdog {WATCHDOG_MS / 1000:g} s); {exit_text}; {figures(waits_s)}"
-    return [judge(PROVOKED_STALL, waits_s, problem, detail)]
+    detail = (
+        f"CPUs held for {lasted_s:.2f} s (watchdog {WATCHDOG_MS / 1000:g} s); {exit_text}; disabled after"
+        f" {disabled_s:.2f} s, detached after {detached_s:.2f} s; {figures([wait])}"
+    )
+    return [judge(PROVOKED_STALL, [wait], problem, detail)]
 
 
 def until_disabled() -> bool:
@@ -235,25 +265,30 @@ def no_deadline_servers() -> Iterator[None]:
             path.write_text(value)
 
 
-def judge(oracle: OracleInfo, waits_s: Sequence[float], problem: str, detail: str) -> OracleResult:
+def judge(oracle: OracleInfo, waits: Sequence[Wait], problem: str, detail: str) -> OracleResult:
     """Compare the longest wait with the bound; a problem fails the oracle whatever the figures say."""
-    longest_s = max(waits_s, default=0.0)
+    longest_s = max((wait.seconds for wait in waits), default=0.0)
     return oracle.fail(longest_s, f"{problem}; {detail}") if problem else oracle.judge(longest_s, detail)
 
 
-def figures(waits_s: Sequence[float]) -> str:
-    """The waits, for people."""
-    return "all tasks ran again within " + ", ".join(f"{wait_s:.2f}" for wait_s in waits_s) + " s"
+def figures(waits: Sequence[Wait]) -> str:
+    """The waits, for people; of those past the bound all that is known."""
+    late = [wait for wait in waits if wait.seconds > RUN_AGAIN_BOUND_S]
+    within = "all tasks ran again within " + ", ".join(f"{wait.seconds:.2f}" for wait in waits) + " s"
+    return "; ".join([within, *(f"{wait.seconds:.2f} s after {wait.after}: {wait.known}" for wait in late)])
 
 
-def until_all_ran(tasks: Sequence[Task]) -> float:
-    """Wait until each task has used CPU time; return how many seconds that took, more than the bound if it gave up."""
-    start = time.monotonic()
+def until_all_ran(tasks: Sequence[Task], after: str) -> Wait:
+    """Wait until each task has used CPU time, or has not within the bound."""
+    looked = start = time.monotonic()
+    between_s = 0.0
     waiting = [(task, task.cpu_ns()) for task in tasks]
-    while waiting and time.monotonic() - start <= RUN_AGAIN_BOUND_S:
+    while waiting and looked - start <= RUN_AGAIN_BOUND_S:
         time.sleep(_POLL_S)
         waiting = [(task, used_ns) for task, used_ns in waiting if task.cpu_ns() == used_ns]
-    return time.monotonic() - start
+        now = time.monotonic()
+        between_s, looked = max(between_s, now - looked), now
+    return Wait(after, looked - start, between_s, tuple(task.whereabouts() for task, _used_ns in waiting))
 
 
 def start_tasks(crew: Crew) -> list[Task]:

@@ -6,7 +6,20 @@ from dataclasses import dataclass
 
 from schedagent.core.verification import OracleResult
 
-__all__ = ["OracleInfo", "OracleResult"]
+__all__ = ["OracleInfo", "OracleResult", "Undecided"]
+
+
+@dataclass(frozen=True)
+class Undecided:
+    """An oracle that measured too little to hold or to fail: no result, so that nobody takes it for one.
+
+    Args:
+        name: of the oracle.
+        reason: what is missing, with figures.
+    """
+
+    name: str
+    reason: str
 
 
 @dataclass(frozen=True)

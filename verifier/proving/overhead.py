@@ -16,11 +16,17 @@ from typing import NoReturn
 
 from verifier.proving.crew import Body, Crew, Record
 from verifier.proving.ground import Load
-from verifier.proving.oracle import OracleInfo, OracleResult
+from verifier.proving.oracle import OracleInfo, OracleResult, Undecided
 
 LOSS_BOUND = 0.10
+FEWEST_GOOD = 2
+"""So many pairs within the bound, confirmed by the best windows of all, show that the throughput is kept."""
+
 FEWEST_PAIRS = 5
+"""So many pairs, all beyond the bound, and the best windows too, show that it is lost."""
+
 MOST_PAIRS = 7
+"""More would not settle what so many undisturbed pairs leave open."""
 
 QUIET_SHARE = 0.45
 """A pair counts if the default scheduler reached this share of what the CPUs can do, each on its own.
@@ -33,8 +39,9 @@ that; it was not shown.
 
 _REASON = (
     "Rule 30: ten per cent. The host may be busy, so a loss counts only if the whole interval of the paired ratios and"
-    " the best of all windows show it: five bad pairs are no accident. Two good ones end the measurement, since no"
-    " later pair could then make the loss certain."
+    " the best of all windows show it: five bad pairs are no accident. Two pairs within the bound end the measurement,"
+    " if the best of all windows agree: a host that is busy just beside the default scheduler makes good pairs, too."
+    " Pairs of a busy host do not count. What shows neither loss nor none has no verdict: the gate is incomplete."
 )
 IDLE_MACHINE = OracleInfo(
     "idle machine",
@@ -66,7 +73,8 @@ _SETTLE_LIMIT_S = 0.5
 _POLL_S = 0.005
 _SHORTEST_WINDOW_S = 0.08
 _WINDOWS = 8
-_PATIENCE = 3.5
+_PATIENCE = 7.0
+"""Of the usual time: only what a busy host, or a costly policy, leaves undecided takes so long."""
 
 
 @dataclass
@@ -116,33 +124,49 @@ class Probe:
             self.disturbed += 1
 
     def decided(self) -> bool:
-        """Whether more pairs cannot change the judgement: enough are good, or there are as many as there may be."""
-        good = sum(ratio >= 1 - LOSS_BOUND for ratio in ratios(self.pairs))
-        return good > _OUTSIDE or len(self.pairs) + self.disturbed >= MOST_PAIRS
+        """Whether the throughput is kept, or there are as many undisturbed pairs as there may be."""
+        return self._kept() or len(self.pairs) >= MOST_PAIRS
 
-    def judge(self) -> OracleResult:
-        """Compare the certain loss with the bound; too few pairs make none certain."""
+    def judge(self) -> OracleResult | Undecided:
+        """Compare the certain loss with the bound; without evidence that it is within or beyond it, give no verdict."""
         undisturbed = f"{len(self.pairs)} pairs; {self.disturbed} more were disturbed by a busy host"
         if not self.pairs:
-            return self.oracle.judge(0.0, f"nothing can be concluded from {undisturbed}")
+            return Undecided(self.oracle.name, undisturbed)
         paired = ratios(self.pairs)
         low, high = interval(paired)
-        default, policy = (max(arm) for arm in zip(*self.pairs, strict=True))
-        loss = max(0.0, 1 - max(high, policy / default)) if len(paired) >= FEWEST_PAIRS else 0.0
+        default, policy = self._best()
+        loss = max(0.0, 1 - max(high, policy / default))
         detail = (
-            f"{loss:.2f} certainly lost: {statistics.median(paired):.2f} of the default scheduler's throughput"
+            f"{statistics.median(paired):.2f} of the default scheduler's throughput"
             f" ({low:.2f} to {high:.2f} in {undisturbed}); at best {policy:.0f} and {default:.0f} units a second"
         )
-        return self.oracle.judge(loss, detail)
+        lost = len(paired) >= FEWEST_PAIRS and loss > LOSS_BOUND
+        if not (self._kept() or lost):
+            few = len(paired) < FEWEST_PAIRS
+            why = "too few pairs" if few else "neither a loss nor that there is none is shown"
+            return Undecided(self.oracle.name, f"{why}: {detail}")
+        return self.oracle.judge(loss, f"{loss:.2f} certainly lost: {detail}")
+
+    def _kept(self) -> bool:
+        """Whether enough pairs show that no more than the bound is lost, and the best windows agree."""
+        good = sum(ratio >= 1 - LOSS_BOUND for ratio in ratios(self.pairs))
+        if good < FEWEST_GOOD:
+            return False
+        default, policy = self._best()
+        return policy >= (1 - LOSS_BOUND) * default
+
+    def _best(self) -> tuple[float, float]:
+        """The best throughput of the undisturbed pairs under the default scheduler and under the policy."""
+        return max(default for default, _policy in self.pairs), max(policy for _default, policy in self.pairs)
 
     def _units(self) -> int:
         return sum(task.record.events for task in self.crew.tasks)
 
 
-def prove(load: Load, seconds: float) -> list[OracleResult]:
+def prove(load: Load, seconds: float) -> Sequence[OracleResult | Undecided]:
     """Measure each probe under the default scheduler and under the policy until it is decided, or time is up.
 
-    On a host too busy to conclude anything in some three times the usual time, no loss is certain.
+    On a host too busy to show anything in _PATIENCE times the usual time, there is no verdict.
     """
     rounds = calibrate()
     window_s = max(_SHORTEST_WINDOW_S, seconds / (2 * _WINDOWS) - _SETTLE_S)

@@ -14,7 +14,7 @@ from kernel_bpf.load.sched_ext import LoadedPolicy, kernel_state
 from verifier.proving import conservation, crowd, lifecycle, mix, overhead, shares, work
 from verifier.proving.crew import Crew, ForkRefused
 from verifier.proving.ground import Ground, Load, attached_ground, end
-from verifier.proving.oracle import OracleInfo, OracleResult
+from verifier.proving.oracle import OracleInfo, OracleResult, Undecided
 
 WATCHDOG_MS = 3000
 """While a policy is on the proving ground its timeout_ms is at most this, so that a lost task shows sooner.
@@ -55,7 +55,7 @@ class Phase:
     oracles: tuple[OracleInfo, ...]
     under_load: Callable[[Ground, float], list[OracleResult]] | None = None
     ending: Callable[[LoadedPolicy, float], list[OracleResult]] | None = None
-    alone: Callable[[Load, float], list[OracleResult]] | None = None
+    alone: Callable[[Load, float], Sequence[OracleResult | Undecided]] | None = None
 
     def share(self, seconds: float) -> float:
         """How long it runs if all phases together have `seconds`."""
@@ -85,6 +85,7 @@ class Proof:
     Args:
         exit_text: why the kernel ejected the policy; empty if it never did.
         results: of the oracles.
+        undecided: oracles that saw too little for a verdict, with what is missing; they have no result.
         events: growth of the counters in /sys/kernel/sched_ext/root/events under load.
         seconds: how long each phase took.
         stalled_s: longest time that a CPU of this machine stood still, whoever was at fault.
@@ -92,6 +93,7 @@ class Proof:
 
     exit_text: str = ""
     results: list[OracleResult] = field(default_factory=list)
+    undecided: dict[str, str] = field(default_factory=dict)
     events: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     stalled_s: float = 0.0
@@ -159,8 +161,12 @@ def prove_under_load(proof: Proof, phases: Sequence[Phase], seconds: float) -> N
     proof.events = {name: count - before.get(name, 0) for name, count in kernel_state().events.items()}
 
 
-def run(proof: Proof, phase: Phase, judged: Callable[[], list[OracleResult]]) -> None:
+def run(proof: Proof, phase: Phase, judged: Callable[[], Sequence[OracleResult | Undecided]]) -> None:
     """Run one phase and keep what it showed."""
     began = time.monotonic()
-    proof.results += judged()
+    for result in judged():
+        if isinstance(result, Undecided):
+            proof.undecided[result.name] = result.reason
+        else:
+            proof.results.append(result)
     proof.seconds[phase.name] = round(time.monotonic() - began, 3)

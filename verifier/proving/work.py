@@ -306,8 +306,8 @@ def migration_disabled(spinner: Spinner) -> Body:
     return run
 
 
-def crowd(home: int, size: int, go: int) -> Body:
-    """On one CPU: `size` threads that sleep, and from a byte on are woken faster than they find to sleep.
+def crowd(home: int, size: int) -> Body:
+    """On one CPU: `size` threads that sleep, and while the record says so are woken faster than they find to sleep.
 
     Who wakes them is a real-time task, so that it can do so while they wait for the CPU.
     """
@@ -317,10 +317,10 @@ def crowd(home: int, size: int, go: int) -> Body:
         threads = linux.SleepingThreads(size)
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
         record.events = 1
-        os.read(go, 1)
         while True:
-            threads.wake()
-            record.events += 1
+            if record.go:
+                threads.wake()
+                record.events += 1
             time.sleep(0.01)
 
     return run

@@ -48,6 +48,13 @@ def topics(incomplete: str) -> list[str]:
     return _that_begin(topic_names(), incomplete)
 
 
+def presets(incomplete: str) -> list[str]:
+    """Names of presets, and none."""
+    from schedagent.core.trials.presets import NO_PRESET, preset_names
+
+    return _that_begin([*preset_names(), NO_PRESET], incomplete)
+
+
 goals = _choices("makespan", "latency", "throughput")
 approvals = _choices("none", "plan", "deploy", "plan,deploy")
 depths = _choices(*_DEPTHS)

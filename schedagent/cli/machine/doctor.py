@@ -11,7 +11,7 @@ from schedagent.cli.common import EXIT_FAILED, Json, guarded, print_json, settin
 
 def doctor(
     bench: Annotated[
-        bool, typer.Option("--bench", help="Also restore a VM 20 times and print how long it takes.")
+        bool, typer.Option("--bench", help="Also start VMs: how long a restore takes, and what emulation costs.")
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -30,7 +30,8 @@ def doctor(
         if bench:
             from schedagent.run.opening import open_lab
 
-            findings = [*findings, examination.restore_bench(open_lab(settings()))]
+            lab = open_lab(settings())
+            findings = [*findings, examination.restore_bench(lab), examination.emulation_bench(lab)]
         if as_json:
             print_json(examination.to_json(findings))
         else:

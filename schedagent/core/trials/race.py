@@ -25,7 +25,7 @@ RACE_BLOCKS = 6
 
 _BEHIND = (2, 0.90)
 """Fewest shared blocks, and the one-sided confidence, with which a candidate is behind the leader."""
-_HOPELESS = (3, 0.95)
+_HOPELESS = (3, 0.975)
 """The same with which it gains less than the minimum effect."""
 
 SPARE = 0.5

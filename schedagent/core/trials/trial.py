@@ -74,11 +74,14 @@ class Sample:
     @property
     def failure(self) -> str:
         """Why this run cannot be compared; empty if it can."""
+        seen_by_lab = self.usage.failure if self.usage else None
         if self.policy_exit:
             return f"the kernel ejected the policy: {self.policy_exit}"
+        if seen_by_lab:
+            return seen_by_lab
         if self.exit_status is None:
             return "it ran into its time limit"
-        if self.exit_status != 0:
+        if self.exit_status != 0 and seen_by_lab is None:
             return f"it ended with exit status {self.exit_status}"
         if math.isnan(self.value):
             return "its output held no number that --metric could find"

@@ -37,6 +37,8 @@ class Usage:
         left_cpu_ns: CPU time these had used by then; it is part of no other figure.
         output_bytes: how much the run printed, all of it.
         full: what ran full: "memory", or a path of the throw-away layer; empty if nothing did.
+        failure: why the lab says that the run cannot be compared; empty: it can, whatever its exit status is; None: its
+            exit status decides.
     """
 
     voluntary_switches: int
@@ -49,6 +51,7 @@ class Usage:
     left_cpu_ns: int = 0
     output_bytes: int = 0
     full: str = ""
+    failure: str | None = None
 
 
 @dataclass(frozen=True)

@@ -67,8 +67,11 @@ class WorkloadCommand:
         """A stable name for "the same workload": hex digest of all that defines the work, and of no more.
 
         What an older version did not know is part of it only where it is used: the keys of older runs stay valid.
+        What is compared is part of it, since the verdict on one number teaches nothing of another; what is guarded or
+        only shown is not. Of a preset it is the name of its objective: a better expression for it is no other work.
         """
-        parts: list[Any] = [self.command, self.directory, self.goal.value, self.prepare, self.metric]
+        compared = f"{self.preset}: {self.objective}" if self.preset and self.metric else self.metric
+        parts: list[Any] = [self.command, self.directory, self.goal.value, self.prepare, compared]
         newer = {"shell": self.shell, "ignore_failure": self.ignore_failure, "setup": self.setup}
         used = {name: value for name, value in newer.items() if value not in ("", False, DEFAULT_SHELL)}
         return hashlib.sha256(json.dumps([*parts, used] if used else parts).encode()).hexdigest()[:16]

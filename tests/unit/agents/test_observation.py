@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from agents.observation import (
@@ -15,7 +17,9 @@ from agents.observation import (
 )
 from schedagent.core.errors import SetupError
 from schedagent.core.policies.identity import cmdline_identity, comm_identity
-from schedagent.core.trials.workload import Observation, TaskRecord, WorkloadClass
+from schedagent.core.trials.trial import DEFAULT_ARM, Sample
+from schedagent.core.trials.usage import Usage
+from schedagent.core.trials.workload import Observation, TaskRecord, WorkloadClass, WorkloadCommand
 
 MS = 1_000_000
 
@@ -40,8 +44,17 @@ class Run:
         wall_ns = end if wall_ms is None else wall_ms * MS
         return Observation(wall_ns, self.cpus, tuple(self.records), ((5 * MS, 3),), 4_000_000, -1, 0, 0)
 
-    def profile(self, wall_ms=None):
-        return build_profile(self.observation(wall_ms))
+    def profile(self, wall_ms=None, *, kappa=1.0):
+        return build_profile(self.observation(wall_ms), kappa=kappa)
+
+    def stretched(self, kappa: int) -> Run:
+        """The same run on a machine on which all work takes so many times as long."""
+        slow = Run(self.cpus)
+        times = ("start_ns", "elapsed_ns", "cpu_ns", "run_delay_ns")
+        slow.records = [
+            replace(record, **{name: getattr(record, name) * kappa for name in times}) for record in self.records
+        ]
+        return slow
 
 
 def long_tail_run() -> Run:
@@ -155,13 +168,39 @@ def test_a_build_may_have_a_long_tail_too():
     assert any("cc1 7.c" in sentence for sentence in profile.evidence)
 
 
-def test_a_latency_sensitive_workload_wakes_often_and_waits():
+def latency_run() -> Run:
     run = Run()
     for _ in range(4):
         run.task("worker", 100, args=["w"], took_ms=2000, delay_ms=200, sleeps=800, preempted=20)
     for _ in range(4):
         run.task("hog", 800, args=["h"], took_ms=2000, delay_ms=1100, preempted=300)
-    profile = run.profile()
+    return run
+
+
+def sleepy_batch_run() -> Run:
+    """On hardware these sleep too often for a batch: every 12 ms of CPU time."""
+    run = Run()
+    for _ in range(6):
+        run.task("crunch", 300, args=["c"], took_ms=1500, delay_ms=1100, sleeps=25, preempted=60)
+    return run
+
+
+@pytest.mark.parametrize("make_run", [long_tail_run, build_run, latency_run, sleepy_batch_run])
+def test_an_emulated_machine_sees_the_same_kind_of_work(make_run):
+    """Its time is stretched: what wakes up 400 times a second on hardware does so 20 times a second there."""
+    run, kappa = make_run(), 20
+    assert run.stretched(kappa).profile(kappa=kappa).kind is run.profile().kind
+
+
+def test_without_the_stretch_an_emulated_machine_saw_another_kind():
+    assert latency_run().stretched(40).profile().kind is not WorkloadClass.LATENCY_SENSITIVE
+    assert latency_run().stretched(40).profile(kappa=40).kind is WorkloadClass.LATENCY_SENSITIVE
+    assert sleepy_batch_run().profile().kind is not WorkloadClass.CPU_BATCH
+    assert sleepy_batch_run().stretched(20).profile().kind is WorkloadClass.CPU_BATCH
+
+
+def test_a_latency_sensitive_workload_wakes_often_and_waits():
+    profile = latency_run().profile()
     assert profile.kind is WorkloadClass.LATENCY_SENSITIVE
     assert "4 tasks woke up 3200 times, ran 0.12 ms each time and waited 0.25 ms" in profile.evidence[0]
 
@@ -239,11 +278,15 @@ def test_lost_events_stay_visible():
     assert build_profile(Observation(**{**vars(run), "lost_events": 3})).lost_events == 3
 
 
-def test_observe_returns_the_sample_of_the_recorded_run():
-    class Lab:
-        def observe(self, workload):
-            return workload, long_tail_run().observation()
+def test_observe_returns_the_sample_of_the_recorded_run_and_says_what_is_to_know_of_it():
+    sample = Sample(DEFAULT_ARM, 4.0, 4_000 * MS, 5_000 * MS, 0, "now", 1, usage=Usage(1, 1, left_behind=("server",)))
 
-    sample, profile = observe(Lab(), "the workload")
-    assert sample == "the workload"
+    class Lab:
+        def observe(self, _workload):
+            return sample, long_tail_run().observation()
+
+    words: list[str] = []
+    observed, profile = observe(Lab(), WorkloadCommand("./batch", "/"), words.append)
+    assert observed is sample
     assert profile.kind is WorkloadClass.BATCH_LONG_TAIL
+    assert ["server" in text for text in words] == [True]

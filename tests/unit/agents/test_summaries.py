@@ -26,6 +26,7 @@ from agents.summaries import (
 from kernel_bpf.policies.library import load_library
 from schedagent.core.policies.policy import CandidatePolicy
 from schedagent.core.trials.lesson import Lesson, Meaning
+from schedagent.core.trials.objective import Direction, Guard, Metric
 from schedagent.core.trials.trial import Outcome
 from schedagent.core.trials.workload import Goal
 from schedagent.core.verification import (
@@ -80,6 +81,8 @@ def test_workload_is_told_with_what_is_compared():
     assert "goal: makespan, less of wall time" in workload_text(WORKLOAD, HARDWARE)
     rate = replace(WORKLOAD, goal=Goal.THROUGHPUT, metric="rps: ([0-9]+)")
     assert "throughput, more of the number that 'rps: ([0-9]+)' finds" in workload_text(rate, HARDWARE)
+    named = replace(rate, objective="requests/s", guards=(Guard(Metric("p99", "x", Direction.LOWER), 0.05),))
+    assert "throughput, more of requests/s\nmust not get worse: p99 (margin 5 %)\n" in workload_text(named, HARDWARE)
 
 
 def test_library_is_told_in_a_line_each():

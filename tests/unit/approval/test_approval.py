@@ -427,14 +427,14 @@ def test_whoever_does_not_ask_for_approvals_gets_the_token(deploying):
 
 def test_that_time_ran_out_is_still_known_after_the_wait(deploying):
     two_plans = replace(deploying, options=replace(DEPLOY, iterations=2))
-    hurried = replace(two_plans, blocks_in_time=7)
+    hurried = replace(two_plans, blocks_in_time=9)
     run_id = hurried.create()
     assert hurried.drive(run_id)["waiting"]
     assert two_plans.drive(run_id, YES)["out_of_time"]
 
 
 def test_time_that_ran_out_when_all_was_decided_ended_nothing(deploying):
-    hurried = replace(deploying, blocks_in_time=7)
+    hurried = replace(deploying, blocks_in_time=9)
     run_id = hurried.create()
     assert hurried.drive(run_id)["waiting"]
     assert not deploying.drive(run_id, YES)["out_of_time"]
@@ -507,9 +507,11 @@ def test_a_repository_of_before_there_were_approvals(asking):
     run_id = asking.create()
     path = asking.settings.state_dir / "repository.sqlite"
     with sqlite3.connect(path) as connection:
-        for table in ("approvals", "requests", "recommendations", "baselines", "readings"):
+        for table in ("costs", "approvals", "requests", "recommendations", "baselines", "readings"):
             connection.execute(f"DROP TABLE {table}")
         for change in (
+            *('samples DROP COLUMN "values"', "samples DROP COLUMN usage"),
+            *("verdicts DROP COLUMN guards", "verdicts DROP COLUMN expected"),
             "runs DROP COLUMN failure",
             "derived_policies RENAME COLUMN origin TO way",
             "derived_policies RENAME TO made_policies",

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from schedagent.cli.app import app
 from schedagent.cli.deploy import show
 from schedagent.core.deployment import Stage
+from schedagent.core.retention.limits import RETENTION
 from schedagent.report.deployments import render_event, render_history, render_status
 from schedagent.verification.deployable import deployment_fields
 from tests.support.daemon_processes import Daemon, until
@@ -67,7 +68,12 @@ def test_a_deployment_on_the_command_line(daemon, files):
     assert run(daemon, "rollback") == (0, "in charge: the default scheduler\n")
     status, output = run(daemon, "history")
     assert "deployment 1: good slice_us=5000\n  ended: rolled back: asked for\n" in output
+    assert "shown" not in output
     assert json.loads(run(daemon, "history", "--json")[1])[0]["end"] == "rolled back"
+    assert deploy(daemon, files, inputs_digest=EMPTY)[0] == 0
+    status, output = run(daemon, "history", "--limit", "1")
+    assert output.endswith("\n1 of 2 shown; for all: schedagent history --limit 2\n")
+    assert "shown" not in run(daemon, "history", "--limit", str(RETENTION["deployments"].count))[1]
 
 
 EMPTY = hashlib.sha256(b"[[], []]").hexdigest()

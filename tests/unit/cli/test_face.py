@@ -75,6 +75,28 @@ def test_choices_and_ranges_are_in_words(run):
         assert choices in text
     assert "1 to 100]" in text
     assert "[canary|full]" in run("deploy", "--help").stdout
+    assert "[-1 or\n                  more]" in run("watch", "--help").stdout
+    assert "[default: 0; 0 or more]" not in run("rollback", "--help").stdout, "all, if left out"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["renew", "x"], "'NUMBER': must be a whole number"),
+        (["renew", "1", "--lease", "soon"], "'--lease': must be a number"),
+        (["optimize", "true", "--cpus", "0"], "'--cpus': must be 1 or more"),
+        (["history", "--limit", "500"], "'--limit': must be 200 or less"),
+        (["promote", "1", "--stage", "big"], "'--stage': 'big' is not one of 'wider', 'full'."),
+    ],
+)
+def test_what_is_wrong_with_a_value_is_said_for_people(run, words, said):
+    done = run(*words)
+    assert (done.exit_code, said in done.stderr) == (2, True), done.stderr
+    assert "Input should" not in done.stderr
+
+
+def test_a_path_that_is_not_there_is_bad_usage(run):
+    refused(run("kernels", "use", "/nowhere"), "/nowhere is not there")
 
 
 # --- what an import costs --------------------------------------------------------------------------------------------
@@ -217,7 +239,7 @@ def test_quiet_shows_the_result_alone(run, sizes, script):
 def test_progress_shows_the_time_left(run, script):
     progress = run("optimize", "true", "--iterations", "1").stderr
     assert re.search(r"== observation: .* \(30 min of the budget left\)", progress)
-    assert re.search(r"measuring: [2-9] done, at most 21 \(at most \d+ (s|min) more\)", progress)
+    assert re.search(r"measuring the best again: [2-9] done, at most 27 \(at most \d+ (s|min) more\)", progress)
 
 
 def test_the_next_step_after_a_win_is_to_deploy(run, script, monkeypatch):

@@ -30,7 +30,7 @@ READING = {
     "workload_profile": ({}, "kind: batch-long-tail"),
     "search_policies": ({"words": "long tail"}, "- longest_first (bundled)"),
     "show_policy": ({"policy": "batch", "part": "source", "most_lines": 5}, "batch.bpf.c, lines 1 to 5"),
-    "policy_history": ({"policy": "longest_first"}, "better, candidate / default 0.8"),
+    "policy_history": ({"policy": "longest_first"}, "better, candidate / default 0."),
     "lessons": ({}, "- longest_first "),
     "similar_runs": ({}, "runs of other workloads"),
     "antipatterns": ({}, "failed at scheduling logic on any workload"),

@@ -365,7 +365,7 @@ class TestRepository:
         assert found("runs", status="finished") == 1
         assert found("verifications_total", result="passed") == 2
         assert found("trial_verdicts_total", policy=OTHER, outcome="better") == 1, "the composed policy"
-        assert found("trial_verdicts_total", policy="longest_first", outcome="worse") == 1
+        assert found("trial_verdicts_total", policy="longest_first", outcome="inconclusive") == 1
         with script.repository() as repository:
             best = repository.verdicts(report["run"], 0)[report["best"]["key"]]
         assert found("trial_best_ratio", policy=OTHER) == best.ratio < 0.9

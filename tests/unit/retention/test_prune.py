@@ -216,6 +216,13 @@ class TestThousandRuns:
         assert printed == {""}
         assert not any(transcript(piled, run_id).exists() for run_id in learned_from)
 
+    def test_what_has_figures_only_is_not_just_said_to_have_asked_no_model(self, piled, run):
+        learned_from = [run_id for run_id, why in piled.plan().stays.items() if why is Stays.LESSON]
+        thin = next(run_id for run_id in learned_from if transcript(piled, run_id).exists())
+        piled.prune()
+        for words in (("runs", "replay", thin), ("runs", "show", thin, "--transcript")):
+            refused(run(*words), f"run {thin} has asked no model, or prune kept only its figures")
+
     def test_policies_that_nothing_came_of_go_and_those_of_runs_that_stay_do_not(self, piled):
         piled.prune()
         left = present(piled)

@@ -91,6 +91,27 @@ def test_an_undisturbed_run(script):
     assert "iteration 2" in (script.folder / "progress").read_text()
 
 
+@pytest.mark.parametrize("where", ["before save_costs 1", "after save_costs 1", "observe 1", "after save_profile 1"])
+def test_the_costs_of_the_lab_are_measured_once_and_survive_a_kill(script, where):
+    held = replace(script, hold=where)
+    run_id = held.create()
+    kill_where_held(held, run_id)
+    changed = replace(script, costs=replace(scripted.COSTS, kappa=99.0))
+    changed.drive(run_id)
+    stored_before = where != "before save_costs 1"
+    assert script.log.count("costs") == (1 if stored_before else 2)
+    with script.repository() as repository:
+        assert repository.costs(run_id) == (scripted.COSTS if stored_before else changed.costs)
+
+
+def test_a_lab_that_is_the_hardware_has_no_costs(script):
+    native = replace(script, costs=None)
+    run_id = native.create()
+    assert_complete(native.drive(run_id))
+    with native.repository() as repository:
+        assert repository.costs(run_id) is None
+
+
 KILLS = [
     # (where, finished steps done again because they were the interrupted one, runs that are in no stored block)
     ("observe 1", "observe", 0),

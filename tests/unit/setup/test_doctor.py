@@ -12,9 +12,11 @@ import pytest
 from rich.console import Console
 
 from schedagent.core.errors import SetupError
+from schedagent.core.installation import Installation, InstalledBy
 from schedagent.core.settings import Settings
+from schedagent.core.trials.usage import MachineCosts
 from schedagent.setup import doctor
-from schedagent.setup.doctor import Finding, examine, is_ready, render, to_json
+from schedagent.setup.doctor import Finding, emulation_bench, examine, is_ready, render, to_json
 from verifier.microvm.kvm import KvmProbe
 
 
@@ -60,7 +62,11 @@ def test_an_installed_python_has_the_locked_versions_if_set_up_s_stamp_is_there(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.prefix", str(tmp_path))
-    assert doctor._virtual_environment(settings).status == "warning"
+    for by in (InstalledBy.DEBIAN, InstalledBy.MAKE_INSTALL, InstalledBy.CHECKOUT):
+        monkeypatch.setattr(doctor, "this_installation", lambda by=by: Installation(tmp_path, by, Path("python3")))
+        assert doctor._virtual_environment(settings).status == "warning", by
+    monkeypatch.setattr(doctor, "this_installation", lambda: Installation(tmp_path, InstalledBy.PIP, Path("python3")))
+    assert doctor._virtual_environment(settings).status == "ok", "pip and uv cannot keep a lock: nothing to warn of"
     (tmp_path / "packages.stamp").write_text("")
     found = doctor._virtual_environment(settings)
     assert (found.status, str(tmp_path) in found.detail) == ("ok", True)
@@ -84,7 +90,32 @@ def test_program_versions(monkeypatch: pytest.MonkeyPatch) -> None:
     assert programs_saying(monkeypatch, "no number")["QEMU"].status == "missing"
     gone = programs_saying(monkeypatch, "")
     assert {finding.status for finding in gone.values()} == {"missing"}
-    assert gone["clang"].consequence == "policies cannot be compiled"
+    assert gone["bpftool"].consequence == "a kernel's types cannot be read"
+
+
+@pytest.mark.parametrize(
+    ("installed", "status", "told"),
+    [
+        ({"clang-19": "19.1.7", "clang-20": "20.1.0"}, "ok", "19.1.7 ("),
+        ({"clang-16": "16.0.6"}, "info", "16.0.6 ("),
+        ({"clang": "18.1.3"}, "info", "19 is the release that was tested"),
+        ({"clang": "15.0.1"}, "missing", "no clang from 16 on is installed"),
+        ({}, "missing", "no clang from 16 on is installed"),
+    ],
+)
+def test_a_clang_that_compile_accepts_is_not_missing(
+    installed: dict[str, str], status: str, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(argv: list[str], timeout_s: float) -> object:
+        version = installed[Path(argv[0]).name]
+        return type("Done", (), {"stdout": f"Debian clang version {version} (1)\nTarget: x".encode()})
+
+    monkeypatch.setattr(doctor, "find_clang", doctor.find_clang.__wrapped__)
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}" if name in installed else None)
+    monkeypatch.setattr("schedagent.core.process.proc.run", run)
+    found = doctor._clang()
+    assert (found.status, told in found.detail) == (status, True), found
+    assert (found.consequence == "policies cannot be compiled") is (status == "missing")
 
 
 def test_compiler_sandbox_is_tried(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,3 +203,29 @@ def test_sentences_are_wrapped_for_a_terminal_but_no_path_and_no_command_is_brok
     assert lines[-1].strip() == command
     assert all(len(line) <= 80 for line in lines if path not in line)
     assert len(render([finding]).plain.splitlines()) == 3, "nothing is wrapped in a pipe"
+
+
+class Lab:
+    """A lab as `emulation_bench` sees it."""
+
+    def __init__(self, costs: MachineCosts | None, *, kvm: bool = False) -> None:
+        self.kvm = kvm
+        self._costs = costs
+
+    def costs(self) -> MachineCosts | None:
+        return self._costs
+
+
+def test_what_emulation_costs_is_told_in_words() -> None:
+    finding = emulation_bench(Lab(MachineCosts(19.6, 61_234.0, 2044.0)))
+    assert finding.status == "info"
+    assert finding.detail == (
+        "work takes 20 times as long in the VM as on this machine; a task switch takes 61 us instead of 2.0 us, "
+        "30 times as long"
+    )
+
+
+def test_what_emulation_costs_may_be_nothing_or_unknown() -> None:
+    assert emulation_bench(Lab(None, kvm=True)).status == "ok"
+    unknown = emulation_bench(Lab(None))
+    assert (unknown.status, unknown.remedy) == ("warning", "run it again when this machine has less to do")

@@ -52,7 +52,8 @@ OUTCOMES = [
     ((GOOD, GOOD, BAD, LEFT, LEFT, LEFT, LEFT), "failed", False, 3, "failed: gate 'scheduling logic'"),
     ((GOOD,) * 3 + (UNASKED,) * 4, "static only", None, 0, "static only: the gates that need no VM passed; the others"),
     ((GOOD, GOOD, BAD, *(UNASKED,) * 4), "failed", False, 3, "failed: gate 'scheduling logic'"),
-    ((GOOD,) * 4 + (LEFT,) * 3, "incomplete", None, 1, "incomplete: a gate has no verdict, for the VM was lost twice"),
+    ((GOOD,) * 4 + (LEFT,) * 3, "incomplete", None, 1, "incomplete: gate 'attach' has no verdict"),
+    ((GOOD,) * 6 + (LEFT,), "incomplete", None, 1, "incomplete: gate 'overhead' has no verdict"),
 ]
 """What the gates said, the outcome, `passed` of the JSON, the exit status, and the line for people."""
 

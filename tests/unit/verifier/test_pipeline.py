@@ -15,7 +15,7 @@ from kernel_bpf.build.source import SOURCE_LIMIT_BYTES
 from kernel_bpf.build.target import KernelTarget
 from schedagent.core import token as tokens
 from schedagent.core.deployment import LARGEST_OBJECT_BYTES
-from schedagent.core.errors import BpfError, CompileError, KernelRejected, PolicyError, SetupError, VmLost
+from schedagent.core.errors import BpfError, CompileError, HostBusy, KernelRejected, PolicyError, SetupError, VmLost
 from schedagent.core.policies.artifact import PolicyArtifact
 from schedagent.core.policies.policy import CandidatePolicy, PolicyInfo, Tunable
 from schedagent.core.rules import GATES
@@ -52,6 +52,7 @@ class Ground:
     prove_error: Exception | None = None
     exit_text: str = ""
     results: tuple = ORACLES
+    undecided: dict = field(default_factory=dict)
     asked: list = field(default_factory=list)
     closed: int = 0
 
@@ -69,7 +70,7 @@ class Ground:
         if self.prove_error:
             raise self.prove_error
         events = {"SCX_EV_REENQ": 0, "SCX_EV_DISPATCH": 7}
-        return jobs.ProveAnswer(self.exit_text, list(self.results), events, {"load": 0.0})
+        return jobs.ProveAnswer(self.exit_text, list(self.results), events, {"load": 0.0}, undecided=self.undecided)
 
 
 @dataclass
@@ -204,6 +205,39 @@ def test_what_closes_a_gate(candidate, info, signer, ground, gate, detail):
 )
 def test_a_lost_vm_neither_passes_nor_fails(candidate, info, signer, ground, gate):
     assert_closed(verify(ground, candidate, info, signer), gate, "the VM was lost twice: no answer", SKIPPED)
+
+
+def test_a_host_too_busy_to_measure_neither_passes_nor_fails(candidate, info, signer, tmp_path):
+    """It passed before: an oracle that had seen nothing was one that held."""
+    reports = ReportCache(tmp_path / "reports", lambda _token, _digest: True)
+    busy = Ground(results=ORACLES[:2], undecided={"idle machine": "0 pairs; 7 more were disturbed by a busy host"})
+    verified = verify(busy, candidate, info, signer, report_cache=reports)
+    assert_closed(verified, "overhead", "no verdict: this host was too busy to measure the overhead", SKIPPED)
+    [*_, last] = verified.report.gates
+    assert last.detail.endswith(
+        "(idle machine: 0 pairs; 7 more were disturbed by a busy host); verify again when it has less to do"
+    )
+    assert verified.report.conclusion == "incomplete: gate 'overhead' has no verdict"
+    assert not list(tmp_path.glob("reports/*")), "what has no verdict was cached"
+    assert verify(Ground(), candidate, info, signer, report_cache=reports).report.passed
+
+
+def test_one_loss_that_is_certain_fails_whatever_else_could_not_be_measured(candidate, info, signer):
+    lost = oracle("saturated machine", 30, ok=False, detail="0.4 certainly lost")
+    busy = Ground(results=(*ORACLES[:2], lost), undecided={"idle machine": "0 pairs"})
+    assert_closed(verify(busy, candidate, info, signer), "overhead", "saturated machine: 0.4 certainly lost")
+
+
+def test_what_a_policy_declares_not_to_seek_needs_no_verdict(candidate, info, signer):
+    busy = Ground(results=ORACLES[:2], undecided={"idle machine": "0 pairs"})
+    declared = replace(info, declares=("idle machine",))
+    assert verify(busy, candidate, declared, signer).report.passed
+
+
+def test_a_host_that_held_a_cpu_is_not_a_lost_vm(candidate, info, signer):
+    held = HostBusy("a CPU of the machine stood still for 0.4 s", "verify again when this host has less to do")
+    verified = verify(Ground(prove_error=held), candidate, info, signer)
+    assert_closed(verified, "attach", "no verdict: a CPU of the machine stood still for 0.4 s; verify again", SKIPPED)
 
 
 def test_a_source_that_does_not_compile(candidate, info, signer, monkeypatch):

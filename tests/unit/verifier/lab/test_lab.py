@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
+import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 
 import pytest
@@ -12,10 +15,14 @@ from schedagent.core.errors import KernelRejected, MetricError, VmLost, Workload
 from schedagent.core.policies.artifact import PolicyArtifact
 from schedagent.core.policies.policy import CandidatePolicy
 from schedagent.core.process.shell_text import quoted
+from schedagent.core.trials import metric as metric_reading
+from schedagent.core.trials.objective import Direction, Guard, Metric
 from schedagent.core.trials.trial import DEFAULT_ARM
-from schedagent.core.trials.workload import Goal, WorkloadCommand
-from verifier.lab.vm import FAILURE_OUTPUT_LINES, LabPolicy, TrialSession, find_metric, last_lines, twice
+from schedagent.core.trials.usage import CommandUsage, Usage
+from schedagent.core.trials.workload import Goal, Observation, WorkloadCommand
+from verifier.lab.vm import Cell, LabPolicy, TrialSession, twice
 from verifier.microvm import jobs
+from verifier.proving.prove import Depth
 
 WORKLOAD = WorkloadCommand("make -j", "/src")
 MEASURED = replace(WORKLOAD, goal=Goal.LATENCY, metric=r"p99: (\d+)")
@@ -63,36 +70,6 @@ class Lab:
         return Machine(self)
 
 
-class TestFindMetric:
-    def test_the_last_match_counts(self):
-        assert find_metric(r"p99: ([\d.]+)", "p99: 1\nnoise\np99: 2.5 ms") == 2.5
-
-    def test_without_a_group_the_whole_match_is_the_number(self):
-        assert find_metric(r"\d+$", "took\n7\n") == 7
-
-    def test_lines_have_beginnings_and_ends(self):
-        assert find_metric(r"^total (\d+)$", "subtotal 1\ntotal 2\nend") == 2
-
-    @pytest.mark.parametrize("text", ["nan", "inf", "0", "-3", "fast", ""])
-    def test_what_is_no_number(self, text):
-        with pytest.raises(MetricError, match=f"matched '{text}', which is not a positive number"):
-            find_metric("is (.*)", f"is {text}")
-
-    def test_a_group_that_took_no_part(self):
-        with pytest.raises(MetricError, match="matched None"):
-            find_metric("is( \\d+)?", "is")
-
-    def test_the_expression_is_shown_as_it_can_be_given_again(self):
-        with pytest.raises(MetricError) as caught:
-            find_metric(r"it's (\d+)", "the end")
-        assert r"--metric 'it'\''s (\d+)' matched nothing" in caught.value.message
-
-    def test_no_match_shows_the_output(self):
-        with pytest.raises(MetricError, match=r"matched nothing.*\n    the end") as caught:
-            find_metric("p99: (.*)", "the end")
-        assert "stdout and stderr" in caught.value.hint
-
-
 class TestTwice:
     def attempts(self, *outcomes: object) -> Callable[[], object]:
         waiting = list(outcomes)
@@ -119,14 +96,6 @@ class TestTwice:
             twice(self.attempts(KernelRejected("no"), "answer"))
 
 
-def test_the_end_of_the_output():
-    assert last_lines("") == "    (it printed nothing)"
-    assert last_lines("one\ntwo") == "    one\n    two"
-    shown = last_lines("\n".join(map(str, range(1000)))).splitlines()
-    assert len(shown) == FAILURE_OUTPUT_LINES
-    assert shown[-1] == "    999"
-
-
 def test_a_run_under_the_default():
     lab = Lab(ANSWER)
     sample = TrialSession(lab, WORKLOAD).run_default()
@@ -134,6 +103,60 @@ def test_a_run_under_the_default():
     assert (sample.wall_ns, sample.calibration_ns) == (2_500_000_000, 1000)
     [job] = lab.asked
     assert (job.command, job.directory, job.policy, job.observe) == ("make -j", "/src", None, False)
+
+
+NAMED = replace(
+    MEASURED,
+    objective="p99",
+    metrics=(Metric("steps", r"(\d+) steps", Direction.HIGHER),),
+    guards=(Guard(Metric("rps", r"rps: ([\d.]+)", Direction.HIGHER), 0.05),),
+)
+NAMED_OUTPUT = "3 steps\nrps: 1.5k\np99: 12\n"
+
+
+def test_every_named_number_stands_in_the_sample():
+    sample = TrialSession(Lab(replace(ANSWER, output=NAMED_OUTPUT)), NAMED).run_default()
+    assert (sample.value, dict(sample.values)) == (12, {"p99": 12, "steps": 3, "rps": 1500})
+    assert TrialSession(Lab(ANSWER), MEASURED).run_default().values == {}
+
+
+def test_what_the_default_did_not_print_is_an_error_and_of_a_candidate_it_is_nan():
+    default = TrialSession(Lab(ANSWER), NAMED).run_default()
+    assert math.isnan(default.value)
+    assert re.fullmatch(r"--metric steps '.*' matched nothing in the workload's output", default.failure)
+    sample = TrialSession(Lab(ANSWER), NAMED).run_candidate(POLICY)
+    assert (sample.value, sample.failure) == (12, "")
+    assert sample.values["p99"] == 12
+    assert math.isnan(sample.values["rps"])
+    assert math.isnan(sample.values["steps"])
+
+
+def test_a_unit_that_changes_between_the_runs_of_a_session_is_refused():
+    session = TrialSession(Lab(replace(ANSWER, output="p99: 12 ms"), replace(ANSWER, output="p99: 12")), MEASURED)
+    assert session.run_default().value == 0.012
+    changed = session.run_candidate(POLICY)
+    assert re.search(r"was seconds in one place \(`p99: 12 ms`\) and a count in .* \(`p99: 12`\)", changed.failure)
+
+
+@pytest.mark.parametrize("run", [lambda session: session.run_default(), lambda session: session.run_candidate(POLICY)])
+def test_an_expression_that_backtracks_is_stopped_in_either_arm(run, monkeypatch):
+    monkeypatch.setattr(metric_reading, "LIMIT_S", 0.05)
+    session = TrialSession(Lab(replace(ANSWER, output="a" * 60 + "b")), replace(MEASURED, metric="(a|a)+$"))
+    assert "'(a|a)+$' took more than 0.05 s" in run(session).failure
+
+
+def test_a_failed_run_that_counts_is_read_and_one_that_does_not_is_not():
+    failed = replace(ANSWER, exit_status=1)
+    session = TrialSession(Lab(failed, failed), replace(MEASURED, ignore_failure=True))
+    assert session.run_candidate(POLICY).value == 12
+    assert TrialSession(Lab(failed), MEASURED).run_candidate(POLICY).value == 2.5
+
+
+def test_an_observation_holds_the_whole_output():
+    long = "x" * 9000
+    observation = Observation(1, 1, (), (), 0, 0, 0, 0).to_json()
+    sample, _ = TrialSession(Lab(replace(ANSWER, output=long, observation=observation)), WORKLOAD).observe()
+    assert sample.output_tail == long
 
 
 def test_a_run_under_a_candidate_carries_the_policy():
@@ -149,12 +172,27 @@ def test_a_run_under_a_candidate_carries_the_policy():
         ({"exit_status": 2}, "exit status 2"),
         ({"exit_status": -9}, "exit status -9"),
         ({"exit_status": None}, "time limit"),
+        ({"exit_status": None, "waited": True}, "waited"),
     ],
 )
-def test_a_failure_under_the_default_stops_with_the_output(changes, why):
+@pytest.mark.parametrize("run", [TrialSession.warm_up, TrialSession.observe])
+def test_a_failure_under_observation_stops_with_the_output(run, changes, why):
     lab = Lab(replace(ANSWER, output="cc: no such file\n", **changes))
-    with pytest.raises(WorkloadFailed, match=rf"'make -j' failed .*{why}\n    cc: no such file"):
-        TrialSession(lab, WORKLOAD).run_default()
+    with pytest.raises(WorkloadFailed, match=rf"'make -j' failed .*{why}.*\n    cc: no such file"):
+        run(TrialSession(lab, WORKLOAD))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"exit_status": 2}, {"exit_status": None}, {"prepare_status": 2}, {"output": "no number"}]
+)
+def test_a_failure_of_the_default_in_a_trial_stands_in_the_sample(changes):
+    sample = TrialSession(Lab(replace(ANSWER, **changes)), MEASURED).run_default()
+    assert sample.failure
+
+
+def test_a_number_that_is_missing_stops_an_observation():
+    with pytest.raises(MetricError, match="matched nothing"):
+        TrialSession(Lab(replace(ANSWER, output="no number")), MEASURED).observe()
 
 
 @pytest.mark.parametrize("changes", [{"exit_status": 2}, {"exit_status": None}, {"policy_exit": "stall"}])
@@ -167,17 +205,71 @@ def test_a_failure_under_a_candidate_stands_in_the_sample(changes):
 def test_a_command_that_fails_is_shown_as_it_can_be_pasted():
     workload = replace(WORKLOAD, command=r"grep '\d' it\'s", prepare=r"printf '\n' > x")
     with pytest.raises(WorkloadFailed) as caught:
-        TrialSession(Lab(replace(ANSWER, exit_status=2)), workload).run_default()
+        TrialSession(Lab(replace(ANSWER, exit_status=2)), workload).observe()
     assert rf"the workload {quoted(workload.command)} failed" in caught.value.message
     with pytest.raises(WorkloadFailed) as caught:
-        TrialSession(Lab(replace(ANSWER, prepare_status=2)), workload).run_default()
+        TrialSession(Lab(replace(ANSWER, prepare_status=2)), workload).observe()
     assert r"--prepare command 'printf '\''\n'\'' > x' ended" in caught.value.message
 
 
-def test_prepare_that_fails_stops_everything():
-    workload = replace(WORKLOAD, prepare="make clean")
+def test_prepare_that_fails_stops_an_observation_and_spoils_one_run_of_a_trial():
+    workload = replace(WORKLOAD, prepare="make clean", ignore_failure=True)
+    answer = replace(ANSWER, prepare_status=2, output="no rule")
     with pytest.raises(WorkloadFailed, match=r"--prepare command 'make clean' ended with exit status 2\n    no rule"):
-        TrialSession(Lab(replace(ANSWER, prepare_status=2, output="no rule")), workload).run_candidate(POLICY)
+        TrialSession(Lab(answer), workload).observe()
+    sample = TrialSession(Lab(answer), workload).run_candidate(POLICY)
+    assert (sample.failure, sample.output_tail) == ("its --prepare command ended with exit status 2", "no rule")
+
+
+def test_cleanup_that_fails_stops_an_observation():
+    workload = replace(WORKLOAD, cleanup="rm x")
+    answer = replace(ANSWER, cleanup_status=1, cleanup_output="rm: no x")
+    with pytest.raises(WorkloadFailed, match=r"--cleanup command 'rm x' ended with exit status 1\n    rm: no x"):
+        TrialSession(Lab(answer), workload).observe()
+    assert TrialSession(Lab(answer), workload).run_default().failure == ""
+
+
+def test_a_status_counts_or_does_not():
+    failed = replace(ANSWER, exit_status=3)
+    sample = TrialSession(Lab(failed), replace(MEASURED, ignore_failure=True)).run_default()
+    assert (sample.failure, sample.exit_status, sample.value) == ("", 3, 12)
+    assert TrialSession(Lab(failed), MEASURED).run_default().failure == "it ended with exit status 3"
+    late = replace(ANSWER, exit_status=None)
+    assert "time limit" in TrialSession(Lab(late), replace(MEASURED, ignore_failure=True)).run_default().failure
+
+
+def test_setup_runs_once_in_each_machine_before_anything_else():
+    workload = replace(WORKLOAD, setup="./configure", shell="bash -e", cleanup="make clean")
+    done = jobs.SetupAnswer(0, "")
+    lab = Lab(done, ANSWER, VmLost("hung"), done, ANSWER, ANSWER)
+    session = TrialSession(lab, workload)
+    session.run_default()
+    session.run_default()
+    assert [type(job).__name__ for job in lab.asked] == [
+        *("RunSetup", "RunWorkload", "RunWorkload", "RunSetup", "RunWorkload", "RunWorkload")
+    ]
+    assert [job.command for job in lab.asked[:2]] == ["./configure", "make -j"]
+    assert [job.shell for job in lab.asked[:2]] == [["bash", "-e"]] * 2
+    assert lab.asked[1].cleanup == "make clean"
+
+
+def test_setup_that_fails_is_said_and_lets_go_of_the_machine():
+    lab = Lab(jobs.SetupAnswer(4, "no compiler\n"))
+    with pytest.raises(WorkloadFailed, match=r"--setup command './configure' ended with exit status 4\n    no comp"):
+        TrialSession(lab, replace(WORKLOAD, setup="./configure")).run_default()
+    assert lab.closed == 1
+
+
+def test_bytes_that_are_no_text_can_be_stored():
+    sample = TrialSession(Lab(replace(ANSWER, output="a\udcff\0\x1b[31mé")), WORKLOAD).run_default()
+    assert sample.output_tail == "a\\xff\0\x1b[31mé"
+    sample.output_tail.encode()
+
+
+def test_what_a_run_used_is_part_of_its_sample():
+    usage = Usage(3, 4, (CommandUsage("cc", 1, 5, 6, 3, 4),), left_behind=("sleep",), output_bytes=7)
+    sample = TrialSession(Lab(replace(ANSWER, usage=asdict(usage))), WORKLOAD).run_default()
+    assert sample.usage == usage
 
 
 def test_one_machine_serves_all_runs_and_a_lost_one_is_replaced_by_one_that_ran_the_workload_once():
@@ -210,3 +302,55 @@ def test_an_ejection_that_may_be_the_hosts_doing_is_tried_once_more_and_no_more(
     late = replace(ANSWER, policy_exit="runnable task stall: watchdog failed to check in for 5.004s")
     assert TrialSession(Lab(late, ANSWER), WORKLOAD).run_candidate(POLICY).failure == ""
     assert "watchdog" in TrialSession(Lab(late, late, ANSWER), WORKLOAD).run_candidate(POLICY).failure
+
+
+def shown(*results, undecided=(), **fields):
+    """What a machine answers: oracles that hold or do not, and those without a verdict."""
+    found = [{"name": name, "ok": ok} for name, ok in results]
+    return jobs.ProveAnswer("", found, {}, {"overhead": 2.0}, undecided=dict.fromkeys(undecided, "0 pairs"), **fields)
+
+
+class ProvingLab(Lab):
+    def open(self, *, hostfs: bool) -> Machine:
+        assert not hostfs
+        return Machine(self)
+
+    def measuring(self):
+        return nullcontext()
+
+
+def proved(*answers):
+    """Prove a policy in machines that answer so; return the last word and the phases that were asked for."""
+    lab = ProvingLab(*answers)
+    return Cell(lab, POLICY).prove(Depth.QUICK), [job.phases for job in lab.asked]
+
+
+BOTH = ("idle machine", "saturated machine")
+
+
+def test_what_a_busy_host_left_open_is_measured_once_more_and_only_that():
+    first = shown(("starvation", True), ("idle machine", True), undecided=["saturated machine"])
+    answer, phases = proved(first, shown(*[(name, True) for name in BOTH]))
+    assert phases == [[], ["overhead"]]
+    assert {result["name"] for result in answer.results} == {"starvation", *BOTH}
+    assert (answer.undecided, answer.seconds) == ({}, {"overhead": 4.0})
+
+
+def test_what_is_open_twice_has_no_verdict():
+    answer, phases = proved(shown(("starvation", True), undecided=BOTH), shown(undecided=BOTH))
+    assert len(phases) == 2
+    assert set(answer.undecided) == set(BOTH)
+    assert [result["name"] for result in answer.results] == ["starvation"]
+
+
+def test_what_held_once_is_not_lost_by_a_second_look_that_shows_nothing_and_what_fails_then_fails():
+    first = shown(("idle machine", True), undecided=["saturated machine"])
+    kept, _phases = proved(first, shown(("saturated machine", True), undecided=["idle machine"]))
+    assert kept.undecided == {}
+    lost, _phases = proved(first, shown(("idle machine", False), ("saturated machine", True)))
+    assert [result["ok"] for result in lost.results if result["name"] == "idle machine"] == [False]
+
+
+def test_nothing_is_measured_again_for_a_policy_that_failed_anyway():
+    _answer, phases = proved(shown(("starvation", False), undecided=BOTH))
+    assert phases == [[]]

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from schedagent.core.errors import SetupError
+from schedagent.core.errors import SetupError, UsageError
 from schedagent.core.settings import Settings
 from tests.support.as_user import as_user
 from tests.support.kernel_files import NEW, SCX, module
@@ -131,7 +131,7 @@ def test_drivers_that_are_built_in_need_no_modules(settings: Settings, tmp_path:
 def test_what_is_no_kernel_is_refused(settings: Settings, tmp_path: Path, content: bytes | None, reason: str) -> None:
     if content is not None:
         (tmp_path / "vmlinuz").write_bytes(content)
-    with pytest.raises(SetupError, match=reason):
+    with pytest.raises(UsageError if content is None else SetupError, match=reason):
         use_kernel(settings, tmp_path, tmp_path)
 
 

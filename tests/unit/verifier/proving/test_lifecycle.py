@@ -1,6 +1,7 @@
-"""How the phases around a policy's life, and its overhead, are judged; the phases themselves run in tests/vm."""
+"""How the phases around a policy's life are judged; the phases themselves run in tests/vm."""
 
 import os
+import re
 from dataclasses import dataclass
 
 import pytest
@@ -8,10 +9,10 @@ import pytest
 from kernel_bpf.load.exit_info import ExitInfo
 from schedagent.core.errors import BpfError, KernelRejected
 from schedagent.core.rules import RULES
+from verifier.proving import crew as crew_module
 from verifier.proving import lifecycle, overhead
 from verifier.proving.crew import Crew
-from verifier.proving.lifecycle import CPU_HOTPLUG, RUN_AGAIN_BOUND_S, judge_hotplug_end
-from verifier.proving.overhead import IDLE_MACHINE, MOST_PAIRS, QUIET_SHARE, Probe
+from verifier.proving.lifecycle import CPU_HOTPLUG, RUN_AGAIN_BOUND_S, Wait, figures, judge_hotplug_end
 
 RESTART_ON_HOTPLUG = 0x1000100000000
 
@@ -35,14 +36,18 @@ def test_every_oracle_is_named_by_its_rule(oracle):
     assert oracle.name in RULES[oracle.rule].checks
 
 
+def waits(*seconds: float) -> list[Wait]:
+    return [Wait("attach", each) for each in seconds]
+
+
 def test_the_longest_wait_decides():
-    assert lifecycle.judge(CPU_HOTPLUG, [0.1, RUN_AGAIN_BOUND_S, 0.2], "", "").ok
-    late = lifecycle.judge(CPU_HOTPLUG, [0.1, RUN_AGAIN_BOUND_S + 0.01], "", "told")
+    assert lifecycle.judge(CPU_HOTPLUG, waits(0.1, RUN_AGAIN_BOUND_S, 0.2), "", "").ok
+    late = lifecycle.judge(CPU_HOTPLUG, waits(0.1, RUN_AGAIN_BOUND_S + 0.01), "", "told")
     assert (late.ok, late.measured, late.detail) == (False, RUN_AGAIN_BOUND_S + 0.01, "told")
 
 
 def test_a_problem_fails_whatever_was_measured():
-    result = lifecycle.judge(CPU_HOTPLUG, [0.1], "it broke", "figures")
+    result = lifecycle.judge(CPU_HOTPLUG, waits(0.1), "it broke", "figures")
     assert (result.ok, result.detail) == (False, "it broke; figures")
     assert not lifecycle.judge(CPU_HOTPLUG, [], "it broke", "").ok
 
@@ -108,8 +113,39 @@ def test_waiting_ends_when_the_last_task_ran(monkeypatch):
         def cpu_ns(self) -> int:
             return self.used_ns.pop(0) if len(self.used_ns) > 1 else self.used_ns[0]
 
-    assert lifecycle.until_all_ran([Ran(5, 5, 6), Ran(1, 2)]) < 0.1
-    assert lifecycle.until_all_ran([Ran(5, 6), Ran(1)]) > 0.1
+        def whereabouts(self) -> str:
+            return "free: 7 in state R on CPU 1"
+
+    assert lifecycle.until_all_ran([Ran(5, 5, 6), Ran(1, 2)], "attach 1").seconds < 0.1
+    late = lifecycle.until_all_ran([Ran(5, 6), Ran(1)], "attach 2")
+    assert late.seconds > 0.1
+    assert f"{late.seconds:.2f} s after attach 2: these had not run: free: 7 in state R on CPU 1; up to" in figures(
+        [late]
+    )
+    assert figures(waits(0.05, 0.06)) == "all tasks ran again within 0.05, 0.06 s"
+    assert "attach: all had run; up to" in figures(waits(0.2)), "the watcher was late"
+
+
+def test_a_task_that_did_not_run_is_told_with_its_place_and_its_child():
+    reader, writer = os.pipe()
+
+    def waits_for_its_child(record):
+        if os.fork() == 0:
+            os.close(writer)
+            os.read(reader, 1)
+            os._exit(0)
+        record.events += 1
+        os.wait()
+        os._exit(0)
+
+    with Crew() as crew:
+        task = crew.start("fork storm", waits_for_its_child)
+        pattern = rf"fork storm: {task.pid} in state S on CPU \d+.*, its child \d+ in state S on CPU \d+.*"
+        while not re.fullmatch(pattern, told := task.whereabouts()):
+            assert "gone" not in told
+    for end in (reader, writer):
+        os.close(end)
+    assert re.fullmatch(r"\d+ is gone", crew_module._whereabouts(task.pid))
 
 
 def test_the_switches_are_put_back(tmp_path, monkeypatch):
@@ -123,85 +159,3 @@ def test_the_switches_are_put_back(tmp_path, monkeypatch):
     with lifecycle.no_deadline_servers():
         assert (knob.read_text(), throttle.read_text()) == ("0", "-1")
     assert (knob.read_text(), throttle.read_text()) == ("50000000", "950000")
-
-
-def probe(*found: float, disturbed: int = 0) -> Probe:
-    """A probe that has measured these ratios."""
-    measured = Probe(IDLE_MACHINE, Crew(), 1, disturbed=disturbed)
-    for ratio in found:
-        measured.add(1000.0, 1000.0 * ratio)
-    return measured
-
-
-def test_only_a_certain_loss_counts():
-    assert probe(0.5, 0.6, 0.7, 0.8, 0.95).judge().ok
-    result = probe(0.8, 0.8, 0.8, 0.82, 0.85).judge()
-    assert (result.ok, result.measured) == (False, 0.15)
-    assert "0.80 of the default scheduler's throughput (0.80 to 0.85 in 5 pairs" in result.detail
-    assert probe(1.3, 1.2, 1.1, 1.1, 1.1).judge().measured == 0
-
-
-def test_one_odd_pair_of_many_neither_condemns_nor_pardons():
-    slow = probe(*[0.7] * (MOST_PAIRS - 1))
-    slow.add(500.0, 650.0)
-    assert not slow.judge().ok
-    assert probe(*[0.97] * (MOST_PAIRS - 1), 0.1).judge().ok
-
-
-def test_the_best_windows_may_pardon():
-    assert not probe(*[0.8] * 5).judge().ok
-    lucky = probe(*[0.8] * 5)
-    lucky.add(1100.0, 1000.0)
-    lucky.add(1110.0, 1000.0)
-    assert lucky.judge().ok
-
-
-def test_a_busy_host_condemns_nobody():
-    busy_host = Probe(IDLE_MACHINE, Crew(), 2)
-    busy_host.add(QUIET_SHARE * 2000 - 1, 100)
-    assert (busy_host.pairs, busy_host.disturbed) == ([], 1)
-    busy_host.add(QUIET_SHARE * 2000 + 1, 100)
-    assert (len(busy_host.pairs), busy_host.disturbed) == (1, 1)
-    assert probe(0.5, 0.5, 0.5, disturbed=4).judge().ok
-    assert "nothing can be concluded" in probe(disturbed=MOST_PAIRS).judge().detail
-
-
-@pytest.mark.parametrize(
-    ("found", "disturbed", "tells"),
-    [
-        ([1.0], 0, False),
-        ([1.0, 0.93], 0, True),
-        ([1.0, 0.8], 0, False),
-        ([0.8, 0.7, 0.9, 0.8, 0.91], 0, True),
-        ([0.5] * (MOST_PAIRS - 1), 0, False),
-        ([0.5] * MOST_PAIRS, 0, True),
-        ([1.0], 4, False),
-        ([], MOST_PAIRS, True),
-        ([0.5] * 2, MOST_PAIRS - 2, True),
-    ],
-)
-def test_pairs_are_added_until_they_tell(found, disturbed, tells):
-    assert probe(*found, disturbed=disturbed).decided() is tells
-
-
-@pytest.mark.parametrize("found", [(1.0, 0.93), (0.9, 0.4, 0.4, 0.91)])
-def test_no_later_pair_changes_what_is_decided(found):
-    assert probe(*found).decided()
-    for more in range(MOST_PAIRS - len(found) + 1):
-        assert probe(*found, *[0.1] * more).judge().ok
-
-
-def test_a_unit_takes_about_what_it_should():
-    rounds = overhead.calibrate()
-    start = os.times().user
-    for _ in range(100):
-        overhead.work(rounds)
-    assert 0.03 < os.times().user - start < 0.3
-
-
-def test_turns_hand_the_token_on():
-    with Crew() as crew:
-        overhead.start_turns(crew, 10)
-        assert Probe(IDLE_MACHINE, crew, 1).throughput(0.2) > 10
-        first, second = (task.record.events for task in crew.tasks)
-        assert abs(first - second) <= 1

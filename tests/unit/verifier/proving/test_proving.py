@@ -139,6 +139,26 @@ def test_a_host_that_is_busy_for_a_moment_is_not_taken_for_a_crowd(monkeypatch):
     assert asked_s == pytest.approx([0.1] * 6)
 
 
+def crowds(*windows):
+    """What stands beside the small and the large crowd in turn."""
+    left = list(windows)
+    return crowd.compare(lambda _size: left.pop(0)), left
+
+
+def test_a_host_that_gets_busier_between_the_crowds_is_not_taken_for_one():
+    """Two correct policies failed so, at 2.21 and 1.73, beside other work."""
+    result, left = crowds(7884, 3569, 7500, 6900, "not asked")
+    assert (result.ok, left) == (True, ["not asked"])
+    assert "7884 wake-ups a second on the other CPU beside 50 pinned tasks, 6900 beside 800" in result.detail
+
+
+def test_a_crowd_that_holds_up_the_others_does_so_each_time():
+    result, left = crowds(*[8000, 3000] * crowd.ROUNDS)
+    assert (result.ok, left) == (False, [])
+    assert crowds(8000, 7900)[0].ok
+    assert crowds(8000, 3000, None, 3000)[0] is None, "a crowd that does not wake shows nothing"
+
+
 def test_affinity_counts_tasks_in_the_wrong_place_and_those_that_are_stuck():
     def judged(gap_s=0.2, misplaced=0, **fields):
         return mix.affinity_result(Told(**fields), gap_s, misplaced)
