@@ -119,7 +119,7 @@ def runs_report(
     """
 
     def command() -> int:
-        from schedagent.report.faces.files import write_report
+        from schedagent.report.page.files import write_report
         from schedagent.run.lifecycle import report_of
         from schedagent.run.opening import open_repository
 

@@ -24,21 +24,25 @@ def strips(value: ValueReport, width: int) -> tuple[str, str]:
 
 
 def levels(points: Sequence[tuple[float, int]], end: float, width: int) -> str:
-    """Return a line of bars of what held over time, each as high as the most of its span.
+    """Return a line of bars of what held over time, each as high as the most of its span; arguments as `spans`."""
+    most = spans(points, end, width)
+    highest = max(most) or 1
+    return "".join(_BARS[round(value / highest * (len(_BARS) - 1))] for value in most)
+
+
+def spans(points: Sequence[tuple[float, int]], end: float, count: int) -> list[int]:
+    """Return the most that held in each of `count` equal spans of time.
 
     Args:
         points: (time, value from then on), by time.
         end: of the last value.
     """
-    highest = max(value for _time, value in points) or 1
-    bars = []
-    for place in range(width):
-        begin, until = end * place / width, end * (place + 1) / width
-        before = [value for time, value in points if time <= begin][-1:]
-        within = [value for time, value in points if begin < time < until]
-        most = max([*before, *within], default=0)
-        bars.append(_BARS[round(most / highest * (len(_BARS) - 1))])
-    return "".join(bars)
+    most = [0] * count
+    for (time, value), until in zip(points, [*(time for time, _value in points[1:]), end], strict=True):
+        first, last = int(time / end * count), math.ceil(until / end * count)
+        for place in range(max(first, 0), min(max(last, first + 1), count)):
+            most[place] = max(most[place], value)
+    return most
 
 
 def logarithmic(values: Sequence[float]) -> bool:

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from schedagent.core.trials.trial import Outcome
-from schedagent.page.markup import document, table, text, word
+from schedagent.page.markup import document, sentence, table, text, word
 from schedagent.report.conclusion import conclusion
-from schedagent.report.faces.remarks import guard_word
+from schedagent.report.faces.remarks import guard_word, mode_lines
 from schedagent.report.page import plots, savings
 from schedagent.report.page.numbers import Place, count, interval, percent, places, ratio
 from schedagent.report.page.sources import PolicyText
@@ -93,6 +93,8 @@ def _verdicts(report: Report) -> Iterator[str]:
         ("policy", "verdict", *claimed, "raw, emulated" if emulated else "ratio", "pairs"),
         (_verdict(place, emulated) for place in rows),
     )
+    lines = [line for place in rows for line in mode_lines(place.entry)]
+    yield from (f'<p><span class="warning">Two modes.</span> {text(sentence(line))}</p>' for line in lines)
 
 
 def _explained(report: Report, emulated: bool) -> str:

@@ -7,28 +7,29 @@ their rows, so long names take no room from the marks. Groups of marks have ids,
 from __future__ import annotations
 
 import io
+import logging
 import re
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from schedagent.core.terminal.printable import printable
 from schedagent.page.markup import text
-from schedagent.report.faces.strips import logarithmic
+from schedagent.report.faces.strips import logarithmic, spans
 from schedagent.report.values import FRACTION, SECONDS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 _WIDTH_IN = 5.0
 _ROW_IN, _FRAME_IN = 0.62, 0.45
 _FONT_PT = 11
-_MOST_TICKS = 6
+_MOST_TICKS, _MOST_STEPS = 6, 300
 _LONGEST_LABEL = 48
 _WIDE = 4
 _WIDE_TICKS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
-_NARROW_TICKS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.5, 2, 3)
+_STEPS = (0.5, 0.2, 0.1, 0.05, 0.02, 0.01)
 _COLOURS = {"#010101": "var(--ink)", "#020202": "var(--soft)", "#030303": "var(--line)"} | {
     f"#0404{number:02x}": f"var(--arm-{number})" for number in range(6)
 }
@@ -82,20 +83,22 @@ def strip_plot(plot: str, title: str, rows: Sequence[Row], unit: str | None, *, 
         unit: of the axis, see `values.SECONDS`.
         ratio: whether the values are ratios: drawn by their logarithms, with a line at 1.
     """
-    drawing, axes = _canvas(len(rows) * _ROW_IN + _FRAME_IN)
     values = [value for row in rows for value in (*row.marks, row.at, *(row.interval or ())) if value is not None]
-    if ratio or (values and logarithmic(values)):
-        _log_scale(axes, values, ratio)
-    if ratio:
-        axes.axvline(1, color=_LINE, linewidth=1.5)
-    for number, row in enumerate(rows):
-        near = row.limit is not None and values and min(values) / 1.1 <= row.limit <= max(values) * 1.1
-        _draw(axes, plot, len(rows) - number, row if near else replace(row, limit=None))
-    axes.set_ylim(0.6, len(rows) + 0.65)
-    axes.set_yticks([])
-    _ticks(axes, None if ratio else unit)
+
+    def draw(axes: Axes) -> None:
+        if ratio and values:
+            axes.axvline(1, color=_LINE, linewidth=1.5)
+            _ratio_scale(axes, min(*values, 1), max(*values, 1))
+        elif values and logarithmic(values):
+            _log_scale(axes)
+        for number, row in enumerate(rows):
+            near = row.limit is not None and values and min(values) / 1.1 <= row.limit <= max(values) * 1.1
+            _draw(axes, plot, len(rows) - number, row if near else replace(row, limit=None))
+        _rows(axes, len(rows))
+        _ticks(axes, None if ratio else unit)
+
     shown = ", ".join(f"{row.label}: {len(row.marks)} runs" if row.marks else row.label for row in rows)
-    return _figure(plot, title, f"{title}. {shown}.", _svg(drawing, plot))
+    return _figure(plot, title, f"{title}. {shown}.", _svg(plot, len(rows) * _ROW_IN + _FRAME_IN, draw))
 
 
 def bars(plot: str, title: str, rows: Mapping[str, tuple[int, float, float]], parts: tuple[str, str]) -> str:
@@ -105,71 +108,82 @@ def bars(plot: str, title: str, rows: Mapping[str, tuple[int, float, float]], pa
         rows: by label: colour, and the length of either part in seconds.
         parts: what they are.
     """
-    drawing, axes = _canvas(len(rows) * _ROW_IN + _FRAME_IN)
-    for number, (label, (colour, full, empty)) in enumerate(rows.items()):
-        y = len(rows) - number
-        shade = _arm_colour(colour)
-        axes.barh(y, full, height=0.36, color=shade, gid=f"{plot}-row-{number}")
-        axes.barh(y, empty, left=full, height=0.36, color="none", edgecolor=shade, linewidth=1)
-        _label(axes, y, label)
-    axes.set_ylim(0.6, len(rows) + 0.65)
-    axes.set_yticks([])
-    _ticks(axes, SECONDS)
+
+    def draw(axes: Axes) -> None:
+        for number, (label, (colour, full, empty)) in enumerate(rows.items()):
+            y = len(rows) - number
+            shade = _arm_colour(colour)
+            axes.barh(y, full, height=0.36, color=shade, gid=f"{plot}-row-{number}")
+            axes.barh(y, empty, left=full, height=0.36, color="none", edgecolor=shade, linewidth=1)
+            _label(axes, y, label)
+        _rows(axes, len(rows))
+        _ticks(axes, SECONDS)
+
     description = "; ".join(
         f"{label}: {full:.3g} s {parts[0]}, {empty:.3g} s {parts[1]}" for label, (_, full, empty) in rows.items()
     )
-    return _figure(plot, title, f"{title}. {description}.", _svg(drawing, plot))
+    return _figure(plot, title, f"{title}. {description}.", _svg(plot, len(rows) * _ROW_IN + _FRAME_IN, draw))
 
 
 def timeline(plot: str, title: str, points: Sequence[tuple[float, int]], cpus: int, wall_s: float) -> str:
     """Return the runnable tasks over time, with a line at the number of CPUs.
 
     Args:
-        points: (seconds since the start, runnable tasks).
+        points: (seconds since the start, runnable tasks); of very many, the most of each short span is drawn.
         wall_s: end of the axis, in seconds.
     """
-    drawing, axes = _canvas(2.4)
-    times, tasks = zip(*points, strict=True)
-    axes.fill_between([*times, wall_s], [*tasks, tasks[-1]], step="post", color=_arm_colour(1), alpha=0.35, linewidth=0)
-    axes.step([*times, wall_s], [*tasks, tasks[-1]], where="post", color=_arm_colour(1), gid=f"{plot}-row-0")
-    axes.axhline(cpus, color=_INK, linewidth=1, linestyle="--")
-    axes.annotate(
-        f"{cpus} CPU{'s' * (cpus != 1)}", (wall_s, cpus), (-2, 3), textcoords="offset points", ha="right", color=_INK,
-        fontsize=_FONT_PT,
-    )  # fmt: skip
-    axes.set_ylim(0, max(*tasks, cpus) * 1.15)
-    axes.set_xlim(0, wall_s)
-    axes.locator_params(axis="y", integer=True, nbins=5)
-    axes.spines["left"].set_visible(True)
-    _ticks(axes, SECONDS)
-    return _figure(plot, title, f"{title}: at most {max(tasks)} on {cpus} CPUs.", _svg(drawing, plot))
+    if len(points) > _MOST_STEPS:
+        most = spans(points, wall_s, _MOST_STEPS)
+        points = [(wall_s * place / _MOST_STEPS, tasks) for place, tasks in enumerate(most)]
+    times, tasks = [*(time for time, _tasks in points), wall_s], [*(tasks for _time, tasks in points), points[-1][1]]
+
+    def draw(axes: Axes) -> None:
+        axes.fill_between(times, tasks, step="post", color=_arm_colour(1), alpha=0.35, linewidth=0)
+        axes.step(times, tasks, where="post", color=_arm_colour(1), gid=f"{plot}-row-0")
+        axes.axhline(cpus, color=_INK, linewidth=1, linestyle="--")
+        axes.annotate(
+            f"{cpus} CPU{'s' * (cpus != 1)}", (wall_s, cpus), (-2, 3), textcoords="offset points", ha="right",
+            color=_INK, fontsize=_FONT_PT,
+        )  # fmt: skip
+        axes.set_ylim(0, max(*tasks, cpus) * 1.15)
+        axes.set_xlim(0, wall_s)
+        axes.locator_params(axis="y", integer=True, nbins=5)
+        axes.spines["left"].set_visible(True)
+        _ticks(axes, SECONDS)
+
+    return _figure(plot, title, f"{title}: at most {max(tasks)} on {cpus} CPUs.", _svg(plot, 2.4, draw))
 
 
-def _canvas(height_in: float) -> tuple[Figure, Axes]:
-    from matplotlib.figure import Figure  # 0.6 s, and only a page needs it
-
-    drawing = Figure((_WIDTH_IN, height_in), layout="constrained")
-    axes = drawing.add_subplot()
+def _frame(axes: Axes) -> None:
     for side in ("left", "top", "right"):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color(_LINE)
     axes.spines["left"].set_color(_LINE)
     axes.tick_params(colors=_LINE, labelcolor=_SOFT, labelsize=_FONT_PT)
     axes.locator_params(axis="x", nbins=4)
-    return drawing, axes
 
 
-def _log_scale(axes: Axes, values: Sequence[float], ratio: bool) -> None:
-    from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
+def _rows(axes: Axes, count: int) -> None:
+    axes.set_ylim(0.6, count + 0.65)
+    axes.set_yticks([])
+
+
+def _ratio_scale(axes: Axes, low: float, high: float) -> None:
+    """A logarithmic axis with 1 on it, and round ticks: three or more of them."""
+    from matplotlib.ticker import FixedLocator, NullLocator
 
     axes.set_xscale("log")
-    low, high = min(values), max(values)
-    if ratio:
-        low, high = min(low, 1), max(high, 1)
-        ticks = _WIDE_TICKS if high / low > _WIDE else _NARROW_TICKS
-        axes.xaxis.set_major_locator(FixedLocator([tick for tick in ticks if low / 1.05 <= tick <= high * 1.05]))
-    else:
-        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0), numticks=_MOST_TICKS))
+    scales = [_WIDE_TICKS] if high / low > _WIDE else [[step * place for place in range(1, 400)] for step in _STEPS]
+    inside = [[tick for tick in ticks if low / 1.01 <= tick <= high * 1.01] for ticks in scales]
+    axes.xaxis.set_major_locator(FixedLocator(next((ticks for ticks in inside if len(ticks) >= 3), inside[-1])))
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
+def _log_scale(axes: Axes) -> None:
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0), numticks=_MOST_TICKS))
     axes.xaxis.set_minor_locator(NullLocator())
 
 
@@ -214,15 +228,31 @@ def _arm_colour(colour: int) -> str:
     return f"#0404{colour:02x}"
 
 
-def _svg(drawing: Figure, plot: str) -> str:
-    """Return a drawing as an element: no head, ids that no other plot has, colours of the style."""
-    from matplotlib import rc_context
+def _svg(plot: str, height_in: float, draw: Callable[[Axes], None]) -> str:
+    """Return a drawing as an element: no head, ids that no other plot has, colours of the style.
+
+    It is drawn by matplotlib's own defaults, whatever the user's matplotlibrc says, and in silence: a browser has the
+    letters that matplotlib's fonts lack.
+    """
+    import matplotlib  # 0.6 s, and only a page needs it
+    from matplotlib.figure import Figure
 
     content = io.StringIO()
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": plot}):
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": plot})
+        drawing = Figure((_WIDTH_IN, height_in), layout="constrained")
+        axes = drawing.add_subplot()
+        _frame(axes)
+        draw(axes)
         drawing.savefig(content, format="svg", transparent=True, metadata=_NO_METADATA)
-    element = content.getvalue()
-    element = element[element.index("<svg") :]
+    return _element(content.getvalue(), plot)
+
+
+def _element(svg: str, plot: str) -> str:
+    element = svg[svg.index("<svg") :]
     element = re.sub(r"<metadata>.*?</metadata>", "", element, flags=re.DOTALL)
     element = re.sub(r"<style.*?</style>", "", element, flags=re.DOTALL)  # its rule would hold for the whole page
     element = re.sub(rf'\bid="(?!{plot}-)', f'id="{plot}-', element)

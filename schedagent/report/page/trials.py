@@ -12,7 +12,6 @@ from schedagent.report.faces.remarks import (
     arm_names,
     headline_values,
     higher_is_better,
-    mode_lines,
     remarks,
 )
 from schedagent.report.page.numbers import Place, count, measured, places, pointer, ratio
@@ -26,7 +25,6 @@ def compared(report: Report) -> Iterator[str]:
     if any(place.entry.values for place in places(report)):
         yield "<h2>What was measured</h2>"
         yield f'<div class="plots">{"".join(_plots(report))}</div>'
-        yield from (f"<p>{text(line)}.</p>" for place in places(report) for line in mode_lines(place.entry))
         yield from (f"<p>{text(line)}.</p>" for line in remarks(report))
         yield from _values(report)
         yield from _split(report)
@@ -77,21 +75,21 @@ def _sample(sample: Sample, at: str, block: int, names: dict[str, str]) -> list[
 
 
 def _plots(report: Report) -> Iterator[str]:
-    yield _ratios(report)
+    yield from _ratios(report)
     names = arm_names(report)
     for trial, iteration in enumerate(report.iterations):
         yield from _strips(report, trial, iteration, names)
         yield from _capacity(report, trial, iteration, names)
 
 
-def _ratios(report: Report) -> str:
+def _ratios(report: Report) -> Iterator[str]:
     """A row for each candidate, its pairs with the interval; what is expected on hardware, and its guards, below it."""
     rows, arms = [], list(arm_names(report))
     for place in places(report):
         verdict, colour = place.entry.verdict, colour_of(arms.index(place.entry.candidate.key))
         if verdict is None or not math.isfinite(verdict.ratio):
             continue
-        pairs = tuple(candidate / default for default, candidate in place.entry.pairs)
+        pairs = tuple(candidate / default for default, candidate in place.entry.pairs if min(default, candidate) > 0)
         raw = f"{place.name}, as measured"
         rows.append(Row(raw, colour, pairs, verdict.ratio, _known(verdict.low, verdict.high)))
         if verdict.expected:
@@ -104,7 +102,8 @@ def _ratios(report: Report) -> str:
                 label = f"{place.name}, guard {guard.name}: limit {limit:.2f}"
                 rows.append(Row(label, colour, (), guard.ratio, _known(guard.low, guard.high), limit))
     title = "Ratios to the default scheduler: pairs, estimate and interval; dotted, the limit of a guard"
-    return strip_plot("ratios", title, rows, None, ratio=True)
+    if rows:
+        yield strip_plot("ratios", title, rows, None, ratio=True)
 
 
 def _strips(report: Report, trial: int, iteration: IterationReport, names: dict[str, str]) -> Iterator[str]:

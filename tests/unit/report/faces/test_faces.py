@@ -20,9 +20,9 @@ from schedagent.core.trials.trial import DEFAULT_ARM, Block
 from schedagent.report.build import build_report
 from schedagent.report.faces.again import repeat_command
 from schedagent.report.faces.comparison import compare, render, to_json
-from schedagent.report.faces.files import write_report
 from schedagent.report.faces.markdown import samples_markdown, to_markdown
 from schedagent.report.faces.samples import samples_csv
+from schedagent.report.page.files import write_report
 from tests.support.measured_runs import PAIRS, REQUESTS, SHARED, build_run, service_run
 
 

@@ -21,7 +21,7 @@ from schedagent.report.as_json import to_json
 from schedagent.report.build import build_report
 from schedagent.report.page import savings
 from schedagent.report.page.document import to_html
-from schedagent.report.page.plots import Row, strip_plot
+from schedagent.report.page.plots import Row, strip_plot, timeline
 from schedagent.report.page.sources import PolicyText, policy_texts
 from tests.support.measured_runs import BUILD, EMULATED, PAIRS, SHARED, build_run, service_run
 from tests.support.page_numbers import differing, numbers_of
@@ -119,6 +119,33 @@ def test_a_plot_of_one_value_or_of_none():
     assert "<svg" in strip_plot("p", "t", [Row("a", 0, (0.0, 1.0), 0.5)], None)
 
 
+def test_labels_in_any_letters_and_settings_of_the_user_change_no_plot():
+    import matplotlib
+
+    rows = [Row("延迟 $x_1$", 0, (1.0, 2.0), 1.5)]
+    plain = strip_plot("p", "t", rows, "s")
+    with matplotlib.rc_context({"figure.dpi": 30, "axes.facecolor": "red", "font.size": 40, "svg.fonttype": "path"}):
+        assert strip_plot("p", "t", rows, "s") == plain
+    assert "延迟 $x_1$</text>" in plain
+
+
+def test_a_timeline_of_very_many_points_stays_small():
+    points = [(number / 1000, number % 7) for number in range(100_000)]
+    assert len(timeline("p", "t", points, 2, 100.0)) < 60_000
+
+
+def test_candidates_that_all_failed_have_a_page(service):
+    nan = float("nan")
+    candidates = tuple(
+        replace(entry, verdict=replace(entry.verdict, outcome=Outcome.FAILED, ratio=nan, low=nan, high=nan, guards=()))
+        for entry in service.iterations[0].candidates
+    )
+    report = replace(service, best=None, iterations=(replace(service.iterations[0], candidates=candidates),))
+    text = to_html(report, {})
+    assert 'id="ratios"' not in text
+    assert ">failed<" in text
+
+
 def test_a_run_that_has_hardly_begun_has_a_page(repository):
     run_id = repository.create_run(BUILD, EMULATED, settings={})
     text = to_html(build_report(repository, run_id, complete=False), {})
@@ -175,7 +202,7 @@ def test_a_patched_policy_is_shown_as_a_difference(repository):
 
 def test_matplotlib_is_loaded_for_a_page_alone():
     script = (
-        "import sys, schedagent.report.terminal, schedagent.report.as_json, schedagent.report.faces.files;"
+        "import sys, schedagent.report.terminal, schedagent.report.as_json, schedagent.report.page.files;"
         "print('matplotlib' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
