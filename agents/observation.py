@@ -49,7 +49,9 @@ _LABEL_LENGTH = 40
 class ObservingLab(Protocol):
     """Where a workload can be run and recorded."""
 
-    def observe(self, workload: WorkloadCommand) -> tuple[Sample, Observation]: ...
+    def observe(self, workload: WorkloadCommand) -> tuple[Sample, Observation]:
+        """Run it; the sample holds all of its output."""
+        ...
 
 
 def observe(
