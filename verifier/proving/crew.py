@@ -53,7 +53,7 @@ class Record:
         began_ns: when the present one began (CLOCK_MONOTONIC), 0 between two.
         wrong: how many ended wrongly.
         errno: of the last one that failed.
-        go: the one number that the agent writes: whether a task that waits to be told may go on.
+        go: the one number that the agent writes: whether a task that waits for it may continue.
     """
 
     events = _Word(0)
@@ -116,6 +116,11 @@ class Task:
     def cpu_ns(self) -> int:
         """CPU time the scheduler has charged it with."""
         return int(os.pread(self._schedstat, 64, 0).split()[0])
+
+    def family_ns(self) -> int:
+        """CPU time of it and of its children: it differs from before if any of them has run, or was forked."""
+        children = (_proc(child, "schedstat").split() for child in _children(self.pid))
+        return self.cpu_ns() + sum(int(fields[0]) for fields in children if fields)
 
     def turns(self) -> int:
         """How often it was given a CPU."""
