@@ -117,6 +117,11 @@ class Task:
         """CPU time the scheduler has charged it with."""
         return int(os.pread(self._schedstat, 64, 0).split()[0])
 
+    def family_ns(self) -> int:
+        """CPU time of it and of its children: it differs from before if any of them has run, or was forked."""
+        children = (_proc(child, "schedstat").split() for child in _children(self.pid))
+        return self.cpu_ns() + sum(int(fields[0]) for fields in children if fields)
+
     def turns(self) -> int:
         """How often it was given a CPU."""
         return int(os.pread(self._schedstat, 64, 0).split()[2])

@@ -279,13 +279,16 @@ def figures(waits: Sequence[Wait]) -> str:
 
 
 def until_all_ran(tasks: Sequence[Task], after: str) -> Wait:
-    """Wait until each task has used CPU time, or has not within the bound."""
+    """Wait until each task has used CPU time, or has not within the bound.
+
+    The fork storm sleeps while its child runs, so what children use counts as well.
+    """
     looked = start = time.monotonic()
     between_s = 0.0
-    waiting = [(task, task.cpu_ns()) for task in tasks]
+    waiting = [(task, task.family_ns()) for task in tasks]
     while waiting and looked - start <= RUN_AGAIN_BOUND_S:
         time.sleep(_POLL_S)
-        waiting = [(task, used_ns) for task, used_ns in waiting if task.cpu_ns() == used_ns]
+        waiting = [(task, used_ns) for task, used_ns in waiting if task.family_ns() == used_ns]
         now = time.monotonic()
         between_s, looked = max(between_s, now - looked), now
     return Wait(after, looked - start, between_s, tuple(task.whereabouts() for task, _used_ns in waiting))

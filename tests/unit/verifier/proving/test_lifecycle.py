@@ -110,7 +110,7 @@ def test_waiting_ends_when_the_last_task_ran(monkeypatch):
         def __init__(self, *used_ns: int) -> None:
             self.used_ns = list(used_ns)
 
-        def cpu_ns(self) -> int:
+        def family_ns(self) -> int:
             return self.used_ns.pop(0) if len(self.used_ns) > 1 else self.used_ns[0]
 
         def whereabouts(self) -> str:
@@ -124,6 +124,28 @@ def test_waiting_ends_when_the_last_task_ran(monkeypatch):
     )
     assert figures(waits(0.05, 0.06)) == "all tasks ran again within 0.05, 0.06 s"
     assert "attach: all had run; up to" in figures(waits(0.2)), "the watcher was late"
+
+
+def test_who_waits_for_a_child_that_runs_is_not_kept_from_running():
+    """The fork storm's own CPU time stands still meanwhile."""
+
+    def waits_for_a_busy_child(record):
+        if os.fork() == 0:
+            parent = os.getppid()
+            while os.getppid() == parent:
+                record.events += 1
+            os._exit(0)
+        os.wait()
+
+    with Crew() as crew:
+        task = crew.start("fork storm", waits_for_a_busy_child)
+        while not task.record.events:
+            pass
+        own_ns, child = task.cpu_ns(), crew_module._children(task.pid)
+        wait = lifecycle.until_all_ran([task], "attach 1")
+        assert (wait.stuck, len(child)) == ((), 1)
+        assert wait.seconds < RUN_AGAIN_BOUND_S
+        assert task.cpu_ns() - own_ns < task.family_ns() - own_ns
 
 
 def test_a_task_that_did_not_run_is_told_with_its_place_and_its_child():
