@@ -40,7 +40,7 @@ from verifier.lab.vm import LabPolicy
 from verifier.logic.checks import check_logic
 from verifier.microvm import jobs
 from verifier.object.reader import read_object
-from verifier.proving.prove import PHASES, Depth
+from verifier.proving.prove import ORACLES, PHASES, Depth
 from verifier.report_cache import ReportCache, digest_subject, verifier_version
 from verifier.signer import Signer
 from verifier.source.checks import check_source
@@ -336,20 +336,26 @@ class _Passage:
         if open_warnings:
             names = ", ".join(sorted({finding.cleared_by for finding in open_warnings}))
             raise GateFailed(f"warnings are left that nothing cleared: {names} did not run", open_warnings)
-        return self._judge(oracles, f"; kernel events: {events}")
+        judged = self._judge(oracles, f"; kernel events: {events}")
+        self._decided(PROVING, "all that is measured here")
+        return judged
 
     def _overhead(self) -> Passed:
         """What was measured must hold; what could not be measured leaves the gate without a verdict."""
         oracles = [oracle for oracle in self._oracles() if OVERHEAD in RULES[oracle.rule].gates]
         judged = self._judge(oracles, "")
-        undecided = {name: why for name, why in self._answer().undecided.items() if name not in self._info.declares}
-        if undecided:
-            figures = "; ".join(f"{name}: {why}" for name, why in undecided.items())
-            raise HostBusy(
-                f"this host was too busy to measure the overhead ({figures})",
-                "verify again when it has less to do",
-            )
+        self._decided(OVERHEAD, "the overhead")
         return judged
+
+    def _decided(self, gate: str, what: str) -> None:
+        """Raise HostBusy if an oracle of this gate has no verdict, unless the policy declares not to seek it."""
+        undecided = self._answer().undecided.items()
+        mine = {name: why for name, why in undecided if _gate_of(name) == gate and name not in self._info.declares}
+        if mine:
+            figures = "; ".join(f"{name}: {why}" for name, why in mine.items())
+            raise HostBusy(
+                f"this host was too busy to measure {what} ({figures})", "verify again when it has less to do"
+            )
 
     def _judge(self, oracles: Sequence[OracleResult], more: str) -> Passed:
         """Fail the gate unless every oracle holds, or the policy declared that it does not seek what one checks."""
@@ -427,6 +433,12 @@ def _attempt(gate: str, step: Callable[[], Passed]) -> GateResult:
         passed = Passed(lost, status=GateStatus.SKIPPED)
     seconds = time.monotonic() - started if passed.seconds is None else passed.seconds
     return GateResult(gate, passed.status, passed.detail, round(seconds, 3), passed.findings)
+
+
+def _gate_of(oracle: str) -> str:
+    """The gate that an oracle belongs to; one that this version does not know is in the proving ground."""
+    info = ORACLES.get(oracle)
+    return OVERHEAD if info and OVERHEAD in RULES[info.rule].gates else PROVING
 
 
 def _unless_errors(detail: str, findings: Sequence[Finding]) -> Passed:

@@ -11,7 +11,7 @@ from verifier.proving import work
 from verifier.proving.conservation import LOOK_S, wait_for
 from verifier.proving.crew import Crew, Task
 from verifier.proving.ground import Ground
-from verifier.proving.oracle import OracleInfo, OracleResult
+from verifier.proving.oracle import OracleInfo, OracleResult, Undecided
 
 FEW, MANY = 50, 800
 WINDOWS = 3
@@ -19,6 +19,9 @@ WINDOWS = 3
 
 ROUNDS = 5
 """So often both are tried, in turn, before a policy fails: a host that got busier between them looks like a crowd."""
+
+LEAST_PLAUSIBLE = 0.75
+"""A large crowd makes no wake-ups quicker: a smaller ratio shows a host that was busy beside the small one."""
 
 PINNED_CROWD = OracleInfo(
     "pinned crowd", 23, 1.7, "ratio",
@@ -36,7 +39,7 @@ PINNED_CROWD = OracleInfo(
 ORACLES = (PINNED_CROWD,)
 
 
-def prove(ground: Ground, seconds: float) -> list[OracleResult]:
+def prove(ground: Ground, seconds: float) -> Sequence[OracleResult | Undecided]:
     """Time the wake-ups beside a small and beside a large crowd; nothing to see on a machine of one CPU."""
     first, last = ground.cpus[0], ground.cpus[-1]
     if first == last:
@@ -62,11 +65,13 @@ def prove(ground: Ground, seconds: float) -> list[OracleResult]:
         result = compare(beside)
     for end in itertools.chain(there, back):
         os.close(end)
+    if result is None and ground.enabled():
+        return [Undecided(PINNED_CROWD.name, "the crowd was not there, or not woken, in time")]
     return [result] if result else []
 
 
 def compare(beside: Callable[[int], float | None]) -> OracleResult | None:
-    """Try both crowds in turn until the oracle holds, ROUNDS times at most; the best of each counts.
+    """Try both crowds in turn until the oracle holds plausibly, ROUNDS times at most; the best of each counts.
 
     Args:
         beside: returns wake-ups per second beside a crowd of this size, None if that did not wake.
@@ -77,7 +82,7 @@ def compare(beside: Callable[[int], float | None]) -> OracleResult | None:
         if beside_few is None or beside_many is None:
             return None
         few, many = max(few, beside_few), max(many, beside_many)
-        if judge(few, many).ok:
+        if many and LEAST_PLAUSIBLE <= few / many <= PINNED_CROWD.bound:
             break
     return judge(few, many)
 

@@ -53,7 +53,7 @@ class Phase:
     seconds: float
     least_s: float
     oracles: tuple[OracleInfo, ...]
-    under_load: Callable[[Ground, float], list[OracleResult]] | None = None
+    under_load: Callable[[Ground, float], Sequence[OracleResult | Undecided]] | None = None
     ending: Callable[[LoadedPolicy, float], list[OracleResult]] | None = None
     alone: Callable[[Load, float], Sequence[OracleResult | Undecided]] | None = None
 

@@ -222,6 +222,12 @@ def test_a_host_too_busy_to_measure_neither_passes_nor_fails(candidate, info, si
     assert verify(Ground(), candidate, info, signer, report_cache=reports).report.passed
 
 
+def test_any_oracle_without_a_verdict_keeps_the_policy_from_passing(candidate, info, signer):
+    busy = Ground(undecided={"pinned crowd": "the crowd was not there, or not woken, in time"})
+    said = "no verdict: this host was too busy to measure all that is measured here (pinned crowd: the crowd"
+    assert_closed(verify(busy, candidate, info, signer), "proving ground", said, SKIPPED)
+
+
 def test_one_loss_that_is_certain_fails_whatever_else_could_not_be_measured(candidate, info, signer):
     lost = oracle("saturated machine", 30, ok=False, detail="0.4 certainly lost")
     busy = Ground(results=(*ORACLES[:2], lost), undecided={"idle machine": "0 pairs"})

@@ -152,6 +152,13 @@ def test_a_host_that_gets_busier_between_the_crowds_is_not_taken_for_one():
     assert "7884 wake-ups a second on the other CPU beside 50 pinned tasks, 6900 beside 800" in result.detail
 
 
+def test_a_host_that_was_busy_beside_the_small_crowd_is_asked_again():
+    """A broken policy passed so, at 0.46."""
+    result, _left = crowds(900, 1970, *[8000, 3000] * crowd.ROUNDS)
+    assert not result.ok
+    assert crowds(*[900, 1970] * crowd.ROUNDS)[1] == []
+
+
 def test_a_crowd_that_holds_up_the_others_does_so_each_time():
     result, left = crowds(*[8000, 3000] * crowd.ROUNDS)
     assert (result.ok, left) == (False, [])
