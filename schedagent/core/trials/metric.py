@@ -204,7 +204,9 @@ def find(expression: str, text: str, name: str) -> Reading | None:
         return replace(last, matches=count)
     words, function = chosen
     _same_units(readings, name)
-    return replace(last, value=function([reading.value for reading in readings]), matches=count, choice=words)
+    value = function([reading.value for reading in readings])
+    shown = next((reading for reading in readings if reading.value == value), last)
+    return replace(shown, value=value, matches=count, choice=words)
 
 
 def search(expression: str, text: str) -> bool:

@@ -61,6 +61,12 @@ def test_the_name_of_the_group_says_which_match_counts(choice, value):
     assert read("t 1\nt 16\nt 4\n", rf"t (?P<{choice}>\d+)").value == pytest.approx(value)
 
 
+def test_the_match_that_counts_is_the_one_that_is_shown():
+    assert read("t 1\nt 16\nt 4\n", r"t (?P<max>\d+)").shown == (
+        "read 16 from: `t 16` (matched 3 times; the largest counts)"
+    )
+
+
 def test_no_match_is_no_number():
     assert read("the end") is None
 
