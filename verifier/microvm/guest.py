@@ -459,6 +459,7 @@ def run_measured(job: jobs.RunWorkload, output: Output, layers: Sequence[Layer],
             pid = spawn(job, job.command, output.writer)
             ended = wait(pid, job.timeout_s, watch)
             ending = accounting.end(shell_ended=ended.status is not None)
+            look()
             printed = output.printed()
             observation = recorder.stop(pid).to_json() if recorder else None
             ending = accounting.watch(ending, output.drain)
