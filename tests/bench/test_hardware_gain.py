@@ -14,13 +14,16 @@ from pathlib import Path
 
 import pytest
 
+from agents.observation import build_profile
+from agents.planner.inputs import fill
 from kernel_bpf.policies.library import load_library
-from schedagent.core.policies.policy import CandidatePolicy
+from schedagent.core.policies.artifact import PolicyArtifact
+from schedagent.core.policies.policy import CandidatePolicy, PolicyInfo
 from schedagent.core.settings import load_settings
 from schedagent.core.trials.hardware_gain import HardwareRatio, expected
 from schedagent.core.trials.trial import Sample
 from schedagent.core.trials.usage import MachineCosts
-from schedagent.core.trials.workload import WorkloadCommand
+from schedagent.core.trials.workload import WorkloadCommand, WorkloadProfile
 from schedagent.run.opening import open_lab, open_verifier
 from tests.support.paths import FIXTURES
 from verifier.lab.vm import LabPolicy, TrialSession, VmLab
@@ -68,18 +71,23 @@ def test_only_the_slice_differs(lab: VmLab, costs: MachineCosts, tmp_path: Path,
 def test_a_gain_in_the_use_of_the_cpus_carries_over_whole(lab: VmLab, costs: MachineCosts, tmp_path: Path) -> None:
     """Tasks of a fixed CPU time, one much longer than the rest, begun first: acceptance: as measured, within 2 %."""
     workload = WorkloadCommand("./batch.sh 9 200 1500", built("longtail", tmp_path))
-    found = compared(lab, costs, workload, None, policy("longest_first"))
+    found = compared(lab, costs, workload, None, longest_first(build_profile(lab.observe(workload)[1])))
     assert found.raw < 0.9
     assert found.ratio == pytest.approx(found.raw, rel=0.02)
 
 
 def fifo(slice_us: int) -> LabPolicy:
-    return policy("fifo", slice_us=slice_us)
+    info = load_library()["fifo"]
+    return LabPolicy(CandidatePolicy(info.name, info.configured({"slice_us": slice_us})), compiled(info))
 
 
-def policy(name: str, **tunables: int) -> LabPolicy:
-    info = load_library()[name]
-    return LabPolicy(CandidatePolicy(name, info.configured(tunables)), open_verifier(load_settings()).compile(info))
+def longest_first(profile: WorkloadProfile) -> LabPolicy:
+    info = load_library()["longest_first"]
+    return LabPolicy(fill(info, info.configured({}), profile), compiled(info))
+
+
+def compiled(info: PolicyInfo) -> PolicyArtifact:
+    return open_verifier(load_settings()).compile(info)
 
 
 def compared(
