@@ -7,8 +7,10 @@ loop take 17 to 21 times, Python's and perl's loops 13 to 19, sha256sum 12, and 
 *A switch* is measured by two processes on one CPU that wake each other over pipes and block, as lmbench's lat_ctx does
 (McVoy and Staelin, USENIX 1996), less what one process alone takes for the same system calls. What is left is waking
 the other, blocking, the scheduler and the change of address space; not the caches that a larger program finds cold
-afterwards, so it is a lower bound. Time is CPU time, so that other tasks of the machine hardly matter; the least of
-several tries counts, because whatever disturbs one makes it longer.
+afterwards, so it is a lower bound.
+
+Time is CPU time, so that other tasks of the same kernel hardly matter. An emulated machine still takes the time that
+the host gave to others for its own: so there are many tries of a few milliseconds, and the least counts.
 
 Imports little: it is copied into the guest.
 """
@@ -19,15 +21,16 @@ import json
 import os
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from verifier.microvm.jobs import CostsAnswer
 
-_WORK_S = 1.0
-_TRIES = 7
-_ROUNDS = 400
-_SOURCE = "x = [a + b for a, b in c]\ndef f(y):\n    return {1: y, 2: [y.z(3) for q in y]}\n" * 40
+_WORK_S = 0.6
+_SWITCH_S = 0.6
+_FEWEST_TRIES = 7
+_ROUNDS = 50
+_SOURCE = "x = [a + b for a, b in c]\ndef f(y):\n    return {1: y, 2: [y.z(3) for q in y]}\n" * 15
 
 
 class Used(NamedTuple):
@@ -49,20 +52,25 @@ def measure() -> CostsAnswer:
 
 
 def work_cost_ns() -> int:
-    """Return the CPU time of the fixed piece of work, in ns: the least within a second, and of a few tries."""
-    tries: list[int] = []
-    deadline = time.monotonic() + _WORK_S
-    while len(tries) < _TRIES or time.monotonic() < deadline:
-        tries.append(used(lambda: compile(_SOURCE, "source", "exec")).cpu_ns)
-    return min(tries)
+    """Return the CPU time of the fixed piece of work, in ns."""
+    return min(tries(lambda: used(lambda: compile(_SOURCE, "source", "exec")), _WORK_S)).cpu_ns
 
 
 def switch_cost_ns() -> float:
     """Return the CPU time of a context switch, in ns; it may be wrong on a disturbed machine, even below zero."""
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-    alone_ns = min(used(lambda: talk_to_oneself(_ROUNDS)).cpu_ns for _ in range(_TRIES))
-    together = min((ping_pong(_ROUNDS) for _ in range(_TRIES)), key=lambda pair: pair.cpu_ns)
-    return (together.cpu_ns - alone_ns) / together.switches
+    alone = min(tries(lambda: used(lambda: talk_to_oneself(_ROUNDS)), _SWITCH_S / 4))
+    together = min(tries(lambda: ping_pong(_ROUNDS), _SWITCH_S))
+    return (together.cpu_ns - alone.cpu_ns) / together.switches
+
+
+def tries(attempt: Callable[[], Used], seconds: float) -> Iterator[Used]:
+    """Yield what attempts used, for so long, and a few in any case."""
+    deadline = time.monotonic() + seconds
+    number = 0
+    while number < _FEWEST_TRIES or time.monotonic() < deadline:
+        yield attempt()
+        number += 1
 
 
 def talk_to_oneself(rounds: int) -> None:

@@ -26,7 +26,10 @@ Assumed, and to be kept in mind where it does not hold:
   noise) is taken for an artefact and left out. A run that works for a fixed time instead of a fixed amount has no R_hw.
 * *Idle time scales with the work*, as it does where tasks wait for each other. Sleeps and devices do not scale: work
   that mostly waits for them is used less on hardware.
-* *A switch costs the same under each policy*, and one that preempts as much as one that blocks.
+* *A switch costs the same under each policy*, and one that preempts as much as one that blocks. Both costs are lower
+  bounds, of processes that touch little memory: tasks of 256 KiB each paid some ten times as much in the lab
+  (tests/bench/test_hardware_gain.py). Hence CPU times are not simply corrected by c_lab: the ratio rests on the use of
+  the CPUs, and c_lab only makes W in phi smaller. What a policy itself costs is left to the verifier's overhead gate.
 * *Order and placement have the effect they had in the lab*: nothing is said of caches, SMT or NUMA there.
 
 Two figures need fewer assumptions. *Utilisation only*, u_d / u_c: switches cost nothing. *Raw*, T_c / T_d: they cost
