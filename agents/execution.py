@@ -10,7 +10,6 @@ a run that was cut short continues after the last of them.
 from __future__ import annotations
 
 import logging
-import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -18,9 +17,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Protocol
 
-from schedagent.core.errors import KernelRejected, MetricError, PolicyError, UsageError, VmLost
+from schedagent.core.errors import KernelRejected, PolicyError, UsageError, VmLost
 from schedagent.core.policies.artifact import PolicyArtifact
 from schedagent.core.policies.policy import CandidatePolicy, PolicyInfo
+from schedagent.core.trials.arm import KNOB_BLOCKS, Knob, knobs_for
 from schedagent.core.trials.judge import Terms
 from schedagent.core.trials.race import RACE_BLOCKS, judge_all, wanted
 from schedagent.core.trials.trial import DEFAULT_ARM, Block, Outcome, Sample
@@ -40,6 +40,8 @@ class Runs(Protocol):
     def run_default(self, beside: LabPolicy | None = None) -> Sample: ...
 
     def run_candidate(self, policy: LabPolicy) -> Sample: ...
+
+    def run_knob(self, knob: Knob, beside: LabPolicy) -> Sample: ...
 
 
 class MeasuringLab(Protocol):
@@ -248,6 +250,7 @@ class Trial:
         self._policies = {policy.candidate.key: policy for policy in policies}
         self._notebook = notebook
         self._terms = terms
+        self._knobs = {knob.key: knob for knob in knobs_for(terms.workload.goal)}
         self._seed = seed
         self._blocks = list(notebook.blocks())
         self._lost: set[str] = set()
@@ -291,8 +294,8 @@ class Trial:
         return (RACE_BLOCKS if len(self._policies) > 1 else 0) + self._terms.rules.maximum_pairs + 1
 
     def _run_block(self, runs: Runs, number: int, arms: Sequence[str]) -> list[Sample]:
-        """One run of the default and of each of these candidates, in an order drawn from the seed."""
-        order = [DEFAULT_ARM, *arms]
+        """One run of the default, of these candidates and, at first, of each knob, in an order drawn from the seed."""
+        order = [DEFAULT_ARM, *arms, *(self._knobs if 0 < number <= KNOB_BLOCKS else ())]
         random.Random(f"{self._seed}:{number}").shuffle(order)
         beside = self._policies[arms[0]]
         samples = [self._run_arm(runs, arm, beside) for arm in order]
@@ -305,16 +308,24 @@ class Trial:
                 return runs.run_default(beside)
             except KernelRejected:  # its own run reports it
                 return runs.run_default()
+        if arm in self._knobs:
+            return self._run_knob(runs, self._knobs[arm], beside)
         policy = self._policies[arm]
         started_at = datetime.now(UTC).isoformat()
         try:
             return runs.run_candidate(policy)
-        except MetricError as error:  # the default's output did hold the number
-            return Sample(arm, math.nan, 0, 0, 0, started_at, 0, output_tail=error.message)
         except KernelRejected as error:
             return Sample(arm, 0.0, 0, 0, None, started_at, 0, policy_exit=error.message)
         except VmLost as error:
             log.warning("%s lost its machine twice and is left out: %s", policy.candidate.label, error.message)
             self._agent.reporter.step(f"{policy.candidate.label}: the VM was lost twice; nothing is claimed about it")
             self._lost.add(arm)
+            return None
+
+    def _run_knob(self, runs: Runs, knob: Knob, beside: LabPolicy) -> Sample | None:
+        """One run with a knob turned; None where that fails, for nothing rests on it."""
+        try:
+            return runs.run_knob(knob, beside)
+        except (KernelRejected, VmLost) as error:
+            log.warning("no run with %s: %s", knob.name, error.message)
             return None

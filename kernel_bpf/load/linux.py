@@ -1,4 +1,4 @@
-"""What the guest agent needs of libc that Python does not wrap: mount, umount2, finit_module, threads without Python.
+"""What the guest agent needs of libc that Python does not wrap: mounts, modules, sched_setattr, bare threads.
 
 Imports only the standard library, because it runs inside the micro-VM's small initramfs.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import struct
 from pathlib import Path
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -22,7 +23,8 @@ _libc.pthread_kill.argtypes = [ctypes.c_ulong, ctypes.c_int]
 
 MS_RDONLY, MS_NOSUID, MS_NODEV = 0x1, 0x2, 0x4
 MNT_DETACH = 2
-_SYS_FINIT_MODULE = 313  # x86-64: arch/x86/entry/syscalls/syscall_64.tbl
+_SYS_FINIT_MODULE, _SYS_SCHED_SETATTR = 313, 314  # x86-64: arch/x86/entry/syscalls/syscall_64.tbl
+_SCHED_ATTR = struct.Struct("=IIQiIQQQII")  # include/uapi/linux/sched/types.h, struct sched_attr, version 1
 
 
 def mount(source: str, target: Path | str, fstype: str, flags: int = 0, options: str = "") -> None:
@@ -38,6 +40,23 @@ def unmount(target: Path | str) -> None:
     if _libc.umount2(str(target).encode(), MNT_DETACH) != 0:
         error = ctypes.get_errno()
         raise OSError(error, f"umount: {os.strerror(error)}", str(target))
+
+
+def set_fair_class(*, batch: bool = False, slice_ns: int = 0) -> None:
+    """Set policy and slice of the calling task; its children inherit both.
+
+    Args:
+        batch: SCHED_BATCH instead of SCHED_OTHER.
+        slice_ns: slice it asks for, which the kernel keeps between 0.1 and 100 ms; 0 for the kernel's own.
+
+    Raises:
+        OSError: the kernel refuses.
+    """
+    policy = os.SCHED_BATCH if batch else os.SCHED_OTHER
+    attributes = _SCHED_ATTR.pack(_SCHED_ATTR.size, policy, 0, 0, 0, slice_ns, 0, 0, 0, 0)
+    if _libc.syscall(_SYS_SCHED_SETATTR, 0, ctypes.c_char_p(attributes), 0) != 0:
+        error = ctypes.get_errno()
+        raise OSError(error, f"sched_setattr: {os.strerror(error)}")
 
 
 def load_module(path: Path) -> None:

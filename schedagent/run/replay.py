@@ -28,6 +28,7 @@ from schedagent.core.errors import ReplayDiverged, VmLost
 from schedagent.core.policies.artifact import PolicyArtifact
 from schedagent.core.policies.policy import CandidatePolicy, PolicyInfo
 from schedagent.core.process.shell_text import quoted
+from schedagent.core.trials.arm import Knob
 from schedagent.core.trials.trial import DEFAULT_ARM, Block, Sample
 from schedagent.core.trials.usage import MachineCosts
 from schedagent.core.trials.workload import Observation, WorkloadCommand
@@ -143,6 +144,10 @@ class RecordedRuns:
     def run_candidate(self, policy: LabPolicy) -> Sample:
         """Return what a candidate did; raise VmLost if it has no sample, for then its machine was lost."""
         return self._sample(policy.candidate.key, self._stored())
+
+    def run_knob(self, knob: Knob, beside: LabPolicy) -> Sample:
+        """Return what the default scheduler did with a knob turned; raise VmLost if that was not measured."""
+        return self._sample(knob.key, self._stored())
 
     def _sample(self, arm: str, number: int) -> Sample:
         if number >= len(self._blocks):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import io
+import math
 import os
 import random
 import sys
@@ -25,7 +26,7 @@ from repo_store.store import PolicyRepository
 from schedagent.cli.common import guarded
 from schedagent.cli.optimize import show_report
 from schedagent.core.approval import Decision
-from schedagent.core.errors import KernelRejected, MetricError, VmLost, WorkloadFailed
+from schedagent.core.errors import KernelRejected, VmLost, WorkloadFailed
 from schedagent.core.policies.artifact import PolicyArtifact
 from schedagent.core.policies.policy import PolicyInfo, Tunable
 from schedagent.core.rules import GATES
@@ -298,6 +299,9 @@ class Lab:
             )
         return sample
 
+    def run_knob(self, knob, beside) -> Sample:
+        return self._sample(knob.key, 1.0)
+
     def run_candidate(self, policy) -> Sample:
         name, key = policy.candidate.policy, policy.candidate.key
         fault = self._script.faults.get(name, "")
@@ -308,7 +312,7 @@ class Lab:
             case "rejected":
                 raise KernelRejected("init failed")
             case "no number":
-                raise MetricError("--metric matched nothing")
+                return dataclasses.replace(sample, value=math.nan)
             case "exit":
                 return dataclasses.replace(sample, exit_status=1)
             case "ejected":

@@ -25,6 +25,7 @@ from schedagent.core.policies.artifact import PolicyArtifact
 from schedagent.core.policies.policy import CandidatePolicy
 from schedagent.core.process.machine_lock import LAB_LOCK, MachineLock
 from schedagent.core.process.shell_text import quoted
+from schedagent.core.trials.arm import Knob
 from schedagent.core.trials.metric import last_lines
 from schedagent.core.trials.readings import OutputReader, RunValues
 from schedagent.core.trials.trial import DEFAULT_ARM, Hardware, Sample
@@ -301,6 +302,10 @@ class TrialSession:
         """
         return self._run(beside, attached=False)[0]
 
+    def run_knob(self, knob: Knob, beside: LabPolicy) -> Sample:
+        """One run under the default scheduler with a knob turned; raises as run_default."""
+        return self._run(beside, attached=False, knob=knob)[0]
+
     def run_candidate(self, policy: LabPolicy) -> Sample:
         """One run under a policy; what goes wrong stands in the sample.
 
@@ -318,14 +323,18 @@ class TrialSession:
         observe: bool = False,
         attached: bool = True,
         idle_limit_s: float = 2 * IDLE_LIMIT_S,
+        knob: Knob | None = None,
     ) -> tuple[Sample, jobs.RunAnswer]:
         job = self._job(policy, observe=observe, attached=attached, idle_limit_s=idle_limit_s)
+        arm = policy.candidate.key if policy and attached else DEFAULT_ARM
+        if knob:
+            job, arm = replace(job, batch=knob.batch, slice_us=knob.slice_us), knob.key
 
         def attempt() -> tuple[Sample, jobs.RunAnswer]:
             machine = self._ready_machine()
             started_at = datetime.now(UTC).isoformat()
             answer = self._call(machine, job)
-            return self._sample(policy if attached else None, answer, started_at), answer
+            return self._sample(arm, answer, started_at), answer
 
         sample, answer = twice(attempt)
         return twice(attempt) if perhaps_host_stalled(sample.policy_exit) else (sample, answer)
@@ -390,11 +399,11 @@ class TrialSession:
             "shell": shlex.split(self._workload.shell) or [DEFAULT_SHELL],
         }
 
-    def _sample(self, policy: LabPolicy | None, answer: jobs.RunAnswer, started_at: str) -> Sample:
+    def _sample(self, arm: str, answer: jobs.RunAnswer, started_at: str) -> Sample:
         workload, output = self._workload, answer.readable_output
-        values, unread = self._read(answer, strict=policy is None)
+        values, unread = self._read(answer, strict=arm == DEFAULT_ARM)
         return Sample(
-            arm=policy.candidate.key if policy else DEFAULT_ARM,
+            arm=arm,
             value=answer.wall_ns / 1e9 if values.objective is None else values.objective,
             wall_ns=answer.wall_ns,
             cpu_ns=answer.cpu_ns,

@@ -245,6 +245,8 @@ def spawn(job: jobs.RunWorkload | jobs.RunSetup, command: str, output: int) -> i
         return pid
     try:
         (CGROUP / "cgroup.procs").write_text("0")
+        if isinstance(job, jobs.RunWorkload) and command == job.command and (job.batch or job.slice_us):
+            linux.set_fair_class(batch=job.batch, slice_ns=1000 * job.slice_us)
         os.setsid()
         os.chroot(ROOT)
         os.setgroups(job.groups)

@@ -98,6 +98,7 @@ class RunWorkload(Message):
         shell: the words before the command, which is the argument of -c.
         cleanup: run, untimed, after the command.
         idle_limit_s: end a run in which for so long nothing ran and nothing could have run; 0 for never.
+        batch, slice_us: knobs of the fair class for the command; see core.trials.arm.Knob.
     """
 
     command: str
@@ -114,6 +115,8 @@ class RunWorkload(Message):
     shell: list[str] = field(default_factory=lambda: [DEFAULT_SHELL])
     cleanup: str = ""
     idle_limit_s: float = 0.0
+    batch: bool = False
+    slice_us: int = 0
     nested: ClassVar[Mapping[str, type[Message]]] = {"policy": PolicyLoad}
 
 

@@ -12,6 +12,7 @@ from agents.execution import REPAIRS, Execution, Trial
 from schedagent.core.errors import KernelRejected, PolicyError
 from schedagent.core.policies.artifact import PolicyArtifact
 from schedagent.core.policies.policy import CandidatePolicy
+from schedagent.core.trials.arm import BATCH, LONG_SLICE
 from schedagent.core.trials.judge import Terms, TrialRules
 from schedagent.core.trials.race import judge_all
 from schedagent.core.trials.trial import DEFAULT_ARM, Outcome, Sample
@@ -94,9 +95,11 @@ def runs_of(notebook, policy):
 def test_every_block_has_the_default_and_each_candidate_that_runs_once(script):
     arms = {DEFAULT_ARM, *(candidate.key for candidate in CANDIDATES)}
     found = orders(execute(script))
-    assert [set(order) for order in found[:3]] == [arms] * 3, "the warm-up and the race"
+    knobs = {BATCH.key, LONG_SLICE.key}
+    assert [set(order) for order in found[:3]] == [arms, arms | knobs, arms | knobs], "the warm-up and the race"
     assert all(len(set(order)) == len(order) and order.count(DEFAULT_ARM) == 1 for order in found)
-    assert [set(order) for order in found[3:]] == [{DEFAULT_ARM, BY_NAME["longest_first"].key}] * 6, "its own blocks"
+    own = {DEFAULT_ARM, BY_NAME["longest_first"].key}
+    assert [set(order) for order in found[3:]] == [own | knobs, *[own] * 5], "its own blocks; knobs run three times"
 
 
 def test_the_order_is_drawn_from_the_seed(tmp_path):
@@ -229,6 +232,9 @@ def test_the_default_runs_beside_a_candidate_so_that_both_arms_pay_for_the_attac
 
         def run_candidate(self, policy):
             return sample(policy.candidate.key)
+
+        def run_knob(self, knob, policy):
+            return sample(knob.key)
 
         def __enter__(self):
             return self
