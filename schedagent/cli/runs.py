@@ -111,7 +111,7 @@ def runs_report(
         Path | None, typer.Option(metavar="FILE", help="Write the same as a Markdown table; - is stdout.")
     ] = None,
 ) -> None:
-    """Write the report of a run into files.
+    """Print the report of a run, or write it into files.
 
     The page holds all it needs, plots included, and works without a network. Without an option: Markdown on stdout.
 
@@ -138,7 +138,7 @@ def runs_compare(
     second: Annotated[str, typer.Argument(metavar="RUN", help="Id of another.", autocompletion=offered_runs)],
     as_json: Json = False,
 ) -> None:
-    """Show two runs side by side, and what of them can be compared.
+    """Show two runs side by side, and what can be compared.
 
     Policies that both tried agree if their intervals overlap.
 

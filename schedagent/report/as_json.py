@@ -57,6 +57,7 @@ def _form(report: Report) -> ReportForm:
     return ReportForm(
         version=2,
         run=report.run,
+        name=report.options.get("name", ""),
         started_at=report.started_at,
         workload=_workload(report.workload),
         hardware=_hardware(report.hardware),

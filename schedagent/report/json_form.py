@@ -277,11 +277,13 @@ class ReportForm:
     """The report of a run, as `optimize --json` and `runs show --json` print it.
 
     `version` grows when a field is renamed or removed; a new field leaves it as it is. While the run is not `complete`,
-    the report holds what is known so far. `costs` are those of the emulated machine, null if they were not measured.
+    the report holds what is known so far. `name` is what the user called the run, empty if nothing; `costs` are those
+    of the emulated machine, null if they were not measured.
     """
 
     version: Literal[2]
     run: str
+    name: str
     started_at: str
     workload: WorkloadForm
     hardware: HardwareForm

@@ -168,6 +168,12 @@ class Report:
     deployment: IssuedToken | None
 
     @property
+    def title(self) -> str:
+        """Its id, with the name that it was given."""
+        name = self.options.get("name", "")
+        return f"{self.run} ({name})" if name else self.run
+
+    @property
     def outcome(self) -> str:
         """The result in a few words, for lists of runs."""
         if self.best:

@@ -64,7 +64,7 @@ def _head(report: Report) -> Iterator[str]:
     yield ""
     yield from (f"- {_text(line.strip())}" for line in rest)
     yield ""
-    yield f"Run {report.run}, {hardware.lab}, {hardware.cpus} CPUs, kernel {_text(hardware.kernel_release)}."
+    yield f"Run {_text(report.title)}, {hardware.lab}, {hardware.cpus} CPUs, kernel {_text(hardware.kernel_release)}."
     if report.costs and hardware.lab == "vm-tcg":
         yield f"The machine was {_text(costs_line(report.costs))}."
     yield ""

@@ -46,7 +46,7 @@ def to_html(report: Report, policies: Mapping[str, PolicyText]) -> str:
         f"{report.workload.command}: {headline}",
         [
             f"<h1>{text(headline)}</h1>",
-            f"<p>Run {text(report.run)}: <code>{text(report.workload.command)}</code></p>",
+            f"<p>Run {text(report.title)}: <code>{text(report.workload.command)}</code></p>",
             *_conclusion(report),
             *_verdicts(report),
             *_guards(report),

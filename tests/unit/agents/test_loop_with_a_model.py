@@ -30,7 +30,7 @@ def test_a_composed_policy_wins(script):
     assert report["meaning"] == DESCRIBED
     assert report["best"]["policy"] == "tail_first"
     found = by_policy(report)["tail_first"]
-    assert (found["origin"], found["expected"]) == ("compose", "the long task ends earlier")
+    assert (found["origin"], found["prediction"]) == ("compose", "the long task ends earlier")
     assert [insight["text"] for insight in report["insights"]] == ["The order decides."]
     assert report["insights"][0]["evidence"] == [found["key"]]
     assert report["model"]["used"].startswith("3 calls, ")

@@ -246,7 +246,7 @@ def test_a_read_only_disk(run, small_disk, monkeypatch):
 
 def test_a_disk_that_fills_up_in_a_run(run, script, small_disk, monkeypatch):
     """Everything stored before stays, and the run continues once there is room."""
-    big = subprocess.run(["mount", "-o", "remount,size=1m", small_disk], check=False)
+    big = subprocess.run(["mount", "-o", "remount,size=2m", small_disk], check=False)
     assert big.returncode == 0
     monkeypatch.setenv("SCHEDAGENT_STATE", str(small_disk / "state"))
 

@@ -16,7 +16,9 @@ from rich.console import Console
 from repo_store.store import PolicyRepository
 from schedagent.cli import app as cli
 from schedagent.core.errors import UsageError
+from schedagent.core.trials.metric_options import Comparison, measured
 from schedagent.core.trials.trial import DEFAULT_ARM, Block
+from schedagent.core.trials.workload import WorkloadCommand
 from schedagent.report.build import build_report
 from schedagent.report.faces.again import repeat_command
 from schedagent.report.faces.comparison import compare, render, to_json
@@ -114,24 +116,33 @@ def test_csv_of_an_older_run_leaves_empty_what_it_lacks_and_no_cell_is_a_formula
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
-def test_the_command_that_repeats_a_run_is_one_that_the_program_takes(build):
-    program, verb, *words = shlex.split(repeat_command(build))
+def given_by(command):
+    """The values of the options that a command gives `optimize`."""
+    program, verb, *words = shlex.split(command)
     assert (program, verb) == ("schedagent", "optimize")
-    context = typer.main.get_command(cli.app).commands["optimize"].make_context("optimize", words)
-    assert context.params["words"] == ["make -j"]
-    assert str(context.params["directory"]) == "/srv/project"
-    assert context.params["prepare"] == "make clean"
-    assert context.params["cpus"] == 2
+    return typer.main.get_command(cli.app).commands["optimize"].make_context("optimize", words).params
 
 
-def test_the_command_has_the_guards_and_only_what_differs_from_the_defaults(service):
-    command = repeat_command(replace(service, options={**service.options, "budget_s": 90.0, "iterations": 1}))
-    words = shlex.split(command)
-    assert words[words.index("--guard") + 1] == r"requests/s=requests/s: ([\d.]+):higher:5%"
-    assert words[words.index("--budget-minutes") + 1] == "1.5"
-    assert words[words.index("--iterations") + 1] == "1"
-    assert "--candidates" not in words
-    assert words[-1] == service.workload.command
+@pytest.mark.parametrize("name", ["build", "service"])
+def test_the_command_that_repeats_a_run_is_one_that_the_program_takes(name, request):
+    report = request.getfixturevalue(name)
+    given = given_by(repeat_command(report))
+    workload = report.workload
+    assert given["words"] == [workload.command]
+    assert (str(given["directory"]), given["prepare"]) == (workload.directory, workload.prepare)
+    assert (given["cpus"], given["memory"]) == (2, "2048M")
+    asked = Comparison(given["metric"] or (), given["guard"] or (), given["objective"] or (), given["goal"])
+    blank = WorkloadCommand(workload.command, workload.directory, prepare=workload.prepare)
+    assert measured(blank, asked) == workload
+
+
+def test_the_command_has_only_what_differs_from_the_defaults(service):
+    changed = {"budget_s": 90.0, "iterations": 1, "warmup": 2, "rules": {"minimum_pairs": 8}}
+    words = shlex.split(repeat_command(replace(service, options={**service.options, **changed})))
+    for option, value in (("--budget-minutes", "1.5"), ("--iterations", "1"), ("--warmup", "2"), ("--min-pairs", "8")):
+        assert words[words.index(option) + 1] == value
+    assert not {"--candidates", "--timeout"} & set(words)
+    assert "--iterations" not in repeat_command(replace(service, options={})), "a run of an older version"
 
 
 # --- two runs --------------------------------------------------------------------------------------------------------
