@@ -109,6 +109,7 @@ class Execution:
     Args:
         out_of_time: whether the run's budget is used up; asked before each verification and each block.
         repairer: decides on candidates that a model wrote and that failed; None without a model.
+        warmup: runs in a fresh machine before those that count; the last of them is block 0 of a new trial.
     """
 
     verifier: Verifier
@@ -117,6 +118,7 @@ class Execution:
     reporter: Reporter
     out_of_time: Callable[[], bool]
     repairer: Repairer | None = None
+    warmup: int = 1
 
     def execute(self, candidates: Sequence[CandidatePolicy], notebook: Notebook, terms: Terms, *, seed: int) -> bool:
         """Verify each candidate, then measure those that passed. What was done before is not done again.
@@ -265,8 +267,8 @@ class Trial:
         if not self._wanted() or self._agent.out_of_time():
             return
         with self._agent.lab.session(self._terms.workload) as runs:
-            if self._blocks:
-                runs.run_default()  # not counted: a resumed trial has a fresh machine, whose caches are cold
+            for _ in range(self._agent.warmup - (not self._blocks)):
+                runs.run_default()  # not counted: a resumed trial, too, has a fresh machine, whose caches are cold
             while (arms := self._wanted()) and not self._agent.out_of_time():
                 self._agent.reporter.count(self._what(arms), len(self._blocks), self._most_blocks())
                 block = Block(len(self._blocks), tuple(self._run_block(runs, len(self._blocks), arms)))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -89,7 +90,7 @@ def optimize(
     ] = "",
     cleanup: Annotated[str, typer.Option(metavar="COMMAND", help="Command to run after each run, untimed.")] = "",
     warmup: Annotated[
-        int, typer.Option(min=1, max=100, metavar="N", help="Runs of each arm before those that count.")
+        int, typer.Option(min=1, max=100, metavar="N", help="Runs in a fresh machine before those that count.")
     ] = 1,
     min_pairs: Annotated[
         int, typer.Option(min=MINIMUM_PAIRS, max=MOST_PAIRS, metavar="N", help="Fewest pairs that a claim rests on.")
@@ -119,6 +120,12 @@ def optimize(
             metavar="[none|plan|deploy|plan,deploy]", help="Ask before these steps.", autocompletion=approvals
         ),
     ] = "none",
+    export_csv: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write every run of the command there, a row each.")
+    ] = None,
+    export_markdown: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the same there as a Markdown table.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done; run and store nothing.")] = False,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -155,11 +162,42 @@ def optimize(
             name=read_name(name),
         )
         runs = planned_runs(described, options, parameter or ())
+        exports = _exports(export_csv, export_markdown, len(runs))
         if dry_run:
             return max(show_preview(api.preview(work, options=of, settings=settings()), as_json) for work, of in runs)
-        return min(follow(functools.partial(_optimised, *run), as_json, quiet) for run in runs)
+        return min(follow(functools.partial(_optimised, *run), as_json, quiet, exports) for run in runs)
 
     guarded(command)
+
+
+def _exports(csv: Path | None, markdown: Path | None, runs: int) -> dict[str, Path]:
+    """Return by form the files that runs are written to; refuse before the first run what could not be written."""
+    from schedagent.report.page.files import STDOUT
+
+    files = {form: path for form, path in {"csv": csv, "samples": markdown}.items() if path}
+    for form, path in files.items():
+        folder = path.absolute().parent
+        if path == STDOUT:
+            raise UsageError(f"{_EXPORTS[form]} - cannot be written: stdout is for the verdict", "name a file")
+        if path.is_dir() or not os.access(folder, os.W_OK):
+            raise UsageError(f"{_EXPORTS[form]} {path} cannot be written", f"check that {folder} exists and is yours")
+        if runs > 1:
+            raise UsageError(
+                f"{_EXPORTS[form]} takes one run, and --parameter makes {runs}",
+                "write each afterwards: schedagent runs report RUN --csv FILE",
+            )
+    return files
+
+
+_EXPORTS = {"csv": "--export-csv", "samples": "--export-markdown"}
+
+
+def _export(report: Report, files: Mapping[str, Path]) -> None:
+    from schedagent.report.page.files import write_report
+    from schedagent.run.opening import open_repository
+
+    with open_repository(settings()) as repository:
+        write_report(repository, report, files, _EXPORTS)
 
 
 def _optimised(workload: WorkloadCommand, options: RunOptions, progress: Reporter) -> Report:
@@ -240,8 +278,14 @@ def _checked_digest(digest: str) -> str:
     return digest
 
 
-def follow(step: Callable[[Reporter], Report], as_json: bool, quiet: bool) -> int:
-    """Take a run as far as it goes, ask at the terminal when it waits, and show the end; return the exit status."""
+def follow(
+    step: Callable[[Reporter], Report], as_json: bool, quiet: bool, exports: Mapping[str, Path] | None = None
+) -> int:
+    """Take a run as far as it goes, ask at the terminal when it waits, and show the end; return the exit status.
+
+    Args:
+        exports: by form, the files to write in the end; see `report.page.files.write_report`.
+    """
     from schedagent.approval.text import commands
     from schedagent.run.progress import reporter
 
@@ -252,6 +296,8 @@ def follow(step: Callable[[Reporter], Report], as_json: bool, quiet: bool) -> in
         if decision is None:
             break
         report = _decided(report.run, decision, report.waiting.digest, reporter(quiet=quiet))
+    if exports:
+        _export(report, exports)
     if report.waiting is None:
         return show_report(report, as_json)
     if as_json:

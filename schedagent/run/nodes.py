@@ -275,6 +275,7 @@ class RunNodes:
                 self._reporter,
                 self._out_of_time.share(self._options.iterations - iteration),
                 models.repairer(iteration, self._profile(run_id)) if models else None,
+                self._options.warmup,
             )
             notebook = Notebook(self._repository, run_id, iteration, run.workload)
             cut = agent.execute(candidates, notebook, self._terms(run), seed=run.seed + iteration)

@@ -175,6 +175,16 @@ def test_a_resumed_trial_goes_on_behind_its_last_block_in_a_warmed_machine(scrip
     assert script.log.count("verify") == len(CANDIDATES)
 
 
+def test_a_warm_up_may_be_longer(script):
+    agent = Execution(
+        scripted.Verifier(script), scripted.Lab(script), LIBRARY, Silent(), lambda: False, repairer=None, warmup=3
+    )
+    notebook = Notebook()
+    agent.execute([PLAIN], notebook, TERMS, seed=1)
+    stored = sum(len(block.samples) for block in notebook.kept)
+    assert script.log.count("run") == stored + 2, "two runs before the warm-up block"
+
+
 def test_a_finished_trial_is_not_opened_again(script):
     notebook = execute(script)
     sessions, blocks = script.log.count("session"), list(notebook.kept)
@@ -253,6 +263,7 @@ def test_the_default_runs_beside_a_candidate_so_that_both_arms_pay_for_the_attac
     agent = SimpleNamespace(
         lab=OneSession(),
         out_of_time=lambda: False,
+        warmup=1,
         reporter=SimpleNamespace(count=lambda *_: None),
     )
     kept = []

@@ -553,3 +553,28 @@ def test_a_run_that_an_older_version_finished_is_shown(run, script):
     assert "Verdict: longest_first is better" in shown.stdout
     assert run("runs", "show", listed["run"], "--json").stdout == before
     assert re.search(rf"│ {listed['run']} │ \d+ s ago +│ better +│ true +│", run("runs", "list").stdout)
+
+
+def test_every_run_can_be_exported(run, script, tmp_path):
+    table, page = tmp_path / "runs.csv", tmp_path / "runs.md"
+    done = run("optimize", "true", "--export-csv", table, "--export-markdown", page)
+    assert done.exit_code == 0, done.output
+    rows = table.read_text().splitlines()
+    assert len(rows) == 1 + script.log.count("run") - 1, "a heading, and all runs but the one that was observed"
+    assert page.read_text().count("\n| ") >= len(rows) - 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("--export-csv", "/nowhere/x.csv"), "--export-csv /nowhere/x.csv cannot be written"),
+        (("--export-markdown", "/"), "--export-markdown / cannot be written"),
+        (("--export-csv", "-"), "stdout is for the verdict"),
+        (("--export-csv", "x.csv", "--parameter", "n=1,2"), "--export-csv takes one run, and --parameter makes 2"),
+    ],
+)
+def test_an_export_that_cannot_be_is_refused_before_the_first_run(run, script, arguments, complaint):
+    done = run("optimize", "true {n}" if "--parameter" in arguments else "true", *arguments)
+    assert done.exit_code == 2
+    assert complaint in done.stderr
+    assert script.log == []
