@@ -54,7 +54,7 @@ PORT_WAIT_S = 5.0
 
 _PRIORITY = 50
 _CALIBRATION_ROUNDS = 60_000
-_HEALTH_S = 0.25
+_LOOK_S = 0.25
 _LAYER_SHARE = 0.9
 """Of the free memory, that a throw-away layer may fill: processes need some as well."""
 
@@ -285,7 +285,7 @@ class Watch:
 
     Args:
         healthy: whether it makes sense to continue; asked a few times a second.
-        look: called at each look besides.
+        look: called as often.
         idle_limit_s: see RunWorkload.
     """
 
@@ -300,15 +300,15 @@ class Watch:
         self._healthy = healthy
         self._look = look
         self._idleness = Idleness(GROUP, idle_limit_s)
-        self._asked_s = time.monotonic()
+        self._looked_s = time.monotonic()
 
     def look(self) -> bool:
-        """Empty the pipe, see to the rest, and return whether the command may continue."""
+        """Empty the pipe, see to the rest less often, and return whether the command may continue."""
         self._output.drain()
-        self._look()
-        if time.monotonic() - self._asked_s < _HEALTH_S:
+        if time.monotonic() - self._looked_s < _LOOK_S:
             return True
-        self._asked_s = time.monotonic()
+        self._looked_s = time.monotonic()
+        self._look()
         return self._healthy()
 
     @property
@@ -459,6 +459,7 @@ def run_measured(job: jobs.RunWorkload, output: Output, layers: Sequence[Layer],
             pid = spawn(job, job.command, output.writer)
             ended = wait(pid, job.timeout_s, watch)
             ending = accounting.end(shell_ended=ended.status is not None)
+            look()
             printed = output.printed()
             observation = recorder.stop(pid).to_json() if recorder else None
             ending = accounting.watch(ending, output.drain)

@@ -24,6 +24,7 @@ PIPE_BYTES = (32 << 20, 8 << 20, 2 << 20)
 """Sizes to try: the kernel keeps a pipe's slots in one piece of memory, which a used machine may not have."""
 
 LONGEST_PAUSE_S = 0.1
+FIRST_PAUSE_S = 0.02
 SHORTEST_PAUSE_S = 0.002
 
 _FIONREAD = 0x541B  # asm-generic/ioctls.h
@@ -66,7 +67,7 @@ class Output:
         self._tail = bytearray()
         self._thrown_away = 0
         self._total = 0
-        self.pause_s = SHORTEST_PAUSE_S
+        self.pause_s = FIRST_PAUSE_S
 
     def drain(self) -> None:
         """Throw away what is too much, and set `pause_s`: how long the pipe can be left alone now."""

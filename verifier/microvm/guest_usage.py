@@ -35,8 +35,9 @@ COMMANDS_LIMIT = 40
 """Command names with a row of their own."""
 
 MANY_WAITING_BYTES = 4 << 20
-TAKEN_AT_ONCE = 500
-"""Exit records taken during a run, if so many wait that their buffer could overflow: some milliseconds."""
+TAKEN_AT_ONCE = 2000
+"""Exit records taken during a run, if so many wait that their buffer could overflow: some 10 ms on hardware; an
+emulated machine does not end tasks so fast."""
 
 BUSY_SHARE = 0.1
 """What outlives the shell is at work if it uses a larger share of a CPU."""

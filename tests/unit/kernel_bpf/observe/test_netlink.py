@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -101,8 +102,6 @@ def test_a_child_is_seen_to_fork_exec_and_exit_and_each_thread_leaves_one_record
 
 @ROOT
 def test_a_flood_that_overflows_the_buffer_is_counted_not_raised(on_one_cpu):
-    import socket
-
     with netlink.ProcessEvents() as events:
         events._socket.setsockopt(socket.SOL_SOCKET, 33, 4096)
         for _ in range(30):
@@ -119,6 +118,24 @@ def test_a_flood_that_overflows_the_buffer_is_counted_not_raised(on_one_cpu):
         time.sleep(0.05)
         events.drain(count)
     assert lost.count > 0
+
+
+@ROOT
+def test_exit_records_that_find_no_room_are_counted_by_the_kernel(on_one_cpu):
+    with netlink.TaskstatsSocket() as exits:
+        exits._socket.setsockopt(socket.SOL_SOCKET, netlink.SO_RCVBUFFORCE, 4096)
+        exits.listen()
+        assert exits.buffer() == netlink.ReceiveBuffer(0, 0)
+        for _ in range(30):
+            subprocess.run(["/bin/true"], check=True)
+        state = exits.buffer()
+        assert state.used_bytes > 0
+        assert state.dropped > 0
+        records: list[bytes] = []
+        exits.drain(records.append, 1)
+        assert len(records) == 1
+        exits.drain(records.append)
+        assert exits.buffer().used_bytes == 0
 
 
 def test_without_the_right_the_error_says_so():
