@@ -296,8 +296,11 @@ class Trial:
         return (RACE_BLOCKS if len(self._policies) > 1 else 0) + self._terms.rules.maximum_pairs + 1
 
     def _run_block(self, runs: Runs, number: int, arms: Sequence[str]) -> list[Sample]:
-        """One run of the default, of these candidates and, at first, of each knob, in an order drawn from the seed."""
-        order = [DEFAULT_ARM, *arms, *(self._knobs if 0 < number <= KNOB_BLOCKS else ())]
+        """One run of the default, of these candidates and, at first, of each knob, in an order drawn from the seed.
+
+        The warm-up is for the caches of the machine, which all arms share: the default alone.
+        """
+        order = [DEFAULT_ARM, *(arms if number else ()), *(self._knobs if 0 < number <= KNOB_BLOCKS else ())]
         random.Random(f"{self._seed}:{number}").shuffle(order)
         beside = self._policies[arms[0]]
         samples = [self._run_arm(runs, arm, beside) for arm in order]

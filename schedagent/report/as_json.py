@@ -143,7 +143,7 @@ def _iteration(iteration: IterationReport) -> IterationForm:
         candidates=tuple(map(_candidate, iteration.candidates)),
         runs_measured=iteration.runs_measured,
         blocks=tuple(map(_block, iteration.blocks)),
-        knobs=tuple(KnobForm(knob.name, knob.ratio, _value(knob.value)) for knob in iteration.knobs),
+        knobs=tuple(KnobForm(knob.name, knob.ratio, _value(knob.value), knob.expected) for knob in iteration.knobs),
     )
 
 

@@ -112,7 +112,11 @@ def _iteration(repository: PolicyRepository, run: RunRecord, number: int) -> Ite
             )
         )
     return IterationReport(
-        plan.reason, plan.learned, tuple(candidates), tuple(blocks), knobs_of(blocks, run.workload, run.hardware.cpus)
+        plan.reason,
+        plan.learned,
+        tuple(candidates),
+        tuple(blocks),
+        knobs_of(blocks, run.workload, run.hardware.cpus, repository.costs(run.id)),
     )
 
 

@@ -240,11 +240,15 @@ class BlockForm:
 
 @dataclass(frozen=True)
 class KnobForm:
-    """What a knob gave: no claim, so there is no interval; in `value`, `candidate` is the knob's arm."""
+    """What a knob gave: no claim, so there is no interval; in `value`, `candidate` is the knob's arm.
+
+    `ratio` is as it was measured, `expected` what to expect on hardware of it.
+    """
 
     name: str
     ratio: float
     value: ValueForm
+    expected: float | None
 
 
 @dataclass(frozen=True)

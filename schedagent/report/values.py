@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median, quantiles
+from statistics import fmean, median, quantiles
 
 from schedagent.core.trials.arm import KNOB_PREFIX
+from schedagent.core.trials.hardware_gain import expected
 from schedagent.core.trials.modes import Mode, modes
 from schedagent.core.trials.objective import Direction, Metric
 from schedagent.core.trials.trial import DEFAULT_ARM, Block, Sample
+from schedagent.core.trials.usage import MachineCosts
 from schedagent.core.trials.workload import WorkloadCommand
 
 SECONDS, FRACTION, COUNT = "s", "fraction", "count"
@@ -76,13 +78,15 @@ class KnobReport:
 
     Args:
         name: of the knob.
-        ratio: with it / without it in what is compared: the geometric mean of the pairs.
+        ratio: with it / without it in what is compared: the geometric mean of the pairs, as measured.
         value: what is compared, in both arms; the candidate's is the knob's.
+        expected: the same, expected on hardware; None where the figures are the hardware's own, or say nothing of it.
     """
 
     name: str
     ratio: float
     value: ValueReport
+    expected: float | None = None
 
 
 @dataclass(frozen=True)
@@ -124,16 +128,32 @@ def values_of(blocks: Sequence[Block], arm: str, workload: WorkloadCommand, cpus
     return tuple(reports)
 
 
-def knobs_of(blocks: Sequence[Block], workload: WorkloadCommand, cpus: int) -> tuple[KnobReport, ...]:
-    """Return what the knobs of a trial gave, in the order in which they first ran."""
+def knobs_of(
+    blocks: Sequence[Block], workload: WorkloadCommand, cpus: int, costs: MachineCosts | None = None
+) -> tuple[KnobReport, ...]:
+    """Return what the knobs of a trial gave, in the order in which they first ran.
+
+    Args:
+        blocks: of the trial.
+        cpus: of the machine it ran on.
+        costs: what separates that machine from hardware; None where that is not known.
+    """
     arms = dict.fromkeys(sample.arm for block in blocks for sample in block.samples)
     knobs = []
     for arm in arms:
         values = values_of(blocks, arm, workload, cpus) if arm.startswith(KNOB_PREFIX) else ()
         pairs = [(candidate.value, default.value) for default, candidate in _pairs(blocks, arm)]
         if values and all(min(pair) > 0 for pair in pairs):
-            knobs.append(KnobReport(arm.removeprefix(KNOB_PREFIX), _mean_ratio(pairs), values[0]))
+            carried = None if workload.metric or costs is None else _expected(_pairs(blocks, arm), costs, cpus)
+            knobs.append(KnobReport(arm.removeprefix(KNOB_PREFIX), _mean_ratio(pairs), values[0], carried))
     return tuple(knobs)
+
+
+def _expected(pairs: Iterable[tuple[Sample, Sample]], costs: MachineCosts, cpus: int) -> float | None:
+    """Return the geometric mean of the ratios to expect on hardware; None if one is not known."""
+    ratios = [expected(default, knob, costs, cpus) for default, knob in pairs]
+    logs = [math.log(ratio.ratio) for ratio in ratios if ratio]
+    return math.exp(fmean(logs)) if logs and len(logs) == len(ratios) else None
 
 
 def runs_of(blocks: Sequence[Block], workload: WorkloadCommand, cpus: int) -> tuple[ValueRuns, ...]:

@@ -67,6 +67,10 @@ class TimeLeft:
     def begin(self, left_s: Callable[[], float]) -> None:
         self._left_s = left_s
 
+    def bound(self, seconds: float | None) -> float | None:
+        """Return what a step still takes at most, no more than is left of the budget; None if that is not known."""
+        return seconds if seconds is None or self._left_s is None else min(seconds, max(0.0, self._left_s()))
+
     def __str__(self) -> str:
         if self._left_s is None:
             return ""
@@ -96,7 +100,9 @@ class PlainReporter:
     note = step
 
     def count(self, text: str, done: int, total: int) -> None:
-        self._line(f"   {text}: {done} done, at most {total}", at_most(self._pace.left_s(done, total)))
+        self._line(
+            f"   {text}: {done} done, at most {total}", at_most(self._time_left.bound(self._pace.left_s(done, total)))
+        )
 
     def live(self) -> AbstractContextManager[object]:
         return nullcontext()
@@ -138,7 +144,7 @@ class LiveReporter:
         self._progress.print(f"  {printable(text)}", markup=False, highlight=False)
 
     def count(self, text: str, done: int, total: int) -> None:
-        rest = at_most(self._pace.left_s(done, total))
+        rest = at_most(self._time_left.bound(self._pace.left_s(done, total)))
         shown = f"{text} {done}/{total}" + (f", {rest}" if rest else "")
         self._progress.update(self._task, description=shown, total=total, completed=done)
 

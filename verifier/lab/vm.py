@@ -10,7 +10,6 @@ import base64
 import logging
 import math
 import os
-import shlex
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -30,7 +29,7 @@ from schedagent.core.trials.metric import last_lines
 from schedagent.core.trials.readings import OutputReader, RunValues
 from schedagent.core.trials.trial import DEFAULT_ARM, Hardware, Sample
 from schedagent.core.trials.usage import MachineCosts
-from schedagent.core.trials.workload import DEFAULT_SHELL, Observation, WorkloadCommand
+from schedagent.core.trials.workload import Observation, WorkloadCommand
 from verifier.lab.costs import compare, probe_host
 from verifier.lab.remarks import failure_hint, failure_seen, how_it_ended, usage_of, why_nonsense
 from verifier.microvm import jobs
@@ -396,7 +395,7 @@ class TrialSession:
             "uid": os.getuid(),
             "gid": os.getgid(),
             "groups": os.getgroups(),
-            "shell": shlex.split(self._workload.shell) or [DEFAULT_SHELL],
+            "shell": [self._workload.shell],
         }
 
     def _sample(self, arm: str, answer: jobs.RunAnswer, started_at: str) -> Sample:

@@ -239,7 +239,7 @@ def judge(
     seen = max((look for look in planned if look <= len(logs)), default=0)
     level, count = by_look.get(seen, alpha), seen or len(logs)
     raw = trimmed(logs[:count], level)
-    transferable = _expected(hardware[:count], level) if hardware is not None and count else None
+    transferable = expected_of(hardware[:count], level) if hardware is not None and count else None
     judged = _interval(transferable) if transferable else raw
     good = judged if lower_is_better else Interval(-judged.mean, judged.half_width)
     guarded = [replace(guard, logs=guard.logs[:count]) for guard in guards] if seen else []
@@ -261,7 +261,8 @@ def judge(
     )
 
 
-def _expected(ratios: Sequence[HardwareRatio], level: float) -> Expected:
+def expected_of(ratios: Sequence[HardwareRatio], level: float) -> Expected:
+    """Return the ratio to expect on hardware, with its interval at error `level`."""
     interval = trimmed([math.log(ratio.ratio) for ratio in ratios], level)
     utilisation, raw = (
         safe_exp(trimmed([math.log(getattr(ratio, name)) for ratio in ratios], level).mean)

@@ -17,7 +17,16 @@ from dataclasses import dataclass, replace
 from schedagent.core.trials.arm import is_candidate
 from schedagent.core.trials.guards import Pair, figures, log_ratio
 from schedagent.core.trials.interval import trimmed
-from schedagent.core.trials.judge import ArmPairs, Terms, decided, failed, hardware_ratios, judge_arm, pairs_of
+from schedagent.core.trials.judge import (
+    ArmPairs,
+    Terms,
+    decided,
+    expected_of,
+    failed,
+    hardware_ratios,
+    judge_arm,
+    pairs_of,
+)
 from schedagent.core.trials.trial import Block, Outcome, Verdict
 
 RACE_BLOCKS = 6
@@ -171,6 +180,7 @@ def _raced(arm: str, measured: ArmPairs, standing: Race, terms: Terms) -> Verdic
     level = 1 - terms.rules.confidence
     raw = trimmed([log_ratio(*values) for values in measured.values], level)
     scores = [_score(pair, terms) for pair in measured.pairs]
+    ratios = hardware_ratios(measured.pairs, terms)
     hopeless = _at_least(scores, _HOPELESS) > -math.log1p(terms.rules.minimum_effect)
     count = len(measured.pairs)
     where = f"in the race, in {count} shared block{'s' * (count != 1)}"
@@ -187,6 +197,7 @@ def _raced(arm: str, measured: ArmPairs, standing: Race, terms: Terms) -> Verdic
         count,
         measured.disturbed,
         reason,
+        expected=expected_of(ratios, level) if ratios else None,
     )
 
 

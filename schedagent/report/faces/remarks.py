@@ -79,8 +79,11 @@ def knob_lines(report: Report) -> Iterator[str]:
     for iteration in report.iterations:
         for knob in iteration.knobs:
             value = knob.value
+            ratio = f"ratio {knob.ratio:.3f}"
+            if knob.expected is not None:
+                ratio = f"{knob.expected:.3f} expected on hardware, {knob.ratio:.3f} as measured, emulated"
             yield (
-                f"without a policy, by {knob.name}: ratio {knob.ratio:.3f} ({value.name} "
+                f"without a policy, by {knob.name}: {ratio} ({value.name} "
                 f"{figure(value.candidate.median, value.unit)} instead of {figure(value.default.median, value.unit)}, "
                 f"median of {len(value.candidate.runs)} runs; no claim)"
             )

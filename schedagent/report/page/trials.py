@@ -207,6 +207,7 @@ def _knobs(report: Report) -> Iterator[str]:
     rows = [
         [
             text(knob.name),
+            text("-") if knob.expected is None else ratio(knob.expected, f"{at}/expected"),
             ratio(knob.ratio, f"{at}/ratio"),
             measured(knob.value.candidate.median, f"{at}/value/candidate/median", knob.value.unit),
             measured(knob.value.default.median, f"{at}/value/default/median", knob.value.unit),
@@ -219,4 +220,4 @@ def _knobs(report: Report) -> Iterator[str]:
     if rows:
         yield "<h3>What could be had without a policy</h3>"
         yield "<p>Settings that every kernel has, run beside the candidates. No claim is made of them.</p>"
-        yield table(("knob", "ratio", "median with it", "without", "runs"), rows)
+        yield table(("knob", "expected", "as measured", "median with it", "without", "runs"), rows)
