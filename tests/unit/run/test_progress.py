@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from schedagent.report.times import duration, unix_time, when
-from schedagent.run.progress import LiveReporter, Pace, PlainReporter, at_most
+from schedagent.run.progress import LiveReporter, Pace, PlainReporter, TimeLeft, at_most
 
 
 @pytest.mark.parametrize(
@@ -59,6 +59,15 @@ def test_plain_lines_show_what_is_left(left_s, words):
     first, second = file.getvalue().splitlines()
     assert first.endswith("== before there is a budget")
     assert second.endswith(f"== observation ({words})")
+
+
+def test_a_step_never_takes_longer_than_the_budget():
+    left = TimeLeft()
+    assert left.bound(90.0) == 90.0
+    left.begin(lambda: 60.0)
+    assert [left.bound(seconds) for seconds in (90.0, 30.0, None)] == [60.0, 30.0, None]
+    left.begin(lambda: -5.0)
+    assert left.bound(90.0) == 0.0
 
 
 def test_the_live_line_shows_what_is_left():
