@@ -27,8 +27,8 @@ from schedagent.core.process.shell_text import quoted
 from schedagent.core.trials.judge import Terms
 from schedagent.core.trials.lesson import Antipattern, Lesson
 from schedagent.core.trials.presets import settle
-from schedagent.core.trials.race import judge_all
-from schedagent.core.trials.trial import DEFAULT_ARM, Block, Verdict
+from schedagent.core.trials.race import candidates_of, judge_all
+from schedagent.core.trials.trial import Block, Verdict
 from schedagent.core.trials.usage import MachineCosts
 from schedagent.core.trials.workload import WorkloadCommand, WorkloadProfile
 from schedagent.core.verification import VerificationReport
@@ -319,7 +319,7 @@ class RunNodes:
         models = self._models(run.id)
         if models:
             blocks = self._repository.blocks(run.id, iteration)
-            measured = {sample.arm for block in blocks for sample in block.samples} - {DEFAULT_ARM}
+            measured = {arm for block in blocks for arm in candidates_of(block)}
             models.conclude(run, iteration, tried, measured)
 
     def _models(self, run_id: str) -> ModelAgents | None:

@@ -20,8 +20,7 @@ from agents.llm.model import LONGEST_BODY, LONGEST_TEXT
 from repo_store.records import RunStatus
 from schedagent.core.rules import COMPILE, LOGIC, SOURCE
 from schedagent.core.trials.judge import Terms
-from schedagent.core.trials.race import judge_all
-from schedagent.core.trials.trial import DEFAULT_ARM
+from schedagent.core.trials.race import candidates_of, judge_all
 from schedagent.core.trials.workload import Observation
 from tests.support import scripted_lab as scripted
 from tests.support.model_server import ModelServer
@@ -79,7 +78,7 @@ def assert_harmless(script: Script, report) -> None:
         assert repository.run(run_id).status is RunStatus.FINISHED
         for iteration in repository.iterations(run_id):
             blocks = repository.blocks(run_id, iteration)
-            arms = {sample.arm for block in blocks for sample in block.samples} - {DEFAULT_ARM}
+            arms = {arm for block in blocks for arm in candidates_of(block)}
             for arm in arms:
                 assert repository.verification(run_id, arm).passed, "something unverified was loaded"
             verdicts = repository.verdicts(run_id, iteration)

