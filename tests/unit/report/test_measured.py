@@ -12,11 +12,10 @@ import pytest
 from pydantic import TypeAdapter
 from rich.console import Console
 
-from repo_store.store import PolicyRepository
 from schedagent.core.trials.trial import DEFAULT_ARM, Block, Sample
 from schedagent.core.trials.usage import Usage
 from schedagent.report.as_json import json_schema, to_json
-from schedagent.report.build import build_report, read_report
+from schedagent.report.build import read_report
 from schedagent.report.faces.remarks import arm_names, remarks
 from schedagent.report.faces.strips import levels, strips
 from schedagent.report.json_form import ReportForm
@@ -31,25 +30,7 @@ from tests.support.measured_runs import (
     NICE,
     PAIRS,
     SHARED,
-    build_run,
-    service_run,
 )
-
-
-@pytest.fixture(scope="module")
-def repository(tmp_path_factory):
-    with PolicyRepository(tmp_path_factory.mktemp("measured") / "repository.sqlite") as opened:
-        yield opened
-
-
-@pytest.fixture(scope="module")
-def build(repository):
-    return build_report(repository, build_run(repository))
-
-
-@pytest.fixture(scope="module")
-def service(repository):
-    return build_report(repository, service_run(repository))
 
 
 def as_json(report):

@@ -14,7 +14,6 @@ import pytest
 import typer
 from rich.console import Console
 
-from repo_store.store import PolicyRepository
 from schedagent.cli import app as cli
 from schedagent.core.errors import UsageError
 from schedagent.core.trials.metric_options import Comparison, measured
@@ -26,24 +25,7 @@ from schedagent.report.faces.comparison import compare, render, to_json
 from schedagent.report.faces.markdown import samples_markdown, to_markdown
 from schedagent.report.faces.samples import samples_csv
 from schedagent.report.page.files import write_report
-from tests.support.measured_runs import PAIRS, REQUESTS, SHARED, build_run, service_run
-
-
-@pytest.fixture(scope="module")
-def repository(tmp_path_factory):
-    with PolicyRepository(tmp_path_factory.mktemp("faces") / "repository.sqlite") as opened:
-        yield opened
-
-
-@pytest.fixture(scope="module")
-def build(repository):
-    return build_report(repository, build_run(repository))
-
-
-@pytest.fixture(scope="module")
-def service(repository):
-    return build_report(repository, service_run(repository))
-
+from tests.support.measured_runs import PAIRS, REQUESTS, SHARED, build_run
 
 # --- Markdown --------------------------------------------------------------------------------------------------------
 

@@ -13,7 +13,6 @@ from html import unescape
 
 import pytest
 
-from repo_store.store import PolicyRepository
 from schedagent.core.policies.policy import CandidatePolicy, Plan
 from schedagent.core.policies.proposal import DerivedPolicy, Origin
 from schedagent.core.trials.trial import Outcome
@@ -23,25 +22,9 @@ from schedagent.report.page import savings
 from schedagent.report.page.document import to_html
 from schedagent.report.page.plots import Row, strip_plot, timeline
 from schedagent.report.page.sources import PolicyText, policy_texts
-from tests.support.measured_runs import BUILD, EMULATED, PAIRS, SHARED, build_run, service_run
+from tests.support.measured_runs import BUILD, EMULATED, PAIRS, SHARED
 from tests.support.page_numbers import differing, numbers_of
 from tests.support.paths import ROOT
-
-
-@pytest.fixture(scope="module")
-def repository(tmp_path_factory):
-    with PolicyRepository(tmp_path_factory.mktemp("page") / "repository.sqlite") as opened:
-        yield opened
-
-
-@pytest.fixture(scope="module")
-def build(repository):
-    return build_report(repository, build_run(repository))
-
-
-@pytest.fixture(scope="module")
-def service(repository):
-    return build_report(repository, service_run(repository))
 
 
 @pytest.fixture(scope="module")
