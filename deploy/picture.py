@@ -21,7 +21,7 @@ from schedagent import __version__
 
 ROOT = Path(__file__).resolve().parents[1]
 BATCH = ROOT / "tests" / "fixtures" / "longtail"
-WORDS = ("optimize", "./batch.sh 9 100 700", "--iterations", "1", "--candidates", "1")
+WORDS = ("optimize", "./batch.sh 9 200 1500", "--iterations", "1", "--candidates", "1")
 """A batch of nine short tasks and a long one. What it gains is the order of its work, not cheaper switching."""
 COLUMNS = 80
 
