@@ -158,7 +158,7 @@ def test_braces_run_once_under_dash_and_eight_times_under_bash(session):
         "{1..8}" in words and "--shell bash" in words for words in remarks(observing._workload, sample, observation)
     )
     bash = session(command)
-    bash._workload = replace(bash._workload, shell="bash -e")
+    bash._workload = replace(bash._workload, shell="/bin/bash")
     assert bash.run_default().output_tail == "run\n" * 8
 
 

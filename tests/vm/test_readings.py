@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 
-from schedagent.core.errors import MetricError
 from schedagent.core.settings import load_settings
 from schedagent.core.trials.objective import Direction, Guard, Metric
 from schedagent.core.trials.presets import settle
@@ -55,5 +54,5 @@ def test_a_run_that_prints_what_schbench_does_is_recognised(lab, tmp_path):
 
 def test_an_expression_that_backtracks_ends_the_run(lab):
     hostile = replace(WORKLOAD, command="printf '%060d!' 0 | tr 0 a", metric="(a|a)+$", guards=())
-    with lab.session(hostile) as session, pytest.raises(MetricError, match="took more than 5 s"):
-        session.run_default()
+    with lab.session(hostile) as session:
+        assert "took more than 5 s" in session.run_default().failure
