@@ -80,6 +80,9 @@ bench-verdict: setup ## simulate the rule of the verdict beside the one before: 
 test-pages: setup ## open the verifier's HTML pages in Chromium: nothing cut from 360 pixels on, every word legible
 	$(BIN)/python -m tests.pages
 
+picture: setup ## draw the README's picture again, from a real run
+	$(BIN)/python -m deploy.picture deploy/picture.svg
+
 mutation: setup ## break correct policies in systematic ways, and see which gates notice (slow)
 	$(BIN)/python -m tests.mutation --sample 150
 

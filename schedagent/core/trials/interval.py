@@ -1,6 +1,7 @@
 """Intervals for the mean of paired log ratios: one for a planned look, one that holds whenever somebody looks.
 
-* **Trimmed mean** (20 %) with Yuen's standard error, so that one run in five that something disturbed decides nothing.
+* **Trimmed mean** (20 %, from 8 values on: of six, four would be left, and their interval is twice as wide) with Yuen's
+  standard error, so that one run in five that something disturbed decides nothing.
   K. K. Yuen, "The two-sample trimmed t for unequal population variances", Biometrika 61 (1974): one sample of n values,
   g = floor(n / 5) cut off at each end, h = n - 2 g left, variance (n - 1) s_w^2 / (h (h - 1)) with s_w^2 of the
   winsorised values, h - 1 degrees of freedom.
@@ -24,6 +25,7 @@ from functools import cache
 from itertools import pairwise
 
 TRIM = 0.2
+FEWEST_TO_TRIM = 8
 LOOK_EVERY = 2
 """Pairs between two looks."""
 
@@ -68,7 +70,7 @@ def trimmed(values: Sequence[float], level: float) -> Interval:
     count = len(values)
     if count == 0:
         return Interval(math.nan, math.nan)
-    cut = int(TRIM * count)
+    cut = _cut(count)
     kept = count - 2 * cut
     ordered = sorted(values)
     mean = math.fsum(ordered[cut : count - cut]) / kept
@@ -85,7 +87,12 @@ def quantile(count: int, level: float) -> float:
     """Return how many standard errors the interval of so many values reaches to either side, at error `level`."""
     from scipy.special import stdtrit  # Student t quantile; scipy.stats takes 0.7 s more
 
-    return float(stdtrit(count - 2 * int(TRIM * count) - 1, 1 - level / 2))
+    return float(stdtrit(count - 2 * _cut(count) - 1, 1 - level / 2))
+
+
+def _cut(count: int) -> int:
+    """Return how many values are cut off at each end."""
+    return int(TRIM * count) if count >= FEWEST_TO_TRIM else 0
 
 
 def _widening(values: Sequence[float], centre: float, squares: float) -> float:

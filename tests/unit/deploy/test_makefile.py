@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 
@@ -50,3 +51,10 @@ def test_kernels_and_set_up_are_the_programs_own_verbs(make) -> None:
     assert "/venv/bin/schedagent setup --yes" in make("setup")[1]
     assert "/venv/bin/schedagent kernels fetch 6.18" in make("kernel", "KERNEL=6.18")[1]
     assert "/venv/bin/schedagent kernels fetch --older" in make("older-kernel")[1]
+
+
+def test_every_target_that_is_named_has_a_rule() -> None:
+    """A phony target without a rule does nothing and ends with 0: `make picture` was one."""
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    [phony] = [line.partition(":")[2].split() for line in text.splitlines() if line.startswith(".PHONY:")]
+    assert [target for target in phony if not re.search(rf"^{re.escape(target)}:", text, re.MULTILINE)] == []
