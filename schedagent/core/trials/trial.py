@@ -93,7 +93,7 @@ class Block:
     """One run of the default and of each candidate, in random order, next to each other in one machine.
 
     Args:
-        number: position in the trial; 0 is the warm-up, in which the default ran alone, and is never compared.
+        number: position in the trial; 0 is the warm-up and is never compared.
         samples: in the order they ran; exactly one of DEFAULT_ARM.
     """
 
