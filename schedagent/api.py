@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from repo_store.records import PolicyMatch, RunRecord
     from schedagent.core.policies.policy import PolicyInfo
     from schedagent.core.policies.spec import PolicySpec
+    from schedagent.core.readings.metric_options import Comparison
     from schedagent.core.settings import Settings
-    from schedagent.core.trials.metric_options import Comparison
     from schedagent.core.trials.workload import WorkloadCommand
     from schedagent.core.verification import GateResult, VerificationReport
     from schedagent.report.report import Report
@@ -309,7 +309,7 @@ def search_policies(words: str, limit: int = 10, *, settings: Settings | None = 
 def _comparison(
     metric: str | Sequence[str], guard: str | Sequence[str], objective: str | Sequence[str], goal: str, preset: str
 ) -> Comparison:
-    from schedagent.core.trials.metric_options import Comparison
+    from schedagent.core.readings.metric_options import Comparison
 
     return Comparison(_several(metric), _several(guard), _several(objective), goal, preset)
 

@@ -138,8 +138,8 @@ def optimize(
     """
 
     def command() -> int:
+        from schedagent.core.readings.metric_options import Comparison
         from schedagent.core.trials.judge import TrialRules
-        from schedagent.core.trials.metric_options import Comparison
         from schedagent.run.intake import Around, Description, command_of, planned_runs
         from schedagent.run.options import RunOptions, read_approve, read_memory, read_name
 

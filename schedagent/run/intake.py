@@ -13,7 +13,7 @@ from pathlib import Path
 from schedagent.core.errors import UsageError
 from schedagent.core.process import proc
 from schedagent.core.process.shell_text import quoted
-from schedagent.core.trials.metric_options import Comparison, measured
+from schedagent.core.readings.metric_options import Comparison, measured
 from schedagent.core.trials.workload import DEFAULT_SHELL, WorkloadCommand
 from schedagent.run.options import RunOptions
 

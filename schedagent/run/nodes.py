@@ -24,9 +24,9 @@ from schedagent.core.approval import ApprovalStage
 from schedagent.core.policies.policy import CandidatePolicy, Plan
 from schedagent.core.process.machine_lock import LAB_LOCK
 from schedagent.core.process.shell_text import quoted
+from schedagent.core.readings.presets import settle
 from schedagent.core.trials.judge import Terms
 from schedagent.core.trials.lesson import Antipattern, Lesson
-from schedagent.core.trials.presets import settle
 from schedagent.core.trials.race import candidates_of, judge_all
 from schedagent.core.trials.trial import Block, Verdict
 from schedagent.core.trials.usage import MachineCosts

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from schedagent.core.readings.presets import in_words
+from schedagent.core.readings.readings import WALL_TIME
 from schedagent.core.settings import AGENTS, Settings
-from schedagent.core.trials.presets import in_words
-from schedagent.core.trials.readings import WALL_TIME
 from schedagent.core.trials.trial import Hardware
 from schedagent.core.trials.workload import WorkloadCommand
 from schedagent.report.report import IN_PROCESS

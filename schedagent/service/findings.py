@@ -13,9 +13,9 @@ from repo_store.store import PolicyRepository
 from schedagent.approval.approvals import deployment, winner
 from schedagent.core import token
 from schedagent.core.process.shell_text import quoted
+from schedagent.core.readings.metric_options import as_options
 from schedagent.core.recommendation import Baseline, Recommendation, RecommendationKind, Standing, recommendation_id
 from schedagent.core.service_settings import ServiceSettings, WatchedWorkload
-from schedagent.core.trials.metric_options import as_options
 from schedagent.core.trials.workload import WorkloadCommand
 from schedagent.core.welch import DELAY
 from schedagent.service.drift import Drift, distance, shares

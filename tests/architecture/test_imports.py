@@ -32,7 +32,7 @@ CONFINED = {
     "uvicorn": ("schedagent/mcp/server.py",),
     "starlette": ("schedagent/mcp/server.py",),
     "anyio": ("schedagent/mcp/server.py", "schedagent/mcp/slow_call.py"),
-    "regex": ("schedagent/core/trials/metric.py",),
+    "regex": ("schedagent/core/readings/metric.py",),
     "prometheus_client": ("schedagent/metrics/*.py", "schedagent/cli/metrics.py"),
     "matplotlib": ("schedagent/report/page/plots.py",),
     "langsmith": ("agents/llm/model.py", "schedagent/run/lifecycle.py"),

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
+from schedagent.core.readings.presets import settle
 from schedagent.core.settings import load_settings
 from schedagent.core.trials.objective import Direction, Guard, Metric
-from schedagent.core.trials.presets import settle
 from schedagent.core.trials.workload import Goal, WorkloadCommand
 from schedagent.run.opening import open_lab
 from tests.support.benchmark_outputs import SCHBENCH

@@ -10,10 +10,10 @@ import pytest
 
 from kernel_bpf.policies.library import policy_from_file
 from schedagent.core.policies.policy import CandidatePolicy
+from schedagent.core.readings.presets import settle
 from schedagent.core.settings import load_settings
 from schedagent.core.trials.arm import SHORT_SLICE
 from schedagent.core.trials.judge import Terms, TrialRules
-from schedagent.core.trials.presets import settle
 from schedagent.core.trials.race import judge_all, wanted
 from schedagent.core.trials.trial import Block, Outcome
 from schedagent.core.trials.workload import WorkloadCommand

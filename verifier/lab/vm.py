@@ -24,9 +24,9 @@ from schedagent.core.policies.artifact import PolicyArtifact
 from schedagent.core.policies.policy import CandidatePolicy
 from schedagent.core.process.machine_lock import LAB_LOCK, MachineLock
 from schedagent.core.process.shell_text import quoted
+from schedagent.core.readings.metric import last_lines
+from schedagent.core.readings.readings import OutputReader, RunValues
 from schedagent.core.trials.arm import Knob
-from schedagent.core.trials.metric import last_lines
-from schedagent.core.trials.readings import OutputReader, RunValues
 from schedagent.core.trials.trial import DEFAULT_ARM, Hardware, Sample
 from schedagent.core.trials.usage import MachineCosts
 from schedagent.core.trials.workload import Observation, WorkloadCommand

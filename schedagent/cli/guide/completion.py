@@ -50,7 +50,7 @@ def topics(incomplete: str) -> list[str]:
 
 def presets(incomplete: str) -> list[str]:
     """Names of presets, and none."""
-    from schedagent.core.trials.presets import NO_PRESET, preset_names
+    from schedagent.core.readings.presets import NO_PRESET, preset_names
 
     return _that_begin([*preset_names(), NO_PRESET], incomplete)
 

@@ -6,8 +6,8 @@ import shlex
 from collections.abc import Iterator
 from typing import Any
 
+from schedagent.core.readings.metric_options import as_options
 from schedagent.core.trials.judge import TrialRules
-from schedagent.core.trials.metric_options import as_options
 from schedagent.core.trials.workload import WorkloadCommand
 from schedagent.report.report import Report
 

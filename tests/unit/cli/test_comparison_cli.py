@@ -9,7 +9,7 @@ import pytest
 
 from schedagent.cli.guide import completion
 from schedagent.cli.guide.topics import load_topics
-from schedagent.core.trials.presets import load_presets
+from schedagent.core.readings.presets import load_presets
 from tests.support.benchmark_outputs import SCHBENCH
 from tests.support.command_line import refused
 

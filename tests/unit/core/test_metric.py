@@ -7,8 +7,8 @@ import re
 import pytest
 
 from schedagent.core.errors import MetricError
-from schedagent.core.trials import metric
-from schedagent.core.trials.metric import FAILURE_OUTPUT_LINES, Units, clean, figure, find, last_lines, problem_of
+from schedagent.core.readings import metric
+from schedagent.core.readings.metric import FAILURE_OUTPUT_LINES, Units, clean, figure, find, last_lines, problem_of
 
 EXPRESSION = r"p99: ([\d.]+)"
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from schedagent.core.errors import UsageError
-from schedagent.core.trials.metric_options import Comparison, as_options, measured
+from schedagent.core.readings.metric_options import Comparison, as_options, measured
+from schedagent.core.readings.presets import load_presets
 from schedagent.core.trials.objective import Direction, Guard, Metric
-from schedagent.core.trials.presets import load_presets
 from schedagent.core.trials.workload import Goal, WorkloadCommand
 
 WORKLOAD = WorkloadCommand("./bench", "/srv")

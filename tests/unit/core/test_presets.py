@@ -7,11 +7,11 @@ import tomllib
 import pytest
 
 from schedagent.core.errors import MetricError
-from schedagent.core.trials import presets
-from schedagent.core.trials.metric import problem_of
+from schedagent.core.readings import presets
+from schedagent.core.readings.metric import problem_of
+from schedagent.core.readings.presets import find_preset, load_presets, settle, with_preset
+from schedagent.core.readings.readings import OutputReader
 from schedagent.core.trials.objective import Direction, Guard, Metric
-from schedagent.core.trials.presets import find_preset, load_presets, settle, with_preset
-from schedagent.core.trials.readings import OutputReader
 from schedagent.core.trials.workload import Goal, WorkloadCommand
 from tests.support.benchmark_outputs import OUTPUTS
 from tests.support.paths import ROOT

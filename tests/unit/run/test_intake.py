@@ -9,7 +9,7 @@ import pytest
 
 from schedagent.core.approval import ApprovalStage
 from schedagent.core.errors import UsageError
-from schedagent.core.trials.metric_options import Comparison
+from schedagent.core.readings.metric_options import Comparison
 from schedagent.core.trials.workload import Goal
 from schedagent.run.intake import Around, Description, planned_run, planned_runs, read_workload
 from schedagent.run.options import RunOptions, read_name

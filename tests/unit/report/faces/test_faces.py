@@ -16,7 +16,7 @@ from rich.console import Console
 
 from schedagent.cli import app as cli
 from schedagent.core.errors import UsageError
-from schedagent.core.trials.metric_options import Comparison, measured
+from schedagent.core.readings.metric_options import Comparison, measured
 from schedagent.core.trials.trial import DEFAULT_ARM, Block
 from schedagent.core.trials.workload import WorkloadCommand
 from schedagent.report.build import build_report

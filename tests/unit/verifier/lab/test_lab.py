@@ -15,7 +15,7 @@ from schedagent.core.errors import KernelRejected, MetricError, VmLost, Workload
 from schedagent.core.policies.artifact import PolicyArtifact
 from schedagent.core.policies.policy import CandidatePolicy
 from schedagent.core.process.shell_text import quoted
-from schedagent.core.trials import metric as metric_reading
+from schedagent.core.readings import metric as metric_reading
 from schedagent.core.trials.objective import Direction, Guard, Metric
 from schedagent.core.trials.trial import DEFAULT_ARM
 from schedagent.core.trials.usage import CommandUsage, Usage

@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from schedagent.core.errors import MetricError, UsageError
-from schedagent.core.trials.metric import clean, search, unmatched
+from schedagent.core.readings.metric import clean, search, unmatched
+from schedagent.core.readings.readings import WALL_TIME, objective_label, reading_of, readings_in_words
 from schedagent.core.trials.objective import Direction, Guard, Metric
-from schedagent.core.trials.readings import WALL_TIME, objective_label, reading_of, readings_in_words
 from schedagent.core.trials.workload import Goal, WorkloadCommand
 
 PRESETS = Path(__file__).with_name("presets")

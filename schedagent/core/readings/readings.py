@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from schedagent.core.trials.metric import Reading, Units, clean, find, unmatched
+from schedagent.core.readings.metric import Reading, Units, clean, find, unmatched
 from schedagent.core.trials.objective import Metric
 from schedagent.core.trials.workload import WorkloadCommand
 

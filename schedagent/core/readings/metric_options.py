@@ -17,10 +17,10 @@ from dataclasses import dataclass, replace
 
 from schedagent.core.errors import UsageError
 from schedagent.core.process.shell_text import quoted
-from schedagent.core.trials.metric import problem_of
+from schedagent.core.readings.metric import problem_of
+from schedagent.core.readings.presets import NO_PRESET, Preset, comparing, find_preset, with_preset
+from schedagent.core.readings.readings import WALL_TIME
 from schedagent.core.trials.objective import Direction, Guard, Metric
-from schedagent.core.trials.presets import NO_PRESET, Preset, comparing, find_preset, with_preset
-from schedagent.core.trials.readings import WALL_TIME
 from schedagent.core.trials.workload import DEFAULT_SHELL, Goal, WorkloadCommand
 
 _DIRECTIONS = ", ".join(Direction)
