@@ -13,6 +13,7 @@ from repo_store.records import RunStatus
 from repo_store.store import PolicyRepository
 from schedagent.core.errors import RepositoryError, UsageError, VmLost, WorkloadFailed
 from schedagent.core.trials.trial import DEFAULT_ARM, Outcome
+from schedagent.run import nodes
 from schedagent.run.lifecycle import only_one
 from schedagent.run.options import RunOptions
 from tests.support import scripted_lab as scripted
@@ -448,3 +449,22 @@ def _watched(function, seen, look):
 def test_outcomes_of_the_script_are_core_outcomes():
     assert {"better", "failed", "inconclusive"} <= {outcome.value for outcome in Outcome}
     assert "longest_first" in LIBRARY
+
+
+def test_each_plan_has_an_equal_share_of_the_time_that_is_left(monkeypatch):
+    """A first plan that nothing decides leaves time for a second one, and what it does not need goes to that."""
+    now = 1000.0
+    monkeypatch.setattr(nodes.time, "monotonic", lambda: now)
+    budget = nodes.TimeBudget(600.0)
+    first = budget.share(2)
+    now += 299
+    assert not first()
+    now += 2
+    assert first()
+    assert not budget()
+    last = budget.share(1)
+    now += 298
+    assert not last()
+    now += 2
+    assert last()
+    assert budget()
