@@ -31,6 +31,7 @@ REPOSITORY = "repository.sqlite"
 
 _PROGRAM = "schedagent"
 _CONFIG = "SCHEDAGENT_CONFIG"
+_OF_A_MAKE = ("MAKELEVEL", "MAKEFLAGS", "MFLAGS", "MAKE_TERMOUT", "MAKE_TERMERR")
 _FIRST_ACTIVATED = 3  # SD_LISTEN_FDS_START
 
 
@@ -194,10 +195,15 @@ def service_watch(env: Mapping[str, str] | None = None) -> tuple[str, float]:
 
 
 def workload_environment(env: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Return the environment that a user's workload sees: this process's, without our own settings and secrets."""
+    """Return the environment that a user's workload sees: this process's, without our own settings and secrets.
+
+    What a make that started this process tells its children (GNU make manual, "Communicating Options to a Sub-make")
+    goes too: its jobserver does not exist in the lab, and its options are not the workload's. Without MAKELEVEL,
+    MAKEFLAGS is the user's own, and stays.
+    """
     env = os.environ if env is None else env
-    ours = {_CONFIG, *variables().values()}
-    return {name: value for name, value in env.items() if name not in ours}
+    left_out = {_CONFIG, *variables().values(), *(_OF_A_MAKE if "MAKELEVEL" in env else ())}
+    return {name: value for name, value in env.items() if name not in left_out}
 
 
 def variables() -> dict[str, str]:

@@ -107,6 +107,12 @@ def test_a_named_file_must_be_there_and_its_name_is_not_told_to_workloads(tmp_pa
     assert workload_environment({"SCHEDAGENT_CONFIG": "/x", "A": "b"}) == {"A": "b"}
 
 
+def test_what_a_make_tells_its_children_is_not_told_to_workloads():
+    of_a_make = {"MAKELEVEL": "1", "MAKEFLAGS": " -j2 --jobserver-auth=3,4", "MFLAGS": "-j2", "MAKE_TERMOUT": "/x"}
+    assert workload_environment({"A": "b", **of_a_make}) == {"A": "b"}
+    assert workload_environment({"MAKEFLAGS": "-j4"}) == {"MAKEFLAGS": "-j4"}
+
+
 def test_the_example_shows_every_default(tmp_path):
     lines = EXAMPLE.read_text().splitlines()
     assert read(tmp_path, EXAMPLE.read_text()) == ServiceSettings()
