@@ -275,6 +275,8 @@ class _Passage:
             features(target),
             enum_values(target),
             dict(self._candidate.tunables),
+            standing=submission.standing(self._info, self._verifier.include_dirs),
+            reads=self._info.reads,
         )
         return _unless_errors(report.summary, report.findings)
 
@@ -396,7 +398,9 @@ class _Passage:
     def _subject(self) -> str:
         """Digest of all that the report depends on."""
         kernels = [bench.target.btf_build_id for bench in self._verifier.benches]
-        policy = [self._artifacts[0].digest, self._candidate.key, self._info.declares]
+        info = self._info
+        standing = submission.standing(info, self._verifier.include_dirs)
+        policy = [self._artifacts[0].digest, self._candidate.key, info.declares, info.reads, standing]
         return digest_subject([*policy, kernels, self._verifier.depth.name])
 
     def _sign(self, report: VerificationReport) -> str:
@@ -447,8 +451,10 @@ def _unless_errors(detail: str, findings: Sequence[Finding]) -> Passed:
     if errors:
         broken = ", ".join(str(number) for number in sorted({finding.rule for finding in errors}))
         raise GateFailed(f"{len(errors)} errors, of rule {broken}", findings)
-    warnings = f"; {len(findings)} warnings, for the proving ground to clear" if findings else ""
-    return Passed(detail + warnings, tuple(findings))
+    warned = sum(finding.severity is Severity.WARNING for finding in findings)
+    warnings = f"; {warned} warnings, for the proving ground to clear" if warned else ""
+    noted = f"; {len(findings) - warned} notes" if len(findings) > warned else ""
+    return Passed(detail + warnings + noted, tuple(findings))
 
 
 def _kernel_words(result: KernelResult) -> str:

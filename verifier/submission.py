@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from kernel_bpf.build.compile import compile_policy
+from kernel_bpf.build.source import read_source
 from kernel_bpf.build.target import KernelTarget
+from kernel_bpf.policies.library import load_library
 from schedagent.core.deployment import LARGEST_OBJECT_BYTES
 from schedagent.core.errors import PolicyError
 from schedagent.core.policies.artifact import PolicyArtifact
-from schedagent.core.policies.policy import PolicyInfo, Tunable
+from schedagent.core.policies.policy import PolicyInfo, Standing, Tunable
+from schedagent.core.policies.proposal import Origin
 from verifier.object.reader import read_object
 
 _STRIP = "leave its debug information out, which the kernel does not read: llvm-strip -g FILE.bpf.o"
+
+_MADE = (Origin.COMPOSE, Origin.PATCH, Origin.GENERATE)
 
 _NAME = re.compile(r"[A-Za-z0-9_]{1,100}")
 
@@ -32,6 +38,23 @@ def build(info: PolicyInfo, target: KernelTarget, include_dirs: Sequence[Path], 
     if len(artifact.object_bytes) > LARGEST_OBJECT_BYTES:
         raise _too_large(f"{len(artifact.object_bytes)} bytes came out of the compiler", "")
     return artifact
+
+
+def standing(info: PolicyInfo, include_dirs: Sequence[Path]) -> Standing:
+    """Return where a policy comes from; who asks is believed in one direction only: a bundled policy is known by its
+    bytes, compiled with our headers alone.
+
+    Raises:
+        PolicyError: the source cannot be read.
+    """
+    if not info.is_object and not include_dirs and read_source(info.source) in _bundled():
+        return Standing.BUNDLED
+    return Standing.DERIVED if info.origin in _MADE else Standing.FOREIGN
+
+
+@functools.cache
+def _bundled() -> frozenset[bytes]:
+    return frozenset(read_source(policy.source) for policy in load_library().values())
 
 
 def declared_tunables(artifact: PolicyArtifact) -> tuple[Tunable, ...]:

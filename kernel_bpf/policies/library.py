@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from kernel_bpf import BPF
 from schedagent.core.errors import PolicyError, UsageError
-from schedagent.core.policies.policy import DECLARABLE, PolicyInfo, Tunable
+from schedagent.core.policies.policy import DECLARABLE, READABLE, PolicyInfo, Tunable
 from schedagent.core.trials.workload import WorkloadClass
 
 POLICIES = BPF / "policies"
@@ -96,6 +96,7 @@ def read_manifest(text: str, where: str, source: Path) -> PolicyInfo:
         limitations=table.take("limitations", str),
         inputs=table.take_words("inputs", INPUTS, default=()),
         declares=table.take_words("declares", DECLARABLE, default=()),
+        reads=table.take_words("reads", READABLE, default=()),
         classes=table.take_numbers("classes", CLASS_NUMBERS),
         tunables=tuple(map(_read_tunable, table.take_tables("tunables"))),
         source=source,

@@ -22,6 +22,7 @@ def write_manifest(info: PolicyInfo) -> str:
         f"inputs = {_words(info.inputs)}",
     ]
     lines += [f"declares = {_words(info.declares)}"] if info.declares else []
+    lines += [f"reads = {_words(info.reads)}"] if info.reads else []
     lines += [f"classes = {_numbers(info.classes)}"] if info.classes else []
     return "\n".join([*lines, *map(_entry, info.tunables)]) + "\n"
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 
 SOURCE = "source"
 COMPILE = "compile"
@@ -21,17 +22,29 @@ GATES = (SOURCE, COMPILE, LOGIC, KERNEL, ATTACH, PROVING, OVERHEAD)
 """In the order they are passed."""
 
 
+class FindingClass(StrEnum):
+    """What a broken rule means for whoever wants to run the policy."""
+
+    UNSAFE = "unsafe"
+    """It can hang, lose or misplace a task, be ejected, leak, escape, or behave otherwise than it was proved."""
+    UNFAIR = "unfair"
+    """It costs somebody something: measured, and a matter of taste or goal."""
+    HOUSE = "house"
+    """Our own policies are not written like that."""
+
+
 @dataclass(frozen=True)
 class Rule:
     """One rule.
 
     Args:
-        number: 1 to 30.
+        number: 1 to 33.
         text: what must hold.
         why: what happens otherwise.
         repair: how a policy is usually fixed.
         gates: which gates check it.
         checks: names of the oracles of the proving ground that check it, if any do.
+        finding_class: of a finding on it, unless the finding itself is of another one.
     """
 
     number: int
@@ -40,6 +53,7 @@ class Rule:
     repair: str
     gates: tuple[str, ...]
     checks: tuple[str, ...] = ()
+    finding_class: FindingClass = FindingClass.UNSAFE
 
 
 _RULES = (
@@ -122,7 +136,7 @@ _RULES = (
     Rule(20, "work left in a user DSQ kicks an idle CPU",
          "a CPU that went idle before the insert does not look again, and the task waits for the next tick or longer",
          "after the insert, pick an idle CPU of the task's mask and scx_bpf_kick_cpu(cpu, SCX_KICK_IDLE)",
-         (LOGIC, PROVING), ("work conservation",)),
+         (LOGIC, PROVING), ("work conservation",), finding_class=FindingClass.UNFAIR),
     Rule(21, "an infinite slice needs a preemption source",
          "a task with SCX_SLICE_INF keeps its CPU for as long as it likes",
          "use a finite slice, or kick the CPU with SCX_KICK_PREEMPT from a timer or from enqueue",
@@ -130,15 +144,15 @@ _RULES = (
     Rule(22, "vtime lag is clamped, compared wrap-safe and charged by weight",
          "a long sleeper otherwise starves everybody when it wakes, and weights mean nothing",
          "clamp to the queue's clock minus one slice, compare as (s64)(a - b) < 0, charge used * 100 / weight",
-         (LOGIC, PROVING), ("weights", "starvation", "sleeper's return")),
+         (LOGIC, PROVING), ("weights", "starvation", "sleeper's return"), finding_class=FindingClass.UNFAIR),
     Rule(23, "no shared DSQ full of pinned tasks",
          "every CPU then scans the tasks it may not run, under the DSQ's lock",
          "queue tasks with one allowed CPU in a DSQ of that CPU",
-         (PROVING,), ("pinned crowd",)),
+         (PROVING,), ("pinned crowd",), finding_class=FindingClass.UNFAIR),
     Rule(24, "slices are explicit and between 100 us and 100 ms",
          "shorter ones switch more than they run, longer ones make everybody else wait",
          "clamp the slice to 100 us .. 100 ms before the insert",
-         (SOURCE, LOGIC)),
+         (SOURCE, LOGIC), finding_class=FindingClass.HOUSE),
     Rule(25, "CPU hotplug is handled, or the kernel ends the policy with a restart code",
          "a task left on a CPU that went away is lost",
          "leave cpu_online and cpu_offline out (the kernel then asks for a restart), or requeue in them",
@@ -146,7 +160,7 @@ _RULES = (
     Rule(26, "timeout_ms is set, at most 5000 for a candidate; exit information is recorded",
          "without a short timeout a lost task waits for half a minute; without exit info nobody learns why it ended",
          "set .timeout_ms = 5000, and .exit to a callback that records struct scx_exit_info",
-         (SOURCE, LOGIC, PROVING), ("provoked stall",)),
+         (SOURCE, LOGIC, PROVING), ("provoked stall",), finding_class=FindingClass.HOUSE),
     Rule(27, "only struct_ops, syscall and tracing programs of the allowed list; only harmless helpers and kfuncs",
          "a scheduler has no business in user memory, signals, return values, packets or pinned maps",
          "remove the program, the pin or the call",
@@ -163,7 +177,15 @@ _RULES = (
     Rule(30, "the machine keeps the default scheduler's throughput within 10 % unless declared otherwise",
          "a policy that costs more than it can gain is none to keep",
          "do less in the hot callbacks, and kick fewer CPUs",
-         (OVERHEAD,), ("idle machine", "saturated machine")),
+         (OVERHEAD,), ("idle machine", "saturated machine"), finding_class=FindingClass.UNFAIR),
+    Rule(32, "no order, slice, CPU or loop bound depends on an input that the policy does not declare",
+         "what looks at names, users, clocks or counters can behave otherwise than it was proved",
+         "let the loader fill a map, or declare the input: reads = [\"comm\"]",
+         ()),
+    Rule(33, "every queue, branch and class of the policy was reached while it was proved",
+         "what never ran is not proved: a policy can wait for an hour, a name or a user, and then starve somebody",
+         "remove the branch, or make it depend on what the proving ground can bring about",
+         ()),
 )  # fmt: skip
 
 RULES: Mapping[int, Rule] = {rule.number: rule for rule in _RULES}

@@ -13,7 +13,7 @@ from enum import StrEnum
 from typing import Any
 
 from schedagent.core.policies.artifact import PolicyArtifact
-from schedagent.core.rules import RULES, Rule
+from schedagent.core.rules import RULES, FindingClass, Rule
 
 
 class GateStatus(StrEnum):
@@ -42,10 +42,11 @@ class VerificationOutcome(StrEnum):
 
 
 class Severity(StrEnum):
-    """An error fails its gate; a warning must be cleared by an oracle of the proving ground."""
+    """An error fails its gate; a warning must be cleared by an oracle of the proving ground; a note is only shown."""
 
     ERROR = "error"
     WARNING = "warning"
+    NOTE = "note"
 
 
 @dataclass(frozen=True)
@@ -63,12 +64,13 @@ class Finding:
 
     Args:
         rule: number in core.rules.RULES.
-        severity: error or warning.
+        severity: error, warning or note.
         where: the callback or program, such as "enqueue"; empty for the whole policy.
         file, line: where in the source; line 0 if the object does not say.
         message: what is wrong, with values.
         path: the steps of one path that breaks the rule; empty if it is not about a path.
         cleared_by: for a warning, the oracle of the proving ground whose passing clears it.
+        classed: its class, if it is not that of its rule.
     """
 
     rule: int
@@ -79,6 +81,12 @@ class Finding:
     message: str
     path: tuple[Step, ...] = ()
     cleared_by: str = ""
+    classed: FindingClass | None = None
+
+    @property
+    def finding_class(self) -> FindingClass:
+        """Whether it makes the policy unsafe, unfair, or only unlike ours."""
+        return self.classed or self.text.finding_class
 
     @property
     def text(self) -> Rule:
@@ -258,6 +266,9 @@ class VerificationReport:
                 del content[name]
         for gate in content["gates"]:
             del gate["seconds"]
+            for finding in gate["findings"]:
+                if not finding["classed"]:
+                    del finding["classed"]
         text = json.dumps(_by_value(content), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode("ascii")).hexdigest()
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from schedagent.core.rules import RULES
+from schedagent.core.rules import RULES, FindingClass
 from schedagent.core.terminal.console import open_console
 from schedagent.core.terminal.printable import printable
 from schedagent.core.verification import (
@@ -26,6 +26,7 @@ from schedagent.core.verification import (
 )
 
 _COLOURS = {GateStatus.PASSED: "green", GateStatus.FAILED: "red"}
+_SEVERITY_COLOURS = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.NOTE: ""}
 _ORACLE_COLOURS = {"yes": "green", "excused": "yellow", "no": "red"}
 _INDENT = "        "
 
@@ -51,9 +52,8 @@ class GatePrinter:
             self._print(finding)
 
     def _print(self, finding: Finding) -> None:
-        style = "red" if finding.severity is Severity.ERROR else "yellow"
-        head = Text(_INDENT).append(finding.severity.value, style=style)
-        self._console.print(head.append(f"  {printable(str(finding))}"), soft_wrap=True)
+        head = Text(_INDENT).append(finding.severity.value, style=_SEVERITY_COLOURS[finding.severity])
+        self._console.print(head.append(f"  {finding.finding_class}: {printable(str(finding))}"), soft_wrap=True)
         for line in finding_lines(finding):
             self._console.print(Text(_INDENT + "  " + line), soft_wrap=True)
 
@@ -117,6 +117,8 @@ def to_json(report: VerificationReport) -> dict[str, Any]:
     values: dict[str, Any] = TypeAdapter(VerificationReport).dump_python(report, mode="json")
     for gate in values["gates"]:
         for finding, fields in zip(_findings_of(report, gate["gate"]), gate["findings"], strict=True):
+            del fields["classed"]
+            fields.update({"class": finding.finding_class.value})
             fields.update(why=finding.text.why, repair=finding.text.repair, cleared=report.clears(finding))
     for oracle, fields in zip(report.oracles, values["oracles"], strict=True):
         fields.update(excused=report.excuses(oracle))
@@ -139,6 +141,8 @@ def json_schema() -> dict[str, Any]:
     schema["properties"] |= added
     schema["required"] = [*added, *schema["required"]]
     finding = schema["$defs"]["Finding"]["properties"]
+    del finding["classed"]
+    finding["class"] = {"enum": [each.value for each in FindingClass]}
     finding.update(why={"type": "string"}, repair={"type": "string"}, cleared={"type": "boolean"})
     schema["$defs"]["OracleResult"]["properties"]["excused"] = {"type": "boolean"}
     return dict(schema)

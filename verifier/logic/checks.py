@@ -7,10 +7,11 @@ in `verifier.logic`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
+from schedagent.core.policies.policy import Standing
 from schedagent.core.verification import Finding, Severity
 from verifier.logic.rules import declared as declared_rules
 from verifier.logic.rules import placement as placement_rules
@@ -58,7 +59,7 @@ class LogicReport:
     """What the logic checks found.
 
     Args:
-        findings: errors first.
+        findings: errors first, notes last.
         callbacks: one entry per walked callback or program.
         dsqs_created, dsqs_drained: distinct DSQs, or families of them, that are created and drained.
     """
@@ -76,10 +77,11 @@ class LogicReport:
     def summary(self) -> str:
         """One line for people."""
         paths = sum(walk.paths for walk in self.callbacks)
-        errors, warnings = len(self.errors), len(self.findings) - len(self.errors)
+        errors, warnings, notes = (sum(each.severity is kind for each in self.findings) for kind in Severity)
         drained = "all drained" if self.dsqs_drained >= self.dsqs_created else f"{self.dsqs_drained} drained"
         queues = f"{self.dsqs_created} DSQs or families created, {drained}" if self.dsqs_created else "no DSQs created"
-        findings = f"{errors} errors, {warnings} warnings" if self.findings else "nothing found"
+        noted = f", {notes} notes" if notes else ""
+        findings = f"{errors} errors, {warnings} warnings{noted}" if self.findings else "nothing found"
         return f"{len(self.callbacks)} callbacks, {paths} paths, {queues}; {findings}"
 
 
@@ -88,6 +90,9 @@ def check_logic(
     features: frozenset[str],
     enums: Mapping[str, int] = MappingProxyType({}),
     tunables: Mapping[str, int] = MappingProxyType({}),
+    *,
+    standing: Standing = Standing.DERIVED,
+    reads: Collection[str] = (),
 ) -> LogicReport:
     """Check a compiled policy against the rules that its programs show.
 
@@ -97,6 +102,8 @@ def check_logic(
         enums: values of the target's enumerators, as kernel_bpf.build.target.enum_values gives them ("SCX_DSQ_LOCAL";
             with the type before a dot is fine, too); the object's own fill the gaps.
         tunables: values that the loader will set; the others are judged by what the object holds.
+        standing: where the policy comes from: what is an error of a derived one may be a note on a foreign one.
+        reads: the inputs that it declares to go by, of core.policies.policy.READABLE.
     """
     known = (calls.FIXED_ENUMS, image.enums, enums)
     values = {name.rpartition(".")[2]: value for source in known for name, value in source.items()}
@@ -105,13 +112,13 @@ def check_logic(
     image = _configured(image, tunables)
     ops = image.ops[0]
     walk = _walk(image, ops, features, values)
-    subject = Subject(image, ops, walk, values, features)
+    subject = Subject(image, ops, walk, values, features, standing, frozenset(reads))
     declared_rules.check(subject)
     for rules in (placement_rules, queue_rules, task_rules, time_rules):
         rules.check(subject)
     _check_explored(subject, walk)
     findings = sorted(
-        subject.findings, key=lambda finding: (finding.severity is not Severity.ERROR, finding.rule, finding.line)
+        subject.findings, key=lambda finding: (list(Severity).index(finding.severity), finding.rule, finding.line)
     )
     return LogicReport(
         tuple(findings),

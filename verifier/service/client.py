@@ -114,6 +114,7 @@ class RemoteVerifier:
                     "documented": info.tunables,
                     "inputs": info.inputs,
                     "declares": info.declares,
+                    "reads": info.reads,
                     "tunables": dict(candidate.tunables),
                     "history": candidate.history,
                     "classes": candidate.classes,

@@ -16,7 +16,7 @@ from schedagent.core import accept, errors
 from schedagent.core.deployment import MOST_ENTRIES
 from schedagent.core.errors import SchedagentError, SetupError, UsageError
 from schedagent.core.policies.artifact import PolicyArtifact
-from schedagent.core.policies.policy import DECLARABLE, Tunable
+from schedagent.core.policies.policy import DECLARABLE, READABLE, Tunable
 from schedagent.core.token import Scope
 from schedagent.core.verification import GateResult, VerificationReport
 
@@ -54,6 +54,7 @@ class VerifyRequest(Message):
         documented: the tunables with their ranges.
         inputs: maps the loader fills: history, classes.
         declares: oracles that it does not mean to satisfy, see core.policy.PolicyInfo.
+        reads: inputs that it declares to go by, of core.policies.policy.READABLE.
         tunables: chosen values; those left out have their documented default.
         history, classes: contents of those maps.
         kernel: release to verify for; empty for the verifier's default.
@@ -69,6 +70,7 @@ class VerifyRequest(Message):
     documented: Annotated[tuple[Tunable, ...], Field(max_length=256)] = ()
     inputs: Annotated[tuple[Literal["history", "classes"], ...], Field(max_length=2)] = ()
     declares: Annotated[tuple[str, ...], Field(max_length=len(DECLARABLE))] = ()
+    reads: Annotated[tuple[str, ...], Field(max_length=len(READABLE))] = ()
     tunables: Annotated[dict[str, Number], Field(max_length=256)] = {}
     history: Entries = ()
     classes: Entries = ()
@@ -91,6 +93,8 @@ class VerifyRequest(Message):
                 raise ValueError(f"header {path[:200]!r} would lie where another file lies")
         if not set(self.declares) <= set(DECLARABLE):
             raise ValueError(f"declares may hold {', '.join(DECLARABLE)}")
+        if not set(self.reads) <= set(READABLE):
+            raise ValueError(f"reads may hold {', '.join(READABLE)}")
         if self.object_base64 is not None:
             _bytes(self.object_base64)
         return self

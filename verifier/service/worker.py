@@ -11,6 +11,7 @@ from typing import Protocol
 from schedagent.core.errors import SchedagentError, SetupError
 from schedagent.core.policies.artifact import PolicyArtifact
 from schedagent.core.policies.policy import CandidatePolicy, PolicyInfo
+from schedagent.core.policies.proposal import Origin
 from schedagent.core.process.child import Child
 from schedagent.core.process.machine_lock import LAB_LOCK
 from schedagent.core.token import Scope
@@ -70,6 +71,8 @@ def unpack(request: VerifyRequest, folder: Path) -> Submission:
         inputs=request.inputs,
         source=place,
         declares=request.declares,
+        reads=request.reads,
+        origin=Origin.GENERATE,  # whoever asks over a socket is not asked where it comes from
     )
     return Submission(candidate, info, folder, request.kernel, request.scope, request.cgroup)
 

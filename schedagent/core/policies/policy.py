@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
 from schedagent.core.errors import TunableError
@@ -49,6 +50,24 @@ DECLARABLE = ("weights", "idle machine", "saturated machine")
 """Oracles whose rule says "unless the policy declares otherwise" (29 and 30); safety cannot be declared away."""
 
 
+class Standing(StrEnum):
+    """Where a policy comes from, as its verifier sees it: the less is known of its author, the more has to be shown."""
+
+    BUNDLED = "bundled"
+    """Its source is one of ours, byte by byte."""
+    DERIVED = "derived"
+    """A model or a composer made it, or nobody says where it comes from."""
+    FOREIGN = "foreign"
+    """A person brought it, and decides on what is only reported."""
+
+
+READABLE = (
+    "comm", "uid", "gid", "pid", "parent", "cgroup", "namespace", "nice", "arguments", "cpus", "nodes", "kernel",
+    "time since load", "time since boot", "wall clock", "counters", "random numbers", "map values",
+)  # fmt: skip
+"""Inputs that a policy may declare to go by (rule 32): whatever else the order follows from needs no word."""
+
+
 @dataclass(frozen=True)
 class PolicyInfo:
     """A documented policy: one `<name>.bpf.c` with its `<name>.toml`.
@@ -64,6 +83,7 @@ class PolicyInfo:
         source: path of the C source, or of a compiled object.
         declares: names of oracles (core.rules.Rule.checks) that this policy does not mean to satisfy, such as
             "weights" for a policy that ignores them by design; only those of DECLARABLE.
+        reads: what it goes by, of READABLE, as its author declares it.
         classes: (program, class number) for the input "classes": labels of a profile's tables, or
             core.spec.PROGRAM_KINDS, which are measured; programs that are not named stay out of the map.
         documented: whether a .toml describes all this; else its object may have tunables that `tunables` does not list.
@@ -84,6 +104,7 @@ class PolicyInfo:
     documented: bool = True
     origin: Origin = Origin.BUNDLED
     parent: str = ""
+    reads: tuple[str, ...] = ()
 
     @property
     def is_object(self) -> bool:

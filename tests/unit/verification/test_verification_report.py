@@ -99,7 +99,7 @@ def test_the_outcome_is_the_same_word_in_every_face(capsys, monkeypatch, statuse
 
 def test_a_finding_tells_place_path_why_and_how_to_repair(capsys):
     text = " ".join(shown(capsys, report(LOST)).split())
-    assert "error fifo.bpf.c:57: rule 18 (in enqueue): a path loses the task" in text
+    assert "error unsafe: fifo.bpf.c:57: rule 18 (in enqueue): a path loses the task" in text
     assert "by fifo.bpf.c:45: if" in text
     assert "why: a task on the other path is lost" in text
     assert "fix: end such a path with an insert" in text

@@ -105,7 +105,7 @@ def static(monkeypatch):
     monkeypatch.setattr(pipeline, "features", lambda _target: frozenset())
     monkeypatch.setattr(pipeline, "enum_values", lambda _target: {})
 
-    def check_logic(_image, _features, _enums, tunables):
+    def check_logic(_image, _features, _enums, tunables, **_origin):
         found.judged = tunables
         return SimpleNamespace(summary="9 callbacks", findings=found.logic)
 

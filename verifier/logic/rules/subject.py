@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+from schedagent.core.policies.policy import Standing
 from schedagent.core.verification import Finding, Severity, Step
 from verifier.logic.rules.queues import Queue, decode
 from verifier.logic.walk.calls import names
@@ -61,6 +62,8 @@ class Subject:
     Args:
         enums: values of enumerators by short name.
         features: what the target kernel has.
+        standing: where the policy comes from.
+        reads: inputs that it declares to go by.
     """
 
     image: BpfImage
@@ -68,6 +71,8 @@ class Subject:
     walk: Walk
     enums: Mapping[str, int]
     features: frozenset[str]
+    standing: Standing = Standing.DERIVED
+    reads: frozenset[str] = frozenset()
     findings: list[Finding] = field(default_factory=list)
 
     def flag(self, name: str) -> bool:
