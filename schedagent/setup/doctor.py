@@ -26,9 +26,9 @@ from schedagent.setup.packages import requirement
 from verifier.microvm.kernels import default_kernel, find_kernels, host_kernel
 
 if TYPE_CHECKING:
-    from schedagent.core.trials.usage import MachineCosts
     from rich.text import Text
 
+    from schedagent.core.trials.usage import MachineCosts
     from verifier.lab.vm import VmLab
 
 Status = Literal["ok", "info", "warning", "missing"]
