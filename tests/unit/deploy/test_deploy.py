@@ -7,6 +7,7 @@ import dataclasses
 import re
 import tomllib
 
+from schedagent.cli.verify import DEFAULT_GROUP
 from schedagent.core.process.machine_lock import FILE_NAME, FOLDERS
 from schedagent.metrics.server import ADDRESS
 from schedagent.schedagentd.config import Config, load_config
@@ -41,10 +42,12 @@ def test_the_key_is_out_of_everybody_s_reach():
     assert (service["LimitCORE"], service["UMask"], service["NoNewPrivileges"]) == ("0", "0077", "yes")
 
 
-def test_only_the_group_may_ask():
+def test_only_the_group_may_ask_and_looking_is_another_one():
     socket = unit(SOCKET)["Socket"]
-    assert (socket["SocketMode"], socket["SocketGroup"]) == ("0660", "schedagent")
-    assert "g schedagent " in re.sub(" +", " ", SYSUSERS.read_text())
+    assert (socket["SocketMode"], socket["SocketGroup"]) == ("0660", "schedagent-sign")
+    assert DEFAULT_GROUP == socket["SocketGroup"] != Config().group
+    assert f"g {DEFAULT_GROUP} " in re.sub(" +", " ", SYSUSERS.read_text())
+    assert f"m schedagent {DEFAULT_GROUP}" in (UNITS / "schedagent.sysusers").read_text().splitlines()
 
 
 def test_schedagentd_has_few_rights():
