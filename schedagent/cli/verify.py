@@ -156,7 +156,7 @@ def socket_path(chosen: Settings, socket: Path | None) -> Path:
     """Return where to listen."""
     from schedagent.core.settings import writable
 
-    path = socket or chosen.verifier_socket
+    path = socket or (chosen.verifier_socket and chosen.verifier_service)
     return path.absolute() if path else writable(chosen.state_dir, "SCHEDAGENT_STATE") / "verifier.sock"
 
 
