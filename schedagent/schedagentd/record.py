@@ -1,7 +1,8 @@
 """The record of deployments: one SQLite file, written before and after whatever is done to the kernel.
 
 Each change is one durable transaction together with its event. A file that is damaged is moved aside and
-kept; since it knew which tokens were used, no token that was valid before that moment is accepted afterwards.
+kept; since it knew which tokens were used, no token that was valid before that moment is accepted afterwards. A file of
+an earlier version is brought up to date (`migrations`); one that a newer program wrote is refused and left as it is.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from schedagent.core.deployment import Deployment, End, Event, Phase
 from schedagent.core.errors import RecordError, SetupError
 from schedagent.core.retention.limits import RETENTION
 from schedagent.core.token import CLOCK_SKEW_S, DeploymentToken
+from schedagent.schedagentd.migrations.versions import upgrade, version_of
 
 FILE = "record.sqlite"
 KEPT_EVENTS = RETENTION["events"].count
@@ -29,23 +31,7 @@ KEPT_DEPLOYMENTS = RETENTION["deployments"].count
 KEPT_TRIPS = RETENTION["trips"].count
 KEPT_DAMAGED = RETENTION["damaged"].count
 
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS deployments (
-    number INTEGER PRIMARY KEY AUTOINCREMENT, phase TEXT NOT NULL, digest TEXT NOT NULL, body TEXT NOT NULL
-) STRICT;
-CREATE TABLE IF NOT EXISTS objects (digest TEXT PRIMARY KEY, content BLOB NOT NULL) STRICT;
-CREATE TABLE IF NOT EXISTS events (
-    number INTEGER PRIMARY KEY AUTOINCREMENT, at REAL NOT NULL, kind TEXT NOT NULL, deployment INTEGER NOT NULL,
-    detail TEXT NOT NULL
-) STRICT;
-CREATE TABLE IF NOT EXISTS nonces (nonce TEXT PRIMARY KEY, expires_at INTEGER NOT NULL) STRICT;
-CREATE TABLE IF NOT EXISTS tripped (digest TEXT PRIMARY KEY, cause TEXT NOT NULL, at REAL NOT NULL) STRICT;
-CREATE TABLE IF NOT EXISTS moments (name TEXT PRIMARY KEY, unix_s REAL NOT NULL) STRICT;
-CREATE TABLE IF NOT EXISTS totals (
-    what TEXT NOT NULL, stage TEXT NOT NULL, name TEXT NOT NULL, count INTEGER NOT NULL,
-    PRIMARY KEY (what, stage, name)
-) STRICT;
-"""
+_TABLES = {"deployments", "objects", "events", "nonces", "tripped", "moments", "totals"}
 _LAST_SEEN = "last seen"
 _TOKENS_FROM = "tokens from"
 _ENDED, _EVENT = "ended", "event"
@@ -67,7 +53,7 @@ class Record:
 
         Raises:
             SetupError: another schedagentd has it.
-            RecordError: it cannot be opened or made.
+            RecordError: it cannot be opened or made, or a newer schedagentd wrote it.
         """
         lock = _locked(folder)
         path, moved = folder / FILE, None
@@ -82,6 +68,9 @@ class Record:
                 now = time.time()
                 _set_moment(database, _TOKENS_FROM, now + CLOCK_SKEW_S)  # a token may be used that early
                 _set_moment(database, _LAST_SEEN, now)
+        except RecordError:
+            os.close(lock)
+            raise
         except (sqlite3.Error, OSError) as error:
             os.close(lock)
             raise _unusable(error) from None
@@ -299,9 +288,13 @@ _REPAIR = "restart schedagentd: it moves a damaged record aside and ends what it
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    """Open the file, prove that it is sound, and make what is missing."""
+    """Open the file, prove that it is sound, and bring it up to date.
+
+    The version comes first: what stands in the file of a newer program is not for this one to judge.
+    """
     database = sqlite3.connect(path, isolation_level=None, timeout=2.0)
     try:
+        version_of(database)
         for pragma in (
             "locking_mode = EXCLUSIVE",
             "journal_mode = DELETE",
@@ -311,7 +304,10 @@ def _connect(path: Path) -> sqlite3.Connection:
             database.execute(f"PRAGMA {pragma}")
         if [row[0] for row in database.execute("PRAGMA quick_check(1)")] != ["ok"]:
             raise sqlite3.DatabaseError("database disk image is malformed")
-        database.executescript(_SCHEMA)
+        upgrade(database)
+        missing = _TABLES - {row[0] for row in database.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
+        if missing:
+            raise sqlite3.DatabaseError(f"malformed: there is no table {', '.join(sorted(missing))}")
         for (body,) in database.execute("SELECT body FROM deployments WHERE phase != ?", (Phase.ENDED,)):
             try:
                 Deployment.from_json(json.loads(body))

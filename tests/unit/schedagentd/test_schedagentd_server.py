@@ -403,7 +403,8 @@ OWN_MODULES = {
         "messages",
         "record",
     }
-    | {"rollout", "server"},
+    | {"rollout", "server", "migrations", "migrations.versions"}
+    | {f"migrations.{name}" for name in ("v0001_first_record", "v0002_totals", "v0003_trees_and_metrics")},
     "kernel_bpf": {"load", "observe", "observe.schedulers", "observe.tasks"}
     | {f"load.{name}" for name in ("bpf_object", "btf", "exit_info", "libbpf", "running", "sched_ext")},
 }
