@@ -60,7 +60,7 @@ class Phase(StrEnum):
     RUNNING = "running"
     """In charge, confirmed by sysfs."""
     ENDING = "ending"
-    """About to be taken away; not confirmed."""
+    """About to be taken away; not confirmed. Only records of earlier versions have it."""
     ENDED = "ended"
 
 
@@ -87,6 +87,7 @@ class End(StrEnum):
     GONE = "its process ended"
     STOPPED = "schedagentd stopped"
     DIED = "schedagentd died"
+    DIED_ON_PROBATION = "schedagentd or the machine died during its probation"
     NOT_LOADED = "could not be loaded"
 
     @property
@@ -112,6 +113,7 @@ _MISBEHAVED = frozenset(
         End.PRESSURE,
         End.CPU_SHARE,
         End.METRIC,
+        End.DIED_ON_PROBATION,
     }
 )
 TRIPS = _MISBEHAVED | {End.LEASE_LAPSED, End.SUSPENDED, End.HOTPLUG, End.FOREIGN, End.BLIND}
