@@ -20,6 +20,9 @@ _STRUCT = "user_exit_info"
 _SECTIONS = (".data", ".bss")
 _REQUIRED = ("kind", "reason", "msg")
 _DUMP_BYTES = 32768
+_LONGEST = {"kind": 8, "exit_code": 8, "reason": 128, "msg": 1024, "dump": _DUMP_BYTES}
+"""Bytes of a member that are read, however large the policy declares it: the kernel's own sizes (SCX_EXIT_MSG_LEN and
+the like in kernel/sched/ext.c)."""
 _FIRST_ERROR_KIND = 1024
 _EXIT_KINDS = {
     0: "none",
@@ -131,12 +134,22 @@ class ExitRecord:
             policy.set_tunables({length: _DUMP_BYTES})
 
     def read(self, policy: BpfObject) -> ExitInfo | None:
-        """Read a loaded object's record; None while the policy has not ended."""
-        content = policy.read_section(self.section)[self.variable.offset :]
-        members = {
-            name: content[member.offset : member.offset + member.size_bytes]
-            for name, member in self.variable.members.items()
-        }
-        if self.dump_section and any(members["kind"]):
-            members["dump"] = policy.read_section(self.dump_section)
+        """Read a loaded object's record, never more of it than a record needs; None while the policy has not ended.
+
+        Raises:
+            BpfError: it cannot be read.
+        """
+        kind = self._member(policy, "kind")
+        if not any(kind):
+            return None
+        members = {name: self._member(policy, name) for name in _LONGEST if name in self.variable.members}
+        members["kind"] = kind
+        if self.dump_section:
+            length = min(policy.section_bytes(self.dump_section), _LONGEST["dump"])
+            members["dump"] = policy.read_variable(self.dump_section, 0, length)
         return ExitInfo.decode(members)
+
+    def _member(self, policy: BpfObject, name: str) -> bytes:
+        member = self.variable.members[name]
+        size_bytes = min(member.size_bytes, _LONGEST[name])
+        return policy.read_variable(self.section, self.variable.offset + member.offset, size_bytes)

@@ -406,7 +406,7 @@ OWN_MODULES = {
     | {"rollout", "server", "migrations", "migrations.versions"}
     | {f"migrations.{name}" for name in ("v0001_first_record", "v0002_totals", "v0003_trees_and_metrics")},
     "kernel_bpf": {"load", "observe", "observe.schedulers", "observe.tasks"}
-    | {f"load.{name}" for name in ("bpf_object", "btf", "exit_info", "libbpf", "running", "sched_ext")},
+    | {f"load.{name}" for name in ("bpf_object", "btf", "exit_info", "libbpf", "memory", "running", "sched_ext")},
 }
 FORBIDDEN = ("asyncio", "pydantic", "langgraph", "langchain", "openai", "sqlalchemy", "numpy", "http", "ssl")
 FORBIDDEN += (
