@@ -413,19 +413,17 @@ class Driver:
         """Take away what runs, confirmed by sysfs, and write that to the record afterwards."""
         assert self.active is not None
         active, self.active = self.active, None
-        dump = active.before.exit.dump if active.before.exit else ""
         try:
-            info = active.loaded.detach()
-            dump = info.dump if info and info.dump else dump
+            active.loaded.detach()
         except BpfError as error:
             log.error("%s", error)
             detail = f"{detail}; {one_line(error)}"
         if active.deployment.stage is not Stage.FULL:
             self.kernel.move_out()
-        self._confirm_end(active.deployment, end, detail, dump)
+        self._confirm_end(active.deployment, end, detail)
 
-    def _confirm_end(self, deployment: Deployment, end: End, detail: str, dump: str = "") -> None:
-        ended = decisions.ended(deployment, end, detail, dump, self.clock.unix())
+    def _confirm_end(self, deployment: Deployment, end: End, detail: str) -> None:
+        ended = decisions.ended(deployment, end, detail, self.clock.unix())
         self._try_save(ended, "tripped" if end.is_trip else "ended", f"{end}: {detail}".removesuffix(": "))
 
     def _restore(self, number: int) -> None:
@@ -435,6 +433,10 @@ class Driver:
             content = self.record.content(before.order.digest) if before else None
             if before is None or content is None:
                 raise Refused(f"deployment {number} is not kept any more")
+            if trip := self.record.trip_of(before.order.digest, self.clock.unix()):
+                raise Refused(f"the circuit breaker ended the same object meanwhile: {trip}")
+            if is_gone(self.kernel, before):
+                raise Refused(f"{before.tree} ended")
             check_machine(self.kernel, ours=False)
             token = self.check_token(before.order, before.order.token, before.stage, before.cgroup)
             restored = decisions.restored(before, token, self.now)
@@ -521,7 +523,10 @@ class Driver:
     def _reading(self, loaded: Loaded) -> KernelReading:
         """Read what the kernel shows; exit_info comes last, or an end between two of these would have no cause."""
         state, enabled = self.kernel.state(), loaded.enabled()
-        return KernelReading(self.clock.boot(), self.clock.monotonic(), state, enabled, loaded.exit_info())
+        exit_info = loaded.exit_info()
+        if exit_info and exit_info.asks_for_restart:
+            state = self.kernel.state()  # the hotplug may have come after it was read
+        return KernelReading(self.clock.boot(), self.clock.monotonic(), state, enabled, exit_info)
 
     def _measure(self, where: Where) -> Measuring:
         """Begin to sample a scope; the first sample only begins the first interval."""

@@ -15,7 +15,7 @@ import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -29,6 +29,10 @@ FILE = "record.sqlite"
 KEPT_EVENTS = RETENTION["events"].count
 KEPT_DEPLOYMENTS = RETENTION["deployments"].count
 KEPT_TRIPS = RETENTION["trips"].count
+KEPT_TRIPS_DAYS = RETENTION["trips"].days
+KNOWN_GOOD = 3
+"""So many earlier deployments are kept with their objects, one behind the other: each is restored when the one that
+replaced it has to go."""
 KEPT_DAMAGED = RETENTION["damaged"].count
 
 _TABLES = {"deployments", "objects", "events", "nonces", "tripped", "moments", "totals"}
@@ -36,6 +40,30 @@ _LAST_SEEN = "last seen"
 _TOKENS_FROM = "tokens from"
 _ENDED, _EVENT = "ended", "event"
 """What is counted in the table totals."""
+
+
+@dataclass(frozen=True)
+class Trip:
+    """That the circuit breaker ended an object which is therefore not loaded again for a while.
+
+    Args:
+        at, until: Unix times.
+    """
+
+    digest: str
+    cause: End
+    at: float
+
+    @property
+    def until(self) -> float:
+        return self.at + KEPT_TRIPS_DAYS * 86400
+
+    def counts(self, now: float) -> bool:
+        """Whether it is not forgotten yet; nor is it from a day that a clock set wrong made up."""
+        return abs(now - self.at) < self.until - self.at
+
+    def __str__(self) -> str:
+        return f"{self.cause}, on {time.strftime('%Y-%m-%d', time.gmtime(self.at))}"
 
 
 class Record:
@@ -114,7 +142,7 @@ class Record:
                 self._use(token)
             self._store(deployment, kind, detail)
             if deployment.phase is Phase.ENDED:
-                self._prune()
+                self._prune(deployment)
         return deployment
 
     def note(self, kind: str, detail: str, deployment: int = 0) -> None:
@@ -154,14 +182,28 @@ class Record:
         """Number of the newest event; 0 if there is none."""
         return int(self._ask("SELECT coalesce(max(number), 0) FROM events")[0][0])
 
-    def trip_of(self, digest: str) -> tuple[End, float] | None:
-        """Return why and when (Unix time) the circuit breaker last ended this object; None if it never did."""
-        rows = self._ask("SELECT cause, at FROM tripped WHERE digest = ?", digest)
-        return (End(rows[0][0]), rows[0][1]) if rows else None
+    def known_good(self, deployment: Deployment) -> tuple[Deployment, ...]:
+        """Return what may be restored after a deployment, newest first: each one is that which the last replaced."""
+        behind: list[Deployment] = []
+        number = deployment.previous
+        while len(behind) < KNOWN_GOOD and (before := self.get(number)) is not None:
+            behind.append(before)
+            number = before.previous
+        return tuple(behind)
 
-    def trips(self) -> tuple[tuple[str, End, float], ...]:
-        """Return digest, cause and Unix time of every trip that still counts."""
-        return tuple((row[0], End(row[1]), row[2]) for row in self._ask("SELECT * FROM tripped ORDER BY at DESC"))
+    def trip_of(self, digest: str, now: float) -> Trip | None:
+        """Return why and when the circuit breaker last ended this object; None if that does not count (any more).
+
+        Args:
+            now: Unix time.
+        """
+        return next((trip for trip in self.trips(now) if trip.digest == digest), None)
+
+    def trips(self, now: float) -> tuple[Trip, ...]:
+        """Return every trip that counts, newest first."""
+        rows = self._ask("SELECT digest, cause, at FROM tripped ORDER BY at DESC")
+        trips = (Trip(digest, End(cause), at) for digest, cause, at in rows)
+        return tuple(trip for trip in trips if trip.counts(now))
 
     def totals(self) -> dict[str, Any]:
         """Return how many deployments ever ended, by stage and end, and how many events there were, by kind.
@@ -210,7 +252,7 @@ class Record:
             "UPDATE deployments SET phase = ?, body = ? WHERE number = ?",
             (deployment.phase, json.dumps(deployment.to_json()), deployment.number),
         )
-        if deployment.phase is Phase.ENDED and deployment.end is not None and deployment.end.is_trip:
+        if deployment.phase is Phase.ENDED and deployment.end and deployment.end.counts_at(deployment.stage):
             row = (deployment.order.digest, deployment.end, deployment.ended_at)
             self._database.execute("INSERT OR REPLACE INTO tripped VALUES (?, ?, ?)", row)
         if kind:
@@ -228,26 +270,28 @@ class Record:
             "INSERT INTO totals VALUES (?, ?, ?, 1) ON CONFLICT DO UPDATE SET count = count + 1", (what, stage, name)
         )
 
-    def _prune(self) -> None:
-        """Keep the file small: forget what is old, and objects that nothing running or restorable needs."""
+    def _prune(self, ended: Deployment) -> None:
+        """Keep the file small: forget what is old, but for what runs, waits, or may be restored after one of these.
+
+        Args:
+            ended: what has just ended: the restoring that follows needs what is behind it. Its number says nothing: what
+                waits, was dropped meanwhile or was restored has a higher one.
+        """
         database = self._database
+        unfinished = self.unfinished()
+        behind = [good for deployment in (*unfinished, ended) for good in self.known_good(deployment)]
+        wanted = {deployment.order.digest for deployment in (*unfinished, *behind)}
+        numbers = json.dumps([deployment.number for deployment in behind])
         database.execute("DELETE FROM events WHERE number <= (SELECT max(number) FROM events) - ?", (KEPT_EVENTS,))
         database.execute(
-            "DELETE FROM deployments WHERE phase = ? AND number <= (SELECT max(number) FROM deployments) - ?",
-            (Phase.ENDED, KEPT_DEPLOYMENTS),
+            "DELETE FROM deployments WHERE phase = ? AND number <= (SELECT max(number) FROM deployments) - ?"
+            " AND number NOT IN (SELECT value FROM json_each(?))",
+            (Phase.ENDED, KEPT_DEPLOYMENTS, numbers),
         )
         database.execute(
             "DELETE FROM tripped WHERE digest NOT IN (SELECT digest FROM tripped ORDER BY at DESC, digest LIMIT ?)",
             (KEPT_TRIPS,),
         )
-        wanted = {deployment.order.digest for deployment in self.unfinished()}
-        for deployment in self.unfinished():
-            before = self.get(deployment.previous)
-            if before is not None:
-                wanted.add(before.order.digest)
-        last = next(self._deployments("ORDER BY number DESC LIMIT 1"), None)
-        if last is not None and (before := self.get(last.previous)) is not None:
-            wanted.add(before.order.digest)  # the rollback that follows its end needs it
         kept = [row[0] for row in self._ask("SELECT digest FROM objects")]
         database.executemany(
             "DELETE FROM objects WHERE digest = ?", [(digest,) for digest in kept if digest not in wanted]

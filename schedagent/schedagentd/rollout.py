@@ -18,7 +18,7 @@ from schedagent.schedagentd.config import Config
 from schedagent.schedagentd.decisions import Decision, EndWith
 from schedagent.schedagentd.driver import Active, Clock, Driver
 from schedagent.schedagentd.kernel import Kernel
-from schedagent.schedagentd.record import Record
+from schedagent.schedagentd.record import KEPT_TRIPS_DAYS, Record
 
 log = logging.getLogger(__name__)
 
@@ -78,11 +78,11 @@ class Rollout:
         """
         self._require_nothing_waits()
         check_machine(self.kernel, ours=self.driver.active is not None)
-        trip = self.record.trip_of(order.digest)
-        if trip and not again:
+        if (trip := self.record.trip_of(order.digest, self.clock.unix())) and not again:
             raise Refused(
-                f"this object was ended by the circuit breaker before: {trip[0]}",
-                "deploy another; or this one again if the cause is known: schedagent deploy --again",
+                f"this object was ended by the circuit breaker before: {trip}",
+                f"deploy another; this one in {KEPT_TRIPS_DAYS} days, or now if the cause is known: "
+                "schedagent deploy --again",
             )
         tree = tree_of(self.kernel, stage, cgroup, pid) if pid else None
         if tree is None:
@@ -203,15 +203,18 @@ class Rollout:
             self.driver.carry_out(pin)
 
     def _trip(self, running: Deployment, trip: EndWith) -> None:
-        """The circuit breaker: take it away, then back to the last known good or to the default scheduler."""
+        """The circuit breaker: take it away, then back to the last known good or to the default scheduler.
+
+        What waits goes on waiting, unless it is the very object that has just been taken away.
+        """
         if trip.end is End.FOREIGN:
             others = self.kernel.schedulers()
             trip = replace(trip, detail=f"{trip.detail}{named(others)}; to deploy again: {stop_hint(others)}")
         self.driver.carry_out(trip)
         log.warning("circuit breaker: %s: %s: %s", running.label, trip.end, trip.detail)
         known = running.previous and trip.end.blames_policy
-        if restore := decisions.after_trip(running, trip.end, self.record.get(running.previous) if known else None):
-            self.driver.carry_out(restore)
+        previous = self.record.get(running.previous) if known else None
+        self._carry_out(decisions.after_trip(running, trip.end, previous, self.driver.waiting))
 
     def _advance(self) -> None:
         """Load what waits, or widen what runs, once enough was measured."""
@@ -250,6 +253,7 @@ class Rollout:
             "active": running.summary(boot) if running else None,
             "measured": {name: asdict(spread) for name, spread in measured.items()},
             "waiting": waiting.summary(boot) if waiting else None,
+            "restorable": self._restorable(running),
             "rollback": self.config.rollback,
             "unsaved": sorted(self.driver.unsaved),
             "foreign": self._foreign(state),
@@ -271,7 +275,10 @@ class Rollout:
     def policies(self) -> dict[str, Any]:
         """What is loaded, by sysfs, and which objects the circuit breaker keeps away."""
         state, ours = self.kernel.state(), self.driver.active is not None
-        trips = [{"digest": digest, "cause": cause, "at": at} for digest, cause, at in self.record.trips()]
+        trips = [
+            {"digest": trip.digest, "cause": trip.cause, "at": trip.at, "until": trip.until}
+            for trip in self.record.trips(self.clock.unix())
+        ]
         return {
             "loaded": [{"ops": state.ops, "ours": ours, "switch_all": state.switch_all}] if state.ops else [],
             "tripped": trips,
@@ -283,6 +290,15 @@ class Rollout:
             return None
         others = self.kernel.schedulers()
         return {"schedulers": [str(scheduler) for scheduler in others], "hint": stop_hint(others)}
+
+    def _restorable(self, running: Deployment | None) -> list[int]:
+        """Numbers of those that may be restored after what runs, newest first: their keepers stay for that."""
+        try:
+            behind = self.record.known_good(running) if running else ()
+        except RecordError as error:
+            log.error("%s", error)
+            return []
+        return [number for deployment in behind for number in dict.fromkeys(deployment.names)]
 
     def _totals(self) -> dict[str, Any] | None:
         """What was ever counted; None while the record cannot be read, which must not hide the rest."""

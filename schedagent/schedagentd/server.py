@@ -371,10 +371,7 @@ class Server:
                 now = boot()
                 return {
                     "recorded": rollout.record.recorded,
-                    "history": [
-                        deployment.summary(now) | ({"dump": deployment.dump} if request.dumps else {})
-                        for deployment in deployments
-                    ],
+                    "history": [deployment.summary(now) for deployment in deployments],
                 }
             case Deploy():
                 deployment = rollout.deploy(

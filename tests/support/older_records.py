@@ -32,11 +32,13 @@ CREATE TABLE totals (
 ) STRICT;
 """
 _LATER_MEMBERS = {"tree": None, "better": None}
+SECRET = "what a policy collected"
 
 OLDER = {
     "first": (0, _FIRST, {}),
     "counting": (0, _FIRST + _TOTALS, {}),
     "unnumbered": (0, _FIRST + _TOTALS, _LATER_MEMBERS),
+    "dumping": (3, _FIRST + _TOTALS, _LATER_MEMBERS | {"dump": SECRET}),
 }
 """Of each: the version it is marked with, its tables, and what its bodies hold besides those of the first."""
 
@@ -58,7 +60,8 @@ def write(folder, name):
             )
             database.execute("INSERT OR IGNORE INTO objects VALUES (?, ?)", (body["order"]["digest"], content_of()))
             database.execute("INSERT INTO events VALUES (?, ?, 'accepted', ?, 'canary')", (number, SEEN, number))
-        database.execute("INSERT INTO tripped VALUES (?, 'stall', ?)", ("cd" * 32, SEEN))
+        for digest, cause in (("ab", "exited by itself"), ("cd", "stall"), ("ef", "lease lapsed")):
+            database.execute("INSERT INTO tripped VALUES (?, ?, ?)", (digest * 32, cause, SEEN))
         database.execute("INSERT INTO nonces VALUES (?, ?)", (NONCE, int(SEEN) + 86400))
         database.execute("INSERT INTO moments VALUES ('last seen', ?)", (SEEN,))
         database.execute(f"PRAGMA user_version = {version}")

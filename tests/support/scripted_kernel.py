@@ -45,6 +45,7 @@ class World:
         self.policy = None
         self.enable_seq = 0
         self.nr_rejected = 0
+        self.hotplug_seq = 0
         self.events = {}
         self.moved = []
         self.cgroups = ["/build", "/build/canary", "/other"]
@@ -86,11 +87,11 @@ class World:
             assert hasattr(self, name), name
             setattr(self, name, value)
 
-    def end_policy(self, kind=1026, code=0, message="failed to run for 5.1s", dump="CPU states"):
+    def end_policy(self, kind=1026, code=0, message="failed to run for 5.1s"):
         """The kernel throws the policy out; its link stays, and its record tells why."""
         words = {1026: "stall", 1024: "error", 64: "unregistered", 66: "unregistered by the kernel"}
-        told = asdict(ExitInfo(kind, words.get(kind, "kind"), code, "reason", message)) | {"dump": dump}
-        self.policy |= {"exit": told, "enabled": False}
+        info = ExitInfo(kind, words.get(kind, "kind"), code, "reason", message)
+        self.policy |= {"exit": asdict(info), "enabled": False}
 
     def take_over(self, ops="scx_other"):
         """Another scheduler is loaded."""
@@ -128,7 +129,7 @@ class World:
                 bool(policy) and not policy["partial"],
                 self.nr_rejected,
                 self.enable_seq,
-                0,
+                self.hotplug_seq,
                 self.events if policy else {},
             )
         )

@@ -5,9 +5,19 @@ from __future__ import annotations
 import sqlite3
 
 from schedagent.core.errors import RecordError
-from schedagent.schedagentd.migrations import v0001_first_record, v0002_totals, v0003_trees_and_metrics
+from schedagent.schedagentd.migrations import (
+    v0001_first_record,
+    v0002_totals,
+    v0003_trees_and_metrics,
+    v0004_known_good,
+)
 
-_UPGRADES = (v0001_first_record.upgrade, v0002_totals.upgrade, v0003_trees_and_metrics.upgrade)
+_UPGRADES = (
+    v0001_first_record.upgrade,
+    v0002_totals.upgrade,
+    v0003_trees_and_metrics.upgrade,
+    v0004_known_good.upgrade,
+)
 """The first makes version 1 of an empty file; the versions up to 3 were not numbered when they were written."""
 
 SCHEMA = len(_UPGRADES)

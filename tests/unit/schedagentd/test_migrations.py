@@ -13,16 +13,21 @@ from schedagent.core.welch import Spread
 from schedagent.schedagentd.__main__ import EXIT_FAILED, main
 from schedagent.schedagentd.migrations import versions
 from schedagent.schedagentd.migrations.versions import SCHEMA
-from schedagent.schedagentd.record import FILE, Record
+from schedagent.schedagentd.record import FILE, Record, Trip
 from tests.support import older_records
 from tests.support.deploy_orders import content_of
-from tests.support.older_records import NONCE, OLDER, SEEN
+from tests.support.older_records import NONCE, OLDER, SECRET, SEEN
 from tests.support.scripted_host import Host
 
 BODY = {
     3: """
         number order stage cgroup phase uid boot_id lease_s lease_until token_until created_at since tree next_stage
         next_cgroup better enable_seq proven pinned previous baseline end detail dump ended_at;
+        policy digest tunables history classes report_digest token; pid started; count mean deviation
+    """,
+    4: """
+        number order stage cgroup phase uid boot_id lease_s lease_until token_until created_at since tree next_stage
+        next_cgroup better enable_seq proven pinned previous restores baseline end detail ended_at;
         policy digest tunables history classes report_digest token; pid started; count mean deviation
     """,
 }
@@ -53,12 +58,13 @@ def test_an_older_record_is_brought_up_to_date(older, tmp_path):
         assert record.moved_aside is None
         assert record.used_nonces == {NONCE}
         assert record.last_seen >= SEEN
-        assert record.trip_of("cd" * 32) == (End.STALL, SEEN)
+        assert record.trips(SEEN) == (Trip("ab" * 32, End.EXITED, SEEN),), "the others blame nobody for sure"
         ended, ran = record.get(1), record.get(2)
         assert (ended.phase, ended.end, ran.phase) == (Phase.ENDED, End.STALL, Phase.RUNNING)
         assert (ran.previous, ran.tree, ran.better, ran.order.tunables) == (1, None, None, (("slice_us", 5000),))
         assert record.content(ran.order.digest) == content_of()
         assert [event.deployment for event in record.events(0, 10)][:2] == [1, 2]
+    assert SECRET.encode() not in (older / FILE).read_bytes()
     Record.open(tmp_path / "new").close()
     assert schema_of(older) == schema_of(tmp_path / "new")
     assert schema_of(older)[0] == SCHEMA
