@@ -23,6 +23,7 @@ MEANING = {
     End.SUSPENDED: {TRIP},
     End.HOTPLUG: {TRIP},
     End.FOREIGN: {TRIP},
+    End.CORE_SCHEDULING: {TRIP},
     End.BLIND: {TRIP},
     End.ROLLED_BACK: set(),
     End.REPLACED: set(),

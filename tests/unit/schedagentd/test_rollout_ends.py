@@ -161,7 +161,7 @@ class TestWhatCounts:
     @pytest.mark.parametrize("end", End, ids=lambda end: end.name)
     @pytest.mark.parametrize("stage", Stage)
     def test_only_what_the_policy_did(self, end, stage):
-        own = end in (End.EJECTED, End.EXITED, End.ERROR_EVENTS, End.REJECTED_TASKS)
+        own = end in (End.EJECTED, End.EXITED, End.ERROR_EVENTS, End.REJECTED_TASKS, End.DIED_ON_PROBATION)
         assert end.counts_at(stage) == (own or (end in (End.STALL, End.STARVATION) and stage is Stage.FULL))
 
     @pytest.mark.parametrize(

@@ -405,7 +405,10 @@ OWN_MODULES = {
         "record",
     }
     | {"rollout", "server", "migrations", "migrations.versions"}
-    | {f"migrations.{name}" for name in ("v0001_first_record", "v0002_totals", "v0003_trees_and_metrics")},
+    | {
+        f"migrations.{name}"
+        for name in ("v0001_first_record", "v0002_totals", "v0003_trees_and_metrics", "v0004_known_good")
+    },
     "kernel_bpf": {"load", "observe", "observe.schedulers", "observe.tasks"}
     | {
         f"load.{name}"
