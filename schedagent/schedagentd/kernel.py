@@ -14,10 +14,11 @@ from kernel_bpf.observe.schedulers import Scheduler, other_schedulers
 from kernel_bpf.observe.tasks import TaskSample, Watch
 from schedagent.core.deployment import Order, Tree, Where
 from schedagent.core.errors import BpfError, SchedagentError
+from schedagent.core.terminal import foreign
 
 PINS = Path("/sys/fs/bpf/schedagent")
 """One folder for each pinned deployment, by its number."""
-_LONGEST_LINE = 4000
+_LONGEST_LINE, _LONGEST_QUOTE = 1000, 2000
 
 
 class Loaded(Protocol):
@@ -228,5 +229,10 @@ def _remove(folder: Path) -> None:
 
 
 def one_line(error: SchedagentError) -> str:
-    """An error's message in one line, of a long one the end: a log of the kernel's verifier may have megabytes."""
-    return " ".join(error.message[-_LONGEST_LINE:].split())
+    """An error's message in one printable line: its first line, which is ours, and of the rest, which is not, the end.
+
+    A log of the kernel's verifier may have megabytes, and it quotes the policy's source.
+    """
+    ours, line_break, theirs = error.message.partition("\n")
+    head = foreign.one_line(ours[-_LONGEST_LINE:], _LONGEST_LINE)
+    return f"{head}: {foreign.quote(theirs[-_LONGEST_QUOTE:], _LONGEST_QUOTE)}" if line_break else head
