@@ -2,8 +2,8 @@
 
 Whoever reads our output believes a line that begins at its margin: "Verdict: ...", a token, a hint. So nobody else's
 words ever begin one. In a sentence of ours they are a `quote`: one line between quotation marks. A text of several
-lines is a `block`, each line behind `MARK`. A message of ours may carry such a text after its first line (an error with a
-compiler's output, a gate's detail): it is shown `marked`. All printers of this package do that with whatever they get.
+lines is a `block`, each line behind `MARK`. A message of ours may carry such a text after its first line (an error with
+a compiler's output, a gate's detail): it is shown `marked`, which all printers do with whatever they get.
 """
 
 from __future__ import annotations
