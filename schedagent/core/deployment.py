@@ -60,7 +60,7 @@ class Phase(StrEnum):
     RUNNING = "running"
     """In charge, confirmed by sysfs."""
     ENDING = "ending"
-    """About to be taken away; not confirmed."""
+    """About to be taken away; not confirmed. Only records of earlier versions have it."""
     ENDED = "ended"
 
 
@@ -88,6 +88,7 @@ class End(StrEnum):
     GONE = "its process ended"
     STOPPED = "schedagentd stopped"
     DIED = "schedagentd died"
+    DIED_ON_PROBATION = "schedagentd or the machine died during its probation"
     NOT_LOADED = "could not be loaded"
 
     @property
@@ -111,7 +112,7 @@ class End(StrEnum):
         return self in BLAMES
 
 
-_OWN_DOING = frozenset({End.EJECTED, End.EXITED, End.ERROR_EVENTS, End.REJECTED_TASKS})
+_OWN_DOING = frozenset({End.EJECTED, End.EXITED, End.ERROR_EVENTS, End.REJECTED_TASKS, End.DIED_ON_PROBATION})
 _WAITED = frozenset({End.STALL, End.STARVATION})
 _WORSE = frozenset({End.RUN_QUEUE_DELAY, End.PRESSURE, End.CPU_SHARE, End.METRIC})
 _MISBEHAVED = _OWN_DOING | _WAITED | _WORSE

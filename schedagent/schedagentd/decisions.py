@@ -409,7 +409,9 @@ def account_for(deployment: Deployment, now: Moment) -> tuple[End, str]:
     """Return how and why a deployment ended that an earlier process left unfinished."""
     here = deployment.boot_id == now.boot_id
     lapsed = here and deployment.pinned and now.boot >= deployment.lease_until
-    end = deployment.end or (End.LEASE_LAPSED if lapsed else End.DIED)
+    loaded = deployment.phase in (Phase.LOADING, Phase.RUNNING)
+    died = End.DIED_ON_PROBATION if loaded and not deployment.proven else End.DIED
+    end = deployment.end or (End.LEASE_LAPSED if lapsed else died)
     detail = deployment.detail or ("while nobody watched" if lapsed else f"in phase {deployment.phase}")
     return end, detail if here else "the machine was restarted"
 

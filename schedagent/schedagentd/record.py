@@ -227,13 +227,19 @@ class Record:
 
     @property
     def last_seen(self) -> float:
-        """The latest Unix time at which a token was accepted, 0 if none was."""
+        """The latest Unix time that was seen, 0 if none was."""
         return self._moment(_LAST_SEEN)
 
     @property
     def tokens_from(self) -> float:
         """Unix time before which no token may have begun to be valid, because the record of used ones was lost then."""
         return self._moment(_TOKENS_FROM)
+
+    def saw(self, unix_s: float) -> None:
+        """Store how late it is, if it is later than was ever stored."""
+        if unix_s > self.last_seen:
+            with self._change() as database:
+                _set_moment(database, _LAST_SEEN, unix_s)
 
     def _use(self, token: DeploymentToken) -> None:
         now = max(time.time(), self.last_seen)

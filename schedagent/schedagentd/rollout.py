@@ -11,7 +11,6 @@ from kernel_bpf.load.sched_ext import KernelState
 from kernel_bpf.observe.schedulers import named, stop_hint
 from schedagent.core.deployment import Deployment, End, Order, Stage
 from schedagent.core.errors import RecordError, Refused
-from schedagent.core.token import read_signed
 from schedagent.core.welch import Better
 from schedagent.schedagentd import decisions
 from schedagent.schedagentd.admission import cgroup_of, check_machine, check_scope, is_gone, tree_of
@@ -127,7 +126,7 @@ class Rollout:
             stage, cgroup = decisions.token_scope(deployment)
             newer = self.driver.check_token(order, token, stage, cgroup, self.record.used_nonces)
         else:
-            read_signed(order.token, self.driver.public_keys())  # whose key is no longer trusted gets no further lease
+            self.driver.check_renewal(order)
         renew = decisions.renew(deployment, order, newer, metric, lease_s, self.driver.now, self.config)
         self.driver.carry_out(renew)
         return renew.renewed
@@ -167,7 +166,6 @@ class Rollout:
     def tick(self) -> None:
         """Look at everything: called every second while `busy`."""
         driver = self.driver
-        driver.save_unsaved()
         due = driver.is_sample_due()
         if driver.active:
             self._watch(driver.active, due)
@@ -179,6 +177,7 @@ class Rollout:
         if driver.active and driver.active.step and due:
             driver.active.step.take()
         self._advance()
+        driver.save_unsaved()  # last: a disk may take its time
 
     def _watch(self, active: Active, due: bool) -> None:
         """End what runs if there is a cause; else note that its probation is over, if it is."""
@@ -211,8 +210,8 @@ class Rollout:
         if trip.end is End.FOREIGN:
             others = self.kernel.schedulers()
             trip = replace(trip, detail=f"{trip.detail}{named(others)}; to deploy again: {stop_hint(others)}")
-        log.warning("circuit breaker: %s: %s: %s", running.label, trip.end, trip.detail)
         self.driver.carry_out(trip)
+        log.warning("circuit breaker: %s: %s: %s", running.label, trip.end, trip.detail)
         known = running.previous and trip.end.blames_policy
         previous = self.record.get(running.previous) if known else None
         self._carry_out(decisions.after_trip(running, trip.end, previous, self.driver.waiting))
@@ -238,6 +237,7 @@ class Rollout:
     def stop(self) -> None:
         """End what runs, because this process ends; what is pinned stays in charge, if that is still wanted."""
         self._carry_out(decisions.stop(self.driver.running, self.driver.waiting, self.config))
+        self.driver.keep_time(at_once=True)
         self.driver.save_unsaved()
 
     # What is shown
@@ -245,7 +245,7 @@ class Rollout:
     def status(self) -> dict[str, Any]:
         """What is deployed, what waits, and what the kernel shows."""
         boot, state = self.clock.boot(), self.kernel.state()
-        release, build_id = self.kernel.identity()
+        identity = self.kernel.identity()
         running, waiting = self.driver.running, self.driver.waiting
         measured = self.driver.active.now.summary() if self.driver.active else {}
         return {
@@ -259,8 +259,9 @@ class Rollout:
             "foreign": self._foreign(state),
             "totals": self._totals(),
             "kernel": {
-                "release": release,
-                "build_id": build_id,
+                "release": identity.release,
+                "build_id": identity.build_id,
+                "live_patches": list(identity.live_patches),
                 "sched_ext": state.available,
                 "state": state.state,
                 "ops": state.ops,

@@ -44,6 +44,8 @@ log = logging.getLogger(__name__)
 
 TICK_S = 1.0
 IDLE_S = 10.0
+BUSY_S, REST_S = 0.1, 0.005
+"""How long it works without having to wait for anything, and how long it sleeps then."""
 REQUEST_S = 10.0
 ANSWER_S = 10.0
 CONNECTIONS = 64
@@ -147,6 +149,7 @@ class Server:
         self._rates, self._streamed = Rates(), Rates()
         self._stopping = False
         self._next_tick = self._next_notice = 0.0
+        self._rested = 0.0
 
     def run(self) -> None:
         """Serve until SIGTERM or SIGINT; the roll-out is stopped then, by the caller."""
@@ -180,10 +183,11 @@ class Server:
                     woken.recv(4096)
             elif (connection := self._connections.get(key.fd)) is not None:
                 self._serve(connection, events)
-        now = time.monotonic()
+        now = self._rest()
         if self._rollout.busy and now >= self._next_tick:
             self._next_tick = now + TICK_S
             self._rollout.tick()
+        self._rollout.driver.keep_time()
         for connection in list(self._connections.values()):
             if connection.deadline is not None and now >= connection.deadline:
                 if not connection.closing:
@@ -193,6 +197,16 @@ class Server:
         if now >= self._next_notice:
             self._next_notice = now + NOTICE_S
             self._notifier.tell(f"WATCHDOG=1\nSTATUS={self._rollout.in_charge}")
+
+    def _rest(self) -> float:
+        """Sleep a little if there was something to do all the time, and return the time (monotonic).
+
+        A real-time task that never sleeps takes a CPU from everybody, and is ended by its limit.
+        """
+        if time.monotonic() >= self._rested + BUSY_S:
+            time.sleep(REST_S)
+            self._rested = time.monotonic()
+        return time.monotonic()
 
     def _patience(self) -> float:
         """How long to wait for something to do, in seconds."""

@@ -27,6 +27,7 @@ from kernel_bpf.observe.tasks import TaskSample
 from schedagent.core import errors
 from schedagent.core.deployment import Tree
 from schedagent.core.errors import BpfError, KernelRejected
+from schedagent.schedagentd.kernel import KernelIdentity
 
 CONTROLS = ("reset", "set", "end_policy", "take_over", "truth", "changes", "call_counts", "is_held", "release")
 """What tests call; everything else is a call of the daemon's."""
@@ -50,6 +51,7 @@ class World:
         self.cgroups = ["/build", "/build/canary", "/other"]
         self.processes = {"42": [7000, "/build/canary"]}
         self.core = None
+        self.live_patches, self.lacking = [], []
         self.others = []
         self.refused = []
         self.refuses_pin = ""
@@ -110,7 +112,10 @@ class World:
     # What the daemon calls
 
     def identity(self, owner):
-        return [RELEASE, BUILD_ID]
+        return [RELEASE, BUILD_ID, self.live_patches]
+
+    def exposed(self, owner):
+        return self.lacking
 
     def state(self, owner):
         if not self.available:
@@ -160,10 +165,13 @@ class World:
     def exit_info(self, owner, seq):
         return self.policy["exit"] if self.policy and self.policy["seq"] == seq else None
 
-    def pin(self, owner, number):
+    def pin(self, owner, number, lease_until):
         if self.refuses_pin:
             raise BpfError(self.refuses_pin)
-        self.policy["pin"] = number
+        self.policy |= {"pin": number, "lease": lease_until}
+
+    def prolong(self, owner, lease_until):
+        self.policy["lease"] = lease_until
 
     def unpin(self, owner):
         if self.policy:
@@ -241,8 +249,11 @@ class ScriptedLoaded:
         told = self._kernel.call("exit_info", self._seq)
         return ExitInfo(**told) if told else None
 
-    def pin(self):
-        self._kernel.call("pin", self._number)
+    def pin(self, lease_until):
+        self._kernel.call("pin", self._number, lease_until)
+
+    def prolong(self, lease_until):
+        self._kernel.call("prolong", lease_until)
 
     def unpin(self):
         self._kernel.call("unpin")
@@ -270,7 +281,11 @@ class ScriptedKernel:
             hooks.pop(name, bool)()
 
     def identity(self):
-        return tuple(self.call("identity"))
+        release, build_id, patches = self.call("identity")
+        return KernelIdentity(release, build_id, tuple(patches))
+
+    def exposed(self):
+        return tuple(self.call("exposed"))
 
     def state(self):
         return KernelState(**self.call("state"))

@@ -29,6 +29,7 @@ MEANING = {
     End.GONE: set(),
     End.STOPPED: set(),
     End.DIED: set(),
+    End.DIED_ON_PROBATION: {TRIP, BLAME},
     End.NOT_LOADED: {BLAME},
 }
 

@@ -383,10 +383,14 @@ class TestThisProcess:
     @pytest.mark.parametrize(
         ("left", "expected"),
         [
-            (deployment(), (End.DIED, "in phase running")),
-            (deployment(boot_id="boot-0"), (End.DIED, "the machine was restarted")),
-            (deployment(pinned=True, lease_until=1000.0), (End.LEASE_LAPSED, "while nobody watched")),
-            (deployment(lease_until=1000.0), (End.DIED, "in phase running")),
+            (deployment(), (End.DIED_ON_PROBATION, "in phase running")),
+            (deployment(phase=Phase.LOADING), (End.DIED_ON_PROBATION, "in phase loading")),
+            (deployment(phase=Phase.WAITING), (End.DIED, "in phase waiting")),
+            (deployment(proven=True), (End.DIED, "in phase running")),
+            (deployment(boot_id="boot-0"), (End.DIED_ON_PROBATION, "the machine was restarted")),
+            (deployment(boot_id="boot-0", proven=True), (End.DIED, "the machine was restarted")),
+            (deployment(proven=True, pinned=True, lease_until=1000.0), (End.LEASE_LAPSED, "while nobody watched")),
+            (deployment(lease_until=1000.0), (End.DIED_ON_PROBATION, "in phase running")),
             (deployment(phase=Phase.ENDING, end=End.STALL, detail="5 s"), (End.STALL, "5 s")),
         ],
     )

@@ -24,6 +24,14 @@ OTHER = ed25519.Ed25519PrivateKey.from_private_bytes(bytes(32))
 OTHER_PUBLIC = OTHER.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 
 
+class Died(BaseException):
+    """This process, in the middle of something."""
+
+
+def die():
+    raise Died
+
+
 class TestCircuitBreaker:
     @pytest.mark.parametrize(
         ("trouble", "end"),
@@ -154,8 +162,8 @@ class TestWhatCounts:
     @pytest.mark.parametrize("end", End, ids=lambda end: end.name)
     @pytest.mark.parametrize("stage", Stage)
     def test_only_what_the_policy_did(self, end, stage):
-        own = end in (End.EJECTED, End.EXITED, End.ERROR_EVENTS, End.REJECTED_TASKS)
-        assert end.counts_at(stage) == (own or (end in (End.STALL, End.STARVATION) and stage is Stage.FULL))
+        own = {End.EJECTED, End.EXITED, End.ERROR_EVENTS, End.REJECTED_TASKS, End.DIED_ON_PROBATION}
+        assert end.counts_at(stage) == (end in own or (end in (End.STALL, End.STARVATION) and stage is Stage.FULL))
 
     @pytest.mark.parametrize(
         "innocent",
@@ -391,7 +399,22 @@ class TestRestart:
         host.kill()
         assert host.running is None
         host.start()
-        assert (host.get(number).end, host.world.moved) == (End.DIED, [])
+        assert (host.get(number).end, host.world.moved) == (End.DIED if proven else End.DIED_ON_PROBATION, [])
+
+    @pytest.mark.parametrize("step", ["loading", "running"])
+    def test_what_was_on_probation_when_this_process_died_is_to_blame(self, host, step):
+        """Whether the policy did it (an OOM kill, a crash of ours over what it wrote) cannot be known afterwards."""
+        if step == "loading":
+            host.world.hooks["load"] = die
+            with pytest.raises(Died):
+                host.deploy()
+        else:
+            host.deploy()
+        host.kill()
+        host.start()
+        with pytest.raises(Refused, match="ended by the circuit breaker before: schedagentd or the machine died"):
+            host.deploy()
+        assert host.deploy(again=True)
 
     @pytest.mark.parametrize("way", ["stop", "kill"])
     def test_what_is_proven_may_survive(self, staying, way):
