@@ -141,10 +141,6 @@ class BpfObject:
         raw = value.to_bytes(place.size_bytes, "little")
         ctypes.memmove(self._initial_value(ops.name) + place.offset, raw, len(raw))
 
-    def resize_section(self, section: str, size_bytes: int) -> None:
-        """Let the array at the end of a data section be longer than declared; only before `load`."""
-        call("bpf_map__set_value_size", self.find_map(section), size_bytes, about=section)
-
     def load(self) -> None:
         """Create the maps and give every program to the kernel's verifier.
 

@@ -140,8 +140,6 @@ class LoadedPolicy:
         try:
             ops, record = _find_ops(policy), ExitRecord.find(policy)
             ops_name = policy.read_ops(ops, "name").split(b"\0", 1)[0].decode(errors="replace")
-            if record:
-                record.make_room(policy)
             if watchdog_ms:
                 _limit_watchdog(policy, ops, watchdog_ms)
             if partial:

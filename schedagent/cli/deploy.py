@@ -255,7 +255,6 @@ def rollback(
 
 def history(
     limit: Annotated[int, typer.Option(min=1, max=RETENTION["deployments"].count, metavar="N", help="How many.")] = 20,
-    dumps: Annotated[bool, typer.Option("--dumps", help="Also the kernel's dump of an ejected policy.")] = False,
     socket: Socket = None,
     as_json: Json = False,
 ) -> None:
@@ -267,7 +266,7 @@ def history(
     def command() -> int:
         from schedagent.report.deployments import render_history
 
-        answer = client(socket).ask("history", limit=limit, dumps=dumps)
+        answer = client(socket).ask("history", limit=limit)
         recorded = answer.get("recorded", 0)  # a daemon of an older version does not say
         return show(answer["history"], as_json, lambda listed: render_history(listed, recorded))
 

@@ -1,7 +1,7 @@
 """Keeping what was deployed: renews its lease, reports the workload's own metric, and shows what happens.
 
-schedagentd takes a policy away that nobody keeps. So a keeper that dies needs no clean-up: its lease lapses. A keeper whose
-policy was replaced stands by for as long as schedagentd may restore it, because nobody else would renew it then.
+schedagentd takes a policy away that nobody keeps. So a keeper that dies needs no clean-up: its lease lapses. A keeper
+whose policy was replaced stands by for as long as schedagentd may restore it, because nobody else would renew it then.
 """
 
 from __future__ import annotations

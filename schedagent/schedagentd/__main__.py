@@ -13,6 +13,7 @@ from schedagent.core.errors import SchedagentError, UsageError
 from schedagent.core.process.listener import activated, group_id, listen
 from schedagent.core.process.systemd import Notifier
 from schedagent.core.settings import activated_descriptors, service_watch
+from schedagent.core.terminal.printable import OneLineFormatter
 from schedagent.core.trusted import load_trusted
 from schedagent.schedagentd import protection
 from schedagent.schedagentd.config import CONFIG, Config, load_config
@@ -29,7 +30,9 @@ EXIT_USAGE = 2
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of the program; returns its exit status."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(OneLineFormatter("%(levelname)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     try:
         config = load_config(_config_path(sys.argv[1:] if arguments is None else arguments))
         for lack in protection.protect():

@@ -7,6 +7,7 @@ from collections.abc import Container, Iterable
 from kernel_bpf.observe.schedulers import named, stop_hint
 from schedagent.core.deployment import Deployment, Order, Stage, Tree
 from schedagent.core.errors import Refused, TokenError
+from schedagent.core.terminal.foreign import quote
 from schedagent.core.token import DeploymentToken, Scope, check
 from schedagent.schedagentd.kernel import Kernel, KernelIdentity
 
@@ -34,7 +35,8 @@ def check_machine(kernel: Kernel, ours: bool) -> None:
     if not ours and state.state != "disabled":
         others = kernel.schedulers()
         raise Refused(
-            f"another sched_ext scheduler is loaded: {state.ops or state.state}{named(others)}", stop_hint(others)
+            f"another sched_ext scheduler is loaded: {quote(state.ops or state.state)}{named(others)}",
+            stop_hint(others),
         )
     process = kernel.core_scheduled()
     if process is not None:

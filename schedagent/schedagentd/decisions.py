@@ -12,10 +12,14 @@ from dataclasses import dataclass, replace
 from kernel_bpf.observe.tasks import TaskSample
 from schedagent.core.deployment import Deployment, End, Order, Phase, Stage, Tree
 from schedagent.core.errors import Refused
+from schedagent.core.terminal.foreign import one_line
 from schedagent.core.token import DeploymentToken
 from schedagent.core.welch import METRIC, TIMES_IN_A_ROW, Better, Spread
 from schedagent.schedagentd.breaker import Bounds, KernelReading, judge_reading, judge_spreads, measures
 from schedagent.schedagentd.config import NOT_ON_EXIT, Config
+
+LONGEST_DETAIL = 3500
+"""Characters of why a deployment ended: one printable line, with the kernel's and the policy's words quoted in it."""
 
 # What may be decided
 
@@ -295,7 +299,7 @@ def compare(
 def after_trip(
     ended: Deployment, end: End, previous: Deployment | None, waiting: Deployment | None = None
 ) -> tuple[Decision, ...]:
-    """Restore the last known good if the policy is to blame and it is another object; drop what waits if it is the same.
+    """Restore the last known good if the policy is to blame, and is another one; drop what waits if it is the same one.
 
     In this order: whatever ends makes the record forget what is behind nobody any more.
 
@@ -413,7 +417,7 @@ def account_for(deployment: Deployment, now: Moment) -> tuple[End, str]:
 
 
 def restored(before: Deployment, token: DeploymentToken, now: Moment) -> Deployment:
-    """Return the deployment that loads an earlier one again; not numbered yet, and renewed by the earlier one's number."""
+    """Return the deployment that loads an earlier one again: not numbered yet, and renewed by the number of that."""
     token_until = _expiry(token, now)
     return replace(
         before,
@@ -438,7 +442,7 @@ def ended(deployment: Deployment, end: End, detail: str, unix: float) -> Deploym
         deployment,
         phase=Phase.ENDED,
         end=end,
-        detail=detail,
+        detail=one_line(detail, LONGEST_DETAIL),
         pinned=False,
         next_stage=None,
         next_cgroup="",

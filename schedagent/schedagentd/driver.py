@@ -20,6 +20,7 @@ from kernel_bpf.observe.schedulers import named, stop_hint
 from kernel_bpf.observe.tasks import TaskSample
 from schedagent.core.deployment import Deployment, End, Order, Phase, Stage, Where
 from schedagent.core.errors import BpfError, RecordError, Refused, SchedagentError, TokenError
+from schedagent.core.terminal.foreign import quote
 from schedagent.core.token import CLOCK_SKEW_S, DeploymentToken, read_signed
 from schedagent.core.welch import LEAST_SAMPLES, Spread
 from schedagent.schedagentd import decisions
@@ -184,7 +185,7 @@ class Driver:
         if state.state == "disabled":
             return "the default scheduler"
         if self.active is None:
-            return f"{state.ops or state.state}, which is not ours"
+            return f"{quote(state.ops or state.state)}, which is not ours"
         return f"{self.active.deployment.label} at stage {self.active.deployment.stage}"
 
     def read(self, active: Active) -> KernelReading:
@@ -475,7 +476,7 @@ class Driver:
         state = self.kernel.state()
         if self.active is None and state.available and state.state != "disabled":
             others = self.kernel.schedulers()
-            detail = f"{state.ops or state.state}{named(others)} is in charge; to deploy: {stop_hint(others)}"
+            detail = f"{quote(state.ops or state.state)}{named(others)} is in charge; to deploy: {stop_hint(others)}"
             log.warning("another scheduler: %s", detail)
             self.record.note("another scheduler", detail)
 

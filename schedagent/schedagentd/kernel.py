@@ -15,6 +15,7 @@ from kernel_bpf.observe.schedulers import Scheduler, other_schedulers
 from kernel_bpf.observe.tasks import TaskSample, Watch
 from schedagent.core.deployment import Order, Tree, Where
 from schedagent.core.errors import BpfError, SchedagentError
+from schedagent.core.terminal import foreign
 from schedagent.schedagentd import protection
 
 PINS = Path("/sys/fs/bpf/schedagent")
@@ -22,7 +23,7 @@ PINS = Path("/sys/fs/bpf/schedagent")
 _LEASE = "lease"
 """LEASE_NUMBER_SECONDS, by the boot clock. deploy/systemd/schedagentd-lease.service goes by it, without a program of
 ours: pins whose lease is not there or is over are removed."""
-_LONGEST_LINE = 4000
+_LONGEST_LINE, _LONGEST_QUOTE = 1000, 2000
 
 
 @dataclass(frozen=True)
@@ -275,5 +276,10 @@ def _remove(folder: Path) -> None:
 
 
 def one_line(error: SchedagentError) -> str:
-    """An error's message in one line, of a long one the end: a log of the kernel's verifier may have megabytes."""
-    return " ".join(error.message[-_LONGEST_LINE:].split())
+    """An error's message in one printable line: its first line, which is ours, and of the rest, which is not, the end.
+
+    A log of the kernel's verifier may have megabytes, and it quotes the policy's source.
+    """
+    ours, line_break, theirs = error.message.partition("\n")
+    head = foreign.one_line(ours[-_LONGEST_LINE:], _LONGEST_LINE)
+    return f"{head}: {foreign.quote(theirs[-_LONGEST_QUOTE:], _LONGEST_QUOTE)}" if line_break else head

@@ -22,6 +22,7 @@ from typing import Any, Self
 from schedagent.core.deployment import Deployment, End, Event, Phase
 from schedagent.core.errors import RecordError, SetupError
 from schedagent.core.retention.limits import RETENTION
+from schedagent.core.terminal.foreign import one_line
 from schedagent.core.token import CLOCK_SKEW_S, DeploymentToken
 from schedagent.schedagentd.migrations.versions import upgrade, version_of
 
@@ -34,6 +35,9 @@ KNOWN_GOOD = 3
 """So many earlier deployments are kept with their objects, one behind the other: each is restored when the one that
 replaced it has to go."""
 KEPT_DAMAGED = RETENTION["damaged"].count
+
+LONGEST_DETAIL = 4000
+"""Characters of an event's detail, which is one printable line."""
 
 _TABLES = {"deployments", "objects", "events", "nonces", "tripped", "moments", "totals"}
 _LAST_SEEN = "last seen"
@@ -261,7 +265,7 @@ class Record:
     def _event(self, kind: str, deployment: int, detail: str) -> None:
         self._database.execute(
             "INSERT INTO events (at, kind, deployment, detail) VALUES (?, ?, ?, ?)",
-            (time.time(), kind, deployment, detail),
+            (time.time(), kind, deployment, one_line(detail, LONGEST_DETAIL)),
         )
         self._count(_EVENT, "", kind)
 
@@ -274,8 +278,8 @@ class Record:
         """Keep the file small: forget what is old, but for what runs, waits, or may be restored after one of these.
 
         Args:
-            ended: what has just ended: the restoring that follows needs what is behind it. Its number says nothing: what
-                waits, was dropped meanwhile or was restored has a higher one.
+            ended: what has just ended: the restoring that follows needs what is behind it. Its number says nothing:
+                what waits, was dropped meanwhile or was restored has a higher one.
         """
         database = self._database
         unfinished = self.unfinished()

@@ -77,7 +77,7 @@ class Host:
 
     def newest(self) -> dict:
         """The newest deployment of the record."""
-        return json.loads(self.guest.ask("schedagent history --limit 1 --dumps --json"))[0]
+        return json.loads(self.guest.ask("schedagent history --limit 1 --json"))[0]
 
     def until(self, expression: str, limit_s: float = 60) -> None:
         """Wait until schedagentd says that something is so."""
@@ -300,17 +300,15 @@ def test_a_lease_that_nobody_renews(guest, host):
 
 
 def test_a_stall_trips_the_circuit_breaker(guest, host):
-    """A policy that loses tasks: the kernel ejects it, the breaker keeps cause and dump, and refuses it from now on"""
+    """A policy that loses tasks: the kernel ejects it, and the breaker keeps the cause"""
     number = running(host, "stalling", "--again")
     host.until("not active", 40)
     newest = host.newest()
     assert newest["deployment"] == number
     assert (newest["end"], host.kernel()[0]) == ("stall", "disabled")
-    assert "CPU states" in newest["dump"]
     host.schedagent("history --limit 1")
     assert host.ask_prometheus('ALERTS{alertname="SchedagentPolicyStalled", alertstate="firing"}')
     guest.run("systemctl stop prometheus")
-    assert "circuit breaker" in host.deploy("trouble", "stalling-again", status=1)
 
 
 def test_a_policy_that_errs(guest, host):

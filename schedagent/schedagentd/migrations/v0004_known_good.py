@@ -9,7 +9,7 @@ _WAITED = "'stall', 'starvation'"
 
 
 def upgrade(database: sqlite3.Connection) -> None:
-    """Forget, for good, what policies wrote into their dumps; and trips that blame nobody, as far as that can be told."""
+    """Forget what policies wrote into their dumps, for good; and trips that blame nobody, as far as that shows."""
     database.execute("PRAGMA secure_delete = ON")
     database.execute("UPDATE deployments SET body = json_remove(json_set(body, '$.restores', 0), '$.dump')")
     database.execute(

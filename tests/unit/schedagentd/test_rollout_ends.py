@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from schedagent.core.deployment import End, Phase, Stage
 from schedagent.core.errors import KernelRejected, RecordError, Refused, SetupError, TokenError
+from schedagent.core.terminal.printable import OneLineFormatter
 from schedagent.schedagentd.breaker import Bounds
 from schedagent.schedagentd.config import Config
 from schedagent.schedagentd.record import FILE, Record
@@ -65,7 +66,7 @@ class TestCircuitBreaker:
         host.wait(1)
         assert host.get(number).end is End.FOREIGN
         assert host.get(number).detail == (
-            "'scx_other' is in charge instead (scx_rusty, process 9 of scx_loader.service); "
+            '"scx_other" is in charge instead ("scx_rusty", process 9 of scx_loader.service); '
             "to deploy again: systemctl disable --now scx_loader.service"
         )
         assert host.world.policy["ops"] == "scx_other"
@@ -161,8 +162,8 @@ class TestWhatCounts:
     @pytest.mark.parametrize("end", End, ids=lambda end: end.name)
     @pytest.mark.parametrize("stage", Stage)
     def test_only_what_the_policy_did(self, end, stage):
-        own = end in (End.EJECTED, End.EXITED, End.ERROR_EVENTS, End.REJECTED_TASKS, End.DIED_ON_PROBATION)
-        assert end.counts_at(stage) == (own or (end in (End.STALL, End.STARVATION) and stage is Stage.FULL))
+        own = {End.EJECTED, End.EXITED, End.ERROR_EVENTS, End.REJECTED_TASKS, End.DIED_ON_PROBATION}
+        assert end.counts_at(stage) == (end in own or (end in (End.STALL, End.STARVATION) and stage is Stage.FULL))
 
     @pytest.mark.parametrize(
         "innocent",
@@ -223,6 +224,49 @@ class TestWhatCounts:
         host.wait(1)
         host.clock.day -= 3e8
         assert host.deploy().number == host.running
+
+
+FORGED = 'fine"\nINFO: deployment 9 pinned\r\x1b[2J\x9b31m\u202e\u2028' + "A" * 9000
+
+
+class TestWordsOfOthers:
+    """Of kernel, policies and processes: each is quoted in one printable line of bounded length."""
+
+    def details(self, host):
+        return [event.detail for event in host.record.events(0, 1000)] + [
+            ended.detail for ended in host.record.history(100)
+        ]
+
+    @pytest.mark.parametrize(
+        "hostile",
+        [
+            lambda host: host.world.end_policy(1024, message=FORGED),
+            lambda host: host.world.take_over(ops=FORGED),
+            lambda host: host.world.set(others=[(FORGED, 9, "x.service")]) or host.world.take_over(),
+            lambda host: host.world.set(refuses_detach=FORGED) or host.world.end_policy(),
+            lambda host: host.world.set(starved=[f"7 {FORGED}"]),
+        ],
+        ids=["exit record", "name of the policy", "name of a process", "error of the kernel", "starved task"],
+    )
+    def test_an_end(self, host, caplog, hostile):
+        caplog.handler.setFormatter(OneLineFormatter("%(levelname)s: %(message)s"))
+        number = host.deploy().number
+        host.wait(3)
+        hostile(host)
+        host.wait(6)
+        assert host.get(number).phase is Phase.ENDED
+        assert all(detail.isprintable() and len(detail) <= 4100 for detail in self.details(host))
+        assert "pinned" not in [line[:28] for line in caplog.text.splitlines() if not line.startswith("WARNING")]
+        assert len(caplog.text.splitlines()) == len(caplog.records) > 0
+        assert all(line.isprintable() for line in caplog.text.splitlines())
+
+    def test_what_the_kernel_s_verifier_said(self, host, monkeypatch):
+        log = KernelRejected(f"the kernel refused good\n{FORGED}\n; int secret = 1; /* {FORGED} */ the end")
+        monkeypatch.setattr(ScriptedKernel, "load", lambda *_: (_ for _ in ()).throw(log))
+        detail = host.get(host.deploy().number).detail
+        assert detail.startswith('the kernel refused good: "AAA')
+        assert detail.endswith('the end"')
+        assert (detail.isprintable(), detail.count('"'), len(detail) < 3600) == (True, 2, True)
 
 
 class TestLastKnownGood:
