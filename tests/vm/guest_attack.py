@@ -127,7 +127,8 @@ class Scene:
             until(lambda: count("attack", "pids.events:max") > 100)
             lasted_s = self.ends_in(begun)
             refused = count("attack", "pids.events:max")
-        return {"lasted_s": lasted_s, "end": self.newest["end"], "refused forks": refused}
+        newest = self.newest
+        return {"lasted_s": lasted_s, "end": newest["end"], "detail": newest["detail"], "refused forks": refused}
 
     def hungry(self) -> dict:
         """Ended by a rollback while all memory is wanted by others."""
@@ -189,9 +190,9 @@ class Scene:
         until(lambda: self.daemon.client.ask("status")["unsaved"] == [])
         return {"lasted_s": lasted_s, "end": self.newest["end"]}
 
-    def killed(self, order: str, then: Callable[[float], None]) -> dict:
+    def killed(self, order: str, lease_s: float, then: Callable[[float], None]) -> dict:
         """A pinned policy, its keeper and schedagentd; both are killed, and no schedagentd can be started again."""
-        self.deploy(lease_s=LEASE_S)
+        self.deploy(lease_s=lease_s)
         begun = time.monotonic()
         until(lambda: bool(self.daemon.active and self.daemon.active["pinned"]))
         keeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
@@ -239,7 +240,7 @@ def main() -> None:
     scene = Scene(starve)
     be_real_time()
     scene.daemon.start()
-    seen: dict[str, object] = {}
+    seen: dict = {}
     scenes: dict[str, Callable[[], dict]] = {
         "protected": scene.protected,
         "greedy": lambda: scene.greedy(greedy),
@@ -249,8 +250,8 @@ def main() -> None:
         "hungry": scene.hungry,
         "stopped": scene.stopped,
         "full": scene.full,
-        "keeper first": lambda: scene.killed("keeper schedagentd", by_timer),
-        "schedagentd first": lambda: scene.killed("schedagentd keeper", by_failure),
+        "keeper first": lambda: scene.killed("keeper schedagentd", 2 * LEASE_S, by_timer),
+        "schedagentd first": lambda: scene.killed("schedagentd keeper", 600.0, by_failure),
     }
     for name, play in scenes.items():
         begun = time.monotonic()
@@ -258,7 +259,7 @@ def main() -> None:
             seen[name] = play()
         except (SchedagentError, OSError, TimeoutError) as error:
             seen[name] = {"failed": f"{type(error).__name__}: {error}"}
-        sys.stdout.write(f"{name}: {time.monotonic() - begun:.1f} s: {seen[name]}\n")
+        seen[name] |= {"took_s": time.monotonic() - begun}
     seen["ended"] = scene.daemon.kill(signal.SIGTERM)
     unmount(FOLDER / "state")
     sys.stdout.write("\n" + json.dumps(seen) + "\n")
