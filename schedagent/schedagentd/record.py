@@ -187,7 +187,7 @@ class Record:
         return int(self._ask("SELECT coalesce(max(number), 0) FROM events")[0][0])
 
     def deaths_under(self, number: int) -> int:
-        """Return how often schedagentd died while this deployment was pinned: without leaving it, as it does in order."""
+        """Return how often schedagentd ended while this deployment was pinned, without leaving it in order."""
         kinds = [row[0] for row in self._ask("SELECT kind FROM events WHERE deployment = ?", number)]
         return kinds.count("adopted") + 1 - kinds.count("left")
 
