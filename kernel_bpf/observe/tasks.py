@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from schedagent.core.deployment import Tree, Where
+from schedagent.core.terminal.foreign import quote
 
 SCHED_EXT = 7
 """include/uapi/linux/sched.h; tasks of SCHED_NORMAL are moved to it, all others are left alone."""
@@ -37,7 +38,7 @@ class TaskSample:
             process tree has no PSI.
         delay_s, runs: how long its tasks waited in run queues, and how often they then ran.
         ran_s: CPU time that they used. Tasks that came and went between two samples are in neither this nor delay_s.
-        starved: runnable tasks that have not run for longer than the bound, each as "PID (COMMAND)".
+        starved: runnable tasks that have not run for longer than the bound, each as 'PID "COMMAND"'.
     """
 
     at: float
@@ -222,17 +223,13 @@ def _schedstat(thread: int) -> tuple[int, int, int] | None:
 
 
 def _runnable(thread: int) -> str:
-    """Return "PID (COMMAND)" of a runnable thread, else an empty text. Threads without a CPU of their own never are."""
+    """Return 'PID "COMMAND"' of a runnable thread, else an empty text. Threads without a CPU of their own never are."""
     try:
         before, _parenthesis, after = Path(PROC, str(thread), "stat").read_text(errors="replace").rpartition(")")
     except OSError:
         return ""
-    return shown(f"{before})") if after.split()[:1] == ["R"] else ""
-
-
-def shown(name: str) -> str:
-    """Return a name from /proc as a text that steers no terminal and breaks no line."""
-    return "".join(letter if letter.isprintable() else "?" for letter in name)
+    name = before.partition("(")[2]
+    return f"{thread} {quote(name)}" if after.split()[:1] == ["R"] else ""
 
 
 def _stat(pid: int) -> tuple[int, int] | None:

@@ -76,8 +76,7 @@ def render_history(deployments: Sequence[Mapping[str, Any]], recorded: int = 0) 
     """
     blocks = []
     for deployment in deployments:
-        head = f"{moment(deployment['created_at'])}  {render_deployment(deployment)}"
-        blocks.append("\n".join([head, *deployment.get("dump", "").splitlines()]))
+        blocks.append(f"{moment(deployment['created_at'])}  {render_deployment(deployment)}")
     if len(blocks) < recorded:
         blocks.append(f"{len(blocks)} of {recorded} shown; for all: schedagent history --limit {recorded}")
     return "\n".join(blocks) or "nothing was deployed yet"

@@ -23,12 +23,14 @@ MEANING = {
     End.SUSPENDED: {TRIP},
     End.HOTPLUG: {TRIP},
     End.FOREIGN: {TRIP},
+    End.CORE_SCHEDULING: {TRIP},
     End.BLIND: {TRIP},
     End.ROLLED_BACK: set(),
     End.REPLACED: set(),
     End.GONE: set(),
     End.STOPPED: set(),
     End.DIED: set(),
+    End.DIED_ON_PROBATION: {TRIP, BLAME},
     End.NOT_LOADED: {BLAME},
 }
 

@@ -56,7 +56,7 @@ def test_schedagentd_has_few_rights():
     assert service["CapabilityBoundingSet"] == "CAP_BPF CAP_PERFMON CAP_SYS_NICE CAP_SYS_PTRACE"
     assert (service["RestrictAddressFamilies"], service["PrivateNetwork"]) == ("AF_UNIX", "yes")
     assert "RestrictRealtime" not in service, "systemd's filter refuses every policy but three, SCHED_EXT too"
-    assert (service["Type"], service["WatchdogSec"], service["Restart"]) == ("notify", "60", "on-failure")
+    assert (service["Type"], service["WatchdogSec"], service["Restart"]) == ("notify", "30", "on-failure")
     assert unit(DAEMON_SOCKET)["Socket"]["ListenStream"] == str(Config().socket)
     assert service["StateDirectory"] == Config().state_dir.name
     assert f"d {Config().keys_dir} " in re.sub(" +", " ", (UNITS / "schedagentd.tmpfiles").read_text())

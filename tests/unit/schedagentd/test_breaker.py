@@ -239,10 +239,10 @@ class TestNamesOfOthers:
         (tmp_path / "cgroup.threads").write_text(f"{nasty}\n")
         watch = Watch("/", 0.0, tmp_path)
         watch.sample()
-        assert tasks._runnable(nasty) == f"{nasty} (scx_?[2J\ufffd?))"
+        assert tasks._runnable(nasty) == f'{nasty} "scx_\\x1b[2J\ufffd )"'
         assert tree_of(nasty).pid == nasty
         found = [one for one in HostKernel(1000).schedulers() if one.pid == nasty]
-        assert found == ([Scheduler("scx_?[2J\ufffd?)", nasty)] if os.geteuid() == 0 else [])
+        assert found == ([Scheduler("scx_\\x1b[2J\ufffd )", nasty)] if os.geteuid() == 0 else [])
 
     @pytest.mark.parametrize(
         ("owner", "group", "expected"),
@@ -350,5 +350,5 @@ class TestRunningKernel:
     def test_what_to_stop(self):
         service, bare = Scheduler("scx_lavd", 7, "scx.service"), Scheduler("scx_x", 8)
         assert stop_hint((service, bare)) == "systemctl disable --now scx.service"
-        assert stop_hint((bare,)) == "stop scx_x, process 8"
+        assert stop_hint((bare,)) == 'stop "scx_x", process 8'
         assert "scx_loader.service" in stop_hint(())

@@ -91,6 +91,7 @@ class TestAnswers:
             report_digest=report.digest,
             kernel_release="7.3.4",
             btf_build_id=artifact.btf_build_id,
+            live_patches=(),
             scope=Scope.FULL,
             now=time.time(),
         )
