@@ -265,6 +265,11 @@ def at_once(
     return EndWith(End.LEASE_LAPSED, "its token expired" if expired else "nobody renewed it")
 
 
+def core_scheduling(thread: int | None) -> EndWith | None:
+    """End what runs if a thread became core-scheduled (None: none did): together with sched_ext, tasks can hang."""
+    return EndWith(End.CORE_SCHEDULING, f"thread {thread} is core-scheduled") if thread is not None else None
+
+
 @dataclass(frozen=True)
 class Comparison:
     """What a new sample of the tasks means.

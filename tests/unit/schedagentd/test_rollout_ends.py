@@ -47,6 +47,7 @@ class TestCircuitBreaker:
             (lambda world: world.set(events={"SCX_EV_SELECT_CPU_FALLBACK": 1000}), End.ERROR_EVENTS),
             (lambda world: world.set(starved=["7 (cc1)"]), End.STARVATION),
             (lambda world: world.set(available=False), End.BLIND),
+            (lambda world: world.set(core=42), End.CORE_SCHEDULING),
         ],
     )
     def test_every_cause_trips_it(self, host, trouble, end):
@@ -173,10 +174,20 @@ class TestWhatCounts:
             lambda host: (host.world.set(hotplug_seq=1), host.world.end_policy(66, code=RESTART)),
             lambda host: host.world.take_over(),
             lambda host: host.world.set(available=False),
+            lambda host: host.world.set(core=42),
             lambda host: host.world.set(starved=["7 (cc1)"]),
             lambda host: host.world.end_policy(1026),
         ],
-        ids=["lease", "suspend", "hotplug", "another scheduler", "sysfs", "load starves it", "load stalls it"],
+        ids=[
+            "lease",
+            "suspend",
+            "hotplug",
+            "another scheduler",
+            "sysfs",
+            "core scheduling",
+            "load starves it",
+            "load stalls it",
+        ],
     )
     def test_an_innocent_end_keeps_nothing_away(self, host, innocent):
         number = host.deploy().number
@@ -184,7 +195,7 @@ class TestWhatCounts:
         innocent(host)
         host.wait(6)
         assert host.get(number).end.is_trip
-        host.world.set(available=True, starved=[], policy=None)
+        host.world.set(available=True, starved=[], policy=None, core=None)
         assert host.deploy().number == host.running == number + 1
         assert host.rollout.policies()["tripped"] == []
 

@@ -503,7 +503,7 @@ OWN_MODULES = {
         f"migrations.{name}"
         for name in ("v0001_first_record", "v0002_totals", "v0003_trees_and_metrics", "v0004_known_good")
     },
-    "kernel_bpf": {"load", "observe", "observe.schedulers", "observe.tasks"}
+    "kernel_bpf": {"load", "observe", "observe.core_scheduling", "observe.schedulers", "observe.tasks"}
     | {
         f"load.{name}"
         for name in ("bpf_object", "btf", "exit_info", "libbpf", "locked_memory", "memory", "running", "sched_ext")
