@@ -52,7 +52,9 @@ def render_deployment(deployment: Mapping[str, Any]) -> str:
     tunables = " ".join(f"{name}={value}" for name, value in deployment["tunables"].items())
     head = f"deployment {deployment['deployment']}: {deployment['policy']} {tunables}".rstrip()
     if deployment["phase"] == "ended":
-        return f"{head}\n" + f"  ended: {deployment['end']}: {deployment['detail']}".removesuffix(": ")
+        ended = f"{head}\n" + f"  ended: {deployment['end']}: {deployment['detail']}".removesuffix(": ")
+        said = deployment.get("said", "")
+        return f"{ended}\n  the policy, or the kernel of it, says: {said}" if said else ended
     return "\n".join([head, *_running(deployment)])
 
 

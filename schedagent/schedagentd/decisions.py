@@ -19,7 +19,7 @@ from schedagent.schedagentd.breaker import Bounds, KernelReading, judge_reading,
 from schedagent.schedagentd.config import NOT_ON_EXIT, Config
 
 LONGEST_DETAIL = 3500
-"""Characters of why a deployment ended: one printable line, with the kernel's and the policy's words quoted in it."""
+"""Characters of why a deployment ended, and of what the policy said of that: each is one printable line."""
 
 # What may be decided
 
@@ -437,17 +437,23 @@ def restored(before: Deployment, token: DeploymentToken, now: Moment) -> Deploym
         restores=before.names[1],
         end=None,
         detail="",
+        said="",
         ended_at=0.0,
     )
 
 
-def ended(deployment: Deployment, end: End, detail: str, unix: float) -> Deployment:
-    """Return a deployment as it is when it has ended."""
+def ended(deployment: Deployment, end: End, detail: str, unix: float, said: str = "") -> Deployment:
+    """Return a deployment as it is when it has ended.
+
+    Args:
+        said: words of the policy, or of the kernel about it.
+    """
     return replace(
         deployment,
         phase=Phase.ENDED,
         end=end,
         detail=one_line(detail, LONGEST_DETAIL),
+        said=one_line(said, LONGEST_DETAIL),
         pinned=False,
         next_stage=None,
         next_cgroup="",

@@ -285,10 +285,14 @@ def _remove(folder: Path) -> None:
 
 
 def one_line(error: SchedagentError) -> str:
-    """An error's message in one printable line: its first line, which is ours, and of the rest, which is not, the end.
+    """The first line of an error's message, printable, of a long one the end: what comes after it is not ours."""
+    return foreign.one_line(error.message.partition("\n")[0][-_LONGEST_LINE:], _LONGEST_LINE)
 
-    A log of the kernel's verifier may have megabytes, and it quotes the policy's source.
+
+def further_lines(error: SchedagentError) -> str:
+    """The rest of an error's message, quoted as one printable line, of a long one the end; empty if there is none.
+
+    A log of the kernel's verifier may have megabytes, and quotes the policy's source.
     """
-    ours, line_break, theirs = error.message.partition("\n")
-    head = foreign.one_line(ours[-_LONGEST_LINE:], _LONGEST_LINE)
-    return f"{head}: {foreign.quote(theirs[-_LONGEST_QUOTE:], _LONGEST_QUOTE)}" if line_break else head
+    theirs = error.message.partition("\n")[2]
+    return foreign.quote(theirs[-_LONGEST_QUOTE:], _LONGEST_QUOTE) if theirs else ""

@@ -421,7 +421,10 @@ class Server:
                 now = boot()
                 return {
                     "recorded": rollout.record.recorded,
-                    "history": [deployment.summary(now) for deployment in deployments],
+                    "history": [
+                        deployment.summary(now) | ({} if self._gate.may_change(peer) else {"said": ""})
+                        for deployment in deployments
+                    ],
                 }
             case Deploy():
                 deployment = rollout.deploy(

@@ -27,7 +27,7 @@ BODY = {
     """,
     4: """
         number order stage cgroup phase uid boot_id lease_s lease_until token_until created_at since tree next_stage
-        next_cgroup better enable_seq proven pinned previous restores baseline end detail ended_at;
+        next_cgroup better enable_seq proven pinned previous restores baseline end detail said ended_at;
         policy digest tunables history classes report_digest token; pid started; count mean deviation
     """,
 }

@@ -274,10 +274,18 @@ class TestWordsOfOthers:
     def test_what_the_kernel_s_verifier_said(self, host, monkeypatch):
         log = KernelRejected(f"the kernel refused good\n{FORGED}\n; int secret = 1; /* {FORGED} */ the end")
         monkeypatch.setattr(ScriptedKernel, "load", lambda *_: (_ for _ in ()).throw(log))
-        detail = host.get(host.deploy().number).detail
-        assert detail.startswith('the kernel refused good: "AAA')
-        assert detail.endswith('the end"')
-        assert (detail.isprintable(), detail.count('"'), len(detail) < 3600) == (True, 2, True)
+        ended = host.get(host.deploy().number)
+        assert ended.detail == "the kernel refused good"
+        assert ended.said.startswith('"AAA')
+        assert ended.said.endswith('the end"')
+        assert (ended.said.isprintable(), ended.said.count('"'), len(ended.said) < 3600) == (True, 2, True)
+
+    def test_what_a_policy_collected_is_in_no_event(self, host):
+        number = host.deploy().number
+        host.world.end_policy(1024, message="the password is hunter2")
+        host.wait(1)
+        assert host.get(number).said == '"reason: the password is hunter2"'
+        assert "hunter2" not in "".join(self.details(host))
 
 
 class TestLastKnownGood:
