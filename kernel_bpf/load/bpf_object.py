@@ -375,6 +375,7 @@ def _map_size(pointer: int) -> MapSize:
         library.bpf_map__value_size(pointer),
         library.bpf_map__max_entries(pointer),
         _map_size(inner) if inner else None,
+        library.bpf_map__is_internal(pointer),
     )
 
 

@@ -57,6 +57,7 @@ class MapSize:
         kind: number of enum bpf_map_type.
         key_bytes, value_bytes, entries: as declared.
         inner: of each map in a map of maps.
+        section: it is a data section, of which libbpf keeps the initial content, too, in the process that loads it.
     """
 
     name: str
@@ -65,6 +66,7 @@ class MapSize:
     value_bytes: int
     entries: int
     inner: MapSize | None = None
+    section: bool = False
 
 
 def map_bytes(size: MapSize, cpus: int) -> int:
@@ -84,7 +86,7 @@ def map_bytes(size: MapSize, cpus: int) -> int:
         case MapKind.PERCPU_HASH | MapKind.LRU_PERCPU_HASH:
             total = hashed + entries * (_POINTER + value * cpus)
         case MapKind.ARRAY | MapKind.QUEUE | MapKind.STACK:
-            total = entries * value
+            total = entries * value * (2 if size.section else 1)
         case MapKind.PERCPU_ARRAY:
             total = entries * (_POINTER + value * cpus)
         case MapKind.PROG_ARRAY | MapKind.PERF_EVENT_ARRAY:

@@ -6,8 +6,11 @@ that the OOM killer leaves for last are out of its reach. Such a task may hang a
 
 from __future__ import annotations
 
+import logging
 import os
 import resource
+import stat
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -40,6 +43,9 @@ def protect() -> tuple[str, ...]:
             (_PROC / "oom_score_adj").write_text(str(OOM_SCORE))
     with suppress(SetupError):
         lock_memory()
+    if stat.S_ISSOCK(os.fstat(sys.stderr.fileno()).st_mode):
+        os.set_blocking(sys.stderr.fileno(), False)  # the journal is an ordinary task: lines are lost, not waited for
+        logging.raiseExceptions = False
     return lacking()
 
 

@@ -24,6 +24,7 @@ MEANING = {
     End.HOTPLUG: {TRIP},
     End.CORE_SCHEDULING: {TRIP},
     End.FOREIGN: {TRIP},
+    End.CORE_SCHEDULING: {TRIP},
     End.BLIND: {TRIP},
     End.ROLLED_BACK: set(),
     End.REPLACED: set(),

@@ -2,6 +2,7 @@
 
 import os
 import re
+import socket
 import subprocess
 import sys
 
@@ -266,6 +267,22 @@ class TestProtection:
             "print(resource.getrlimit(resource.RLIMIT_RTTIME)[0])"
         )
         assert int(limit) == 5
+
+    def test_a_journal_that_reads_nothing_does_not_hold_it(self):
+        """The policy schedules the journal, too."""
+        ours, journal = socket.socketpair()
+        program = (
+            "import logging\nfrom schedagent.schedagentd.protection import protect\nprotect()\n"
+            "logging.basicConfig(level=logging.INFO)\n"
+            "for number in range(5_000):\n    logging.info('a line %d %s', number, 'x' * 200)"
+        )
+        with ours, journal:
+            words, environment = [sys.executable, "-c", program], {**os.environ, "PYTHONPATH": str(ROOT)}
+            assert subprocess.run(words, stderr=journal, env=environment, timeout=60, check=False).returncode in (
+                0,
+                120,
+            )
+            assert ours.recv(100).startswith(b"INFO:root:a line 0 ")
 
     def test_it_rests_when_it_always_has_something_to_do(self, monkeypatch):
         """So that a flood of requests takes no CPU from everybody, and the limit on real-time tasks does not end it."""

@@ -29,7 +29,7 @@ def sized(kind, value, entries, name="m"):
 GREEDY = {
     "bss": "char big[100 << 20];",
     "a section of its own": 'char big[100 << 20] SEC(".bss.mine");',
-    "two sections": 'char a[40 << 20]; char b[40 << 20] SEC(".bss.mine");',
+    "two sections": 'char a[20 << 20]; char b[20 << 20] SEC(".bss.mine");',
     "hash": sized(1, 64, 1 << 20),
     "many small elements": sized(1, 1, 1 << 20),
     "array": sized(2, 1 << 20, 100),
