@@ -53,8 +53,8 @@ def render_deployment(deployment: Mapping[str, Any]) -> str:
     head = f"deployment {deployment['deployment']}: {deployment['policy']} {tunables}".rstrip()
     if deployment["phase"] == "ended":
         ended = f"{head}\n" + f"  ended: {deployment['end']}: {deployment['detail']}".removesuffix(": ")
-        said = deployment.get("said", "")
-        return f"{ended}\n  the policy, or the kernel of it, says: {said}" if said else ended
+        own_words = deployment.get("own_words", "")
+        return f"{ended}\n  the policy, or the kernel of it, says: {own_words}" if own_words else ended
     return "\n".join([head, *_running(deployment)])
 
 

@@ -437,23 +437,23 @@ def restored(before: Deployment, token: DeploymentToken, now: Moment) -> Deploym
         restores=before.names[1],
         end=None,
         detail="",
-        said="",
+        own_words="",
         ended_at=0.0,
     )
 
 
-def ended(deployment: Deployment, end: End, detail: str, unix: float, said: str = "") -> Deployment:
+def ended(deployment: Deployment, end: End, detail: str, unix: float, own_words: str = "") -> Deployment:
     """Return a deployment as it is when it has ended.
 
     Args:
-        said: words of the policy, or of the kernel about it.
+        own_words: words of the policy, or of the kernel about it.
     """
     return replace(
         deployment,
         phase=Phase.ENDED,
         end=end,
         detail=one_line(detail, LONGEST_DETAIL),
-        said=one_line(said, LONGEST_DETAIL),
+        own_words=one_line(own_words, LONGEST_DETAIL),
         pinned=False,
         next_stage=None,
         next_cgroup="",

@@ -414,7 +414,7 @@ class Driver:
         """Take away what runs, confirmed by sysfs, and write that to the record afterwards."""
         assert self.active is not None
         active, self.active = self.active, None
-        said = active.before.exit.words if active.before.exit else ""
+        own_words = active.before.exit.words if active.before.exit else ""
         try:
             active.loaded.detach()
         except BpfError as error:
@@ -422,12 +422,12 @@ class Driver:
             detail = f"{detail}; {one_line(error)}"
         if active.deployment.stage is not Stage.FULL:
             self.kernel.move_out()
-        if said:
-            log.info("%s says of its end: %s", active.deployment.label, said)
-        self._confirm_end(active.deployment, end, detail, said)
+        if own_words:
+            log.info("%s says of its end: %s", active.deployment.label, own_words)
+        self._confirm_end(active.deployment, end, detail, own_words)
 
-    def _confirm_end(self, deployment: Deployment, end: End, detail: str, said: str = "") -> None:
-        ended = decisions.ended(deployment, end, detail, self.clock.unix(), said)
+    def _confirm_end(self, deployment: Deployment, end: End, detail: str, own_words: str = "") -> None:
+        ended = decisions.ended(deployment, end, detail, self.clock.unix(), own_words)
         self._try_save(ended, "tripped" if end.is_trip else "ended", f"{end}: {detail}".removesuffix(": "))
 
     def _restore(self, number: int) -> None:

@@ -313,7 +313,7 @@ class TestTasks:
             second = watch.sample()
             assert second.runs > first.runs
             assert second.delay_s - first.delay_s > 0.1
-            assert 0.1 < second.ran_s - first.ran_s < 2 * (os.cpu_count() or 1)
+            assert 0.0 < second.ran_s - first.ran_s < 2 * (os.cpu_count() or 1)
             assert second.starved == ()
         finally:
             for hog in hogs:

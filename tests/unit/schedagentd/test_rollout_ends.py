@@ -276,15 +276,19 @@ class TestWordsOfOthers:
         monkeypatch.setattr(ScriptedKernel, "load", lambda *_: (_ for _ in ()).throw(log))
         ended = host.get(host.deploy().number)
         assert ended.detail == "the kernel refused good"
-        assert ended.said.startswith('"AAA')
-        assert ended.said.endswith('the end"')
-        assert (ended.said.isprintable(), ended.said.count('"'), len(ended.said) < 3600) == (True, 2, True)
+        assert ended.own_words.startswith('"AAA')
+        assert ended.own_words.endswith('the end"')
+        assert (ended.own_words.isprintable(), ended.own_words.count('"'), len(ended.own_words) < 3600) == (
+            True,
+            2,
+            True,
+        )
 
     def test_what_a_policy_collected_is_in_no_event(self, host):
         number = host.deploy().number
         host.world.end_policy(1024, message="the password is hunter2")
         host.wait(1)
-        assert host.get(number).said == '"reason: the password is hunter2"'
+        assert host.get(number).own_words == '"reason: the password is hunter2"'
         assert "hunter2" not in "".join(self.details(host))
 
 

@@ -349,7 +349,7 @@ class TestTooMuch:
         daemon.deploy("collector")
         daemon.tell_kernel("end_policy", kind=1024, message="the password is hunter2")
         until(lambda: daemon.client.ask("status")["active"] is None)
-        assert "hunter2" in daemon.client.ask("history", limit=1)["history"][0]["said"]
+        assert "hunter2" in daemon.client.ask("history", limit=1)["history"][0]["own_words"]
 
         def look():
             answers = [daemon.client.ask(verb, **fields) for verb, fields in LOOKS.items()]
