@@ -84,9 +84,19 @@ class ExitInfo:
         reason, message = (_text(members.get(name, b"")) for name in ("reason", "msg"))
         return cls(kind, _EXIT_KINDS.get(kind, f"kind {kind}"), code, reason, message)
 
-    def __str__(self) -> str:
+    @property
+    def what(self) -> str:
+        """The kind, without any words of the policy's."""
+        return f"{self.kind_name} (kind {self.kind})"
+
+    @property
+    def words(self) -> str:
+        """What the policy's record says besides, quoted; empty if it says nothing."""
         reasons = ": ".join(part for part in (self.reason, self.message) if part)
-        words = f"by its own record: {quote(reasons)}" if reasons else "no reason given"
+        return quote(reasons) if reasons else ""
+
+    def __str__(self) -> str:
+        words = f"by its own record: {self.words}" if self.words else "no reason given"
         return f"{self.kind_name} (kind {self.kind}, code {self.code:#x}): {words}"
 
 

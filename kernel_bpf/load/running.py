@@ -1,9 +1,7 @@
-"""The kernel that runs here: what it is, what was changed in it since, and whether tasks are core-scheduled."""
+"""The kernel that runs here: what it is, and what was changed in it since."""
 
 from __future__ import annotations
 
-import ctypes
-import errno
 import os
 import struct
 from pathlib import Path
@@ -15,7 +13,6 @@ LIVE_PATCHES, MODULES = Path("/sys/kernel/livepatch"), Path("/sys/module")
 
 _NOTE = struct.Struct("=III")  # Elf64_Nhdr: sizes of name and content, type
 _GNU_BUILD_ID = 3
-_PR_SCHED_CORE, _PR_SCHED_CORE_GET, _THREAD = 62, 0, 0  # include/uapi/linux/prctl.h
 
 
 def running_release() -> str:
@@ -81,21 +78,3 @@ def _build_id(content: bytes) -> str:
             return content[begin : begin + size].hex()
         at = begin + (size + 3 & ~3)
     return ""
-
-
-def core_scheduled_process(proc: Path = Path("/proc")) -> int | None:
-    """Return the id of a process that shares CPU cores only with chosen others (core scheduling), None if none does.
-
-    The kernel has no single place for it: each task's cookie is asked for (prctl(2): PR_SCHED_CORE).
-    Source: kernel/sched/core_sched.c; ENODEV without SMT, EINVAL if it was not compiled in.
-    """
-    prctl = ctypes.CDLL(None, use_errno=True).prctl
-    prctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_void_p]
-    cookie = ctypes.c_uint64()
-    for process in (int(entry.name) for entry in proc.iterdir() if entry.name.isdecimal()):
-        if prctl(_PR_SCHED_CORE, _PR_SCHED_CORE_GET, process, _THREAD, ctypes.byref(cookie)) == 0:
-            if cookie.value:
-                return process
-        elif ctypes.get_errno() in (errno.ENODEV, errno.EINVAL):
-            return None
-    return None

@@ -201,6 +201,8 @@ class Deployment:
             renewed; 0 for none.
         baseline: what was measured before this stage, by name.
         end, detail: why it ended, and in detail.
+        own_words: what the policy itself tells of that, or the kernel quoting it; only for who may deploy, for it may
+            hold whatever the policy came to know.
         ended_at: Unix time; 0 while it has not.
     """
 
@@ -228,6 +230,7 @@ class Deployment:
     baseline: Mapping[str, Spread] = field(default_factory=dict)
     end: End | None = None
     detail: str = ""
+    own_words: str = field(default="", repr=False)
     ended_at: float = 0.0
 
     @property
@@ -297,6 +300,7 @@ class Deployment:
             "end": self.end,
             "tripped": self.end is not None and self.end.is_trip,
             "detail": self.detail,
+            "own_words": self.own_words,
             "ended_at": self.ended_at,
         }
 

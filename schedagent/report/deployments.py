@@ -52,7 +52,9 @@ def render_deployment(deployment: Mapping[str, Any]) -> str:
     tunables = " ".join(f"{name}={value}" for name, value in deployment["tunables"].items())
     head = f"deployment {deployment['deployment']}: {deployment['policy']} {tunables}".rstrip()
     if deployment["phase"] == "ended":
-        return f"{head}\n" + f"  ended: {deployment['end']}: {deployment['detail']}".removesuffix(": ")
+        ended = f"{head}\n" + f"  ended: {deployment['end']}: {deployment['detail']}".removesuffix(": ")
+        own_words = deployment.get("own_words", "")
+        return f"{ended}\n  the policy, or the kernel of it, says: {own_words}" if own_words else ended
     return "\n".join([head, *_running(deployment)])
 
 

@@ -38,10 +38,10 @@ def check_machine(kernel: Kernel, ours: bool) -> None:
             f"another sched_ext scheduler is loaded: {quote(state.ops or state.state)}{named(others)}",
             stop_hint(others),
         )
-    process = kernel.core_scheduled()
-    if process is not None:
+    thread = kernel.core_scheduled()
+    if thread is not None:
         raise Refused(
-            f"core scheduling is in use (process {process}): together with sched_ext, tasks can hang",
+            f"core scheduling is in use (thread {thread}): together with sched_ext, tasks can hang",
             "end it for every process (prctl PR_SCHED_CORE; coresched of util-linux shows them)",
         )
 

@@ -97,10 +97,10 @@ def _of_exit(info: ExitInfo, hotplugged: bool) -> Trip:
             handle_hotplug() of kernel/sched/ext.c).
     """
     if info.asks_for_restart and hotplugged:
-        return End.HOTPLUG, str(info)
+        return End.HOTPLUG, info.what
     if info.kind == STALL_KIND:
-        return End.STALL, str(info)
-    return (End.EJECTED if info.ejected else End.EXITED), str(info)
+        return End.STALL, info.what
+    return (End.EJECTED if info.ejected else End.EXITED), info.what
 
 
 def _of_counters(first: KernelReading, before: KernelReading, now: KernelReading, bounds: Bounds) -> Trip | None:

@@ -19,7 +19,7 @@ from schedagent.schedagentd.breaker import Bounds, KernelReading, judge_reading,
 from schedagent.schedagentd.config import NOT_ON_EXIT, Config
 
 LONGEST_DETAIL = 3500
-"""Characters of why a deployment ended: one printable line, with the kernel's and the policy's words quoted in it."""
+"""Characters of why a deployment ended, and of what the policy said of that: each is one printable line."""
 
 # What may be decided
 
@@ -265,6 +265,11 @@ def at_once(
     return EndWith(End.LEASE_LAPSED, "its token expired" if expired else "nobody renewed it")
 
 
+def core_scheduling(thread: int | None) -> EndWith | None:
+    """End what runs if a thread became core-scheduled (None: none did): together with sched_ext, tasks can hang."""
+    return EndWith(End.CORE_SCHEDULING, f"thread {thread} is core-scheduled") if thread is not None else None
+
+
 @dataclass(frozen=True)
 class Comparison:
     """What a new sample of the tasks means.
@@ -432,17 +437,23 @@ def restored(before: Deployment, token: DeploymentToken, now: Moment) -> Deploym
         restores=before.names[1],
         end=None,
         detail="",
+        own_words="",
         ended_at=0.0,
     )
 
 
-def ended(deployment: Deployment, end: End, detail: str, unix: float) -> Deployment:
-    """Return a deployment as it is when it has ended."""
+def ended(deployment: Deployment, end: End, detail: str, unix: float, own_words: str = "") -> Deployment:
+    """Return a deployment as it is when it has ended.
+
+    Args:
+        own_words: words of the policy, or of the kernel about it.
+    """
     return replace(
         deployment,
         phase=Phase.ENDED,
         end=end,
         detail=one_line(detail, LONGEST_DETAIL),
+        own_words=one_line(own_words, LONGEST_DETAIL),
         pinned=False,
         next_stage=None,
         next_cgroup="",

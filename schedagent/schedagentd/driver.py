@@ -41,7 +41,7 @@ from schedagent.schedagentd.decisions import (
     Restore,
     Widen,
 )
-from schedagent.schedagentd.kernel import Kernel, Loaded, Watching, one_line
+from schedagent.schedagentd.kernel import Kernel, Loaded, Watching, further_lines, one_line
 from schedagent.schedagentd.record import Record
 
 log = logging.getLogger(__name__)
@@ -389,7 +389,7 @@ class Driver:
             loaded = self.kernel.load(loading.number, loading.order, content, partial)
         except SchedagentError as error:
             log.warning("%s: %s", loading.label, error)
-            self._confirm_end(loading, End.NOT_LOADED, one_line(error))
+            self._confirm_end(loading, End.NOT_LOADED, one_line(error), further_lines(error))
             return False
         running = replace(loading, phase=Phase.RUNNING, enable_seq=loaded.enable_seq, since=self.clock.boot())
         first = self._reading(loaded)
@@ -416,6 +416,7 @@ class Driver:
         """Take away what runs, confirmed by sysfs, and write that to the record afterwards."""
         assert self.active is not None
         active, self.active = self.active, None
+        own_words = active.before.exit.words if active.before.exit else ""
         try:
             active.loaded.detach()
         except BpfError as error:
@@ -423,10 +424,12 @@ class Driver:
             detail = f"{detail}; {one_line(error)}"
         if active.deployment.stage is not Stage.FULL:
             self.kernel.move_out()
-        self._confirm_end(active.deployment, end, detail)
+        if own_words:
+            log.info("%s says of its end: %s", active.deployment.label, own_words)
+        self._confirm_end(active.deployment, end, detail, own_words)
 
-    def _confirm_end(self, deployment: Deployment, end: End, detail: str) -> None:
-        ended = decisions.ended(deployment, end, detail, self.clock.unix())
+    def _confirm_end(self, deployment: Deployment, end: End, detail: str, own_words: str = "") -> None:
+        ended = decisions.ended(deployment, end, detail, self.clock.unix(), own_words)
         self._try_save(ended, "tripped" if end.is_trip else "ended", f"{end}: {detail}".removesuffix(": "))
 
     def _restore(self, number: int) -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from kernel_bpf.load.exit_info import ExitInfo
-from kernel_bpf.load.running import core_scheduled_process, live_patches, running_build_id, running_release
+from kernel_bpf.load.running import live_patches, running_build_id, running_release
 from kernel_bpf.load.sched_ext import KernelState, LoadedPolicy, kernel_state
 from kernel_bpf.observe import tasks
+from kernel_bpf.observe.core_scheduling import CoreScheduling
 from kernel_bpf.observe.schedulers import Scheduler, other_schedulers
 from kernel_bpf.observe.tasks import TaskSample, Watch
 from schedagent.core.deployment import Order, Tree, Where
@@ -88,7 +89,10 @@ class Kernel(Protocol):
         """What sysfs shows of sched_ext."""
 
     def core_scheduled(self) -> int | None:
-        """A process that is core-scheduled, None if there is none."""
+        """A thread that is core-scheduled, None if there is none."""
+
+    def core_scheduled_in_turn(self) -> int | None:
+        """The same, of the threads whose turn it is: all are looked at after some calls."""
 
     def schedulers(self) -> tuple[Scheduler, ...]:
         """Programs that load sched_ext policies and run now."""
@@ -171,11 +175,13 @@ class HostKernel:
     Args:
         watchdog_ms: no policy may let a task wait longer than this.
         detach_s: how long to wait for sysfs to confirm that a policy is gone.
+        cookies: what looks for core-scheduled threads.
     """
 
     watchdog_ms: int
     pins: Path = PINS
     detach_s: float = 2.0
+    cookies: CoreScheduling = field(default_factory=CoreScheduling)
 
     def identity(self) -> KernelIdentity:
         return KernelIdentity(running_release(), running_build_id(), live_patches())
@@ -187,7 +193,10 @@ class HostKernel:
         return kernel_state()
 
     def core_scheduled(self) -> int | None:
-        return core_scheduled_process()
+        return self.cookies.anywhere()
+
+    def core_scheduled_in_turn(self) -> int | None:
+        return self.cookies.turn()
 
     def schedulers(self) -> tuple[Scheduler, ...]:
         return tuple(other_schedulers())
@@ -242,7 +251,7 @@ class HostKernel:
         return tasks.cgroup_of(tree)
 
     def watch(self, where: Where, starvation_s: float) -> Watching:
-        return Watch(where, starvation_s, tasks.cgroup_root())
+        return Watch(where, starvation_s, tasks.cgroup_root(), rotates=True)
 
     def _folder(self, number: int) -> Path:
         return self.pins / str(number)
@@ -276,10 +285,14 @@ def _remove(folder: Path) -> None:
 
 
 def one_line(error: SchedagentError) -> str:
-    """An error's message in one printable line: its first line, which is ours, and of the rest, which is not, the end.
+    """The first line of an error's message, printable, of a long one the end: what comes after it is not ours."""
+    return foreign.one_line(error.message.partition("\n")[0][-_LONGEST_LINE:], _LONGEST_LINE)
 
-    A log of the kernel's verifier may have megabytes, and it quotes the policy's source.
+
+def further_lines(error: SchedagentError) -> str:
+    """The rest of an error's message, quoted as one printable line, of a long one the end; empty if there is none.
+
+    A log of the kernel's verifier may have megabytes, and quotes the policy's source.
     """
-    ours, line_break, theirs = error.message.partition("\n")
-    head = foreign.one_line(ours[-_LONGEST_LINE:], _LONGEST_LINE)
-    return f"{head}: {foreign.quote(theirs[-_LONGEST_QUOTE:], _LONGEST_QUOTE)}" if line_break else head
+    theirs = error.message.partition("\n")[2]
+    return foreign.quote(theirs[-_LONGEST_QUOTE:], _LONGEST_QUOTE) if theirs else ""

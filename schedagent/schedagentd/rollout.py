@@ -185,6 +185,8 @@ class Rollout:
         now = self.driver.read(active)
         trip = decisions.at_once(running, active.first, before, now, self.config.bounds)
         if trip is None and due:
+            trip = decisions.core_scheduling(self.kernel.core_scheduled_in_turn())
+        if trip is None and due:
             sample = self.driver.sample(active)
             compared = decisions.compare(running, sample, active.now.summary(), active.worse, self.config.bounds)
             active.worse, trip = compared.worse, compared.decision

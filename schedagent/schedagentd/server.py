@@ -61,7 +61,7 @@ reads many must still be able to ask for a rollback."""
 PIECES, PIECE_BYTES = 16, 1024
 """A request may come in so many pieces, and in one more for each so many bytes: every piece wakes us."""
 NOTICE_S = 0.5
-"""systemd is told no more often."""
+"""systemd hears from us no more often."""
 UNREAD_BYTES = 256 << 10
 MOST_RECEIVED_BYTES = 64 << 20
 """Of all requests together that are not complete yet; so many that memory would run out are not taken."""
@@ -421,7 +421,10 @@ class Server:
                 now = boot()
                 return {
                     "recorded": rollout.record.recorded,
-                    "history": [deployment.summary(now) for deployment in deployments],
+                    "history": [
+                        deployment.summary(now) | ({} if self._gate.may_change(peer) else {"own_words": ""})
+                        for deployment in deployments
+                    ],
                 }
             case Deploy():
                 deployment = rollout.deploy(

@@ -293,6 +293,9 @@ class ScriptedKernel:
     def core_scheduled(self):
         return self.call("core_scheduled")
 
+    def core_scheduled_in_turn(self):
+        return self.call("core_scheduled")
+
     def schedulers(self):
         return tuple(Scheduler(*one) for one in self.call("schedulers"))
 

@@ -90,7 +90,7 @@ def ends(daemon: Daemon, content: bytes, inside: subprocess.Popen[bytes]) -> dic
     daemon.client.ask("deploy", **request(content, fault=3), again=True)
     seen["stall seen in"] = until(lambda: daemon.active is None)
     [newest] = daemon.client.ask("history", limit=1)["history"]
-    seen["stall"] = [newest["end"], newest["detail"], kernel_state().state]
+    seen["stall"] = [newest["end"], newest["own_words"], kernel_state().state]
     for hog in hogs:
         hog.kill()
         hog.wait()

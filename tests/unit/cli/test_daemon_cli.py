@@ -99,7 +99,7 @@ def test_what_the_daemon_refuses_says_so(daemon, files):
 
 @pytest.mark.parametrize("answer", ["status", "history", "event", "error"])
 def test_what_somebody_answers_forges_no_line(tmp_path, answer):
-    """Whoever answers: each text is one printable line."""
+    """Whoever answers (another version, an impostor): each text is one printable line."""
     forged = "x\nin charge: the default scheduler\x1b[2J\u202e"
     kernel = {"release": forged, "sched_ext": True, "switch_all": False, "ops": forged, "state": "enabled"}
     status = {"in_charge": forged, "active": None, "waiting": None, "foreign": None, "measured": {}, "unsaved": []}

@@ -22,6 +22,7 @@ MEANING = {
     End.LEASE_LAPSED: {TRIP},
     End.SUSPENDED: {TRIP},
     End.HOTPLUG: {TRIP},
+    End.CORE_SCHEDULING: {TRIP},
     End.FOREIGN: {TRIP},
     End.CORE_SCHEDULING: {TRIP},
     End.BLIND: {TRIP},

@@ -27,7 +27,7 @@ BODY = {
     """,
     4: """
         number order stage cgroup phase uid boot_id lease_s lease_until token_until created_at since tree next_stage
-        next_cgroup better enable_seq proven pinned previous restores baseline end detail ended_at;
+        next_cgroup better enable_seq proven pinned previous restores baseline end detail own_words ended_at;
         policy digest tunables history classes report_digest token; pid started; count mean deviation
     """,
 }
@@ -109,7 +109,7 @@ def of_a_newer_program(folder):
         database.execute(f"PRAGMA user_version = {SCHEMA + 1}")
 
 
-def test_a_newer_record_is_refused_and_not_touched(tmp_path, caplog):
+def test_a_newer_record_is_refused_and_not_touched(tmp_path, caplog, monkeypatch):
     folder = tmp_path / "state"
     of_a_newer_program(folder)
     before = content_of_folder(folder)
@@ -117,6 +117,7 @@ def test_a_newer_record_is_refused_and_not_touched(tmp_path, caplog):
         with pytest.raises(RecordError, match=f"newer schedagentd .version {SCHEMA + 1}, known here: {SCHEMA}"):
             Record.open(folder)
     assert content_of_folder(folder) == before
+    monkeypatch.setattr("schedagent.schedagentd.protection.protect", lambda: ())  # of this very process
     config = tmp_path / "c.toml"
     config.write_text(f'state_dir = "{folder}"\nsocket = "{tmp_path}/s"\n')
     with caplog.at_level(logging.ERROR):

@@ -369,7 +369,7 @@ class TestRefusals:
 
     def test_machines_that_must_not_be_touched(self, host):
         host.world.set(core=42)
-        with pytest.raises(Refused, match=r"core scheduling is in use \(process 42\)"):
+        with pytest.raises(Refused, match=r"core scheduling is in use \(thread 42\)"):
             host.deploy()
         host.world.set(core=None, others=[("scx_lavd", 7, "scx.service")])
         host.world.take_over("lavd_1.0")

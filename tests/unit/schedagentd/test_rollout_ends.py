@@ -48,6 +48,7 @@ class TestCircuitBreaker:
             (lambda world: world.set(events={"SCX_EV_SELECT_CPU_FALLBACK": 1000}), End.ERROR_EVENTS),
             (lambda world: world.set(starved=["7 (cc1)"]), End.STARVATION),
             (lambda world: world.set(available=False), End.BLIND),
+            (lambda world: world.set(core=42), End.CORE_SCHEDULING),
         ],
     )
     def test_every_cause_trips_it(self, host, trouble, end):
@@ -174,10 +175,20 @@ class TestWhatCounts:
             lambda host: (host.world.set(hotplug_seq=1), host.world.end_policy(66, code=RESTART)),
             lambda host: host.world.take_over(),
             lambda host: host.world.set(available=False),
+            lambda host: host.world.set(core=42),
             lambda host: host.world.set(starved=["7 (cc1)"]),
             lambda host: host.world.end_policy(1026),
         ],
-        ids=["lease", "suspend", "hotplug", "another scheduler", "sysfs", "load starves it", "load stalls it"],
+        ids=[
+            "lease",
+            "suspend",
+            "hotplug",
+            "another scheduler",
+            "sysfs",
+            "core scheduling",
+            "load starves it",
+            "load stalls it",
+        ],
     )
     def test_an_innocent_end_keeps_nothing_away(self, host, innocent):
         number = host.deploy().number
@@ -185,7 +196,7 @@ class TestWhatCounts:
         innocent(host)
         host.wait(6)
         assert host.get(number).end.is_trip
-        host.world.set(available=True, starved=[], policy=None)
+        host.world.set(available=True, starved=[], policy=None, core=None)
         assert host.deploy().number == host.running == number + 1
         assert host.rollout.policies()["tripped"] == []
 
@@ -264,10 +275,22 @@ class TestWordsOfOthers:
     def test_what_the_kernel_s_verifier_said(self, host, monkeypatch):
         log = KernelRejected(f"the kernel refused good\n{FORGED}\n; int secret = 1; /* {FORGED} */ the end")
         monkeypatch.setattr(ScriptedKernel, "load", lambda *_: (_ for _ in ()).throw(log))
-        detail = host.get(host.deploy().number).detail
-        assert detail.startswith('the kernel refused good: "AAA')
-        assert detail.endswith('the end"')
-        assert (detail.isprintable(), detail.count('"'), len(detail) < 3600) == (True, 2, True)
+        ended = host.get(host.deploy().number)
+        assert ended.detail == "the kernel refused good"
+        assert ended.own_words.startswith('"AAA')
+        assert ended.own_words.endswith('the end"')
+        assert (ended.own_words.isprintable(), ended.own_words.count('"'), len(ended.own_words) < 3600) == (
+            True,
+            2,
+            True,
+        )
+
+    def test_what_a_policy_collected_is_in_no_event(self, host):
+        number = host.deploy().number
+        host.world.end_policy(1024, message="the password is hunter2")
+        host.wait(1)
+        assert host.get(number).own_words == '"reason: the password is hunter2"'
+        assert "hunter2" not in "".join(self.details(host))
 
 
 class TestLastKnownGood:

@@ -73,6 +73,7 @@ def raw(daemon, content):
         return [json.loads(line) for line in told.splitlines()]
 
 
+LOOKS = {"status": {}, "policies": {}, "history": {"limit": 20}}
 CHANGES = {
     "deploy": lambda: request_of() | {"cgroup": CANARY},
     "renew": lambda: {"deployment": 1},
@@ -343,6 +344,21 @@ class TestTooMuch:
         made._receive(late, b"x")
         assert (answers, late.received) == ([(late, "too many large requests at once")], b"")
 
+    def test_who_may_only_look_does_not_read_what_a_policy_collected(self, daemon):
+        """It may write a password that it found into its exit record: only whoever may deploy reads that."""
+        daemon.deploy("collector")
+        daemon.tell_kernel("end_policy", kind=1024, message="the password is hunter2")
+        until(lambda: daemon.client.ask("status")["active"] is None)
+        assert "hunter2" in daemon.client.ask("history", limit=1)["history"][0]["own_words"]
+
+        def look():
+            answers = [daemon.client.ask(verb, **fields) for verb, fields in LOOKS.items()]
+            return [*answers, *daemon.client.events(0, follow=False)]
+
+        seen = as_user(LOOKER, look)
+        assert "collector" in seen
+        assert "hunter2" not in seen
+
     def test_who_reads_events_may_say_nothing_more(self, daemon):
         """Each byte would wake us."""
         with socket.socket(socket.AF_UNIX) as talker, talker.makefile("rb") as answers:
@@ -503,7 +519,7 @@ OWN_MODULES = {
         f"migrations.{name}"
         for name in ("v0001_first_record", "v0002_totals", "v0003_trees_and_metrics", "v0004_known_good")
     },
-    "kernel_bpf": {"load", "observe", "observe.schedulers", "observe.tasks"}
+    "kernel_bpf": {"load", "observe", "observe.core_scheduling", "observe.schedulers", "observe.tasks"}
     | {
         f"load.{name}"
         for name in ("bpf_object", "btf", "exit_info", "libbpf", "locked_memory", "memory", "running", "sched_ext")
