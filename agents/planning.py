@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import count
 from typing import Protocol
 
 from agents import plain_text
@@ -177,12 +178,13 @@ def propose_with_model(session: ModelSession, builder: PolicyBuilder, known: Kno
     if planned is None:
         return None
     made = _Making(session, builder, known, iteration, "\n".join(sections.values()))
-    made.take(planned.proposals)
+    made.take(planned)
     if made.wrong and len(made.candidates) < known.limit:
         messages += [answered(planned), *session.question(_CORRECT, {"what is wrong": "\n".join(made.wrong)})]
         again = session.ask("planning", iteration, messages, Planned)
-        made.take(again.proposals if again else ())
-    if planned.proposals and not made.candidates:
+        if again:
+            made.take(again)
+    if (planned.proposals or planned.unreadable) and not made.candidates:
         session.note("planning", iteration, "none of its proposals could be made")
         return None
     return Plan(tuple(made.candidates), made.plain(planned.reason), _earlier_results(known))
@@ -226,17 +228,24 @@ class _Making:
         """Return a model's words without numbers that nobody measured."""
         return without_claims(text, self.shown)
 
-    def take(self, proposals: Sequence[Proposed]) -> None:
+    def take(self, planned: Planned) -> None:
         """Make what can be made, up to the limit."""
-        for number, proposed in enumerate(proposals, 1):
+        for number, wrong in planned.unreadable.items():
+            self._refuse(f"proposal {number}", "read", wrong, wrong)
+        numbers = (number for number in count(1) if number not in planned.unreadable)
+        for number, proposed in zip(numbers, planned.proposals, strict=False):
             if len(self.candidates) == self.known.limit:
                 return
             try:
                 self.candidates.append(self._make(proposed))
             except (PolicyError, UsageError) as error:
                 what = f"proposal {number} ({proposed.origin} {one_line(proposed.policy)})"
-                self.wrong.append(f"{what}: {error}")
-                self.session.note("planning", self.iteration, f"{what} cannot be made: {in_short(error.message)}")
+                self._refuse(what, "made", error.message, str(error))
+
+    def _refuse(self, what: str, verb: str, why: str, to_model: str) -> None:
+        """Keep why a proposal is left out: for the report, and with all that helps for the model."""
+        self.wrong.append(f"{what}: {to_model}")
+        self.session.note("planning", self.iteration, f"{what} cannot be {verb}: {in_short(why)}")
 
     def _make(self, proposed: Proposed) -> CandidatePolicy:
         proposal = proposed.proposal()

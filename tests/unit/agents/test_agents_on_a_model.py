@@ -127,6 +127,24 @@ def test_proposals_that_can_never_be_made_end_in_no_plan(tmp_path):
     assert notes(tmp_path)[-1] == "none of its proposals could be made"
 
 
+@pytest.mark.parametrize(
+    "number", ["1e999", "-Infinity", "NaN", "1.5", '"many"', "null", "9" * 5000, '"\\ud800"', "[]"]
+)
+def test_one_bad_proposal_leaves_the_others(tmp_path, number):
+    tunable = {"name": "slice_us", "value": 48151623}
+    answer = json.dumps(
+        {"reason": "r", "proposals": [proposed("fifo", tunables=[tunable]), proposed("fair"), proposed("plain")]}
+    ).replace("48151623", number)
+    known = replace(KNOWN, limit=3)
+    with ModelServer([{"content": answer}, {"content": {"reason": "r", "proposals": []}}]) as server:
+        with session_on(server, tmp_path) as session:
+            plan = propose_with_model(session, Maker(), known, 0)
+        assert [candidate.policy for candidate in plan.candidates] == ["fair", "plain"]
+        assert len(server.chats) == 2, "the model hears of it, once"
+        assert "proposal 1: - tunables.0.value: Input should be" in said(server)
+    assert [note for note in notes(tmp_path) if note.startswith("proposal 1 cannot be read: - tunables.0.value")]
+
+
 def test_a_model_may_propose_nothing(tmp_path):
     with ModelServer([planned(reason="It is serial.")]) as server, session_on(server, tmp_path) as session:
         plan = propose_with_model(session, Maker(), KNOWN, 0)
