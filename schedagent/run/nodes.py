@@ -34,7 +34,7 @@ from schedagent.core.trials.workload import WorkloadCommand, WorkloadProfile
 from schedagent.core.verification import VerificationReport
 from schedagent.report.as_json import to_json
 from schedagent.report.build import build_report
-from schedagent.run.library import Library
+from schedagent.run.library import Library, proven
 from schedagent.run.model_agents import ModelAgents, Tried
 from schedagent.run.options import RunOptions
 from schedagent.run.progress import Reporter
@@ -250,7 +250,7 @@ class RunNodes:
         return propose(
             offline.plan,
             EarlierRuns(self._repository, run_id),
-            self._library,
+            proven(self._library, self._repository),
             workload=run.workload,
             hardware=run.hardware,
             profile=self._profile(run_id),

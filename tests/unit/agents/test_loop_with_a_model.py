@@ -15,6 +15,13 @@ from tests.support.scripted_lab import HARDWARE, WORKLOAD, Script
 from tests.support.scripted_model import COMPOSED, DESCRIBED, ONE_PLAN, SPEC, Mind, by_policy, on, plan, role_of
 
 
+SOURCE = """\
+/* Longer turns. 500 to 100000. */
+const volatile u64 slice_us = 5000;
+struct sched_ext_ops {name} = {{ .name = "{name}" }};
+"""
+
+
 @pytest.fixture
 def script(tmp_path) -> Script:
     (tmp_path / "state").mkdir()
@@ -132,6 +139,25 @@ def test_when_the_budget_is_spent_the_run_goes_on_by_rules(script, limit, value)
     assert report["model"]["total"]["calls"] == 1
     assert report["best"]["policy"] == "longest_first"
     assert any("is used up" in note["text"] for note in report["model"]["notes"])
+
+
+@pytest.mark.parametrize("fault", ["lost", "lost while verified", ""])
+def test_a_model_whose_budget_is_spent_steers_no_more(script, fault):
+    """What it made and nothing was shown of is not planned by rules, whether its machine was lost or it was no better."""
+    first, second = (proposed(name, "generate", source=SOURCE.format(name=name)) for name in ("a_first", "b_first"))
+    twice = replace(
+        script,
+        options=replace(ONE_PLAN, iterations=2, candidates=2),
+        ratios={"longest_first": 0.97},
+        faults={"a_first": fault, "b_first": fault} if fault else {},
+    )
+    mind = Mind([plan(first, second)])
+    with ModelServer(mind) as server:
+        thinking = on(twice, server, model_max_calls=2)
+        report = thinking.drive(thinking.create())
+    assert set(by_policy(report)) == {"a_first", "b_first"}
+    assert mind.asked == ["observation", "planning"]
+    assert {"longest_first", "plain"} == set(by_policy(report, 1))
 
 
 def test_the_report_tells_the_cost(script):
