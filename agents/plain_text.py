@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from agents.claims import NOTHING, without_claims
 from kernel_bpf.observe.system import CpuPlace, SystemState
 from repo_store.records import RunRecord, SimilarRun
 from schedagent.core.policies.policy import CandidatePolicy, Plan, PolicyInfo
@@ -188,7 +189,16 @@ def antipattern_line(pattern: Antipattern) -> str:
 
 def insight_line(insight: Insight) -> str:
     """One conclusion, with what it rests on."""
-    return f"- {short(insight.text, 400)} (evidence: candidates {', '.join(insight.evidence)}; run {insight.run_id})"
+    return f"- {conclusion(insight)} (evidence: candidates {', '.join(insight.evidence)}; run {insight.run_id})"
+
+
+def conclusion(insight: Insight) -> str:
+    """What was checked first; a model's words beside it are no more than that. Those of older versions, which nobody
+    checked, are shown without the sentences that hold a figure."""
+    if not insight.claims:
+        return f"unchecked words of a model: {short(without_claims(insight.text, NOTHING), 400)}"
+    words = f"; a model's words: {short(insight.words, 400)}" if insight.words else ""
+    return f"samples show: {short(insight.measured)}{words}"
 
 
 def meaning_lines(meaning: Meaning | None) -> Iterator[str]:

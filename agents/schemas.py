@@ -178,14 +178,37 @@ class DecidedOnSource(Decided):
     source: str = Field(default="", description="repair: the whole new source instead of a diff; else empty")
 
 
+class Claimed(BaseModel):
+    """One comparison that trials show."""
+
+    arm: str = Field(max_length=64, description="key of a candidate, or default")
+    relation: Literal["better", "worse", "same"]
+    than: str = Field(max_length=64, description="key of another, or default")
+    metric: str = Field(max_length=200, description="one of the metrics listed")
+
+
 class Concluded(BaseModel):
     """One insight."""
 
     text: Line = Field(description="one or two sentences, without numbers")
-    evidence: list[str] = Field(min_length=1, max_length=16, description="keys of the candidates whose trials show it")
+    claims: list[Claimed] = Field(min_length=1, max_length=4, description="what the samples show, checked against them")
 
 
 class Reflected(BaseModel):
     """Learning: what the trials of this iteration teach."""
 
     insights: list[Concluded] = Field(max_length=MOST_INSIGHTS, description="none if the trials show nothing new")
+    _unreadable: dict[int, str] = PrivateAttr(default_factory=dict)
+
+    @property
+    def unreadable(self) -> Mapping[int, str]:
+        """What is wrong with the insights that are left out, by their place in the answer, from 1."""
+        return self._unreadable
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _salvaged(cls, answer: object, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        readable, wrong = _salvage(answer, "insights", Concluded, MOST_INSIGHTS)
+        reflected = handler(readable)
+        reflected._unreadable |= wrong
+        return reflected

@@ -13,6 +13,7 @@ from agents.plain_text import short
 from schedagent.core.policies.policy import CandidatePolicy, PolicyInfo
 from schedagent.core.process.shell_text import quoted
 from schedagent.core.rules import RULES
+from schedagent.core.trials.evidence import metrics
 from schedagent.core.trials.lesson import Antipattern, Insight, Lesson, Meaning
 from schedagent.core.trials.trial import Hardware, Outcome, Verdict
 from schedagent.core.trials.workload import CommandStats, WorkloadCommand, WorkloadProfile
@@ -157,8 +158,17 @@ def antipatterns_text(antipatterns: Sequence[Antipattern]) -> str:
 
 
 def insights_text(insights: Sequence[Insight]) -> str:
-    """Return what earlier runs concluded."""
-    return "\n".join(f"- {insight.text}" for insight in insights[:INSIGHTS])
+    """Return what earlier runs concluded, those first that were checked against samples."""
+    ranked = sorted(insights, key=lambda insight: not insight.claims)
+    return "\n".join(f"- {plain_text.conclusion(insight)}" for insight in ranked[:INSIGHTS])
+
+
+def metrics_text(workload: WorkloadCommand) -> str:
+    """Return what claims may be about."""
+    return "\n".join(
+        f"{short(name, _SENTENCE)} ({'less' if compared.lower_is_better else 'more'} is better)"
+        for name, compared in metrics(workload).items()
+    )
 
 
 # --- what a repair needs ----------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from agents.execution import REPAIRS, Execution, MeasuringLab, Verifier
-from agents.learning import learn
+from agents.learning import Trials, learn
 from agents.observation import ObservingLab, observe
 from agents.planner import rules as offline
 from agents.planner.builder import PolicyBuilder
@@ -27,7 +27,7 @@ from schedagent.core.process.shell_text import quoted
 from schedagent.core.readings.presets import settle
 from schedagent.core.trials.judge import Terms
 from schedagent.core.trials.lesson import Antipattern, Lesson
-from schedagent.core.trials.race import candidates_of, judge_all
+from schedagent.core.trials.race import judge_all
 from schedagent.core.trials.trial import Block, Verdict
 from schedagent.core.trials.usage import MachineCosts
 from schedagent.core.trials.workload import WorkloadCommand, WorkloadProfile
@@ -319,8 +319,7 @@ class RunNodes:
         models = self._models(run.id)
         if models:
             blocks = self._repository.blocks(run.id, iteration)
-            measured = {arm for block in blocks for arm in candidates_of(block)}
-            models.conclude(run, iteration, tried, measured)
+            models.conclude(run, iteration, Trials(tried, blocks, self._terms(run)))
 
     def _models(self, run_id: str) -> ModelAgents | None:
         """Return the agents that ask models, opened at the first use: then this process alone works on the run."""

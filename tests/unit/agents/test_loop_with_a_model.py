@@ -14,7 +14,6 @@ from tests.support.model_session import proposed
 from tests.support.scripted_lab import HARDWARE, WORKLOAD, Script
 from tests.support.scripted_model import COMPOSED, DESCRIBED, ONE_PLAN, SPEC, Mind, by_policy, on, plan, role_of
 
-
 SOURCE = """\
 /* Longer turns. 500 to 100000. */
 const volatile u64 slice_us = 5000;
@@ -143,7 +142,7 @@ def test_when_the_budget_is_spent_the_run_goes_on_by_rules(script, limit, value)
 
 @pytest.mark.parametrize("fault", ["lost", "lost while verified", ""])
 def test_a_model_whose_budget_is_spent_steers_no_more(script, fault):
-    """What it made and nothing was shown of is not planned by rules, whether its machine was lost or it was no better."""
+    """What it made and nothing was shown of is not planned by rules: its machine was lost, or it was no better."""
     first, second = (proposed(name, "generate", source=SOURCE.format(name=name)) for name in ("a_first", "b_first"))
     twice = replace(
         script,
