@@ -11,7 +11,7 @@ import errno
 import math
 import os
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -218,10 +218,11 @@ def writable(directory: Path, variable: str = "SCHEDAGENT_CACHE") -> Path:
         variable: environment variable that moves this folder elsewhere, for the hint.
 
     Raises:
-        SetupError: it cannot be written, with why and what to do.
+        SetupError: it cannot be written, with why and what to do; see `require_own`, too.
     """
     import tempfile  # lazily: it and tomllib would double the time this module takes to import
 
+    require_own(directory)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=directory) as probe:
@@ -231,8 +232,47 @@ def writable(directory: Path, variable: str = "SCHEDAGENT_CACHE") -> Path:
     return directory
 
 
+def require_own(path: Path) -> None:
+    """Refuse to write as root where another user could have put a link to a file that only root may write.
+
+    Raises:
+        SetupError: a folder on the way to `path` belongs to somebody else.
+    """
+    if os.geteuid() != 0:
+        return
+    for start in (path.absolute(), path.resolve()):
+        for place in (start, *start.parents):
+            if owner := next(filter(None, _owners(place)), 0):
+                raise SetupError(
+                    f"{place} belongs to user {_user_name(owner)}: root would write wherever that user puts a link",
+                    f"run it as that user: sudo -u {_user_name(owner)} env ... schedagent ..., "
+                    "or use a folder of root's: SCHEDAGENT_STATE, SCHEDAGENT_CACHE",
+                )
+
+
+def _owners(place: Path) -> Iterator[int]:
+    """Yield the user ids of a link and of what it leads to; of anything else, the same twice."""
+    with suppress(FileNotFoundError, NotADirectoryError):
+        yield place.lstat().st_uid
+        yield place.stat().st_uid
+
+
+def _user_name(uid: int) -> str:
+    import pwd
+
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
 def private_folder(path: Path) -> Path:
-    """Create a folder that nobody but its user may enter, or make an existing one so, and return it."""
+    """Create a folder that nobody but its user may enter, or make an existing one so, and return it.
+
+    Raises:
+        SetupError: see `require_own`.
+    """
+    require_own(path)
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     hide(path)
     return path
@@ -242,7 +282,11 @@ def private_file(path: Path) -> Path:
     """Create a file that nobody but its user may read, or make an existing one so, and return it.
 
     It is not opened if it exists: closing a database in use would drop the locks that this process has on it.
+
+    Raises:
+        SetupError: see `require_own`.
     """
+    require_own(path)
     with suppress(FileExistsError):
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     hide(path)

@@ -149,7 +149,7 @@ def _differing(first: object, second: object) -> list[str]:
     return [
         name.replace("_", " ")
         for name, value in vars(first).items()
-        if value != getattr(second, name) and name not in ("timeout_s", "objective", "metrics", "guards", "preset")
+        if value != getattr(second, name) and name not in _NO_PART_OF_THE_WORK
     ]
 
 
@@ -207,3 +207,6 @@ def _said(claim: Claim | None) -> str:
 
 def _change(entry: DefaultComparison) -> str:
     return f"{entry.second / entry.first:.3f}" if entry.first else "-"
+
+
+_NO_PART_OF_THE_WORK = frozenset(("timeout_s", "objective", "metrics", "guards", "preset", "units"))

@@ -11,7 +11,7 @@ from schedagent.core.trials.objective import Direction
 from schedagent.core.trials.trial import DEFAULT_ARM, Expected, GuardVerdict, Sample
 from schedagent.core.trials.usage import MachineCosts
 from schedagent.report.report import CandidateReport, Report
-from schedagent.report.values import SECONDS, Split, ValueReport, figure
+from schedagent.report.values import DETAILS, SECONDS, Split, ValueReport, figure
 
 
 def guard_line(guard: GuardVerdict) -> str:
@@ -118,11 +118,7 @@ def arm_names(report: Report) -> dict[str, str]:
 
 def headline_values(values: Iterable[ValueReport]) -> list[ValueReport]:
     """Return the values that a table has room for: the objective, what the user watches, wall and CPU time."""
-    listed = list(values)
-    return [value for number, value in enumerate(listed) if number == 0 or value.name in _ALWAYS or value.unit is None]
-
-
-_ALWAYS = ("wall time", "CPU time")
+    return [value for value in values if value.name not in DETAILS]
 
 
 def _failures(report: Report, samples: Iterable[Sample]) -> Iterator[str]:
