@@ -92,5 +92,15 @@ def token_allows(allows: Mapping[str, Any]) -> str:
     inside = f" in cgroup {allows['cgroup']}" if allows["cgroup"] else ""
     return (
         f"whoever has it to load this object ({allows['object'][:12]}) once on kernel {allows['kernel']}, "
-        f"{where}{inside}, until {allows['until']}"
+        f"{where}{inside}, until {allows['until']}{on_word(allows)}"
     )
+
+
+def on_word(allows: Mapping[str, Any]) -> str:
+    """Return what of a token rests on its submitter's word, and which settings of schedagentd take that; or nothing."""
+    declares, reads = allows.get("declares", ()), allows.get("reads", ())
+    what = [f"does not seek {', '.join(declares)}"] * bool(declares) + [f"goes by {', '.join(reads)}"] * bool(reads)
+    settings = ["accept_declared"] * bool(declares) + ["accept_reads"] * bool(reads)
+    if not what:
+        return ""
+    return f"; the policy declares that it {' and '.join(what)}, which schedagentd takes by {' and '.join(settings)}"

@@ -23,7 +23,7 @@ from schedagent.core.errors import BpfError, RecordError, Refused, SchedagentErr
 from schedagent.core.token import DeploymentToken
 from schedagent.core.welch import LEAST_SAMPLES, Spread
 from schedagent.schedagentd import decisions
-from schedagent.schedagentd.admission import check_machine, check_token, is_gone
+from schedagent.schedagentd.admission import NOTHING, Accepted, check_machine, check_token, is_gone
 from schedagent.schedagentd.breaker import KernelReading, summarise
 from schedagent.schedagentd.decisions import (
     Accept,
@@ -135,6 +135,7 @@ class Driver:
         public_keys: returns the keys, in PEM, whose tokens count now.
         sample_s: how often tasks are sampled.
         starvation_s: how long a runnable task may not run.
+        accepted: what is taken on a submitter's word.
     """
 
     def __init__(
@@ -145,7 +146,9 @@ class Driver:
         clock: Clock,
         sample_s: float,
         starvation_s: float,
+        accepted: Accepted = NOTHING,
     ) -> None:
+        self.accepted = accepted
         self.kernel, self.record, self.public_keys, self.clock = kernel, record, public_keys, clock
         self.active: Active | None = None
         self.pending: Pending | None = None
@@ -205,7 +208,7 @@ class Driver:
     def check_token(
         self, order: Order, token: str, stage: Stage, cgroup: str, used: frozenset[str] = frozenset()
     ) -> DeploymentToken:
-        """Return the token if it allows this order here and now; raise TokenError or RecordError otherwise."""
+        """Return the token if it allows this order here and now; raise TokenError, Refused or RecordError otherwise."""
         return check_token(
             order,
             token,
@@ -217,6 +220,7 @@ class Driver:
             self.record.last_seen,
             self.record.tokens_from,
             used,
+            self.accepted,
         )
 
     # What is done

@@ -14,7 +14,15 @@ from schedagent.core.errors import RecordError, Refused
 from schedagent.core.token import read_signed
 from schedagent.core.welch import Better
 from schedagent.schedagentd import decisions
-from schedagent.schedagentd.admission import cgroup_of, check_machine, check_scope, is_gone, tree_of
+from schedagent.schedagentd.admission import (
+    Accepted,
+    cgroup_of,
+    check_accepted,
+    check_machine,
+    check_scope,
+    is_gone,
+    tree_of,
+)
 from schedagent.schedagentd.config import Config
 from schedagent.schedagentd.decisions import Decision, EndWith
 from schedagent.schedagentd.driver import Active, Clock, Driver
@@ -40,7 +48,10 @@ class Rollout:
         clock: Clock | None = None,
     ) -> None:
         self.kernel, self.record, self.config, self.clock = kernel, record, config, clock or Clock()
-        self.driver = Driver(kernel, record, public_keys, self.clock, config.sample_s, config.bounds.starvation_s)
+        accepted = Accepted(frozenset(config.accept_declared), frozenset(config.accept_reads))
+        self.driver = Driver(
+            kernel, record, public_keys, self.clock, config.sample_s, config.bounds.starvation_s, accepted
+        )
 
     @property
     def busy(self) -> bool:
@@ -127,7 +138,8 @@ class Rollout:
             stage, cgroup = decisions.token_scope(deployment)
             newer = self.driver.check_token(order, token, stage, cgroup, self.record.used_nonces)
         else:
-            read_signed(order.token, self.driver.public_keys())  # whose key is no longer trusted gets no further lease
+            # whose key is no longer trusted, or what is accepted no longer, gets no further lease
+            check_accepted(read_signed(order.token, self.driver.public_keys()), self.driver.accepted)
         renew = decisions.renew(deployment, order, newer, metric, lease_s, self.driver.now, self.config)
         self.driver.carry_out(renew)
         return renew.renewed

@@ -68,6 +68,8 @@ def _permit(token: DeploymentToken) -> str:
         ("Signed by key", token.key_id),
         ("Valid from", _unix_text(token.not_before)),
         ("Expires", _unix_text(token.expires_at)),
+        ("Does not seek, by its submitter's word", ", ".join(token.declares)),
+        ("Goes by, by its submitter's word", ", ".join(token.reads)),
         ("Allows", f"this object once, on kernel {token.kernel_release}, scope {scope}"),
     )
 

@@ -12,9 +12,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from schedagent.core.errors import TokenError
 from schedagent.core.rules import RULES, FindingClass
 from schedagent.core.terminal.console import open_console
 from schedagent.core.terminal.printable import printable
+from schedagent.core.token import decode
 from schedagent.core.verification import (
     Finding,
     GateResult,
@@ -89,8 +91,25 @@ def show_end(report: VerificationReport) -> None:
     _say(console, f"\n{report.policy}: {report.conclusion}")
     if report.token:
         _say(console, f"token: {report.token}")
+        for line in _on_word(report.token):
+            _say(console, line)
     else:
         _say(console, "No token: no key to sign with." if report.passed else "No token was issued.")
+
+
+def _on_word(token: str) -> Iterator[str]:
+    """Yield what of a token rests on its submitter's word, and the setting that makes schedagentd take it."""
+    try:
+        signed = decode(token)
+    except TokenError:
+        return
+    for words, what, setting in (
+        (signed.declares, "does not seek", "accept_declared"),
+        (signed.reads, "goes by", "accept_reads"),
+    ):
+        if words:
+            declared = f"it declares that it {what} {', '.join(words)}"
+            yield f"{declared}: schedagentd deploys it only with {setting} (schedagentd.toml)"
 
 
 def oracle_table(report: VerificationReport) -> Table:

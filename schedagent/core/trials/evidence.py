@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from schedagent.core.readings.readings import UNNAMED
 from schedagent.core.trials.guards import log_ratio
 from schedagent.core.trials.interval import trimmed
 from schedagent.core.trials.judge import Terms
@@ -45,7 +46,7 @@ class Compared:
 def metrics(workload: WorkloadCommand) -> dict[str, Compared]:
     """Return what can be compared, by name; what verdicts go by comes first."""
     objective = Compared(lambda sample: sample.value, workload.goal.lower_is_better)
-    compared = {workload.objective or ("metric" if workload.metric else WALL): objective}
+    compared = {workload.objective or (UNNAMED if workload.metric else WALL): objective}
     for metric in (*workload.metrics, *(guard.metric for guard in workload.guards)):
         compared.setdefault(metric.name, Compared(_value(metric.name), metric.direction is Direction.LOWER))
     compared.setdefault(WALL, Compared(lambda sample: float(sample.wall_ns), True))
