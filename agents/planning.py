@@ -36,9 +36,13 @@ from agents.summaries import (
 from schedagent.core.errors import PolicyError, UsageError
 from schedagent.core.policies.policy import CandidatePolicy, Plan, PolicyInfo
 from schedagent.core.policies.proposal import Origin, Proposal
+from schedagent.core.terminal.foreign import quote
 from schedagent.core.trials.lesson import Antipattern, Insight, Lesson, Meaning
 from schedagent.core.trials.trial import Hardware, Verdict
 from schedagent.core.trials.workload import WorkloadCommand, WorkloadProfile
+
+LONGEST_REASON = 350
+"""Characters of a model's reason that are kept, between their quotation marks."""
 
 
 class LessonStore(Protocol):
@@ -206,7 +210,7 @@ def propose_with_model(session: ModelSession, builder: PolicyBuilder, known: Kno
     if (planned.proposals or planned.unreadable) and not made.candidates:
         session.note("planning", iteration, "none of its proposals could be made")
         return None
-    return Plan(tuple(made.candidates), made.plain(planned.reason), _earlier_results(known))
+    return Plan(tuple(made.candidates), quote(made.plain(planned.reason)), _earlier_results(known))
 
 
 def _design(proposal: Proposal) -> Figures:
@@ -288,7 +292,7 @@ class _Making:
         proposal = replace(
             proposal,
             description=without_claims(proposal.description, self.shown | _design(proposal)),
-            reason=self.plain(proposal.reason),
+            reason=quote(self.plain(proposal.reason), LONGEST_REASON),
             expected=self.plain(proposal.expected),
             refuted_by=self.plain(proposal.refuted_by),
         )

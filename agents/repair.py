@@ -11,12 +11,14 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from agents.claims import Figures, figures_of_report, without_claims
+from agents.planning import LONGEST_REASON
 from agents.schemas import Decided, DecidedOnSource, DecidedOnSpec
 from agents.session import ModelSession, answered, in_short
 from agents.summaries import excerpts_text, rejection_text
 from schedagent.core.errors import PolicyError, UsageError
 from schedagent.core.policies.policy import CandidatePolicy
 from schedagent.core.policies.proposal import DerivedPolicy, Origin, Proposal
+from schedagent.core.terminal.foreign import quote
 from schedagent.core.trials.workload import WorkloadProfile
 from schedagent.core.verification import VerificationReport
 
@@ -104,7 +106,7 @@ class ModelRepairer:
             if decided is None or decided.decision != "repair":
                 return self._unrepaired(candidate, decided, known)
             try:
-                reason = without_claims(decided.reason, known)
+                reason = quote(without_claims(decided.reason, known), LONGEST_REASON)
                 repaired = self.builder.make(_proposal(candidate, decided, reason), self.profile)
                 if repaired.key == candidate.key:
                     raise UsageError("it changes nothing: this is the policy that failed")
@@ -118,7 +120,7 @@ class ModelRepairer:
     def _unrepaired(self, candidate: CandidatePolicy, decided: Decided | None, known: Figures) -> Repair:
         if decided is None:
             return NOTHING
-        note = f"{candidate.policy}: {decided.decision}: {without_claims(decided.reason, known)}"
+        note = f"{candidate.policy}: {decided.decision}: {quote(without_claims(decided.reason, known))}"
         self.session.note("execution", self.iteration, note)
         return Repair(retry=decided.decision == "retry")
 

@@ -13,6 +13,7 @@ from agents.plain_text import short
 from schedagent.core.policies.policy import CandidatePolicy, PolicyInfo
 from schedagent.core.process.shell_text import quoted
 from schedagent.core.rules import RULES
+from schedagent.core.terminal.foreign import marked
 from schedagent.core.trials.evidence import metrics
 from schedagent.core.trials.lesson import Antipattern, Insight, Lesson, Meaning
 from schedagent.core.trials.trial import Hardware, Outcome, Verdict
@@ -183,9 +184,9 @@ def rejection_text(report: VerificationReport) -> str:
     for oracle in report.oracles:
         if not oracle.ok:
             measured = f"{oracle.measured:.3g}, bound {oracle.bound:.3g} {oracle.unit}"
-            lines.append(f"oracle {oracle.name} (rule {oracle.rule}): {measured}. {oracle.detail}")
+            lines.append(f"oracle {oracle.name} (rule {oracle.rule}): {measured}. {short(oracle.detail, DETAIL)}")
             lines.append(f"  repair: {RULES[oracle.rule].repair}")
-    lines.append(_middle_cut(gate.detail, DETAIL))
+    lines.append(_middle_cut(marked(gate.detail), DETAIL))
     return "\n".join(lines)
 
 
@@ -199,8 +200,13 @@ def _finding_lines(gate: GateResult) -> list[str]:
 
 def _finding(finding: Finding) -> list[str]:
     rule = finding.text
-    path = [f"  {step.file}:{step.line} {step.text}" for step in finding.path[-STEPS:]]
-    return [str(finding), *path, f"  rule: {rule.text}. {rule.why}.", f"  repair: {rule.repair}"]
+    path = [short(f"{step.file}:{step.line} {step.text}", _SENTENCE) for step in finding.path[-STEPS:]]
+    return [
+        short(str(finding), DETAIL),
+        *(f"  {step}" for step in path),
+        f"  rule: {rule.text}. {rule.why}.",
+        f"  repair: {rule.repair}",
+    ]
 
 
 def excerpts_text(report: VerificationReport, source: str) -> str:

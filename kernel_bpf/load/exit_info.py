@@ -13,6 +13,7 @@ from typing import Self
 
 from kernel_bpf.load.bpf_object import BpfObject
 from kernel_bpf.load.btf import Variable
+from schedagent.core.terminal.foreign import quote
 
 NO_RECORD = "the policy records no exit information"
 
@@ -83,7 +84,8 @@ class ExitInfo:
         return cls(kind, _EXIT_KINDS.get(kind, f"kind {kind}"), code, reason, message, dump)
 
     def __str__(self) -> str:
-        reasons = ": ".join(part for part in (self.reason, self.message) if part)
+        """Return it in one line: its texts may be the policy's own (scx_bpf_error), and are quoted."""
+        reasons = ": ".join(quote(part) for part in (self.reason, self.message) if part)
         return f"{self.kind_name} (kind {self.kind}, code {self.code:#x}): {reasons or 'no reason given'}"
 
 

@@ -6,8 +6,6 @@ clipboard, the title or the colours, and a bidirectional override shows other wo
 
 from __future__ import annotations
 
-import logging
-
 
 def printable(text: str) -> str:
     """Return `text` with everything that is neither printable nor a line break or tab written as an escape.
@@ -27,11 +25,3 @@ def printable(text: str) -> str:
 def _is_byte(letter: str) -> bool:
     """Whether it is a byte of 0xa0 or above that was no UTF-8 (PEP 383, surrogateescape)."""
     return "\udca0" <= letter <= "\udcff"
-
-
-class PrintableFormatter(logging.Formatter):
-    """Formats log records, which quote commands, paths and output, for a terminal."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Return the record as printable text."""
-        return printable(super().format(record))
