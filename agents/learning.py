@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from agents.claims import figures_of, measured_only
+from agents.evidence import holds
 from agents.schemas import Claimed, Reflected
 from agents.session import ModelSession, in_short
 from agents.summaries import meaning_text, metrics_text, tried_text
 from schedagent.core.policies.policy import CandidatePolicy, PolicyInfo
-from schedagent.core.trials.evidence import holds
 from schedagent.core.trials.judge import Terms, failed
 from schedagent.core.trials.lesson import Antipattern, Claim, Insight, Meaning, Relation
 from schedagent.core.trials.race import candidates_of

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from agents import plain_text
+from agents.evidence import metrics
 from agents.plain_text import short
 from schedagent.core.policies.policy import CandidatePolicy, PolicyInfo
 from schedagent.core.process.shell_text import quoted
 from schedagent.core.rules import RULES
 from schedagent.core.terminal.foreign import marked
-from schedagent.core.trials.evidence import metrics
 from schedagent.core.trials.lesson import Antipattern, Insight, Lesson, Meaning
 from schedagent.core.trials.trial import Hardware, Outcome, Verdict
 from schedagent.core.trials.workload import CommandStats, WorkloadCommand, WorkloadProfile

@@ -104,7 +104,7 @@ def worth_trying(
 def proven(library: Mapping[str, PolicyInfo], repository: PolicyRepository) -> dict[str, PolicyInfo]:
     """Return what rules may plan with: the bundled policies, and those that won a trial.
 
-    What a model made and nothing was shown of is its own to plan: a model that died, or spent its budget, would go on
+    What a model made and nothing was shown of is its own to plan: a model that died, or spent its budget, would keep
     steering the run through what it left behind.
     """
     winners = repository.winners()

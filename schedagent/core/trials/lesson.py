@@ -72,12 +72,12 @@ class Relation(StrEnum):
 
 @dataclass(frozen=True)
 class Claim:
-    """What trials are said to show of two arms; `core.trials.evidence.holds` checks it against their samples.
+    """What trials are said to show of two arms; `agents.evidence.holds` checks it against their samples.
 
     Args:
         arm, other: keys of the arms; one may be DEFAULT_ARM.
         relation: how the first compares with the other.
-        metric: name of what is compared, see `core.trials.evidence.metrics`.
+        metric: name of what is compared, see `agents.evidence.metrics`.
         names: of the two arms, for people.
     """
 
