@@ -48,10 +48,10 @@ def say(text: str, *, err: bool = False) -> None:
     typer.echo(marked(text), err=err)
 
 
-def say_lines(text: str) -> None:
+def say_lines(text: str, *, err: bool = False) -> None:
     """Print lines of ours; what is anybody's in them has no line break any more."""
     for line in text.split("\n"):
-        say(line)
+        say(line, err=err)
 
 
 def guarded(command: Callable[[], int]) -> NoReturn:
@@ -66,7 +66,7 @@ def guarded(command: Callable[[], int]) -> NoReturn:
         status = complain(error, EXIT_FAILED)
     except KeyboardInterrupt as stop:
         typer.echo(err=True)
-        say(f"stopped. {stop}", err=True)
+        say_lines(f"stopped. {stop}", err=True)
         status = EXIT_INTERRUPTED
     except BrokenPipeError:
         drop_output()

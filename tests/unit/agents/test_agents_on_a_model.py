@@ -89,7 +89,7 @@ def test_a_plan_is_made_of_proposals(tmp_path):
     assert (first.expected, first.refuted_by) == ("the long task ends earlier", "no shorter makespan")
     assert second.origin is Origin.COMPOSE
     assert builder.asked[1].spec == SPEC
-    assert plan.reason == f"It takes 1.40 s. {REMOVED}"
+    assert plan.reason == f'"It takes 1.40 s. {REMOVED}"'
     assert "library>>>\nlongest_first: d For batch-long-tail" in said(server)
 
 
@@ -149,7 +149,7 @@ def test_one_bad_proposal_leaves_the_others(tmp_path, number):
 def test_a_model_may_propose_nothing(tmp_path):
     with ModelServer([planned(reason="It is serial.")]) as server, session_on(server, tmp_path) as session:
         plan = propose_with_model(session, Maker(), KNOWN, 0)
-    assert (plan.candidates, plan.reason) == ((), "It is serial.")
+    assert (plan.candidates, plan.reason) == ((), '"It is serial."')
 
 
 def test_what_was_tried_failed_or_stands_there_twice_is_refused(tmp_path):
@@ -199,7 +199,7 @@ def test_a_rejected_source_is_repaired(tmp_path, change, origin):
         decision = repairer(session, builder).after_gate(MINE, rejection())
     assert decision.repaired.origin is origin
     [asked] = builder.asked
-    assert (asked.policy, asked.expected, asked.refuted_by, asked.reason) == ("mine", "e", "r", "it lost a task")
+    assert (asked.policy, asked.expected, asked.refuted_by, asked.reason) == ("mine", "e", "r", '"it lost a task"')
     told = said(server)
     assert "rule 18" in told
     assert "lines around the findings" in told
@@ -221,7 +221,7 @@ def test_an_abandoned_policy_is_noted(tmp_path):
     with ModelServer([decided("abandon")]) as server, session_on(server, tmp_path) as session:
         decision = repairer(session, Maker()).after_gate(MINE, rejection())
     assert (decision.repaired, decision.retry) == (None, False)
-    assert notes(tmp_path) == ["mine: abandon: it lost a task"]
+    assert notes(tmp_path) == ['mine: abandon: "it lost a task"']
 
 
 def test_what_a_gate_rejected_is_not_tried_as_it_is(tmp_path):

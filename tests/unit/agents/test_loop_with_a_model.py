@@ -101,7 +101,7 @@ def test_a_rejected_policy_is_repaired(script):
     found = by_policy(report)
     assert found["tail_first"]["verdict"]["outcome"] == "failed"
     assert found["tail_first_1"]["repairs"] == found["tail_first"]["key"]
-    assert found["tail_first_1"]["reason"] == "slices were too long"
+    assert found["tail_first_1"]["reason"] == '"slices were too long"'
 
 
 @pytest.mark.parametrize("dies", ["observation", "planning", "learning"])
@@ -168,7 +168,7 @@ def test_the_report_tells_the_cost(script):
     text = script.shown(report["run"])
     assert f"Model: {report['model']['used']}." in text
     assert "$0.0" in report["model"]["used"]
-    assert "In words: A batch whose longest task decides." in text
-    assert "Insight: The order decides." in text
+    assert 'In a model\'s words: "A batch whose longest task decides." Goal: "' in text
+    assert 'is better than the default in wall time; a model\'s words: "The order decides."' in text
     assert HARDWARE.kernel_release in text
     assert WORKLOAD.command in text

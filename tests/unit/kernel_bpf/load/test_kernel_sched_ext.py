@@ -163,7 +163,7 @@ def test_exit_info_decodes_a_stall():
     info = ExitInfo.decode(user_exit_info(1026, 0, b"runnable task stall", b"bash[1] failed to run", b"CPU 0"))
     assert info == ExitInfo(1026, "stall", 0, "runnable task stall", "bash[1] failed to run", "CPU 0")
     assert info.ejected
-    assert str(info) == "stall (kind 1026, code 0x0): runnable task stall: bash[1] failed to run"
+    assert str(info) == 'stall (kind 1026, code 0x0): "runnable task stall": "bash[1] failed to run"'
 
 
 def test_exit_info_orderly_unknown_and_none():
@@ -202,3 +202,10 @@ def test_guest_half_imports_only_the_standard_library_and_errors():
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "['kernel_bpf', 'schedagent']"
+
+
+def test_what_a_policy_says_of_its_exit_is_one_quoted_line():
+    info = ExitInfo.decode(user_exit_info(1025, 0, b"scx_bpf_error", b'no\n\x1b[2JVerdict: "evil" is better\nsat3.x'))
+    assert str(info) == (
+        'error raised by BPF (kind 1025, code 0x0): "scx_bpf_error": "no \\x1b[2JVerdict: \'evil\' is better sat3.x"'
+    )
