@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from schedagent.cli.common import EXIT_FAILED, EXIT_NO, Json, guarded, print_json, say, settings
+from schedagent.cli.common import EXIT_FAILED, EXIT_NO, Json, guarded, print_json, say, say_lines, settings
 from schedagent.cli.guide.completion import finished_runs
 from schedagent.core.errors import UsageError
 from schedagent.core.retention.limits import RETENTION
@@ -342,5 +342,5 @@ def show(answer: Any, as_json: bool, render: Callable[[Any], str]) -> int:
     if as_json:
         print_json(answer)
     else:
-        say(render(answer))
+        say_lines(render(answer))
     return 0

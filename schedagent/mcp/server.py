@@ -33,6 +33,7 @@ from schedagent.core.errors import SchedagentError, SetupError, UsageError
 from schedagent.core.process.child import prepare
 from schedagent.core.process.streams import drop_output
 from schedagent.core.settings import Settings
+from schedagent.core.terminal.foreign import one_line
 from schedagent.core.terminal.printable import printable
 from schedagent.core.verification import VerificationReport
 from schedagent.mcp.bearer import admits
@@ -156,7 +157,7 @@ def progress_of(context: Context) -> Callable[[str], Awaitable[None]]:
     async def report(text: str) -> None:
         nonlocal lines
         lines += 1
-        await context.session.report_progress(lines, None, printable(text))
+        await context.session.report_progress(lines, None, one_line(text))
 
     return report
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterable
+from dataclasses import dataclass
 
 from kernel_bpf.observe.schedulers import named, stop_hint
 from schedagent.core.deployment import Deployment, Order, Stage, Tree
@@ -11,8 +12,54 @@ from schedagent.core.terminal.foreign import quote
 from schedagent.core.token import DeploymentToken, Scope, check
 from schedagent.schedagentd.kernel import Kernel, KernelIdentity
 
+CONFIGURATION = "/etc/schedagent/schedagentd.toml"
 _KTHREADD = 2
 """Process 1 has all of user space below it, process 2 all threads of the kernel."""
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """What this machine takes on a submitter's word.
+
+    Args:
+        declared: oracles that a policy may declare away, such as "weights".
+        reads: inputs that a policy may declare to go by, such as "comm".
+    """
+
+    declared: frozenset[str] = frozenset()
+    reads: frozenset[str] = frozenset()
+
+
+NOTHING = Accepted()
+
+
+def check_accepted(token: DeploymentToken, accepted: Accepted) -> None:
+    """Refuse a policy that rests on more of its submitter's word than the configuration takes.
+
+    Raises:
+        Refused: with the setting that would accept it.
+    """
+    declared = [word for word in token.declares if word not in accepted.declared]
+    reads = [word for word in token.reads if word not in accepted.reads]
+    if not (declared or reads):
+        return
+    what = [f"does not seek {_listed(declared)}"] * bool(declared) + [f"goes by {_listed(reads)}"] * bool(reads)
+    settings = [
+        f"{name} = [{', '.join(quoted)}]"
+        for name, missing, words in (
+            ("accept_declared", declared, {*accepted.declared, *token.declares}),
+            ("accept_reads", reads, {*accepted.reads, *token.reads}),
+        )
+        if missing and (quoted := [f'"{word}"' for word in sorted(words)])
+    ]
+    raise Refused(
+        f"the policy declares that it {' and '.join(what)}, which this machine does not accept",
+        f"to accept it, set in {CONFIGURATION}: {'; '.join(settings)}, and restart schedagentd",
+    )
+
+
+def _listed(words: Iterable[str]) -> str:
+    return ", ".join(f'"{word}"' for word in words)
 
 
 def check_machine(kernel: Kernel, ours: bool) -> None:
@@ -111,6 +158,7 @@ def check_token(
     last_seen: float,
     tokens_from: float,
     used_nonces: Container[str] = (),
+    accepted: Accepted = NOTHING,
 ) -> DeploymentToken:
     """Return the token if it allows this order on this kernel, scope and moment.
 
@@ -120,9 +168,10 @@ def check_token(
         cgroup: of a partial scope; empty for the tasks of a process tree, which only a token for any tasks allows:
             they may leave every cgroup, and no token names a tree.
         tokens_from: no token that was valid earlier is accepted, see record.Record.tokens_from.
+        accepted: what the configuration takes on a submitter's word.
 
     Raises:
-        TokenError: with the first reason found.
+        TokenError, Refused: with the first reason found.
     """
     checked = check(
         token,
@@ -145,4 +194,5 @@ def check_token(
             "the token is older than the record of used tokens, which was damaged and begun again",
             "verify the policy again: schedagent verify",
         )
+    check_accepted(checked, accepted)
     return checked

@@ -24,7 +24,7 @@ from schedagent.core.terminal.foreign import quote
 from schedagent.core.token import CLOCK_SKEW_S, DeploymentToken, read_signed
 from schedagent.core.welch import LEAST_SAMPLES, Spread
 from schedagent.schedagentd import decisions
-from schedagent.schedagentd.admission import check_machine, check_token, is_gone
+from schedagent.schedagentd.admission import NOTHING, Accepted, check_accepted, check_machine, check_token, is_gone
 from schedagent.schedagentd.breaker import KernelReading, summarise
 from schedagent.schedagentd.decisions import (
     Accept,
@@ -140,6 +140,7 @@ class Driver:
         public_keys: returns the keys, in PEM, whose tokens count now.
         sample_s: how often tasks are sampled.
         starvation_s: how long a runnable task may not run.
+        accepted: what is taken on a submitter's word.
     """
 
     def __init__(
@@ -150,7 +151,9 @@ class Driver:
         clock: Clock,
         sample_s: float,
         starvation_s: float,
+        accepted: Accepted = NOTHING,
     ) -> None:
+        self.accepted = accepted
         self.kernel, self.record, self.public_keys, self.clock = kernel, record, public_keys, clock
         self.active: Active | None = None
         self.pending: Pending | None = None
@@ -211,7 +214,7 @@ class Driver:
     def check_token(
         self, order: Order, token: str, stage: Stage, cgroup: str, used: frozenset[str] = frozenset()
     ) -> DeploymentToken:
-        """Return the token if it allows this order here and now; raise TokenError or RecordError otherwise."""
+        """Return the token if it allows this order here and now; raise TokenError, Refused or RecordError otherwise."""
         return check_token(
             order,
             token,
@@ -223,12 +226,14 @@ class Driver:
             self.record.last_seen,
             self.record.tokens_from,
             used,
+            self.accepted,
         )
 
     def check_renewal(self, order: Order) -> None:
         """Raise TokenError if the order's token would not allow any more what it allowed: its key is no longer trusted,
-        or another kernel runs by now, a live-patched one."""
+        or another kernel runs by now, a live-patched one; raise Refused if what it declares is accepted no longer."""
         token, identity = read_signed(order.token, self.public_keys()), self.kernel.identity()
+        check_accepted(token, self.accepted)
         if token.live_patches != identity.live_patches:
             raise TokenError(
                 f"live patches were applied since: {', '.join(identity.live_patches) or 'none is at work'}",

@@ -13,7 +13,14 @@ from schedagent.core.deployment import Deployment, End, Order, Stage
 from schedagent.core.errors import RecordError, Refused
 from schedagent.core.welch import Better
 from schedagent.schedagentd import decisions
-from schedagent.schedagentd.admission import cgroup_of, check_machine, check_scope, is_gone, tree_of
+from schedagent.schedagentd.admission import (
+    Accepted,
+    cgroup_of,
+    check_machine,
+    check_scope,
+    is_gone,
+    tree_of,
+)
 from schedagent.schedagentd.config import Config
 from schedagent.schedagentd.decisions import Decision, EndWith
 from schedagent.schedagentd.driver import Active, Clock, Driver
@@ -39,7 +46,10 @@ class Rollout:
         clock: Clock | None = None,
     ) -> None:
         self.kernel, self.record, self.config, self.clock = kernel, record, config, clock or Clock()
-        self.driver = Driver(kernel, record, public_keys, self.clock, config.sample_s, config.bounds.starvation_s)
+        accepted = Accepted(frozenset(config.accept_declared), frozenset(config.accept_reads))
+        self.driver = Driver(
+            kernel, record, public_keys, self.clock, config.sample_s, config.bounds.starvation_s, accepted
+        )
 
     @property
     def busy(self) -> bool:

@@ -8,6 +8,7 @@ a compiler's output, a gate's detail): it is shown `marked`, which all printers 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 
 from schedagent.core.terminal.printable import printable
@@ -34,18 +35,32 @@ def quote(text: str, limit: int = LONGEST_QUOTE) -> str:
     return f'"{inner}"'
 
 
-def block(text: str, indent: str = "") -> Iterator[str]:
-    """Yield the lines of a text of others, each behind `MARK`, with how many are left out."""
+def block(text: str, indent: str = "", *, whole: bool = False) -> Iterator[str]:
+    """Yield the lines of a text of others, each behind `MARK`, with how many are left out.
+
+    Args:
+        whole: leave out nothing: for what a person has to judge.
+    """
     lines = text.split("\n")
-    for line in lines[:MOST_LINES]:
-        shown = printable(line[: LONGEST_LINE + 1]).replace("\t", "    ")
-        yield f"{indent}{MARK}{shown[:LONGEST_LINE]}{'...' if len(shown) > LONGEST_LINE else ''}".rstrip()
-    if len(lines) > MOST_LINES:
-        yield f"{indent}({len(lines) - MOST_LINES} more lines of it)"
+    most, longest = (len(lines), len(text)) if whole else (MOST_LINES, LONGEST_LINE)
+    for line in lines[:most]:
+        shown = printable(line[:longest]).replace("\t", "    ")
+        yield f"{indent}{MARK}{shown}{'...' if len(line) > longest else ''}".rstrip()
+    if len(lines) > most:
+        yield f"{indent}({len(lines) - most} more lines of it)"
 
 
 def marked(text: str) -> str:
-    """Return a message of ours whose further lines are somebody else's: these marked, all of it printable."""
-    first, line_break, rest = text.partition("\n")
-    shown = printable(first)
-    return "\n".join([shown, *block(rest)]) if line_break else shown
+    """Return a message of ours whose further lines are somebody else's: these marked, below it, all of it printable."""
+    first, line_break, rest = text.rstrip("\n").partition("\n")
+    shown = printable(first).replace("\t", "    ")
+    indent = " " * (len(first) - len(first.lstrip(" ")))
+    return "\n".join([shown, *block(rest, f"{indent}  ")]) if line_break else shown
+
+
+class MarkingFormatter(logging.Formatter):
+    """Formats log records, which quote commands, paths and output: what follows the first line of one is marked."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the record as text that neither steers a terminal nor looks like another record."""
+        return marked(super().format(record))

@@ -38,11 +38,3 @@ class OneLineFormatter(logging.Formatter):
         """Return the record as one line, its own line breaks as escapes."""
         line = printable(super().format(record)).replace("\n", "\\n").replace("\t", "\\t")
         return line if len(line) <= self.LONGEST else f"{line[: self.LONGEST]}..."
-
-
-class PrintableFormatter(logging.Formatter):
-    """Formats log records, which quote commands, paths and output, for a terminal."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Return the record as printable text."""
-        return printable(super().format(record))

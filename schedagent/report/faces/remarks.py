@@ -6,7 +6,9 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
+from schedagent.core.terminal.foreign import quote
 from schedagent.core.trials.arm import KNOB_PREFIX
+from schedagent.core.trials.lesson import Insight
 from schedagent.core.trials.objective import Direction
 from schedagent.core.trials.trial import DEFAULT_ARM, Expected, GuardVerdict, Sample
 from schedagent.core.trials.usage import MachineCosts
@@ -87,6 +89,14 @@ def knob_lines(report: Report) -> Iterator[str]:
                 f"{figure(value.candidate.median, value.unit)} instead of {figure(value.default.median, value.unit)}, "
                 f"median of {len(value.candidate.runs)} runs; no claim)"
             )
+
+
+def insight_line(insight: Insight) -> str:
+    """Return what samples were checked for, and a model's words beside it, marked as such."""
+    if not insight.claims:
+        return f"a model's words, unchecked: {quote(insight.text)}"
+    words = f"; a model's words: {quote(insight.words)}" if insight.words else ""
+    return f"{insight.measured}{words}"
 
 
 def higher_is_better(report: Report, guard: str) -> bool:

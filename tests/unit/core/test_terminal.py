@@ -15,7 +15,8 @@ from schedagent.cli.common import complain, say
 from schedagent.core.errors import WorkloadFailed
 from schedagent.core.process.making import exit_status
 from schedagent.core.terminal.console import UNBROKEN, open_console
-from schedagent.core.terminal.printable import PrintableFormatter, printable
+from schedagent.core.terminal.foreign import MarkingFormatter
+from schedagent.core.terminal.printable import printable
 
 HOSTILE = "\x1b]52;c;cm0gLXJm\x07 \x1b]0;title\x1b\\ \x9b31m \x00\x08\r \u202eevil\u2066"
 """Clipboard, title, colour by a C1 control, overwriting, and bidirectional overrides."""
@@ -40,7 +41,7 @@ def test_an_error_and_its_hint(capsys):
     complain(WorkloadFailed(f"it failed:\n{HOSTILE}\nhint: do what the output says", HOSTILE), 1)
     out = capsys.readouterr().err
     assert steers(out) == []
-    assert out == f"error: it failed:\n  {SHOWN}\n  hint: do what the output says\nhint: {SHOWN}\n"
+    assert out == f"error: it failed:\n  | {SHOWN}\n  | hint: do what the output says\nhint: {SHOWN}\n"
 
 
 def test_what_the_command_line_says(capsys):
@@ -59,7 +60,7 @@ def test_an_error_of_what_make_calls(capsys):
 
 def test_a_log_record():
     record = logging.LogRecord("x", logging.DEBUG, __file__, 1, "run: %s", (HOSTILE,), None)
-    assert PrintableFormatter("%(levelname)s: %(message)s").format(record) == f"DEBUG: run: {SHOWN}"
+    assert MarkingFormatter("%(levelname)s: %(message)s").format(record) == f"DEBUG: run: {SHOWN}"
 
 
 def test_the_console_shows_it_in_texts_and_tables():

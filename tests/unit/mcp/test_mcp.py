@@ -17,6 +17,7 @@ import pytest
 from mcp.shared.exceptions import MCPError
 
 from kernel_bpf.policies.library import load_library
+from schedagent.core.token import TOKEN_PREFIX
 from tests.support.mcp_servers import TOKEN, environment, http_server, over_http, over_stdio, program, run, text_of
 from tests.support.paths import FIXTURES
 from tests.support.scripted_lab import Script
@@ -455,7 +456,7 @@ class TestLongCalls:
                 for section in ("summary", "findings", "gates", "oracles", "kernels"):
                     asked = {"candidate": key, "section": section}
                     said += text_of(await client.call_tool("verification_report", asked))
-                assert "sat2." not in said
+                assert f"{TOKEN_PREFIX}." not in said
 
         run(body())
 

@@ -635,6 +635,9 @@ class TestConfiguration:
             ("bounds = 3", "bounds is not a table"),
             ("bounds = { worse_ratio = true }", "a number from"),
             ("direct_full = 1", "true or false"),
+            ('accept_declared = ["weight"]', "weights, idle machine, saturated machine"),
+            ('accept_declared = "weights"', "a list of weights"),
+            ('accept_reads = ["everything"]', "comm, uid"),
             ("= 3", "cannot be read"),
         ],
     )
