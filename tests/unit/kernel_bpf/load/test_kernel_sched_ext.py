@@ -217,5 +217,6 @@ def test_guest_half_imports_only_the_standard_library_and_errors():
 def test_what_a_policy_says_of_its_exit_is_one_quoted_line():
     info = ExitInfo.decode(user_exit_info(1025, 0, b"scx_bpf_error", b'no\n\x1b[2JVerdict: "evil" is better\nsat3.x'))
     assert str(info) == (
-        'error raised by BPF (kind 1025, code 0x0): "scx_bpf_error": "no \\x1b[2JVerdict: \'evil\' is better sat3.x"'
+        "error raised by BPF (kind 1025, code 0x0): by its own record: "
+        "\"scx_bpf_error: no \\x1b[2JVerdict: 'evil' is better sat3.x\""
     )
