@@ -48,6 +48,8 @@ log = logging.getLogger(__name__)
 
 _MOST_SAMPLES = 5 * LEAST_SAMPLES
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+MOST_DEATHS = 3
+"""So often may this process have died under a pinned policy that is taken over again: it may be the policy's doing."""
 KEEP_TIME_S = 120.0
 """How often it is stored how late it is."""
 
@@ -487,6 +489,9 @@ class Driver:
         """Take over a pinned deployment; return False if anything about it is not as it should be."""
         content = self.record.content(deployment.order.digest)
         if content is None or not decisions.may_adopt(deployment, self.now):
+            return False
+        if (deaths := self.record.deaths_under(deployment.number)) > MOST_DEATHS:
+            log.warning("%s is not taken over: schedagentd died under it %d times", deployment.label, deaths)
             return False
         try:
             loaded = self.kernel.adopt(deployment.number, deployment.order, content, deployment.enable_seq)

@@ -186,6 +186,11 @@ class Record:
         """Number of the newest event; 0 if there is none."""
         return int(self._ask("SELECT coalesce(max(number), 0) FROM events")[0][0])
 
+    def deaths_under(self, number: int) -> int:
+        """Return how often schedagentd ended while this deployment was pinned, without leaving it in order."""
+        kinds = [row[0] for row in self._ask("SELECT kind FROM events WHERE deployment = ?", number)]
+        return kinds.count("adopted") + 1 - kinds.count("left")
+
     def known_good(self, deployment: Deployment) -> tuple[Deployment, ...]:
         """Return what may be restored after a deployment, newest first: each one is that which the last replaced."""
         behind: list[Deployment] = []

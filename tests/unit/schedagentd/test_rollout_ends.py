@@ -13,6 +13,7 @@ from schedagent.core.errors import KernelRejected, RecordError, Refused, SetupEr
 from schedagent.core.terminal.printable import OneLineFormatter
 from schedagent.schedagentd.breaker import Bounds
 from schedagent.schedagentd.config import Config
+from schedagent.schedagentd.driver import MOST_DEATHS
 from schedagent.schedagentd.record import FILE, Record
 from tests.support.deploy_orders import CANARY, KEY, WIDER, content_of, order_of
 from tests.support.scripted_host import PROBATION, UID, Host
@@ -458,6 +459,18 @@ class TestRestart:
         staying.start()
         staying.stop()
         assert (staying.running, staying.world.truth()["pin"]) == (None, None)
+
+    @pytest.mark.parametrize("way", ["stop", "kill"])
+    def test_what_it_died_under_again_and_again_does_not(self, staying, way):
+        """Or killing its supervisor would be a policy's way to be left alone."""
+        number = staying.proven()
+        for _restart in range(MOST_DEATHS):
+            getattr(staying, way)()
+            staying.start()
+            assert staying.running == number
+        getattr(staying, way)()
+        staying.start()
+        assert staying.running == (number if way == "stop" else None)
 
     def test_what_is_on_probation_does_not(self, staying):
         staying.deploy()
