@@ -101,6 +101,10 @@ class Scene:
     def newest(self) -> dict:
         return self.daemon.client.ask("history", limit=1)["history"][0]
 
+    def is_pinned(self) -> bool:
+        active = self.daemon.active
+        return bool(active and active["pinned"])
+
     # The scenes
 
     def protected(self) -> dict:
@@ -156,7 +160,7 @@ class Scene:
     def sprawling(self, content: bytes) -> dict:
         """As much as is allowed, with the exit record in the middle of it."""
         self.daemon.client.ask("deploy", **request(content, policy="sprawling", stage="full", cgroup=""))
-        until(lambda: bool(self.daemon.active and self.daemon.active["pinned"]))
+        until(self.is_pinned)
         rss_kib = self.protected()["rss_kib"]
         Path("/proc/sysrq-trigger").write_text("S")
         until(lambda: self.daemon.active is None)
@@ -192,9 +196,10 @@ class Scene:
 
     def killed(self, order: str, lease_s: float, then: Callable[[float], None]) -> dict:
         """A pinned policy, its keeper and schedagentd; both are killed, and no schedagentd can be started again."""
-        self.deploy(lease_s=lease_s)
+        number = self.deploy()
+        until(self.is_pinned)
+        self.daemon.client.ask("renew", deployment=number, lease_s=lease_s)
         begun = time.monotonic()
-        until(lambda: bool(self.daemon.active and self.daemon.active["pinned"]))
         keeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
         victims = {"schedagentd": self.daemon.kill, "keeper": keeper.kill}
         for victim in order.split():

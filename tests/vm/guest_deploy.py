@@ -54,7 +54,7 @@ def life(daemon: Daemon, content: bytes, inside: subprocess.Popen[bytes], outsid
     daemon.start()
     seen["after that"] = [one["end"] for one in daemon.client.ask("history")["history"]]
     seen["inside after that"] = policies_of(inside)[0]
-    number = daemon.client.ask("deploy", **request(content))["deployment"]
+    number = daemon.client.ask("deploy", **request(content), again=True)["deployment"]
     until(lambda: daemon.active and daemon.active["pinned"])
     daemon.client.ask("promote", deployment=number, stage="wider", cgroup=WIDER)
     seen["outside when wider"] = policies_of(outside)[0]
