@@ -44,6 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SchedagentError as error:
         log.error("%s", error)
         return EXIT_FAILED
+    except Exception:  # the boundary of this process: what is not caught would be printed as it is
+        log.critical("schedagentd ends by a mistake of its own", exc_info=True)
+        return EXIT_FAILED
     return 0
 
 
