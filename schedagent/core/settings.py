@@ -29,7 +29,12 @@ AGENTS = ("observation", "planning", "execution", "learning")
 REPOSITORY = "repository.sqlite"
 """In the state folder."""
 
+INSTALLED_VERIFIER = Path("/run/schedagent-verifier.sock")
+"""Where the verifier's systemd unit listens."""
+
 _PROGRAM = "schedagent"
+_NONE = "none"
+_SERVICES = ("schedagent", "schedagent-verifier", "schedagentd")
 _CONFIG = "SCHEDAGENT_CONFIG"
 _OF_A_MAKE = ("MAKELEVEL", "MAKEFLAGS", "MFLAGS", "MAKE_TERMOUT", "MAKE_TERMERR")
 _FIRST_ACTIVATED = 3  # SD_LISTEN_FDS_START
@@ -85,6 +90,13 @@ class Settings:
     mcp_token: str = field(default="", repr=False)
     daemon: ServiceSettings = field(default_factory=_service)
     config_path: Path | None = None
+
+    @property
+    def verifier_service(self) -> Path | None:
+        """Socket of the verifier to use: the one that is set, else that of the installed service, if it listens."""
+        if self.verifier_socket:
+            return None if self.verifier_socket == Path(_NONE) else self.verifier_socket
+        return INSTALLED_VERIFIER if INSTALLED_VERIFIER.is_socket() else None
 
     @property
     def kernels_dir(self) -> Path:
@@ -204,6 +216,12 @@ def workload_environment(env: Mapping[str, str] | None = None) -> dict[str, str]
     env = os.environ if env is None else env
     left_out = {_CONFIG, *variables().values(), *(_OF_A_MAKE if "MAKELEVEL" in env else ())}
     return {name: value for name, value in env.items() if name not in left_out}
+
+
+def secret_places(settings: Settings) -> tuple[Path, ...]:
+    """Return the files and folders that hold keys: of these settings, and of the services that may be installed."""
+    ours = settings.keys_dir, settings.state_dir / "mcp.token", *filter(None, [settings.config_path])
+    return *ours, Path("/etc/schedagent"), *(Path("/var/lib", name) for name in _SERVICES)
 
 
 def variables() -> dict[str, str]:
@@ -371,8 +389,10 @@ def _folder(value: object) -> Path:
 
 
 def _socket(value: object) -> Path:
+    if value == _NONE:
+        return Path(_NONE)
     if not isinstance(value, str) or not value or len(os.fsencode(value)) > accept.LONGEST_SOCKET_PATH:
-        raise ValueError(f"the path of a unix socket, at most {accept.LONGEST_SOCKET_PATH} bytes long")
+        raise ValueError(f"the path of a unix socket, at most {accept.LONGEST_SOCKET_PATH} bytes long, or none")
     return Path(value).expanduser().absolute()
 
 
@@ -500,7 +520,8 @@ OPTIONS: Mapping[str, Option] = {
     "verifier_socket": Option(
         "SCHEDAGENT_VERIFIER_SOCKET",
         _socket,
-        "unix socket of the verifier service to use; without it this process verifies.",
+        "unix socket of the verifier service to use; without it that of the installed service, if it listens; "
+        "none: this process verifies.",
     ),
     "mcp_token": Option(
         "SCHEDAGENT_MCP_TOKEN",

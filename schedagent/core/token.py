@@ -40,6 +40,7 @@ _CONTEXT = b"schedagent deployment token 3\0"
 _LONGEST_TOKEN = 65536
 _LAST_MOMENT = 253402300799  # the end of the year 9999, the last that datetime knows
 _VERIFY_AGAIN = "verify the policy again: schedagent verify"
+_BOOT_PATCHED = "policies are proved on kernels without live patches: boot a kernel that has the fixes built in"
 
 _KEY_ID = re.compile("[0-9a-f]{16}")
 _PATTERNS = {
@@ -52,6 +53,7 @@ _PATTERNS = {
     "key_id": _KEY_ID,
 }
 """What the text fields may contain."""
+_LIVE_PATCH = re.compile("[0-9A-Za-z._-]{1,64}:(?:[0-9a-f]{8,128}|unknown)")
 
 _WORD = re.compile("[a-z][a-z -]{0,39}")
 _MOST_WORDS = 32
@@ -80,6 +82,7 @@ class DeploymentToken:
         report_digest: of the report that the gates gave, see core.verification.report_digest.
         kernel_release: uname -r of the kernel it was verified on.
         btf_build_id: hex GNU build id of that kernel.
+        live_patches: what was at work in it besides, each as NAME:BUILDID, in order: nothing in the lab's.
         scope: how much of the machine it may schedule.
         cgroup: for a partial scope, the cgroup whose tasks it may schedule, as a path below the cgroup root
             ("/build.slice"); empty for any tasks.
@@ -105,6 +108,7 @@ class DeploymentToken:
     expires_at: int
     nonce: str
     key_id: str
+    live_patches: tuple[str, ...] = ()
     declares: Words = ()
     reads: Words = ()
 
@@ -124,6 +128,8 @@ class DeploymentToken:
                 f"valid for {self.expires_at - self.not_before} s; at most {LONGEST_LIFETIME_S} are accepted"
             )
         _check_tunables(self.tunables)
+        if not all(isinstance(name, str) and _LIVE_PATCH.fullmatch(name) for name in self.live_patches):
+            raise _malformed(f"live_patches is {_shown(self.live_patches)}")
         for name in ("declares", "reads"):
             _check_words(name, getattr(self, name))
 
@@ -182,6 +188,7 @@ def check(
     report_digest: str,
     kernel_release: str,
     btf_build_id: str,
+    live_patches: tuple[str, ...],
     scope: Scope,
     cgroup: str = "",
     now: float,
@@ -197,7 +204,7 @@ def check(
         token_text: as the verifier issued it, without anything around it.
         public_keys: trusted verifiers, each an Ed25519 public key in PEM.
         artifact_digest, tunables, inputs_digest, report_digest: what is about to be loaded, and the report with it.
-        kernel_release, btf_build_id: where.
+        kernel_release, btf_build_id, live_patches: where.
         scope, cgroup: on which tasks.
         now: Unix time in seconds.
         last_seen: the latest `now` of earlier checks here; a clock that went back behind it would revive old tokens.
@@ -214,10 +221,12 @@ def check(
         "report_digest": report_digest,
         "kernel_release": kernel_release,
         "btf_build_id": btf_build_id,
+        "live_patches": live_patches,
     }
     for name, value in wanted.items():
         if not _same(getattr(token, name), value):
-            raise TokenError(f"the token is for {name}={getattr(token, name)!r}, not for {value!r}", _VERIFY_AGAIN)
+            hint = _BOOT_PATCHED if name == "live_patches" else _VERIFY_AGAIN
+            raise TokenError(f"the token is for {name}={getattr(token, name)!r}, not for {value!r}", hint)
     _check_scope(token, scope, cgroup)
     _check_time(token, now, last_seen)
     if token.nonce in used_nonces:
@@ -325,6 +334,7 @@ def _token(payload: bytes, named_key: str) -> DeploymentToken:
         content["tunables"] = tuple((name, value) for name, value in content["tunables"])
         content |= {name: _words(name, content[name]) for name in ("declares", "reads")}
         content["scope"] = Scope(content["scope"])
+        content["live_patches"] = tuple(content["live_patches"])
         token = DeploymentToken(**content, key_id=named_key)
         canonical = _payload(token)
     except (ValueError, TypeError, KeyError, RecursionError) as error:

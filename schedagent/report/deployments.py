@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from schedagent.core.terminal.foreign import block, one_line
+from schedagent.core.terminal.foreign import one_line
 from schedagent.report.times import duration, moment
 
 
@@ -53,7 +53,9 @@ def render_deployment(deployment: Mapping[str, Any]) -> str:
     tunables = " ".join(f"{name}={value}" for name, value in deployment["tunables"].items())
     head = f"deployment {deployment['deployment']}: {one_line(deployment['policy'])} {tunables}".rstrip()
     if deployment["phase"] == "ended":
-        return f"{head}\n" + f"  ended: {deployment['end']}: {one_line(deployment['detail'])}".removesuffix(": ")
+        ended = f"{head}\n" + f"  ended: {deployment['end']}: {one_line(deployment['detail'])}".removesuffix(": ")
+        own_words = one_line(deployment.get("own_words", ""))
+        return f"{ended}\n  the policy, or the kernel of it, says: {own_words}" if own_words else ended
     return "\n".join([head, *_running(deployment)])
 
 
@@ -77,9 +79,7 @@ def render_history(deployments: Sequence[Mapping[str, Any]], recorded: int = 0) 
     """
     blocks = []
     for deployment in deployments:
-        head = f"{moment(deployment['created_at'])}  {render_deployment(deployment)}"
-        dump = deployment.get("dump", "").rstrip("\n")
-        blocks.append("\n".join([head, *(block(dump, "  ", whole=True) if dump else ())]))
+        blocks.append(f"{moment(deployment['created_at'])}  {render_deployment(deployment)}")
     if len(blocks) < recorded:
         blocks.append(f"{len(blocks)} of {recorded} shown; for all: schedagent history --limit {recorded}")
     return "\n".join(blocks) or "nothing was deployed yet"

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from kernel_bpf.observe.schedulers import named, stop_hint
 from schedagent.core.deployment import Deployment, Order, Stage, Tree
 from schedagent.core.errors import Refused, TokenError
+from schedagent.core.terminal.foreign import quote
 from schedagent.core.token import DeploymentToken, Scope, check
-from schedagent.schedagentd.kernel import Kernel
+from schedagent.schedagentd.kernel import Kernel, KernelIdentity
 
 CONFIGURATION = "/etc/schedagent/schedagentd.toml"
 _KTHREADD = 2
@@ -73,15 +74,21 @@ def check_machine(kernel: Kernel, ours: bool) -> None:
     state = kernel.state()
     if not state.available:
         raise Refused("this kernel has no sched_ext", "boot one with CONFIG_SCHED_CLASS_EXT=y; see: schedagent doctor")
+    if exposed := kernel.exposed():
+        raise Refused(
+            f"what is loaded could starve or kill schedagentd: {'; '.join(exposed)}",
+            "start it by its unit: systemctl restart schedagentd",
+        )
     if not ours and state.state != "disabled":
         others = kernel.schedulers()
         raise Refused(
-            f"another sched_ext scheduler is loaded: {state.ops or state.state}{named(others)}", stop_hint(others)
+            f"another sched_ext scheduler is loaded: {quote(state.ops or state.state)}{named(others)}",
+            stop_hint(others),
         )
-    process = kernel.core_scheduled()
-    if process is not None:
+    thread = kernel.core_scheduled()
+    if thread is not None:
         raise Refused(
-            f"core scheduling is in use (process {process}): together with sched_ext, tasks can hang",
+            f"core scheduling is in use (thread {thread}): together with sched_ext, tasks can hang",
             "end it for every process (prctl PR_SCHED_CORE; coresched of util-linux shows them)",
         )
 
@@ -144,7 +151,7 @@ def check_token(
     order: Order,
     token: str,
     public_keys: Iterable[bytes],
-    identity: tuple[str, str],
+    identity: KernelIdentity,
     scope: Scope,
     cgroup: str,
     now: float,
@@ -157,7 +164,7 @@ def check_token(
 
     Args:
         token: the order's own, or a newer one for the same.
-        identity: release and build id of the running kernel.
+        identity: of the running kernel.
         cgroup: of a partial scope; empty for the tasks of a process tree, which only a token for any tasks allows:
             they may leave every cgroup, and no token names a tree.
         tokens_from: no token that was valid earlier is accepted, see record.Record.tokens_from.
@@ -173,8 +180,9 @@ def check_token(
         tunables=order.tunables,
         inputs_digest=order.inputs_digest,
         report_digest=order.report_digest,
-        kernel_release=identity[0],
-        btf_build_id=identity[1],
+        kernel_release=identity.release,
+        btf_build_id=identity.build_id,
+        live_patches=identity.live_patches,
         scope=scope,
         cgroup=cgroup,
         now=now,

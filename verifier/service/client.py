@@ -94,6 +94,7 @@ class RemoteVerifier:
             report_digest=report.digest,
             kernel_release=report.kernel_release,
             btf_build_id=artifact.btf_build_id,
+            live_patches=(),
             scope=self.scope,
             cgroup=self.cgroup,
             now=time.time(),

@@ -6,6 +6,8 @@ clipboard, the title or the colours, and a bidirectional override shows other wo
 
 from __future__ import annotations
 
+import logging
+
 
 def printable(text: str) -> str:
     """Return `text` with everything that is neither printable nor a line break or tab written as an escape.
@@ -25,3 +27,14 @@ def printable(text: str) -> str:
 def _is_byte(letter: str) -> bool:
     """Whether it is a byte of 0xa0 or above that was no UTF-8 (PEP 383, surrogateescape)."""
     return "\udca0" <= letter <= "\udcff"
+
+
+class OneLineFormatter(logging.Formatter):
+    """Formats log records for a journal: each is one printable line, whatever words of others it quotes."""
+
+    LONGEST = 8000
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the record as one line, its own line breaks as escapes."""
+        line = printable(super().format(record)).replace("\n", "\\n").replace("\t", "\\t")
+        return line if len(line) <= self.LONGEST else f"{line[: self.LONGEST]}..."

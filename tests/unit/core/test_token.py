@@ -53,7 +53,11 @@ USE = {
     "report_digest": "ef" * 32,
     "kernel_release": "7.3.4+deb13-amd64",
     "btf_build_id": "cd" * 20,
+    "live_patches": (),
 }
+PATCHES = ("a:abcdefab", "livepatch_2026-01:unknown")
+UNWANTED = {"tunables": (("slice_us", 5001), ("starvation_ms", 900)), "live_patches": PATCHES}
+"""What is not wanted, where it is no text."""
 TOKEN = DeploymentToken(
     **USE,
     scope=Scope.FULL,
@@ -172,13 +176,25 @@ class TestForged:
 class TestMadeForSomethingElse:
     @pytest.mark.parametrize("name", list(USE))
     def test_another_target(self, name):
-        value = (("slice_us", 5001), ("starvation_ms", 900)) if name == "tunables" else USE[name][:-1] + "0"
+        value = UNWANTED.get(name) or USE[name][:-1] + "0"
         refuse(TEXT, f"the token is for {name}=", **{name: value})
-        refuse(TEXT, f"the token is for {name}=", **{name: USE[name][:-1]})
+        refuse(TEXT, f"the token is for {name}=", **{name: UNWANTED.get(name) or USE[name][:-1]})
+
+    def test_a_token_for_live_patches_is_for_exactly_those(self):
+        """None is issued: the lab has none. The reverse must hold all the same."""
+        text = encode(dataclasses.replace(TOKEN, live_patches=PATCHES), KEY.sign)
+        accept(text, live_patches=PATCHES)
+        for other in ((), PATCHES[:1], PATCHES[::-1], ("a:unknown", PATCHES[1])):
+            refuse(text, "the token is for live_patches=", live_patches=other)
+
+    @pytest.mark.parametrize("name", ["", "a", "a:", "a:xyz", "../a:abcdefab", "a b:abcdefab", "a:abcdefab\n", 7, None])
+    def test_a_live_patch_has_a_name_and_a_build_id(self, name):
+        with pytest.raises(TokenError, match="live_patches is"):
+            dataclasses.replace(TOKEN, live_patches=(name,))
 
     @pytest.mark.parametrize("name", list(USE))
     def test_contents_replaced_by_what_is_wanted(self, name):
-        value = (("slice_us", 1),) if name == "tunables" else USE[name][:-1] + "0"
+        value = UNWANTED.get(name) or USE[name][:-1] + "0"
         refuse(altered(**{name: value}), "not one of the trusted key", **{name: value})
 
     def test_a_number_is_no_text_and_a_truth_no_number(self):

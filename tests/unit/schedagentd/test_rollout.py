@@ -418,23 +418,24 @@ class TestRefusals:
 
     def test_machines_that_must_not_be_touched(self, host):
         host.world.set(core=42)
-        with pytest.raises(Refused, match=r"core scheduling is in use \(process 42\)"):
+        with pytest.raises(Refused, match=r"core scheduling is in use \(thread 42\)"):
             host.deploy()
         host.world.set(core=None, others=[("scx_lavd", 7, "scx.service")])
         host.world.take_over("lavd_1.0")
-        with pytest.raises(Refused, match=r"lavd_1.0 \(scx_lavd, process 7 of scx.service\)") as refused:
+        with pytest.raises(Refused, match=r'"lavd_1.0" \("scx_lavd", process 7 of scx.service\)') as refused:
             host.deploy()
         assert refused.value.hint == "systemctl disable --now scx.service"
         assert "not ours" in host.rollout.in_charge
         assert host.rollout.status()["foreign"] == {
-            "schedulers": ["scx_lavd, process 7 of scx.service"],
+            "schedulers": ['"scx_lavd", process 7 of scx.service'],
             "hint": "systemctl disable --now scx.service",
         }
         host.kill()
         host.start()
         told = [event.detail for event in host.record.events(0, 100) if event.kind == "another scheduler"]
         assert told == [
-            "lavd_1.0 (scx_lavd, process 7 of scx.service) is in charge; to deploy: systemctl disable --now scx.service"
+            '"lavd_1.0" ("scx_lavd", process 7 of scx.service) is in charge; '
+            "to deploy: systemctl disable --now scx.service"
         ]
         host.world.set(available=False)
         with pytest.raises(Refused, match="has no sched_ext"):
