@@ -50,17 +50,22 @@ def show_policy(policy: PolicyInfo, as_json: bool) -> None:
     if as_json:
         _print_json(_policy(policy))
         return
-    mark = "  " if policy.origin is Origin.BUNDLED else f"  {MARK}"
-    _say(f"{one_line(policy.name)}:\n{_indented(policy.description, mark)}\n")
-    for heading, text in (
-        ("Origin", f"{policy.origin.label} from {policy.parent}" if policy.parent else policy.origin.label),
-        ("Meant for", ", ".join(policy.target_workloads)),
-        ("How it decides", policy.algorithm),
-        ("When it loses", policy.limitations),
-        ("Needs", ", ".join(policy.inputs) or "nothing measured beforehand"),
-        ("Source", str(policy.source)),
+    ours = policy.origin is Origin.BUNDLED
+    mark = "  " if ours else f"  {MARK}"
+    if ours:
+        _say(textwrap.fill(f"{policy.name}: {one_line(policy.description)}", _WIDTH) + "\n")
+    else:
+        _say(f"{one_line(policy.name)}:\n{_indented(policy.description, mark)}\n")
+    origin = f"{policy.origin.label} from {policy.parent}" if policy.parent else policy.origin.label
+    for heading, text, indent in (
+        ("Origin", origin, "  "),
+        ("Meant for", ", ".join(policy.target_workloads), "  "),
+        ("How it decides", policy.algorithm, mark),
+        ("When it loses", policy.limitations, mark),
+        ("Needs", ", ".join(policy.inputs) or "nothing measured beforehand", "  "),
+        ("Source", str(policy.source), "  "),
     ):
-        _say(f"{heading}:\n{_indented(text, mark)}")
+        _say(f"{heading}:\n{_indented(text, indent)}")
     if policy.tunables:
         _say("\n".join(["Tunables:", *_tunables(policy, mark)]))
 
