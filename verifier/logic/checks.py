@@ -18,20 +18,13 @@ from verifier.logic.rules import placement as placement_rules
 from verifier.logic.rules import queue as queue_rules
 from verifier.logic.rules import task as task_rules
 from verifier.logic.rules import time as time_rules
+from verifier.logic.rules import work as work_rules
+from verifier.logic.rules.bounds import Bounds, read_variables
 from verifier.logic.rules.subject import Subject
 from verifier.logic.walk import calls
 from verifier.logic.walk.events import Walk
 from verifier.logic.walk.flow import Walker
 from verifier.object.image import BpfImage, OpsStruct
-
-_UNEXPLORED = {
-    "init": ((2, "starvation"),),
-    "select_cpu": ((1, "affinity"),),
-    "enqueue": ((18, "starvation"), (7, "affinity"), (20, "work conservation")),
-    "dispatch": ((19, "starvation"), (6, "affinity")),
-    "init_task": ((17, "fork storm"),),
-}
-"""What was not decided of a callback whose paths are too many, and the oracles that must decide it."""
 
 _ORDER = ("init", "exit", "enqueue", "select_cpu", "dispatch", "init_task")
 
@@ -116,6 +109,8 @@ def check_logic(
     declared_rules.check(subject)
     for rules in (placement_rules, queue_rules, task_rules, time_rules):
         rules.check(subject)
+    bounds = Bounds(read_variables(image, walk))
+    work_rules.check(subject, bounds)
     _check_explored(subject, walk)
     findings = sorted(
         subject.findings, key=lambda finding: (list(Severity).index(finding.severity), finding.rule, finding.line)
@@ -163,17 +158,15 @@ def _walk(image: BpfImage, ops: OpsStruct, features: frozenset[str], enums: Mapp
 
 
 def _check_explored(subject: Subject, walk: Walk) -> None:
-    """A walk that was cut short proves nothing: the proving ground must."""
+    """A walk that was cut short proves nothing, and neither does a run: what was not looked at may wait for its day."""
+    severity = Severity.NOTE if subject.standing is Standing.BUNDLED else Severity.ERROR
     for entry in walk.entries:
         if entry.unreadable:
             text = f"{entry.function} cannot be followed: {entry.unreadable}"
             subject.report(28, Severity.ERROR, entry.member, None, text)
-    cut = [entry for entry in walk.entries if entry.exhausted]
-    for entry in cut:
-        text = f"not every path of {entry.member} was followed: the budget ended after {entry.steps} steps"
-        line = subject.start_of(entry.member)
-        for rule, cleared_by in _UNEXPLORED.get(entry.member, ()):
-            subject.report(rule, Severity.WARNING, entry.member, line, text, cleared_by=cleared_by)
+        if entry.exhausted:
+            text = f"not every path of {entry.member} can be followed: after {entry.steps:,} steps there are more"
+            subject.report(28, severity, entry.member, subject.start_of(entry.member), text)
 
 
 def _queue_counts(subject: Subject) -> tuple[int, int]:

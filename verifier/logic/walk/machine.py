@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from verifier.logic.walk import calls, marking
 from verifier.logic.walk.code import Op, call_arity
-from verifier.logic.walk.events import Event, Site, Walk, Walked
+from verifier.logic.walk.events import Event, Load, Site, Store, Walk, Walked
 from verifier.logic.walk.facts import Condition, Fact, Facts, Range, range_of, terms_of
 from verifier.logic.walk.state import State
 from verifier.logic.walk.terms import MASK64, Term, TermKind, linear, low_half, pointer, signed
@@ -177,7 +177,9 @@ class Machine:
             return self.terms.make(TermKind.FIELD, address.parts[0], address.name, size)
         if base.kind in (TermKind.ARGUMENT, TermKind.FIELD, TermKind.ADDRESS):
             self.walk.fields.add(f"{base.name}.+{offset}")
+            self.walk.loads.add(Load(address, size, self.member, state.code.ops[site.place].line))
             return self.terms.make(TermKind.FIELD, base, f"+{offset}", size)
+        self.walk.loads.add(Load(address, size, self.member, state.code.ops[site.place].line))
         term = self.terms.make(TermKind.LOAD, site, address, size)
         state.remake(term, self.terms)
         return term
@@ -226,6 +228,7 @@ class Machine:
             state.write_stack(address.parts[0], address.parts[1], op.size, self.terms.narrow(value, op.size))
             return True
         base, _offset = pointer(address)
+        self._written(state, address, op.size, value)
         if address.kind is TermKind.ADDRESS or base.kind in (TermKind.ARGUMENT, TermKind.FIELD):
             owner = address.parts[0] if address.kind is TermKind.ADDRESS else base
             state.facts = _without_fields_of(state.facts, owner)
@@ -235,6 +238,23 @@ class Machine:
             if marking.is_timelike(value):
                 self._note_store(state, op, site, address, value)
         return True
+
+    def _written(self, state: State, address: Term, size: int, value: Term | None) -> None:
+        """Note a store that may be one to a variable."""
+        if value is None:
+            self.walk.stores.add(Store(address, size))
+        elif any(part.kind in (TermKind.GLOBAL, TermKind.UNKNOWN) for part, _factor in linear(address)[1]):
+            known = range_of(state.facts, 8 * size if size in (4, 8) else 64, self.terms.narrow(value, size))
+            self.walk.stores.add(Store(address, size, value, known.low, known.high))
+
+    def _written_by(self, name: str, arguments: tuple[Term, ...]) -> None:
+        """Note the variables that a call is given the address of and may write to."""
+        if name in calls.ONLY_READS:
+            return
+        for argument in arguments:
+            if any(part.kind in (TermKind.GLOBAL, TermKind.UNKNOWN) for part, _factor in linear(argument)[1]):
+                copies = name in calls.WRITES_FIRST_ARGUMENT and len(arguments) > 1 and arguments[1].is_const
+                self.walk.stores.add(Store(argument, arguments[1].value if copies else 0))
 
     def _note_store(self, state: State, op: Op, site: Site, address: Term, value: Term) -> None:
         key = (self.member, site, address, value)
@@ -258,6 +278,7 @@ class Machine:
 
     def _atomic(self, state: State, op: Op) -> bool:
         site = Site(state.code.name, state.index)
+        self._written(state, self._address(state, op, op.dst), op.size, None)
         state.index += 1
         fetched = self.terms.make(TermKind.UNKNOWN, "atomic", site)
         if op.raw.imm == 0xF1:
