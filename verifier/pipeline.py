@@ -251,6 +251,7 @@ class _Passage:
             tunables=self._info.tunables,
             include_dirs=self._verifier.include_dirs,
             cache_dir=self._verifier.cache_dir,
+            standing=submission.standing(self._info, self._verifier.include_dirs),
         )
         return _unless_errors(f"{len(content)} bytes; {accepted}", findings)
 
@@ -270,13 +271,15 @@ class _Passage:
 
     def _logic(self) -> Passed:
         target = self._verifier.target
+        image = read_object(self._artifacts[0].object_bytes)
         report = check_logic(
-            read_object(self._artifacts[0].object_bytes),
+            image,
             features(target),
             enum_values(target),
             dict(self._candidate.tunables),
             standing=submission.standing(self._info, self._verifier.include_dirs),
             reads=self._info.reads,
+            accepted_reader=submission.accepted_reader(image, target, self._verifier.cache_dir),
         )
         return _unless_errors(report.summary, report.findings)
 

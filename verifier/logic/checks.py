@@ -13,9 +13,12 @@ from types import MappingProxyType
 
 from schedagent.core.policies.policy import Standing
 from schedagent.core.verification import Finding, Severity
+from verifier.logic.rules import allowed as allowed_rules
 from verifier.logic.rules import declared as declared_rules
+from verifier.logic.rules import memory as memory_rules
 from verifier.logic.rules import placement as placement_rules
 from verifier.logic.rules import queue as queue_rules
+from verifier.logic.rules import reads as read_rules
 from verifier.logic.rules import task as task_rules
 from verifier.logic.rules import time as time_rules
 from verifier.logic.rules import work as work_rules
@@ -86,6 +89,7 @@ def check_logic(
     *,
     standing: Standing = Standing.DERIVED,
     reads: Collection[str] = (),
+    accepted_reader: str = "",
 ) -> LogicReport:
     """Check a compiled policy against the rules that its programs show.
 
@@ -96,6 +100,7 @@ def check_logic(
             with the type before a dot is fine, too); the object's own fill the gaps.
         tunables: values that the loader will set; the others are judged by what the object holds.
         standing: where the policy comes from: what is an error of a derived one may be a note on a foreign one.
+        accepted_reader: the program that may read arguments of tasks, as `rules.reads.reader` describes it.
         reads: the inputs that it declares to go by, of core.policies.policy.READABLE.
     """
     known = (calls.FIXED_ENUMS, image.enums, enums)
@@ -109,7 +114,10 @@ def check_logic(
     declared_rules.check(subject)
     for rules in (placement_rules, queue_rules, task_rules, time_rules):
         rules.check(subject)
+    allowed_rules.check(subject)
+    memory_rules.check(subject)
     bounds = Bounds(read_variables(image, walk))
+    read_rules.check(subject, bounds, accepted_reader=accepted_reader)
     work_rules.check(subject, bounds)
     _check_explored(subject, walk)
     findings = sorted(

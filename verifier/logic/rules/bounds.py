@@ -102,7 +102,7 @@ def _may_be_anywhere(base: Term) -> bool:
     """Whether an address may be one in a data section, although nothing says so."""
     if base.kind is not TermKind.UNKNOWN or base.parts[0] not in _BUILT_IN:
         return False
-    return base.parts[0] != "stack" or base.parts[2] == _POINTER_BYTES
+    return base.parts[0] != "stack" or bool(base.parts[2] == _POINTER_BYTES)
 
 
 def _of_cpus(value: Term) -> tuple[int, int] | None:

@@ -160,21 +160,22 @@ class Subject:
         if self.standing is not Standing.BUNDLED:
             self.error(rule, event, message)
 
-    def reached_from(self, name: str) -> frozenset[str]:
-        """Return a function and those that it calls or hands to the kernel, directly or not."""
-        reached, waiting = {name}, [name]
-        while waiting:
-            function = self.image.functions.get(waiting.pop())
-            called = {each.ref.name for each in (function.instructions if function else ())
-                      if each.ref is not None and each.ref.kind is Ref.FUNCTION}  # fmt: skip
-            waiting += called - reached
-            reached |= called
-        return frozenset(reached)
-
     def start_of(self, member: str) -> Line | None:
         """Return the first line of a callback."""
         function = self.callback(member)
         return next((each.line for each in function.instructions if each.line), None) if function else None
+
+
+def reached_from(image: BpfImage, name: str) -> frozenset[str]:
+    """Return a function and those that it calls or hands to the kernel, directly or not."""
+    reached, waiting = {name}, [name]
+    while waiting:
+        function = image.functions.get(waiting.pop())
+        called = {each.ref.name for each in (function.instructions if function else ())
+                  if each.ref is not None and each.ref.kind is Ref.FUNCTION}  # fmt: skip
+        waiting += called - reached
+        reached |= called
+    return frozenset(reached)
 
 
 def _plain(file: str) -> str:

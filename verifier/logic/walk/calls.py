@@ -248,6 +248,9 @@ FIXED_ENUMS: Mapping[str, int] = {
 }
 """Numbers that no kernel from 6.12 to 7.3 changed, for objects that name none of them."""
 
+PRINTS = frozenset({"scx_bpf_error_bstr", "scx_bpf_exit_bstr", "scx_bpf_dump_bstr"})
+"""Take a format, and the values for it in an array of 64-bit words."""
+
 NEVER_RETURNS = frozenset({"bpf_throw"})
 ENDS_POLICY = frozenset({"scx_bpf_error_bstr", "scx_bpf_exit_bstr"})
 

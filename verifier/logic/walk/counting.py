@@ -139,7 +139,7 @@ class _Flow:
         return sizes
 
     def steps(self) -> dict[int, tuple[int, int]]:
-        """What a round adds to each place, at least and at most; places that something else is written to are left out."""
+        """What a round adds to each place, at least and at most; places that are written otherwise are left out."""
         ends = [self._after(index) for index in self._ends()]
         steps = {}
         for place in self.before[self.head]:

@@ -345,7 +345,7 @@ class Walker(Machine):
         raw = ref.symbol or name if ref is not None else name
         self._written_by(known, arguments)
         arguments = marking.plain_arguments(self, state, raw, known, arguments)
-        self._report(state, known, raw, site, op, arguments)
+        self._report(state, known, raw, site, op, (*arguments, *self._printed(state, known, arguments)))
         state.marks = marking.after_call(self, state, known, site, op.line, arguments)
         state.trail = Trail(state.trail, op.line, call=known)
         if known in calls.NEVER_RETURNS:

@@ -29,6 +29,9 @@ _LIKELY_BYTES = 16
 """A call that is not known may write so much through a pointer to the stack."""
 
 _FIELD_OFFSET = 0
+_MOST_PRINTED = 12
+"""MAX_BPRINTF_VARARGS of kernel/bpf/helpers.c."""
+
 _MODE = 0xE0
 _SIGN_EXTENDING = 0x80
 _BYTE_SWAPS = {0xD4: "le", 0xDC: "be", 0xD7: "bswap"}
@@ -315,6 +318,15 @@ class Machine:
         if never_null or (first_round and name == "bpf_iter_num_next"):
             state.facts = Facts({**state.facts, (64, term): Range(1, MASK64, -(1 << 63), (1 << 63) - 1)})
         return term
+
+    def _printed(self, state: State, name: str, arguments: tuple[Term, ...]) -> tuple[Term, ...]:
+        """Return the values that a kfunc with a format is given in the stack."""
+        if name not in calls.PRINTS or len(arguments) < 3 or arguments[1].kind is not TermKind.STACK:
+            return ()
+        depth, offset = arguments[1].parts
+        count = min(arguments[2].value // 8, _MOST_PRINTED) if arguments[2].is_const else 0
+        unknown = self.terms.make(TermKind.UNKNOWN, "printed")
+        return tuple(state.read_stack(depth, offset + 8 * i, 8, self.terms) or unknown for i in range(count))
 
     def _iterate(self, state: State, name: str, arguments: tuple[Term, ...], site: Site) -> tuple[Term, ...]:
         """Keep an iterator's arguments in its stack slot; its next() then knows what it goes through."""
