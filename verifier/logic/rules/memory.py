@@ -9,6 +9,7 @@ from __future__ import annotations
 from schedagent.core.verification import Severity
 from verifier.logic.rules.bounds import COUNTED_CPUS
 from verifier.logic.rules.subject import Subject
+from verifier.logic.walk.calls import names
 from verifier.object.image import MapInfo
 
 MEMORY_MAX = 64 << 20
@@ -26,6 +27,7 @@ _STORAGE_ELEMENT = 128
 _HASHED = frozenset({1, 5, 9, 10, 13})
 _PER_CPU = frozenset({5, 6, 10})
 _TASK_STORAGE, _CGROUP_STORAGE = 29, 32
+_TAKERS = names("bpf_list_pop_front bpf_list_pop_back bpf_rbtree_remove bpf_obj_drop bpf_percpu_obj_drop")
 _UNSIZED = frozenset({_TASK_STORAGE, _CGROUP_STORAGE})
 _OF_MAPS = frozenset({12, 13})
 
@@ -36,6 +38,7 @@ def check(subject: Subject) -> None:
     sizes = {info.name: map_bytes(info) for info in image.maps.values()}
     for info in image.maps.values():
         _check_map(subject, info)
+    _check_growth(subject)
     data = sum(image.sections.values()) or sum(variable.size for variable in image.variables.values())
     if data > DATA_MAX:
         _report(subject, f"its variables take {_size(data)}; accepted are {_size(DATA_MAX)}")
@@ -46,6 +49,13 @@ def check(subject: Subject) -> None:
         largest = max(sizes, key=lambda name: sizes[name], default="")
         text = f"it may take {_size(total)} of memory; accepted are {_size(MEMORY_MAX)}"
         _report(subject, f"{text} (map {largest}: {_size(sizes[largest])})" if sizes else text)
+
+
+def _check_growth(subject: Subject) -> None:
+    """Objects that are made and put into a list or a tree must be taken out of one somewhere."""
+    for event in subject.events("bpf_obj_new", "bpf_percpu_obj_new"):
+        if not any(True for _taken in subject.events(*_TAKERS)):
+            subject.error(28, event, f"{event.raw}() makes objects, and nothing takes them from a list or drops them")
 
 
 def map_bytes(info: MapInfo) -> int:

@@ -20,7 +20,7 @@ from verifier.logic.rules.subject import Subject, reached_from
 from verifier.logic.walk import calls
 from verifier.logic.walk.calls import names
 from verifier.logic.walk.events import Event, Load
-from verifier.logic.walk.terms import Term, TermKind, linear, low_half, signed
+from verifier.logic.walk.terms import Term, TermKind, linear, signed
 from verifier.object.image import BpfImage, Instruction, Ref
 
 READER = "identify_exec"
@@ -92,13 +92,9 @@ def reader(image: BpfImage) -> str:
 
     Its code is compared with that of our own header: whatever else reads user memory may keep what it reads.
     """
-    parts = []
-    for name in sorted(reached_from(image, READER)):
-        function = image.functions.get(name)
-        if function is None:
-            return ""
-        parts.append([function.section, *(_essence(each) for each in function.instructions)])
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    functions = [image.functions[name] for name in sorted(reached_from(image, READER))]
+    parts = [[function.section, *map(_essence, function.instructions)] for function in functions]
+    return "" if not parts else hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def _essence(instruction: Instruction) -> list[object]:
@@ -245,20 +241,20 @@ def _inside(term: Term) -> Iterator[Term]:
 
 
 def _check_printed(subject: Subject, bounds: Bounds, event: Event) -> None:
-    text = _format(subject, bounds, event.arguments[0])
+    first = 1 if event.name == "scx_bpf_exit_bstr" else 0  # after the exit code
+    text = _format(subject, bounds, event.arguments[first])
     if text is None:
         subject.error(27, event, f"{event.raw}() is given a format that is not constant")
         return
     rest = _CONVERSION.sub(lambda match: match[1] if match[1] == "s" else "", text)
     if "%" in rest:
         subject.error(27, event, f"{event.raw}() prints more than numbers and names: {text!r}")
-    values = iter(event.arguments[3:])
+    values = iter(event.printed)
     for conversion in _CONVERSION.findall(text):
         value = next(values, None) if conversion != "%" else None
-        if conversion == "s" and not (
-            value is not None and all(_is_name(each) for each in subject.walk.may_be(low_half(value)))
-        ):
-            subject.error(27, event, f"{event.raw}() prints a text that is not the name of a task")
+        named = value is not None and all(_is_name(each) for each in subject.walk.may_be(value))
+        if conversion == "s" and (subject.standing is Standing.DERIVED or not named):
+            subject.error(27, event, f"{event.raw}() prints a text, which may be anybody's")
 
 
 def _is_name(term: Term) -> bool:

@@ -168,11 +168,12 @@ class Subject:
 
 def reached_from(image: BpfImage, name: str) -> frozenset[str]:
     """Return a function and those that it calls or hands to the kernel, directly or not."""
-    reached, waiting = {name}, [name]
+    reached, waiting = {name} & image.functions.keys(), [name]
     while waiting:
         function = image.functions.get(waiting.pop())
         called = {each.ref.name for each in (function.instructions if function else ())
                   if each.ref is not None and each.ref.kind is Ref.FUNCTION}  # fmt: skip
+        called &= image.functions.keys()
         waiting += called - reached
         reached |= called
     return frozenset(reached)

@@ -53,6 +53,7 @@ _COSTS: Mapping[str, int] = {
 """Estimates, in instructions; an inlined helper or kfunc is a few, one that takes a lock some hundreds."""
 
 _OTHER_COST = 100
+_CALLBACK_COST = 10
 _BYTES_PER_UNIT = 8
 _COMPARISONS = 64
 """Of an insertion into a red-black tree: twice the logarithm of more nodes than there is memory for."""
@@ -195,7 +196,8 @@ class _Works:
         if event.name in calls.DEFERRED_CALLBACK or not called:
             return Work(units)
         inner = max((self.of(name) for name in called), key=lambda work: work.instructions)
-        repeated = inner.times(self._repeats(event), event.line)
+        once = Work(min(UNBOUNDED, inner.instructions + _CALLBACK_COST), inner.nest)
+        repeated = once.times(self._repeats(event), event.line)
         return Work(min(UNBOUNDED, units + repeated.instructions), repeated.nest)
 
     def _repeats(self, event: Event) -> int:

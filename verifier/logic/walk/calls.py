@@ -186,6 +186,7 @@ ARITY: Mapping[str, int] = {
     "scx_bpf_task_set_dsq_vtime": 2,
     "scx_bpf_error_bstr": 3,
     "scx_bpf_dump_bstr": 3,
+    "scx_bpf_exit_bstr": 4,
 }
 """How many of r1 to r5 a call reads, where the rules' precision depends on it; five for all others."""
 

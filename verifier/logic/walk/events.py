@@ -82,6 +82,7 @@ class Event:
         facts, marks: known before it.
         looped: whether the path came by here before, without a look at the dispatch buffer in between.
         bound: how often the loops around it may run, None if that is not known.
+        printed: of a call with a format, the values for it.
     """
 
     name: str
@@ -96,6 +97,7 @@ class Event:
     trail: Trail | None
     looped: bool = False
     bound: int | None = None
+    printed: tuple[Term, ...] = ()
 
     def argument(self, index: int) -> Term | None:
         return self.arguments[index] if index < len(self.arguments) else None

@@ -345,7 +345,7 @@ class Walker(Machine):
         raw = ref.symbol or name if ref is not None else name
         self._written_by(known, arguments)
         arguments = marking.plain_arguments(self, state, raw, known, arguments)
-        self._report(state, known, raw, site, op, (*arguments, *self._printed(state, known, arguments)))
+        self._report(state, known, raw, site, op, arguments)
         state.marks = marking.after_call(self, state, known, site, op.line, arguments)
         state.trail = Trail(state.trail, op.line, call=known)
         if known in calls.NEVER_RETURNS:
@@ -404,8 +404,9 @@ class Walker(Machine):
         if key in self._known_events:
             return
         self._known_events.add(key)
+        bound = _loop_bound(state) if looped else None
         event = Event(name, raw, self.member, site, op.line, arguments, state.regs[0], facts, state.marks, state.trail,
-                      looped, _loop_bound(state) if looped else None)  # fmt: skip
+                      looped, bound, self._printed(state, name, arguments))  # fmt: skip
         self.walk.events.append(event)
 
 

@@ -321,10 +321,11 @@ class Machine:
 
     def _printed(self, state: State, name: str, arguments: tuple[Term, ...]) -> tuple[Term, ...]:
         """Return the values that a kfunc with a format is given in the stack."""
-        if name not in calls.PRINTS or len(arguments) < 3 or arguments[1].kind is not TermKind.STACK:
+        values, size = arguments[-2:] if name in calls.PRINTS and len(arguments) > 2 else (self.terms.const(0),) * 2
+        if values.kind is not TermKind.STACK:
             return ()
-        depth, offset = arguments[1].parts
-        count = min(arguments[2].value // 8, _MOST_PRINTED) if arguments[2].is_const else 0
+        depth, offset = values.parts
+        count = min(size.value // 8, _MOST_PRINTED) if size.is_const else 0
         unknown = self.terms.make(TermKind.UNKNOWN, "printed")
         return tuple(state.read_stack(depth, offset + 8 * i, 8, self.terms) or unknown for i in range(count))
 
