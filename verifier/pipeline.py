@@ -271,15 +271,14 @@ class _Passage:
 
     def _logic(self) -> Passed:
         target = self._verifier.target
-        image = read_object(self._artifacts[0].object_bytes)
         report = check_logic(
-            image,
+            read_object(self._artifacts[0].object_bytes),
             features(target),
             enum_values(target),
             dict(self._candidate.tunables),
             standing=submission.standing(self._info, self._verifier.include_dirs),
             reads=self._info.reads,
-            accepted_reader=submission.accepted_reader(image, target, self._verifier.cache_dir),
+            accepted_reader=lambda: submission.accepted_reader(target, self._verifier.cache_dir),
         )
         return _unless_errors(report.summary, report.findings)
 

@@ -16,8 +16,7 @@ from schedagent.core.errors import PolicyError
 from schedagent.core.policies.artifact import PolicyArtifact
 from schedagent.core.policies.policy import PolicyInfo, Standing, Tunable
 from schedagent.core.policies.proposal import Origin
-from verifier.logic.rules.reads import reader, reads_user_memory
-from verifier.object.image import BpfImage
+from verifier.logic.rules.reads import reader
 from verifier.object.reader import read_object
 
 _STRIP = "leave its debug information out, which the kernel does not read: llvm-strip -g FILE.bpf.o"
@@ -62,16 +61,12 @@ def _bundled() -> frozenset[bytes]:
     return frozenset(read_source(policy.source) for policy in load_library().values())
 
 
-def accepted_reader(image: BpfImage, target: KernelTarget, cache_dir: Path) -> str:
+def accepted_reader(target: KernelTarget, cache_dir: Path) -> str:
     """Return which program may read the arguments of tasks: that of our header, as a bundled policy has it.
-
-    Empty for an object that reads no user memory: nothing is compiled then.
 
     Raises:
         CompileError, SetupError: the bundled policy cannot be compiled.
     """
-    if not reads_user_memory(image):
-        return ""
     policy = load_library()[_WITH_READER]
     return reader(read_object(compile_policy(policy.source, policy.name, target, cache_dir=cache_dir).object_bytes))
 

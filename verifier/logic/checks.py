@@ -7,7 +7,7 @@ in `verifier.logic`.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
@@ -89,7 +89,7 @@ def check_logic(
     *,
     standing: Standing = Standing.DERIVED,
     reads: Collection[str] = (),
-    accepted_reader: str = "",
+    accepted_reader: Callable[[], str] = str,
 ) -> LogicReport:
     """Check a compiled policy against the rules that its programs show.
 
@@ -100,7 +100,8 @@ def check_logic(
             with the type before a dot is fine, too); the object's own fill the gaps.
         tunables: values that the loader will set; the others are judged by what the object holds.
         standing: where the policy comes from: what is an error of a derived one may be a note on a foreign one.
-        accepted_reader: the program that may read arguments of tasks, as `rules.reads.reader` describes it.
+        accepted_reader: returns the program that may read arguments of tasks, as `rules.reads.reader` describes it, ""
+            if none may; asked only if one does.
         reads: the inputs that it declares to go by, of core.policies.policy.READABLE.
     """
     known = (calls.FIXED_ENUMS, image.enums, enums)

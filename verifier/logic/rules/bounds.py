@@ -119,16 +119,26 @@ class Bounds:
 
     def of(self, term: Term, facts: Facts, bits: int = 64) -> tuple[int, int]:
         """Return the least and the most that a value may be, as an unsigned number of so many bits."""
-        results = [self._single(value, facts, bits) for value in self.variables.walk.may_be(term)]
-        return min(low for low, _high in results), max(high for _low, high in results)
+        results = self._ranges(term, facts, bits)
+        return min(each.low for each in results), max(each.high for each in results)
 
-    def _single(self, term: Term, facts: Facts, bits: int) -> tuple[int, int]:
+    def of_int(self, term: Term, facts: Facts) -> tuple[int, int]:
+        """Return the least and the most that a value may be, as an int."""
+        results = self._ranges(term, facts, 32)
+        return min(each.signed_low for each in results), max(each.signed_high for each in results)
+
+    def _ranges(self, term: Term, facts: Facts, bits: int) -> list[Range]:
+        return [self._range(value, facts, bits) for value in self.variables.walk.may_be(term)]
+
+    def _range(self, term: Term, facts: Facts, bits: int) -> Range:
         cpus, facts = _of_cpus(term), self._with_variables(term, facts)
         known = range_of(facts, bits, low_half(term) if bits == 32 else term)
         for wide in (range_of(facts, 64, term), range_of(facts, 64, low_half(term))):
             if wide.high < 1 << 31 and wide.high < known.high:
                 known = wide  # as many bits as are asked for hold all of it
-        return (max(known.low, cpus[0]), min(known.high, cpus[1])) if cpus else (known.low, known.high)
+        if cpus is None or known.high <= cpus[1]:
+            return known
+        return Range(max(known.low, cpus[0]), cpus[1], max(known.low, cpus[0]), cpus[1])
 
     def _with_variables(self, term: Term, facts: Facts) -> Facts:
         """Add what is known of the variables, and of the counts of CPUs, that a value is made of."""

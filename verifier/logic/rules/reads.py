@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from schedagent.core.policies.policy import Standing
 from schedagent.core.verification import Severity
@@ -110,11 +110,11 @@ def reads_user_memory(image: BpfImage) -> bool:
     return any(ref is not None and ref.kind is Ref.HELPER and ref.name == "bpf_probe_read_user" for ref in refs)
 
 
-def check(subject: Subject, bounds: Bounds, *, accepted_reader: str) -> None:
+def check(subject: Subject, bounds: Bounds, *, accepted_reader: Callable[[], str]) -> None:
     """Report what is read, or printed, that is nobody's business.
 
     Args:
-        accepted_reader: what `reader` says of the one program that may read user memory; empty if none may.
+        accepted_reader: returns what `reader` says of the one program that may read user memory; empty if none may.
     """
     if subject.standing is Standing.BUNDLED:
         return
@@ -203,11 +203,11 @@ def _check_text(subject: Subject, event: Event) -> None:
 # --- user memory
 
 
-def _check_user_memory(subject: Subject, accepted_reader: str) -> None:
+def _check_user_memory(subject: Subject, accepted_reader: Callable[[], str]) -> None:
     """Only the program of identity.bpf.h reads arguments, and only it looks at the map that it reads them into."""
     if not reads_user_memory(subject.image):
         return
-    ours = bool(accepted_reader) and reader(subject.image) == accepted_reader
+    ours = reader(subject.image) == accepted_reader() != ""
     allowed = reached_from(subject.image, READER) if ours else frozenset()
     for function in subject.image.functions.values():
         for instruction in function.instructions:

@@ -169,9 +169,7 @@ class _Works:
         for event in self._events.get(site, ()):
             if len(event.arguments) < 3:
                 return KERNEL_ROUNDS
-            start, end = (self.bounds.of(value, event.facts, 32) for value in event.arguments[1:3])
-            if end[1] >= 1 << 31 or start[1] >= 1 << 31:
-                return KERNEL_ROUNDS
+            start, end = (self.bounds.of_int(value, event.facts) for value in event.arguments[1:3])
             most = max(most, end[1] - start[0])
         return min(most, KERNEL_ROUNDS)
 
