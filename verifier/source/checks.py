@@ -85,7 +85,7 @@ def check_source(
             f"{tree.renamed.file}:{tree.renamed.line}: a #line directive renames this place",
             "remove it: findings must name the lines that people will look at",
         )
-    assembler = () if standing is Standing.BUNDLED else _check_assembler(tree)
+    assembler = () if standing is Standing.BUNDLED else check_assembler(tree)
     documented = {tunable.name: tunable for tunable in tunables}
     return (*assembler, *check_tree(tree, ops_members(tree, target), features(target), documented))
 
@@ -218,7 +218,7 @@ def _check_disguises(tree: Tree) -> Iterator[Finding]:
                 yield _error(27, node.place, "assembler outside of functions: its effect is not to be seen in C")
 
 
-def _check_assembler(tree: Tree) -> Iterator[Finding]:
+def check_assembler(tree: Tree) -> Iterator[Finding]:
     """Find assembler in functions, but for what macros of libbpf, the kernel and our own headers consist of.
 
     The place where the keyword was written decides, so no macro of the source's brings it in; what a macro pastes
