@@ -251,6 +251,7 @@ class _Passage:
             tunables=self._info.tunables,
             include_dirs=self._verifier.include_dirs,
             cache_dir=self._verifier.cache_dir,
+            standing=submission.standing(self._info, self._verifier.include_dirs),
         )
         return _unless_errors(f"{len(content)} bytes; {accepted}", findings)
 
@@ -277,6 +278,7 @@ class _Passage:
             dict(self._candidate.tunables),
             standing=submission.standing(self._info, self._verifier.include_dirs),
             reads=self._info.reads,
+            accepted_reader=lambda: submission.accepted_reader(target, self._verifier.cache_dir),
         )
         return _unless_errors(report.summary, report.findings)
 
