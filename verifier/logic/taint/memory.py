@@ -1,0 +1,164 @@
+"""What outlives one instruction: variables, map values, heap objects, and stacks that another function sees.
+
+Order of time plays no part here: a place holds whatever any program ever stores in it, and what it held at first.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+from verifier.logic.taint.values import (
+    CLOCKS,
+    DURATIONS,
+    FREE,
+    PLACES,
+    Area,
+    Kind,
+    Place,
+    Target,
+    Value,
+    constant,
+    join,
+)
+from verifier.object.image import BpfImage, Variable
+
+_ROUNDS_OF_GROWTH = 8
+"""After so many changes of a place its constants are taken to be all there: only sums grow on."""
+
+_KEPT_AS_CHANGED = PLACES | Kind.PID | Kind.FLAGS
+
+
+@dataclass(slots=True)
+class Cell:
+    """One part of an area.
+
+    Args:
+        value: what is stored, sums that grow from themselves left out.
+        sums: kinds of what is added to it.
+        step: the least constant that is added to it at a time; 0 if none is.
+        recent: whether a clock is stored here again and again, and not once in a task's or the policy's life.
+        stored: how often it changed.
+    """
+
+    value: Value | None = None
+    sums: Kind = Kind.NONE
+    step: float = 0.0
+    recent: bool = False
+    stored: int = 0
+
+
+@dataclass
+class Memory:
+    """All areas of an object.
+
+    Args:
+        seeded: whether what an area holds at first counts: only once everything that is stored has been seen, or what
+            is not stored yet would be taken for a constant.
+    """
+
+    image: BpfImage
+    seeded: bool = False
+    cells: dict[Area, dict[tuple[int | None, int], Cell]] = field(default_factory=lambda: defaultdict(dict))
+    presence: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    written: set[Area] = field(default_factory=set)
+    keyed_by_pid: dict[str, bool] = field(default_factory=dict)
+    lines: dict[tuple[Area, int], tuple[str, int]] = field(default_factory=dict)
+    _variables: dict[str, Variable] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for variable in self.image.variables.values():
+            self._variables[f"{variable.section}+{variable.offset}"] = variable
+
+    def variable(self, section: str, offset: int) -> Target:
+        """The variable over an offset of a data section."""
+        for variable in self.image.variables.values():
+            if variable.section == section and variable.offset <= offset < variable.offset + max(variable.size, 1):
+                name = f"{section}+{variable.offset}"
+                return Target(Area("variable", name), offset - variable.offset)
+        return Target(Area("variable", f"{section}?"), offset)
+
+    def store(self, target: Target, size: int, value: Value, *, recent: bool) -> bool:
+        """Store a value; true if that changes what is known."""
+        cell = self.cells[target.area].setdefault((target.offset, size), Cell())
+        self.written.add(target.area)
+        before = (cell.value, cell.sums, cell.step, cell.recent)
+        grows = any(place.area == target.area and _meets(place.offset, target.offset) for place in value.origins)
+        if grows and not value.kinds & (CLOCKS & ~Kind.COUNT) and (value.kinds & DURATIONS or value.grown):
+            self._grow(cell, value)
+        else:
+            cell.value = join(cell.value, value, widen=cell.stored > _ROUNDS_OF_GROWTH)
+        cell.recent = cell.recent or recent
+        changed = (cell.value, cell.sums, cell.step, cell.recent) != before
+        cell.stored += changed
+        return changed
+
+    def _grow(self, cell: Cell, value: Value) -> None:
+        if value.kinds & DURATIONS:
+            cell.sums |= Kind.SUM
+        elif not value.kinds & (PLACES | Kind.PID):
+            cell.sums |= Kind.COUNT
+            cell.step = min(cell.step or value.grown, value.grown)
+        rest = replace(value, size=0.0, const=None, fixed=False, kinds=value.kinds & ~(DURATIONS | Kind.COUNT))
+        cell.value = join(cell.value, rest)
+
+    def load(self, target: Target, size: int) -> Value | None:
+        """What may be loaded there; None if nothing is known to be stored."""
+        loaded = self._initial(target, size) if self.seeded else None
+        for (offset, width), cell in self.cells.get(target.area, {}).items():
+            if cell.value is None or not _overlap(target, size, offset, width):
+                continue
+            value = _held(cell)
+            if (offset, width) != (target.offset, size):
+                value = replace(value, const=None, size=value.size, points=value.points if width == size else frozenset())
+            loaded = join(loaded, value)
+        if loaded is None:
+            return None
+        place = Place(target.area, target.offset)
+        changed = loaded.changed and bool(loaded.kinds & _KEPT_AS_CHANGED)
+        return replace(loaded, origins=loaded.origins | {place}, grown=0.0, changed=changed)
+
+    def _initial(self, target: Target, size: int) -> Value:
+        """What the object's file puts there: zero for maps and the heap."""
+        variable = self._variables.get(target.area.name) if target.area.kind == "variable" else None
+        if variable is None:
+            return constant(0)
+        content = variable.content.ljust(variable.size, b"\0")
+        if target.offset is None:
+            return _of_table(content[target.base :])
+        return constant(int.from_bytes(content[target.offset : target.offset + size], "little"))
+
+    def holders(self, label: int) -> Iterator[Area]:
+        """Yield the areas that hold any of these labels."""
+        for area, cells in self.cells.items():
+            if any(cell.value is not None and cell.value.labels & label for cell in cells.values()):
+                yield area
+
+
+def _held(cell: Cell) -> Value:
+    value = cell.value or FREE
+    kinds = value.kinds | cell.sums
+    if kinds & (Kind.TIME | Kind.RUNTIME) and not cell.recent:
+        kinds = kinds & ~(Kind.TIME | Kind.RUNTIME) | Kind.BIRTH
+    if cell.sums & Kind.COUNT:
+        return replace(value, kinds=kinds, scale=1.0 / (cell.step or 1.0), const=None, fixed=False)
+    return replace(value, kinds=kinds) if kinds != value.kinds else value
+
+
+def _of_table(content: bytes) -> Value:
+    """Any element of a table: a constant, if they are all alike."""
+    if len(set(content)) <= 1:
+        return replace(constant(0), const=None) if content and content[0] else constant(0)
+    largest = max((int.from_bytes(content[at : at + 8], "little") for at in range(0, len(content), 8)), default=0)
+    return Value(fixed=True, size=float(largest if largest < 1 << 63 else (1 << 64) - largest))
+
+
+def _meets(first: int | None, second: int | None) -> bool:
+    return first is None or second is None or first == second
+
+
+def _overlap(target: Target, size: int, offset: int | None, width: int) -> bool:
+    if offset is None or target.offset is None:
+        return offset is None or offset + width > target.base
+    return offset < target.offset + size and target.offset < offset + width
