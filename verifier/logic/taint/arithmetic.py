@@ -51,7 +51,7 @@ def compute(name: str, bits: int, left: Value, right: Value, blame: Blame) -> Va
         return _add(left, right, blame)
     if name == "sub":
         return _subtract(left, right, blame)
-    if not left.kinds and not right.kinds:
+    if not left.kinds and not right.kinds and name not in ("add", "sub"):
         return _plain(name, left, right)
     return _OPERATIONS.get(name, _other)(left, right, blame)
 
@@ -180,7 +180,9 @@ def _plain(name: str, left: Value, right: Value) -> Value:
             size = min(left.size, right.size)
         case "mod":
             size = min(left.size, right.size)
-        case "div" | "rsh" | "arsh":
+        case "div":
+            size = left.size / max(right.size, 1.0)
+        case "rsh" | "arsh":
             size = left.size
         case _:
             size = left.size + right.size
@@ -235,13 +237,18 @@ def _subtract(left: Value, right: Value, blame: Blame) -> Value:
 
 def _sum(result: Value, left: Value, right: Value, kinds: Kind, labels: int) -> Value:
     scale = max((v.scale for v in (left, right) if v.kinds & (CLOCKS | DURATIONS)), default=1.0)
-    grown = left.grown + right.grown
-    for value, other in ((left, right), (right, left)):
-        if value.origins and not other.origins:
-            grown = value.grown + (other.size if not other.kinds & DURATIONS else 0.0)
     return replace(
-        result, kinds=kinds, scale=scale, size=left.size + right.size, grown=grown, labels=result.labels | labels
-    )
+        _grown(result, left, right), kinds=kinds, scale=scale, size=left.size + right.size,
+        labels=result.labels | labels,
+    )  # fmt: skip
+
+
+def _grown(result: Value, left: Value, right: Value) -> Value:
+    """What was loaded and has something added is still what was loaded."""
+    for value, other in ((left, right), (right, left)):
+        if value.loaded is not None and not other.origins:
+            return replace(result, loaded=value.loaded, grown=value.grown + max(other.size, 1e-9))
+    return replace(result, grown=left.grown + right.grown)
 
 
 def _multiply(left: Value, right: Value, blame: Blame) -> Value:
@@ -268,6 +275,7 @@ def _divide(left: Value, right: Value, blame: Blame) -> Value:
     wrong |= right.kinds & Kind.COUNT
     kinds = left.kinds & ~wrong
     divisor = float(right.const) if right.const else 1.0
+    shrunk = float(right.const or max(right.size, 1.0))
     if right.kinds & DURATIONS and not left.kinds & DURATIONS:
         # events per time: what is rarer than the constant is 0, and the proof must have seen that
         if left.is_constant and left.size * right.scale > SHOWN_NS:
@@ -284,7 +292,7 @@ def _divide(left: Value, right: Value, blame: Blame) -> Value:
     if kinds & DURATIONS and scale > SHOWN_NS:
         wrong |= kinds & DURATIONS
     return replace(
-        result, kinds=kinds & ~wrong, scale=scale, size=left.size / divisor,
+        result, kinds=kinds & ~wrong, scale=scale, size=left.size / shrunk,
         labels=result.labels | (blame(wrong) if wrong else 0),
     )  # fmt: skip
 

@@ -184,6 +184,8 @@ class Calls(Operations):
     def _kernel_call(self, state: State, name: str, raw: str, arguments: list[Value | None]) -> Value | None:
         handler = _HANDLERS.get(name)
         spread = self._spread(state, name, raw, arguments)
+        if name == "scx_bpf_dsq_move_to_local" and "___v2" not in raw:
+            spread = [arguments[0], None, None, None, None]  # flags are there since 7.1
         self._decisions(name, spread)
         if handler is not None:
             return handler(self, state, name, arguments)

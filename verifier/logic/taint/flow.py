@@ -262,7 +262,9 @@ class Flow:
         recent = self.routine.recent and not self.shadow
         if value.labels and (self.stores.get(target.area) is None):
             self.stores[target.area] = self.routine.code.ops[self.index].line
-        if self.memory.store(target, size, value, recent=recent):
+        site = (self.routine.name, self.index)
+        sums = self.routine.members != {OUTSIDE}  # what these count is an input anyway
+        if self.memory.store(target, size, value, site, recent=recent, sums=sums):
             self.touch(target.area)
 
     def touch(self, area: Area) -> None:
@@ -276,7 +278,8 @@ class Flow:
         if not any(value is not None and any(target.area == own for target in value.points) for value in values):
             return
         for (offset, size), value in state.stack.items():
-            if self.memory.store(Target(own, offset), size, value, recent=False):
+            site = (self.routine.name, self.index)
+            if self.memory.store(Target(own, offset), size, value, site, recent=False, sums=False):
                 self.touch(own)
 
     # --- one function

@@ -40,6 +40,8 @@ class Cell:
         step: the least constant that is added to it at a time; 0 if none is.
         recent: whether a clock is stored here again and again, and not once in a task's or the policy's life.
         stored: how often it changed.
+        scales: of the durations that each instruction adds, as first seen: an average divides by as much as it
+            multiplies with, which must not count again each time round.
     """
 
     value: Value | None = None
@@ -47,6 +49,7 @@ class Cell:
     step: float = 0.0
     recent: bool = False
     stored: int = 0
+    scales: dict[tuple[str, int], float] = field(default_factory=dict)
 
 
 @dataclass
@@ -64,7 +67,6 @@ class Memory:
     presence: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     written: set[Area] = field(default_factory=set)
     keyed_by_pid: dict[str, bool] = field(default_factory=dict)
-    lines: dict[tuple[Area, int], tuple[str, int]] = field(default_factory=dict)
     _variables: dict[str, Variable] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -79,29 +81,37 @@ class Memory:
                 return Target(Area("variable", name), offset - variable.offset)
         return Target(Area("variable", f"{section}?"), offset)
 
-    def store(self, target: Target, size: int, value: Value, *, recent: bool) -> bool:
+    def store(
+        self, target: Target, size: int, value: Value, site: tuple[str, int], *, recent: bool, sums: bool = True
+    ) -> bool:
         """Store a value; true if that changes what is known."""
         cell = self.cells[target.area].setdefault((target.offset, size), Cell())
         self.written.add(target.area)
         before = (cell.value, cell.sums, cell.step, cell.recent)
-        grows = any(place.area == target.area and _meets(place.offset, target.offset) for place in value.origins)
-        if grows and not value.kinds & (CLOCKS & ~Kind.COUNT) and (value.kinds & DURATIONS or value.grown):
-            self._grow(cell, value)
-        else:
+        own = any(place.area == target.area and _meets(place.offset, target.offset) for place in value.origins)
+        if not own or not sums or value.kinds & (CLOCKS & ~Kind.COUNT):
             cell.value = join(cell.value, value, widen=cell.stored > _ROUNDS_OF_GROWTH)
+        else:
+            self._grow(cell, target, value, site)
         cell.recent = cell.recent or recent
         changed = (cell.value, cell.sums, cell.step, cell.recent) != before
         cell.stored += changed
         return changed
 
-    def _grow(self, cell: Cell, value: Value) -> None:
-        if value.kinds & DURATIONS:
-            cell.sums |= Kind.SUM
-        elif not value.kinds & (PLACES | Kind.PID):
+    def _grow(self, cell: Cell, target: Target, value: Value, site: tuple[str, int]) -> None:
+        """Something that was loaded from a place is stored there again, with more."""
+        place = Place(target.area, target.offset)
+        direct = value.loaded == place and value.grown > 0
+        if direct or (value.grown > 0 and not value.kinds & (DURATIONS | PLACES | Kind.PID)):
             cell.sums |= Kind.COUNT
             cell.step = min(cell.step or value.grown, value.grown)
-        rest = replace(value, size=0.0, const=None, fixed=False, kinds=value.kinds & ~(DURATIONS | Kind.COUNT))
-        cell.value = join(cell.value, rest)
+        elif value.kinds & DURATIONS:
+            cell.sums |= Kind.SUM
+        if value.kinds & DURATIONS or value.grown > 0:
+            scale = cell.scales.setdefault(site, value.scale if value.kinds & DURATIONS else 1.0)
+            value = replace(value, size=0.0, const=None, fixed=False, scale=scale,
+                            kinds=value.kinds & ~(DURATIONS | Kind.COUNT))  # fmt: skip
+        cell.value = join(cell.value, value, widen=cell.stored > _ROUNDS_OF_GROWTH)
 
     def load(self, target: Target, size: int) -> Value | None:
         """What may be loaded there; None if nothing is known to be stored."""
@@ -117,7 +127,7 @@ class Memory:
             return None
         place = Place(target.area, target.offset)
         changed = loaded.changed and bool(loaded.kinds & _KEPT_AS_CHANGED)
-        return replace(loaded, origins=loaded.origins | {place}, grown=0.0, changed=changed)
+        return replace(loaded, origins=loaded.origins | {place}, loaded=place, grown=0.0, changed=changed)
 
     def _initial(self, target: Target, size: int) -> Value:
         """What the object's file puts there: zero for maps and the heap."""
@@ -142,7 +152,10 @@ def _held(cell: Cell) -> Value:
     if kinds & (Kind.TIME | Kind.RUNTIME) and not cell.recent:
         kinds = kinds & ~(Kind.TIME | Kind.RUNTIME) | Kind.BIRTH
     if cell.sums & Kind.COUNT:
-        return replace(value, kinds=kinds, scale=1.0 / (cell.step or 1.0), const=None, fixed=False)
+        scale = 1.0 / (cell.step or 1.0)
+        if kinds & DURATIONS:
+            scale = max(scale, value.scale)
+        return replace(value, kinds=kinds, scale=scale, const=None, fixed=False)
     return replace(value, kinds=kinds) if kinds != value.kinds else value
 
 

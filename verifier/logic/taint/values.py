@@ -125,13 +125,14 @@ class Value:
         const: its value, if it is one constant; 64 bits, unsigned.
         fixed: whether it is made of constants alone.
         size: the largest constant part of it, as a magnitude; gains by constant factors included.
-        grown: what was added to it since it was loaded from where `origins` says.
+        grown: how much was added to it since it was loaded.
         kinds: what it is besides.
         scale: ns that one unit of a duration stands for; of a counter, steps of it.
         labels: bit set of the inputs that it holds, and where each was read (Labels).
         origins: from where it was loaded, however it was changed since.
         changed: whether it was computed with since it was read.
         field: the kernel field whose offset this is.
+        loaded: the one place that it was loaded from, if only what comes from no place was added since.
     """
 
     points: frozenset[Target] = frozenset()
@@ -145,6 +146,7 @@ class Value:
     origins: frozenset[Place] = frozenset()
     changed: bool = False
     field: str = ""
+    loaded: Place | None = None
 
     @property
     def is_constant(self) -> bool:
@@ -205,6 +207,7 @@ def join(first: Value | None, second: Value | None, *, widen: bool = False) -> V
         first.origins | second.origins,
         first.changed or second.changed,
         first.field if first.field == second.field else "",
+        first.loaded if first.loaded == second.loaded else None,
     )
 
 
