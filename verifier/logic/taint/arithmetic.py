@@ -28,7 +28,7 @@ from verifier.logic.taint.values import (
     signed,
 )
 
-Blame = Callable[[Kind], int]
+Blame = Callable[[int], int]
 """Kinds that were used for what they are not meant for -> labels."""
 
 _FREE_FLAGS = 0x0420_003F
@@ -85,12 +85,12 @@ def compare(name: str, left: Value, right: Value, blame: Blame) -> int:
 def is_latch(left: Value, right: Value) -> bool:
     """Whether a condition compares what the policy remembers, other than a clock, with a constant."""
     for value, other in ((left, right), (right, left)):
-        if value.origins and other.is_constant and not value.points:
+        if value.remembered and other.is_constant and not value.points:
             return True
     return False
 
 
-def used_as(value: Value, allowed: Kind, blame: Blame) -> int:
+def used_as(value: Value, allowed: int, blame: Blame) -> int:
     """The labels of a value that decides something for which only some kinds are meant."""
     wrong = value.kinds & ~(allowed | PLACES | COUNTS | Kind.TASK)
     if value.kinds & DURATIONS and value.scale > SHOWN_NS:
@@ -159,6 +159,7 @@ def _result(left: Value, right: Value, labels: int = 0) -> Value:
         labels=left.labels | right.labels | labels,
         origins=left.origins | right.origins,
         changed=True,
+        remembered=left.remembered or right.remembered,
     )
 
 
@@ -216,7 +217,7 @@ def _subtract(left: Value, right: Value, blame: Blame) -> Value:
     kinds = (left.kinds | right.kinds) & ~CLOCKS
     if first and second:
         shared = first & second
-        if Kind.KEY in first | second:
+        if (first | second) & Kind.KEY:
             shared |= (first | second) & ~Kind.COUNT
         if not shared & ~Kind.COUNT and not Kind.COUNT & first & second:
             wrong |= first | second
@@ -232,11 +233,14 @@ def _subtract(left: Value, right: Value, blame: Blame) -> Value:
         wrong |= left.kinds & COUNTS
     if right.kinds & COUNTS and left.is_constant:
         wrong |= right.kinds & COUNTS
+    if wrong & Kind.BIRTH:
+        kinds &= ~CLOCKS
     return _sum(result, left, right, kinds & ~wrong, blame(wrong) if wrong else 0)
 
 
-def _sum(result: Value, left: Value, right: Value, kinds: Kind, labels: int) -> Value:
-    scale = max((v.scale for v in (left, right) if v.kinds & (CLOCKS | DURATIONS)), default=1.0)
+def _sum(result: Value, left: Value, right: Value, kinds: int, labels: int) -> Value:
+    measured = CLOCKS if (left.kinds | right.kinds) & CLOCKS else DURATIONS  # what is added to a clock is in its units
+    scale = max((value.scale for value in (left, right) if value.kinds & measured), default=1.0)
     return replace(
         _grown(result, left, right), kinds=kinds, scale=scale, size=left.size + right.size,
         labels=result.labels | labels,
@@ -320,6 +324,8 @@ def _mask(left: Value, right: Value, blame: Blame) -> Value:
         left, right = right, left
     result = replace(_result(left, right), origins=frozenset(), size=min(left.size, right.size))
     mask = right.const
+    if left.kinds & DURATIONS and right.kinds & DURATIONS:
+        return _other(left, right, blame)
     if mask == 0xFFFFFFFF and not left.kinds & (Kind.TIME | Kind.BIRTH | Kind.RUNTIME | Kind.KEY):
         return replace(left, labels=result.labels)
     wrong = (left.kinds | right.kinds) & (_MEASURED & ~Kind.COUNT | Kind.PID)
@@ -331,7 +337,7 @@ def _mask(left: Value, right: Value, blame: Blame) -> Value:
     return replace(result, kinds=left.kinds & PLACES, labels=result.labels | (blame(wrong) if wrong else 0))
 
 
-def _wrong_flags(value: Value, mask: int | None) -> Kind:
+def _wrong_flags(value: Value, mask: int | None) -> int:
     """Whether other bits than the free ones are looked at; `scale` says how far the flags were shifted."""
     if not value.kinds & Kind.FLAGS:
         return Kind.NONE
@@ -373,6 +379,10 @@ def _shifted_flags(value: Value, distance: int, blame: Blame) -> Value:
 def _other(left: Value, right: Value, blame: Blame) -> Value:
     """or, xor, neg, byte swaps, shifts by what varies."""
     kinds = left.kinds | right.kinds
+    if left.kinds & DURATIONS and right.kinds & DURATIONS and not kinds & ~DURATIONS:
+        # compilers ask of several differences at once whether one is negative
+        scale = max(left.scale, right.scale)
+        return replace(_result(left, right), kinds=kinds, scale=scale, size=left.size + right.size)
     wrong = kinds & (_MEASURED | Kind.PID | Kind.FLAGS)
     if left.is_constant or right.is_constant:
         wrong |= kinds & COUNTS
@@ -399,7 +409,7 @@ _TURNED = {"gt": "lt", "lt": "gt", "ge": "le", "le": "ge", "sgt": "slt", "slt": 
 _EQUAL = ("eq", "ne")
 
 
-def _wrong_clocks(name: str, left: Value, right: Value) -> Kind:
+def _wrong_clocks(name: str, left: Value, right: Value) -> int:
     wrong = (left.kinds | right.kinds) & Kind.BIRTH
     first, second = left.kinds & CLOCKS, right.kinds & CLOCKS
     if name in _EQUAL:
@@ -410,7 +420,7 @@ def _wrong_clocks(name: str, left: Value, right: Value) -> Kind:
         return wrong
     if first and second:
         shared = first & second
-        if Kind.KEY in first | second:
+        if (first | second) & Kind.KEY:
             shared |= first | second
         limit = SHOWN_EVENTS if shared == Kind.COUNT else SHOWN_NS
         if not shared or left.extent + right.extent > limit:
@@ -425,7 +435,7 @@ def _wrong_clocks(name: str, left: Value, right: Value) -> Kind:
     return wrong | kinds
 
 
-def _wrong_durations(left: Value, right: Value) -> Kind:
+def _wrong_durations(left: Value, right: Value) -> int:
     kinds = (left.kinds | right.kinds) & DURATIONS
     if not kinds or (left.kinds | right.kinds) & CLOCKS:
         return Kind.NONE
@@ -433,7 +443,7 @@ def _wrong_durations(left: Value, right: Value) -> Kind:
     return kinds if max(left.size, right.size) * scale > SHOWN_NS else Kind.NONE
 
 
-def _wrong_numbers(name: str, value: Value, other: Value) -> Kind:
+def _wrong_numbers(name: str, value: Value, other: Value) -> int:
     """Numbers of CPUs, nodes and processes on the left of a comparison."""
     kinds = value.kinds & (COUNTS | PLACES | Kind.PID | Kind.FLAGS)
     if not kinds:

@@ -46,7 +46,7 @@ class Decision:
     """
 
     reached: str
-    arguments: Mapping[int, tuple[str, Kind]]
+    arguments: Mapping[int, tuple[str, int]]
 
 
 _NOTHING = Kind.NONE
@@ -93,7 +93,7 @@ DECISIONS: Mapping[str, Decision] = {
     "bpf_throw": Decision(_ENDED, {}),
 }
 
-RETURNED: Mapping[str, tuple[str, Kind]] = {
+RETURNED: Mapping[str, tuple[str, int]] = {
     "select_cpu": _CPU,
     "core_sched_before": ("the order of tasks", _NOTHING),
     "yield": ("whether a task gives way", _NOTHING),
@@ -207,8 +207,8 @@ class Calls(Operations):
             self._write_through(state, value, labels)
         return FREE.with_labels(labels)
 
-    def _of_kind(self, kind: Kind, name: str, labels: int, arguments: list[Value | None]) -> Value:
-        if kind is Kind.TIME:
+    def _of_kind(self, kind: int, name: str, labels: int, arguments: list[Value | None]) -> Value:
+        if kind == Kind.TIME:
             return Value(kinds=kind, size=0.0, scale=kernel.JIFFY_NS if "jiffies" in name else 1.0, labels=labels)
         if name in ("scx_bpf_select_cpu_dfl",) and arguments[3] is not None:
             return Value(kinds=kind, labels=labels)

@@ -18,10 +18,10 @@ from verifier.logic.taint.memory import Memory
 from verifier.logic.taint.values import (
     INPUT_OF,
     Area,
-    Kind,
     Labels,
     Target,
     Value,
+    each_kind,
     join,
     pointer,
 )
@@ -100,8 +100,11 @@ class Routine:
         return bool(self.members - QUIET)
 
     def restart(self) -> None:
+        """Forget the states; what is known of branches stays, so that nothing swings to and fro."""
         number = len(self.blocks)
         self.before = [None] * number
+        if self.decided:
+            return
         self.decided = [0] * number
         self.latches = [False] * number
         self.contexts = [self.context] * number
@@ -152,12 +155,12 @@ class Flow:
 
     # --- labels
 
-    def blame(self, kinds: Kind) -> int:
+    def blame(self, kinds: int) -> int:
         """The labels of kinds that are used for what they are not meant for, at the current instruction."""
         if not self.labelling:
             return 0
         labels = 0
-        for kind in kinds:
+        for kind in each_kind(kinds):
             labels |= self.labels.bit(INPUT_OF[kind], self.routine.name, self.index)
         return labels
 
@@ -290,7 +293,7 @@ class Flow:
         if not self.labelling or not routine.before:
             routine.restart()
         entry = self._entry(routine)
-        routine.before[0] = _joined(routine.before[0], entry, widen=False) or routine.before[0]
+        routine.before[0] = _joined(routine.before[0], entry, -1, widen=False) or routine.before[0]
         waiting = set(range(len(routine.blocks))) if self.labelling else {0}
         visits = [0] * len(routine.blocks)
         while True:
@@ -303,7 +306,8 @@ class Flow:
                 visits[number] += 1
                 after = self.run_block(routine, routine.blocks[number], before.copy())
                 for target in routine.blocks[number].following:
-                    joined = _joined(routine.before[target], after, widen=visits[target] > 3)
+                    live = routine.code.live[routine.blocks[target].start]
+                    joined = _joined(routine.before[target], after, live, widen=visits[target] > 3)
                     if joined is not None:
                         routine.before[target] = joined
                         waiting.add(target)
@@ -412,15 +416,16 @@ def _to_stack(state: State, target: Target, size: int, value: Value) -> None:
     state.stack[(target.offset, size)] = value
 
 
-def _joined(before: State | None, after: State, *, widen: bool) -> State | None:
-    """The state for both, None if that is the one before."""
+def _joined(before: State | None, after: State, live: int, *, widen: bool) -> State | None:
+    """The state for both, registers that are not read any more left out; None if that is the one before."""
     if before is None:
-        return after.copy()
+        regs = [value if live >> number & 1 else None for number, value in enumerate(after.regs)]
+        return State(regs, dict(after.stack))
     changed = False
     regs = list(before.regs)
     for number, value in enumerate(after.regs):
         held = regs[number]
-        if value is held or value is None:
+        if value is held or value is None or not live >> number & 1:
             continue
         joined = join(held, value, widen=widen)
         if joined != held:

@@ -75,7 +75,7 @@ FIELD_INPUTS: Mapping[str, str] = {
 }
 """A field, or all of a struct -> the input that it is; the longest entry counts. Empty: it is of a kind (FIELD_KINDS)."""
 
-FIELD_KINDS: Mapping[str, Kind] = {
+FIELD_KINDS: Mapping[str, int] = {
     "task_struct.pid": Kind.PID,
     "task_struct.tgid": Kind.PID,
     "task_struct.flags": Kind.FLAGS,
@@ -112,7 +112,7 @@ NOT_FREE = names(
     "sched_ext_entity.core_sched_at task_struct.scx.cgrp_moving_from sched_ext_entity.cgrp_moving_from"
 )
 
-CALL_KINDS: Mapping[str, Kind] = {
+CALL_KINDS: Mapping[str, int] = {
     "bpf_ktime_get_ns": Kind.TIME,
     "bpf_ktime_get_boot_ns": Kind.TIME,
     "bpf_ktime_get_coarse_ns": Kind.TIME,
@@ -209,7 +209,7 @@ FREE_CALLS = names(
 )
 """Calls whose result tells no more than their arguments do, and what is free."""
 
-SYMBOL_KINDS: Mapping[str, Kind] = {
+SYMBOL_KINDS: Mapping[str, int] = {
     "jiffies": Kind.TIME,
     "jiffies_64": Kind.TIME,
     "nr_cpu_ids": Kind.CPUS,
@@ -221,7 +221,7 @@ JIFFY_NS = 10_000_000.0
 """The longest that a jiffy lasts (CONFIG_HZ=100): what jiffies are compared with is judged by it."""
 
 
-def of_field(name: str) -> tuple[str, Kind]:
+def of_field(name: str) -> tuple[str, int]:
     """Return the input that a field is, else what kind it is; ("", NONE) if it is free of charge."""
     base = name.partition("[")[0]
     if base in FIELD_KINDS:

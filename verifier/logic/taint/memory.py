@@ -38,18 +38,24 @@ class Cell:
         value: what is stored, sums that grow from themselves left out.
         sums: kinds of what is added to it.
         step: the least constant that is added to it at a time; 0 if none is.
-        recent: whether a clock is stored here again and again, and not once in a task's or the policy's life.
+        sites: the instructions that store here, and whether each does so again and again, and not once in the life of a
+            task or of the policy: what is measured from a clock that was stored once is an age.
         stored: how often it changed.
         scales: of the durations that each instruction adds, as first seen: an average divides by as much as it
             multiplies with, which must not count again each time round.
     """
 
     value: Value | None = None
-    sums: Kind = Kind.NONE
+    sums: int = Kind.NONE
     step: float = 0.0
-    recent: bool = False
+    sites: dict[tuple[str, int], bool] = field(default_factory=dict)
     stored: int = 0
     scales: dict[tuple[str, int], float] = field(default_factory=dict)
+
+    @property
+    def recent(self) -> bool:
+        """Whether a clock is stored here again and again."""
+        return any(self.sites.values())
 
 
 @dataclass
@@ -93,7 +99,7 @@ class Memory:
             cell.value = join(cell.value, value, widen=cell.stored > _ROUNDS_OF_GROWTH)
         else:
             self._grow(cell, target, value, site)
-        cell.recent = cell.recent or recent
+        cell.sites[site] = recent
         changed = (cell.value, cell.sums, cell.step, cell.recent) != before
         cell.stored += changed
         return changed
@@ -119,7 +125,7 @@ class Memory:
         for (offset, width), cell in self.cells.get(target.area, {}).items():
             if cell.value is None or not _overlap(target, size, offset, width):
                 continue
-            value = _held(cell)
+            value = _held(cell, aged=self.seeded)
             if (offset, width) != (target.offset, size):
                 value = replace(value, const=None, size=value.size, points=value.points if width == size else frozenset())
             loaded = join(loaded, value)
@@ -127,7 +133,8 @@ class Memory:
             return None
         place = Place(target.area, target.offset)
         changed = loaded.changed and bool(loaded.kinds & _KEPT_AS_CHANGED)
-        return replace(loaded, origins=loaded.origins | {place}, loaded=place, grown=0.0, changed=changed)
+        return replace(loaded, origins=loaded.origins | {place}, loaded=place, grown=0.0, changed=changed,
+                       remembered=True)  # fmt: skip
 
     def _initial(self, target: Target, size: int) -> Value:
         """What the object's file puts there: zero for maps and the heap."""
@@ -146,10 +153,10 @@ class Memory:
                 yield area
 
 
-def _held(cell: Cell) -> Value:
+def _held(cell: Cell, *, aged: bool) -> Value:
     value = cell.value or FREE
     kinds = value.kinds | cell.sums
-    if kinds & (Kind.TIME | Kind.RUNTIME) and not cell.recent:
+    if aged and kinds & (Kind.TIME | Kind.RUNTIME) and not cell.recent:
         kinds = kinds & ~(Kind.TIME | Kind.RUNTIME) | Kind.BIRTH
     if cell.sums & Kind.COUNT:
         scale = 1.0 / (cell.step or 1.0)

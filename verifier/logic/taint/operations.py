@@ -70,7 +70,11 @@ class Operations(Flow):
         raise NotImplementedError
 
     def _labelled(self, value: Value | None) -> Value | None:
-        return value.with_labels(self.context) if value is not None and self.context else value
+        if value is None:
+            return None
+        if self.shadow and not value.remembered and not value.points:
+            value = replace(value, remembered=True)
+        return value.with_labels(self.context) if self.context else value
 
     # --- numbers
 
@@ -211,7 +215,7 @@ class Operations(Flow):
     def _symbol(self, name: str) -> Value:
         kind = kernel.SYMBOL_KINDS.get(name, Kind.NONE)
         if kind:
-            return Value(kinds=kind, size=0.0, scale=kernel.JIFFY_NS if kind is Kind.TIME else 1.0)
+            return Value(kinds=kind, size=0.0, scale=kernel.JIFFY_NS if kind == Kind.TIME else 1.0)
         if name in kernel.FREE_SYMBOLS:
             return FREE
         if name in self.image.variables or name.startswith(("CONFIG_", "LINUX_")):
