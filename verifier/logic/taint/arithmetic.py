@@ -82,14 +82,6 @@ def compare(name: str, left: Value, right: Value, blame: Blame) -> int:
     return labels | (blame(wrong) if wrong else 0)
 
 
-def is_latch(left: Value, right: Value) -> bool:
-    """Whether a condition compares what the policy remembers, other than a clock, with a constant."""
-    for value, other in ((left, right), (right, left)):
-        if value.remembered and other.is_constant and not value.points:
-            return True
-    return False
-
-
 def used_as(value: Value, allowed: int, blame: Blame) -> int:
     """The labels of a value that decides something for which only some kinds are meant."""
     wrong = value.kinds & ~(allowed | PLACES | COUNTS | Kind.TASK)

@@ -16,8 +16,11 @@ from verifier.logic.taint import arithmetic
 from verifier.logic.taint.graph import Block, blocks_of
 from verifier.logic.taint.memory import Memory
 from verifier.logic.taint.values import (
+    CLOCKS,
+    DURATIONS,
     INPUT_OF,
     Area,
+    Kind,
     Labels,
     Target,
     Value,
@@ -28,8 +31,8 @@ from verifier.logic.taint.values import (
 from verifier.logic.walk.code import FRAME_POINTER, REGISTERS, Code, Op
 from verifier.object.image import BpfImage, Function, Line
 
-OPERATION_LIMIT = 1_500_000
-"""Operations looked at in all; the largest composed policies need a tenth of it."""
+OPERATION_LIMIT = 600_000
+"""Operations looked at in all, at about 15 us each; the largest composed policies need a fifth of it."""
 
 RECENT = frozenset(
     "enqueue dequeue dispatch select_cpu tick runnable running stopping quiescent yield core_sched_before update_idle "
@@ -380,11 +383,28 @@ class Flow:
             left, right = (arithmetic.moved_word(value, self.blame) for value in (left, right))
         labels = arithmetic.compare(op.name, left, right, self.blame)
         routine.decided[block.number] |= labels
-        routine.latches[block.number] = routine.latches[block.number] or arithmetic.is_latch(left, right)
+        routine.latches[block.number] |= self._is_latch(op.name, left, right) or self._is_latch(op.name, right, left)
         if labels and labels not in self.branches:
             self.branches[labels] = op.line
         if block.repeats and routine.members != {OUTSIDE}:
             self.decide("how often a loop runs", labels)
+
+
+    def _is_latch(self, name: str, value: Value, other: Value) -> bool:
+        """Whether a condition asks if the policy has been here before: for a flag, or whether something was ever set.
+
+        What is stored under such a condition is stored once. That a clock has gone on is none: what is done every 50 ms
+        is done again and again; nor is a property of a task that varies, unless it is asked whether there is one yet.
+        """
+        if not self.memory.seeded or not value.remembered or not other.is_constant or value.points:
+            return False
+        equal = name in ("eq", "ne")
+        if not equal and value.kinds & (CLOCKS | DURATIONS) & ~Kind.COUNT:
+            return False
+        places = [place for place in value.origins if place.area in self.memory.written]
+        if not value.origins or (equal and other.const == 0 and places):
+            return True
+        return any(self.memory.is_flag(place) for place in places)
 
 
 def _of_stack(state: State, target: Target, size: int) -> Value | None:

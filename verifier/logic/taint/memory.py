@@ -146,6 +146,12 @@ class Memory:
             return _of_table(content[target.base :])
         return constant(int.from_bytes(content[target.offset : target.offset + size], "little"))
 
+    def is_flag(self, place: Place) -> bool:
+        """Whether only constants, or a count, are ever stored there."""
+        cells = self.cells.get(place.area, {})
+        held = [cell for (offset, _size), cell in cells.items() if _meets(offset, place.offset)]
+        return bool(held) and all(cell.value is None or cell.value.fixed or cell.sums & Kind.COUNT for cell in held)
+
     def holders(self, label: int) -> Iterator[Area]:
         """Yield the areas that hold any of these labels."""
         for area, cells in self.cells.items():

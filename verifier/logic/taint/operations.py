@@ -72,7 +72,7 @@ class Operations(Flow):
     def _labelled(self, value: Value | None) -> Value | None:
         if value is None:
             return None
-        if self.shadow and not value.remembered and not value.points:
+        if self.shadow and value.fixed and not value.remembered and not value.points:
             value = replace(value, remembered=True)
         return value.with_labels(self.context) if self.context else value
 
