@@ -19,6 +19,7 @@ from verifier.logic.rules import queue as queue_rules
 from verifier.logic.rules import task as task_rules
 from verifier.logic.rules import time as time_rules
 from verifier.logic.rules.subject import Subject
+from verifier.logic.taint import rule as taint_rule
 from verifier.logic.walk import calls
 from verifier.logic.walk.events import Walk
 from verifier.logic.walk.flow import Walker
@@ -116,6 +117,7 @@ def check_logic(
     declared_rules.check(subject)
     for rules in (placement_rules, queue_rules, task_rules, time_rules):
         rules.check(subject)
+    subject.findings.extend(taint_rule.findings(image, standing, reads))
     _check_explored(subject, walk)
     findings = sorted(
         subject.findings, key=lambda finding: (list(Severity).index(finding.severity), finding.rule, finding.line)

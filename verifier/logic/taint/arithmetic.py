@@ -135,7 +135,9 @@ def _moved(name: str, left: Value, right: Value, blame: Blame) -> Value:
     if step.field:
         return replace(base, points=frozenset({Target(Area("kernel", step.field), 0)}), labels=labels)
     if step.const is None:
-        points = frozenset(Target(area, None, offset if offset is not None else low) for area, offset, low in base.points)
+        points = frozenset(
+            Target(area, None, offset if offset is not None else low) for area, offset, low in base.points
+        )
         # numbers of CPUs index tables of constants, too: what is read there knows them
         return replace(base, points=points, labels=labels, kinds=base.kinds | step.kinds & PLACES)
     distance = signed(step.const) * (1 if name == "add" else -1)

@@ -433,7 +433,9 @@ class Calls(Operations):
 
     def per_cpu(self, state: State, name: str, arguments: list[Value | None]) -> Value | None:
         """Another CPU's copy of a variable."""
-        return arguments[0].with_labels(arguments[1].labels if arguments[1] is not None else 0) if arguments[0] else None
+        return (
+            arguments[0].with_labels(arguments[1].labels if arguments[1] is not None else 0) if arguments[0] else None
+        )
 
     def allocates(self, state: State, name: str, arguments: list[Value | None]) -> Value | None:
         return pointer(Target(Area("heap", f"{self.routine.name}:{self.index}"), 0))

@@ -389,7 +389,6 @@ class Flow:
         if block.repeats and routine.members != {OUTSIDE}:
             self.decide("how often a loop runs", labels)
 
-
     def _is_latch(self, name: str, value: Value, other: Value) -> bool:
         """Whether a condition asks if the policy has been here before: for a flag, or whether something was ever set.
 

@@ -236,4 +236,3 @@ def of_field(name: str) -> tuple[str, int]:
         if head in FREE_FIELDS:
             return "", Kind.NONE
     return UNKNOWN, Kind.NONE
-

@@ -127,7 +127,9 @@ class Memory:
                 continue
             value = _held(cell, aged=self.seeded)
             if (offset, width) != (target.offset, size):
-                value = replace(value, const=None, size=value.size, points=value.points if width == size else frozenset())
+                value = replace(
+                    value, const=None, size=value.size, points=value.points if width == size else frozenset()
+                )
             loaded = join(loaded, value)
         if loaded is None:
             return None

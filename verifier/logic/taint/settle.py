@@ -1,6 +1,6 @@
 """Driving the data flow of an object to its end.
 
-    reaches = reaches_of(image)         # every input that reaches a decision, whether declared or not
+reaches = reaches_of(image)         # every input that reaches a decision, whether declared or not
 """
 
 from __future__ import annotations
