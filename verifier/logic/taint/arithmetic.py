@@ -37,6 +37,8 @@ include/linux/sched.h: what kind of task it is, and no user's doing."""
 
 _MEASURED = CLOCKS | DURATIONS | Kind.BIRTH
 _WORD = 32
+_ANY_STEP = 1e-6
+"""So small a step that a counter may not be compared with anything."""
 
 
 def compute(name: str, bits: int, left: Value, right: Value, blame: Blame) -> Value:
@@ -47,6 +49,8 @@ def compute(name: str, bits: int, left: Value, right: Value, blame: Blame) -> Va
             return replace(constant(number), labels=left.labels | right.labels)
     if name in ("add", "sub") and (left.points or right.points):
         return _moved(name, left, right, blame)
+    if left.points or right.points:
+        left, right = _number(left, blame), _number(right, blame)
     if name == "add":
         return _add(left, right, blame)
     if name == "sub":
@@ -58,6 +62,8 @@ def compute(name: str, bits: int, left: Value, right: Value, blame: Blame) -> Va
 
 def moved_word(value: Value, blame: Blame) -> Value:
     """The lower 32 bits of a value."""
+    if value.points:
+        return _number(value, blame)
     lost = value.kinds & (Kind.TIME | Kind.BIRTH | Kind.RUNTIME | Kind.KEY)
     const = None if value.const is None else value.const & 0xFFFFFFFF
     size = float(const) if const is not None else value.size
@@ -71,15 +77,24 @@ def compare(name: str, left: Value, right: Value, blame: Blame) -> int:
     labels = left.labels | right.labels
     if left.points and right.points:
         known = (left.kinds | right.kinds) & Kind.TASK
+        if _is_identity(left, right):
+            known |= Kind.ADDRESS
         return labels | (blame(known) if known else 0)
     kinds = left.kinds | right.kinds
     if not kinds:
         return labels
     if left.points or right.points:
         return labels
-    wrong = _wrong_clocks(name, left, right) | _wrong_durations(left, right)
+    wrong = kinds & Kind.ADDRESS
+    wrong |= _wrong_clocks(name, left, right) | _wrong_durations(left, right)
     wrong |= _wrong_numbers(name, left, right) | _wrong_numbers(_TURNED.get(name, name), right, left)
     return labels | (blame(wrong) if wrong else 0)
+
+
+def _is_identity(left: Value, right: Value) -> bool:
+    """Whether two pointers into the kernel are compared, other than tasks and their masks: whose this is."""
+    areas = [target.area for value in (left, right) for target in value.points]
+    return any(area.kind == "kernel" and area.name and "cpus_" not in area.name for area in areas)
 
 
 def used_as(value: Value, allowed: int, blame: Blame) -> int:
@@ -91,6 +106,11 @@ def used_as(value: Value, allowed: int, blame: Blame) -> int:
 
 
 # --- arithmetic
+
+
+def _number(value: Value, blame: Blame) -> Value:
+    """A pointer that is computed with as a number."""
+    return replace(value, points=frozenset(), labels=value.labels | blame(Kind.ADDRESS)) if value.points else value
 
 
 def _fold(name: str, bits: int, left: int, right: int) -> int | None:
@@ -147,13 +167,30 @@ def _moved(name: str, left: Value, right: Value, blame: Blame) -> Value:
     return replace(base, points=points, labels=labels)
 
 
-def _result(left: Value, right: Value, labels: int = 0) -> Value:
+def _gain(name: str, left: Value, right: Value) -> float:
+    """By what has been multiplied what was loaded."""
+    if not left.origins or not right.origins:
+        value, other = (left, right) if left.origins else (right, left)
+        if other.const:
+            factor = {"mul": other.const, "lsh": 2.0 ** (other.const % 64)}.get(name)
+            divisor = {"div": other.const, "rsh": 2.0 ** (other.const % 64), "arsh": 2.0 ** (other.const % 64)}.get(name)
+            return value.gain * (factor or 1.0) / (divisor or 1.0)
+        return value.gain
+    if name == "sub" and left.origins & right.origins:
+        return abs(left.gain - right.gain)
+    if name in ("add", "sub") and left.origins & right.origins:
+        return left.gain + right.gain
+    return max(left.gain, right.gain)
+
+
+def _result(left: Value, right: Value, labels: int = 0, *, name: str = "") -> Value:
     return Value(
         fixed=left.fixed and right.fixed,
         labels=left.labels | right.labels | labels,
         origins=left.origins | right.origins,
         changed=True,
         remembered=left.remembered or right.remembered,
+        gain=_gain(name, left, right),
     )
 
 
@@ -163,14 +200,14 @@ def _plain(name: str, left: Value, right: Value) -> Value:
     match name:
         case "mul":
             size = left.size * right.size
-            grown = 1.0
+            grown = max(grown, 1.0)
         case "div" if right.const:
             size = left.size / right.const
         case "rsh" | "arsh" if right.const is not None:
             size = left.size / 2.0 ** (right.const % 64)
         case "lsh" if right.const is not None:
             size = left.size * 2.0 ** (right.const % 64)
-            grown = 1.0
+            grown = max(grown, 1.0)
         case "and":
             size = min(left.size, right.size)
         case "mod":
@@ -182,12 +219,15 @@ def _plain(name: str, left: Value, right: Value) -> Value:
         case _:
             size = left.size + right.size
     bounded = name in ("and", "mod")
-    result = _result(left, right)
-    return replace(result, size=size, grown=grown, origins=frozenset() if bounded else result.origins)
+    result = _result(left, right, name=name)
+    gain = result.gain
+    if name in ("or", "xor") and result.origins and not (left.is_constant or right.is_constant):
+        grown, gain = max(grown, _ANY_STEP), 1.0  # a register of bits that makes the next out of the last
+    return replace(result, size=size, grown=grown, gain=gain, origins=frozenset() if bounded else result.origins)
 
 
 def _add(left: Value, right: Value, blame: Blame) -> Value:
-    result = _result(left, right)
+    result = _result(left, right, name="add")
     kinds = left.kinds | right.kinds
     wrong = Kind.NONE
     if left.kinds & CLOCKS and right.kinds & CLOCKS:
@@ -205,7 +245,7 @@ def _add(left: Value, right: Value, blame: Blame) -> Value:
 
 
 def _subtract(left: Value, right: Value, blame: Blame) -> Value:
-    result = _result(left, right)
+    result = _result(left, right, name="sub")
     wrong = (left.kinds | right.kinds) & (Kind.BIRTH | Kind.PID | Kind.FLAGS)
     first, second = left.kinds & CLOCKS, right.kinds & CLOCKS
     kinds = (left.kinds | right.kinds) & ~CLOCKS

@@ -17,6 +17,7 @@ from verifier.logic.taint.values import (
     DURATIONS,
     FREE,
     PLACES,
+    SHOWN_EVENTS,
     SHOWN_NS,
     Area,
     Kind,
@@ -25,12 +26,14 @@ from verifier.logic.taint.values import (
     join,
     pointer,
 )
-from verifier.logic.walk.calls import canonical, takes_struct
+from verifier.logic.walk.calls import LRU_HASH, LRU_PERCPU_HASH, canonical, takes_struct
 from verifier.logic.walk.code import Op
 from verifier.object.image import Ref
 
 ORDER = CLOCKS | DURATIONS
 """A key may be a time."""
+
+_FORGETFUL = frozenset({LRU_HASH, LRU_PERCPU_HASH})
 
 _HASHES = frozenset({1, 5, 9, 10, 13})
 """BPF_MAP_TYPE_HASH and its kin: what is in them depends on the keys that were put in."""
@@ -189,7 +192,7 @@ class Calls(Operations):
         self._decisions(name, spread)
         if handler is not None:
             return handler(self, state, name, arguments)
-        labels = self._labels_of(state, spread)
+        labels = self._labels_of(state, spread) | self._labels_of_cpu(name, spread)
         if name in kernel.CALL_KINDS:
             return self._of_kind(kernel.CALL_KINDS[name], name, labels, spread)
         if name in kernel.CALL_INPUTS:
@@ -206,6 +209,11 @@ class Calls(Operations):
         for value in arguments:
             self._write_through(state, value, labels)
         return FREE.with_labels(labels)
+
+    def _labels_of_cpu(self, name: str, arguments: list[Value | None]) -> int:
+        """A CPU that is named by a constant, and that not every machine has."""
+        cpu = arguments[kernel.CPU_ARGUMENT[name] - 1] if name in kernel.CPU_ARGUMENT else None
+        return self.label("cpus") if cpu is not None and cpu.is_constant and cpu.size > 1 else 0
 
     def _of_kind(self, kind: int, name: str, labels: int, arguments: list[Value | None]) -> Value:
         if kind == Kind.TIME:
@@ -299,6 +307,9 @@ class Calls(Operations):
                 continue
             if info is not None and info.type in _HASHES and self.labelling and target.area not in self.memory.written:
                 labels |= self.label("map values")
+            if info is not None and info.type in _FORGETFUL and key is not None:
+                if self.content(state, key, info.key_size or 8).is_constant:
+                    labels |= self.label("counters")  # it is there until enough others have come
             targets.append(Target(target.area, 0))
         return pointer(*targets, labels=labels)
 
@@ -542,6 +553,8 @@ class Calls(Operations):
         delay = arguments[1]
         if "timer" in name and delay is not None:
             labels |= delay.labels
+            if delay.size * delay.scale * SHOWN_EVENTS > SHOWN_NS:
+                self.slow_timer = True
             if delay.size * delay.scale > SHOWN_NS:
                 labels |= self.label("time since load")
             if delay.kinds & ~(DURATIONS | Kind.TIME | PLACES | COUNTS):

@@ -13,15 +13,18 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from verifier.logic.taint import arithmetic
-from verifier.logic.taint.graph import Block, blocks_of
+from verifier.logic.taint.graph import Block
 from verifier.logic.taint.memory import Memory
 from verifier.logic.taint.values import (
     CLOCKS,
     DURATIONS,
     INPUT_OF,
+    SHOWN_EVENTS,
+    SHOWN_NS,
     Area,
     Kind,
     Labels,
+    Place,
     Target,
     Value,
     each_kind,
@@ -42,6 +45,9 @@ RECENT = frozenset(
 
 QUIET = frozenset({"init", "exit", "dump", "dump_cpu", "dump_task"})
 """Callbacks in which nothing is decided about a task: init that fails only refuses to start."""
+
+CLOCK = Place(Area("clock", ""), 0)
+"""Stands for the time in Routine.paces."""
 
 OUTSIDE = "outside"
 """The member of programs that are no callbacks: tracing and syscall programs."""
@@ -70,6 +76,8 @@ class Routine:
         members: callbacks that it runs in; OUTSIDE for other programs.
         arguments: of all its callers.
         context: labels of what decides whether it is called.
+        paced, paces, pacing: the counters, and CLOCK for long times, that decide whether it is called, that the branch at
+            the end of a block asks, and that decide whether a block runs: what is counted there counts their rounds.
         latched: whether every call of it is decided by what the policy remembers.
         before: state before each block.
         decided: labels of the branch at the end of a block; `latches`: whether it is one on remembered state.
@@ -88,6 +96,9 @@ class Routine:
     latches: list[bool] = field(default_factory=list)
     contexts: list[int] = field(default_factory=list)
     shadows: list[bool] = field(default_factory=list)
+    paced: frozenset[Place] = frozenset()
+    paces: list[frozenset[Place]] = field(default_factory=list)
+    pacing: list[frozenset[Place]] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -112,6 +123,8 @@ class Routine:
         self.latches = [False] * number
         self.contexts = [self.context] * number
         self.shadows = [self.latched] * number
+        self.paces = [frozenset()] * number
+        self.pacing = [self.paced] * number
 
 
 @dataclass(frozen=True)
@@ -155,6 +168,8 @@ class Flow:
         self.index = 0
         self.context = 0
         self.shadow = False
+        self.pacing: frozenset[Place] = frozenset()
+        self.slow_timer = False
 
     # --- labels
 
@@ -223,6 +238,9 @@ class Flow:
         if routine.context | context != routine.context:
             routine.context |= context
             changed = True
+        if not self.pacing <= routine.paced:
+            routine.paced |= self.pacing
+            changed = True
         if routine.latched and not latched:
             routine.latched = False
             changed = True
@@ -270,7 +288,9 @@ class Flow:
             self.stores[target.area] = self.routine.code.ops[self.index].line
         site = (self.routine.name, self.index)
         sums = self.routine.members != {OUTSIDE}  # what these count is an input anyway
-        if self.memory.store(target, size, value, site, recent=recent, sums=sums):
+        own = Place(target.area, target.offset)
+        cascaded = bool(self.pacing - {own}) or (self.slow_timer and "timer" in self.routine.members)
+        if self.memory.store(target, size, value, site, recent=recent, sums=sums, cascaded=cascaded):
             self.touch(target.area)
 
     def touch(self, area: Area) -> None:
@@ -328,33 +348,39 @@ class Flow:
 
     def _spread_control(self, routine: Routine) -> set[int]:
         """Work out what decides whether each block runs; return the blocks for which that changed."""
-        contexts, shadows = list(routine.contexts), list(routine.shadows)
+        contexts, shadows, pacing = list(routine.contexts), list(routine.shadows), list(routine.pacing)
         settled = False
         while not settled:
             settled = True
             for block in routine.blocks:
-                labels, latched = routine.context, routine.latched
+                labels, latched, paced = routine.context, routine.latched, routine.paced
                 for branch in block.controllers:
                     labels |= routine.decided[branch] | contexts[branch]
                     latched = latched or routine.latches[branch] or shadows[branch]
+                    paced |= routine.paces[branch] | pacing[branch]
                 if contexts[block.number] | labels != contexts[block.number]:
                     contexts[block.number] |= labels
                     settled = False
                 if latched and not shadows[block.number]:
                     shadows[block.number] = True
                     settled = False
+                if not paced <= pacing[block.number]:
+                    pacing[block.number] |= paced
+                    settled = False
         changed = {
             block.number
             for block in routine.blocks
             if contexts[block.number] != routine.contexts[block.number]
             or shadows[block.number] != routine.shadows[block.number]
+            or pacing[block.number] != routine.pacing[block.number]
         }
-        routine.contexts, routine.shadows = contexts, shadows
+        routine.contexts, routine.shadows, routine.pacing = contexts, shadows, pacing
         return changed
 
     def run_block(self, routine: Routine, block: Block, state: State) -> State:
         """Execute the operations of a block."""
         self.context, self.shadow = routine.contexts[block.number], routine.shadows[block.number]
+        self.pacing = routine.pacing[block.number]
         self.operations += block.end - block.start
         if self.operations > OPERATION_LIMIT:
             raise TooMuch(f"the data flow of {routine.name} did not settle")
@@ -384,6 +410,8 @@ class Flow:
         labels = arithmetic.compare(op.name, left, right, self.blame)
         routine.decided[block.number] |= labels
         routine.latches[block.number] |= self._is_latch(op.name, left, right) or self._is_latch(op.name, right, left)
+        if self.memory.seeded:
+            routine.paces[block.number] |= _paces(left, right)
         if labels and labels not in self.branches:
             self.branches[labels] = op.line
         if block.repeats and routine.members != {OUTSIDE}:
@@ -404,6 +432,18 @@ class Flow:
         if not value.origins or (equal and other.const == 0 and places):
             return True
         return any(self.memory.is_flag(place) for place in places)
+
+
+def _paces(left: Value, right: Value) -> frozenset[Place]:
+    """What a condition waits for: counters, by where they are, or CLOCK, if so long that a few of it are too long."""
+    places: frozenset[Place] = frozenset()
+    for value, other in ((left, right), (right, left)):
+        if value.kinds & Kind.COUNT and other.is_constant:
+            places |= {value.loaded} if value.loaded is not None else value.origins
+    measured = (left.kinds | right.kinds) & (CLOCKS | DURATIONS) & ~Kind.COUNT
+    if measured and max(left.extent, right.extent) * SHOWN_EVENTS > SHOWN_NS:
+        places |= {CLOCK}
+    return places
 
 
 def _of_stack(state: State, target: Target, size: int) -> Value | None:

@@ -92,17 +92,24 @@ FIELD_KINDS: Mapping[str, int] = {
     "task_struct.wake_cpu": Kind.CPU,
     "task_struct.recent_used_cpu": Kind.CPU,
     "rq.cpu": Kind.CPU,
+    "rq.scx.clock": Kind.TIME,
+    "task_struct.scx.selected_cpu": Kind.CPU,
+    "task_struct.scx.sticky_cpu": Kind.CPU,
+    "task_struct.scx.holding_cpu": Kind.CPU,
     "rq.clock": Kind.TIME,
     "rq.clock_task": Kind.TIME,
 }
 
 FREE_FIELDS = names(
     "task_struct.cpus_ptr task_struct.cpus_mask task_struct.user_cpus_ptr task_struct.migration_disabled "
-    "task_struct.on_rq task_struct.on_cpu task_struct.__state task_struct.state task_struct.scx task_struct.se.load "
-    "task_struct.in_iowait task_struct.cred task_struct.real_cred task_struct.cgroups task_struct.mm task_struct.se "
-    "task_struct.sched_class task_struct.thread_info sched_ext_entity cpumask bpf_cpumask "
+    "task_struct.on_rq task_struct.on_cpu task_struct.__state task_struct.state task_struct.se.load task_struct.se.on_rq "
+    "task_struct.scx.weight task_struct.scx.slice task_struct.scx.flags task_struct.scx.dsq task_struct.scx.dsq_flags "
+    "task_struct.scx.disallow sched_ext_entity.weight sched_ext_entity.slice sched_ext_entity.flags "
+    "sched_ext_entity.dsq sched_ext_entity.dsq_flags sched_ext_entity.disallow "
+    "task_struct.in_iowait task_struct.cred task_struct.real_cred task_struct.cgroups task_struct.mm "
+    "task_struct.sched_class cpumask bpf_cpumask "
     "scx_init_task_args scx_exit_task_args scx_cgroup_init_args scx_cpu_release_args scx_cpu_acquire_args "
-    "scx_exit_info scx_dump_ctx rq.nr_running rq.curr rq.idle rq.scx rq.cfs.h_nr_running scx_sched_pcpu "
+    "scx_exit_info scx_dump_ctx rq.nr_running rq.curr rq.idle rq.scx.nr_running rq.scx.flags rq.cfs.h_nr_running "
     "bpf_iter_scx_dsq scx_minheap_elem"
 )
 """Fields and structs whose value decides nothing that a proof does not show, or that only lead somewhere."""
@@ -160,6 +167,7 @@ CALL_INPUTS: Mapping[str, tuple[str, ...]] = {
     "scx_bpf_task_from_tid": ("pid",),
     "bpf_task_get_cgroup1": ("cgroup",),
     "bpf_get_task_exe_file": ("arguments",),
+    "bpf_map_sum_elem_count": ("counters",),
 }
 """Calls whose result, or what they write, is an input."""
 
@@ -205,9 +213,22 @@ FREE_CALLS = names(
     "bpf_strlen bpf_strnlen bpf_strchr bpf_strrchr bpf_strstr bpf_strnstr bpf_strspn bpf_strcspn bpf_strchrnul "
     "bpf_timer_start bpf_timer_set_callback bpf_wq_set_callback bpf_wq_start bpf_loop bpf_for_each_map_elem "
     "bpf_iter_task_destroy bpf_iter_css_destroy bpf_iter_css_new bpf_iter_task_new bpf_list_push_back "
-    "bpf_list_push_front bpf_rbtree_add bpf_map_sum_elem_count scx_bpf_remote_curr"
+    "bpf_list_push_front bpf_rbtree_add scx_bpf_remote_curr"
 )
 """Calls whose result tells no more than their arguments do, and what is free."""
+
+CPU_ARGUMENT: Mapping[str, int] = {
+    "bpf_cpumask_test_cpu": 1,
+    "scx_bpf_test_and_clear_cpu_idle": 1,
+    "scx_bpf_cpuperf_cap": 1,
+    "scx_bpf_cpuperf_cur": 1,
+    "scx_bpf_cpu_rq": 1,
+    "scx_bpf_cpu_curr": 1,
+    "scx_bpf_cpu_node": 1,
+    "bpf_per_cpu_ptr": 2,
+    "bpf_map_lookup_percpu_elem": 3,
+}
+"""Which argument is the number of a CPU."""
 
 SYMBOL_KINDS: Mapping[str, int] = {
     "jiffies": Kind.TIME,

@@ -27,6 +27,12 @@ from verifier.object.image import BpfImage, Variable
 _ROUNDS_OF_GROWTH = 8
 """After so many changes of a place its constants are taken to be all there: only sums grow on."""
 
+_FADES = 0.999
+"""An average keeps less than all of what it was."""
+
+_CASCADE = 1e-6
+"""The step of a counter of the rounds of another one, or of long times: whatever it is compared with is too much."""
+
 _KEPT_AS_CHANGED = PLACES | Kind.PID | Kind.FLAGS
 
 
@@ -88,26 +94,35 @@ class Memory:
         return Target(Area("variable", f"{section}?"), offset)
 
     def store(
-        self, target: Target, size: int, value: Value, site: tuple[str, int], *, recent: bool, sums: bool = True
+        self, target: Target, size: int, value: Value, site: tuple[str, int], *, recent: bool, sums: bool = True,
+        cascaded: bool = False,
     ) -> bool:
         """Store a value; true if that changes what is known."""
         cell = self.cells[target.area].setdefault((target.offset, size), Cell())
         self.written.add(target.area)
         before = (cell.value, cell.sums, cell.step, cell.recent)
         own = any(place.area == target.area and _meets(place.offset, target.offset) for place in value.origins)
+        if own and value.kinds & Kind.TIME and value.loaded is None and not value.changed:
+            recent = False  # the earlier of two times, kept
         if not own or not sums or value.kinds & (CLOCKS & ~Kind.COUNT):
             cell.value = join(cell.value, value, widen=cell.stored > _ROUNDS_OF_GROWTH)
         else:
-            self._grow(cell, target, value, site)
+            self._grow(cell, target, value, site, cascaded=cascaded)
         cell.sites[site] = recent
         changed = (cell.value, cell.sums, cell.step, cell.recent) != before
         cell.stored += changed
         return changed
 
-    def _grow(self, cell: Cell, target: Target, value: Value, site: tuple[str, int]) -> None:
+    def _grow(self, cell: Cell, target: Target, value: Value, site: tuple[str, int], *, cascaded: bool) -> None:
         """Something that was loaded from a place is stored there again, with more."""
         place = Place(target.area, target.offset)
+        if cascaded:
+            value = replace(value, grown=min(value.grown, _CASCADE)) if value.grown else value
         direct = value.loaded == place and value.grown > 0
+        fades = value.gain < _FADES and not cascaded
+        if fades and not value.kinds & DURATIONS:
+            cell.value = join(cell.value, replace(value, const=None, fixed=False), widen=True)
+            return
         if direct or (value.grown > 0 and not value.kinds & (DURATIONS | PLACES | Kind.PID)):
             cell.sums |= Kind.COUNT
             cell.step = min(cell.step or value.grown, value.grown)
@@ -127,9 +142,9 @@ class Memory:
                 continue
             value = _held(cell, aged=self.seeded)
             if (offset, width) != (target.offset, size):
-                value = replace(
-                    value, const=None, size=value.size, points=value.points if width == size else frozenset()
-                )
+                kinds = value.kinds | (Kind.ADDRESS if value.points and width != size else Kind.NONE)
+                points = value.points if width == size else frozenset()
+                value = replace(value, const=None, points=points, kinds=kinds)
             loaded = join(loaded, value)
         if loaded is None:
             return None

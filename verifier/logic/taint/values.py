@@ -61,6 +61,8 @@ class Kind:
     """task_struct.flags: some bits are free."""
     TASK = 16384
     """A task found by its pid: may be used, but not recognised."""
+    ADDRESS = 32768
+    """Where something lies in the kernel, taken as a number: as good as random, or an identity."""
 
 
 CLOCKS = Kind.TIME | Kind.RUNTIME | Kind.COUNT | Kind.KEY
@@ -84,6 +86,7 @@ INPUT_OF: Mapping[int, str] = {
     Kind.PID: "pid",
     Kind.FLAGS: "flags",
     Kind.TASK: "pid",
+    Kind.ADDRESS: "kernel memory",
 }
 """Which input a kind becomes when it is used for something that it is not meant for."""
 
@@ -132,7 +135,7 @@ class Value:
         const: its value, if it is one constant; 64 bits, unsigned.
         fixed: whether it is made of constants alone.
         size: the largest constant part of it, as a magnitude; gains by constant factors included.
-        grown: how much was added to it since it was loaded.
+        grown: how much was added to it since it was loaded; gain: by what it was multiplied.
         kinds: what it is besides, bits of Kind.
         scale: ns that one unit of a duration stands for; of a counter, steps of it.
         labels: bit set of the inputs that it holds, and where each was read (Labels).
@@ -156,6 +159,7 @@ class Value:
     field: str = ""
     loaded: Place | None = None
     remembered: bool = False
+    gain: float = 1.0
 
     @property
     def is_constant(self) -> bool:
@@ -218,6 +222,7 @@ def join(first: Value | None, second: Value | None, *, widen: bool = False) -> V
         first.field if first.field == second.field else "",
         first.loaded if first.loaded == second.loaded else None,
         first.remembered or second.remembered,
+        first.gain if widen else max(first.gain, second.gain),
     )
 
 
