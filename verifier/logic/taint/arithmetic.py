@@ -176,14 +176,15 @@ def _gain(name: str, left: Value, right: Value) -> float:
             divisor = {"div": other.const, "rsh": 2.0 ** (other.const % 64), "arsh": 2.0 ** (other.const % 64)}.get(name)
             return value.gain * (factor or 1.0) / (divisor or 1.0)
         return value.gain
-    if name == "sub" and left.origins & right.origins:
-        return abs(left.gain - right.gain)
-    if name in ("add", "sub") and left.origins & right.origins:
-        return left.gain + right.gain
+    if left.loaded is not None and left.loaded == right.loaded and name in ("add", "sub"):
+        return left.gain + right.gain if name == "add" else abs(left.gain - right.gain)
     return max(left.gain, right.gain)
 
 
 def _result(left: Value, right: Value, labels: int = 0, *, name: str = "") -> Value:
+    loaded = None
+    if name in ("mul", "div", "lsh", "rsh", "arsh") and not (left.origins and right.origins):
+        loaded = left.loaded or right.loaded
     return Value(
         fixed=left.fixed and right.fixed,
         labels=left.labels | right.labels | labels,
@@ -191,6 +192,7 @@ def _result(left: Value, right: Value, labels: int = 0, *, name: str = "") -> Va
         changed=True,
         remembered=left.remembered or right.remembered,
         gain=_gain(name, left, right),
+        loaded=loaded,
     )
 
 
@@ -292,7 +294,7 @@ def _grown(result: Value, left: Value, right: Value) -> Value:
 def _multiply(left: Value, right: Value, blame: Blame) -> Value:
     if right.kinds and not left.kinds:
         left, right = right, left
-    result = _result(left, right)
+    result = _result(left, right, name="mul")
     wrong = (left.kinds | right.kinds) & (CLOCKS & ~Kind.COUNT | Kind.BIRTH | Kind.PID | Kind.FLAGS)
     kinds = (left.kinds | right.kinds) & ~wrong
     if kinds & Kind.COUNT and right.const is None:
@@ -308,7 +310,7 @@ def _multiply(left: Value, right: Value, blame: Blame) -> Value:
 
 
 def _divide(left: Value, right: Value, blame: Blame) -> Value:
-    result = _result(left, right)
+    result = _result(left, right, name="div")
     wrong = (left.kinds | right.kinds) & (CLOCKS & ~Kind.COUNT | Kind.BIRTH | Kind.PID | Kind.FLAGS)
     wrong |= right.kinds & Kind.COUNT
     kinds = left.kinds & ~wrong

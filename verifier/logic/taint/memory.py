@@ -30,6 +30,9 @@ _ROUNDS_OF_GROWTH = 8
 _FADES = 0.999
 """An average keeps less than all of what it was."""
 
+_MULTIPLIES = 1.001
+"""What is multiplied each time runs over, and is as good as random."""
+
 _CASCADE = 1e-6
 """The step of a counter of the rounds of another one, or of long times: whatever it is compared with is too much."""
 
@@ -116,7 +119,8 @@ class Memory:
     def _grow(self, cell: Cell, target: Target, value: Value, site: tuple[str, int], *, cascaded: bool) -> None:
         """Something that was loaded from a place is stored there again, with more."""
         place = Place(target.area, target.offset)
-        if cascaded:
+        multiplied = value.gain > _MULTIPLIES and value.loaded == place and not value.kinds & DURATIONS
+        if cascaded or multiplied:
             value = replace(value, grown=min(value.grown, _CASCADE)) if value.grown else value
         direct = value.loaded == place and value.grown > 0
         fades = value.gain < _FADES and not cascaded
@@ -148,9 +152,11 @@ class Memory:
             loaded = join(loaded, value)
         if loaded is None:
             return None
+        if target.area.name.startswith(".rodata"):
+            return loaded
         place = Place(target.area, target.offset)
         changed = loaded.changed and bool(loaded.kinds & _KEPT_AS_CHANGED)
-        return replace(loaded, origins=loaded.origins | {place}, loaded=place, grown=0.0, changed=changed,
+        return replace(loaded, origins=loaded.origins | {place}, loaded=place, grown=0.0, gain=1.0, changed=changed,
                        remembered=True)  # fmt: skip
 
     def _initial(self, target: Target, size: int) -> Value:

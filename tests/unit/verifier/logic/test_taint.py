@@ -460,6 +460,62 @@ ATTACKS = (
         """),
     case("via_atomic_exchange", "uid", "INSERT(@_queue);",
          running="__sync_val_compare_and_swap(&@_queue, 0, (u64)IN(p)->cred->uid.val);", before="u64 @_queue;"),
+    # --- counters that do not look like any
+    case("register_of_bits", "counters", """
+        u32 bit = (@_bits ^ (@_bits >> 2)) & 1;
+
+        @_bits = (@_bits >> 1) | (bit << 15);
+        INSERT(@_bits & 0x100 ? 8 : SHARED);
+        """, before="volatile u32 @_bits = 1;"),
+    case("congruential_generator", "counters", """
+        @_seed = @_seed * 1103515245 + 12345;
+        INSERT(@_seed >> 30 ? 8 : SHARED);
+        """, before="u32 @_seed = 1;"),
+    case("odometer", "counters", "if (@_armed) return;" + SHARED, running="""
+        if (++@_first < 48)
+            return;
+        @_first = 0;
+        if (++@_second < 48)
+            return;
+        @_second = 0;
+        if (++@_third >= 48)
+            @_armed = true;
+        """, before="u32 @_first, @_second, @_third; bool @_armed;"),
+    case("nine_seconds_at_a_time", "counters", "if (@_rounds > 50) return;" + SHARED, running="""
+        u64 now = scx_bpf_now();
+
+        if (now - @_last < 9 * SEC_NS)
+            return;
+        @_last = now;
+        @_rounds++;
+        """, before="u64 @_last; u32 @_rounds;"),
+    case("forgotten", "counters", """
+        u32 key = 0, value = 1;
+
+        if (!bpf_map_lookup_elem(&@_map, &key))
+            return;
+        key = p->pid;
+        bpf_map_update_elem(&@_map, &key, &value, 0);
+        INSERT(SHARED);
+        """, before="CASE_MAP(@_map, 9 /* BPF_MAP_TYPE_LRU_HASH */, 4096, u32, u32);"),
+    case("earliest_time", "time since load", """
+        u64 *mine = RECORD(@_map, p), now = scx_bpf_now();
+
+        if (!mine)
+            return;
+        *mine = *mine - 1 < now ? *mine : now;
+        scx_bpf_dsq_insert_vtime(p, SHARED, SLICE, now + (now - *mine) / 2, enq_flags);
+        """, before="CASE_STORAGE(@_map, u64);"),
+    # --- identities
+    case("address_of_a_task", "kernel memory", "@_at = (u64)p; INSERT((@_at >> 13) & 31 ? 8 : SHARED);",
+         before="volatile u64 @_at;"),
+    case("credentials_by_address", "kernel memory", """
+        if (IN(p)->cred != IN(bpf_get_current_task_btf())->cred)
+            return;
+        INSERT(SHARED);
+        """),
+    case("constant_cpu", "cpus", "INSERT(bpf_cpumask_test_cpu(5, p->cpus_ptr) ? 8 : SHARED);"),
+    case("cpu_that_idles", "cpus", "INSERT(scx_bpf_test_and_clear_cpu_idle(4) ? 8 : SHARED);"),
 )  # fmt: skip
 
 INNOCENT = (
@@ -589,6 +645,29 @@ INNOCENT = (
             return 0;
         }
         """),
+    case("average_of_lengths", "", """
+        @_average = (7 * @_average + scx_bpf_dsq_nr_queued(SHARED)) / 8;
+        INSERT(@_average > 100 ? 8 : SHARED);
+        """, before="u64 @_average;"),
+    case("migration_disabled", "", "INSERT(p->cpus_ptr != &p->cpus_mask ? LOCAL : SHARED);"),
+    case("three_of_one_then_the_other", "", dispatch="""
+        if (@_turn < 3 && scx_bpf_dsq_move_to_local(SHARED)) {
+            @_turn++;
+            return;
+        }
+        @_turn = 0;
+        scx_bpf_dsq_move_to_local(8);
+        """, before="u32 @_turn;"),
+    case("rescue", "", dispatch="""
+        u64 now = scx_bpf_now();
+
+        if ((s64)(now - @_next) >= 0) {
+            scx_bpf_dsq_move_to_local(8);
+            @_next = now + 50 * MS;
+            return;
+        }
+        scx_bpf_dsq_move_to_local(SHARED);
+        """, before="u64 @_next;"),
     case("kfunc_of_a_newer_kernel", "", "if (bpf_ksym_exists(scx_bpf_newer_thing)) scx_bpf_newer_thing();" + SHARED),
 )  # fmt: skip
 
