@@ -67,8 +67,8 @@ READABLE = (
 )  # fmt: skip
 """Inputs that a policy may declare to go by (rule 32): whatever else the order follows from needs no word.
 
-"runtime" is all CPU time that a task has used, "flags" are bits of task_struct.flags that say more than what kind of task
-it is, "map values" are written by others than the policy's callbacks: the loader, tracing and syscall programs.
+"runtime" is all CPU time that a task has used, "flags" are bits of task_struct.flags that say more than what kind of
+task it is, "map values" are written by others than the policy's callbacks: the loader, tracing and syscall programs.
 """
 
 

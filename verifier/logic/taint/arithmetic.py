@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from verifier.logic.taint.values import (
@@ -114,35 +115,28 @@ def _number(value: Value, blame: Blame) -> Value:
 
 
 def _fold(name: str, bits: int, left: int, right: int) -> int | None:
+    """An operation on two known numbers; None if it is none of the common ones."""
     mask = MASK64 if bits == 64 else 0xFFFFFFFF
     left, right = left & mask, right & mask
-    match name:
-        case "add":
-            return (left + right) & mask
-        case "sub":
-            return (left - right) & mask
-        case "mul":
-            return (left * right) & mask
-        case "div":
-            return left // right if right else 0
-        case "mod":
-            return left % right if right else left
-        case "and":
-            return left & right
-        case "or":
-            return left | right
-        case "xor":
-            return left ^ right
-        case "lsh":
-            return (left << (right % bits)) & mask
-        case "rsh":
-            return left >> (right % bits)
-        case "arsh":
-            sign = left - (mask + 1) if left >> (bits - 1) else left
-            return (sign >> (right % bits)) & mask
-        case "neg":
-            return -left & mask
-    return None
+    operation = _FOLDED.get(name)
+    if operation is not None:
+        return operation(left, right) & mask
+    distance = right % bits
+    if name == "arsh":
+        return ((left - (mask + 1) if left >> (bits - 1) else left) >> distance) & mask
+    return {"lsh": left << distance & mask, "rsh": left >> distance}.get(name)
+
+
+_FOLDED: Mapping[str, Callable[[int, int], int]] = {
+    "add": operator.add,
+    "sub": operator.sub,
+    "mul": operator.mul,
+    "and": operator.and_,
+    "or": operator.or_,
+    "xor": operator.xor,
+    "div": lambda left, right: left // right if right else 0,
+    "mod": lambda left, right: left % right if right else left,
+}
 
 
 def _moved(name: str, left: Value, right: Value, blame: Blame) -> Value:
@@ -173,7 +167,9 @@ def _gain(name: str, left: Value, right: Value) -> float:
         value, other = (left, right) if left.origins else (right, left)
         if other.const:
             factor = {"mul": other.const, "lsh": 2.0 ** (other.const % 64)}.get(name)
-            divisor = {"div": other.const, "rsh": 2.0 ** (other.const % 64), "arsh": 2.0 ** (other.const % 64)}.get(name)
+            divisor = {"div": other.const, "rsh": 2.0 ** (other.const % 64), "arsh": 2.0 ** (other.const % 64)}.get(
+                name
+            )
             return value.gain * (factor or 1.0) / (divisor or 1.0)
         return value.gain
     if left.loaded is not None and left.loaded == right.loaded and name in ("add", "sub"):

@@ -31,15 +31,16 @@ from verifier.logic.taint.values import (
     join,
     pointer,
 )
+from verifier.logic.walk.calls import names
 from verifier.logic.walk.code import FRAME_POINTER, REGISTERS, Code, Op
 from verifier.object.image import BpfImage, Function, Line
 
 OPERATION_LIMIT = 600_000
 """Operations looked at in all, at about 15 us each; the largest composed policies need a fifth of it."""
 
-RECENT = frozenset(
+RECENT = names(
     "enqueue dequeue dispatch select_cpu tick runnable running stopping quiescent yield core_sched_before update_idle "
-    "timer".split()
+    "timer"
 )
 """Callbacks that come again and again in the life of a task: what they store of a clock is no age."""
 

@@ -1,8 +1,8 @@
 """What the kernel tells a policy: which fields, helpers and kfuncs are inputs, and which are free of charge.
 
-Free is what scheduling is about, and what the proof brings about on every machine: weights, masks, whether a task is a
-kernel thread, on a queue or running, queue lengths, idle CPUs, and CPU time since the last sleep. What is in no table is
-"kernel memory", an input that nobody can declare.
+Free is what scheduling is about, and what the proof brings about on every machine: weights, masks, whether a task is
+a kernel thread, on a queue or running, queue lengths, idle CPUs, and CPU time since the last sleep. What is in no table
+is "kernel memory", an input that nobody can declare.
 
 Names of fields: include/linux/sched.h, include/linux/sched/ext.h, include/linux/cred.h, include/linux/cgroup-defs.h.
 """
@@ -18,8 +18,6 @@ UNKNOWN = "kernel memory"
 
 FIELD_INPUTS: Mapping[str, str] = {
     "task_struct.comm": "comm",
-    "task_struct.pid": "",
-    "task_struct.tgid": "",
     "task_struct.thread_pid": "pid",
     "task_struct.scx.tid": "pid",
     "sched_ext_entity.tid": "pid",
@@ -73,7 +71,7 @@ FIELD_INPUTS: Mapping[str, str] = {
     "task_struct.nivcsw": "counters",
     "new_utsname": "kernel",
 }
-"""A field, or all of a struct -> the input that it is; the longest entry counts. Empty: it is of a kind (FIELD_KINDS)."""
+"""A field, or all of a struct -> the input that it is; the longest entry counts."""
 
 FIELD_KINDS: Mapping[str, int] = {
     "task_struct.pid": Kind.PID,

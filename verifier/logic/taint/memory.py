@@ -97,7 +97,14 @@ class Memory:
         return Target(Area("variable", f"{section}?"), offset)
 
     def store(
-        self, target: Target, size: int, value: Value, site: tuple[str, int], *, recent: bool, sums: bool = True,
+        self,
+        target: Target,
+        size: int,
+        value: Value,
+        site: tuple[str, int],
+        *,
+        recent: bool,
+        sums: bool = True,
         cascaded: bool = False,
     ) -> bool:
         """Store a value; true if that changes what is known."""

@@ -29,17 +29,15 @@ _READ_ONLY = ".rodata"
 _KCONFIG = ".kconfig"
 _POINTER_BYTES = 8
 
-_NUMBERS = frozenset(
+_NUMBERS = calls.names(
     "task_struct.scx.slice task_struct.scx.dsq_vtime sched_ext_entity.slice sched_ext_entity.dsq_vtime "
     "task_struct.se.load.weight load_weight.weight cpumask.bits task_struct.__state task_struct.state "
-    "task_struct.scx.ddsp_dsq_id task_struct.scx.dsq_flags".split()
+    "task_struct.scx.ddsp_dsq_id task_struct.scx.dsq_flags"
 )
 """Fields of 8 bytes that are no pointers."""
 
 _CPU_ARGUMENTS = frozenset({"cpu", "prev_cpu"})
 _OBJECT_ARGUMENTS = frozenset({"p", "prev", "from", "to", "a", "b", "cgrp", "args", "info", "ctx", "cpumask"})
-
-_LOOKUP_LOADS = {"slice": "the slice", "dsq_vtime": "the order"}
 
 
 class Operations(Flow):

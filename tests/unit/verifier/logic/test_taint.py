@@ -245,7 +245,8 @@ ATTACKS = (
     case("cpus_by_early_return", "cpus", "if (@_many) return;" + SHARED, before="bool @_many;",
          init="if (scx_bpf_nr_cpu_ids() < 3) return 0; @_many = true; return 0;"),
     case("cpus_divided", "cpus", "INSERT(SHARED + scx_bpf_nr_cpu_ids() / 4);"),
-    case("cpus_less_two", "cpus", "@_rest = scx_bpf_nr_cpu_ids() - 2; if (@_rest) return;" + SHARED, before="u32 @_rest;"),
+    case("cpus_less_two", "cpus", "@_rest = scx_bpf_nr_cpu_ids() - 2; if (@_rest) return;" + SHARED,
+         before="u32 @_rest;"),
     case("number_of_a_cpu", "cpus", "if (scx_bpf_task_cpu(p) >= 2) return;" + SHARED),
     case("number_of_a_cpu_halved", "cpus", "if (scx_bpf_task_cpu(p) >> 1) return;" + SHARED),
     case("cpus_allowed", "cpus", "if (p->nr_cpus_allowed > 2) return;" + SHARED),
@@ -526,7 +527,9 @@ INNOCENT = (
     case("weight", "", "scx_bpf_dsq_insert(p, SHARED, SLICE * p->scx.weight / 100, enq_flags);"),
     case("heavy", "", "INSERT(p->scx.weight > 100 ? 8 : SHARED);"),
     case("wakers_first", "", "INSERT(enq_flags & 1 ? 8 : SHARED);"),
-    case("queue_length", "", "scx_bpf_dsq_insert(p, SHARED, 20 * MS / (1 + scx_bpf_dsq_nr_queued(SHARED)), enq_flags);"),
+    case("queue_length", "", """
+        scx_bpf_dsq_insert(p, SHARED, 20 * MS / (1 + scx_bpf_dsq_nr_queued(SHARED)), enq_flags);
+        """),
     case("idle_cpu", "", """
         s32 cpu = scx_bpf_pick_idle_cpu(p->cpus_ptr, 0);
 

@@ -41,7 +41,7 @@ def test_what_a_derived_policy_does_not_declare_is_an_error(victims: BpfImage) -
     assert finding.message == "uid decides which queue a task enters, and the policy does not declare to go by it"
     assert finding.where == "victims_enqueue"
     assert finding.line > 0
-    assert [step.text for step in finding.path][0] == "uid is looked at"
+    assert finding.path[0].text == "uid is looked at"
 
 
 def test_what_is_declared_is_no_finding(victims: BpfImage) -> None:
