@@ -166,11 +166,9 @@ def _gain(name: str, left: Value, right: Value) -> float:
     if not left.origins or not right.origins:
         value, other = (left, right) if left.origins else (right, left)
         if other.const:
-            factor = {"mul": other.const, "lsh": 2.0 ** (other.const % 64)}.get(name)
-            divisor = {"div": other.const, "rsh": 2.0 ** (other.const % 64), "arsh": 2.0 ** (other.const % 64)}.get(
-                name
-            )
-            return value.gain * (factor or 1.0) / (divisor or 1.0)
+            shift = 2.0 ** (other.const % 64)
+            factors = {"mul": other.const, "lsh": shift, "div": 1 / other.const, "rsh": 1 / shift, "arsh": 1 / shift}
+            return value.gain * factors.get(name, 1.0)
         return value.gain
     if left.loaded is not None and left.loaded == right.loaded and name in ("add", "sub"):
         return left.gain + right.gain if name == "add" else abs(left.gain - right.gain)
@@ -312,10 +310,8 @@ def _divide(left: Value, right: Value, blame: Blame) -> Value:
     kinds = left.kinds & ~wrong
     divisor = float(right.const) if right.const else 1.0
     shrunk = float(right.const or max(right.size, 1.0))
-    if right.kinds & DURATIONS and not left.kinds & DURATIONS:
-        # events per time: what is rarer than the constant is 0, and the proof must have seen that
-        if left.is_constant and left.size * right.scale > SHOWN_NS:
-            wrong |= right.kinds & DURATIONS
+    if right.kinds & DURATIONS and left.is_constant and left.size * right.scale > SHOWN_NS:
+        wrong |= right.kinds & DURATIONS  # events per time: 0 where they are rarer than the proof can show
     if left.kinds & COUNTS:
         if right.is_constant:
             wrong |= left.kinds & COUNTS

@@ -1,4 +1,4 @@
-"""What calls do: of the object's own functions, of helpers and of kfuncs; and which of their arguments decide something.
+"""What calls do: of the object's own functions, of helpers and of kfuncs; and which of their arguments decide.
 
 Arguments as in include/uapi/linux/bpf.h, kernel/sched/ext.c, kernel/sched/ext_idle.c and kernel/bpf/helpers.c.
 """
@@ -284,9 +284,9 @@ class Calls(Operations):
         if key is None:
             return 0
         value = self.content(state, key, size)
-        if value.kinds & Kind.PID and not value.changed and info is not None and info.type in _HASHES:
-            if self.memory.keyed_by_pid.get(table, False):
-                return key.labels | value.labels
+        by_pid = bool(value.kinds & Kind.PID) and not value.changed and info is not None and info.type in _HASHES
+        if by_pid and self.memory.keyed_by_pid.get(table, False):
+            return key.labels | value.labels
         return key.labels | arithmetic.used_as(value, Kind.NONE, self.blame)
 
     def lookup(self, state: State, name: str, arguments: list[Value | None]) -> Value | None:
@@ -307,9 +307,9 @@ class Calls(Operations):
                 continue
             if info is not None and info.type in _HASHES and self.labelling and target.area not in self.memory.written:
                 labels |= self.label("map values")
-            if info is not None and info.type in _FORGETFUL and key is not None:
-                if self.content(state, key, info.key_size or 8).is_constant:
-                    labels |= self.label("counters")  # it is there until enough others have come
+            forgets = info is not None and info.type in _FORGETFUL and key is not None
+            if forgets and key is not None and self.content(state, key, self._key_size(target.area.name)).is_constant:
+                labels |= self.label("counters")  # it is there until enough others have come
             targets.append(Target(target.area, 0))
         return pointer(*targets, labels=labels)
 

@@ -77,8 +77,8 @@ class Routine:
         members: callbacks that it runs in; OUTSIDE for other programs.
         arguments: of all its callers.
         context: labels of what decides whether it is called.
-        paced, paces, pacing: the counters, and CLOCK for long times, that decide whether it is called, that the branch at
-            the end of a block asks, and that decide whether a block runs: what is counted there counts their rounds.
+        paced, paces, pacing: the counters, and CLOCK for long times, that decide whether it is called, that the branch
+            at the end of a block asks, and that decide whether a block runs: what is counted there counts their rounds.
         latched: whether every call of it is decided by what the policy remembers.
         before: state before each block.
         decided: labels of the branch at the end of a block; `latches`: whether it is one on remembered state.

@@ -100,8 +100,9 @@ FIELD_KINDS: Mapping[str, int] = {
 
 FREE_FIELDS = names(
     "task_struct.cpus_ptr task_struct.cpus_mask task_struct.user_cpus_ptr task_struct.migration_disabled "
-    "task_struct.on_rq task_struct.on_cpu task_struct.__state task_struct.state task_struct.se.load task_struct.se.on_rq "
-    "task_struct.scx.weight task_struct.scx.slice task_struct.scx.flags task_struct.scx.dsq task_struct.scx.dsq_flags "
+    "task_struct.on_rq task_struct.on_cpu task_struct.__state task_struct.state task_struct.se.load "
+    "task_struct.se.on_rq task_struct.scx.weight task_struct.scx.slice task_struct.scx.flags task_struct.scx.dsq "
+    "task_struct.scx.dsq_flags "
     "task_struct.scx.disallow sched_ext_entity.weight sched_ext_entity.slice sched_ext_entity.flags "
     "sched_ext_entity.dsq sched_ext_entity.dsq_flags sched_ext_entity.disallow "
     "task_struct.in_iowait task_struct.cred task_struct.real_cred task_struct.cgroups task_struct.mm "

@@ -28,6 +28,7 @@ _ENUM_VALUE = 11
 _READ_ONLY = ".rodata"
 _KCONFIG = ".kconfig"
 _POINTER_BYTES = 8
+_WORD_BITS = 32
 
 _NUMBERS = calls.names(
     "task_struct.scx.slice task_struct.scx.dsq_vtime sched_ext_entity.slice sched_ext_entity.dsq_vtime "
@@ -90,22 +91,22 @@ class Operations(Flow):
         return replace(constant(imm), const=None, size=0.0)  # sizes and whether something exists, of this kernel
 
     def _alu(self, state: State, op: Op) -> Value | None:
-        right = self.operand(state, op)
+        left, right = state.regs[op.dst], self.operand(state, op)
         if op.name == "mov":
-            if right is None:
-                return None
-            if op.raw.offset in (8, 16, 32):  # sign extension
-                return right if op.raw.offset == 32 else self._narrow(right)
-            return arithmetic.moved_word(right, self.blame) if op.bits == 32 else right
-        left = state.regs[op.dst]
-        if left is None:
-            return None
+            return self._moved(op, right)
         if op.name in ("neg", "end"):
-            return self._unary(op, left)
-        if right is None:
+            return self._unary(op, left) if left is not None else None
+        if left is None or right is None:
             return None
         result = arithmetic.compute(op.name, op.bits, left, right, self.blame)
         return arithmetic.moved_word(result, self.blame) if op.bits == 32 else result
+
+    def _moved(self, op: Op, value: Value | None) -> Value | None:
+        if value is None or op.raw.offset == _WORD_BITS:
+            return value
+        if op.raw.offset:  # sign extension of 8 or 16 bits
+            return self._narrow(value)
+        return arithmetic.moved_word(value, self.blame) if op.bits == _WORD_BITS else value
 
     def _narrow(self, value: Value) -> Value:
         lost = value.kinds & ~PLACES
@@ -154,14 +155,12 @@ class Operations(Flow):
         kind = target.area.kind
         if ref is not None and ref.kind is Ref.FIELD:
             return self.field(ref.name, size)
-        if kind == "kernel":
-            return self.field(target.area.name, size)
+        if kind in ("kernel", "function"):
+            return self.field(target.area.name if kind == "kernel" else "", size)
         if kind == "context":
             return self._argument(target.area.name, (target.offset or 0) + offset)
         if kind == "symbol":
             return self._symbol(target.area.name)
-        if kind == "function":
-            return FREE.with_labels(self.label(kernel.UNKNOWN))
         place = Target(target.area, None if target.offset is None else target.offset + offset, target.base)
         loaded = self.read_place(state, place, size)
         if kind == "map" and loaded is not None and self.labelling and target.area not in self.memory.written:

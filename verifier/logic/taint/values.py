@@ -15,7 +15,7 @@ from typing import NamedTuple
 MASK64 = (1 << 64) - 1
 
 SHOWN_NS = 10_000_000_000
-"""A duration that the proof shows: its phases last for twice as long together, so it sees what happens on both sides."""
+"""A duration that the proof shows: its phases last for twice as long together, so it sees both sides."""
 
 SHOWN_EVENTS = 64
 """So many events of any kind, each wake-up or each switch of a CPU, happen within the first second of the proof."""
