@@ -9,6 +9,7 @@ import operator
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+from verifier.logic.taint import kernel
 from verifier.logic.taint.values import (
     CLOCKS,
     COUNTS,
@@ -93,9 +94,12 @@ def compare(name: str, left: Value, right: Value, blame: Blame) -> int:
 
 
 def _is_identity(left: Value, right: Value) -> bool:
-    """Whether two pointers into the kernel are compared, other than tasks and their masks: whose this is."""
-    areas = [target.area for value in (left, right) for target in value.points]
-    return any(area.kind == "kernel" and area.name and "cpus_" not in area.name for area in areas)
+    """Whether two pointers into the kernel are compared, other than tasks and their masks: whose this is.
+
+    What is an input by itself has its label, and may be a number that only looks like a pointer.
+    """
+    names = [area.name for value in (left, right) for area, _offset, _base in value.points if area.kind == "kernel"]
+    return any(name and "cpus_" not in name and kernel.of_field(name) == ("", Kind.NONE) for name in names)
 
 
 def used_as(value: Value, allowed: int, blame: Blame) -> int:
