@@ -233,6 +233,7 @@ class _Passage:
             subject=self._subject() if self._artifacts else "",
             tunables=tuple(sorted(self._candidate.tunables)),
             declares=tuple(self._info.declares),
+            reads=tuple(self._info.reads),
             verified_at=cached.verified_at if cached else datetime.now(UTC).isoformat(timespec="seconds"),
         )
 

@@ -64,6 +64,8 @@ def _candidate(number: str, candidate: Mapping[str, Any]) -> Iterator[str]:
             yield f"      {heading}: {quote(text) if is_quoted else text}"
     if candidate["declares"]:
         yield f"      Does not mean to satisfy: {', '.join(candidate['declares'])}"
+    if candidate.get("reads"):
+        yield f"      Goes by: {', '.join(candidate['reads'])}"
     for name, tunable in candidate["tunables"].items():
         changed = "" if tunable["value"] == tunable["default"] else f" (default {tunable['default']})"
         yield f"      {name} = {tunable['value']}{changed}"

@@ -24,6 +24,7 @@ from verifier.logic.rules import time as time_rules
 from verifier.logic.rules import work as work_rules
 from verifier.logic.rules.bounds import Bounds, read_variables
 from verifier.logic.rules.subject import Subject
+from verifier.logic.taint import rule as taint_rule
 from verifier.logic.walk import calls
 from verifier.logic.walk.events import Walk
 from verifier.logic.walk.flow import Walker
@@ -120,6 +121,7 @@ def check_logic(
     bounds = Bounds(read_variables(image, walk))
     read_rules.check(subject, bounds, accepted_reader=accepted_reader)
     work_rules.check(subject, bounds)
+    subject.findings.extend(taint_rule.findings(image, standing, reads))
     _check_explored(subject, walk)
     findings = sorted(
         subject.findings, key=lambda finding: (list(Severity).index(finding.severity), finding.rule, finding.line)

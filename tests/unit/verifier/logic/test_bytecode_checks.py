@@ -402,6 +402,14 @@ CASES = (
     ),
     Case(27, "", {"license": "Proprietary"}),
     Case(28, "bpf_for(i, 0, 1 << 30)", {"tick": "int i;\nbpf_for(i, 0, 1 << 30) exit_kind += i;"}),
+    Case(
+        32,
+        "scx_bpf_dsq_insert(p, victim ? GLOBAL : LOCAL",
+        {
+            "enqueue": "u32 victim = *(volatile u32 *)((char *)p + 640);\n"
+            "scx_bpf_dsq_insert(p, victim ? GLOBAL : LOCAL, SLICE, enq_flags);"
+        },
+    ),
 )
 
 
