@@ -85,7 +85,7 @@ sub-scheduler of it (sub_cgroup_id)."""
 
 _MAP_TYPES: Mapping[int, str] = {
     1: "HASH", 2: "ARRAY", 5: "PERCPU_HASH", 6: "PERCPU_ARRAY", 9: "LRU_HASH", 10: "LRU_PERCPU_HASH",
-    12: "ARRAY_OF_MAPS", 13: "HASH_OF_MAPS", 22: "QUEUE", 23: "STACK", 29: "TASK_STORAGE", 30: "BLOOM_FILTER",
+    12: "ARRAY_OF_MAPS", 13: "HASH_OF_MAPS", 22: "QUEUE", 23: "STACK", 29: "TASK_STORAGE",
     32: "CGRP_STORAGE",
 }  # fmt: skip
 """enum bpf_map_type: what keeps the policy's numbers. Nothing that hands records to user space, programs or packets."""

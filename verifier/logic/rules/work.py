@@ -110,7 +110,7 @@ def _check_size(subject: Subject) -> None:
 
 
 def _check_iterators(subject: Subject) -> None:
-    """An iterator of a caller cannot be counted: a function could begin it anew."""
+    """An iterator of a caller cannot be counted: a function could begin it again."""
     for code in subject.walk.codes.values():
         for index, op in enumerate(code.ops):
             ref = op.raw.ref

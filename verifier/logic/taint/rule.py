@@ -38,7 +38,7 @@ def inputs_of(image: BpfImage) -> tuple[str, ...]:
 
 def _finding(reach: Reach, severity: Severity) -> Finding:
     if reach.input == UNDECIDED:
-        message = f"what it goes by cannot be told: {reach.decision}"
+        message = f"what it goes by is not decided: {reach.decision}"
     elif reach.input in READABLE:
         message = f"{reach.input} decides {reach.decision}, and the policy does not declare to go by it"
     else:

@@ -144,13 +144,13 @@ class Loops:
 
     def _pacers(self, part: frozenset[int]) -> Iterator[tuple[frozenset[int], int]]:
         """Yield instructions of a loop, and how often they may run during one stay in it, all of them together."""
-        asked: dict[int | None, set[int]] = {}
+        places: dict[int | None, set[int]] = {}
         for index in part:
             if self.code.ops[index].kind == "may_goto":
                 yield frozenset([index]), KERNEL_ROUNDS
             elif self._called(index).endswith("_next") and self._called(index).startswith("bpf_iter_"):
-                asked.setdefault(self._iterator(index), set()).add(index)
-        for calls_of_it in asked.values():
+                places.setdefault(self._iterator(index), set()).add(index)
+        for calls_of_it in places.values():
             yield frozenset(calls_of_it), max(self._elements(index, part) for index in calls_of_it)
         head, rounds = counting.rounds(self.code, part, self.heads)
         if head >= 0:

@@ -60,16 +60,16 @@ def test_what_is_no_input_cannot_be_declared() -> None:
 
 
 def test_the_logic_gate_asks_it(victims: BpfImage) -> None:
-    told = check_logic(victims, frozenset(), reads=("uid",)).findings
-    untold = check_logic(victims, frozenset()).findings
-    assert [finding.rule for finding in told].count(32) == 0
-    assert [finding.rule for finding in untold].count(32) == 1
+    declared = check_logic(victims, frozenset(), reads=("uid",)).findings
+    silent = check_logic(victims, frozenset()).findings
+    assert [finding.rule for finding in declared].count(32) == 0
+    assert [finding.rule for finding in silent].count(32) == 1
 
 
 def test_a_flow_that_does_not_settle_is_an_error(victims: BpfImage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("verifier.logic.taint.flow.OPERATION_LIMIT", 10)
     (finding,) = findings(victims, Standing.DERIVED, READABLE)
-    assert "cannot be told" in finding.message
+    assert "is not decided" in finding.message
 
 
 def _image(info: PolicyInfo, target: KernelTarget) -> BpfImage:
