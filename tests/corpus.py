@@ -70,12 +70,12 @@ def load_corpus() -> list[Entry]:
 def _entries(kind: str) -> Iterator[Entry]:
     folder = POLICIES / kind
     for fields in tomllib.loads((folder / "corpus.toml").read_text())["policy"]:
-        info = _made(policy_from_file(folder / fields["file"]), fields)
+        info = _made(policy_from_file(folder / fields["file"]), fields, correct=kind == "correct")
         about = fields.get("mistake") or fields["sentence"]
         yield Entry(kind, info, fields.get("rule", 0), fields.get("gate", ""), fields.get("oracle", ""), about)
 
 
-def _made(info: PolicyInfo, fields: Mapping[str, Any]) -> PolicyInfo:
+def _made(info: PolicyInfo, fields: Mapping[str, Any], *, correct: bool) -> PolicyInfo:
     """The policy as its entry has it judged.
 
     `derived = true`: as what a model wrote, where more has to be shown than of what a person brings; `reads`: as one
