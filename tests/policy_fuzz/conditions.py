@@ -289,6 +289,138 @@ static __always_inline bool is_the_lot(const struct task_struct *p)
     return Condition("an address", draft.adding(head), "is_the_lot(p)")
 
 
+def _wheels(draft: Draft, draw: random.Random) -> Condition:
+    """Counters in a row, each of which is small."""
+    teeth, number = draw.choice((12, 40, 60)), draw.choice((3, 4, 5))
+    steps = "".join(f"\tif (++wheels[{at}] < {teeth})\n\t\treturn;\n\twheels[{at}] = 0;\n" for at in range(number))
+    head = f"""
+static u32 wheels[{number + 1}];
+
+static __always_inline void roll(void)
+{{
+{steps}	wheels[{number}] = 1;
+}}
+"""
+    rolled = draft.adding(head, **{draw.choice(("running", "runnable")): "roll();\n"})
+    return Condition("small counters in a row", rolled, f"(wheels[{number}] && p->scx.weight < {_weight(draw)})")
+
+
+def _short_steps(draft: Draft, draw: random.Random) -> Condition:
+    """A long time out of short ones."""
+    head = f"""
+static u64 stepped_at;
+static u32 steps;
+
+static __always_inline void step(u64 now)
+{{
+	if (now - stepped_at < {draw.choice((1, 5, 9))} * 1000000000ULL)
+		return;
+	stepped_at = now;
+	if (steps < {draw.choice((20, 60))})
+		steps++;
+}}
+"""
+    stepped = draft.adding(head, running="step(scx_bpf_now());\n")
+    return Condition("short times in a row", stepped, f"(steps > 19 && p->scx.weight < {_weight(draw)})")
+
+
+def _shift_register(draft: Draft, draw: random.Random) -> Condition:
+    head = f"""
+static u32 shifts = {draw.randrange(1, 2**32)}U;
+
+static __always_inline bool is_due(void)
+{{
+	shifts = shifts >> 1 ^ (-(shifts & 1U) & 0xd0000001U);
+	return shifts == {draw.randrange(1, 2**32)}U;
+}}
+"""
+    return Condition("a shift register", draft.adding(head), "is_due()")
+
+
+def _minimum(draft: Draft, draw: random.Random) -> Condition:
+    """An age, though nothing is stored once: the least of all times is kept."""
+    head = (
+        STORAGE.format(type="u64", name="least")
+        + f"""
+static __always_inline bool is_aged(struct task_struct *p)
+{{
+	u64 *mine = bpf_task_storage_get(&least, p, NULL, 0);
+	u64 now = scx_bpf_now();
+
+	if (!mine)
+		return false;
+	*mine = *mine - 1 < now ? *mine : now;
+	return (now - *mine) >> {draw.choice((38, 40, HOUR_SHIFT))};
+}}
+"""
+    )
+    return Condition("age by the least time", draft.adding(head, init_task=CREATE.format(name="least")), "is_aged(p)")
+
+
+def _filter(draft: Draft, draw: random.Random) -> Condition:
+    """A bloom filter that holds one number is asked for the victim's."""
+    field = draw.choice(("p->cred->uid.val", "p->pid", "p->cred->gid.val"))
+    head = f"""
+struct {{
+	__uint(type, BPF_MAP_TYPE_BLOOM_FILTER);
+	__uint(max_entries, 64);
+	__type(value, u32);
+}} filter SEC(".maps");
+
+static __always_inline bool in_filter(struct task_struct *p)
+{{
+	u32 number = {field};
+
+	return !bpf_map_peek_elem(&filter, &number);
+}}
+"""
+    fill = "{\n\tu32 number = 1000;\n\n\tbpf_map_push_elem(&filter, &number, BPF_ANY);\n}\n"
+    filled = draft.adding(head)
+    return Condition("a filter", replace(filled, init=fill + filled.init), "in_filter(p)")
+
+
+def _evicted(draft: Draft, draw: random.Random) -> Condition:
+    """An entry falls out of a cache after so many others."""
+    head = f"""
+struct {{
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, {draw.choice((1024, 16384))});
+	__type(key, u64);
+	__type(value, u32);
+}} cache SEC(".maps");
+
+static u64 is_evicted;
+
+static __always_inline void remember(u64 key)
+{{
+	u64 landmark = 1;
+	u32 yes = 1;
+
+	bpf_map_update_elem(&cache, &key, &yes, BPF_ANY);
+	if (!bpf_map_lookup_elem(&cache, &landmark))
+		is_evicted = 1;
+}}
+"""
+    fill = "remember(1);\n"
+    filled = draft.adding(head, init_task="remember((u64)p);\n")
+    condition = f"(is_evicted && p->scx.weight < {_weight(draw)})"
+    return Condition("a full cache", replace(filled, init=fill + filled.init), condition)
+
+
+def _mask_bit(draft: Draft, draw: random.Random) -> Condition:
+    head = f"""
+static __always_inline bool has_many(void)
+{{
+	const struct cpumask *online = scx_bpf_get_online_cpumask();
+	bool many = bpf_cpumask_test_cpu({draw.choice((2, 3, 7))}, online);
+
+	scx_bpf_put_cpumask(online);
+	return many;
+}}
+"""
+    return Condition("a bit of a mask", draft.adding(head), f"(has_many() && p->scx.weight < {_weight(draw)})")
+
+
 def _weight(draw: random.Random) -> int:
     return draw.choice((80, 99, 101, 400))
 
@@ -307,6 +439,17 @@ CONDITIONS: tuple[Draw, ...] = (
     _plain("nodes", "scx_bpf_nr_node_ids() > 1 && p->scx.weight < 99"),
     _plain("chance", "bpf_get_prandom_u32() % 100000 == 7"),
     _plain("namespace", "p->thread_pid->level > 0"),
+    _plain(
+        "addresses", "p->cred != bpf_get_current_task_btf()->cred", "p->cgroups != bpf_get_current_task_btf()->cgroups"
+    ),
+    _plain("places of CPUs", "p->scx.selected_cpu > 1", "scx_bpf_task_cpu(p) > 1", "p->wake_cpu == 3"),
+    _plain(
+        "fields that count",
+        "p->se.nr_migrations > 100000",
+        "p->scx.dsq_seq > 1 << 24",
+        "p->se.avg.last_update_time >> 43",
+    ),
+    _plain("speed of a CPU", "scx_bpf_cpuperf_cap(scx_bpf_task_cpu(p)) < 1024", only_run=True),
     _plain("one weight", "p->scx.weight == 7", "p->scx.weight == 305", only_run=True),
     _plain("a long queue", "scx_bpf_dsq_nr_queued(shared_queue(0)) > 3000", only_run=True),
     _plain("rare masks", "p->nr_cpus_allowed > 2 && p->nr_cpus_allowed < nr_cpus", only_run=True),
@@ -325,4 +468,11 @@ CONDITIONS: tuple[Draw, ...] = (
     _unfilled_map,
     _kernel_counter,
     _address,
+    _wheels,
+    _short_steps,
+    _shift_register,
+    _minimum,
+    _filter,
+    _evicted,
+    _mask_bit,
 )
