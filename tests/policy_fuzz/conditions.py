@@ -187,7 +187,7 @@ struct {{
 	__type(value, struct late);
 }} lates SEC(".maps");
 
-static u64 is_late;
+u64 is_late;
 
 static int get_late(void *map, int *key, struct late *self)
 {{
@@ -294,7 +294,7 @@ def _wheels(draft: Draft, draw: random.Random) -> Condition:
     teeth, number = draw.choice((12, 40, 60)), draw.choice((3, 4, 5))
     steps = "".join(f"\tif (++wheels[{at}] < {teeth})\n\t\treturn;\n\twheels[{at}] = 0;\n" for at in range(number))
     head = f"""
-static u32 wheels[{number + 1}];
+u32 wheels[{number + 1}];
 
 static __always_inline void roll(void)
 {{
@@ -375,8 +375,7 @@ static __always_inline bool in_filter(struct task_struct *p)
 }}
 """
     fill = "{\n\tu32 number = 1000;\n\n\tbpf_map_push_elem(&filter, &number, BPF_ANY);\n}\n"
-    filled = draft.adding(head)
-    return Condition("a filter", replace(filled, init=fill + filled.init), "in_filter(p)")
+    return Condition("a filter", draft.adding(head, enable=fill), "in_filter(p)")
 
 
 def _evicted(draft: Draft, draw: random.Random) -> Condition:
@@ -389,7 +388,7 @@ struct {{
 	__type(value, u32);
 }} cache SEC(".maps");
 
-static u64 is_evicted;
+u64 is_evicted;
 
 static __always_inline void remember(u64 key)
 {{
