@@ -14,7 +14,7 @@ LINK_DIR ?= $(HOME)/.local/bin
 INSTALLATION = $(BIN)/python -m deploy.setup.installation --prefix "$(PREFIX)" --destdir "$(DESTDIR)"
 C_SOURCES = find kernel_bpf tests -name '*.[ch]' -not -name vmlinux.h -print0
 
-.PHONY: help venv setup demo demo-llm test test-unit test-vm test-in-vm test-host test-verifier test-pages older-kernel promtool docs picture man mutation fuzz-socket linters check check-deb bench bench-verdict kernel link install uninstall purge deb fmt lock clean
+.PHONY: help venv setup demo demo-llm test test-unit test-vm test-in-vm test-host test-verifier test-pages older-kernel promtool docs picture man mutation fuzz-socket fuzz-policies linters check check-deb bench bench-verdict kernel link install uninstall purge deb fmt lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -88,6 +88,11 @@ mutation: setup ## break correct policies in systematic ways, and see which gate
 
 fuzz-socket: setup ## send 100,000 random and mutated messages to schedagentd, from users of every kind (minutes)
 	$(BIN)/python -m tests.support.socket_fuzz 100000
+
+SECONDS ?= 3600
+SEED ?= 1
+fuzz-policies: setup ## draw random policies, half with a fault, for SECONDS=3600; VM=1 proves them, too; SEED=1, SURVIVORS=DIR
+	$(BIN)/python -m tests.policy_fuzz --seconds $(SECONDS) --seed $(SEED) $(if $(VM),--vm) $(if $(SURVIVORS),--survivors "$(SURVIVORS)")
 
 kernel: setup ## download the newest kernel, or the one named: make kernel KERNEL=6.18.15+deb13-amd64
 	@$(BIN)/schedagent kernels fetch $(KERNEL)

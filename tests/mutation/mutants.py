@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from schedagent.core.policies.policy import PolicyInfo
-from tests.mutation.operators import OPERATORS, Edit, Fault
+from schedagent.core.policies.proposal import Origin
+from tests.mutation.fault import Edit, Fault
+from tests.mutation.operators import OPERATORS
 from tests.mutation.program import Program
 
 
@@ -48,11 +50,11 @@ class Mutant:
         return dataclasses.replace(self, operator="", what="", diff="", text=self.before)
 
     def write(self, folder: Path) -> PolicyInfo:
-        """Write the source to its own place in a folder and return the documentation that goes with it."""
+        """Write the source to its own place in a folder and return the documentation that goes with it: a patch."""
         source = folder / hashlib.sha256(self.text.encode()).hexdigest()[:16] / f"{self.policy}.bpf.c"
         source.parent.mkdir(exist_ok=True)
         source.write_text(self.text)
-        return dataclasses.replace(self.info, source=source)
+        return dataclasses.replace(self.info, source=source, origin=Origin.PATCH)
 
 
 def mutants_of(program: Program, operators: Iterable[str] = OPERATORS) -> Iterator[Mutant]:

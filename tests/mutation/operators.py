@@ -8,9 +8,10 @@ it leaves the place out.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 
+from tests.mutation.fault import Edit, Fault, Operator, at_top, edit_match, replaced
+from tests.mutation.hostile import HOSTILE
 from tests.mutation.program import Call, Function, Program, plain
 from tests.mutation.syntax import Kind, Node
 
@@ -27,30 +28,6 @@ UNKNOWN_DSQ = 77777
 """Far from every id that a policy creates (the largest of ours is 4 * 513)."""
 
 
-@dataclass(frozen=True)
-class Edit:
-    """Replace text[start:end]."""
-
-    start: int
-    end: int
-    text: str
-
-
-@dataclass(frozen=True)
-class Fault:
-    """One fault: edits that belong together, and what they do, in words."""
-
-    edits: tuple[Edit, ...]
-    what: str
-
-
-Operator = Callable[[Program], Iterator[Fault]]
-
-
-def _replace(node: Node, text: str, what: str) -> Fault:
-    return Fault((Edit(node.start, node.end, text),), what)
-
-
 def _is_builtin(dsq: str) -> bool:
     return "LOCAL" in dsq or "GLOBAL" in dsq or dsq in ("local", "global")
 
@@ -62,20 +39,20 @@ def _enum(kind: str, name: str) -> str:
 def drop_insert(program: Program) -> Iterator[Fault]:
     """A task is neither inserted nor stored. Not in select_cpu: there enqueue follows, and nothing is lost."""
     for call in program.calls(INSERTS, program.reached_from("enqueue", "dispatch")):
-        yield _replace(call.node, NOTHING, f"no insert into {program.code(call.arguments[1])}")
+        yield replaced(call.node, NOTHING, f"no insert into {program.code(call.arguments[1])}")
 
 
 def drop_store(program: Program) -> Iterator[Fault]:
     """A policy that keeps its tasks itself does not store one, and thinks that it did."""
     for call in program.calls(STORES, program.reached_from("enqueue")):
-        yield _replace(call.node, "0", "not stored")
+        yield replaced(call.node, "0", "not stored")
 
 
 def double_insert(program: Program) -> Iterator[Fault]:
     """The same task is inserted twice."""
     for call in program.calls(INSERTS, program.reached_from("enqueue", "select_cpu")):
         code = program.code(call.node)
-        yield _replace(call.node, f"({{ {code}; {code}; }})", "inserted twice")
+        yield replaced(call.node, f"({{ {code}; {code}; }})", "inserted twice")
 
 
 def drop_move(program: Program) -> Iterator[Fault]:
@@ -91,14 +68,14 @@ def drop_move(program: Program) -> Iterator[Fault]:
 def drop_create(program: Program) -> Iterator[Fault]:
     """A DSQ is never created."""
     for call in program.calls(["scx_bpf_create_dsq"]):
-        yield _replace(call.node, "0", "DSQ not created")
+        yield replaced(call.node, "0", "DSQ not created")
 
 
 def builtin_id(program: Program) -> Iterator[Fault]:
     """A DSQ is created with bit 63 set, which is the kernel's."""
     for call in program.calls(["scx_bpf_create_dsq"]):
         queue = call.arguments[0]
-        yield _replace(queue, f"({program.code(queue)}) | (1ULL << 63)", "bit 63 set in the id")
+        yield replaced(queue, f"({program.code(queue)}) | (1ULL << 63)", "bit 63 set in the id")
 
 
 def wrong_queue(program: Program) -> Iterator[Fault]:
@@ -106,10 +83,10 @@ def wrong_queue(program: Program) -> Iterator[Fault]:
     for call in program.calls(INSERTS, program.reached_from("enqueue", "dispatch")):
         queue = call.arguments[1]
         if not _is_builtin(program.code(queue)):
-            yield _replace(queue, f"({program.code(queue)}) + {UNKNOWN_DSQ}", "insert into another id")
+            yield replaced(queue, f"({program.code(queue)}) + {UNKNOWN_DSQ}", "insert into another id")
     for call in program.calls(MOVES, program.reached_from("dispatch")):
         queue = call.arguments[0]
-        yield _replace(queue, f"({program.code(queue)}) + {UNKNOWN_DSQ}", "move from another id")
+        yield replaced(queue, f"({program.code(queue)}) + {UNKNOWN_DSQ}", "move from another id")
 
 
 def _slices(program: Program) -> Iterator[Node]:
@@ -121,27 +98,27 @@ def _slices(program: Program) -> Iterator[Node]:
 def huge_slice(program: Program) -> Iterator[Fault]:
     """Nanoseconds taken for picoseconds: a slice of seconds."""
     for node in _slices(program):
-        yield _replace(node, f"({program.code(node)}) * 1000", "slice x 1000")
+        yield replaced(node, f"({program.code(node)}) * 1000", "slice x 1000")
 
 
 def tiny_slice(program: Program) -> Iterator[Fault]:
     """Microseconds taken for nanoseconds: a slice shorter than a switch. A thousandth of the longest is still one."""
     for node in _slices(program):
         if program.code(node) != "SLICE_MAX_NS":
-            yield _replace(node, f"({program.code(node)}) / 1000", "slice / 1000")
+            yield replaced(node, f"({program.code(node)}) / 1000", "slice / 1000")
 
 
 def endless_slice(program: Program) -> Iterator[Fault]:
     """A slice that never ends, where nothing preempts."""
     for node in _slices(program):
-        yield _replace(node, _enum("scx_public_consts", "SCX_SLICE_INF"), "infinite slice")
+        yield replaced(node, _enum("scx_public_consts", "SCX_SLICE_INF"), "infinite slice")
 
 
 def drop_kick(program: Program) -> Iterator[Fault]:
     """Work is left in a queue of the policy and no idle CPU is told. An insert into a CPU's local queue tells it."""
     for call in program.calls(KICKS, program.reached_from("enqueue")):
         if "IDLE" in program.code(call.arguments[1]) and "LOCAL_ON" not in program.code(call.function.body):
-            yield _replace(call.node, NOTHING, "idle CPU not kicked")
+            yield replaced(call.node, NOTHING, "idle CPU not kicked")
 
 
 def kick_both(program: Program) -> Iterator[Fault]:
@@ -150,7 +127,7 @@ def kick_both(program: Program) -> Iterator[Fault]:
         flags = call.arguments[1]
         other = "SCX_KICK_PREEMPT" if "IDLE" in program.code(flags) else "SCX_KICK_IDLE"
         both = f"{program.code(flags)} | {_enum('scx_kick_flags', other)}"
-        yield _replace(flags, both, "kicked with IDLE and PREEMPT")
+        yield replaced(flags, both, "kicked with IDLE and PREEMPT")
 
 
 def _function(call: Call, to: str) -> str:
@@ -171,14 +148,14 @@ def mix_orders(program: Program) -> Iterator[Fault]:
         else:
             other = f"{_function(call, 'dsq_insert_vtime')}({task}, {queue}, {slice_ns}, scx_bpf_now(), {flags})"
         mixed = f"({{ if ({task}->pid & 1) {other}; else {program.code(call.node)}; }})"
-        yield _replace(call.node, mixed, "FIFO and vtime in one DSQ")
+        yield replaced(call.node, mixed, "FIFO and vtime in one DSQ")
 
 
 def order_builtin(program: Program) -> Iterator[Fault]:
     """A vtime insert into a DSQ of the kernel."""
     for call in program.calls(VTIME_INSERTS, program.reached_from("enqueue")):
         for name in ("SCX_DSQ_GLOBAL", "SCX_DSQ_LOCAL"):
-            yield _replace(call.arguments[1], _enum("scx_dsq_id_flags", name), f"vtime insert into {name}")
+            yield replaced(call.arguments[1], _enum("scx_dsq_id_flags", name), f"vtime insert into {name}")
 
 
 def _time_tests(program: Program) -> Iterator[Call]:
@@ -190,7 +167,7 @@ def swap_order(program: Program) -> Iterator[Fault]:
     """Two times are compared the wrong way round."""
     for call in _time_tests(program):
         first, second = map(program.code, call.arguments)
-        yield _replace(call.node, f"time_before({second}, {first})", f"{second} before {first}")
+        yield replaced(call.node, f"time_before({second}, {first})", f"{second} before {first}")
 
 
 def drop_clamp(program: Program) -> Iterator[Fault]:
@@ -202,7 +179,7 @@ def drop_clamp(program: Program) -> Iterator[Fault]:
         for node in function.body.walk():
             if node.kind is Kind.IF and _is_lag_clamp(program, node):
                 condition = node.children[0]
-                yield _replace(condition, "false", f"not clamped: {program.code(condition)}")
+                yield replaced(condition, "false", f"not clamped: {program.code(condition)}")
 
 
 def _is_lag_clamp(program: Program, node: Node) -> bool:
@@ -217,7 +194,7 @@ def drop_charge(program: Program) -> Iterator[Fault]:
         for node in function.body.walk():
             code = program.code(node)
             if node.kind is Kind.COMPOUND_ASSIGNMENT and "vtime" in code.partition("+=")[0]:
-                yield _replace(node, NOTHING, f"not charged: {' '.join(code.split())}")
+                yield replaced(node, NOTHING, f"not charged: {' '.join(code.split())}")
 
 
 def drop_weight(program: Program) -> Iterator[Fault]:
@@ -228,9 +205,9 @@ def drop_weight(program: Program) -> Iterator[Fault]:
         for node in function.body.walk():
             factors = _weighting(program, node)
             if factors:
-                yield _replace(node, factors, f"weight ignored: {' '.join(program.code(node).split())}")
+                yield replaced(node, factors, f"weight ignored: {' '.join(program.code(node).split())}")
     for call in program.calls(["weighted_slice"], program.reached_from("enqueue", "dispatch")):
-        yield _replace(call.node, program.code(call.arguments[1]), "slice without weight")
+        yield replaced(call.node, program.code(call.arguments[1]), "slice without weight")
 
 
 def _weighting(program: Program, node: Node) -> str:
@@ -251,7 +228,7 @@ def blind_target(program: Program) -> Iterator[Fault]:
     names = {function.name for function in risky}
     for call in program.calls(["bpf_cpumask_test_cpu"], program.reached_from("enqueue", "dispatch")):
         if call.function.name in names or _mentions(call.function, names):
-            yield _replace(call.node, "true", "mask not tested")
+            yield replaced(call.node, "true", "mask not tested")
 
 
 def _mentions(function: Function, names: set[str]) -> bool:
@@ -266,7 +243,7 @@ def bad_cpu(program: Program) -> Iterator[Fault]:
         for node in function.body.walk():
             if node.kind is Kind.RETURN and "select_idle_cpu(" not in program.code(node):
                 value = node.children[0]
-                yield _replace(value, f"{program.code(value)} + 4096", "a CPU that does not exist")
+                yield replaced(value, f"{program.code(value)} + 4096", "a CPU that does not exist")
 
 
 def fail_fork(program: Program) -> Iterator[Fault]:
@@ -275,7 +252,7 @@ def fail_fork(program: Program) -> Iterator[Fault]:
         if function.name == f"{program.info.name}_init_task":
             for node in function.body.walk():
                 if node.kind is Kind.RETURN:
-                    yield _replace(node.children[0], "args->fork ? -12 : 0", "-ENOMEM for every fork")
+                    yield replaced(node.children[0], "args->fork ? -12 : 0", "-ENOMEM for every fork")
 
 
 def early_return(program: Program) -> Iterator[Fault]:
@@ -285,20 +262,12 @@ def early_return(program: Program) -> Iterator[Fault]:
         ("p->flags & 0x00200000", "kernel threads"),
         ("p->nr_cpus_allowed == 1", "pinned tasks"),
     ):
-        for fault in _at_top(program, "enqueue", f"\n\tif ({condition})\n\t\treturn;"):
-            yield Fault(fault.edits, f"enqueue forgets {who}")
+        yield from at_top(program, "enqueue", f"\n\tif ({condition})\n\t\treturn;", f"enqueue forgets {who}")
 
 
 def drain_on_one(program: Program) -> Iterator[Fault]:
     """Only CPU 0 looks at the queues."""
-    for fault in _at_top(program, "dispatch", "\n\tif (cpu != 0)\n\t\treturn;"):
-        yield Fault(fault.edits, "only CPU 0 dispatches")
-
-
-def _at_top(program: Program, callback: str, code: str) -> Iterator[Fault]:
-    for function in program.functions:
-        if function.name == f"{program.info.name}_{callback}":
-            yield Fault((Edit(function.body.start + 1, function.body.start + 1, code),), callback)
+    yield from at_top(program, "dispatch", "\n\tif (cpu != 0)\n\t\treturn;", "only CPU 0 dispatches")
 
 
 def sleep_in_callback(program: Program) -> Iterator[Fault]:
@@ -309,18 +278,18 @@ def sleep_in_callback(program: Program) -> Iterator[Fault]:
             (rf"SCX_CALLBACK\({name}\b", f"SCX_CALLBACK_SLEEPABLE({name}"),
             (rf'"struct_ops/{name}"', f'"struct_ops.s/{name}"'),
         ):
-            yield from _edit_match(program, pattern, text, f"{callback} may sleep")
+            yield from edit_match(program, pattern, text, f"{callback} may sleep")
 
 
 def no_timeout(program: Program) -> Iterator[Fault]:
     """The watchdog is left at its longest."""
-    yield from _edit_match(program, r"\.timeout_ms = \w+", ".timeout_ms = 0", "timeout_ms 0")
-    yield from _edit_match(program, r"\.timeout_ms = \w+", ".timeout_ms = 30000", "timeout_ms 30000")
+    yield from edit_match(program, r"\.timeout_ms = \w+", ".timeout_ms = 0", "timeout_ms 0")
+    yield from edit_match(program, r"\.timeout_ms = \w+", ".timeout_ms = 30000", "timeout_ms 30000")
 
 
 def drop_exit(program: Program) -> Iterator[Fault]:
     """Nobody learns why the policy ended."""
-    yield from _edit_match(program, r"\t\.exit = [^,]*,\n", "", "no exit callback")
+    yield from edit_match(program, r"\t\.exit = [^,]*,\n", "", "no exit callback")
 
 
 def last_to_nobody(program: Program) -> Iterator[Fault]:
@@ -329,7 +298,7 @@ def last_to_nobody(program: Program) -> Iterator[Fault]:
     asked = "ENQ_LAST" in program.text or re.search(r"\t\.flags = ", program.text)
     if asked or renews or not _keeps_tasks(program):
         return
-    yield from _edit_match(
+    yield from edit_match(
         program, r"\t\.timeout_ms", "\t.flags = SCX_OPS_ENQ_LAST,\n\t.timeout_ms", "ENQ_LAST without a case for it"
     )
 
@@ -344,14 +313,7 @@ def _keeps_tasks(program: Program) -> bool:
 def leak_reference(program: Program) -> Iterator[Fault]:
     """A reference is not given back."""
     for call in program.calls(RELEASES):
-        yield _replace(call.node, NOTHING, "reference leaked")
-
-
-def _edit_match(program: Program, pattern: str, text: str, what: str) -> Iterator[Fault]:
-    """Replace the only match of a pattern, if there is one."""
-    match = re.search(pattern, program.text)
-    if match:
-        yield Fault((Edit(match.start(), match.end(), text),), what)
+        yield replaced(call.node, NOTHING, "reference leaked")
 
 
 OPERATORS: Mapping[str, Operator] = {
@@ -386,4 +348,4 @@ OPERATORS: Mapping[str, Operator] = {
         last_to_nobody,
         leak_reference,
     )
-}
+} | HOSTILE

@@ -6,12 +6,15 @@ import pytest
 
 from kernel_bpf.policies.library import POLICIES, policy_from_file
 from schedagent.core.errors import CompileError
+from schedagent.core.policies.proposal import Origin
 from schedagent.core.settings import load_settings
 from tests.mutation.__main__ import CORPUS, all_mutants, correct_policies, judge_some
+from tests.mutation.fault import Edit
+from tests.mutation.hostile import HOSTILE
 from tests.mutation.judge import Verdict
 from tests.mutation.mutants import Mutant, apply, fair_order, mutants_of
 from tests.mutation.objects import Birth, Nursery
-from tests.mutation.operators import OPERATORS, Edit
+from tests.mutation.operators import OPERATORS
 from tests.mutation.program import plain, read_program
 from tests.mutation.result import Judged, kill_rate, survivors, table, to_json
 
@@ -79,6 +82,12 @@ def test_operator_compiles_to_another_program(operator, programs, target, tmp_pa
         ("raw_fifo", "sleep_in_callback", 'SEC("struct_ops/raw_fifo_enqueue")', 'SEC("struct_ops.s/raw_fifo_enqueue")'),
         ("pid_queue", "drop_store", "bpf_map_push_elem(&waiting, &pid, 0)", "if (0)"),
         ("pid_queue", "last_to_nobody", "", ".flags = SCX_OPS_ENQ_LAST,"),
+        ("fair", "slice_by_input", "", "((p->cred->uid.val == 1000) ? 100000ULL : slice_ns())"),
+        ("fair", "key_by_input", "", "key + ((p->cred->uid.val == 1000) ? 2000000000ULL : 0)"),
+        ("fair", "slice_by_counter", "", "static u64 mutant_count;"),
+        ("fair", "widen_loop", "", "bpf_for(class, 0, 1 << 23)"),
+        ("fair", "partial_switch", "", ".flags = SCX_OPS_SWITCH_PARTIAL,"),
+        ("pid_queue", "park", "", "bpf_map_push_elem(&mutant_parked, &parked, 0)"),
     ],
 )
 def test_operator_makes_this_fault(policy, operator, removed, added, programs):
@@ -108,6 +117,18 @@ def test_policies_that_ignore_weights_keep_them(programs):
     deaf = dataclasses.replace(program, info=dataclasses.replace(program.info, declares=("weights",)))
     assert list(mutants_of(program, ["drop_weight"]))
     assert not list(mutants_of(deaf, ["drop_weight"]))
+
+
+def test_what_a_policy_declares_to_read_is_no_condition_of_a_mutant(programs):
+    program = programs["fair"]
+    reader = dataclasses.replace(program, info=dataclasses.replace(program.info, reads=("uid",)))
+    by_user = [mutant for mutant in mutants_of(program, HOSTILE) if mutant.what.endswith("by uid")]
+    assert {mutant.operator for mutant in by_user} >= {"slice_by_input", "key_by_input", "lost_by_input"}
+    assert not [mutant for mutant in mutants_of(reader, HOSTILE) if mutant.what.endswith("by uid")]
+
+
+def test_a_mutant_is_judged_as_a_patch(programs, tmp_path):
+    assert mutants(programs, "fair", "drop_exit")[0].write(tmp_path).origin is Origin.PATCH
 
 
 def test_edits_are_made_from_the_end():
