@@ -241,6 +241,7 @@ class _Passage:
             tunables=tuple(sorted(self._candidate.tunables)),
             declares=tuple(self._info.declares),
             depth="" if self._verifier.static_only else self._verifier.depth.name.lower(),
+            reads=tuple(self._info.reads),
             verified_at=cached.verified_at if cached else datetime.now(UTC).isoformat(timespec="seconds"),
         )
 
@@ -259,6 +260,7 @@ class _Passage:
             tunables=self._info.tunables,
             include_dirs=self._verifier.include_dirs,
             cache_dir=self._verifier.cache_dir,
+            standing=submission.standing(self._info, self._verifier.include_dirs),
         )
         return _unless_errors(f"{len(content)} bytes; {accepted}", findings)
 
@@ -287,6 +289,7 @@ class _Passage:
             dict(self._candidate.tunables),
             standing=submission.standing(self._info, self._verifier.include_dirs),
             reads=self._info.reads,
+            accepted_reader=lambda: submission.accepted_reader(target, self._verifier.cache_dir),
         )
         return _unless_errors(report.summary, report.findings)
 

@@ -8,6 +8,7 @@ The conventions are those of the bundled policies, and simple enough for a promp
     const volatile u64 slice_us = 5000;                     its unit ends its name
     task_history, task_class (history.bpf.h, known_class.bpf.h)     maps that the loader fills
     Declares: weights                                       in a comment: oracles it does not mean to satisfy
+    Reads: nice, random numbers                             in a comment: inputs it goes by (rule 32)
 
 This is no check of the source, which is the verifier's business: what is misread here makes a policy that is described
 badly, never one that is believed.
@@ -22,7 +23,7 @@ from dataclasses import dataclass, replace
 from kernel_bpf.policies.compose import header_words
 from kernel_bpf.policies.library import TUNABLE_TYPES, UNITS
 from schedagent.core.errors import PolicyError
-from schedagent.core.policies.policy import DECLARABLE, Tunable
+from schedagent.core.policies.policy import DECLARABLE, READABLE, Tunable
 from schedagent.core.policies.spec import NAME, RESERVED_NAMES
 from schedagent.core.terminal.printable import printable
 
@@ -42,7 +43,16 @@ _TUNABLE = re.compile(r"\bconst\s+volatile\s+(?P<type>\w+)\s+(?P<name>[A-Za-z_]\
 _DEFAULT = re.compile(r"\s*=\s*(?P<number>-?(?:0[xX][0-9a-fA-F]{1,16}|0|[1-9]\d{0,19})|true|false)[uUlL]*\s*", re.ASCII)
 _RANGE = re.compile(r"(?<!\d)(-?\d{1,20})\s+to\s+(-?\d{1,20})\.?\s*\Z", re.ASCII)
 _DECLARES = re.compile(r"\bDeclares:[ \t]*([a-z, \t]+)")
+_READS = re.compile(r"\bReads:[ \t]*([a-z, \t]+)")
 _INPUTS = {"history": ("history.bpf.h", "task_history"), "classes": ("known_class.bpf.h", "task_class")}
+_HEADERS_READ = {
+    "history.bpf.h": ("comm", "arguments", "runtime", "map values"),
+    "known_class.bpf.h": ("comm", "arguments", "map values"),
+    "identity.bpf.h": ("comm", "arguments", "map values"),
+    "cgroup_name.bpf.h": ("cgroup",),
+}
+"""What the primitives of a header of ours go by, whoever uses them."""
+
 _EFFECT_LENGTH = 300
 
 
@@ -260,8 +270,7 @@ def declares(source: str) -> tuple[str, ...]:
     Raises:
         PolicyError: one of them cannot be declared away.
     """
-    comments = "\n".join(match["comment"] for match in _TOKEN.finditer(source) if match["comment"])
-    words = [word.strip() for declared in _DECLARES.findall(comments) for word in declared.split(",")]
+    words = _listed(source, _DECLARES)
     wrong = [word for word in words if word not in DECLARABLE]
     if wrong:
         raise PolicyError(
@@ -269,3 +278,20 @@ def declares(source: str) -> tuple[str, ...]:
             f"accepted: {', '.join(DECLARABLE)}",
         )
     return tuple(word for word in DECLARABLE if word in words)
+
+
+def reads(source: str) -> tuple[str, ...]:
+    """Return the inputs that the policy declares to go by: in a comment, or by the headers of ours that it includes.
+
+    Other words after "Reads:" are prose: what is not declared, the verifier finds.
+    """
+    code = _code(source, strings=True)
+    included = [names for header, names in _HEADERS_READ.items() if re.search(rf"\b{re.escape(header)}", code)]
+    words = {*_listed(source, _READS), *(name for names in included for name in names)}
+    return tuple(word for word in READABLE if word in words)
+
+
+def _listed(source: str, pattern: re.Pattern[str]) -> list[str]:
+    """What the comments list behind a word, separated by commas."""
+    comments = "\n".join(match["comment"] for match in _TOKEN.finditer(source) if match["comment"])
+    return [" ".join(word.split()) for listed in pattern.findall(comments) for word in listed.split(",")]

@@ -144,6 +144,7 @@ class Approvals:
             "parent": info.parent,
             "description": info.description,
             "declares": list(info.declares),
+            "reads": list(info.reads),
             "reason": candidate.reason,
             "expected": candidate.expected,
             "refuted_by": candidate.refuted_by,

@@ -53,16 +53,19 @@ def _candidate(number: str, candidate: Mapping[str, Any]) -> Iterator[str]:
         "" if candidate["policy_origin"] == "bundled" else f", a policy that was {candidate['policy_origin']}{parent}"
     )
     yield f"  {number}{candidate['policy']} ({candidate['origin']}{made})"
-    for heading, text in (
-        ("What it does", candidate["description"]),
-        ("Why", candidate["reason"]),
-        ("Expected", candidate["expected"]),
-        ("Refuted by", candidate["refuted_by"]),
+    ours = candidate["policy_origin"] == "bundled"
+    for heading, text, is_quoted in (
+        ("What it does", candidate["description"], not ours),
+        ("Why", candidate["reason"], False),  # of the rules, or a model's, in its quotation marks
+        ("Expected", candidate["expected"], True),
+        ("Refuted by", candidate["refuted_by"], True),
     ):
         if text:
-            yield f"      {heading}: {quote(text)}"
+            yield f"      {heading}: {quote(text) if is_quoted else text}"
     if candidate["declares"]:
         yield f"      Does not mean to satisfy: {', '.join(candidate['declares'])}"
+    if candidate.get("reads"):
+        yield f"      Goes by: {', '.join(candidate['reads'])}"
     for name, tunable in candidate["tunables"].items():
         changed = "" if tunable["value"] == tunable["default"] else f" (default {tunable['default']})"
         yield f"      {name} = {tunable['value']}{changed}"

@@ -85,6 +85,8 @@ def show_end(report: VerificationReport) -> None:
     for oracle in report.oracles:
         if report.excuses(oracle):
             _say(console, f"excused: the policy declares that it does not seek {oracle.name!r}")
+    if report.reads:
+        _say(console, f"goes by, as it declares: {', '.join(report.reads)}")
     for finding in report.findings:
         if finding.cleared_by and report.clears(finding):
             _say(console, f"cleared: rule {finding.rule} by the oracle {finding.cleared_by!r}")

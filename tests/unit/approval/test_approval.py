@@ -240,8 +240,8 @@ def test_what_is_shown_of_made_policies_in_words(capsys):
     show_waiting({"stage": "plan", "iteration": 1, "digest": "0" * 64, **plan})
     said = capsys.readouterr().out
     for words in (
-        *("changed (patch, a policy that was patched of old)", "What it does: d", "Why: r", "Expected: less"),
-        *("Refuted by: more", "Does not mean to satisfy: weights", "slice_us = 1 (default 2)", '"goal": "g"'),
+        *("changed (patch, a policy that was patched of old)", 'What it does: "d"', "Why: r", 'Expected: "less"'),
+        *('Refuted by: "more"', "Does not mean to satisfy: weights", "slice_us = 1 (default 2)", '"goal": "g"'),
         *("history: 3 measured entries", "-a", "+b", "Learned earlier: l", "0" * 64),
     ):
         assert words in said

@@ -4,9 +4,9 @@
     looked.names        # ("sshd",)
     looked.uids         # (1000,)
 
-The object may be hostile: what comes from here is bounded in number and size, names are printable ASCII, and numbers are
-no claim about the object, only a proposal of what to try. Where it is not clear what a number is compared with, it is
-proposed for every input that the object reads.
+The object may be hostile: what comes from here is bounded in number and size, names are printable ASCII, and numbers
+are no claim about the object, only a proposal of what to try. Where it is not clear what a number is compared with, it
+is proposed for every input that the object reads.
 """
 
 from __future__ import annotations

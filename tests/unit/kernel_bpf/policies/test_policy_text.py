@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from kernel_bpf.policies.compose import compose
 from kernel_bpf.policies.library import load_library, policy_from_file, read_manifest
 from kernel_bpf.policies.manifest import write_manifest
-from kernel_bpf.policies.policy_text import check_name, declares, inputs, tunables, with_name
+from kernel_bpf.policies.policy_text import check_name, declares, inputs, reads, tunables, with_name
 from schedagent.core.errors import PolicyError
 from schedagent.core.policies.policy import DECLARABLE, PolicyInfo, Tunable
 from schedagent.core.trials.workload import WorkloadClass
@@ -258,3 +258,10 @@ def test_classes_that_cannot_be_read(old, new, said, tmp_path):
     (tmp_path / "layered.bpf.c").touch()
     with pytest.raises(PolicyError, match=re.escape(said)):
         policy_from_file(tmp_path / "layered.bpf.c")
+
+
+def test_what_it_goes_by_is_declared_in_a_comment_or_by_a_header_of_ours():
+    assert reads("/*\n * Reads: random numbers,  nice\n */") == ("nice", "random numbers")
+    assert reads('#include "known_class.bpf.h"') == ("comm", "arguments", "map values")
+    assert reads('#include "history.bpf.h"\n// Reads: uid') == ("comm", "uid", "arguments", "runtime", "map values")
+    assert reads('char x[] = "Reads: comm";\n/* Reads: the weight of the task, comm of course */') == ()
