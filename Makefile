@@ -14,7 +14,7 @@ LINK_DIR ?= $(HOME)/.local/bin
 INSTALLATION = $(BIN)/python -m deploy.setup.installation --prefix "$(PREFIX)" --destdir "$(DESTDIR)"
 C_SOURCES = find kernel_bpf tests -name '*.[ch]' -not -name vmlinux.h -print0
 
-.PHONY: help venv setup demo demo-llm test test-unit test-vm test-in-vm test-host test-verifier test-pages older-kernel promtool docs picture man mutation fuzz-socket fuzz-policies linters check check-deb bench bench-verdict kernel link install uninstall purge deb fmt lock clean
+.PHONY: help venv setup demo demo-llm test test-unit test-vm test-in-vm test-host test-verifier test-pages older-kernel promtool docs picture man mutation fuzz-socket fuzz-policies linters check check-deb bench bench-verdict bench-oracles kernel link install uninstall purge deb fmt lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -76,6 +76,12 @@ bench: setup ## measure (slow, never part of CI)
 
 bench-verdict: setup ## simulate the rule of the verdict beside the one before: errors, power, cost (two minutes)
 	$(BIN)/python -m tests.bench.verdict_rule
+
+bench-oracles: setup ## how often the proof catches each fault that only a run can show: 20 runs each (hours)
+	$(BIN)/python -m tests.bench.oracle_power
+	$(BIN)/python -m tests.bench.oracle_power --busy
+	$(BIN)/python -m tests.bench.oracle_power --alarms
+	$(BIN)/python -m tests.bench.oracle_power --alarms --busy
 
 test-pages: setup ## open the verifier's HTML pages in Chromium: nothing cut from 360 pixels on, every word legible
 	$(BIN)/python -m tests.pages

@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
+from kernel_bpf.build.compile import find_clang
 from kernel_bpf.build.source import read_source
 from kernel_bpf.build.target import KernelTarget, enum_values, features
 from schedagent.core.errors import BpfError, HostBusy, KernelRejected, PolicyError, UsageError, VmLost
@@ -40,10 +41,12 @@ from verifier.lab.vm import LabPolicy
 from verifier.logic.checks import check_logic
 from verifier.microvm import jobs
 from verifier.object.reader import read_object
+from verifier.proving.identity import NOTHING_WORN
 from verifier.proving.prove import ORACLES, PHASES, Depth
 from verifier.report_cache import ReportCache, digest_subject, verifier_version
-from verifier.signer import Signer
+from verifier.signer import Signer, longest_lifetime_s
 from verifier.source.checks import check_source
+from verifier.wardrobe import worn_for
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +65,9 @@ class Cell(Protocol):
 
 class ProvingGround(Protocol):
     """The part of the lab that the gates need; VmLab is the real one."""
+
+    @property
+    def versions(self) -> tuple[str, ...]: ...
 
     def cell(self, policy: LabPolicy) -> Cell: ...
 
@@ -160,6 +166,7 @@ class _Passage:
         self._built: dict[KernelTarget, Future[PolicyArtifact]] = {}
         self._artifacts: list[PolicyArtifact] = []
         self._kernels: list[KernelResult] = []
+        self._worn = NOTHING_WORN
         self._cell: Cell | None = None
         self._proved: jobs.ProveAnswer | None = None
         self._gates: list[GateResult] = []
@@ -233,6 +240,7 @@ class _Passage:
             subject=self._subject() if self._artifacts else "",
             tunables=tuple(sorted(self._candidate.tunables)),
             declares=tuple(self._info.declares),
+            depth="" if self._verifier.static_only else self._verifier.depth.name.lower(),
             reads=tuple(self._info.reads),
             verified_at=cached.verified_at if cached else datetime.now(UTC).isoformat(timespec="seconds"),
         )
@@ -272,8 +280,10 @@ class _Passage:
 
     def _logic(self) -> Passed:
         target = self._verifier.target
+        image = read_object(self._artifacts[0].object_bytes)
+        self._worn = worn_for(image)
         report = check_logic(
-            read_object(self._artifacts[0].object_bytes),
+            image,
             features(target),
             enum_values(target),
             dict(self._candidate.tunables),
@@ -305,7 +315,7 @@ class _Passage:
         release = bench.target.release
         try:
             with ExitStack() as stack:
-                cell = bench.ground.cell(LabPolicy(self._candidate, self._built[bench.target].result()))
+                cell = bench.ground.cell(self._lab_policy(bench.target))
                 if bench is self._verifier.benches[0]:
                     self._cell = cell
                 else:
@@ -316,6 +326,9 @@ class _Passage:
         except (PolicyError, UsageError, BpfError) as error:
             return KernelResult(release, GateStatus.FAILED, str(error))
         return KernelResult(release, GateStatus.PASSED, "", answer.programs)
+
+    def _lab_policy(self, target: KernelTarget) -> LabPolicy:
+        return LabPolicy(self._candidate, self._built[target].result(), self._worn, self._info.reads)
 
     def _attach(self) -> Passed:
         """Attach and prove in one machine; the later gates judge what it showed."""
@@ -401,10 +414,11 @@ class _Passage:
     def _subject(self) -> str:
         """Digest of all that the report depends on."""
         kernels = [bench.target.btf_build_id for bench in self._verifier.benches]
+        machine = [*self._verifier.benches[0].ground.versions, find_clang()[1]]
         info = self._info
         standing = submission.standing(info, self._verifier.include_dirs)
         policy = [self._artifacts[0].digest, self._candidate.key, info.declares, info.reads, standing]
-        return digest_subject([*policy, kernels, self._verifier.depth.name])
+        return digest_subject([*policy, kernels, machine, self._verifier.depth.name])
 
     def _sign(self, report: VerificationReport) -> str:
         """Sign what passed, and what of it rests on its submitter's word; our own policies' words are ours."""
@@ -417,6 +431,8 @@ class _Passage:
             kernel_release=self._verifier.target.release,
             btf_build_id=self._verifier.target.btf_build_id,
             report_digest=report.digest,
+            depth=report.depth,
+            lifetime_s=longest_lifetime_s(report.depth),
             declares=report.declares,
             reads=() if bundled else self._info.reads,
             scope=self._verifier.scope,

@@ -27,8 +27,16 @@ if TYPE_CHECKING:
 DEFAULT_LIFETIME_S = 24 * 3600
 """A token is spent soon after it is issued; a day also covers a run that waits over night for approval."""
 
+DEEP = "deep"
+"""The depth of a proof that a longer life takes: it soaks the policy for minutes, and moves its clocks by days."""
+
 _PRIVATE = stat.S_IRWXG | stat.S_IRWXO
 _LONGEST_KEY_FILE = 16384
+
+
+def longest_lifetime_s(depth: str) -> int:
+    """How long a token over a proof of this depth may be valid, in s."""
+    return LONGEST_LIFETIME_S if depth == DEEP else DEFAULT_LIFETIME_S
 
 
 class Signer:
@@ -85,6 +93,7 @@ class Signer:
         report_digest: str,
         kernel_release: str,
         btf_build_id: str,
+        depth: str = "",
         declares: Iterable[str] = (),
         reads: Iterable[str] = (),
         scope: Scope = Scope.FULL,
@@ -95,12 +104,13 @@ class Signer:
         """Return a signed token over what was verified; see DeploymentToken for the fields.
 
         Args:
+            depth: of the proof, see VerificationReport.
             not_before: Unix time in seconds from which on it is valid; None for now.
             lifetime_s: how long it is valid from then on.
 
         Raises:
-            UsageError: it would be valid for too long, counted from now: a key that is replaced now is trusted no
-                longer than that.
+            UsageError: it would be valid for longer than the proof's depth allows, or for too long, counted from now:
+                a key that is replaced now is trusted no longer than that.
             TokenError: a field is not of the form that its meaning asks for.
         """
         now = int(time.time())
@@ -109,6 +119,11 @@ class Signer:
             raise UsageError(
                 f"a token cannot be valid for {lifetime_s} s from {begin - now} s after now on",
                 f"it must have expired {LONGEST_LIFETIME_S} s from now",
+            )
+        if lifetime_s > longest_lifetime_s(depth):
+            raise UsageError(
+                f"a token over a proof of depth {depth or 'unknown'} cannot be valid for {lifetime_s} s",
+                f"prove it with --depth {DEEP}, or let it be valid for at most {DEFAULT_LIFETIME_S} s",
             )
         key = self._active()
         token = DeploymentToken(

@@ -1,4 +1,4 @@
-"""What the guest agent needs of libc that Python does not wrap: mounts, modules, sched_setattr, bare threads.
+"""What the guest agent needs of libc that Python does not wrap: mounts, modules, sched_setattr, prctl, bare threads.
 
 Imports only the standard library, because it runs inside the micro-VM's small initramfs.
 """
@@ -6,6 +6,7 @@ Imports only the standard library, because it runs inside the micro-VM's small i
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import signal
 import struct
@@ -20,9 +21,14 @@ _libc.syscall.restype = ctypes.c_long
 _libc.pthread_create.argtypes = [ctypes.POINTER(ctypes.c_ulong), ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
 _libc.pthread_create.restype = ctypes.c_int
 _libc.pthread_kill.argtypes = [ctypes.c_ulong, ctypes.c_int]
+_libc.unshare.argtypes = [ctypes.c_int]
+_libc.prctl.argtypes = [ctypes.c_int, *[ctypes.c_ulong] * 4]
 
 MS_RDONLY, MS_NOSUID, MS_NODEV = 0x1, 0x2, 0x4
 MNT_DETACH = 2
+CLONE_NEWUTS, CLONE_NEWIPC = 0x04000000, 0x08000000  # include/uapi/linux/sched.h
+_PR_SET_NAME, _PR_SET_MM = 15, 35  # include/uapi/linux/prctl.h, as the next line
+_PR_SET_MM_ARG_START, _PR_SET_MM_ARG_END = 8, 9
 _SYS_FINIT_MODULE, _SYS_SCHED_SETATTR = 313, 314  # x86-64: arch/x86/entry/syscalls/syscall_64.tbl
 _SCHED_ATTR = struct.Struct("=IIQiIQQQII")  # include/uapi/linux/sched/types.h, struct sched_attr, version 1
 
@@ -57,6 +63,42 @@ def set_fair_class(*, batch: bool = False, slice_ns: int = 0) -> None:
     if _libc.syscall(_SYS_SCHED_SETATTR, 0, ctypes.c_char_p(attributes), 0) != 0:
         error = ctypes.get_errno()
         raise OSError(error, f"sched_setattr: {os.strerror(error)}")
+
+
+def unshare(flags: int) -> None:
+    """Give the calling process namespaces of its own (CLONE_NEW...); raise OSError if the kernel refuses."""
+    if _libc.unshare(flags) != 0:
+        raise OSError(ctypes.get_errno(), "unshare")
+
+
+def set_name(name: str) -> None:
+    """Name the calling thread; the kernel keeps 15 bytes. Raise OSError if it refuses."""
+    text = ctypes.create_string_buffer(name.encode(errors="replace"))
+    _prctl(_PR_SET_NAME, ctypes.addressof(text))
+
+
+def set_arguments(line: str) -> None:
+    """Have the calling process show `line` as its command line, words apart by blanks; needs CAP_SYS_RESOURCE.
+
+    The kernel reads it from where mm->arg_start points (prctl_set_mm() in kernel/sys.c), which is a page of our own
+    then. Raise OSError if it refuses.
+    """
+    words = line.encode().replace(b" ", b"\0") + b"\0"
+    page = mmap.mmap(-1, mmap.PAGESIZE)
+    page.write(words)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(page))
+    _ARGUMENTS.append(page)
+    _prctl(_PR_SET_MM, _PR_SET_MM_ARG_START, start)  # it lies below the stack, so the start moves first
+    _prctl(_PR_SET_MM, _PR_SET_MM_ARG_END, start + len(words))
+
+
+def _prctl(option: int, *arguments: int) -> None:
+    if _libc.prctl(option, *(*arguments, 0, 0, 0, 0)[:4]) != 0:
+        raise OSError(ctypes.get_errno(), f"prctl {option}")
+
+
+_ARGUMENTS: list[mmap.mmap] = []
+"""Pages that show a command line: they must outlive the call."""
 
 
 def load_module(path: Path) -> None:

@@ -56,7 +56,7 @@ def verify(
         str, typer.Option(metavar="[full|partial|partial:CGROUP]", help="What the token allows.", autocompletion=scopes)
     ] = "full",
     depth: Annotated[
-        str, typer.Option(metavar="[quick|standard|thorough]", help="How long to prove it.", autocompletion=depths)
+        str, typer.Option(metavar="[quick|standard|thorough|deep]", help="How long to prove it.", autocompletion=depths)
     ] = "standard",
     static: Annotated[
         bool, typer.Option("--static", help="Run only the gates that need no VM; no token is issued.")

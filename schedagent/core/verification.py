@@ -183,6 +183,7 @@ class VerificationReport:
         tunables: every tunable and its value, sorted by name.
         declares: oracles that the policy declares not to satisfy, see core.policies.policy.PolicyInfo.
         reads: inputs that the policy declares to go by, see core.policies.policy.PolicyInfo.
+        depth: how long it was proved: "quick", "standard", "thorough" or "deep"; empty if it never was.
         verified_at: ISO 8601 UTC time at which its gates ended; that of the proof if the report was cached.
     """
 
@@ -201,6 +202,7 @@ class VerificationReport:
     declares: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()
     verified_at: str = ""
+    depth: str = ""
 
     @property
     def outcome(self) -> VerificationOutcome:
@@ -263,7 +265,7 @@ class VerificationReport:
         """
         content = asdict(self)
         del content["token"], content["verified_by"]
-        for name in ("tunables", "declares", "reads", "verified_at"):
+        for name in ("tunables", "declares", "reads", "verified_at", "depth"):
             if not content[name]:
                 del content[name]
         for gate in content["gates"]:

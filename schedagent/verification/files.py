@@ -30,7 +30,7 @@ class VerifyOptions:
         assignments: "tunable=value".
         kernel: release of the only kernel to use; empty for all of the cache.
         scope: "full", "partial" or "partial:/a/cgroup".
-        depth: "quick", "standard" or "thorough".
+        depth: "quick", "standard", "thorough" or "deep".
         static_only: stop before the first gate that needs a VM.
         fresh: do not use a cached report.
         html: file to write the report to.

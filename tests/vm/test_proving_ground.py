@@ -15,7 +15,7 @@ from schedagent.core.settings import load_settings
 from schedagent.run.opening import open_lab
 from tests.support.paths import FIXTURES
 from verifier.lab.vm import LabPolicy
-from verifier.proving import conservation, crowd, mix, shares
+from verifier.proving import conservation, crowd, groups, mix, shares
 from verifier.proving.prove import Depth
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(300)]
@@ -35,6 +35,9 @@ STARVED = {
     "fork storm": 1 << 9,
 }
 """Oracle -> the bit of `fault` in oracle_starver.bpf.c with which it must fail."""
+
+PICKS = {"users": 1, "users beyond two CPUs": 11, "users a while after the load": 12}
+"""Whom picks_on.bpf.c has wait: values of its tunable `victims`."""
 
 FIRST_HALF = {"starvation", "migration disabled", "pinned kernel workers", "cgroup moves", "fork storm"}
 """Without memory pressure: its task is starved within its move to its cgroup, with the lock that all moves need."""
@@ -103,9 +106,26 @@ def test_an_oracle_fails_a_policy_broken_in_its_way(name, phase, oracle, proved)
     assert not results[oracle.name]["ok"], results
 
 
+@pytest.mark.parametrize(
+    ("victims", "phase"),
+    [("users", "groups"), ("users beyond two CPUs", "groups"), ("users a while after the load", "moved clock")],
+)
+def test_whoever_is_picked_on_is_found(victims, phase, proved):
+    """A third of a second is far within the starvation bound; the last two pick on nobody where nothing is moved."""
+    exit_text, results = proved(POLICIES / "picks_on.bpf.c", phase, victims=PICKS[victims], patience_ms=300)
+    assert exit_text == ""
+    assert not results[phase]["ok"], results
+
+
 def test_a_good_policy_passes(proved):
-    phases = {"work conservation": conservation, "shares": shares, "pinned crowd": crowd}
+    phases = {
+        "work conservation": conservation.ORACLES,
+        "shares": shares.ORACLES,
+        "pinned crowd": crowd.ORACLES,
+        "groups": (groups.GROUPS,),
+        "moved clock": (groups.MOVED_CLOCK,),
+    }
     exit_text, results = proved(load_library()["fair"].source, *phases)
     assert exit_text == ""
     assert all(result["ok"] for result in results.values()), results
-    assert set(results) == {info.name for phase in phases.values() for info in phase.ORACLES}
+    assert set(results) == {info.name for oracles in phases.values() for info in oracles}

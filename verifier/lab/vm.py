@@ -12,7 +12,7 @@ import math
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -35,8 +35,10 @@ from verifier.lab.remarks import failure_hint, failure_seen, how_it_ended, usage
 from verifier.microvm import jobs
 from verifier.microvm.image import ANSWER_TIMEOUT_S, SnapshotStore
 from verifier.microvm.kernels import KernelImage
+from verifier.microvm.kvm import qemu_version
 from verifier.microvm.machine import Machine
-from verifier.proving.prove import PHASES, Depth
+from verifier.proving.identity import NOTHING_WORN, Worn
+from verifier.proving.prove import PHASES, Depth, Phase, chosen, phases_at
 
 log = logging.getLogger(__name__)
 
@@ -64,10 +66,17 @@ Answer = TypeVar("Answer")
 
 @dataclass(frozen=True)
 class LabPolicy:
-    """A candidate with the object compiled for the lab's kernel."""
+    """A candidate with the object compiled for the lab's kernel.
+
+    Args:
+        worn: constants of the object, for the crew of the proving ground to wear.
+        reads: what the policy declares to go by, see core.policies.policy.READABLE.
+    """
 
     candidate: CandidatePolicy
     artifact: PolicyArtifact
+    worn: Worn = NOTHING_WORN
+    reads: tuple[str, ...] = ()
 
     def message(self) -> jobs.PolicyLoad:
         """The form in which it travels to the guest."""
@@ -120,10 +129,20 @@ class VmLab:
         lab = "vm-kvm" if self.kvm else "vm-tcg"
         return Hardware(cpu_model(), self.cpus, self.memory_mib, lab, self.kernel.release)
 
-    def open(self, *, hostfs: bool) -> Machine:
-        """Return a fresh machine that has answered; raise VmLost if two in a row do not."""
+    @property
+    def versions(self) -> tuple[str, ...]:
+        """What proofs of this lab depend on besides the kernel: the machine's size and QEMU."""
+        return (str(self.cpus), str(self.memory_mib), "kvm" if self.kvm else "tcg", qemu_version())
+
+    def open(self, *, hostfs: bool, more_cpus: int = 0) -> Machine:
+        """Return a fresh machine that has answered; raise VmLost if two in a row do not.
+
+        Args:
+            hostfs: see the two profiles.
+            more_cpus: so many more than usual.
+        """
         machine = self._snapshots.open(
-            self.kernel, cpus=self.cpus, memory_mib=self.memory_mib, kvm=self.kvm, hostfs=hostfs
+            self.kernel, cpus=self.cpus + more_cpus, memory_mib=self.memory_mib, kvm=self.kvm, hostfs=hostfs
         )
         if hostfs:
             machine.call(jobs.MountHost(self._hidden), ANSWER_TIMEOUT_S)
@@ -191,6 +210,7 @@ class Cell:
         self._lab = lab
         self._policy = policy
         self._machine: Machine | None = None
+        self._more_cpus = 0
 
     def __enter__(self) -> Self:
         return self
@@ -218,7 +238,7 @@ class Cell:
         and if the host disturbs that as well, there is no verdict. So is what a busy host left without a verdict.
 
         Args:
-            phases: names in verifier.proving.prove.PHASES; empty for all.
+            phases: names in verifier.proving.prove.PHASES; empty for all of this depth.
 
         Raises:
             KernelRejected: it does not load or attach.
@@ -226,12 +246,14 @@ class Cell:
             HostBusy: the host did not let its CPUs run while the policy failed, twice.
         """
 
-        def attempt(phases: Sequence[str] = phases) -> jobs.ProveAnswer:
-            job = jobs.Prove(self._policy.message(), depth.value, list(phases))
-            try:
-                return jobs.ProveAnswer.from_json(self._call(job, LOAD_TIMEOUT_S + 4 * depth.value))
-            finally:
-                self.close()
+        def attempt(phases: Collection[Phase] = chosen(phases) if phases else phases_at(depth)) -> jobs.ProveAnswer:
+            here = [phase for phase in phases if not phase.elsewhere]
+            there = [phase for phase in phases if phase.elsewhere]
+            answer = self._prove(depth, here) if here else NOTHING_PROVED
+            if there and not answer.exit_text:
+                self._more_cpus = 1
+                answer = joined(answer, self._prove(depth, there))
+            return answer
 
         with self._lab.measuring():  # a machine that has to share its CPUs with another one looks like a slow policy
             answer = twice(attempt)
@@ -246,9 +268,21 @@ class Cell:
             )
         return answer
 
+    def _prove(self, depth: Depth, phases: Sequence[Phase]) -> jobs.ProveAnswer:
+        """Run phases in this machine, or a fresh one, and use it up; in each the crew wears other constants first."""
+        turned = self._policy.worn.turned(self._more_cpus)
+        worn = {trait: list(values) for trait, values in asdict(turned).items()}
+        names = [phase.name for phase in phases]
+        job = jobs.Prove(self._policy.message(), depth.value, names, worn, list(self._policy.reads))
+        try:
+            return jobs.ProveAnswer.from_json(self._call(job, LOAD_TIMEOUT_S + 4 * depth.value))
+        finally:
+            self.close()
+            self._more_cpus = 0
+
     def _call(self, job: jobs.Message, timeout_s: float) -> Mapping[str, Any]:
         if self._machine is None:
-            self._machine = self._lab.open(hostfs=False)
+            self._machine = self._lab.open(hostfs=False, more_cpus=self._more_cpus)
         try:
             return self._machine.call(job, timeout_s)
         except VmLost:
@@ -483,9 +517,24 @@ def failed(answer: jobs.ProveAnswer) -> bool:
     return bool(answer.exit_text) or not all(result["ok"] for result in answer.results)
 
 
-def phases_of(oracles: Collection[str]) -> list[str]:
-    """Names of the phases that these oracles belong to."""
-    return [phase.name for phase in PHASES if any(info.name in oracles for info in phase.oracles)]
+def phases_of(oracles: Collection[str]) -> list[Phase]:
+    """The phases that these oracles belong to."""
+    return [phase for phase in PHASES if any(info.name in oracles for info in phase.oracles)]
+
+
+NOTHING_PROVED = jobs.ProveAnswer("", [], {}, {})
+
+
+def joined(here: jobs.ProveAnswer, there: jobs.ProveAnswer) -> jobs.ProveAnswer:
+    """Put together what a policy showed in two machines that ran different phases."""
+    return jobs.ProveAnswer(
+        exit_text=here.exit_text or there.exit_text,
+        results=[*here.results, *there.results],
+        events=here.events or there.events,
+        seconds=here.seconds | there.seconds,
+        stalled_s=max(here.stalled_s, there.stalled_s),
+        undecided=here.undecided | there.undecided,
+    )
 
 
 def with_second(first: jobs.ProveAnswer, second: jobs.ProveAnswer) -> jobs.ProveAnswer:

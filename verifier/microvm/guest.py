@@ -32,11 +32,13 @@ from kernel_bpf.load.libbpf import libbpf
 from kernel_bpf.load.sched_ext import CONSTANT_PREFIX, LoadedPolicy
 from schedagent.core.errors import SchedagentError
 from verifier.microvm import guest_costs, jobs
+from verifier.microvm.clock.place import ClockPlace, find_clocks
 from verifier.microvm.guest_output import Output
 from verifier.microvm.guest_usage import Accounting, Group, Idleness, Layer, memory_bytes
 from verifier.microvm.recorder import Recorder
 from verifier.proving import prove
-from verifier.proving.ground import end
+from verifier.proving.ground import Clock, Conditions, end
+from verifier.proving.identity import Worn
 
 HOST = Path("/host")
 TRIAL = Path("/trial")
@@ -54,7 +56,14 @@ MODULES = Path("/modules")
 PORTS = Path("/sys/class/virtio-ports")
 PORT_WAIT_S = 5.0
 
+SOFT_WATCHDOG = Path("/proc/sys/kernel/soft_watchdog")
+RCU_STALLS = Path("/sys/module/rcupdate/parameters/rcu_cpu_stall_suppress")
+
 _PRIORITY = 50
+_ANOTHER_DATE_S = 333 * 86400 + 5 * 3600
+"""Another year, month, day of the week and hour."""
+
+_LEAP_LIMIT_S, _CALM_S = 1.0, 0.03
 _CALIBRATION_ROUNDS = 60_000
 _LOOK_S = 0.25
 _LAYER_SHARE = 0.9
@@ -75,11 +84,64 @@ def main() -> None:
     port = open_port()
     warm_up()
     kernel_constants(CONSTANT_PREFIX)  # once, before the snapshot: emulated, it takes seconds
+    HOST_SIDE.begin(port)
     gc.freeze()
     send(port, {"answer": {"ready": True}})
-    for line in lines(port):
+    for line in HOST_SIDE.lines:
         send(port, respond(line))
         reap()
+
+
+class HostSide:
+    """The host at the other end of the port, as a job sees it: what only it can do may be wished for.
+
+    Attributes:
+        lines: what it sends.
+    """
+
+    def __init__(self) -> None:
+        self.lines: Iterator[bytes] = iter(())
+        self._port = -1
+        self._place = ClockPlace()
+
+    def begin(self, port: int) -> None:
+        """Talk through this port; look up, once and before the snapshot, where the kernel keeps its clocks."""
+        self._port, self.lines, self._place = port, lines(port), find_clocks()
+        if RCU_STALLS.exists():
+            RCU_STALLS.write_text("1")  # time that leaps would look like one
+
+    def move_clock(self, ahead_s: int) -> bool:
+        """Have the clocks set ahead, and the wall clock by more; return whether CLOCK_MONOTONIC shows it."""
+        if not self._place.known:
+            return False
+        with no_soft_watchdog():
+            time.sleep(_CALM_S)  # what is on its way to a CPU would be taken for a task that waits since long ago
+            before_s = time.monotonic()
+            wish = jobs.MoveClock(asdict(self._place), int(time.time()), ahead_s)
+            send(self._port, {"wish": wish.to_json()})
+            if not json.loads(next(self.lines))["granted"]:
+                return False
+            deadline_s = time.monotonic() + _LEAP_LIMIT_S
+            while time.monotonic() < min(before_s + ahead_s, deadline_s):
+                time.sleep(0.001)
+            time.clock_settime(time.CLOCK_REALTIME, time.time() + _ANOTHER_DATE_S)
+        return time.monotonic() >= before_s + ahead_s
+
+
+@contextmanager
+def no_soft_watchdog() -> Iterator[None]:
+    """Switch off what takes time that leaps for a CPU that hangs, and ejects the policy for that (scx_softlockup())."""
+    there = SOFT_WATCHDOG.exists()
+    if there:
+        SOFT_WATCHDOG.write_text("0")
+    try:
+        yield
+    finally:
+        if there:
+            SOFT_WATCHDOG.write_text("1")
+
+
+HOST_SIDE = HostSide()
 
 
 def warm_up() -> None:
@@ -527,7 +589,9 @@ class Cell:
 
     def run_prove(self, job: jobs.Prove) -> jobs.ProveAnswer:
         """Take a policy through the phases of the proving ground."""
-        proof = prove.prove(partial(self._load, job.policy), job.seconds, job.phases)
+        worn = Worn(**{trait: tuple(values) for trait, values in job.worn.items()})
+        conditions = Conditions(worn, job.reads, Clock(HOST_SIDE.move_clock))
+        proof = prove.prove(partial(self._load, job.policy), job.seconds, job.phases, conditions)
         results = [result.to_json() for result in proof.results]
         return jobs.ProveAnswer(proof.exit_text, results, proof.events, proof.seconds, proof.stalled_s, proof.undecided)
 

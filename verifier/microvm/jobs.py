@@ -215,12 +215,16 @@ class Prove(Message):
 
     Args:
         seconds: for all phases together, if all are run.
-        phases: their names; empty for all.
+        phases: their names.
+        worn: fields of verifier.proving.identity.Worn: constants of the policy's object, for the crew to wear.
+        reads: what the policy declares to go by, see core.policies.policy.READABLE.
     """
 
     policy: PolicyLoad
     seconds: float
     phases: list[str]
+    worn: dict[str, list[Any]] = field(default_factory=dict)
+    reads: list[str] = field(default_factory=list)
     nested: ClassVar[Mapping[str, type[Message]]] = {"policy": PolicyLoad}
 
 
@@ -243,6 +247,21 @@ class ProveAnswer(Message):
     seconds: dict[str, float]
     stalled_s: float = 0.0
     undecided: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class MoveClock(Message):
+    """What the guest wishes amid a job, as {"wish": ...}, and waits for: its clocks set ahead.
+
+    Args:
+        place: fields of verifier.microvm.clock.place.ClockPlace.
+        wall_s: what the wall clock shows, in whole seconds since 1970.
+        ahead_s: by so many seconds.
+    """
+
+    place: dict[str, int]
+    wall_s: int
+    ahead_s: int
 
 
 @dataclass(frozen=True)

@@ -141,10 +141,11 @@ def _probe_key(kernel: KernelImage) -> str:
     """What the result depends on; the boot id stands for the host's kernel, its modules and its firmware settings."""
     image = kernel.vmlinuz.stat()
     boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    parts = [boot, os.geteuid(), str(kernel.vmlinuz), image.st_size, image.st_mtime_ns, _qemu_version()]
+    parts = [boot, os.geteuid(), str(kernel.vmlinuz), image.st_size, image.st_mtime_ns, qemu_version()]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 @functools.cache
-def _qemu_version() -> str:
+def qemu_version() -> str:
+    """What QEMU says it is."""
     return proc.run(["qemu-system-x86_64", "--version"], timeout_s=20).stdout.decode(errors="replace")

@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -28,6 +28,9 @@ from schedagent.core import errors
 from schedagent.core.errors import SchedagentError, SetupError, VmLost
 from schedagent.core.process import proc
 from verifier.microvm import jobs
+from verifier.microvm.clock.debugger import PORT_ID, Debugger
+from verifier.microvm.clock.move import move_clocks
+from verifier.microvm.clock.place import ClockPlace
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +48,9 @@ CONSOLE_LIMIT_BYTES = 16 << 20
 
 MESSAGE_LIMIT_BYTES = 256 << 20
 """No honest answer comes near it; the observation of 100 000 tasks takes a tenth."""
+
+MOST_WISHES = 1000
+"""So often may a job have the clocks moved."""
 
 BOOT_TIMEOUT_S = 120.0
 SAVE_TIMEOUT_S = 120.0
@@ -130,11 +136,20 @@ class Channel:
 class Machine:
     """A running micro-VM. Use as a context manager; leaving it kills QEMU."""
 
-    def __init__(self, process: subprocess.Popen[bytes], qmp: Channel, agent: Channel, console: IO[bytes]) -> None:
+    def __init__(
+        self,
+        process: subprocess.Popen[bytes],
+        qmp: Channel,
+        agent: Channel,
+        console: IO[bytes],
+        debugger: socket.socket,
+    ) -> None:
         self._process = process
         self._qmp = qmp
         self._agent = agent
         self._console = console
+        self._debugger = debugger
+        self._debugged = False
 
     def __enter__(self) -> Self:
         return self
@@ -180,15 +195,20 @@ class Machine:
             kvm = opened.enter_context(open_kvm()).fileno() if spec.kvm else None
             qmp_ours, qmp_theirs = socket.socketpair()
             agent_ours, agent_theirs = socket.socketpair()
+            debugger_ours, debugger_theirs = socket.socketpair()
             console = tempfile.TemporaryFile(prefix="schedagent-console-")  # noqa: SIM115  closed in close()
-            qmp, agent = (opened.enter_context(theirs).fileno() for theirs in (qmp_theirs, agent_theirs))
+            qmp, agent, debugger = (
+                opened.enter_context(theirs).fileno() for theirs in (qmp_theirs, agent_theirs, debugger_theirs)
+            )
             argv = [*launcher(spec.hostfs), *qemu_argv(spec, kernel, initrd, qmp, agent, kvm, disks)]
+            argv += ["-chardev", f"socket,id={PORT_ID},fd={debugger}"]
             if incoming:
                 argv = ["prlimit", f"--fsize={CONSOLE_LIMIT_BYTES}", *argv, "-incoming", "defer"]
-            inherited = [kernel, initrd, qmp, agent, *disks, *files, *([] if kvm is None else [kvm])]
+            inherited = [kernel, initrd, qmp, agent, debugger, *disks, *files, *([] if kvm is None else [kvm])]
             start = functools.partial(proc.start, argv, output=console.fileno(), pass_fds=inherited)
             process = _qemu_parent(os.getpid()).submit(start)
-            machine = cls(process.result(), Channel(qmp_ours, "QEMU"), Channel(agent_ours, "the guest agent"), console)
+            qmp_channel, agent_channel = Channel(qmp_ours, "QEMU"), Channel(agent_ours, "the guest agent")
+            machine = cls(process.result(), qmp_channel, agent_channel, console, debugger_ours)
         with machine._or_close():
             machine._qmp.receive(RESTORE_TIMEOUT_S)  # greeting
             machine.command("qmp_capabilities")
@@ -273,6 +293,11 @@ class Machine:
         with self._or_close():
             self._agent.send({"job": type(job).__name__, **job.to_json()})
             reply = self._agent.receive(timeout_s)
+            for _ in range(MOST_WISHES):
+                if "wish" not in reply:
+                    break
+                self._grant(reply["wish"])
+                reply = self._agent.receive(timeout_s)
             if reply.get("error") == "GuestFault":
                 raise GuestFault(f"the guest agent failed at {type(job).__name__}:\n{reply['message']}")
             answer = reply.get("answer", {})
@@ -281,6 +306,25 @@ class Machine:
         if "error" in reply:
             raise guest_error(reply)
         return answer
+
+    def _grant(self, fields: Any) -> None:
+        """Move the clocks of a machine that stands still, and let it continue; GuestFault for a senseless wish."""
+        try:
+            wish = jobs.MoveClock.from_json(fields)
+            place = ClockPlace(**wish.place)
+            numbers = (*asdict(place).values(), wish.wall_s, wish.ahead_s)
+        except (TypeError, ValueError):
+            raise GuestFault(f"the guest agent wished for {fields!r:.200}") from None
+        if not all(type(number) is int and 0 <= number < 1 << 64 for number in numbers):
+            raise GuestFault(f"the guest agent wished for {fields!r:.200}")
+        if self._debugged:
+            self.command("stop")
+        else:  # which stops the machine as well
+            self.command("human-monitor-command", **{"command-line": f"gdbserver chardev:{PORT_ID}"})
+            self._debugged = True
+        moved = move_clocks(Debugger(self._debugger), place, wish.wall_s, wish.ahead_s)
+        self.command("cont")
+        self._agent.send({"granted": moved})
 
     def console_tail(self) -> str:
         """The end of the guest kernel's console and of what QEMU itself printed."""
@@ -299,8 +343,8 @@ class Machine:
         """Kill QEMU and wait for it. May be called again."""
         self._process.kill()
         self._process.wait()
-        for channel in (self._qmp, self._agent):
-            channel.sock.close()
+        for sock in (self._qmp.sock, self._agent.sock, self._debugger):
+            sock.close()
         self._console.close()
 
 

@@ -54,6 +54,7 @@ class Record:
         wrong: how many ended wrongly.
         errno: of the last one that failed.
         go: the one number that the agent writes: whether a task that waits for it may continue.
+        thread: id of the thread that does the work, if it is not the process's first.
     """
 
     events = _Word(0)
@@ -62,6 +63,7 @@ class Record:
     wrong = _Word(3)
     errno = _Word(4)
     go = _Word(5)
+    thread = _Word(6)
 
     def __init__(self) -> None:
         self.words = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("q")
@@ -110,8 +112,17 @@ class Task:
         self.name = name
         self.pid = pid
         self.record = record
+        self._followed = 0
         self._schedstat = os.open(f"/proc/{pid}/schedstat", os.O_RDONLY | os.O_CLOEXEC)
         self._stat = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+
+    def follow(self) -> None:
+        """From now on take the kernel's figures from the thread that the record names, if it names one."""
+        if self.record.thread and self.record.thread != self._followed:
+            self._followed = self.record.thread
+            self.close()
+            self._schedstat = os.open(f"/proc/{self.record.thread}/schedstat", os.O_RDONLY | os.O_CLOEXEC)
+            self._stat = os.open(f"/proc/{self.record.thread}/stat", os.O_RDONLY | os.O_CLOEXEC)
 
     def cpu_ns(self) -> int:
         """CPU time the scheduler has charged it with."""

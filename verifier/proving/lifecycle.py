@@ -183,10 +183,12 @@ def swap_once(policy: LoadedPolicy, tasks: Sequence[Task], waits: list[Wait], nu
 def leftovers(held: tuple[int, int]) -> str:
     """Say which BPF programs and maps are more than `held`; the kernel frees them some time after their last user."""
     deadline = time.monotonic() + RUN_AGAIN_BOUND_S
-    while time.monotonic() < deadline:
+    while True:
         now = count_loaded()
         if now[0] <= held[0] and now[1] <= held[1]:
             return ""
+        if time.monotonic() > deadline:
+            break
         time.sleep(_POLL_S)
     return f"{max(0, now[0] - held[0])} BPF programs and {max(0, now[1] - held[1])} maps stayed behind"
 

@@ -21,8 +21,9 @@ from verifier.proving.ground import Ground
 from verifier.proving.oracle import OracleInfo, OracleResult
 
 LOOK_S = 0.08
-CROWD_S, CROWD_TURNS = 1.5, 10
-"""Tasks that must not migrate run alone until they were given a CPU so often; the first preemption shows a mistake."""
+CROWD_S, CROWD_TURNS, CROWD_CPU_NS = 2.0, 10, 600_000_000
+"""Tasks that must not migrate run alone until they were given a CPU so often, and used so much CPU time together: six
+slices of the longest, for turns also end where the agent wants the CPU for a moment, and nobody is enqueued then."""
 
 EATEN_MIB, EATER_LIMIT_MIB = 8, 4
 
@@ -204,7 +205,9 @@ def immovable_crowd(ground: Ground, spinner: Spinner) -> tuple[int, Sequence[str
         body = work.migration_disabled(spinner)
         tasks = [crew.start(f"number {number}", body) for number in range(len(ground.cpus) + 1)]
         for _now in ground.watch(CROWD_S, LOOK_S):
-            if sum(task.turns() for task in tasks) >= CROWD_TURNS and all(task.record.events for task in tasks):
+            used_ns = sum(task.cpu_ns() for task in tasks)
+            turns = sum(task.turns() for task in tasks)
+            if turns >= CROWD_TURNS and used_ns >= CROWD_CPU_NS and all(task.record.events for task in tasks):
                 break
         turns = sum(task.turns() for task in tasks)
     return turns, crew.undead

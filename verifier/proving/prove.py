@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 import re
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
 
 from kernel_bpf.load.sched_ext import LoadedPolicy, kernel_state
-from verifier.proving import conservation, crowd, lifecycle, mix, overhead, shares, work
+from verifier.proving import conservation, crowd, groups, lifecycle, mix, overhead, shares, soak, work
 from verifier.proving.crew import Crew, ForkRefused
-from verifier.proving.ground import Ground, Load, attached_ground, end
+from verifier.proving.ground import PLAIN, Clock, Conditions, Ground, Load, attached_ground, end
 from verifier.proving.oracle import OracleInfo, OracleResult, Undecided
 
 WATCHDOG_MS = 3000
@@ -33,6 +32,8 @@ class Depth(Enum):
     QUICK = 8.0
     STANDARD = 12.0
     THOROUGH = 60.0
+    DEEP = 90.0
+    """With the soak besides: what a token that is valid for longer than a day takes."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class Phase:
         seconds: how long it runs at standard depth; other depths scale it.
         least_s: it cannot tell good from bad in less.
         oracles: those it may give results of.
+        depth: the least depth at which it is run, unless it is asked for by name.
+        elsewhere: it takes a machine of its own, booted another time, with one CPU more.
         under_load: runs on a policy that is attached for it.
         ending: takes over the attached policy, and ends it.
         alone: loads and attaches for itself, as often as it likes.
@@ -53,6 +56,8 @@ class Phase:
     seconds: float
     least_s: float
     oracles: tuple[OracleInfo, ...]
+    depth: Depth = Depth.QUICK
+    elsewhere: bool = False
     under_load: Callable[[Ground, float], Sequence[OracleResult | Undecided]] | None = None
     ending: Callable[[LoadedPolicy, float], list[OracleResult]] | None = None
     alone: Callable[[Load, float], Sequence[OracleResult | Undecided]] | None = None
@@ -63,14 +68,17 @@ class Phase:
 
 
 PHASES = (
-    Phase("work conservation", 1.0, 0.8, conservation.ORACLES, under_load=conservation.prove),
-    Phase("mix", 3.8, 3.8, mix.ORACLES, under_load=mix.prove),
+    Phase("work conservation", 0.9, 0.8, conservation.ORACLES, under_load=conservation.prove),
+    Phase("mix", 3.1, 3.1, mix.ORACLES, under_load=mix.prove),
+    Phase("moved clock", 0.8, 0.8, (groups.MOVED_CLOCK,), Depth.THOROUGH, under_load=groups.prove_later),
     Phase("shares", 1.6, 1.6, shares.ORACLES, under_load=shares.prove),
-    Phase("pinned crowd", 0.7, 0.6, crowd.ORACLES, under_load=crowd.prove),
-    Phase("CPU hotplug", 0.6, 0.4, (lifecycle.CPU_HOTPLUG,), ending=lifecycle.cpu_hotplug),
-    Phase("overhead", 2.0, 1.6, overhead.ORACLES, alone=overhead.prove),
+    Phase("pinned crowd", 0.6, 0.6, crowd.ORACLES, under_load=crowd.prove),
+    Phase("soak", 20.0, 8.0, soak.ORACLES, Depth.DEEP, under_load=soak.prove),
+    Phase("CPU hotplug", 0.5, 0.4, (lifecycle.CPU_HOTPLUG,), ending=lifecycle.cpu_hotplug),
+    Phase("overhead", 1.9, 1.6, overhead.ORACLES, alone=overhead.prove),
     Phase("reload loop", 0.7, 0.0, (lifecycle.RELOAD_LOOP,), alone=lifecycle.reload_loop),
     Phase("provoked stall", 1.0, 0.0, (lifecycle.PROVOKED_STALL,), alone=lifecycle.provoked_stall),
+    Phase("groups", 0.8, 0.8, (groups.GROUPS,), Depth.THOROUGH, elsewhere=True, under_load=groups.prove),
 )
 """In the order they are run: those under load follow each other, so that one attached policy serves them all (loading
 one takes an emulated machine half a second or more), and the one that ends it comes after them."""
@@ -100,19 +108,25 @@ class Proof:
 
 
 def chosen(names: Sequence[str]) -> list[Phase]:
-    """The phases of these names, all if there are none; raise KeyError for a name that no phase has."""
+    """The phases of these names, in their order; raise KeyError for a name that no phase has."""
     known = {phase.name: phase for phase in PHASES}
-    wanted = {known[name].name for name in names or known}
+    wanted = {known[name].name for name in names}
     return [phase for phase in PHASES if phase.name in wanted]
 
 
-def prove(load: Load, seconds: float, names: Sequence[str]) -> Proof:
+def phases_at(depth: Depth) -> list[Phase]:
+    """Those that are run at this depth."""
+    return [phase for phase in PHASES if phase.depth.value <= depth.value]
+
+
+def prove(load: Load, seconds: float, names: Sequence[str], conditions: Conditions = PLAIN) -> Proof:
     """Take a policy through phases; the first that ends in an ejection is the last.
 
     Args:
         load: gives the policy to the kernel's verifier.
         seconds: for all phases together, if all are run.
-        names: of the phases; empty for all.
+        names: of the phases.
+        conditions: of this proof.
 
     Raises:
         KernelRejected: the policy does not load or attach.
@@ -122,10 +136,10 @@ def prove(load: Load, seconds: float, names: Sequence[str]) -> Proof:
     with Crew() as metronomes:
         beats = [metronomes.start(f"metronome {cpu}", work.metronome(cpu)) for cpu in os.sched_getaffinity(0)]
         try:
-            prove_attached(proof, load, [phase for phase in phases if not phase.alone], seconds)
+            prove_attached(proof, load, [phase for phase in phases if not phase.alone], seconds, conditions)
             for phase in phases:
                 if phase.alone and not proof.exit_text and kernel_state().state == "disabled":
-                    run(proof, phase, partial(phase.alone, load, phase.share(seconds)))
+                    run(proof, conditions.clock, phase, partial(phase.alone, load, phase.share(seconds)))
         except ForkRefused as error:
             others = [result for result in proof.results if result.name != mix.FORKS.name]
             proof.results = [*others, mix.FORKS.fail(0.0, f"a task of the proving ground could not start: {error}")]
@@ -133,16 +147,17 @@ def prove(load: Load, seconds: float, names: Sequence[str]) -> Proof:
     return proof
 
 
-def prove_attached(proof: Proof, load: Load, phases: Sequence[Phase], seconds: float) -> None:
+def prove_attached(proof: Proof, load: Load, phases: Sequence[Phase], seconds: float, conditions: Conditions) -> None:
     """Attach the policy once, run these phases one after the other, and note whether it stayed."""
     if not phases:
         return
-    with load() as policy:
+    cpus = sorted(os.sched_getaffinity(0))
+    with groups.elders(cpus, conditions.worn) as elders, load() as policy:
         policy.attach()
-        prove_under_load(proof, phases, seconds)
+        prove_under_load(proof, phases, seconds, attached_ground(conditions, elders))
         for phase in phases:
             if phase.ending and policy.enabled():
-                run(proof, phase, partial(phase.ending, policy, phase.share(seconds)))
+                run(proof, conditions.clock, phase, partial(phase.ending, policy, phase.share(seconds)))
                 return
         proof.exit_text = end(policy)
     stalled = STALL.search(proof.exit_text)
@@ -150,23 +165,23 @@ def prove_attached(proof: Proof, load: Load, phases: Sequence[Phase], seconds: f
         proof.results.append(mix.STARVATION.fail(float(stalled[1]), f"the kernel ejected it: {proof.exit_text}"))
 
 
-def prove_under_load(proof: Proof, phases: Sequence[Phase], seconds: float) -> None:
+def prove_under_load(proof: Proof, phases: Sequence[Phase], seconds: float, ground: Ground) -> None:
     """Run these phases as long as the policy is in charge."""
-    ground, before = attached_ground(), kernel_state().events
+    before = kernel_state().events
     for phase in phases:
         if phase.under_load and ground.enabled():
-            run(proof, phase, partial(phase.under_load, ground, phase.share(seconds)))
+            run(proof, ground.conditions.clock, phase, partial(phase.under_load, ground, phase.share(seconds)))
     if not ground.enabled():  # what passed may have done so under the default scheduler
         proof.results = [result for result in proof.results if not result.ok]
     proof.events = {name: count - before.get(name, 0) for name, count in kernel_state().events.items()}
 
 
-def run(proof: Proof, phase: Phase, judged: Callable[[], Sequence[OracleResult | Undecided]]) -> None:
+def run(proof: Proof, clock: Clock, phase: Phase, judged: Callable[[], Sequence[OracleResult | Undecided]]) -> None:
     """Run one phase and keep what it showed."""
-    began = time.monotonic()
+    began_s = clock.now_s()
     for result in judged():
         if isinstance(result, Undecided):
             proof.undecided[result.name] = result.reason
         else:
             proof.results.append(result)
-    proof.seconds[phase.name] = round(time.monotonic() - began, 3)
+    proof.seconds[phase.name] = round(clock.now_s() - began_s, 3)

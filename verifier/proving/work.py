@@ -7,7 +7,7 @@ import mmap
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -20,11 +20,15 @@ SLEEP_NS = 5_000_000
 
 HOLD_S, REST_S = 0.03, 0.015
 BURST_S = 0.02
+BURSTS_S, PAUSE_S = (0.008, 0.008, 0.032), 0.001
 STAT_REFRESH = Path("/proc/sys/vm/stat_refresh")
 
 BEAT_S = 0.08
 METRONOME_PRIORITY = 60
 """Above the agent and everything else: a metronome that beats late shows that its CPU stood still."""
+
+_LEAP_NS = 3600 * 1_000_000_000
+"""No CPU stands still for so long: what is later was made so (proving/groups.py)."""
 
 _MIB = 1 << 20
 
@@ -80,13 +84,15 @@ def sleeper(record: Record) -> NoReturn:
 
 
 def metronome(cpu: int) -> Body:
-    """Beat on a CPU, before everything else there; record how late each beat came."""
+    """Beat on a CPU, before everything else there; record how late each beat came, unless the clock was moved."""
 
     def beat(record: Record) -> NoReturn:
         while True:
-            record.begin()
+            began_ns = time.monotonic_ns()
             time.sleep(BEAT_S)
-            record.end(int(BEAT_S * 1e9))
+            late_ns = time.monotonic_ns() - began_ns - int(BEAT_S * 1e9)
+            if late_ns < _LEAP_NS:
+                record.note(late_ns)
 
     return real_time(pinned(cpu, beat), METRONOME_PRIORITY)
 
@@ -124,6 +130,44 @@ def in_two_threads(first: Body, second: Body) -> Body:
         first(record)
 
     return run
+
+
+def in_thread(body: Callable[[Record], None]) -> Body:
+    """`body` in a second thread of the process, whose first one waits for it."""
+
+    def run(record: Record) -> NoReturn:
+        def begin() -> None:
+            record.thread = threading.get_native_id()
+            body(record)
+
+        thread = threading.Thread(target=begin, daemon=True)
+        thread.start()
+        thread.join()
+        raise AssertionError("the thread ended")
+
+    return run
+
+
+def through(door: int, body: Body) -> Body:
+    """`body`, once there is a byte to be had at the door (a pipe); an event says that it waits there."""
+
+    def run(record: Record) -> NoReturn:
+        record.events = 1
+        os.read(door, 1)
+        body(record)
+
+    return run
+
+
+def worker(record: Record) -> NoReturn:
+    """Compute for some CPU time, mostly short of a slice and at times beyond one, pause for a millisecond, again."""
+    for burst_s in itertools.cycle(BURSTS_S):
+        until = time.thread_time() + burst_s
+        while time.thread_time() < until:
+            pass
+        record.events += 1
+        time.sleep(PAUSE_S)
+    raise AssertionError("itertools.cycle ended")
 
 
 def yielder(record: Record) -> NoReturn:

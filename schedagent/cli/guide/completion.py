@@ -14,7 +14,7 @@ Offer = Callable[[str], list[str]]
 """Takes what was typed, and returns what may be meant."""
 
 _STATUSES = ("running", "waiting", "finished", "failed", "interrupted")
-_DEPTHS = ("quick", "standard", "thorough")
+_DEPTHS = ("quick", "standard", "thorough", "deep")
 
 
 def _choices(*words: str) -> Offer:

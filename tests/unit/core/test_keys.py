@@ -14,7 +14,7 @@ from schedagent.core import trusted
 from schedagent.core.errors import SetupError, TokenError, UsageError
 from schedagent.core.token import CLOCK_SKEW_S, LONGEST_LIFETIME_S, Scope, check, decode, digest_inputs
 from schedagent.core.trusted import distrust, load_trusted, trust, trusted_keys
-from verifier.signer import Signer
+from verifier.signer import DEEP, DEFAULT_LIFETIME_S, Signer, longest_lifetime_s
 
 USE = {
     "artifact_digest": "ab" * 32,
@@ -66,6 +66,15 @@ class TestIssue:
         text = signer.issue(**USE, scope=Scope.PARTIAL, cgroup="/a", not_before=later)
         token = decode(text)
         assert (token.scope, token.cgroup, token.not_before) == (Scope.PARTIAL, "/a", later)
+
+    @pytest.mark.parametrize("depth", ["", "quick", "standard", "thorough", "DEEP"])
+    def test_a_life_of_more_than_a_day_takes_the_deep_proof(self, signer, depth):
+        with pytest.raises(UsageError, match="cannot be valid for") as refused:
+            signer.issue(**USE, depth=depth, lifetime_s=DEFAULT_LIFETIME_S + 1)
+        assert "--depth deep" in refused.value.hint
+        token = decode(signer.issue(**USE, depth=DEEP, lifetime_s=longest_lifetime_s(DEEP)))
+        assert token.expires_at - token.not_before == LONGEST_LIFETIME_S
+        assert longest_lifetime_s(depth) == DEFAULT_LIFETIME_S
 
     @pytest.mark.parametrize(
         ("lifetime_s", "later_s"), [(0, 0), (-5, 0), (LONGEST_LIFETIME_S + 1, 0), (3600, 7 * 86400)]
@@ -160,7 +169,7 @@ class TestPrivateKey:
 
 class TestRotate:
     def test_old_tokens_live_on_until_they_expire(self, signer):
-        old_text, old_id = signer.issue(**USE, lifetime_s=LONGEST_LIFETIME_S), signer.key_id
+        old_text, old_id = signer.issue(**USE, depth=DEEP, lifetime_s=LONGEST_LIFETIME_S), signer.key_id
         retired = signer.rotate()
         assert retired.key_id == old_id != signer.key_id
         assert decode(signer.issue(**USE)).key_id == signer.key_id, "the new key signs at once"

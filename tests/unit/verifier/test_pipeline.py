@@ -24,6 +24,8 @@ from verifier import pipeline, submission
 from verifier import report_cache as report_cache_module
 from verifier.microvm import jobs
 from verifier.pipeline import KernelBench, Verifier
+from verifier.proving.identity import NOTHING_WORN
+from verifier.proving.prove import Depth
 from verifier.report_cache import ReportCache
 from verifier.signer import Signer
 
@@ -55,6 +57,7 @@ class Ground:
     undecided: dict = field(default_factory=dict)
     asked: list = field(default_factory=list)
     closed: int = 0
+    versions: tuple = ("2", "512", "tcg", "QEMU 10")
 
     def cell(self, policy):
         return Cell(self, policy)
@@ -102,6 +105,7 @@ def static(monkeypatch):
     monkeypatch.setattr(submission, "compile_policy", compile_policy)
     monkeypatch.setattr(pipeline, "check_source", lambda *_arguments, **_options: found.source)
     monkeypatch.setattr(pipeline, "read_object", lambda object_bytes: object_bytes)
+    monkeypatch.setattr(pipeline, "worn_for", lambda _image: NOTHING_WORN)
     monkeypatch.setattr(pipeline, "features", lambda _target: frozenset())
     monkeypatch.setattr(pipeline, "enum_values", lambda _target: {})
 
@@ -412,6 +416,33 @@ def test_a_policy_that_passed_is_not_proved_twice(candidate, info, signer, repor
     assert tokens.decode(second.token).nonce != tokens.decode(first.token).nonce
     static.logic = (LOST_TASK,)
     assert_closed(verify(ground, candidate, info, signer, report_cache=report_cache), "scheduling logic", "rule 18")
+
+
+@pytest.mark.parametrize(
+    "versions", [("4", "512", "tcg", "QEMU 10"), ("2", "512", "tcg", "QEMU 11"), ("2", "1024", "tcg", "QEMU 10")]
+)
+def test_a_report_of_another_machine_is_proved_again(versions, candidate, info, signer, report_cache):
+    first, second = Ground(), Ground(versions=versions)
+    verify(first, candidate, info, signer, report_cache=report_cache)
+    verify(second, candidate, info, signer, report_cache=report_cache)
+    assert [what for what, _ in second.asked] == ["load", "prove"]
+
+
+def test_a_report_of_another_clang_or_depth_is_proved_again(candidate, info, signer, report_cache, monkeypatch):
+    ground = Ground()
+    verify(ground, candidate, info, signer, report_cache=report_cache)
+    verify(ground, candidate, info, signer, report_cache=report_cache, depth=Depth.DEEP)
+    monkeypatch.setattr(pipeline, "find_clang", lambda: (Path("/usr/bin/clang"), "clang version 99"))
+    verify(ground, candidate, info, signer, report_cache=report_cache)
+    assert len(ground.asked) == 6
+
+
+def test_a_deep_proof_is_signed_for_a_week_and_any_other_for_a_day(candidate, info, signer):
+    for depth in Depth:
+        report = verify(Ground(), candidate, info, signer, depth=depth).report
+        token = tokens.decode(report.token)
+        days = (token.expires_at - token.not_before) / 86400
+        assert (report.depth, days) == (depth.name.lower(), 7 if depth is Depth.DEEP else 1)
 
 
 def test_logic_is_judged_with_the_tunables_of_the_candidate(candidate, info, static):

@@ -22,7 +22,7 @@ from schedagent.core.trials.usage import CommandUsage, Usage
 from schedagent.core.trials.workload import Goal, Observation, WorkloadCommand
 from verifier.lab.vm import Cell, LabPolicy, TrialSession, twice
 from verifier.microvm import jobs
-from verifier.proving.prove import Depth
+from verifier.proving.prove import Depth, phases_at
 
 WORKLOAD = WorkloadCommand("make -j", "/src")
 MEASURED = replace(WORKLOAD, goal=Goal.LATENCY, metric=r"p99: (\d+)")
@@ -311,8 +311,13 @@ def shown(*results, undecided=(), **fields):
 
 
 class ProvingLab(Lab):
-    def open(self, *, hostfs: bool) -> Machine:
+    def __init__(self, *answers):
+        super().__init__(*answers)
+        self.more_cpus = []
+
+    def open(self, *, hostfs: bool, more_cpus: int = 0) -> Machine:
         assert not hostfs
+        self.more_cpus.append(more_cpus)
         return Machine(self)
 
     def measuring(self):
@@ -322,35 +327,50 @@ class ProvingLab(Lab):
 def proved(*answers):
     """Prove a policy in machines that answer so; return the last word and the phases that were asked for."""
     lab = ProvingLab(*answers)
-    return Cell(lab, POLICY).prove(Depth.QUICK), [job.phases for job in lab.asked]
+    answer, phases = Cell(lab, POLICY).prove(Depth.QUICK), [job.phases for job in lab.asked]
+    assert lab.more_cpus == [int(names == ["groups"]) for names in phases], "groups have a machine with one CPU more"
+    return answer, phases
 
 
+HERE = [phase.name for phase in phases_at(Depth.QUICK) if not phase.elsewhere]
+THERE = jobs.ProveAnswer("", [{"name": "groups", "ok": True}], {}, {"groups": 1.0})
 BOTH = ("idle machine", "saturated machine")
 
 
 def test_what_a_busy_host_left_open_is_measured_once_more_and_only_that():
     first = shown(("starvation", True), ("idle machine", True), undecided=["saturated machine"])
-    answer, phases = proved(first, shown(*[(name, True) for name in BOTH]))
-    assert phases == [[], ["overhead"]]
-    assert {result["name"] for result in answer.results} == {"starvation", *BOTH}
-    assert (answer.undecided, answer.seconds) == ({}, {"overhead": 4.0})
+    answer, phases = proved(first, THERE, shown(*[(name, True) for name in BOTH]))
+    assert phases == [HERE, ["groups"], ["overhead"]]
+    assert {result["name"] for result in answer.results} == {"starvation", "groups", *BOTH}
+    assert (answer.undecided, answer.seconds) == ({}, {"overhead": 4.0, "groups": 1.0})
+
+
+def test_a_policy_that_was_ejected_is_not_taken_to_another_machine():
+    answer, phases = proved(replace(shown(("starvation", False)), exit_text="stall: too late"))
+    assert (answer.exit_text, phases) == ("stall: too late", [HERE])
+
+
+def test_what_another_machine_shows_counts_as_much():
+    ejected = replace(THERE, exit_text="error: on CPU 2", stalled_s=0.1, undecided={"groups": "why"})
+    answer, _phases = proved(shown(("starvation", True)), ejected)
+    assert (answer.exit_text, answer.stalled_s, answer.undecided) == ("error: on CPU 2", 0.1, {"groups": "why"})
 
 
 def test_what_is_open_twice_has_no_verdict():
-    answer, phases = proved(shown(("starvation", True), undecided=BOTH), shown(undecided=BOTH))
-    assert len(phases) == 2
+    answer, phases = proved(shown(("starvation", True), undecided=BOTH), THERE, shown(undecided=BOTH))
+    assert len(phases) == 3
     assert set(answer.undecided) == set(BOTH)
-    assert [result["name"] for result in answer.results] == ["starvation"]
+    assert [result["name"] for result in answer.results] == ["starvation", "groups"]
 
 
 def test_what_held_once_is_not_lost_by_a_second_look_that_shows_nothing_and_what_fails_then_fails():
     first = shown(("idle machine", True), undecided=["saturated machine"])
-    kept, _phases = proved(first, shown(("saturated machine", True), undecided=["idle machine"]))
+    kept, _phases = proved(first, THERE, shown(("saturated machine", True), undecided=["idle machine"]))
     assert kept.undecided == {}
-    lost, _phases = proved(first, shown(("idle machine", False), ("saturated machine", True)))
+    lost, _phases = proved(first, THERE, shown(("idle machine", False), ("saturated machine", True)))
     assert [result["ok"] for result in lost.results if result["name"] == "idle machine"] == [False]
 
 
 def test_nothing_is_measured_again_for_a_policy_that_failed_anyway():
-    _answer, phases = proved(shown(("starvation", False), undecided=BOTH))
-    assert phases == [[]]
+    _answer, phases = proved(shown(("starvation", False), undecided=BOTH), THERE)
+    assert phases == [HERE, ["groups"]]

@@ -27,7 +27,7 @@ def kernel(tmp_path: Path) -> KernelImage:
 @pytest.fixture
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     monkeypatch.setattr(kvm, "_KVM", tmp_path)  # something that exists
-    monkeypatch.setattr(kvm, "_qemu_version", lambda: "QEMU 10")
+    monkeypatch.setattr(kvm, "qemu_version", lambda: "QEMU 10")
     return Settings(cache_dir=tmp_path / "cache", state_dir=tmp_path)
 
 

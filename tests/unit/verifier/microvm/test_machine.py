@@ -14,6 +14,7 @@ import pytest
 
 from schedagent.core.errors import KernelRejected, SetupError, VmLost
 from verifier.microvm import jobs, machine
+from verifier.microvm.clock.place import ClockPlace
 from verifier.microvm.machine import Channel, GuestFault, Machine, MachineSpec, guest_error, launcher, qemu_argv
 
 SPEC = MachineSpec(Path("vmlinuz"), Path("initrd"), cpus=3, memory_mib=512, kvm=False, hostfs=False)
@@ -145,13 +146,51 @@ def scripted():
     process = subprocess.Popen(["sleep", "60"])
     qmp, qmp_theirs = socket.socketpair()
     agent, agent_theirs = socket.socketpair()
+    debugger, debugger_theirs = socket.socketpair()
     console = tempfile.TemporaryFile()  # noqa: SIM115  the machine closes it
-    with qmp_theirs, agent_theirs, Machine(process, Channel(qmp, "QEMU"), Channel(agent, "agent"), console) as vm:
+    channels = Channel(qmp, "QEMU"), Channel(agent, "agent")
+    with qmp_theirs, agent_theirs, debugger_theirs, Machine(process, *channels, console, debugger) as vm:
         yield vm, qmp_theirs, agent_theirs, console
 
 
 def say(end, *messages):
     end.sendall(b"".join(json.dumps(message).encode() + b"\n" for message in messages))
+
+
+WISH = {"place": {"timekeeper": 4096}, "wall_s": 1_796_032_479, "ahead_s": 60}
+
+
+def test_clocks_are_moved_while_the_machine_stands_still(scripted, monkeypatch):
+    vm, qmp, agent, _ = scripted
+    moved = []
+
+    def move_clocks(_debugger, place, *times):
+        moved.append((place, *times))
+        return len(moved) == 1
+
+    monkeypatch.setattr(machine, "move_clocks", move_clocks)
+    say(agent, {"wish": WISH}, {"wish": WISH}, {"answer": {"programs": {}}})
+    say(qmp, *[{"return": {}}] * 4)
+    assert vm.call(jobs.Hello(0), 1) == {"programs": {}}
+    assert moved == [(ClockPlace(4096), 1_796_032_479, 60)] * 2
+    commands = [json.loads(line)["execute"] for line in qmp.recv(1 << 16).splitlines()]
+    assert commands == ["human-monitor-command", "cont", "stop", "cont"], "the debugger attaches once"
+    assert [json.loads(line) for line in agent.recv(1 << 16).splitlines()][1:] == [
+        {"granted": True},
+        {"granted": False},
+    ]
+
+
+@pytest.mark.parametrize(
+    "wish",
+    [None, 5, {}, WISH | {"place": {"cr3": 1}}, WISH | {"place": [1]}, WISH | {"ahead_s": "1"}, WISH | {"wall_s": -1}],
+)
+def test_a_senseless_wish_is_a_fault_of_the_guest(wish, scripted):
+    vm, _, agent, _ = scripted
+    say(agent, {"wish": wish})
+    with pytest.raises(GuestFault, match="wished for"):
+        vm.call(jobs.Hello(0), 1)
+    assert vm._process.returncode is not None
 
 
 def test_a_full_disk_is_no_lost_machine(scripted):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from itertools import pairwise
 
 import pytest
 
@@ -13,7 +14,7 @@ from verifier.microvm import jobs
 from verifier.proving import conservation, crowd, mix, prove, shares, work
 from verifier.proving.crew import Record
 from verifier.proving.mix import Gap
-from verifier.proving.prove import ORACLES, PHASES, Depth, chosen
+from verifier.proving.prove import ORACLES, PHASES, Depth, chosen, phases_at
 
 MS = 1_000_000
 
@@ -213,14 +214,23 @@ def test_no_oracle_belongs_to_two_phases():
 
 
 def test_all_phases_take_the_seconds_of_their_depth():
-    assert sum(phase.share(Depth.STANDARD.value) for phase in PHASES) <= Depth.STANDARD.value
+    assert sum(phase.share(Depth.STANDARD.value) for phase in phases_at(Depth.STANDARD)) <= Depth.STANDARD.value
     for phase in PHASES:
         assert phase.share(Depth.QUICK.value) >= phase.least_s
         assert phase.share(Depth.THOROUGH.value) > phase.share(Depth.STANDARD.value)
 
 
+def test_each_depth_runs_what_the_one_before_does():
+    names = [[phase.name for phase in phases_at(depth)] for depth in Depth]
+    for fewer, more in pairwise(names):
+        assert set(fewer) <= set(more)
+    assert "groups" in names[0], "a policy that tells users apart must not pass at any depth"
+    assert "moved clock" in names[1]
+    assert set(names[-1]) - set(names[-2]) == {"soak"}
+
+
 def test_phases_are_run_in_the_order_of_the_table():
-    assert chosen([]) == list(PHASES)
+    assert chosen([phase.name for phase in reversed(PHASES)]) == list(PHASES)
     assert [phase.name for phase in chosen(["shares", "mix"])] == ["mix", "shares"]
     with pytest.raises(KeyError, match="hotpulg"):
         chosen(["hotpulg"])

@@ -1,0 +1,72 @@
+"""The soak: crews come and go for minutes, and hours go by between them; what grows with that never stops growing."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+from verifier.proving import groups, work
+from verifier.proving.crew import Crew
+from verifier.proving.ground import Ground
+from verifier.proving.oracle import OracleInfo, OracleResult
+
+ROUND_S = 1.5
+STEP_S = 2 * 3600
+"""The clocks go ahead by so much between two rounds."""
+
+FEWEST_ROUNDS = 6
+
+SOAK = OracleInfo(
+    "soak", 29, 2.0, "ratio",
+    "as for groups, each in the median of all rounds: crews of new identities, beside a storm of forks, with"
+    f" {STEP_S // 3600} hours of all clocks between two rounds",
+    "What happens at a certain time after the load, in a certain hour or after a number of tasks has its chance here."
+    " The median of a group over all rounds is steadier than any round.",
+)  # fmt: skip
+GROWTH = OracleInfo(
+    "memory growth", 28, 12.0, "MiB",
+    "how much more memory the machine uses in the last third of the soak than in the first",
+    "Tasks and cgroups come and go, and what a policy keeps of each has to go with it. The machine has no disk whose"
+    " cache could grow.",
+)  # fmt: skip
+
+ORACLES = (SOAK, GROWTH)
+
+_MEMINFO = Path("/proc/meminfo")
+
+
+def prove(ground: Ground, seconds: float) -> list[OracleResult]:
+    """Let one crew after the other work, and hours go by between them."""
+    figures: dict[str, list[float]] = {}
+    used_mib: list[float] = []
+    clock = ground.conditions.clock
+    until_s = clock.now_s() + seconds
+    while (len(used_mib) < FEWEST_ROUNDS or clock.now_s() < until_s) and ground.enabled():
+        with Crew() as crew:
+            crew.start("fork storm", work.fork_storm)
+            worn = ground.conditions.worn.turned(len(used_mib))
+            members, fares = groups.fare(ground, ROUND_S, len(used_mib), worn)
+        for label, figure in groups.unequal(members, fares, worn, ground.conditions.reads).items():
+            figures.setdefault(label, []).append(figure)
+        used_mib.append(memory_used_mib())
+        clock.set_ahead(STEP_S)
+    if not ground.enabled():
+        return []
+    often = {label: statistics.median(seen) for label, seen in figures.items() if len(seen) > len(used_mib) / 2}
+    hours = clock.moved_s // 3600
+    return [groups.judge(SOAK, often, len(used_mib), len(members)), judge_growth(used_mib, hours)]
+
+
+def memory_used_mib() -> float:
+    """Memory that cannot be had any more, in MiB."""
+    fields = dict(line.split(":") for line in _MEMINFO.read_text().splitlines())
+    return (int(fields["MemTotal"].split()[0]) - int(fields["MemAvailable"].split()[0])) / 1024
+
+
+def judge_growth(used_mib: Sequence[float], hours: int) -> OracleResult:
+    """Judge the memory that was in use after each round."""
+    third = max(1, len(used_mib) // 3)
+    first, last = statistics.median(used_mib[:third]), statistics.median(used_mib[-third:])
+    detail = f"{first:.1f} MiB at first, {last:.1f} MiB at last, in {len(used_mib)} rounds over {hours} hours"
+    return GROWTH.judge(max(0.0, last - first), detail)
