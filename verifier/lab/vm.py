@@ -36,7 +36,7 @@ from verifier.microvm import jobs
 from verifier.microvm.image import ANSWER_TIMEOUT_S, SnapshotStore
 from verifier.microvm.kernels import KernelImage
 from verifier.microvm.machine import Machine
-from verifier.proving.prove import PHASES, Depth
+from verifier.proving.prove import COVERAGE, PHASES, Depth
 
 log = logging.getLogger(__name__)
 
@@ -63,11 +63,44 @@ Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
+class ProbedCopy:
+    """A policy's object with probes, see verifier.coverage.
+
+    Args:
+        object_bytes: the copy.
+        section: where its probes leave their marks.
+        inputs: maps that the loader fills, see core.policies.policy.PolicyInfo.
+        hotplug: whether the policy handles CPUs that come and go.
+    """
+
+    object_bytes: bytes
+    section: str
+    inputs: tuple[str, ...] = ()
+    hotplug: bool = False
+
+    def added_to(self, job: jobs.Prove) -> jobs.Prove:
+        """Return the job that runs the copy, too."""
+        return replace(
+            job,
+            copy_base64=base64.b64encode(self.object_bytes).decode(),
+            copy_section=self.section,
+            copy_inputs=list(self.inputs),
+            copy_hotplug=self.hotplug,
+        )
+
+
+@dataclass(frozen=True)
 class LabPolicy:
-    """A candidate with the object compiled for the lab's kernel."""
+    """A candidate with the object compiled for the lab's kernel.
+
+    Args:
+        candidate, artifact: both.
+        copy: its object with probes; None if there is none.
+    """
 
     candidate: CandidatePolicy
     artifact: PolicyArtifact
+    copy: ProbedCopy | None = None
 
     def message(self) -> jobs.PolicyLoad:
         """The form in which it travels to the guest."""
@@ -215,7 +248,7 @@ class Cell:
         and if the host disturbs that as well, there is no verdict. So is what a busy host left without a verdict.
 
         Args:
-            phases: names in verifier.proving.prove.PHASES; empty for all.
+            phases: names in verifier.proving.prove.PHASES, and COVERAGE; empty for all.
 
         Raises:
             KernelRejected: it does not load or attach.
@@ -224,7 +257,10 @@ class Cell:
         """
 
         def attempt(phases: Sequence[str] = phases) -> jobs.ProveAnswer:
-            job = jobs.Prove(self._policy.message(), depth.value, list(phases))
+            policy = self._policy
+            job = jobs.Prove(policy.message(), depth.value, list(phases))
+            if policy.copy and (not phases or COVERAGE in phases):
+                job = policy.copy.added_to(job)
             try:
                 return jobs.ProveAnswer.from_json(self._call(job, LOAD_TIMEOUT_S + 4 * depth.value))
             finally:
@@ -496,6 +532,11 @@ def with_second(first: jobs.ProveAnswer, second: jobs.ProveAnswer) -> jobs.Prove
         events=first.events,
         seconds={name: first.seconds.get(name, 0.0) + second.seconds.get(name, 0.0) for name in first.seconds},
         stalled_s=max(first.stalled_s, second.stalled_s),
+        passed=first.passed,
+        kept=first.kept,
+        entered=first.entered,
+        unmeasured=first.unmeasured,
+        queues_unmeasured=first.queues_unmeasured,
     )
 
 

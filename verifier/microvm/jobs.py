@@ -210,11 +210,19 @@ class Prove(Message):
     Args:
         seconds: for all phases together, if all are run.
         phases: their names; empty for all.
+        copy_base64: the policy's object with probes, see verifier.coverage; empty if there is none.
+        copy_section: where its probes leave their marks.
+        copy_inputs: maps of the copy to fill for tasks of our own, "history" and "classes".
+        copy_hotplug: whether the copy handles CPUs that come and go.
     """
 
     policy: PolicyLoad
     seconds: float
     phases: list[str]
+    copy_base64: str = ""
+    copy_section: str = ""
+    copy_inputs: list[str] = field(default_factory=list)
+    copy_hotplug: bool = False
     nested: ClassVar[Mapping[str, type[Message]]] = {"policy": PolicyLoad}
 
 
@@ -229,6 +237,9 @@ class ProveAnswer(Message):
         seconds: how long each phase took.
         stalled_s: longest time that a CPU of the machine stood still.
         undecided: oracles that saw too little for a verdict, with what is missing; they are not among the results.
+        passed, kept: numbers of the probes that were passed, and of those that the kernel did not remove.
+        entered: (DSQ id, tasks that entered it); None if the kernel did not show them.
+        unmeasured, queues_unmeasured: why probes, or queues, are not known; empty if they are.
     """
 
     exit_text: str
@@ -237,6 +248,11 @@ class ProveAnswer(Message):
     seconds: dict[str, float]
     stalled_s: float = 0.0
     undecided: dict[str, str] = dataclasses.field(default_factory=dict)
+    passed: list[int] = dataclasses.field(default_factory=list)
+    kept: list[int] = dataclasses.field(default_factory=list)
+    entered: list[tuple[int, int]] | None = None
+    unmeasured: str = ""
+    queues_unmeasured: str = ""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from enum import Enum
 from functools import partial
 
 from kernel_bpf.load.sched_ext import LoadedPolicy, kernel_state
-from verifier.proving import conservation, crowd, lifecycle, mix, overhead, shares, work
+from schedagent.core.errors import KernelRejected
+from verifier.proving import conservation, coverage, crowd, lifecycle, mix, overhead, shares, work
 from verifier.proving.crew import Crew, ForkRefused
 from verifier.proving.ground import Ground, Load, attached_ground, end
 from verifier.proving.oracle import OracleInfo, OracleResult, Undecided
@@ -22,6 +23,9 @@ WATCHDOG_MS = 3000
 The kernel looks every half of it (scx_watchdog_workfn() in kernel/sched/ext.c): after 4.5 s at the latest. Well above
 the starvation bound, which the oracles measure themselves.
 """
+
+COVERAGE = "coverage"
+"""The round under the copy with probes, among the seconds of the phases."""
 
 STALL = re.compile(r"failed to run for ([0-9.]+)s")
 """From check_rq_for_timeouts() in kernel/sched/ext.c: how long the task that ended the policy had waited."""
@@ -89,6 +93,7 @@ class Proof:
         events: growth of the counters in /sys/kernel/sched_ext/root/events under load.
         seconds: how long each phase took.
         stalled_s: longest time that a CPU of this machine stood still, whoever was at fault.
+        marks: what of it ran.
     """
 
     exit_text: str = ""
@@ -97,22 +102,27 @@ class Proof:
     events: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     stalled_s: float = 0.0
+    marks: coverage.Marks = field(default_factory=coverage.Marks)
 
 
 def chosen(names: Sequence[str]) -> list[Phase]:
-    """The phases of these names, all if there are none; raise KeyError for a name that no phase has."""
+    """The phases of these names, all if there are none; raise KeyError for a name that no phase has.
+
+    COVERAGE names none of them, but the round that follows them.
+    """
     known = {phase.name: phase for phase in PHASES}
-    wanted = {known[name].name for name in names or known}
+    wanted = {known[name].name for name in names or known if name != COVERAGE}
     return [phase for phase in PHASES if phase.name in wanted]
 
 
-def prove(load: Load, seconds: float, names: Sequence[str]) -> Proof:
+def prove(load: Load, seconds: float, names: Sequence[str], copy: coverage.Copy | None = None) -> Proof:
     """Take a policy through phases; the first that ends in an ejection is the last.
 
     Args:
         load: gives the policy to the kernel's verifier.
         seconds: for all phases together, if all are run.
         names: of the phases; empty for all.
+        copy: with probes; None if there is none.
 
     Raises:
         KernelRejected: the policy does not load or attach.
@@ -126,6 +136,10 @@ def prove(load: Load, seconds: float, names: Sequence[str]) -> Proof:
             for phase in phases:
                 if phase.alone and not proof.exit_text and kernel_state().state == "disabled":
                     run(proof, phase, partial(phase.alone, load, phase.share(seconds)))
+            if copy and not proof.exit_text and kernel_state().state == "disabled":
+                began = time.monotonic()
+                coverage.run_copy(proof.marks, copy, max(1.0, seconds / Depth.STANDARD.value))
+                proof.seconds[COVERAGE] = round(time.monotonic() - began, 3)
         except ForkRefused as error:
             others = [result for result in proof.results if result.name != mix.FORKS.name]
             proof.results = [*others, mix.FORKS.fail(0.0, f"a task of the proving ground could not start: {error}")]
@@ -153,11 +167,16 @@ def prove_attached(proof: Proof, load: Load, phases: Sequence[Phase], seconds: f
 def prove_under_load(proof: Proof, phases: Sequence[Phase], seconds: float) -> None:
     """Run these phases as long as the policy is in charge."""
     ground, before = attached_ground(), kernel_state().events
+    outside = coverage.outsiders(ground) if ground.enabled() else ""
+    if outside:
+        raise KernelRejected(f"the policy does not schedule every task: {outside}")
     for phase in phases:
         if phase.under_load and ground.enabled():
             run(proof, phase, partial(phase.under_load, ground, phase.share(seconds)))
     if not ground.enabled():  # what passed may have done so under the default scheduler
         proof.results = [result for result in proof.results if not result.ok]
+    if ground.enabled():
+        proof.marks.count()
     proof.events = {name: count - before.get(name, 0) for name, count in kernel_state().events.items()}
 
 
