@@ -11,14 +11,16 @@ import argparse
 import dataclasses
 import sys
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from kernel_bpf.policies.library import load_library, policy_from_file
 from schedagent.core.policies.policy import CandidatePolicy, PolicyInfo
+from schedagent.core.policies.proposal import Origin
 from schedagent.core.rules import COMPILE, GATES, LOGIC, RULES, SOURCE
 from schedagent.core.settings import load_settings
 from schedagent.core.verification import GateStatus, Severity, VerificationOutcome, VerificationReport
@@ -68,9 +70,19 @@ def load_corpus() -> list[Entry]:
 def _entries(kind: str) -> Iterator[Entry]:
     folder = POLICIES / kind
     for fields in tomllib.loads((folder / "corpus.toml").read_text())["policy"]:
-        info = policy_from_file(folder / fields["file"])
+        info = _made(policy_from_file(folder / fields["file"]), fields)
         about = fields.get("mistake") or fields["sentence"]
         yield Entry(kind, info, fields.get("rule", 0), fields.get("gate", ""), fields.get("oracle", ""), about)
+
+
+def _made(info: PolicyInfo, fields: Mapping[str, Any]) -> PolicyInfo:
+    """The policy as its entry has it judged.
+
+    `derived = true`: as what a model wrote, where more has to be shown than of what a person brings; `reads`: as one
+    that declares to go by these inputs.
+    """
+    info = dataclasses.replace(info, reads=tuple(fields.get("reads", info.reads)))
+    return dataclasses.replace(info, origin=Origin.GENERATE) if fields.get("derived") else info
 
 
 def corpus_verifier(*, static_only: bool = False) -> Verifier:
