@@ -542,7 +542,7 @@ def with_second(first: jobs.ProveAnswer, second: jobs.ProveAnswer) -> jobs.Prove
 
 def doubtful(answer: jobs.ProveAnswer) -> bool:
     """Whether a policy failed in a machine whose CPUs did not all keep running: worth a second look, not a pardon."""
-    if not failed(answer) or answer.stalled_s < STALL_S:
+    if not (failed(answer) or answer.unmeasured) or answer.stalled_s < STALL_S:
         return False
     log.warning("a CPU of the machine stood still for %.1f s while a policy failed", answer.stalled_s)
     return True
