@@ -87,7 +87,7 @@ def judge(
         unknown = Coverage(why=ran.why or "the kernel did not show its queues")
         return Judgement(unknown, (Finding(NEVER_RAN, severity, "", "", 0, unknown.summary),) if severity else ())
     seen = _Seen(image, probes, ran)
-    problems = tuple(seen.problems(own_headers=own_headers))
+    problems = seen.problems(own_headers=own_headers) if severity else ()
     findings = tuple(_finding(severity, problem) for problem in problems) if severity else ()
     return Judgement(seen.coverage(), findings)
 
