@@ -69,5 +69,6 @@ def measured(object_bytes: bytes, image: BpfImage, info: PolicyInfo) -> Measured
         content = with_probes(object_bytes, probes)
     except Unmeasurable as error:
         return Measured(info, image, None, None, error.message)
-    copy = ProbedCopy(content, COVERAGE_SECTION, info.inputs, bool(callbacks & _HOTPLUG))
+    inputs = () if is_composed(info) else info.inputs  # what is only shown is not worth the seconds of more tasks
+    copy = ProbedCopy(content, COVERAGE_SECTION, inputs, bool(callbacks & _HOTPLUG))
     return Measured(info, image, probes, copy)

@@ -11,6 +11,7 @@ import itertools
 import os
 import platform
 import struct
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -28,6 +29,7 @@ EXPECTED_NS = (1_000_000_000, 60_000_000_000, 5_000_000, 600_000_000_000)
 FOLDER = Path("/tmp/strangers")
 NAMES = tuple("stranger-of-the-kernel"[:length] for length in range(1, 16))
 LONG_ARGUMENT = "x" * 600
+PAUSE_S = 0.02
 
 _HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
 _SEGMENT = struct.Struct("<IIQQQQQQ")
@@ -84,6 +86,7 @@ def short_lived(record: Record) -> NoReturn:
         os.kill(pid, 9)
         os.waitpid(pid, 0)
         record.events += 1
+        time.sleep(PAUSE_S)
     raise AssertionError("itertools.cycle ended")
 
 
