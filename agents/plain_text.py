@@ -273,6 +273,7 @@ def report_summary(report: VerificationReport) -> str:
         f"{report.conclusion}",
         (f"- {gate.gate}: {gate.status.value}: {short(gate.detail, 300)}" for gate in report.gates),
         f"{errors} errors and {len(report.findings) - errors} warnings; {len(report.oracles)} oracles measured",
+        [f"coverage: {short(report.coverage.summary, 600)}"] if report.coverage else [],
     )
 
 

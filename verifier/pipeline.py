@@ -27,6 +27,7 @@ from schedagent.core.policies.policy import CandidatePolicy, PolicyInfo, Standin
 from schedagent.core.rules import ATTACH, COMPILE, GATES, KERNEL, LOGIC, OVERHEAD, PROVING, RULES, SOURCE
 from schedagent.core.token import Scope, digest_inputs
 from schedagent.core.verification import (
+    Coverage,
     Finding,
     GateResult,
     GateStatus,
@@ -37,9 +38,12 @@ from schedagent.core.verification import (
     Verified,
 )
 from verifier import ejection, submission
+from verifier.coverage import measure
+from verifier.coverage.judge import Judgement
 from verifier.lab.vm import LabPolicy
 from verifier.logic.checks import check_logic
 from verifier.microvm import jobs
+from verifier.object.image import BpfImage
 from verifier.object.reader import read_object
 from verifier.proving.identity import NOTHING_WORN
 from verifier.proving.prove import ORACLES, PHASES, Depth
@@ -168,6 +172,8 @@ class _Passage:
         self._kernels: list[KernelResult] = []
         self._worn = NOTHING_WORN
         self._cell: Cell | None = None
+        self._image: BpfImage | None = None
+        self._measured: measure.Measured | None = None
         self._proved: jobs.ProveAnswer | None = None
         self._gates: list[GateResult] = []
         self._announced = 0
@@ -243,7 +249,12 @@ class _Passage:
             depth="" if self._verifier.static_only else self._verifier.depth.name.lower(),
             reads=tuple(self._info.reads),
             verified_at=cached.verified_at if cached else datetime.now(UTC).isoformat(timespec="seconds"),
+            coverage=cached.coverage if cached else self._coverage(),
         )
+
+    def _coverage(self) -> Coverage | None:
+        judgement = self._judgement()
+        return judgement.coverage if judgement else None
 
     def _source(self) -> Passed:
         """The source can be read, keeps the rules that its object no longer shows, and every tunable is accepted."""
@@ -280,10 +291,10 @@ class _Passage:
 
     def _logic(self) -> Passed:
         target = self._verifier.target
-        image = read_object(self._artifacts[0].object_bytes)
-        self._worn = worn_for(image)
+        self._image = read_object(self._artifacts[0].object_bytes)
+        self._worn = worn_for(self._image)
         report = check_logic(
-            image,
+            self._image,
             features(target),
             enum_values(target),
             dict(self._candidate.tunables),
@@ -315,7 +326,12 @@ class _Passage:
         release = bench.target.release
         try:
             with ExitStack() as stack:
-                cell = bench.ground.cell(self._lab_policy(bench.target))
+                policy = self._lab_policy(bench.target)
+                if bench is self._verifier.benches[0] and self._verifier.depth.value >= Depth.THOROUGH.value:
+                    assert self._image is not None, "the logic gate read it"
+                    self._measured = measure.measured(policy.artifact.object_bytes, self._image, self._info)
+                    policy = replace(policy, copy=self._measured.copy)
+                cell = bench.ground.cell(policy)
                 if bench is self._verifier.benches[0]:
                     self._cell = cell
                 else:
@@ -356,7 +372,27 @@ class _Passage:
             raise GateFailed(f"warnings are left that nothing cleared: {names} did not run", open_warnings)
         judged = self._judge(oracles, f"; kernel events: {events}")
         self._decided(PROVING, "all that is measured here")
-        return judged
+        return self._covered(judged)
+
+    def _covered(self, judged: Passed) -> Passed:
+        """Fail the gate if something that counts never ran (rule 33); else say what did."""
+        judgement = self._judgement()
+        if judgement is None:
+            return judged
+        errors = [finding for finding in judgement.findings if finding.severity is Severity.ERROR]
+        if errors:
+            raise GateFailed(
+                f"{len(errors)} errors, of rule {errors[0].rule}: what never ran is not proved", judgement.findings
+            )
+        return replace(judged, detail=f"{judged.detail}; {judgement.coverage.summary}", findings=judgement.findings)
+
+    def _judgement(self) -> Judgement | None:
+        """What ran of the policy; None if it was not proved."""
+        if self._measured is None or self._proved is None:
+            return None
+        include_dirs = self._verifier.include_dirs
+        standing = submission.standing(self._info, include_dirs)
+        return self._measured.judge(self._proved, standing, include_dirs)
 
     def _overhead(self) -> Passed:
         """What was measured must hold; what could not be measured leaves the gate without a verdict."""

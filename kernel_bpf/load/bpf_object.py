@@ -339,16 +339,33 @@ class BpfObject:
         """
         stats = {}
         for program in self.programs():
-            info = ProgramInfo()
-            size = ctypes.c_uint32(ctypes.sizeof(info))
-            fd = call("bpf_program__fd", program.pointer, about=program.name)
-            call("bpf_prog_get_info_by_fd", fd, ctypes.byref(info), ctypes.byref(size), about=program.name)
+            info = self._info(program)
             stats[program.name] = {
                 "instructions": info.xlated_prog_len // _INSTRUCTION_BYTES,
                 "verified_instructions": info.verified_insns,
                 "jited_bytes": info.jited_prog_len,
             }
         return stats
+
+    def translated(self) -> Iterator[bytes]:
+        """Yield the instructions of each loaded program, subprograms included, as the kernel's verifier left them.
+
+        It has removed what it proved that no execution reaches (opt_remove_dead_code() in kernel/bpf/verifier.c).
+        """
+        for program in self.programs():
+            size = self._info(program).xlated_prog_len
+            content = ctypes.create_string_buffer(size)
+            self._info(program, ProgramInfo(xlated_prog_len=size, xlated_prog_insns=ctypes.addressof(content)))
+            yield content.raw
+
+    @staticmethod
+    def _info(program: Program, wanted: ProgramInfo | None = None) -> ProgramInfo:
+        """What the kernel says of a loaded program; `wanted` names what is to be copied besides."""
+        info = wanted or ProgramInfo()
+        size = ctypes.c_uint32(ctypes.sizeof(info))
+        fd = call("bpf_program__fd", program.pointer, about=program.name)
+        call("bpf_prog_get_info_by_fd", fd, ctypes.byref(info), ctypes.byref(size), about=program.name)
+        return info
 
     def _tunable(self, name: str) -> Variable:
         """Return a settable variable; raise TunableError naming those that exist."""

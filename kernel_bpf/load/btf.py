@@ -158,6 +158,17 @@ class Btf:
             return []
         return [self._string(name) for name, _type, _offset in self._words(struct_id, words_each=3)]
 
+    def offsets(self, struct: str) -> dict[str, int]:
+        """Return where the members of a struct lie, in bytes; empty if there is no such struct.
+
+        Members without a name, and bit fields, are left out.
+        """
+        struct_id = libbpf().btf__find_by_name_kind(self._pointer, struct.encode(), BtfKind.STRUCT)
+        if struct_id <= 0:
+            return {}
+        _name, members = self._struct(struct_id)
+        return {name: member.offset for name, member in members.items()}
+
     def named(self, *kinds: BtfKind) -> Iterator[tuple[int, BtfKind, str]]:
         """Yield (id, kind, name) of every type of these kinds."""
         for type_id in range(1, libbpf().btf__type_cnt(self._pointer)):

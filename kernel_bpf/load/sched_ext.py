@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -295,6 +295,14 @@ class LoadedPolicy:
     def records_exit(self) -> bool:
         """Whether the policy records why it ended; of one that does not, sysfs alone shows that it did."""
         return self._record is not None
+
+    def read_section(self, section: str) -> bytes:
+        """Return the present content of a data section; raise BpfError if there is none of this name."""
+        return self._object.read_variable(section, 0, self._object.section_bytes(section))
+
+    def translated(self) -> Iterator[bytes]:
+        """Yield what the kernel's verifier left of each program; see BpfObject.translated."""
+        return self._object.translated()
 
     def verifier_stats(self) -> dict[str, dict[str, int]]:
         """Figures of the kernel's verifier for each program; see BpfObject.verifier_stats."""

@@ -10,6 +10,7 @@ The same spec always gives the same bytes.
 from __future__ import annotations
 
 import functools
+import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,8 +20,11 @@ from kernel_bpf.policies.c_text import comment
 from kernel_bpf.policies.compose_code import MEMBERS, callbacks, includes, ops_struct, predicates
 from kernel_bpf.policies.compose_words import Setting, documentation, header, settings
 from schedagent.core.policies.spec import PolicySpec, check_spec, spec_error
+from schedagent.core.policies.spec_reader import spec_table
 
 INCLUDE = BPF / "include"
+_SPEC_HEAD = "/*\n * The spec that this was composed from:"
+_SPEC_WIDTH = 76
 _IDENTIFIER = re.compile(r"\b[a-z_]\w*\b", re.ASCII)
 _COMMENT = re.compile(r"/\*.*?\*/|\"[^\"\n]*\"", re.DOTALL)
 
@@ -51,6 +55,7 @@ def compose(spec: PolicySpec) -> Composed:
         *map(_tunable, settings(spec)),
         *code,
         ops_struct(spec),
+        _carried(spec),
     ]
     return Composed(spec.name, "\n\n".join(parts) + "\n", documentation(spec))
 
@@ -73,6 +78,22 @@ def header_words() -> frozenset[str]:
     """Every word of the headers that a policy includes, their comments left out."""
     texts = (path.read_text(encoding="utf-8") for path in sorted(INCLUDE.glob("*.h")))
     return frozenset(word for text in texts for word in _IDENTIFIER.findall(_COMMENT.sub("", text)))
+
+
+def _carried(spec: PolicySpec) -> str:
+    """The spec as a comment, so that whoever has the source can compose it again and compare; see carried_spec."""
+    text = json.dumps(spec_table(spec), separators=(",", ":"))
+    text = text.replace("*/", "*\\/").replace("/*", "\\/*").replace(" ", "\\u0020")
+    lines = (text[at : at + _SPEC_WIDTH] for at in range(0, len(text), _SPEC_WIDTH))
+    return "\n".join([_SPEC_HEAD, *(f" * {line}" for line in lines), " */"])
+
+
+def carried_spec(source: str) -> object:
+    """Return the table of the spec that a composed source carries at its end; raise ValueError if it carries none."""
+    _before, head, comment_lines = source.rpartition(f"{_SPEC_HEAD}\n")
+    if not head:
+        raise ValueError("no spec")
+    return json.loads("".join(line.removeprefix(" * ") for line in comment_lines.split("\n")[:-2]))
 
 
 def _class_numbers(spec: PolicySpec) -> str:

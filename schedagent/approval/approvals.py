@@ -23,6 +23,7 @@ from schedagent.core.approval import ApprovalRequest, ApprovalStage, Decision
 from schedagent.core.errors import TokenError, UsageError
 from schedagent.core.policies.policy import CandidatePolicy, PolicyInfo
 from schedagent.core.policies.proposal import Origin
+from schedagent.core.rules import NEVER_RAN
 from schedagent.core.trials.trial import Verdict
 from schedagent.core.verification import Severity, VerificationReport
 
@@ -283,6 +284,8 @@ def _verification(report: VerificationReport) -> Shown:
         "oracles": {"held": sum(oracle.ok for oracle in report.oracles), "of": len(report.oracles)},
         "kernels": {kernel.release: kernel.status.value for kernel in report.kernels},
         "warnings": [str(finding) for finding in open_warnings],
+        "coverage": report.coverage.summary if report.coverage else "",
+        "never_ran": [str(finding) for finding in report.findings if finding.rule == NEVER_RAN],
         "verified_by": report.verified_by,
         "report_digest": report.digest,
     }

@@ -90,6 +90,9 @@ def _proved(verdict: Mapping[str, Any], measured: Mapping[str, Any], verificatio
     yield f"      {verification['oracles']['held']} of {verification['oracles']['of']} oracles held"
     yield from (f"      kernel {release}: {status}" for release, status in verification["kernels"].items())
     yield from (f"      warning: {warning}" for warning in verification["warnings"])
+    if verification.get("coverage"):
+        yield f"      coverage: {verification['coverage']}"
+    yield from (f"      never ran: {finding}" for finding in verification.get("never_ran", []))
 
 
 def token_allows(allows: Mapping[str, Any]) -> str:

@@ -186,7 +186,10 @@ _RULES = (
     Rule(33, "every queue, branch and class of the policy was reached while it was proved",
          "what never ran is not proved: a policy can wait for an hour, a name or a user, and then starve somebody",
          "remove the branch, or make it depend on what the proving ground can bring about",
-         ()),
+         (PROVING,)),
 )  # fmt: skip
+
+NEVER_RAN = 33
+"""The rule of what never ran while a policy was proved."""
 
 RULES: Mapping[int, Rule] = {rule.number: rule for rule in _RULES}

@@ -15,6 +15,9 @@ from typing import Any
 from schedagent.core.policies.artifact import PolicyArtifact
 from schedagent.core.rules import RULES, FindingClass, Rule
 
+NEVER_SHOWN = 12
+"""Most lines that never ran which a summary names."""
+
 
 class GateStatus(StrEnum):
     """Every gate ends as one of these; the detail of a gate that did not run is the reason."""
@@ -165,6 +168,45 @@ class KernelResult:
 
 
 @dataclass(frozen=True)
+class Place:
+    """A line of the source."""
+
+    file: str
+    line: int
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """What of the policy ran while it was proved.
+
+    Args:
+        branches: sides of branches that the kernel's verifier holds to be reachable.
+        ran: those that were taken.
+        never: lines of the others, some hundred at most.
+        queues: DSQs that the policy created.
+        entered: those that a task ever entered.
+        why: why all this is not known; empty if it is.
+    """
+
+    branches: int = 0
+    ran: int = 0
+    never: tuple[Place, ...] = ()
+    queues: int = 0
+    entered: int = 0
+    why: str = ""
+
+    @property
+    def summary(self) -> str:
+        """One line for people."""
+        if self.why:
+            return f"what of it runs was not measured: {self.why}"
+        lines = ", ".join(f"{place.file}:{place.line}" for place in self.never[:NEVER_SHOWN])
+        more = f" and {len(self.never) - NEVER_SHOWN} more" if len(self.never) > NEVER_SHOWN else ""
+        never = f"; never: {lines}{more}" if lines else ""
+        return f"{self.ran} of {self.branches} branches ran, {self.entered} of {self.queues} queues were used{never}"
+
+
+@dataclass(frozen=True)
 class VerificationReport:
     """All gates of one candidate.
 
@@ -185,6 +227,7 @@ class VerificationReport:
         reads: inputs that the policy declares to go by, see core.policies.policy.PolicyInfo.
         depth: how long it was proved: "quick", "standard", "thorough" or "deep"; empty if it never was.
         verified_at: ISO 8601 UTC time at which its gates ended; that of the proof if the report was cached.
+        coverage: what of it ran while it was proved; None if it was not proved.
     """
 
     policy: str
@@ -203,6 +246,7 @@ class VerificationReport:
     reads: tuple[str, ...] = ()
     verified_at: str = ""
     depth: str = ""
+    coverage: Coverage | None = None
 
     @property
     def outcome(self) -> VerificationOutcome:
@@ -265,7 +309,7 @@ class VerificationReport:
         """
         content = asdict(self)
         del content["token"], content["verified_by"]
-        for name in ("tunables", "declares", "reads", "verified_at", "depth"):
+        for name in ("tunables", "declares", "reads", "verified_at", "depth", "coverage"):
             if not content[name]:
                 del content[name]
         for gate in content["gates"]:

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from schedagent.core.errors import TokenError
 from schedagent.core.terminal.foreign import marked
 from schedagent.core.token import DeploymentToken, decode
-from schedagent.core.verification import Finding, GateResult, KernelResult, OracleResult, VerificationReport
+from schedagent.core.verification import Coverage, Finding, GateResult, KernelResult, OracleResult, VerificationReport
 from schedagent.page.markup import document, facts, moment, sentence, table, text, word
 from schedagent.verification.text import finding_lines, oracle_word
 from verifier.proving.prove import ORACLES
@@ -102,6 +102,16 @@ def _measured(report: VerificationReport) -> Iterator[str]:
             )
         headings = ("oracle", "rule", "holds", "measured", "at most", "detail")
         yield table(headings, (_oracle_row(report, oracle) for oracle in report.oracles))
+    if report.coverage:
+        yield from _coverage(report.coverage)
+
+
+def _coverage(coverage: Coverage) -> Iterator[str]:
+    """What ran, and all lines that never did."""
+    yield f"<h2>Coverage</h2><p>{text(coverage.summary)}.</p>"
+    if coverage.never:
+        lines = ", ".join(f"{place.file}:{place.line}" for place in coverage.never)
+        yield f"<details><summary>every line that never ran</summary><p><code>{text(lines)}</code></p></details>"
 
 
 def _oracle_row(report: VerificationReport, oracle: OracleResult) -> list[str]:

@@ -85,6 +85,8 @@ def show_end(report: VerificationReport) -> None:
     for oracle in report.oracles:
         if report.excuses(oracle):
             _say(console, f"excused: the policy declares that it does not seek {oracle.name!r}")
+    if report.coverage:
+        _say(console, f"coverage: {report.coverage.summary}")
     if report.reads:
         _say(console, f"goes by, as it declares: {', '.join(report.reads)}")
     for finding in report.findings:

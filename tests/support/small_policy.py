@@ -135,11 +135,16 @@ def source_of(before: str = "", ops: str = ".timeout_ms = 5000,", license: str =
     return "\n".join((start, textwrap.dedent(before), *parts.values(), struct))
 
 
-def compiled(folder: Path, **changes: str | None) -> BpfImage:
-    """Compile a changed policy and read it."""
+def compiled_object(folder: Path, **changes: str | None) -> bytes:
+    """Compile a changed policy."""
     path = folder / "t.bpf.c"
     path.write_text(source_of(**changes))  # type: ignore[arg-type]
-    return read_object(compile_policy(path, "t", TARGET).object_bytes)
+    return compile_policy(path, "t", TARGET).object_bytes
+
+
+def compiled(folder: Path, **changes: str | None) -> BpfImage:
+    """Compile a changed policy and read it."""
+    return read_object(compiled_object(folder, **changes))
 
 
 def check(folder: Path, features: frozenset[str] = frozenset(), **changes: str | None) -> Checked:

@@ -38,7 +38,7 @@ from verifier.microvm.kernels import KernelImage
 from verifier.microvm.kvm import qemu_version
 from verifier.microvm.machine import Machine
 from verifier.proving.identity import NOTHING_WORN, Worn
-from verifier.proving.prove import PHASES, Depth, Phase, chosen, phases_at
+from verifier.proving.prove import COVERAGE, PHASES, Depth, Phase, chosen, phases_at
 
 log = logging.getLogger(__name__)
 
@@ -65,18 +65,48 @@ Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
+class ProbedCopy:
+    """A policy's object with probes, see verifier.coverage.
+
+    Args:
+        object_bytes: the copy.
+        section: where its probes leave their marks.
+        inputs: maps that the loader fills, see core.policies.policy.PolicyInfo.
+        hotplug: whether the policy handles CPUs that come and go.
+    """
+
+    object_bytes: bytes
+    section: str
+    inputs: tuple[str, ...] = ()
+    hotplug: bool = False
+
+    def added_to(self, job: jobs.Prove) -> jobs.Prove:
+        """Return the job that runs the copy, too."""
+        return replace(
+            job,
+            copy_base64=base64.b64encode(self.object_bytes).decode(),
+            copy_section=self.section,
+            copy_inputs=list(self.inputs),
+            copy_hotplug=self.hotplug,
+        )
+
+
+@dataclass(frozen=True)
 class LabPolicy:
     """A candidate with the object compiled for the lab's kernel.
 
     Args:
+        candidate, artifact: both.
         worn: constants of the object, for the crew of the proving ground to wear.
         reads: what the policy declares to go by, see core.policies.policy.READABLE.
+        copy: its object with probes; None if there is none.
     """
 
     candidate: CandidatePolicy
     artifact: PolicyArtifact
     worn: Worn = NOTHING_WORN
     reads: tuple[str, ...] = ()
+    copy: ProbedCopy | None = None
 
     def message(self) -> jobs.PolicyLoad:
         """The form in which it travels to the guest."""
@@ -238,7 +268,7 @@ class Cell:
         and if the host disturbs that as well, there is no verdict. So is what a busy host left without a verdict.
 
         Args:
-            phases: names in verifier.proving.prove.PHASES; empty for all of this depth.
+            phases: names in verifier.proving.prove.PHASES; and COVERAGE; empty for all of this depth.
 
         Raises:
             KernelRejected: it does not load or attach.
@@ -246,10 +276,13 @@ class Cell:
             HostBusy: the host did not let its CPUs run while the policy failed, twice.
         """
 
-        def attempt(phases: Collection[Phase] = chosen(phases) if phases else phases_at(depth)) -> jobs.ProveAnswer:
+        with_copy = self._policy.copy is not None and (not phases or COVERAGE in phases)
+        wanted = chosen(phases) if phases else phases_at(depth)
+
+        def attempt(phases: Collection[Phase] = wanted, *, copied: bool = with_copy) -> jobs.ProveAnswer:
             here = [phase for phase in phases if not phase.elsewhere]
             there = [phase for phase in phases if phase.elsewhere]
-            answer = self._prove(depth, here) if here else NOTHING_PROVED
+            answer = self._prove(depth, here, copied=copied) if here or copied else NOTHING_PROVED
             if there and not answer.exit_text:
                 self._more_cpus = 1
                 answer = joined(answer, self._prove(depth, there))
@@ -260,7 +293,7 @@ class Cell:
             if doubtful(answer) or perhaps_host_stalled(answer.exit_text):
                 answer = twice(attempt)
             if answer.undecided and not failed(answer):
-                answer = with_second(answer, twice(partial(attempt, phases_of(answer.undecided))))
+                answer = with_second(answer, twice(partial(attempt, phases_of(answer.undecided), copied=False)))
         if doubtful(answer):
             raise HostBusy(
                 f"a CPU of the machine stood still for {answer.stalled_s:.1f} s while the policy failed, twice",
@@ -268,12 +301,18 @@ class Cell:
             )
         return answer
 
-    def _prove(self, depth: Depth, phases: Sequence[Phase]) -> jobs.ProveAnswer:
-        """Run phases in this machine, or a fresh one, and use it up; in each the crew wears other constants first."""
+    def _prove(self, depth: Depth, phases: Sequence[Phase], *, copied: bool = False) -> jobs.ProveAnswer:
+        """Run phases in this machine, or a fresh one, and use it up; in each the crew wears other constants first.
+
+        Args:
+            copied: whether the copy with probes is run before them.
+        """
         turned = self._policy.worn.turned(self._more_cpus)
         worn = {trait: list(values) for trait, values in asdict(turned).items()}
         names = [phase.name for phase in phases]
         job = jobs.Prove(self._policy.message(), depth.value, names, worn, list(self._policy.reads))
+        if copied and self._policy.copy:
+            job = self._policy.copy.added_to(job)
         try:
             return jobs.ProveAnswer.from_json(self._call(job, LOAD_TIMEOUT_S + 4 * depth.value))
         finally:
@@ -548,12 +587,17 @@ def with_second(first: jobs.ProveAnswer, second: jobs.ProveAnswer) -> jobs.Prove
         events=first.events,
         seconds={name: first.seconds.get(name, 0.0) + second.seconds.get(name, 0.0) for name in first.seconds},
         stalled_s=max(first.stalled_s, second.stalled_s),
+        passed=first.passed,
+        kept=first.kept,
+        entered=first.entered,
+        unmeasured=first.unmeasured,
+        queues_unmeasured=first.queues_unmeasured,
     )
 
 
 def doubtful(answer: jobs.ProveAnswer) -> bool:
     """Whether a policy failed in a machine whose CPUs did not all keep running: worth a second look, not a pardon."""
-    if not failed(answer) or answer.stalled_s < STALL_S:
+    if not (failed(answer) or answer.unmeasured) or answer.stalled_s < STALL_S:
         return False
     log.warning("a CPU of the machine stood still for %.1f s while a policy failed", answer.stalled_s)
     return True

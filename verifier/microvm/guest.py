@@ -29,14 +29,16 @@ from typing import Any
 from kernel_bpf.load import linux
 from kernel_bpf.load.btf import kernel_constants
 from kernel_bpf.load.libbpf import libbpf
+from kernel_bpf.load.queue_counts import kernel_layout
 from kernel_bpf.load.sched_ext import CONSTANT_PREFIX, LoadedPolicy
-from schedagent.core.errors import SchedagentError
+from schedagent.core.errors import BpfError, SchedagentError
 from verifier.microvm import guest_costs, jobs
 from verifier.microvm.clock.place import ClockPlace, find_clocks
 from verifier.microvm.guest_output import Output
 from verifier.microvm.guest_usage import Accounting, Group, Idleness, Layer, memory_bytes
 from verifier.microvm.recorder import Recorder
-from verifier.proving import prove
+from verifier.proving import prove, strangers
+from verifier.proving.coverage import Copy
 from verifier.proving.ground import Clock, Conditions, end
 from verifier.proving.identity import Worn
 
@@ -84,6 +86,8 @@ def main() -> None:
     port = open_port()
     warm_up()
     kernel_constants(CONSTANT_PREFIX)  # once, before the snapshot: emulated, it takes seconds
+    with suppress(BpfError):
+        kernel_layout()  # likewise
     HOST_SIDE.begin(port)
     gc.freeze()
     send(port, {"answer": {"ready": True}})
@@ -575,6 +579,22 @@ def run_measured(job: jobs.RunWorkload, output: Output, layers: Sequence[Layer],
     )
 
 
+def copy_of(job: jobs.Prove) -> Copy | None:
+    """The copy with probes, which knows tasks of our own besides those that the loader names; None if there is none."""
+    if not job.copy_base64:
+        return None
+    known = strangers.identities()
+    expected = {identity: strangers.EXPECTED_NS[number] for identity, number in known.items()}
+    policy = replace(
+        job.policy,
+        object_base64=job.copy_base64,
+        history=[*job.policy.history, *(expected.items() if "history" in job.copy_inputs else ())],
+        classes=[*job.policy.classes, *(known.items() if "classes" in job.copy_inputs else ())],
+    )
+    loaded = partial(load, policy, prove.WATCHDOG_MS)
+    return Copy(loaded, job.copy_section, strangers=bool(job.copy_inputs), hotplug=job.copy_hotplug)
+
+
 class Cell:
     """What this machine keeps of one policy between two jobs: loading it takes an emulated CPU a second or so."""
 
@@ -591,9 +611,21 @@ class Cell:
         """Take a policy through the phases of the proving ground."""
         worn = Worn(**{trait: tuple(values) for trait, values in job.worn.items()})
         conditions = Conditions(worn, job.reads, Clock(HOST_SIDE.move_clock))
-        proof = prove.prove(partial(self._load, job.policy), job.seconds, job.phases, conditions)
-        results = [result.to_json() for result in proof.results]
-        return jobs.ProveAnswer(proof.exit_text, results, proof.events, proof.seconds, proof.stalled_s, proof.undecided)
+        proof = prove.prove(partial(self._load, job.policy), job.seconds, job.phases, conditions, copy_of(job))
+        marks = proof.marks
+        return jobs.ProveAnswer(
+            exit_text=proof.exit_text,
+            results=[result.to_json() for result in proof.results],
+            events=proof.events,
+            seconds=proof.seconds,
+            stalled_s=proof.stalled_s,
+            undecided=proof.undecided,
+            passed=list(marks.passed),
+            kept=list(marks.kept),
+            entered=None if marks.entered is None else sorted(marks.entered.items()),
+            unmeasured=marks.why,
+            queues_unmeasured=marks.why_queues,
+        )
 
     def _load(self, policy: jobs.PolicyLoad, watchdog_ms: int = prove.WATCHDOG_MS) -> LoadedPolicy:
         """Load afresh, unless the policy was loaded with this watchdog and not yet used."""

@@ -218,6 +218,10 @@ class Prove(Message):
         phases: their names.
         worn: fields of verifier.proving.identity.Worn: constants of the policy's object, for the crew to wear.
         reads: what the policy declares to go by, see core.policies.policy.READABLE.
+        copy_base64: the policy's object with probes, see verifier.coverage; empty if there is none.
+        copy_section: where its probes leave their marks.
+        copy_inputs: maps of the copy to fill for tasks of our own, "history" and "classes".
+        copy_hotplug: whether the copy handles CPUs that come and go.
     """
 
     policy: PolicyLoad
@@ -225,6 +229,10 @@ class Prove(Message):
     phases: list[str]
     worn: dict[str, list[Any]] = field(default_factory=dict)
     reads: list[str] = field(default_factory=list)
+    copy_base64: str = ""
+    copy_section: str = ""
+    copy_inputs: list[str] = field(default_factory=list)
+    copy_hotplug: bool = False
     nested: ClassVar[Mapping[str, type[Message]]] = {"policy": PolicyLoad}
 
 
@@ -239,6 +247,9 @@ class ProveAnswer(Message):
         seconds: how long each phase took.
         stalled_s: longest time that a CPU of the machine stood still.
         undecided: oracles that saw too little for a verdict, with what is missing; they are not among the results.
+        passed, kept: numbers of the probes that were passed, and of those that the kernel did not remove.
+        entered: (DSQ id, tasks that entered it); None if the kernel did not show them.
+        unmeasured, queues_unmeasured: why probes, or queues, are not known; empty if they are.
     """
 
     exit_text: str
@@ -247,6 +258,11 @@ class ProveAnswer(Message):
     seconds: dict[str, float]
     stalled_s: float = 0.0
     undecided: dict[str, str] = dataclasses.field(default_factory=dict)
+    passed: list[int] = dataclasses.field(default_factory=list)
+    kept: list[int] = dataclasses.field(default_factory=list)
+    entered: list[tuple[int, int]] | None = None
+    unmeasured: str = ""
+    queues_unmeasured: str = ""
 
 
 @dataclass(frozen=True)

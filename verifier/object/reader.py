@@ -44,7 +44,7 @@ def read_object(object_bytes: bytes) -> BpfImage:
     ext_section = elf.find(".BTF.ext")
     ext = read_btf_ext(ext_section.content if ext_section else types.content[:0], btf)
     placements = declarations.read_placements(elf, btf)
-    symbols = _function_symbols(elf)
+    symbols = function_symbols(elf)
     references = References(elf, btf, ext, placements, _places(symbols))
     ops, others = declarations.read_struct_ops(elf, btf, placements, references.function_at)
     lines = _Lines(btf, ext)
@@ -61,7 +61,7 @@ def read_object(object_bytes: bytes) -> BpfImage:
     )
 
 
-def _function_symbols(elf: ElfObject) -> dict[str, Symbol]:
+def function_symbols(elf: ElfObject) -> dict[str, Symbol]:
     """Return the functions by name, in the order of the file; no two of them overlap."""
     symbols = [
         symbol

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
 
 from kernel_bpf.load.sched_ext import LoadedPolicy, kernel_state
-from verifier.proving import conservation, crowd, groups, lifecycle, mix, overhead, shares, soak, work
+from schedagent.core.errors import KernelRejected
+from verifier.proving import conservation, coverage, crowd, groups, lifecycle, mix, overhead, shares, soak, work
 from verifier.proving.crew import Crew, ForkRefused
 from verifier.proving.ground import PLAIN, Clock, Conditions, Ground, Load, attached_ground, end
 from verifier.proving.oracle import OracleInfo, OracleResult, Undecided
@@ -21,6 +23,9 @@ WATCHDOG_MS = 3000
 The kernel looks every half of it (scx_watchdog_workfn() in kernel/sched/ext.c): after 4.5 s at the latest. Well above
 the starvation bound, which the oracles measure themselves.
 """
+
+COVERAGE = "coverage"
+"""The round under the copy with probes, among the seconds of the phases."""
 
 STALL = re.compile(r"failed to run for ([0-9.]+)s")
 """From check_rq_for_timeouts() in kernel/sched/ext.c: how long the task that ended the policy had waited."""
@@ -97,6 +102,7 @@ class Proof:
         events: growth of the counters in /sys/kernel/sched_ext/root/events under load.
         seconds: how long each phase took.
         stalled_s: longest time that a CPU of this machine stood still, whoever was at fault.
+        marks: what of it ran.
     """
 
     exit_text: str = ""
@@ -105,12 +111,16 @@ class Proof:
     events: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     stalled_s: float = 0.0
+    marks: coverage.Marks = field(default_factory=coverage.Marks)
 
 
 def chosen(names: Sequence[str]) -> list[Phase]:
-    """The phases of these names, in their order; raise KeyError for a name that no phase has."""
+    """The phases of these names, in their order; raise KeyError for a name that no phase has.
+
+    COVERAGE names none of them, but the round that goes before them.
+    """
     known = {phase.name: phase for phase in PHASES}
-    wanted = {known[name].name for name in names}
+    wanted = {known[name].name for name in names if name != COVERAGE}
     return [phase for phase in PHASES if phase.name in wanted]
 
 
@@ -119,7 +129,13 @@ def phases_at(depth: Depth) -> list[Phase]:
     return [phase for phase in PHASES if phase.depth.value <= depth.value]
 
 
-def prove(load: Load, seconds: float, names: Sequence[str], conditions: Conditions = PLAIN) -> Proof:
+def prove(
+    load: Load,
+    seconds: float,
+    names: Sequence[str],
+    conditions: Conditions = PLAIN,
+    copy: coverage.Copy | None = None,
+) -> Proof:
     """Take a policy through phases; the first that ends in an ejection is the last.
 
     Args:
@@ -127,6 +143,7 @@ def prove(load: Load, seconds: float, names: Sequence[str], conditions: Conditio
         seconds: for all phases together, if all are run.
         names: of the phases.
         conditions: of this proof.
+        copy: with probes; None if there is none.
 
     Raises:
         KernelRejected: the policy does not load or attach.
@@ -136,6 +153,8 @@ def prove(load: Load, seconds: float, names: Sequence[str], conditions: Conditio
     with Crew() as metronomes:
         beats = [metronomes.start(f"metronome {cpu}", work.metronome(cpu)) for cpu in os.sched_getaffinity(0)]
         try:
+            if copy:
+                run_copy(proof, copy, seconds)
             prove_attached(proof, load, [phase for phase in phases if not phase.alone], seconds, conditions)
             for phase in phases:
                 if phase.alone and not proof.exit_text and kernel_state().state == "disabled":
@@ -145,6 +164,13 @@ def prove(load: Load, seconds: float, names: Sequence[str], conditions: Conditio
             proof.results = [*others, mix.FORKS.fail(0.0, f"a task of the proving ground could not start: {error}")]
         proof.stalled_s = max(task.record.longest_s() for task in beats)
     return proof
+
+
+def run_copy(proof: Proof, copy: coverage.Copy, seconds: float) -> None:
+    """Run the copy first: what it reaches late, by a clock or a counter, the oracles see from then on."""
+    began = time.monotonic()
+    coverage.run_copy(proof.marks, copy, max(1.0, seconds / Depth.STANDARD.value))
+    proof.seconds[COVERAGE] = round(time.monotonic() - began, 3)
 
 
 def prove_attached(proof: Proof, load: Load, phases: Sequence[Phase], seconds: float, conditions: Conditions) -> None:
@@ -168,11 +194,16 @@ def prove_attached(proof: Proof, load: Load, phases: Sequence[Phase], seconds: f
 def prove_under_load(proof: Proof, phases: Sequence[Phase], seconds: float, ground: Ground) -> None:
     """Run these phases as long as the policy is in charge."""
     before = kernel_state().events
+    outside = coverage.outsiders(ground) if ground.enabled() else ""
+    if outside:
+        raise KernelRejected(f"the policy does not schedule every task: {outside}")
     for phase in phases:
         if phase.under_load and ground.enabled():
             run(proof, ground.conditions.clock, phase, partial(phase.under_load, ground, phase.share(seconds)))
     if not ground.enabled():  # what passed may have done so under the default scheduler
         proof.results = [result for result in proof.results if not result.ok]
+    if ground.enabled():
+        proof.marks.count()
     proof.events = {name: count - before.get(name, 0) for name, count in kernel_state().events.items()}
 
 

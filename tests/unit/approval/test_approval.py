@@ -16,6 +16,7 @@ import pytest
 from repo_store.records import RunStatus
 from repo_store.store import PolicyRepository
 from schedagent.approval import approvals as approval
+from schedagent.approval import text as approval_text
 from schedagent.approval.approvals import Approvals, decided_now, waiting
 from schedagent.approval.text import show_waiting
 from schedagent.core import token
@@ -540,3 +541,14 @@ def test_asking_for_something_else_replaces_the_question(asking):
         assert asked.shown == {"run": run_id, "more": 1}
         assert decision is None
         assert repository.run(run_id).status is RunStatus.WAITING
+
+
+def test_what_never_ran_is_shown_to_whoever_approves():
+    verification = {
+        "gates": [], "statuses": {"passed": 7}, "oracles": {"held": 15, "of": 15}, "kernels": {}, "warnings": [],
+        "coverage": "9 of 12 branches ran", "never_ran": ["fifo.bpf.c:31: rule 33: this branch was never taken"],
+    }  # fmt: skip
+    measured = {"ratio": 0.8, "low": 0.7, "high": 0.9, "confidence": 0.95}
+    lines = list(approval_text._proved({"outcome": "better", "reason": "r", "pairs": 9}, measured, verification))
+    assert "      coverage: 9 of 12 branches ran" in lines
+    assert "      never ran: fifo.bpf.c:31: rule 33: this branch was never taken" in lines

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import json
 import re
 from html.parser import HTMLParser
@@ -18,11 +19,13 @@ from schedagent.cli.app import app
 from schedagent.core.rules import GATES, LOGIC
 from schedagent.core.token import TOKEN_PREFIX, DeploymentToken, Scope, encode
 from schedagent.core.verification import (
+    Coverage,
     Finding,
     GateResult,
     GateStatus,
     KernelResult,
     OracleResult,
+    Place,
     Severity,
     Step,
     VerificationReport,
@@ -285,3 +288,35 @@ def test_html_fits_a_phone_and_both_colour_schemes_and_asks_for_nothing():
     assert cells
     assert all(cell.get("data-heading") for cell in cells), "on a phone each cell carries its heading"
     assert page.count("<table>") == page.count("<thead>")
+
+
+RAN = Coverage(12, 9, (Place("fifo.bpf.c", 31), Place("include/<b>.h", 4)), 3, 2)
+
+
+def test_what_ran_is_said_in_every_face(capsys):
+    verified = report(status=GateStatus.PASSED, coverage=RAN)
+    line = "9 of 12 branches ran, 2 of 3 queues were used; never: fifo.bpf.c:31, include/<b>.h:4"
+    assert f"coverage: {line}" in " ".join(shown(capsys, verified).split())
+    page = to_html(verified)
+    assert html.escape(line) in page
+    assert "every line that never ran" in page
+    assert to_json(verified)["coverage"]["never"] == [
+        {"file": "fifo.bpf.c", "line": 31},
+        {"file": "include/<b>.h", "line": 4},
+    ]
+    assert set(to_json(verified)["coverage"]) == set(json_schema()["$defs"]["Coverage"]["properties"])
+    assert f"coverage: {line}" in report_summary(verified)
+
+
+def test_a_long_list_of_lines_is_cut_and_what_was_not_measured_is_said():
+    many = dataclasses.replace(RAN, never=tuple(Place("a.c", number) for number in range(40)))
+    assert many.summary.endswith("a.c:11 and 28 more")
+    assert (
+        dataclasses.replace(RAN, why="no register is free").summary
+        == "what of it runs was not measured: no register is free"
+    )
+
+
+def test_reports_of_before_keep_their_digests():
+    assert report().digest != report(coverage=RAN).digest
+    assert report().digest == report(coverage=None).digest

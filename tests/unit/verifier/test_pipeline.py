@@ -17,11 +17,12 @@ from schedagent.core import token as tokens
 from schedagent.core.deployment import LARGEST_OBJECT_BYTES
 from schedagent.core.errors import BpfError, CompileError, HostBusy, KernelRejected, PolicyError, SetupError, VmLost
 from schedagent.core.policies.artifact import PolicyArtifact
-from schedagent.core.policies.policy import CandidatePolicy, PolicyInfo, Tunable
+from schedagent.core.policies.policy import CandidatePolicy, PolicyInfo, Standing, Tunable
 from schedagent.core.rules import GATES
-from schedagent.core.verification import Finding, GateStatus, Severity
+from schedagent.core.verification import Coverage, Finding, GateStatus, Place, Severity
 from verifier import pipeline, submission
 from verifier import report_cache as report_cache_module
+from verifier.coverage.judge import Judgement
 from verifier.microvm import jobs
 from verifier.pipeline import KernelBench, Verifier
 from verifier.proving.identity import NOTHING_WORN
@@ -96,7 +97,7 @@ class Cell:
 @pytest.fixture(autouse=True)
 def static(monkeypatch):
     """The static layers without clang and without an object; tests that want them to find something set it."""
-    found = SimpleNamespace(source=(), logic=(), compiled=[])
+    found = SimpleNamespace(source=(), logic=(), compiled=[], never_ran=())
 
     def compile_policy(source, name, target, **_options):
         found.compiled.append((name, target.release))
@@ -113,7 +114,12 @@ def static(monkeypatch):
         found.judged = tunables
         return SimpleNamespace(summary="9 callbacks", findings=found.logic)
 
+    def judge(answer, standing, include_dirs):
+        found.marks = answer.passed, standing, include_dirs
+        return Judgement(Coverage(4, 3, (Place("fifo.bpf.c", 9),), 2, 2), found.never_ran)
+
     monkeypatch.setattr(pipeline, "check_logic", check_logic)
+    monkeypatch.setattr(pipeline.measure, "measured", lambda *_policy: SimpleNamespace(copy=None, judge=judge))
     return found
 
 
@@ -174,7 +180,9 @@ def test_all_gates_pass_in_order_and_a_token_is_issued(candidate, info, signer):
     assert {policy.artifact.digest for _, policy in ground.asked} == {artifact.digest}, "other bytes were proved"
     details = {result.gate: result.detail for result in report.gates}
     assert details["kernel verifier"] == "2 programs accepted, 123 instructions walked"
-    assert details["proving ground"] == "2 oracles hold; kernel events: SCX_EV_DISPATCH 7"
+    ran = "3 of 4 branches ran, 2 of 2 queues were used; never: fifo.bpf.c:9"
+    assert details["proving ground"] == f"2 oracles hold; kernel events: SCX_EV_DISPATCH 7; {ran}"
+    assert report.coverage.ran == 3
     assert details["overhead"] == "1 oracles hold"
 
 
@@ -529,3 +537,19 @@ def test_several_policies_pass_the_static_gates_side_by_side_and_the_machines_in
     assert [verified.report.passed for verified in done] == [True, True]
     assert [what for what, _ in ground.asked] == ["load", "prove"] * 2
     assert [result.gate for result in seen] == [*GATES, *GATES]
+
+
+def test_what_never_ran_closes_the_proving_ground(candidate, info, signer, static):
+    static.never_ran = (Finding(33, Severity.ERROR, "enqueue", "fifo.bpf.c", 9, "this branch was never taken"),)
+    verified = verify(Ground(), candidate, info, signer)
+    assert_closed(verified, "proving ground", "1 errors, of rule 33")
+    assert verified.report.failure.findings == static.never_ran
+    assert verified.report.coverage.never == (Place("fifo.bpf.c", 9),)
+
+
+def test_what_never_ran_of_a_persons_own_is_only_noted(candidate, info, signer, static):
+    static.never_ran = (Finding(33, Severity.NOTE, "enqueue", "fifo.bpf.c", 9, "this branch was never taken"),)
+    report = verify(Ground(), candidate, info, signer).report
+    assert report.passed
+    assert report.findings == static.never_ran
+    assert static.marks[1] is Standing.FOREIGN

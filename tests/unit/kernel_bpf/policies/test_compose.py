@@ -12,7 +12,7 @@ from hypothesis import given, settings
 
 import kernel_bpf.policies.compose
 from kernel_bpf.policies.c_text import call, comment, switch
-from kernel_bpf.policies.compose import compose
+from kernel_bpf.policies.compose import carried_spec, compose
 from kernel_bpf.policies.library import policy_from_file
 from schedagent.cli.guide.topics import load_topics
 from schedagent.core.errors import SpecError
@@ -49,7 +49,8 @@ def test_the_same_spec_gives_the_same_bytes_in_80_columns(spec):
     assert [line for line in too_long if not line.startswith(" *")] == []  # a goal may have words that long
     assert not re.search(r"[ \t]$", composed.source, re.MULTILINE)
     assert composed.source.startswith(f"/* SPDX-License-Identifier: GPL-2.0-only */\n/*\n * {spec.name}: ")
-    assert composed.source.endswith(f'\t.name = "{spec.name}",\n}};\n')
+    assert f'\t.name = "{spec.name}",\n}};\n\n/*\n * The spec' in composed.source
+    assert read_spec(carried_spec(composed.source)) == spec
 
 
 @settings(max_examples=50, deadline=None, derandomize=True)
