@@ -6,18 +6,20 @@ antipattern never follows from its words.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from agents.claims import without_claims
-from agents.schemas import Reflected
-from agents.session import ModelSession
-from agents.summaries import meaning_text, tried_text
+from agents.claims import figures_of, measured_only
+from agents.evidence import holds
+from agents.schemas import Claimed, Reflected
+from agents.session import ModelSession, in_short
+from agents.summaries import meaning_text, metrics_text, tried_text
 from schedagent.core.policies.policy import CandidatePolicy, PolicyInfo
-from schedagent.core.trials.judge import failed
-from schedagent.core.trials.lesson import Antipattern, Insight, Meaning
-from schedagent.core.trials.trial import Outcome, Verdict
+from schedagent.core.trials.judge import Terms, failed
+from schedagent.core.trials.lesson import Antipattern, Claim, Insight, Meaning, Relation
+from schedagent.core.trials.race import candidates_of
+from schedagent.core.trials.trial import DEFAULT_ARM, Block, Outcome, Verdict
 from schedagent.core.verification import GateStatus, VerificationReport
 
 
@@ -95,36 +97,80 @@ def _antipattern(
     )
 
 
+@dataclass(frozen=True)
+class Trials:
+    """The trials of one iteration.
+
+    Args:
+        tried: its candidates, with their verdicts.
+        blocks: what was measured: the only evidence there is.
+        terms: what verdicts go by.
+    """
+
+    tried: Sequence[tuple[CandidatePolicy, Verdict]]
+    blocks: Sequence[Block]
+    terms: Terms
+
+    @property
+    def measured(self) -> set[str]:
+        """Keys of the candidates that ran."""
+        return {arm for block in self.blocks for arm in candidates_of(block)}
+
+    def holds(self, claim: Claim) -> bool:
+        """Whether the samples bear out a claim."""
+        verdicts = {candidate.key: verdict for candidate, verdict in self.tried}
+        return holds(claim, self.blocks, verdicts, self.terms)
+
+
 def conclude(
-    session: ModelSession,
-    tried: Sequence[tuple[CandidatePolicy, Verdict]],
-    measured: Collection[str],
-    *,
-    meaning: Meaning | None,
-    run_id: str,
-    iteration: int,
+    session: ModelSession, trials: Trials, *, meaning: Meaning | None, run_id: str, iteration: int
 ) -> tuple[Insight, ...]:
     """Have a model draw insights from the trials of one iteration; none without trials, or without an answer.
 
+    An insight is what it claims, each claim borne out by the samples; its words stand beside that.
+
     Args:
-        tried: the candidates of the iteration, with their verdicts.
-        measured: keys of those that ran: the only evidence there is.
         meaning: what observation made of the workload.
         iteration: from 0.
     """
-    if not measured:
+    if not trials.measured:
         return ()
-    sections = {"workload in words": meaning_text(meaning), "trials": tried_text(tried)}
+    sections = {
+        "workload in words": meaning_text(meaning),
+        "trials": tried_text(trials.tried),
+        "metrics": metrics_text(trials.terms.workload),
+    }
     answer = session.ask("learning", iteration, session.question("What do these trials teach?", sections), Reflected)
     now = datetime.now(UTC).isoformat()
     insights = []
-    for insight in answer.insights if answer else ():
-        if set(insight.evidence) <= set(measured):
-            text = without_claims(insight.text, sections["trials"])
-            insights.append(Insight(text, tuple(dict.fromkeys(insight.evidence)), run_id, now))
+    for number, wrong in answer.unreadable.items() if answer else ():
+        session.note("learning", iteration, f"insight {number} cannot be read: {in_short(wrong)}")
+    for concluded in answer.insights if answer else ():
+        claims = [_claim(claimed, trials.tried) for claimed in concluded.claims]
+        shown = [claim for claim in claims if trials.holds(claim)]
+        if len(shown) == len(claims):
+            insights.append(_insight(concluded.text, shown, trials, run_id, now))
         else:
-            session.note("learning", iteration, "an insight was refused: its evidence was not measured")
+            session.note("learning", iteration, "an insight was refused: the samples do not show what it claims")
     return tuple(insights)
+
+
+def _claim(claimed: Claimed, tried: Sequence[tuple[CandidatePolicy, Verdict]]) -> Claim:
+    """Return a claim in one form: what is worse is what the other is better than."""
+    names = {DEFAULT_ARM: "the default"} | {candidate.key: candidate.label for candidate, _verdict in tried}
+    arms = [DEFAULT_ARM if arm == "default" else arm or "?" for arm in (claimed.arm, claimed.than)]
+    first, second = reversed(arms) if claimed.relation == "worse" else arms
+    relation = Relation.SAME if claimed.relation == "same" else Relation.BETTER
+    return Claim(first, relation, second, claimed.metric, (names.get(first, first), names.get(second, second)))
+
+
+def _insight(text: str, claims: Sequence[Claim], trials: Trials, run_id: str, now: str) -> Insight:
+    """Return an insight; of its words only what invents no figure."""
+    arms = (arm for claim in claims for arm in (claim.arm, claim.other))
+    evidence = tuple(dict.fromkeys(arm for arm in arms if arm != DEFAULT_ARM))
+    known = figures_of(*(verdict for candidate, verdict in trials.tried if candidate.key in evidence))
+    insight = Insight("", evidence, run_id, now, tuple(dict.fromkeys(claims)))
+    return replace(insight, text=measured_only(text, known) or insight.measured)
 
 
 def best(verdicts: Mapping[str, Verdict], *, lower_is_better: bool) -> str | None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from agents.claims import without_claims
+from agents.claims import figures_of_place, figures_of_profile, without_claims
 from agents.schemas import Described
 from agents.session import ModelSession
 from agents.summaries import profile_text, workload_text
@@ -84,8 +84,8 @@ def interpret(
     answer = session.ask("observation", 0, session.question("What do these figures mean?", sections), Described)
     if answer is None:
         return None
-    shown = "\n".join(sections.values())
-    return Meaning(without_claims(answer.meaning, shown), without_claims(answer.goal, shown))
+    known = figures_of_place(workload, hardware) | figures_of_profile(profile)
+    return Meaning(without_claims(answer.meaning, known), without_claims(answer.goal, known))
 
 
 def build_profile(observation: Observation, *, kappa: float = 1.0) -> WorkloadProfile:

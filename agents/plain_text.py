@@ -9,10 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from agents.claims import NOTHING, without_claims
 from kernel_bpf.observe.system import CpuPlace, SystemState
 from repo_store.records import RunRecord, SimilarRun
 from schedagent.core.policies.policy import CandidatePolicy, Plan, PolicyInfo
 from schedagent.core.process.shell_text import quoted
+from schedagent.core.terminal.foreign import marked
+from schedagent.core.terminal.printable import printable
 from schedagent.core.trials.lesson import Antipattern, Insight, Lesson, Meaning
 from schedagent.core.trials.trial import DEFAULT_ARM, Block, Verdict
 from schedagent.core.trials.workload import CommandStats, WorkloadProfile
@@ -30,8 +33,8 @@ def lines(*parts: str | Iterable[str]) -> str:
 
 
 def short(text: str, limit: int = LONGEST_DETAIL) -> str:
-    """Return a text that is not longer than `limit` characters, on one line."""
-    line = " ".join(text.split())
+    """Return a text that is not longer than `limit` characters, on one printable line."""
+    line = " ".join(printable(text).split())
     return line if len(line) <= limit else f"{line[: limit - 3]}..."
 
 
@@ -139,7 +142,7 @@ def _s(nanoseconds: int) -> str:
 def policy_line(policy: PolicyInfo) -> str:
     """One policy of a list."""
     meant = ", ".join(policy.target_workloads) or "not stated"
-    return f"- {policy.name} ({policy.origin.label}): {short(policy.description, 200)} Meant for: {meant}."
+    return f"- {short(policy.name, 80)} ({policy.origin.label}): {short(policy.description, 200)} Meant for: {meant}."
 
 
 def policy_summary(policy: PolicyInfo) -> str:
@@ -153,7 +156,8 @@ def policy_summary(policy: PolicyInfo) -> str:
         f"declares not to keep: {', '.join(policy.declares)}" if policy.declares else "",
         "tunables:" if policy.tunables else "no tunables",
         (
-            f"- {item.name}={item.default} ({item.minimum} to {item.maximum} {item.unit}): {item.effect}"
+            f"- {short(item.name, 80)}={item.default} ({item.minimum} to {item.maximum} {item.unit}): "
+            f"{short(item.effect)}"
             for item in policy.tunables
         ),
     )
@@ -188,7 +192,16 @@ def antipattern_line(pattern: Antipattern) -> str:
 
 def insight_line(insight: Insight) -> str:
     """One conclusion, with what it rests on."""
-    return f"- {short(insight.text, 400)} (evidence: candidates {', '.join(insight.evidence)}; run {insight.run_id})"
+    return f"- {conclusion(insight)} (evidence: candidates {', '.join(insight.evidence)}; run {insight.run_id})"
+
+
+def conclusion(insight: Insight) -> str:
+    """What was checked first; a model's words beside it are no more than that. Those of older versions, which nobody
+    checked, are shown without the sentences that hold a figure."""
+    if not insight.claims:
+        return f"unchecked words of a model: {short(without_claims(insight.text, NOTHING), 400)}"
+    words = f"; a model's words: {short(insight.words, 400)}" if insight.words else ""
+    return f"samples show: {short(insight.measured)}{words}"
 
 
 def meaning_lines(meaning: Meaning | None) -> Iterator[str]:
@@ -256,7 +269,8 @@ def report_summary(report: VerificationReport) -> str:
     """How a verification ended, gate by gate."""
     errors = sum(finding.severity is Severity.ERROR for finding in report.findings)
     return lines(
-        f"{report.policy} (candidate {report.candidate_key}) on kernel {report.kernel_release}: {report.conclusion}",
+        f"{short(report.policy, 80)} (candidate {report.candidate_key}) on kernel {report.kernel_release}: "
+        f"{report.conclusion}",
         (f"- {gate.gate}: {gate.status.value}: {short(gate.detail, 300)}" for gate in report.gates),
         f"{errors} errors and {len(report.findings) - errors} warnings; {len(report.oracles)} oracles measured",
     )
@@ -268,7 +282,7 @@ def finding_lines(report: VerificationReport) -> Iterator[str]:
         if finding.cleared_by and report.clears(finding):
             continue
         yield f"- {finding.severity.value}: {short(str(finding), 1000)}"
-        yield from (f"  by {step.file}:{step.line}: {short(step.text, 200)}" for step in finding.path)
+        yield from (f"  by {short(f'{step.file}:{step.line}: {step.text}', 300)}" for step in finding.path)
         yield f"  why: {finding.text.why}"
         yield f"  repair: {finding.text.repair}"
         if finding.cleared_by:
@@ -280,7 +294,7 @@ def gate_lines(report: VerificationReport) -> Iterator[str]:
     for gate in report.gates:
         yield f"{gate.gate}: {gate.status.value} ({gate.seconds:.1f} s)"
         if gate.detail:
-            yield gate.detail if gate.status is GateStatus.FAILED else short(gate.detail, 2000)
+            yield marked(gate.detail) if gate.status is GateStatus.FAILED else short(gate.detail, 2000)
 
 
 def oracle_line(report: VerificationReport, oracle: OracleResult) -> str:

@@ -6,12 +6,21 @@ builder make candidates of them, and reports to the model once which could not b
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import count
 from typing import Protocol
 
 from agents import plain_text
-from agents.claims import without_claims
+from agents.claims import (
+    Figures,
+    figures_of,
+    figures_of_place,
+    figures_of_policies,
+    figures_of_profile,
+    set_values,
+    without_claims,
+)
 from agents.schemas import Planned, Proposed, one_line
 from agents.session import ModelSession, answered, in_short
 from agents.summaries import (
@@ -26,10 +35,14 @@ from agents.summaries import (
 )
 from schedagent.core.errors import PolicyError, UsageError
 from schedagent.core.policies.policy import CandidatePolicy, Plan, PolicyInfo
-from schedagent.core.policies.proposal import Proposal
+from schedagent.core.policies.proposal import Origin, Proposal
+from schedagent.core.terminal.foreign import quote
 from schedagent.core.trials.lesson import Antipattern, Insight, Lesson, Meaning
 from schedagent.core.trials.trial import Hardware, Verdict
 from schedagent.core.trials.workload import WorkloadCommand, WorkloadProfile
+
+LONGEST_REASON = 350
+"""Characters of a model's reason that are kept, between their quotation marks."""
 
 
 class LessonStore(Protocol):
@@ -160,6 +173,17 @@ class Known:
             "library": library_text(self.policies),
         }
 
+    def figures(self) -> Figures:
+        """Return all of it that was measured, or set; words of a model, a policy or a workload are none of that."""
+        bundled = [info for info in self.policies if info.origin is Origin.BUNDLED]
+        tried = [verdict for _candidate, verdict in self.tried]
+        return (
+            figures_of_place(self.workload, self.hardware)
+            | figures_of_profile(self.profile)
+            | figures_of_policies(bundled)
+            | figures_of(*tried, *self.lessons)
+        )
+
 
 def propose_with_model(session: ModelSession, builder: PolicyBuilder, known: Known, iteration: int) -> Plan | None:
     """Return the next plan of a run as a model wants it; None if it gives none that can be made, which is noted.
@@ -176,16 +200,34 @@ def propose_with_model(session: ModelSession, builder: PolicyBuilder, known: Kno
     planned = session.ask("planning", iteration, messages, Planned)
     if planned is None:
         return None
-    made = _Making(session, builder, known, iteration, "\n".join(sections.values()))
-    made.take(planned.proposals)
+    made = _Making(session, builder, known, iteration, known.figures())
+    made.take(planned)
     if made.wrong and len(made.candidates) < known.limit:
         messages += [answered(planned), *session.question(_CORRECT, {"what is wrong": "\n".join(made.wrong)})]
         again = session.ask("planning", iteration, messages, Planned)
-        made.take(again.proposals if again else ())
-    if planned.proposals and not made.candidates:
+        if again:
+            made.take(again)
+    if (planned.proposals or planned.unreadable) and not made.candidates:
         session.note("planning", iteration, "none of its proposals could be made")
         return None
-    return Plan(tuple(made.candidates), made.plain(planned.reason), _earlier_results(known))
+    return Plan(tuple(made.candidates), quote(made.plain(planned.reason)), _earlier_results(known))
+
+
+def _design(proposal: Proposal) -> Figures:
+    """Return the numbers of a proposal itself: what describes its policy may hold them, for they measure nothing."""
+    return set_values([*_numbers(proposal.tunables), *_numbers(proposal.spec)])
+
+
+def _numbers(value: object) -> Iterator[float]:
+    """Yield the whole numbers of a spec."""
+    if type(value) is int and abs(value) < 1 << 64:
+        yield float(value)
+    elif isinstance(value, Mapping):
+        for part in value.values():
+            yield from _numbers(part)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _numbers(part)
 
 
 _CORRECT = (
@@ -211,36 +253,49 @@ class _Making:
     """Makes candidates of proposals, and collects what is wrong with the others.
 
     Args:
-        shown: all that the model was shown; other numbers are taken out of its reasons.
+        shown: what was measured; sentences that hold other figures are left out of its reasons.
     """
 
     session: ModelSession
     builder: PolicyBuilder
     known: Known
     iteration: int
-    shown: str
+    shown: Figures
     candidates: list[CandidatePolicy] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
 
     def plain(self, text: str) -> str:
-        """Return a model's words without numbers that nobody measured."""
+        """Return a model's words without figures that nobody measured."""
         return without_claims(text, self.shown)
 
-    def take(self, proposals: Sequence[Proposed]) -> None:
+    def take(self, planned: Planned) -> None:
         """Make what can be made, up to the limit."""
-        for number, proposed in enumerate(proposals, 1):
+        for number, wrong in planned.unreadable.items():
+            self._refuse(f"proposal {number}", "read", wrong, wrong)
+        numbers = (number for number in count(1) if number not in planned.unreadable)
+        for number, proposed in zip(numbers, planned.proposals, strict=False):
             if len(self.candidates) == self.known.limit:
                 return
             try:
                 self.candidates.append(self._make(proposed))
             except (PolicyError, UsageError) as error:
                 what = f"proposal {number} ({proposed.origin} {one_line(proposed.policy)})"
-                self.wrong.append(f"{what}: {error}")
-                self.session.note("planning", self.iteration, f"{what} cannot be made: {in_short(error.message)}")
+                self._refuse(what, "made", error.message, str(error))
+
+    def _refuse(self, what: str, verb: str, why: str, to_model: str) -> None:
+        """Keep why a proposal is left out: for the report, and with all that helps for the model."""
+        self.wrong.append(f"{what}: {to_model}")
+        self.session.note("planning", self.iteration, f"{what} cannot be {verb}: {in_short(why)}")
 
     def _make(self, proposed: Proposed) -> CandidatePolicy:
         proposal = proposed.proposal()
-        proposal = replace(proposal, description=self.plain(proposal.description), reason=self.plain(proposal.reason))
+        proposal = replace(
+            proposal,
+            description=without_claims(proposal.description, self.shown | _design(proposal)),
+            reason=quote(self.plain(proposal.reason), LONGEST_REASON),
+            expected=self.plain(proposal.expected),
+            refuted_by=self.plain(proposal.refuted_by),
+        )
         candidate = self.builder.make(proposal, self.known.profile)
         for tried, verdict in self.known.tried:
             if tried.key == candidate.key:

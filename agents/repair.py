@@ -10,13 +10,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from agents.claims import without_claims
+from agents.claims import Figures, figures_of_report, without_claims
+from agents.planning import LONGEST_REASON
 from agents.schemas import Decided, DecidedOnSource, DecidedOnSpec
 from agents.session import ModelSession, answered, in_short
 from agents.summaries import excerpts_text, rejection_text
 from schedagent.core.errors import PolicyError, UsageError
 from schedagent.core.policies.policy import CandidatePolicy
 from schedagent.core.policies.proposal import DerivedPolicy, Origin, Proposal
+from schedagent.core.terminal.foreign import quote
 from schedagent.core.trials.workload import WorkloadProfile
 from schedagent.core.verification import VerificationReport
 
@@ -70,7 +72,7 @@ class ModelRepairer:
         if policy.spec is None:
             sections["lines around the findings"] = excerpts_text(report, policy.source)
         task = f"A gate rejected {candidate.policy} (candidate {candidate.key}). Repair or abandon?"
-        decision = self._decide(candidate, policy, task, sections)
+        decision = self._decide(candidate, policy, task, sections, figures_of_report(report))
         return Repair(decision.repaired)  # what a gate rejects is never tried as it is
 
     def after_trial(self, candidate: CandidatePolicy, trouble: str, *, lost: bool) -> Repair:
@@ -86,21 +88,25 @@ class ModelRepairer:
         happened = "was lost in its trial with its machine" if lost else "failed in its trial"
         sections = {**_texts(policy), "what was found": trouble}
         task = f"{candidate.policy} (candidate {candidate.key}) {happened}. What now?"
-        decision = self._decide(candidate, policy, task, sections)
+        decision = self._decide(candidate, policy, task, sections, Figures())
         return decision if lost else Repair(decision.repaired)
 
     def _decide(
-        self, candidate: CandidatePolicy, policy: DerivedPolicy, task: str, sections: Mapping[str, str]
+        self, candidate: CandidatePolicy, policy: DerivedPolicy, task: str, sections: Mapping[str, str], known: Figures
     ) -> Repair:
-        """Ask; a repair that cannot be made is asked for once more."""
+        """Ask; a repair that cannot be made is asked for once more.
+
+        Args:
+            known: figures that may stand in its reason.
+        """
         messages = self.session.question(task, sections)
         schema: type[Decided] = DecidedOnSource if policy.spec is None else DecidedOnSpec
         for _attempt in range(2):
             decided = self.session.ask("execution", self.iteration, messages, schema)
             if decided is None or decided.decision != "repair":
-                return self._unrepaired(candidate, decided)
+                return self._unrepaired(candidate, decided, known)
             try:
-                reason = without_claims(decided.reason, "\n".join(sections.values()))
+                reason = quote(without_claims(decided.reason, known), LONGEST_REASON)
                 repaired = self.builder.make(_proposal(candidate, decided, reason), self.profile)
                 if repaired.key == candidate.key:
                     raise UsageError("it changes nothing: this is the policy that failed")
@@ -111,10 +117,10 @@ class ModelRepairer:
                 messages += [answered(decided), *self.session.question(_AGAIN, {"what is wrong": str(error)})]
         return NOTHING
 
-    def _unrepaired(self, candidate: CandidatePolicy, decided: Decided | None) -> Repair:
+    def _unrepaired(self, candidate: CandidatePolicy, decided: Decided | None, known: Figures) -> Repair:
         if decided is None:
             return NOTHING
-        note = f"{candidate.policy}: {decided.decision}: {decided.reason}"
+        note = f"{candidate.policy}: {decided.decision}: {quote(without_claims(decided.reason, known))}"
         self.session.note("execution", self.iteration, note)
         return Repair(retry=decided.decision == "retry")
 

@@ -8,10 +8,20 @@ measured, is decided behind this edge.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, Field, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
 
+from agents.llm.answers import problems
 from schedagent.core.policies.proposal import Origin, Proposal
 from schedagent.core.policies.spec_reader import spec_schema
 
@@ -106,11 +116,43 @@ class Proposed(BaseModel):
         )
 
 
+def _salvage(answer: object, part: str, item: type[BaseModel], most: int) -> tuple[object, dict[int, str]]:
+    """Return an answer without the items of a list that cannot be read, and what is wrong with each, counted from 1.
+
+    One bad number is no reason to throw away what stands beside it. An answer without such a list, or with one that is
+    too long, stays as it is.
+    """
+    items = answer.get(part) if isinstance(answer, Mapping) else None
+    if not isinstance(answer, Mapping) or not isinstance(items, list) or len(items) > most:
+        return answer, {}
+    readable, wrong = [], {}
+    for number, each in enumerate(items, 1):
+        try:
+            readable.append(item.model_validate(each))
+        except ValidationError as error:
+            wrong[number] = problems(error)
+    return {**answer, part: readable}, wrong
+
+
 class Planned(BaseModel):
     """Planning: what to try next."""
 
     reason: Line = Field(description="why these candidates, or why none can help")
     proposals: list[Proposed] = Field(max_length=MOST_PROPOSALS, description="most promising first; none if none helps")
+    _unreadable: dict[int, str] = PrivateAttr(default_factory=dict)
+
+    @property
+    def unreadable(self) -> Mapping[int, str]:
+        """What is wrong with the proposals that are left out, by their place in the answer, from 1."""
+        return self._unreadable
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _salvaged(cls, answer: object, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        readable, wrong = _salvage(answer, "proposals", Proposed, MOST_PROPOSALS)
+        planned = handler(readable)
+        planned._unreadable |= wrong
+        return planned
 
 
 class Decided(BaseModel):
@@ -136,14 +178,37 @@ class DecidedOnSource(Decided):
     source: str = Field(default="", description="repair: the whole new source instead of a diff; else empty")
 
 
+class Claimed(BaseModel):
+    """One comparison that trials show."""
+
+    arm: str = Field(max_length=64, description="key of a candidate, or default")
+    relation: Literal["better", "worse", "same"]
+    than: str = Field(max_length=64, description="key of another, or default")
+    metric: str = Field(max_length=200, description="one of the metrics listed")
+
+
 class Concluded(BaseModel):
     """One insight."""
 
     text: Line = Field(description="one or two sentences, without numbers")
-    evidence: list[str] = Field(min_length=1, max_length=16, description="keys of the candidates whose trials show it")
+    claims: list[Claimed] = Field(min_length=1, max_length=4, description="what the samples show, checked against them")
 
 
 class Reflected(BaseModel):
     """Learning: what the trials of this iteration teach."""
 
     insights: list[Concluded] = Field(max_length=MOST_INSIGHTS, description="none if the trials show nothing new")
+    _unreadable: dict[int, str] = PrivateAttr(default_factory=dict)
+
+    @property
+    def unreadable(self) -> Mapping[int, str]:
+        """What is wrong with the insights that are left out, by their place in the answer, from 1."""
+        return self._unreadable
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _salvaged(cls, answer: object, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        readable, wrong = _salvage(answer, "insights", Concluded, MOST_INSIGHTS)
+        reflected = handler(readable)
+        reflected._unreadable |= wrong
+        return reflected

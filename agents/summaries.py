@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from agents import plain_text
+from agents.evidence import metrics
 from agents.plain_text import short
 from schedagent.core.policies.policy import CandidatePolicy, PolicyInfo
 from schedagent.core.process.shell_text import quoted
 from schedagent.core.rules import RULES
+from schedagent.core.terminal.foreign import marked
 from schedagent.core.trials.lesson import Antipattern, Insight, Lesson, Meaning
 from schedagent.core.trials.trial import Hardware, Outcome, Verdict
 from schedagent.core.trials.workload import CommandStats, WorkloadCommand, WorkloadProfile
@@ -157,8 +159,17 @@ def antipatterns_text(antipatterns: Sequence[Antipattern]) -> str:
 
 
 def insights_text(insights: Sequence[Insight]) -> str:
-    """Return what earlier runs concluded."""
-    return "\n".join(f"- {insight.text}" for insight in insights[:INSIGHTS])
+    """Return what earlier runs concluded, those first that were checked against samples."""
+    ranked = sorted(insights, key=lambda insight: not insight.claims)
+    return "\n".join(f"- {plain_text.conclusion(insight)}" for insight in ranked[:INSIGHTS])
+
+
+def metrics_text(workload: WorkloadCommand) -> str:
+    """Return what claims may be about."""
+    return "\n".join(
+        f"{short(name, _SENTENCE)} ({'less' if compared.lower_is_better else 'more'} is better)"
+        for name, compared in metrics(workload).items()
+    )
 
 
 # --- what a repair needs ----------------------------------------------------------------------------------------------
@@ -173,9 +184,9 @@ def rejection_text(report: VerificationReport) -> str:
     for oracle in report.oracles:
         if not oracle.ok:
             measured = f"{oracle.measured:.3g}, bound {oracle.bound:.3g} {oracle.unit}"
-            lines.append(f"oracle {oracle.name} (rule {oracle.rule}): {measured}. {oracle.detail}")
+            lines.append(f"oracle {oracle.name} (rule {oracle.rule}): {measured}. {short(oracle.detail, DETAIL)}")
             lines.append(f"  repair: {RULES[oracle.rule].repair}")
-    lines.append(_middle_cut(gate.detail, DETAIL))
+    lines.append(_middle_cut(marked(gate.detail), DETAIL))
     return "\n".join(lines)
 
 
@@ -189,8 +200,13 @@ def _finding_lines(gate: GateResult) -> list[str]:
 
 def _finding(finding: Finding) -> list[str]:
     rule = finding.text
-    path = [f"  {step.file}:{step.line} {step.text}" for step in finding.path[-STEPS:]]
-    return [str(finding), *path, f"  rule: {rule.text}. {rule.why}.", f"  repair: {rule.repair}"]
+    path = [short(f"{step.file}:{step.line} {step.text}", _SENTENCE) for step in finding.path[-STEPS:]]
+    return [
+        short(str(finding), DETAIL),
+        *(f"  {step}" for step in path),
+        f"  rule: {rule.text}. {rule.why}.",
+        f"  repair: {rule.repair}",
+    ]
 
 
 def excerpts_text(report: VerificationReport, source: str) -> str:

@@ -20,6 +20,7 @@ from repo_store.database.tables import (
     MeaningRow,
     PlanRow,
     ProfileRow,
+    RunRow,
     SampleRow,
     VerdictRow,
     VerificationRow,
@@ -73,6 +74,13 @@ class ResultStore(Database):
         with self._session() as session:
             row = session.get(CostsRow, run_id)
             return None if row is None else from_row(MachineCosts, row)
+
+    def latest_costs(self) -> tuple[MachineCosts, str] | None:
+        """Return the costs that were measured last, and when that run began (ISO 8601 UTC); None without any."""
+        latest = select(CostsRow, RunRow.started_at).join(RunRow, RunRow.id == CostsRow.run_id)
+        with self._session() as session:
+            row = session.execute(latest.order_by(RunRow.started_at.desc()).limit(1)).first()
+            return None if row is None else (from_row(MachineCosts, row[0]), row[1])
 
     # Plans
 

@@ -138,15 +138,30 @@ class Demonstrator:
 
     def learning(self, body: dict[str, Any]) -> dict[str, Any]:
         lines = [line for line in body["messages"][1]["content"].splitlines() if " pairs" in line]
-        insights = [{"text": lesson(line), "evidence": [line.split()[0]]} for line in lines]
+        insights = [{"text": lesson(line), "claims": [claim(line)]} for line in lines if outcome(line) in RELATIONS]
         return {"content": {"insights": insights}}
+
+
+RELATIONS = {"better": "better", "worse": "worse", "no difference": "same"}
+"""What is claimed of a candidate beside the default scheduler, by its outcome; of the others nothing can be."""
+
+
+def outcome(line: str) -> str:
+    """Return the outcome in a line of the history of trials."""
+    return line.partition(": ")[2].partition(",")[0]
+
+
+def claim(line: str) -> dict[str, str]:
+    """Return what the trial of a line shows."""
+    relation = RELATIONS[outcome(line)]
+    return {"arm": line.split(maxsplit=1)[0], "relation": relation, "than": "default", "metric": "wall time"}
 
 
 def lesson(line: str) -> str:
     """Say what a line of the history of trials teaches."""
     idea = "Ordering a build by expected CPU time" if " compose " in line else "Keeping compilers on their CPU"
-    outcome = line.partition(": ")[2].partition(",")[0]
-    return f"{idea}: {outcome} than the default." if outcome in ("better", "worse") else f"{idea}: {outcome}."
+    result = outcome(line)
+    return f"{idea}: {result} than the default." if result in ("better", "worse") else f"{idea}: {result}."
 
 
 def main() -> int:

@@ -22,7 +22,7 @@ from kernel_bpf.build.source import read_source
 from kernel_bpf.build.target import KernelTarget, enum_values, features
 from schedagent.core.errors import BpfError, HostBusy, KernelRejected, PolicyError, UsageError, VmLost
 from schedagent.core.policies.artifact import PolicyArtifact
-from schedagent.core.policies.policy import CandidatePolicy, PolicyInfo
+from schedagent.core.policies.policy import CandidatePolicy, PolicyInfo, Standing
 from schedagent.core.rules import ATTACH, COMPILE, GATES, KERNEL, LOGIC, OVERHEAD, PROVING, RULES, SOURCE
 from schedagent.core.token import Scope, digest_inputs
 from schedagent.core.verification import (
@@ -233,6 +233,7 @@ class _Passage:
             subject=self._subject() if self._artifacts else "",
             tunables=tuple(sorted(self._candidate.tunables)),
             declares=tuple(self._info.declares),
+            reads=tuple(self._info.reads),
             verified_at=cached.verified_at if cached else datetime.now(UTC).isoformat(timespec="seconds"),
         )
 
@@ -251,6 +252,7 @@ class _Passage:
             tunables=self._info.tunables,
             include_dirs=self._verifier.include_dirs,
             cache_dir=self._verifier.cache_dir,
+            standing=submission.standing(self._info, self._verifier.include_dirs),
         )
         return _unless_errors(f"{len(content)} bytes; {accepted}", findings)
 
@@ -277,6 +279,7 @@ class _Passage:
             dict(self._candidate.tunables),
             standing=submission.standing(self._info, self._verifier.include_dirs),
             reads=self._info.reads,
+            accepted_reader=lambda: submission.accepted_reader(target, self._verifier.cache_dir),
         )
         return _unless_errors(report.summary, report.findings)
 
@@ -404,7 +407,9 @@ class _Passage:
         return digest_subject([*policy, kernels, self._verifier.depth.name])
 
     def _sign(self, report: VerificationReport) -> str:
+        """Sign what passed, and what of it rests on its submitter's word; our own policies' words are ours."""
         assert self._verifier.signer is not None
+        bundled = submission.standing(self._info, self._verifier.include_dirs) is Standing.BUNDLED
         return self._verifier.signer.issue(
             artifact_digest=report.artifact_digest,
             tunables=self._candidate.tunables,
@@ -412,6 +417,8 @@ class _Passage:
             kernel_release=self._verifier.target.release,
             btf_build_id=self._verifier.target.btf_build_id,
             report_digest=report.digest,
+            declares=report.declares,
+            reads=() if bundled else self._info.reads,
             scope=self._verifier.scope,
             cgroup=self._verifier.cgroup,
         )

@@ -12,6 +12,7 @@ import os
 import secrets
 import stat
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -84,6 +85,8 @@ class Signer:
         report_digest: str,
         kernel_release: str,
         btf_build_id: str,
+        declares: Iterable[str] = (),
+        reads: Iterable[str] = (),
         scope: Scope = Scope.FULL,
         cgroup: str = "",
         not_before: int | None = None,
@@ -113,6 +116,8 @@ class Signer:
             tunables=tuple(sorted(tunables)),
             inputs_digest=inputs_digest,
             report_digest=report_digest,
+            declares=tuple(sorted(set(declares))),
+            reads=tuple(sorted(set(reads))),
             kernel_release=kernel_release,
             btf_build_id=btf_build_id,
             scope=scope,

@@ -16,11 +16,15 @@ from schedagent.core.errors import PolicyError
 from schedagent.core.policies.artifact import PolicyArtifact
 from schedagent.core.policies.policy import PolicyInfo, Standing, Tunable
 from schedagent.core.policies.proposal import Origin
+from verifier.logic.rules.reads import reader
 from verifier.object.reader import read_object
 
 _STRIP = "leave its debug information out, which the kernel does not read: llvm-strip -g FILE.bpf.o"
 
 _MADE = (Origin.COMPOSE, Origin.PATCH, Origin.GENERATE)
+
+_WITH_READER = "longest_first"
+"""A bundled policy that includes identity.bpf.h."""
 
 _NAME = re.compile(r"[A-Za-z0-9_]{1,100}")
 
@@ -55,6 +59,16 @@ def standing(info: PolicyInfo, include_dirs: Sequence[Path]) -> Standing:
 @functools.cache
 def _bundled() -> frozenset[bytes]:
     return frozenset(read_source(policy.source) for policy in load_library().values())
+
+
+def accepted_reader(target: KernelTarget, cache_dir: Path) -> str:
+    """Return which program may read the arguments of tasks: that of our header, as a bundled policy has it.
+
+    Raises:
+        CompileError, SetupError: the bundled policy cannot be compiled.
+    """
+    policy = load_library()[_WITH_READER]
+    return reader(read_object(compile_policy(policy.source, policy.name, target, cache_dir=cache_dir).object_bytes))
 
 
 def declared_tunables(artifact: PolicyArtifact) -> tuple[Tunable, ...]:

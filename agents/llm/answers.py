@@ -20,6 +20,7 @@ _FENCED_JSON = re.compile(r"```(?:json)?\s*\n(.*?)```", re.DOTALL)
 _THOUGHTS = re.compile(r"^\s*<think>.*?</think>", re.DOTALL)
 _MOST_STARTS = 256
 _MOST_PROBLEMS = 8
+_LONGEST_WHOLE = 40
 
 # What the strict mode of chat completions does not know; pydantic checks it afterwards.
 _NOT_STRICT = (
@@ -99,8 +100,28 @@ def read_answer(text: str, model: type[T]) -> Read[T]:
         try:
             return Read(model.model_validate_json(candidate))
         except ValidationError as error:
+            value = _read_leniently(candidate, model)
+            if value is not None:
+                return Read(value)
             wrong = wrong or problems(error)
     return Read(None, wrong or "- all: there is no JSON object in it")
+
+
+def _read_leniently(text: str, model: type[T]) -> T | None:
+    """Read JSON that pydantic's parser refuses as a whole for one number or letter in it; None if it does not fit.
+
+    The model decides what of it counts: half of a surrogate pair is no text, and what is too long is no number.
+    """
+    from pydantic import ValidationError
+
+    try:
+        return model.model_validate(json.loads(text, parse_int=_whole))
+    except (ValueError, RecursionError, ValidationError):
+        return None
+
+
+def _whole(digits: str) -> int | float:
+    return int(digits) if len(digits) <= _LONGEST_WHOLE else float(digits)
 
 
 def _candidates(text: str) -> Iterator[str]:

@@ -136,6 +136,7 @@ class PolicyBuilder:
             description=sentence(proposal.description) or f"{parent.name}, changed.",
             limitations=f"Those of {parent.name}, from which it was patched: {parent.limitations}",
             declares=tuple(dict.fromkeys((*parent.declares, *policy_text.declares(source)))),
+            reads=tuple(dict.fromkeys((*parent.reads, *policy_text.reads(source)))),
         )
         return self._write(Origin.PATCH, about, source, proposal, parent.name)
 
@@ -153,6 +154,7 @@ class PolicyBuilder:
             inputs=(),
             source=Path(),
             declares=policy_text.declares(source),
+            reads=policy_text.reads(source),
         )
         return self._write(Origin.GENERATE, about, source, proposal)
 

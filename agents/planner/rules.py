@@ -274,6 +274,8 @@ class _Memory:
             if _still_valid(library, lesson):
                 _remember(latest, _from_lesson(lesson))
         for candidate, verdict in tried:
+            if candidate.policy not in library:
+                continue  # a model's own, of which nothing was shown
             _remember(latest, _from_trial(candidate, verdict))
         self._antipatterns = [pattern for pattern in antipatterns if pattern.policy in library]
         self.failed = {pattern.policy for pattern in self._antipatterns}

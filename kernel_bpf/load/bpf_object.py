@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import mmap
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Self
 
 from kernel_bpf.load.btf import Btf, Variable
 from kernel_bpf.load.libbpf import OpenOptions, ProgramInfo, call, libbpf, text
+from kernel_bpf.load.memory import MapSize, check_memory
 from schedagent.core.errors import BpfError, KernelRejected, PolicyError, SetupError, TunableError
 
 TUNABLES = ".rodata"
@@ -25,6 +27,8 @@ PROGRAM_SYSCALL = 31
 _LOG_LINES = 40
 _INSTRUCTION_BYTES = 8
 _LINK_FILE = "link"
+LARGEST_READ = 64 << 10
+"""Of a variable in a data section: nothing that a policy owns is read in amounts that the policy chooses."""
 
 
 @dataclass(frozen=True)
@@ -137,10 +141,6 @@ class BpfObject:
         raw = value.to_bytes(place.size_bytes, "little")
         ctypes.memmove(self._initial_value(ops.name) + place.offset, raw, len(raw))
 
-    def resize_section(self, section: str, size_bytes: int) -> None:
-        """Let the array at the end of a data section be longer than declared; only before `load`."""
-        call("bpf_map__set_value_size", self.find_map(section), size_bytes, about=section)
-
     def load(self) -> None:
         """Create the maps and give every program to the kernel's verifier.
 
@@ -188,13 +188,60 @@ class BpfObject:
                 raise PolicyError(f"entry {pair} does not fit map {name!r}: {sizes[0]} and {sizes[1]} bytes") from None
             call("bpf_map__update_elem", pointer, key, len(key), value, len(value), 0, about=f"map {name!r}")
 
-    def read_section(self, section: str) -> bytes:
-        """Return the present content of a loaded object's data section such as .data."""
+    def map_sizes(self) -> tuple[MapSize, ...]:
+        """Return what decides how much memory each map and data section takes."""
+        return tuple(_map_size(pointer) for pointer, _name, _kind in self.maps())
+
+    def check_memory(self) -> None:
+        """Refuse maps and data sections that are too large together; before `load`, which gives out their memory.
+
+        Raises:
+            PolicyError: with what is too large.
+        """
+        check_memory(self.name, self.map_sizes(), call("libbpf_num_possible_cpus"))
+
+    def memory_bytes(self) -> int:
+        """Return what the kernel counts for the maps and data sections of a loaded object ("memlock" of
+        /proc/self/fdinfo, include/linux/bpf.h: map_mem_usage)."""
+        return sum(_memlock(libbpf().bpf_map__fd(pointer)) for pointer, _name, _kind in self.maps())
+
+    def section_bytes(self, section: str) -> int:
+        """Return how large a data section is; raise BpfError if there is no such section."""
         pointer = self.find_map(section)
         if pointer is None:
             raise BpfError(f"{self.name} has no section {section}")
-        value = ctypes.create_string_buffer(libbpf().bpf_map__value_size(pointer))
-        key = bytes(4)
+        size_bytes: int = libbpf().bpf_map__value_size(pointer)
+        return size_bytes
+
+    def read_variable(self, section: str, offset: int, size_bytes: int) -> bytes:
+        """Return the present content of a part of a data section of a loaded or adopted object.
+
+        Only the pages that hold it are mapped, so the size of the section does not matter; one that the kernel does not
+        let be mapped is copied if it is small.
+
+        Raises:
+            BpfError: there is no such section, the part does not lie in it, or it can neither be mapped nor copied.
+        """
+        length = self.section_bytes(section)
+        pointer = self.find_map(section)
+        if not (offset >= 0 and 0 <= size_bytes <= LARGEST_READ and offset + size_bytes <= length):
+            raise BpfError(f"bytes {offset} to {offset + size_bytes} cannot be read of the {length} of {section}")
+        first = offset - offset % mmap.PAGESIZE
+        try:
+            with mmap.mmap(
+                libbpf().bpf_map__fd(pointer), offset + size_bytes - first, prot=mmap.PROT_READ, offset=first
+            ) as pages:
+                return pages[offset - first :]
+        except OSError as error:
+            if length > LARGEST_READ:
+                raise BpfError(
+                    f"{section} of {self.name} cannot be mapped: {error.strerror}", error.errno or 0
+                ) from None
+        return self._copy(pointer, section, length)[offset : offset + size_bytes]
+
+    def _copy(self, pointer: int | None, section: str, length: int) -> bytes:
+        """Copy a whole section out of the kernel."""
+        value, key = ctypes.create_string_buffer(length), bytes(4)
         call("bpf_map__lookup_elem", pointer, key, len(key), value, len(value), 0, about=section)
         return value.raw
 
@@ -316,6 +363,25 @@ class BpfObject:
         if pointer is None:
             raise BpfError(f"{self.name} has no section or struct_ops {name}")
         return call("bpf_map__initial_value", pointer, ctypes.byref(ctypes.c_size_t()), about=name)
+
+
+def _map_size(pointer: int) -> MapSize:
+    library = libbpf()
+    inner: int | None = library.bpf_map__inner_map(pointer)
+    return MapSize(
+        text(library.bpf_map__name(pointer)),
+        library.bpf_map__type(pointer),
+        library.bpf_map__key_size(pointer),
+        library.bpf_map__value_size(pointer),
+        library.bpf_map__max_entries(pointer),
+        _map_size(inner) if inner else None,
+        library.bpf_map__is_internal(pointer),
+    )
+
+
+def _memlock(descriptor: int) -> int:
+    lines = Path(f"/proc/self/fdinfo/{descriptor}").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("memlock:"))
 
 
 def _section_file(section: str) -> str:

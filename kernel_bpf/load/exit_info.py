@@ -2,24 +2,28 @@
 
 The kernel gives the reason to nobody but the policy. By convention a policy copies `struct scx_exit_info` into a global
 `struct user_exit_info`, whose members have the same names everywhere but lie where each project put them, so they are
-found by name in the object's BTF.
+found by name in the object's BTF. All of it is the policy's own word: what it says is shown as that, in one line, and
+its dump is not read at all: it may hold whatever the policy came to know.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Self
 
 from kernel_bpf.load.bpf_object import BpfObject
 from kernel_bpf.load.btf import Variable
+from schedagent.core.terminal.foreign import quote
 
 NO_RECORD = "the policy records no exit information"
 
 _STRUCT = "user_exit_info"
 _SECTIONS = (".data", ".bss")
 _REQUIRED = ("kind", "reason", "msg")
-_DUMP_BYTES = 32768
+_LONGEST = {"kind": 8, "exit_code": 8, "reason": 128, "msg": 1024}
+"""Bytes of a member that are read, however large the policy declares it: the kernel's own sizes (SCX_EXIT_MSG_LEN and
+the like in kernel/sched/ext.c)."""
 _FIRST_ERROR_KIND = 1024
 _EXIT_KINDS = {
     0: "none",
@@ -52,7 +56,6 @@ class ExitInfo:
         kind_name: the same in words.
         code: exit_code; holds restart hints after CPU hotplug, or what BPF gave.
         reason, message: the kernel's text for the kind, and for this case.
-        dump: state of the runqueues and tasks at the time of an error.
     """
 
     kind: int
@@ -60,7 +63,6 @@ class ExitInfo:
     code: int
     reason: str
     message: str
-    dump: str = field(default="", repr=False)
 
     @property
     def ejected(self) -> bool:
@@ -79,12 +81,23 @@ class ExitInfo:
         if kind == 0:
             return None
         code = int.from_bytes(members.get("exit_code", b""), "little", signed=True)
-        reason, message, dump = (_text(members.get(name, b"")) for name in ("reason", "msg", "dump"))
-        return cls(kind, _EXIT_KINDS.get(kind, f"kind {kind}"), code, reason, message, dump)
+        reason, message = (_text(members.get(name, b"")) for name in ("reason", "msg"))
+        return cls(kind, _EXIT_KINDS.get(kind, f"kind {kind}"), code, reason, message)
+
+    @property
+    def what(self) -> str:
+        """The kind, without any words of the policy's."""
+        return f"{self.kind_name} (kind {self.kind})"
+
+    @property
+    def words(self) -> str:
+        """What the policy's record says besides, quoted; empty if it says nothing."""
+        reasons = ": ".join(part for part in (self.reason, self.message) if part)
+        return quote(reasons) if reasons else ""
 
     def __str__(self) -> str:
-        reasons = ": ".join(part for part in (self.reason, self.message) if part)
-        return f"{self.kind_name} (kind {self.kind}, code {self.code:#x}): {reasons or 'no reason given'}"
+        words = f"by its own record: {self.words}" if self.words else "no reason given"
+        return f"{self.kind_name} (kind {self.kind}, code {self.code:#x}): {words}"
 
 
 def _text(raw: bytes) -> str:
@@ -98,17 +111,15 @@ class ExitRecord:
     Args:
         section: data section it lies in.
         variable: where in that section, and its members.
-        dump_section: section of the dump if that is an array of its own, else empty.
     """
 
     section: str
     variable: Variable
-    dump_section: str = ""
 
     @property
     def sections(self) -> tuple[str, ...]:
         """The data sections that hold it."""
-        return (self.section, self.dump_section) if self.dump_section else (self.section,)
+        return (self.section,)
 
     @classmethod
     def find(cls, policy: BpfObject) -> Self | None:
@@ -116,27 +127,23 @@ class ExitRecord:
         for section in _SECTIONS:
             for variable in policy.variables(section).values():
                 if variable.struct == _STRUCT and all(name in variable.members for name in _REQUIRED):
-                    dump = f".data.{variable.name}_dump"
-                    return cls(section, variable, dump if policy.find_map(dump) else "")
+                    return cls(section, variable)
         return None
 
-    def make_room(self, policy: BpfObject) -> None:
-        """Before load: give a dump that is an array of its own its size.
-
-        Objects of the scx project declare one byte, and a constant NAME_dump_len that holds how much there really is.
-        """
-        length = f"{self.variable.name}_dump_len"
-        if self.dump_section and length in policy.tunables():
-            policy.resize_section(self.dump_section, _DUMP_BYTES)
-            policy.set_tunables({length: _DUMP_BYTES})
-
     def read(self, policy: BpfObject) -> ExitInfo | None:
-        """Read a loaded object's record; None while the policy has not ended."""
-        content = policy.read_section(self.section)[self.variable.offset :]
-        members = {
-            name: content[member.offset : member.offset + member.size_bytes]
-            for name, member in self.variable.members.items()
-        }
-        if self.dump_section and any(members["kind"]):
-            members["dump"] = policy.read_section(self.dump_section)
+        """Read a loaded object's record, never more of it than a record needs; None while the policy has not ended.
+
+        Raises:
+            BpfError: it cannot be read.
+        """
+        kind = self._member(policy, "kind")
+        if not any(kind):
+            return None
+        members = {name: self._member(policy, name) for name in _LONGEST if name in self.variable.members}
+        members["kind"] = kind
         return ExitInfo.decode(members)
+
+    def _member(self, policy: BpfObject, name: str) -> bytes:
+        member = self.variable.members[name]
+        size_bytes = min(member.size_bytes, _LONGEST[name])
+        return policy.read_variable(self.section, self.variable.offset + member.offset, size_bytes)

@@ -70,6 +70,7 @@ class ProgramInfo(ctypes.Structure):
 _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "libbpf_major_version": (c_uint32, ()),
     "libbpf_minor_version": (c_uint32, ()),
+    "libbpf_num_possible_cpus": (c_int, ()),
     "libbpf_set_print": (c_void_p, (c_void_p,)),
     "bpf_object__open_mem": (c_void_p, (c_void_p, c_size_t, POINTER(OpenOptions))),
     "bpf_object__load": (c_int, (c_void_p,)),
@@ -84,7 +85,8 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "bpf_map__key_size": (c_uint32, (c_void_p,)),
     "bpf_map__value_size": (c_uint32, (c_void_p,)),
     "bpf_map__max_entries": (c_uint32, (c_void_p,)),
-    "bpf_map__set_value_size": (c_int, (c_void_p, c_uint32)),
+    "bpf_map__is_internal": (c_bool, (c_void_p,)),
+    "bpf_map__inner_map": (c_void_p, (c_void_p,)),
     "bpf_map__initial_value": (c_void_p, (c_void_p, POINTER(c_size_t))),
     "bpf_map__lookup_elem": (c_int, (c_void_p, c_void_p, c_size_t, c_void_p, c_size_t, c_uint64)),
     "bpf_map__update_elem": (c_int, (c_void_p, c_void_p, c_size_t, c_void_p, c_size_t, c_uint64)),

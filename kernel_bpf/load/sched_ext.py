@@ -15,6 +15,7 @@ from typing import Self
 from kernel_bpf.load.bpf_object import BpfObject
 from kernel_bpf.load.btf import Variable, kernel_constants
 from kernel_bpf.load.exit_info import NO_RECORD, ExitInfo, ExitRecord
+from kernel_bpf.load.memory import MOST_BYTES
 from schedagent.core.errors import BpfError, KernelRejected, PolicyError, SetupError
 
 SYSFS = Path("/sys/kernel/sched_ext")
@@ -127,7 +128,7 @@ class LoadedPolicy:
         Raises:
             SetupError: this kernel has no sched_ext, or this process may not load BPF.
             TunableError: a tunable that does not exist or does not fit.
-            PolicyError: not one sched_ext policy, or a map it does not have.
+            PolicyError: not one sched_ext policy, a map it does not have, or more memory than a policy may take.
             KernelRejected: the kernel's verifier refused; carries the end of its log.
             BpfError: partial was asked for, and this kernel's BTF cannot be read.
         """
@@ -139,14 +140,16 @@ class LoadedPolicy:
         try:
             ops, record = _find_ops(policy), ExitRecord.find(policy)
             ops_name = policy.read_ops(ops, "name").split(b"\0", 1)[0].decode(errors="replace")
-            if record:
-                record.make_room(policy)
             if watchdog_ms:
                 _limit_watchdog(policy, ops, watchdog_ms)
             if partial:
                 _switch_partially(policy, ops)
             policy.set_tunables(_kernel_values(policy) | dict(tunables))
+            policy.check_memory()
             policy.load()
+            _check_given(policy)
+            if record:
+                record.read(policy)  # what cannot be read now could not be read when it matters
             for map_name, entries in ((HISTORY_MAP, history), (CLASSES_MAP, classes)):
                 if entries:
                     policy.fill_map(map_name, entries)
@@ -330,6 +333,15 @@ def _limit_watchdog(policy: BpfObject, ops: Variable, limit_ms: int) -> None:
     timeout_ms = int.from_bytes(policy.read_ops(ops, "timeout_ms"), "little")
     if not 0 < timeout_ms <= limit_ms:
         policy.write_ops(ops, "timeout_ms", limit_ms)
+
+
+def _check_given(policy: BpfObject) -> None:
+    """Refuse a loaded object that took more memory than was counted before."""
+    given = policy.memory_bytes()
+    if given > MOST_BYTES:
+        raise PolicyError(
+            f"the kernel gave {policy.name} {given >> 20} MiB of memory; at most {MOST_BYTES >> 20} are accepted"
+        )
 
 
 def _switch_partially(policy: BpfObject, ops: Variable) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from kernel_bpf.observe import tasks
+from schedagent.core.terminal.foreign import one_line, quote
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Scheduler:
     unit: str = ""
 
     def __str__(self) -> str:
-        return f"{self.name}, process {self.pid}{f' of {self.unit}' if self.unit else ''}"
+        return f"{quote(self.name)}, process {self.pid}{f' of {self.unit}' if self.unit else ''}"
 
 
 def other_schedulers() -> Iterator[Scheduler]:
@@ -42,7 +43,7 @@ def other_schedulers() -> Iterator[Scheduler]:
             continue
         if name.startswith("scx_") and owner == 0:
             unit = _UNIT.search(group)
-            yield Scheduler(tasks.shown(name), process, unit.group(1) if unit else "")
+            yield Scheduler(one_line(name), process, unit.group(1) if unit else "")
 
 
 _UNIT = re.compile(

@@ -6,23 +6,29 @@ Everything from /proc and cgroupfs. Names in there are anybody's bytes: a proces
 from __future__ import annotations
 
 import os
+import re
 import time
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 
 from schedagent.core.deployment import Tree, Where
+from schedagent.core.terminal.foreign import quote
 
 SCHED_EXT = 7
 """include/uapi/linux/sched.h; tasks of SCHED_NORMAL are moved to it, all others are left alone."""
 
 PROC = Path("/proc")
 _CGROUPS = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/unified"))
-_MOST_WATCHED = 4096
+MOST_WATCHED = 4096
+"""Threads whose counters are read for one sample; where there are more, in turn if the watch rotates."""
 _PASSES = 8
 _PARENT, _BEGAN = 1, 19
 """Of /proc/PID/stat behind the command, counted from 0: ppid and starttime (proc_pid_stat(5), 4 and 22)."""
+_OF_CPU = re.compile(r"cpu\d+ ")
 _NS = 1e-9
 _US = 1e-6
 
@@ -37,7 +43,7 @@ class TaskSample:
             process tree has no PSI.
         delay_s, runs: how long its tasks waited in run queues, and how often they then ran.
         ran_s: CPU time that they used. Tasks that came and went between two samples are in neither this nor delay_s.
-        starved: runnable tasks that have not run for longer than the bound, each as "PID (COMMAND)".
+        starved: runnable tasks that have not run for longer than the bound, each as 'PID "COMMAND"'.
     """
 
     at: float
@@ -149,31 +155,54 @@ def _change(thread: int, before: int, after: int) -> bool:
     return False
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """A thread's counters at a sample.
+
+    Args:
+        ran, delay: ns on a CPU and in run queues.
+        runs: how often it ran.
+        since: when (CLOCK_MONOTONIC) it was first seen with these counters, runnable.
+        again: whether it was there at an earlier sample, too.
+    """
+
+    ran: int
+    delay: int
+    runs: int
+    since: float
+    again: bool
+
+
 class Watch:
     """Counts what the tasks of one scope get and wait for, sample by sample.
 
     Args:
         where: the scope.
         starvation_s: how long a runnable task may not run.
+        rotates: whether all threads are looked at in turn where there are more than MOST_WATCHED, each at two samples
+            one after the other at least; and whether for the whole machine the kernel's own sums count, which hold
+            threads that came and went, too. Otherwise only the first ones are looked at.
     """
 
-    def __init__(self, where: Where, starvation_s: float, root: Path) -> None:
+    def __init__(self, where: Where, starvation_s: float, root: Path, rotates: bool = False) -> None:
         self._threads = Threads(where, root)
         self._pressure = _pressure_file(where, root)
         self._starvation_s = starvation_s
-        self._seen: dict[int, tuple[int, int, int, float]] = {}
+        self._rotates = rotates
+        self._whole_machine = rotates and where == ""
+        self._seen: dict[int, _Seen] = {}
+        self._at = 0.0
+        self._last = 0
         self._ran_ns = 0
         self._delay_ns = 0
         self._runs = 0
 
     def sample(self) -> TaskSample:
-        """Read the counters of every task of the scope (the first 4096) and its PSI."""
+        """Read the counters of the tasks of the scope and its PSI."""
         now = time.monotonic()
-        seen: dict[int, tuple[int, int, int, float]] = {}
+        seen: dict[int, _Seen] = {}
         starved = []
-        for thread in self._threads.now():
-            if len(seen) >= _MOST_WATCHED:
-                break
+        for thread in self._chosen():
             counters = _schedstat(thread)
             if counters is None:
                 continue
@@ -181,22 +210,48 @@ class Watch:
             before = self._seen.get(thread)
             since = now
             if before is not None:
-                self._ran_ns += max(0, ran - before[0])
-                self._delay_ns += max(0, delay - before[1])
-                self._runs += max(0, runs - before[2])
-                if (ran, runs) == (before[0], before[2]) and (name := _runnable(thread)):
-                    since = before[3]
+                self._ran_ns += max(0, ran - before.ran)
+                self._delay_ns += max(0, delay - before.delay)
+                self._runs += max(0, runs - before.runs)
+                if (ran, runs) == (before.ran, before.runs) and (name := _runnable(thread)):
+                    since = before.since
                     if now - since >= self._starvation_s:
                         starved.append(name)
-            seen[thread] = (ran, delay, runs, since)
-        self._seen = seen
-        waited_s, ran_s = self._delay_ns * _NS, self._ran_ns * _NS
-        return TaskSample(now, self._stalled_s(), waited_s, self._runs, ran_s, tuple(starved))
+            seen[thread] = _Seen(ran, delay, runs, since, before is not None)
+        self._seen, self._at = seen, now
+        waited_s, runs, ran_s = self._sums()
+        return TaskSample(now, self._stalled_s(), waited_s, runs, ran_s, tuple(starved))
+
+    def _sums(self) -> tuple[float, int, float]:
+        """How long tasks waited (s), how often they ran, and for how long (s)."""
+        sums = machine_sums() if self._whole_machine else None
+        return sums or (self._delay_ns * _NS, self._runs, self._ran_ns * _NS)
+
+    def _chosen(self) -> Iterable[int]:
+        """Return the threads to look at now.
+
+        Of too many: those that were seen for the first time the last time, those that may be starving, and new ones.
+        """
+        if not self._rotates:
+            return islice(self._threads.now(), MOST_WATCHED)
+        threads = sorted(self._threads.now())
+        if len(threads) <= MOST_WATCHED:
+            return threads
+        there = set(threads)
+        last = {thread: seen for thread, seen in self._seen.items() if thread in there}
+        first_seen = [thread for thread, seen in last.items() if not seen.again]
+        waiting = [thread for thread, seen in last.items() if seen.since < self._at]
+        kept = dict.fromkeys([*first_seen, *waiting[: MOST_WATCHED // 4]])
+        begin = bisect_right(threads, self._last)
+        turn = (thread for thread in chain(threads[begin:], threads[:begin]) if thread not in kept)
+        new = list(islice(turn, min(MOST_WATCHED // 2, MOST_WATCHED - len(kept))))
+        self._last = new[-1]
+        return [*kept, *new]
 
     @property
     def ran_ns(self) -> dict[int, int]:
         """CPU time of each task at the last sample, by thread id."""
-        return {thread: seen[0] for thread, seen in self._seen.items()}
+        return {thread: seen.ran for thread, seen in self._seen.items()}
 
     def _stalled_s(self) -> float | None:
         """PSI's total of the scope; None where the kernel has none."""
@@ -204,6 +259,28 @@ class Watch:
             return int(self._pressure.read_text().partition("total=")[2].split()[0]) * _US if self._pressure else None
         except (OSError, ValueError, IndexError):
             return None
+
+
+def machine_sums() -> tuple[float, int, float] | None:
+    """Return how long all tasks of the machine waited in run queues (s), how often they ran, and for how long (s).
+
+    The kernel's own sums since boot: the last two figures of each CPU in /proc/schedstat
+    (Documentation/scheduler/sched-stats.rst), and user, nice and system time of /proc/stat (proc_stat(5)): the time on
+    a CPU of /proc/schedstat grows only when a task leaves it. None where the kernel does not show them.
+    """
+    try:
+        rows = [line.split() for line in (PROC / "schedstat").read_text().splitlines() if _OF_CPU.match(line)]
+        spent = (PROC / "stat").read_text().split()[1:4]
+        ticks = sum(map(int, spent))
+        waited_ns, runs = sum(int(row[8]) for row in rows), sum(int(row[9]) for row in rows)
+    except (OSError, ValueError, IndexError):
+        return None
+    return (waited_ns * _NS, runs, ticks / os.sysconf("SC_CLK_TCK")) if rows else None
+
+
+def all_threads() -> list[int]:
+    """Ids of all threads of the machine."""
+    return list(_threads(processes()))
 
 
 def _pressure_file(where: Where, root: Path) -> Path | None:
@@ -222,17 +299,13 @@ def _schedstat(thread: int) -> tuple[int, int, int] | None:
 
 
 def _runnable(thread: int) -> str:
-    """Return "PID (COMMAND)" of a runnable thread, else an empty text. Threads without a CPU of their own never are."""
+    """Return 'PID "COMMAND"' of a runnable thread, else an empty text. Threads without a CPU of their own never are."""
     try:
         before, _parenthesis, after = Path(PROC, str(thread), "stat").read_text(errors="replace").rpartition(")")
     except OSError:
         return ""
-    return shown(f"{before})") if after.split()[:1] == ["R"] else ""
-
-
-def shown(name: str) -> str:
-    """Return a name from /proc as a text that steers no terminal and breaks no line."""
-    return "".join(letter if letter.isprintable() else "?" for letter in name)
+    name = before.partition("(")[2]
+    return f"{thread} {quote(name)}" if after.split()[:1] == ["R"] else ""
 
 
 def _stat(pid: int) -> tuple[int, int] | None:
@@ -251,6 +324,6 @@ def _threads(pids: Iterable[int]) -> Iterator[int]:
 
 def _numbers(folder: Path) -> list[int]:
     try:
-        return [int(path.name) for path in folder.iterdir() if path.name.isdecimal()]
+        return [int(name) for name in os.listdir(folder) if name.isdecimal()]  # noqa: PTH208 - half the time of a Path
     except OSError:
         return []

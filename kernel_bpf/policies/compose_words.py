@@ -12,7 +12,7 @@ from pathlib import Path
 
 from kernel_bpf.policies.compose_code import bound_name, uses_history, uses_programs
 from kernel_bpf.policies.manifest import write_manifest
-from schedagent.core.policies.policy import PolicyInfo, Tunable
+from schedagent.core.policies.policy import READABLE, PolicyInfo, Tunable
 from schedagent.core.policies.spec import (
     ANY_IDLE,
     DEADLINE,
@@ -224,6 +224,21 @@ def declares(spec: PolicySpec) -> tuple[str, ...]:
     return (*(() if kept else ("weights",)), *(("saturated machine",) if brief else ()))
 
 
+def reads(spec: PolicySpec) -> tuple[str, ...]:
+    """The inputs that the primitives of a spec go by, see core.policies.policy.READABLE."""
+    inputs: set[str] = set()
+    for kind in spec.classes:
+        if kind.match.programs or kind.order == LONGEST_FIRST:
+            inputs |= {"comm", "arguments", "map values"}
+        if kind.order == LONGEST_FIRST or kind.match.runtime_ms is not None:
+            inputs.add("runtime")
+        if kind.match.cgroup:
+            inputs.add("cgroup")
+        if kind.match.nice is not None:
+            inputs.add("nice")
+    return tuple(name for name in READABLE if name in inputs)
+
+
 # --- the .toml
 
 
@@ -241,6 +256,7 @@ def documentation(spec: PolicySpec) -> str:
             inputs=tuple(inputs),
             source=Path(f"{spec.name}.bpf.c"),
             declares=declares(spec),
+            reads=reads(spec),
             classes=class_numbers(spec),
         )
     )

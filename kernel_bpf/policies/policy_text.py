@@ -8,6 +8,7 @@ The conventions are those of the bundled policies, and simple enough for a promp
     const volatile u64 slice_us = 5000;                     its unit ends its name
     task_history, task_class (history.bpf.h, known_class.bpf.h)     maps that the loader fills
     Declares: weights                                       in a comment: oracles it does not mean to satisfy
+    Reads: nice, random numbers                             in a comment: inputs it goes by (rule 32)
 
 This is no check of the source, which is the verifier's business: what is misread here makes a policy that is described
 badly, never one that is believed.
@@ -16,13 +17,13 @@ badly, never one that is believed.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from kernel_bpf.policies.compose import header_words
 from kernel_bpf.policies.library import TUNABLE_TYPES, UNITS
 from schedagent.core.errors import PolicyError
-from schedagent.core.policies.policy import DECLARABLE, Tunable
+from schedagent.core.policies.policy import DECLARABLE, READABLE, Tunable
 from schedagent.core.policies.spec import NAME, RESERVED_NAMES
 from schedagent.core.terminal.printable import printable
 
@@ -36,12 +37,22 @@ _TOKEN = re.compile(
 )
 _OPS = re.compile(r"\bstruct\s+sched_ext_ops\s+([A-Za-z_]\w*)\s*=", re.ASCII)
 _OPS_NAME = re.compile(r"(\.\s*name\s*=\s*)\"[^\"\n]*\"", re.ASCII)
-_MEMBER = re.compile(r"(\.|->)\s*\Z")
+_PIECE = re.compile(r"\w+|->|&&|[^\w\s]", re.ASCII)
+_DIRECTIVE = re.compile(r"^[ \t]*#(?:[^\n]*\\\n)*[^\n]*", re.MULTILINE)
 _TUNABLE = re.compile(r"\bconst\s+volatile\s+(?P<type>\w+)\s+(?P<name>[A-Za-z_]\w*)(?P<rest>[^;]*);", re.ASCII)
 _DEFAULT = re.compile(r"\s*=\s*(?P<number>-?(?:0[xX][0-9a-fA-F]{1,16}|0|[1-9]\d{0,19})|true|false)[uUlL]*\s*", re.ASCII)
 _RANGE = re.compile(r"(?<!\d)(-?\d{1,20})\s+to\s+(-?\d{1,20})\.?\s*\Z", re.ASCII)
 _DECLARES = re.compile(r"\bDeclares:[ \t]*([a-z, \t]+)")
+_READS = re.compile(r"\bReads:[ \t]*([a-z, \t]+)")
 _INPUTS = {"history": ("history.bpf.h", "task_history"), "classes": ("known_class.bpf.h", "task_class")}
+_HEADERS_READ = {
+    "history.bpf.h": ("comm", "arguments", "runtime", "map values"),
+    "known_class.bpf.h": ("comm", "arguments", "map values"),
+    "identity.bpf.h": ("comm", "arguments", "map values"),
+    "cgroup_name.bpf.h": ("cgroup",),
+}
+"""What the primitives of a header of ours go by, whoever uses them."""
+
 _EFFECT_LENGTH = 300
 
 
@@ -66,9 +77,9 @@ def with_name(source: str, name: str) -> str:
             f"define one, by itself and without a macro: struct sched_ext_ops {name} = {{ ... }};",
         )
     [old] = defined
-    if old != name and name in {match["word"] for match in _TOKEN.finditer(source)}:
+    if old != name and _is_taken(source, name):
         raise PolicyError(f"the source uses the word {name} already, so its policy cannot be called so")
-    renamed = "".join(_renamed(source, old, name)) if old != name else source
+    renamed = _renamed(source, old, name) if old != name else source
     start = _OPS.search(_code(renamed))
     assert start is not None, "it was found before it was renamed"
     head, tail = renamed[: start.end()], renamed[start.end() :]
@@ -89,23 +100,99 @@ def check_name(name: str) -> None:
         raise PolicyError(f"{name!r} cannot be the name of a policy: the word means something else", "choose another")
 
 
-def _renamed(source: str, old: str, new: str) -> Iterator[str]:
-    """Yield the source in pieces, with one name instead of another; members that are called so keep their names."""
-    end = 0
-    for match in _TOKEN.finditer(source):
-        yield source[end : match.start()]
-        is_member = match["word"] == old and _MEMBER.search(source[max(0, match.start() - 20) : match.start()])
-        yield new if match["word"] == old and not is_member else match[0]
-        end = match.end()
-    yield source[end:]
+@dataclass(frozen=True)
+class _Piece:
+    """A word or a mark of C, and where it begins in the source."""
+
+    text: str
+    start: int
+
+
+def _renamed(source: str, old: str, new: str) -> str:
+    """Return the source in which the ops struct has another name, wherever it is declared or used.
+
+    A member, a parameter or a variable of a function may be called like the ops struct, and hides it there. So each
+    outermost declaration is taken as a whole: either every such word in it, members aside, stands where only the ops
+    struct can be (its address, its size, one of its members), or none of them means it.
+    """
+    places: list[int] = []
+    for declaration in _declarations(_pieces(_code(source))):
+        words = [number for number in range(len(declaration)) if _is_name(declaration, number, old)]
+        own = [number for number in words if _before(declaration, number, 2) == ("struct", "sched_ext_ops")]
+        others = [number for number in words if number not in own]
+        uses = others if all(_is_use(declaration, number) for number in others) else []
+        places += [declaration[number].start for number in (*own, *uses)]
+    end, parts = 0, []
+    for place in sorted(places):
+        parts += [source[end:place], new]
+        end = place + len(old)
+    return "".join([*parts, source[end:]])
+
+
+def _pieces(code: str) -> list[_Piece]:
+    return [_Piece(match[0], match.start()) for match in _PIECE.finditer(code)]
+
+
+def _declarations(pieces: Sequence[_Piece]) -> Iterator[Sequence[_Piece]]:
+    """Yield each outermost declaration, a function with its body being one."""
+    start = depth = 0
+    is_function = False
+    for number, piece in enumerate(pieces):
+        if piece.text == "{":
+            is_function = _before(pieces, number, 1) == (")",) if depth == 0 else is_function
+            depth += 1
+        elif piece.text == "}":
+            depth = max(0, depth - 1)
+        if depth == 0 and (piece.text == ";" or (piece.text == "}" and is_function)):
+            yield pieces[start : number + 1]
+            start = number + 1
+    yield pieces[start:]
+
+
+def _before(pieces: Sequence[_Piece], number: int, count: int) -> tuple[str, ...]:
+    return tuple(piece.text for piece in pieces[max(0, number - count) : number])
+
+
+def _is_name(pieces: Sequence[_Piece], number: int, name: str) -> bool:
+    """Whether a name stands here that is no member's."""
+    return pieces[number].text == name and _before(pieces, number, 1) not in ((".",), ("->",))
+
+
+def _is_use(pieces: Sequence[_Piece], number: int) -> bool:
+    """Whether a name stands where it can be the ops struct: &name, name.member, sizeof(name)."""
+    is_address = _before(pieces, number, 1) == ("&",)
+    is_measured = _before(pieces, number, 2) in (("sizeof", "("), ("typeof", "("), ("__typeof__", "("))
+    has_member = [piece.text for piece in pieces[number + 1 : number + 2]] == ["."]
+    return is_address or is_measured or has_member
+
+
+def _is_taken(source: str, name: str) -> bool:
+    """Whether something of the whole file is called so: no member, no parameter, nothing declared inside a function.
+
+    What comes first between parentheses may be the name of a function: BPF_PROG(name, ...).
+    """
+    code = _code(source)
+    outer = [piece for line in _DIRECTIVE.findall(code) for piece in _pieces(line)]
+    depth = hidden = parentheses = 0
+    head: list[str] = [""]
+    for piece in _pieces(_DIRECTIVE.sub("", code)):
+        if piece.text == "{":
+            depth += 1
+            hidden = hidden or ("enum" not in head and depth)
+        elif piece.text == "}":
+            hidden = 0 if hidden == depth else hidden
+            depth = max(0, depth - 1)
+        elif not hidden and (parentheses == 0 or head[-1] == "("):
+            outer.append(piece)
+        parentheses = max(0, parentheses + (piece.text == "(") - (piece.text == ")"))
+        head = [""] if piece.text in ("{", "}", ";") else [*head[-3:], piece.text]
+    return any(_is_name(outer, number, name) for number in range(len(outer)))
 
 
 def _code(source: str, *, strings: bool = False) -> str:
-    """Return the source with comments, and strings unless they are wanted, blanked out: every place stays the same."""
+    """Return the source with comments, and literals unless strings are wanted, blanked: every place stays the same."""
     return _TOKEN.sub(
-        lambda match: (
-            re.sub(r"[^\n]", " ", match[0]) if match["comment"] or (match["string"] and not strings) else match[0]
-        ),
+        lambda match: match[0] if match["word"] or (strings and match["string"]) else re.sub(r"[^\n]", " ", match[0]),
         source,
     )
 
@@ -183,8 +270,7 @@ def declares(source: str) -> tuple[str, ...]:
     Raises:
         PolicyError: one of them cannot be declared away.
     """
-    comments = "\n".join(match["comment"] for match in _TOKEN.finditer(source) if match["comment"])
-    words = [word.strip() for declared in _DECLARES.findall(comments) for word in declared.split(",")]
+    words = _listed(source, _DECLARES)
     wrong = [word for word in words if word not in DECLARABLE]
     if wrong:
         raise PolicyError(
@@ -192,3 +278,20 @@ def declares(source: str) -> tuple[str, ...]:
             f"accepted: {', '.join(DECLARABLE)}",
         )
     return tuple(word for word in DECLARABLE if word in words)
+
+
+def reads(source: str) -> tuple[str, ...]:
+    """Return the inputs that the policy declares to go by: in a comment, or by the headers of ours that it includes.
+
+    Other words after "Reads:" are prose: what is not declared, the verifier finds.
+    """
+    code = _code(source, strings=True)
+    included = [names for header, names in _HEADERS_READ.items() if re.search(rf"\b{re.escape(header)}", code)]
+    words = {*_listed(source, _READS), *(name for names in included for name in names)}
+    return tuple(word for word in READABLE if word in words)
+
+
+def _listed(source: str, pattern: re.Pattern[str]) -> list[str]:
+    """What the comments list behind a word, separated by commas."""
+    comments = "\n".join(match["comment"] for match in _TOKEN.finditer(source) if match["comment"])
+    return [" ".join(word.split()) for listed in pattern.findall(comments) for word in listed.split(",")]

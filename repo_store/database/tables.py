@@ -18,13 +18,14 @@ from repo_store.records import RunFailure, RunStatus
 from schedagent.core.approval import ApprovalStage
 from schedagent.core.policies.proposal import Origin
 from schedagent.core.recommendation import Progress, RecommendationKind, Standing
+from schedagent.core.trials.lesson import Claim
 from schedagent.core.trials.trial import Expected, GuardVerdict, Hardware, Outcome
 from schedagent.core.trials.usage import Usage
 from schedagent.core.trials.workload import WorkloadCommand, WorkloadProfile
 from schedagent.core.verification import VerificationReport
 from schedagent.core.welch import Spread
 
-SCHEMA = "0008"
+SCHEMA = "0009"
 """Revision these tables need: the newest in migrations/versions."""
 
 Tunables = tuple[tuple[str, int], ...]
@@ -34,6 +35,7 @@ Values = Mapping[str, Any]
 Shares = Mapping[str, float]
 Measures = Mapping[str, Spread]
 Guards = tuple[GuardVerdict, ...]
+Claims = tuple[Claim, ...]
 Seed = Annotated[int, mapped_column(JsonText(int))]
 """As text: it may need 64 bits unsigned."""
 Ratio = Annotated[float, mapped_column(NanAsNull, nullable=True)]
@@ -49,7 +51,7 @@ _COLUMN_TYPES: dict[Any, TypeEngine[Any]] = {
     Measures: JsonText(dict[str, Spread]),
 }
 for _kind in (
-    *(Expected, Guards, Hardware, RunFailure, Usage, VerificationReport, WorkloadCommand, WorkloadProfile),
+    *(Claims, Expected, Guards, Hardware, RunFailure, Usage, VerificationReport, WorkloadCommand, WorkloadProfile),
     *(Tunables, Inputs, Words),
 ):
     _COLUMN_TYPES[_kind] = JsonText(_kind)
@@ -238,7 +240,7 @@ class ApprovalRow(Base):
 
 
 class InsightRow(Base):
-    """What was concluded from trials, in words; the evidence is keys of candidates."""
+    """What was concluded from trials; the evidence is keys of candidates."""
 
     __tablename__ = "insights"
 
@@ -246,6 +248,7 @@ class InsightRow(Base):
     text: Mapped[Key]
     evidence: Mapped[Words]
     created_at: Mapped[str]
+    claims: Mapped[Claims]
 
 
 class DerivedPolicyRow(Base):

@@ -114,7 +114,7 @@ class Approvals:
 
     def _deployment(self) -> Shown | None:
         won = winner(self._repository, self._run_id)
-        if won is None or not won[2].token:
+        if won is None or not won[2].token or not _is_current(won[2].token):
             return None
         candidate, verdict, report = won
         return {
@@ -144,6 +144,7 @@ class Approvals:
             "parent": info.parent,
             "description": info.description,
             "declares": list(info.declares),
+            "reads": list(info.reads),
             "reason": candidate.reason,
             "expected": candidate.expected,
             "refuted_by": candidate.refuted_by,
@@ -191,7 +192,7 @@ def deployment(repository: PolicyRepository, run_id: str) -> Shown | None:
     the run had to ask for one; or the run measured a candidate that somebody else proposed, which only informs.
     """
     won, options = winner(repository, run_id), repository.run(run_id).settings
-    if won is None or not won[2].token or options.get("proposal"):
+    if won is None or not won[2].token or not _is_current(won[2].token) or options.get("proposal"):
         return None
     made = [
         decision
@@ -235,6 +236,11 @@ def to_json(request: ApprovalRequest) -> Shown:
     }
 
 
+def _is_current(token_text: str) -> bool:
+    """Whether a token is of this version; no older one is valid any more, wherever it is shown."""
+    return not token_text.startswith(token.OLDER_PREFIXES)
+
+
 def allowed(token_text: str) -> Shown:
     """Return what a token allows whoever holds it."""
     try:
@@ -246,6 +252,8 @@ def allowed(token_text: str) -> Shown:
         "kernel": permit.kernel_release,
         "scope": permit.scope.value,
         "cgroup": permit.cgroup,
+        "declares": list(permit.declares),
+        "reads": list(permit.reads),
         "times": 1,
         "from": _moment(permit.not_before),
         "until": _moment(permit.expires_at),

@@ -6,6 +6,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from schedagent.core.terminal.foreign import block, marked, quote
+
 _FIRST_DIGITS = 16
 
 
@@ -22,23 +24,23 @@ def commands(run: str, digest: str) -> str:
 def show_waiting(waiting: Mapping[str, Any]) -> None:
     """Print everything that has to be approved, so that nothing in it steers the terminal."""
     from schedagent.core.terminal.console import open_console
-    from schedagent.core.terminal.printable import printable
 
     console = open_console()
+    console.print()
     for line in _lines(waiting):
-        console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
+        console.print(marked(line), markup=False, highlight=False, soft_wrap=True)
 
 
 def _lines(waiting: Mapping[str, Any]) -> Iterator[str]:
     if waiting["stage"] == "plan":
-        yield f"\nPlan {waiting['iteration']} of run {waiting['run']} for {waiting['workload']!r}: {waiting['reason']}"
+        yield f"Plan {waiting['iteration']} of run {waiting['run']} for {waiting['workload']!r}: {waiting['reason']}"
         if waiting["learned"]:
             yield f"  Learned earlier: {waiting['learned']}"
         for number, candidate in enumerate(waiting["candidates"], start=1):
             yield from _candidate(f"{number} ", candidate)
         yield f"  If you approve: {waiting['allows']}"
     else:
-        yield f"\nRun {waiting['run']} for {waiting['workload']!r} ends with a winner whose token can be issued:"
+        yield f"Run {waiting['run']} for {waiting['workload']!r} ends with a winner whose token can be issued:"
         yield from _candidate("", waiting["candidate"])
         yield from _proved(waiting["verdict"], waiting["measured"], waiting["verification"])
         yield f"  If you approve: the token allows {token_allows(waiting['allows'])}"
@@ -51,16 +53,19 @@ def _candidate(number: str, candidate: Mapping[str, Any]) -> Iterator[str]:
         "" if candidate["policy_origin"] == "bundled" else f", a policy that was {candidate['policy_origin']}{parent}"
     )
     yield f"  {number}{candidate['policy']} ({candidate['origin']}{made})"
-    for heading, text in (
-        ("What it does", candidate["description"]),
-        ("Why", candidate["reason"]),
-        ("Expected", candidate["expected"]),
-        ("Refuted by", candidate["refuted_by"]),
+    ours = candidate["policy_origin"] == "bundled"
+    for heading, text, is_quoted in (
+        ("What it does", candidate["description"], not ours),
+        ("Why", candidate["reason"], False),  # of the rules, or a model's, in its quotation marks
+        ("Expected", candidate["expected"], True),
+        ("Refuted by", candidate["refuted_by"], True),
     ):
         if text:
-            yield f"      {heading}: {text}"
+            yield f"      {heading}: {quote(text) if is_quoted else text}"
     if candidate["declares"]:
         yield f"      Does not mean to satisfy: {', '.join(candidate['declares'])}"
+    if candidate.get("reads"):
+        yield f"      Goes by: {', '.join(candidate['reads'])}"
     for name, tunable in candidate["tunables"].items():
         changed = "" if tunable["value"] == tunable["default"] else f" (default {tunable['default']})"
         yield f"      {name} = {tunable['value']}{changed}"
@@ -68,8 +73,9 @@ def _candidate(number: str, candidate: Mapping[str, Any]) -> Iterator[str]:
         if count:
             yield f"      {name}: {count} measured entries"
     if candidate["spec"]:
-        yield from (f"      {line}" for line in json.dumps(candidate["spec"], indent=2).splitlines())
-    yield from (f"      {line}" for line in candidate["diff"].splitlines())
+        yield from block(json.dumps(candidate["spec"], indent=2), "      ", whole=True)
+    if candidate["diff"]:
+        yield from block(candidate["diff"].rstrip("\n"), "      ", whole=True)
 
 
 def _proved(verdict: Mapping[str, Any], measured: Mapping[str, Any], verification: Mapping[str, Any]) -> Iterator[str]:
@@ -92,5 +98,15 @@ def token_allows(allows: Mapping[str, Any]) -> str:
     inside = f" in cgroup {allows['cgroup']}" if allows["cgroup"] else ""
     return (
         f"whoever has it to load this object ({allows['object'][:12]}) once on kernel {allows['kernel']}, "
-        f"{where}{inside}, until {allows['until']}"
+        f"{where}{inside}, until {allows['until']}{on_word(allows)}"
     )
+
+
+def on_word(allows: Mapping[str, Any]) -> str:
+    """Return what of a token rests on its submitter's word, and which settings of schedagentd take that; or nothing."""
+    declares, reads = allows.get("declares", ()), allows.get("reads", ())
+    what = [f"does not seek {', '.join(declares)}"] * bool(declares) + [f"goes by {', '.join(reads)}"] * bool(reads)
+    settings = ["accept_declared"] * bool(declares) + ["accept_reads"] * bool(reads)
+    if not what:
+        return ""
+    return f"; the policy declares that it {' and '.join(what)}, which schedagentd takes by {' and '.join(settings)}"

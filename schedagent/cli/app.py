@@ -32,7 +32,7 @@ from schedagent.cli.service import apply, daemon, recommendations
 from schedagent.cli.verify import verifier_app, verify
 from schedagent.core.errors import SchedagentError
 from schedagent.core.process.streams import drop_output, repair_streams
-from schedagent.core.terminal.printable import PrintableFormatter
+from schedagent.core.terminal.foreign import MarkingFormatter
 
 EPILOG = (
     f"Exit status: {', '.join(f'{status} {meaning}' for status, meaning in EXIT_STATUSES.items())}.\n\n"
@@ -57,7 +57,7 @@ def options(
 ) -> None:
     """Handle the options that stand before the command."""
     handler = logging.StreamHandler()
-    handler.setFormatter(PrintableFormatter("%(levelname)s: %(message)s"))
+    handler.setFormatter(MarkingFormatter("%(levelname)s: %(message)s"))
     logging.basicConfig(level=logging.DEBUG if verbose else logging.WARNING, handlers=[handler])
     if version:
         typer.echo(f"schedagent {__version__}")

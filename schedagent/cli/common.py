@@ -14,7 +14,7 @@ import typer
 
 from schedagent.core.errors import SchedagentError, UsageError
 from schedagent.core.process.streams import drop_output
-from schedagent.core.terminal.printable import printable
+from schedagent.core.terminal.foreign import marked
 
 if TYPE_CHECKING:
     from schedagent.core.settings import Settings
@@ -41,8 +41,17 @@ def print_json(value: Any) -> None:
 
 
 def say(text: str, *, err: bool = False) -> None:
-    """Print text, on stderr if `err`: names, paths and output in it are anybody's, and do not steer the terminal."""
-    typer.echo(printable(text), err=err)
+    """Print a line, on stderr if `err`: names, paths and output in it are anybody's, so they do not steer the terminal.
+
+    What it has of further lines is somebody else's, and marked.
+    """
+    typer.echo(marked(text), err=err)
+
+
+def say_lines(text: str, *, err: bool = False) -> None:
+    """Print lines of ours; what is anybody's in them has no line break any more."""
+    for line in text.split("\n"):
+        say(line, err=err)
 
 
 def guarded(command: Callable[[], int]) -> NoReturn:
@@ -56,7 +65,8 @@ def guarded(command: Callable[[], int]) -> NoReturn:
     except SchedagentError as error:
         status = complain(error, EXIT_FAILED)
     except KeyboardInterrupt as stop:
-        say(f"\nstopped. {stop}", err=True)
+        typer.echo(err=True)
+        say_lines(f"stopped. {stop}", err=True)
         status = EXIT_INTERRUPTED
     except BrokenPipeError:
         drop_output()
@@ -71,10 +81,10 @@ def guarded(command: Callable[[], int]) -> NoReturn:
 def complain(error: SchedagentError, status: int) -> int:
     """Print an error with its hint; the status holds even if stderr takes nothing.
 
-    Their further lines may be a program's output, so they are indented.
+    Their further lines may be a program's output, so they are marked.
     """
     with suppress(OSError):
         for heading, text in (("error", error.message), ("hint", error.hint)):
             if text:
-                say(f"{heading}: {text}".replace("\n", "\n  "), err=True)
+                say(f"{heading}: {text}", err=True)
     return status

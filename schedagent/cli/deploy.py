@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from schedagent.cli.common import EXIT_FAILED, EXIT_NO, Json, guarded, print_json, say, settings
+from schedagent.cli.common import EXIT_FAILED, EXIT_NO, Json, guarded, print_json, say, say_lines, settings
 from schedagent.cli.guide.completion import finished_runs
 from schedagent.core.errors import UsageError
 from schedagent.core.retention.limits import RETENTION
@@ -142,7 +143,24 @@ def _keep(
         typer.echo("stopping: rolling back", err=True)
         ended = keeper.roll_back() or deployment
     _show_deployment(ended, as_json)
+    _show_restored(daemon)
     return EXIT_NO if ended["tripped"] else 0 if ended["end"] in _WISHED else EXIT_FAILED
+
+
+def _show_restored(daemon: DaemonClient) -> None:
+    """Say what schedagentd restored, and that somebody has to keep it."""
+    from schedagent.core.errors import SchedagentError
+    from schedagent.report.times import duration
+
+    with suppress(SchedagentError):  # it is gone, or busy: what was kept has ended in any case
+        active = daemon.ask("status")["active"]
+        if active and active.get("restores"):
+            number, left = active["deployment"], duration(active["lease_left_s"])
+            say(
+                f"the last known good policy is in charge again as deployment {number}; its lease ends in {left} unless"
+                f" its keeper is still there, or: schedagent renew {number}",
+                err=True,
+            )
 
 
 def renew(
@@ -237,7 +255,6 @@ def rollback(
 
 def history(
     limit: Annotated[int, typer.Option(min=1, max=RETENTION["deployments"].count, metavar="N", help="How many.")] = 20,
-    dumps: Annotated[bool, typer.Option("--dumps", help="Also the kernel's dump of an ejected policy.")] = False,
     socket: Socket = None,
     as_json: Json = False,
 ) -> None:
@@ -249,7 +266,7 @@ def history(
     def command() -> int:
         from schedagent.report.deployments import render_history
 
-        answer = client(socket).ask("history", limit=limit, dumps=dumps)
+        answer = client(socket).ask("history", limit=limit)
         recorded = answer.get("recorded", 0)  # a daemon of an older version does not say
         return show(answer["history"], as_json, lambda listed: render_history(listed, recorded))
 
@@ -325,5 +342,5 @@ def show(answer: Any, as_json: bool, render: Callable[[Any], str]) -> int:
     if as_json:
         print_json(answer)
     else:
-        say(render(answer))
+        say_lines(render(answer))
     return 0

@@ -145,4 +145,5 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
 
     cells = [(row["key"], row["state"], row["until"] or "") for row in rows]
     show_table(open_console(), ("key", "state", "trusted until"), cells)
-    say("\n".join(row["path"] for row in rows))
+    for row in rows:
+        say(row["path"])

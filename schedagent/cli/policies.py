@@ -8,8 +8,10 @@ from typing import Annotated
 import typer
 
 from schedagent import api
-from schedagent.cli.common import EXIT_NO, Json, guarded, print_json, say, settings
+from schedagent.cli.common import EXIT_NO, Json, guarded, print_json, settings
 from schedagent.cli.guide.completion import policies
+from schedagent.core.terminal.foreign import one_line
+from schedagent.core.terminal.printable import printable
 
 policies_app = typer.Typer(
     help="List, show and search the policies of the library.", no_args_is_help=True, rich_markup_mode=None
@@ -104,7 +106,7 @@ def compose(
         if as_json:
             print_json({"name": composed.name, "source": composed.source, "toml": composed.toml, "files": files})
         else:
-            say("\n".join(files) if files else composed.source.rstrip("\n"))
+            typer.echo("\n".join(map(one_line, files)) if files else printable(composed.source.rstrip("\n")))
         return 0
 
     guarded(command)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 verifier_app = typer.Typer(help="Run the verifier as a service.", no_args_is_help=True, rich_markup_mode=None)
 
-DEFAULT_GROUP = "schedagent"
+DEFAULT_GROUP = "schedagent-sign"
 
 
 def print_schema(wanted: bool) -> None:
@@ -124,7 +124,7 @@ def serve(
     It serves until Ctrl-C; if systemd passes a socket, it is used. Root, the user of the service and members of the
     group may ask.
 
-    Example: schedagent verifier serve --allow-group schedagent
+    Example: schedagent verifier serve --allow-group schedagent-sign
     """
 
     def command() -> int:
@@ -156,7 +156,7 @@ def socket_path(chosen: Settings, socket: Path | None) -> Path:
     """Return where to listen."""
     from schedagent.core.settings import writable
 
-    path = socket or chosen.verifier_socket
+    path = socket or (chosen.verifier_socket and chosen.verifier_service)
     return path.absolute() if path else writable(chosen.state_dir, "SCHEDAGENT_STATE") / "verifier.sock"
 
 

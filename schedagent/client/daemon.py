@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 
 from schedagent.core import errors
 from schedagent.core.errors import DaemonAbsent, SchedagentError, SetupError
+from schedagent.core.terminal.answers import plain
 
 SOCKET = Path("/run/schedagent/schedagentd.sock")
 VERSION = 1
@@ -51,7 +52,7 @@ class DaemonClient:
             if follow:
                 _answer(stream)
             for line in stream:
-                message = json.loads(line)
+                message = plain(json.loads(line))
                 if "event" in message:
                     yield message["event"]
                 else:
@@ -88,7 +89,7 @@ def _answer(stream: BinaryIO) -> dict[str, Any]:
     if not line.endswith(b"\n"):
         raise SetupError("schedagentd ended before it answered", "see its log: journalctl -u schedagentd")
     try:
-        return _checked(json.loads(line))
+        return _checked(plain(json.loads(line)))
     except ValueError as error:
         raise SetupError(f"schedagentd gave an answer that cannot be read: {error}") from None
 

@@ -1,6 +1,7 @@
 """Keeping what was deployed: renews its lease, reports the workload's own metric, and shows what happens.
 
-schedagentd takes a policy away that nobody keeps. So a keeper that dies needs no clean-up: its lease lapses.
+schedagentd takes a policy away that nobody keeps. So a keeper that dies needs no clean-up: its lease lapses. A keeper
+whose policy was replaced stands by for as long as schedagentd may restore it, because nobody else would renew it then.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import json
 import math
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,10 +112,10 @@ class QueryMetric:
 
 
 class Keeper:
-    """Keeps one deployment until it ends.
+    """Keeps one deployment until it ends for good: it may be restored, under another number, after it was replaced.
 
     Args:
-        number: of the deployment.
+        number: of the deployment; schedagentd takes it for what is restored, too.
         lease_s: how long each renewal is for; it is renewed three times as often.
         report: gets a line for whatever happens.
         metric, every_s: the workload's own metric, and how often it is measured.
@@ -132,6 +133,7 @@ class Keeper:
         self._client, self._number, self._lease_s, self._report = client, number, lease_s, report
         self._metric, self._every_s = metric, every_s
         self._failures = 0
+        self._standing_by = False
         self._shown_state: tuple[Any, ...] = ()
         self._last_trouble = ""
         self._renewed_at = time.monotonic()
@@ -158,25 +160,39 @@ class Keeper:
             time.sleep(min(POLL_S, self._lease_s / 10, max(0.05, self._every_s)))
 
     def roll_back(self) -> dict[str, Any] | None:
-        """End it; return its summary."""
-        self._client.ask("rollback", deployment=self._number)
+        """End it, unless it was replaced: what others deployed is theirs. Return its summary."""
+        if not self._standing_by:
+            self._client.ask("rollback", deployment=self._number)
         return self._end()
 
     def _check(self) -> dict[str, Any] | None:
         """Report what changed; return its summary if it has ended."""
         status = self._client.ask("status")
         for summary in (status["active"], status["waiting"]):
-            if summary and summary["deployment"] == self._number:
+            if summary and is_of(summary, self._number):
+                if self._standing_by:  # its lease began when it was restored, and may be a short one
+                    self._standing_by = False
+                    self._renew([])
                 self._show(summary)
                 return None
+        if may_return(status, self._number):
+            self._stand_by(status["active"]["deployment"])
+            return None
         return self._end()
 
     def _end(self) -> dict[str, Any] | None:
         for summary in self._client.ask("history", limit=100)["history"]:
-            if summary["deployment"] == self._number and summary["phase"] == "ended":
+            if is_of(summary, self._number) and summary["phase"] == "ended":
                 ended: dict[str, Any] = summary
                 return ended
         return None
+
+    def _stand_by(self, instead: int) -> None:
+        """Nothing is to be renewed now."""
+        if not self._standing_by:
+            self._report(f"deployment {self._number}: replaced by deployment {instead}; kept on if it is restored")
+        self._standing_by = True
+        self._renewed_at, self._shown_state = time.monotonic(), ()
 
     def _show(self, summary: dict[str, Any]) -> None:
         state = tuple(summary[name] for name in ("phase", "stage", "proven", "pinned", "next_stage"))
@@ -185,9 +201,11 @@ class Keeper:
         self._shown_state = state
         words = " and ".join([summary["phase"], *(name for name in ("proven", "pinned") if summary[name])])
         following = f"; next: stage {summary['next_stage']}" if summary["next_stage"] else ""
-        self._report(f"deployment {self._number}: {words}, stage {summary['stage']}{following}")
+        self._report(f"deployment {summary['deployment']}: {words}, stage {summary['stage']}{following}")
 
     def _renew_if_due(self) -> None:
+        if self._standing_by:
+            return
         now = time.monotonic()
         if self._metric is not None and now - self._measured_at >= self._every_s:
             self._measured_at = now
@@ -222,6 +240,16 @@ class Keeper:
         if trouble != self._last_trouble:
             self._report(trouble)
         self._last_trouble = trouble
+
+
+def is_of(summary: Mapping[str, Any], number: int) -> bool:
+    """Whether this is the deployment of that number, or that one restored."""
+    return number in (summary["deployment"], summary.get("restores"))
+
+
+def may_return(status: Mapping[str, Any], number: int) -> bool:
+    """Whether schedagentd would restore the deployment of that number if it had to take away what runs."""
+    return bool(status["active"]) and number in status.get("restorable", ())
 
 
 def _number(text: Any, what: str) -> float:

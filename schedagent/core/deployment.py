@@ -60,7 +60,7 @@ class Phase(StrEnum):
     RUNNING = "running"
     """In charge, confirmed by sysfs."""
     ENDING = "ending"
-    """About to be taken away; not confirmed."""
+    """About to be taken away; not confirmed. Only records of earlier versions have it."""
     ENDED = "ended"
 
 
@@ -81,18 +81,30 @@ class End(StrEnum):
     SUSPENDED = "suspend"
     HOTPLUG = "CPU hotplug"
     FOREIGN = "another scheduler"
+    CORE_SCHEDULING = "core scheduling"
     BLIND = "sched_ext's state cannot be read"
     ROLLED_BACK = "rolled back"
     REPLACED = "replaced"
     GONE = "its process ended"
     STOPPED = "schedagentd stopped"
     DIED = "schedagentd died"
+    DIED_ON_PROBATION = "schedagentd or the machine died during its probation"
     NOT_LOADED = "could not be loaded"
 
     @property
     def is_trip(self) -> bool:
-        """Whether the circuit breaker did it: the same object is then not loaded again unless that is asked for."""
+        """Whether the circuit breaker did it."""
         return self in TRIPS
+
+    def counts_at(self, stage: Stage) -> bool:
+        """Whether the same object is not loaded again, for a while, unless that is asked for.
+
+        What the policy itself did counts at every stage. That tasks waited for too long counts on the whole machine
+        only: at a partial stage normal tasks come first (the fair class ranks above SCHED_EXT, kernel/sched/sched.h),
+        and so their load alone can starve the policy's. Being worse than before never counts: nobody can tell it from a
+        morning on which everybody does more.
+        """
+        return self in _OWN_DOING or (self in _WAITED and stage is Stage.FULL)
 
     @property
     def blames_policy(self) -> bool:
@@ -100,21 +112,18 @@ class End(StrEnum):
         return self in BLAMES
 
 
-_MISBEHAVED = frozenset(
-    {
-        End.STALL,
-        End.EJECTED,
-        End.EXITED,
-        End.ERROR_EVENTS,
-        End.REJECTED_TASKS,
-        End.STARVATION,
-        End.RUN_QUEUE_DELAY,
-        End.PRESSURE,
-        End.CPU_SHARE,
-        End.METRIC,
-    }
-)
-TRIPS = _MISBEHAVED | {End.LEASE_LAPSED, End.SUSPENDED, End.HOTPLUG, End.FOREIGN, End.BLIND}
+_OWN_DOING = frozenset({End.EJECTED, End.EXITED, End.ERROR_EVENTS, End.REJECTED_TASKS, End.DIED_ON_PROBATION})
+_WAITED = frozenset({End.STALL, End.STARVATION})
+_WORSE = frozenset({End.RUN_QUEUE_DELAY, End.PRESSURE, End.CPU_SHARE, End.METRIC})
+_MISBEHAVED = _OWN_DOING | _WAITED | _WORSE
+TRIPS = _MISBEHAVED | {
+    End.LEASE_LAPSED,
+    End.SUSPENDED,
+    End.HOTPLUG,
+    End.FOREIGN,
+    End.CORE_SCHEDULING,
+    End.BLIND,
+}
 """Ends that the circuit breaker decides: the policy misbehaved, or nobody can vouch for it any more."""
 BLAMES = _MISBEHAVED | {End.NOT_LOADED}
 """Ends that are the policy's own fault."""
@@ -188,8 +197,12 @@ class Deployment:
         proven: it survived the probation of its stage.
         pinned: it is meant to survive this process.
         previous: number of the proven deployment that it replaced; 0 for none.
+        restores: number of the deployment that it is again, as the last known good one, and by which it is still
+            renewed; 0 for none.
         baseline: what was measured before this stage, by name.
-        end, detail, dump: why it ended, in detail, and the kernel's dump.
+        end, detail: why it ended, and in detail.
+        own_words: what the policy itself tells of that, or the kernel quoting it; only for who may deploy, for it may
+            hold whatever the policy came to know.
         ended_at: Unix time; 0 while it has not.
     """
 
@@ -213,16 +226,22 @@ class Deployment:
     proven: bool = False
     pinned: bool = False
     previous: int = 0
+    restores: int = 0
     baseline: Mapping[str, Spread] = field(default_factory=dict)
     end: End | None = None
     detail: str = ""
-    dump: str = field(default="", repr=False)
+    own_words: str = field(default="", repr=False)
     ended_at: float = 0.0
 
     @property
     def label(self) -> str:
         """Short text for people."""
         return f"deployment {self.number} ({self.order.policy} {self.order.digest[:12]})"
+
+    @property
+    def names(self) -> tuple[int, int]:
+        """The numbers that it goes by: its own, and that of the one it is again."""
+        return self.number, self.restores or self.number
 
     @property
     def where(self) -> Where:
@@ -276,10 +295,12 @@ class Deployment:
             "token_left_s": round(self.token_until - boot_now, 1) if alive else None,
             "baseline": {name: asdict(spread) for name, spread in self.baseline.items()},
             "previous": self.previous,
+            "restores": self.restores,
             "uid": self.uid,
             "end": self.end,
             "tripped": self.end is not None and self.end.is_trip,
             "detail": self.detail,
+            "own_words": self.own_words,
             "ended_at": self.ended_at,
         }
 

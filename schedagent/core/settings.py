@@ -11,7 +11,7 @@ import errno
 import math
 import os
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +29,12 @@ AGENTS = ("observation", "planning", "execution", "learning")
 REPOSITORY = "repository.sqlite"
 """In the state folder."""
 
+INSTALLED_VERIFIER = Path("/run/schedagent-verifier.sock")
+"""Where the verifier's systemd unit listens."""
+
 _PROGRAM = "schedagent"
+_NONE = "none"
+_SERVICES = ("schedagent", "schedagent-verifier", "schedagentd")
 _CONFIG = "SCHEDAGENT_CONFIG"
 _OF_A_MAKE = ("MAKELEVEL", "MAKEFLAGS", "MFLAGS", "MAKE_TERMOUT", "MAKE_TERMERR")
 _FIRST_ACTIVATED = 3  # SD_LISTEN_FDS_START
@@ -85,6 +90,13 @@ class Settings:
     mcp_token: str = field(default="", repr=False)
     daemon: ServiceSettings = field(default_factory=_service)
     config_path: Path | None = None
+
+    @property
+    def verifier_service(self) -> Path | None:
+        """Socket of the verifier to use: the one that is set, else that of the installed service, if it listens."""
+        if self.verifier_socket:
+            return None if self.verifier_socket == Path(_NONE) else self.verifier_socket
+        return INSTALLED_VERIFIER if INSTALLED_VERIFIER.is_socket() else None
 
     @property
     def kernels_dir(self) -> Path:
@@ -206,6 +218,12 @@ def workload_environment(env: Mapping[str, str] | None = None) -> dict[str, str]
     return {name: value for name, value in env.items() if name not in left_out}
 
 
+def secret_places(settings: Settings) -> tuple[Path, ...]:
+    """Return the files and folders that hold keys: of these settings, and of the services that may be installed."""
+    ours = settings.keys_dir, settings.state_dir / "mcp.token", *filter(None, [settings.config_path])
+    return *ours, Path("/etc/schedagent"), *(Path("/var/lib", name) for name in _SERVICES)
+
+
 def variables() -> dict[str, str]:
     """Return the environment variable of each setting that has one, by the setting's key."""
     return {key: option.variable for key, option in OPTIONS.items() if option.variable}
@@ -218,10 +236,11 @@ def writable(directory: Path, variable: str = "SCHEDAGENT_CACHE") -> Path:
         variable: environment variable that moves this folder elsewhere, for the hint.
 
     Raises:
-        SetupError: it cannot be written, with why and what to do.
+        SetupError: it cannot be written, with why and what to do; see `require_own`, too.
     """
     import tempfile  # lazily: it and tomllib would double the time this module takes to import
 
+    require_own(directory)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=directory) as probe:
@@ -231,8 +250,47 @@ def writable(directory: Path, variable: str = "SCHEDAGENT_CACHE") -> Path:
     return directory
 
 
+def require_own(path: Path) -> None:
+    """Refuse to write as root where another user could have put a link to a file that only root may write.
+
+    Raises:
+        SetupError: a folder on the way to `path` belongs to somebody else.
+    """
+    if os.geteuid() != 0:
+        return
+    for start in (path.absolute(), path.resolve()):
+        for place in (start, *start.parents):
+            if owner := next(filter(None, _owners(place)), 0):
+                raise SetupError(
+                    f"{place} belongs to user {_user_name(owner)}: root would write wherever that user puts a link",
+                    f"run it as that user: sudo -u {_user_name(owner)} env ... schedagent ..., "
+                    "or use a folder of root's: SCHEDAGENT_STATE, SCHEDAGENT_CACHE",
+                )
+
+
+def _owners(place: Path) -> Iterator[int]:
+    """Yield the user ids of a link and of what it leads to; of anything else, the same twice."""
+    with suppress(FileNotFoundError, NotADirectoryError):
+        yield place.lstat().st_uid
+        yield place.stat().st_uid
+
+
+def _user_name(uid: int) -> str:
+    import pwd
+
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
 def private_folder(path: Path) -> Path:
-    """Create a folder that nobody but its user may enter, or make an existing one so, and return it."""
+    """Create a folder that nobody but its user may enter, or make an existing one so, and return it.
+
+    Raises:
+        SetupError: see `require_own`.
+    """
+    require_own(path)
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     hide(path)
     return path
@@ -242,7 +300,11 @@ def private_file(path: Path) -> Path:
     """Create a file that nobody but its user may read, or make an existing one so, and return it.
 
     It is not opened if it exists: closing a database in use would drop the locks that this process has on it.
+
+    Raises:
+        SetupError: see `require_own`.
     """
+    require_own(path)
     with suppress(FileExistsError):
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     hide(path)
@@ -327,8 +389,10 @@ def _folder(value: object) -> Path:
 
 
 def _socket(value: object) -> Path:
+    if value == _NONE:
+        return Path(_NONE)
     if not isinstance(value, str) or not value or len(os.fsencode(value)) > accept.LONGEST_SOCKET_PATH:
-        raise ValueError(f"the path of a unix socket, at most {accept.LONGEST_SOCKET_PATH} bytes long")
+        raise ValueError(f"the path of a unix socket, at most {accept.LONGEST_SOCKET_PATH} bytes long, or none")
     return Path(value).expanduser().absolute()
 
 
@@ -456,7 +520,8 @@ OPTIONS: Mapping[str, Option] = {
     "verifier_socket": Option(
         "SCHEDAGENT_VERIFIER_SOCKET",
         _socket,
-        "unix socket of the verifier service to use; without it this process verifies.",
+        "unix socket of the verifier service to use; without it that of the installed service, if it listens; "
+        "none: this process verifies.",
     ),
     "mcp_token": Option(
         "SCHEDAGENT_MCP_TOKEN",

@@ -1,6 +1,6 @@
 """The deployment token: a verifier's signed word that these exact bytes passed every gate for this kernel.
 
-Text form: ``sat2.KEYID.PAYLOAD.SIGNATURE``. KEYID names the signing key, so that a checker which trusts several takes
+Text form: ``sat3.KEYID.PAYLOAD.SIGNATURE``. KEYID names the signing key, so that a checker which trusts several takes
 the right one. PAYLOAD is canonical JSON (sorted keys, no spaces, ASCII) in base64url without padding. The Ed25519
 signature (RFC 8032) covers a fixed context string and the text up to the last dot, so a signature made for anything
 else cannot be passed off as a token, and nothing in the text can be changed. The payload is parsed only after that.
@@ -26,17 +26,21 @@ from schedagent.core.errors import TokenError
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-TOKEN_PREFIX = "sat2"
+TOKEN_PREFIX = "sat3"
+OLDER_PREFIXES = ("sat1", "sat2")
+"""They do not show what a policy declares away. None is valid any more: no token lives longer than a week."""
+
 CLOCK_SKEW_S = 60
 """How far two clocks may be apart: verifier and daemon may run on two machines."""
 
 LONGEST_LIFETIME_S = 7 * 24 * 3600
 """No token is valid for longer, so a replaced key can be forgotten a week after its last use."""
 
-_CONTEXT = b"schedagent deployment token 2\0"
+_CONTEXT = b"schedagent deployment token 3\0"
 _LONGEST_TOKEN = 65536
 _LAST_MOMENT = 253402300799  # the end of the year 9999, the last that datetime knows
 _VERIFY_AGAIN = "verify the policy again: schedagent verify"
+_BOOT_PATCHED = "policies are proved on kernels without live patches: boot a kernel that has the fixes built in"
 
 _KEY_ID = re.compile("[0-9a-f]{16}")
 _PATTERNS = {
@@ -49,8 +53,13 @@ _PATTERNS = {
     "key_id": _KEY_ID,
 }
 """What the text fields may contain."""
+_LIVE_PATCH = re.compile("[0-9A-Za-z._-]{1,64}:(?:[0-9a-f]{8,128}|unknown)")
+
+_WORD = re.compile("[a-z][a-z -]{0,39}")
+_MOST_WORDS = 32
 
 Pairs = tuple[tuple[str, int], ...]
+Words = tuple[str, ...]
 
 
 class Scope(StrEnum):
@@ -73,12 +82,15 @@ class DeploymentToken:
         report_digest: of the report that the gates gave, see core.verification.report_digest.
         kernel_release: uname -r of the kernel it was verified on.
         btf_build_id: hex GNU build id of that kernel.
+        live_patches: what was at work in it besides, each as NAME:BUILDID, in order: nothing in the lab's.
         scope: how much of the machine it may schedule.
         cgroup: for a partial scope, the cgroup whose tasks it may schedule, as a path below the cgroup root
             ("/build.slice"); empty for any tasks.
         not_before, expires_at: Unix time in seconds; valid from the one until before the other.
         nonce: random hex text; the daemon accepts each only once.
         key_id: of the key that signs, see `key_id`.
+        declares: the oracles that the policy need not satisfy, because whoever submitted it says so; sorted.
+        reads: the inputs that it goes by, because whoever submitted it says so; sorted. None of a bundled policy.
 
     Raises:
         TokenError: a field is not of the form that its meaning asks for.
@@ -96,6 +108,9 @@ class DeploymentToken:
     expires_at: int
     nonce: str
     key_id: str
+    live_patches: tuple[str, ...] = ()
+    declares: Words = ()
+    reads: Words = ()
 
     def __post_init__(self) -> None:
         for name, pattern in _PATTERNS.items():
@@ -113,6 +128,10 @@ class DeploymentToken:
                 f"valid for {self.expires_at - self.not_before} s; at most {LONGEST_LIFETIME_S} are accepted"
             )
         _check_tunables(self.tunables)
+        if not all(isinstance(name, str) and _LIVE_PATCH.fullmatch(name) for name in self.live_patches):
+            raise _malformed(f"live_patches is {_shown(self.live_patches)}")
+        for name in ("declares", "reads"):
+            _check_words(name, getattr(self, name))
 
 
 def digest_inputs(history: Iterable[tuple[int, int]], classes: Iterable[tuple[int, int]]) -> str:
@@ -169,6 +188,7 @@ def check(
     report_digest: str,
     kernel_release: str,
     btf_build_id: str,
+    live_patches: tuple[str, ...],
     scope: Scope,
     cgroup: str = "",
     now: float,
@@ -184,7 +204,7 @@ def check(
         token_text: as the verifier issued it, without anything around it.
         public_keys: trusted verifiers, each an Ed25519 public key in PEM.
         artifact_digest, tunables, inputs_digest, report_digest: what is about to be loaded, and the report with it.
-        kernel_release, btf_build_id: where.
+        kernel_release, btf_build_id, live_patches: where.
         scope, cgroup: on which tasks.
         now: Unix time in seconds.
         last_seen: the latest `now` of earlier checks here; a clock that went back behind it would revive old tokens.
@@ -201,10 +221,12 @@ def check(
         "report_digest": report_digest,
         "kernel_release": kernel_release,
         "btf_build_id": btf_build_id,
+        "live_patches": live_patches,
     }
     for name, value in wanted.items():
         if not _same(getattr(token, name), value):
-            raise TokenError(f"the token is for {name}={getattr(token, name)!r}, not for {value!r}", _VERIFY_AGAIN)
+            hint = _BOOT_PATCHED if name == "live_patches" else _VERIFY_AGAIN
+            raise TokenError(f"the token is for {name}={getattr(token, name)!r}, not for {value!r}", hint)
     _check_scope(token, scope, cgroup)
     _check_time(token, now, last_seen)
     if token.nonce in used_nonces:
@@ -294,6 +316,11 @@ class _Parts:
 
 def _split(token_text: str) -> _Parts:
     parts = token_text.split(".") if len(token_text) <= _LONGEST_TOKEN else []
+    if parts and parts[0] in OLDER_PREFIXES:
+        raise TokenError(
+            f"not a deployment token of this version: {parts[0]} does not show what the policy declares away",
+            _VERIFY_AGAIN,
+        )
     if len(parts) != 4 or parts[0] != TOKEN_PREFIX or not _KEY_ID.fullmatch(parts[1]):
         raise _malformed(f"it must read {TOKEN_PREFIX}.KEYID.PAYLOAD.SIGNATURE")
     payload, signature = _from_base64(parts[2]), _from_base64(parts[3])
@@ -305,7 +332,9 @@ def _token(payload: bytes, named_key: str) -> DeploymentToken:
     try:
         content = json.loads(payload)
         content["tunables"] = tuple((name, value) for name, value in content["tunables"])
+        content |= {name: _words(name, content[name]) for name in ("declares", "reads")}
         content["scope"] = Scope(content["scope"])
+        content["live_patches"] = tuple(content["live_patches"])
         token = DeploymentToken(**content, key_id=named_key)
         canonical = _payload(token)
     except (ValueError, TypeError, KeyError, RecursionError) as error:
@@ -326,6 +355,20 @@ def _check_tunables(tunables: Pairs) -> None:
     names = [name for name, _value in tunables]
     if names != sorted(set(names)):
         raise _malformed("its tunables are not in order")
+
+
+def _words(name: str, value: object) -> Words:
+    if not isinstance(value, list):
+        raise _malformed(f"{name} is {_shown(value)}")
+    return tuple(value)
+
+
+def _check_words(name: str, words: Words) -> None:
+    """Words in order, none twice."""
+    if not all(isinstance(word, str) and _WORD.fullmatch(word) for word in words) or len(words) > _MOST_WORDS:
+        raise _malformed(f"{name} is {_shown(words)}")
+    if list(words) != sorted(set(words)):
+        raise _malformed(f"its {name} are not in order")
 
 
 def _shown(value: object) -> str:

@@ -182,6 +182,7 @@ class VerificationReport:
         verified_by: where the verifier ran: "the service at PATH"; empty if in the process that asked.
         tunables: every tunable and its value, sorted by name.
         declares: oracles that the policy declares not to satisfy, see core.policies.policy.PolicyInfo.
+        reads: inputs that the policy declares to go by, see core.policies.policy.PolicyInfo.
         verified_at: ISO 8601 UTC time at which its gates ended; that of the proof if the report was cached.
     """
 
@@ -198,6 +199,7 @@ class VerificationReport:
     verified_by: str = ""
     tunables: tuple[tuple[str, int], ...] = ()
     declares: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
     verified_at: str = ""
 
     @property
@@ -261,7 +263,7 @@ class VerificationReport:
         """
         content = asdict(self)
         del content["token"], content["verified_by"]
-        for name in ("tunables", "declares", "verified_at"):
+        for name in ("tunables", "declares", "reads", "verified_at"):
             if not content[name]:
                 del content[name]
         for gate in content["gates"]:

@@ -33,9 +33,11 @@ from schedagent.core.errors import SchedagentError, SetupError, UsageError
 from schedagent.core.process.child import prepare
 from schedagent.core.process.streams import drop_output
 from schedagent.core.settings import Settings
+from schedagent.core.terminal.foreign import one_line
 from schedagent.core.terminal.printable import printable
 from schedagent.core.verification import VerificationReport
 from schedagent.mcp.bearer import admits
+from schedagent.mcp.connections import ADMITTED, Connection
 from schedagent.mcp.slow_call import SlowCall, carry_out
 from schedagent.mcp.stdin_lines import StdinLines
 from schedagent.mcp.workbench import open_services
@@ -155,7 +157,7 @@ def progress_of(context: Context) -> Callable[[str], Awaitable[None]]:
     async def report(text: str) -> None:
         nonlocal lines
         lines += 1
-        await context.session.report_progress(lines, None, printable(text))
+        await context.session.report_progress(lines, None, one_line(text))
 
     return report
 
@@ -196,6 +198,7 @@ async def serve_http(server: Server[Any], listener: socket.socket, token: str) -
         access_log=False,
         server_header=False,
         ws="none",
+        http=Connection,
         timeout_graceful_shutdown=SHUTDOWN_S,
     )
     await asyncio.to_thread(prepare, [_SLOW_CALLS])
@@ -215,6 +218,7 @@ class Guard:
             if not admits(self._token, given):
                 await _refuse(send)
                 return
+            scope[ADMITTED] = True
         await self._app(scope, receive, send)
 
 
@@ -224,6 +228,7 @@ async def _refuse(send: Any) -> None:
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),
         (b"www-authenticate", b"Bearer"),
+        (b"connection", b"close"),
     ]
     await send({"type": "http.response.start", "status": 401, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -52,7 +52,7 @@ POLICIES = (*sorted(path.stem for path in POLICY_FOLDER.glob("*.toml")), OTHER)
 """The bundled policies; policies derived on a machine are "other", there may be any number of them."""
 GATE_NAMES = _words(GATES)
 EVENT_KINDS = (
-    *("accepted", "loading", "running", "proven", "promoting", "promoted", "pinned", "not_pinned", "renewed", "ending"),
+    *("accepted", "loading", "running", "proven", "promoting", "promoted", "pinned", "not_pinned", "renewed"),
     *("ended", "tripped", "restoring", "not_restored", "adopted", "left", "not_removed", "started", "record_lost"),
     *("not_promoted", "another_scheduler", OTHER),
 )

@@ -73,8 +73,8 @@ def document(title: str, body: Iterable[str], *, style: str = "", script: str = 
 
 
 def text(content: str) -> str:
-    """Return foreign text as markup that shows it."""
-    return escape(printable(content))
+    """Return foreign text as markup that shows it; no line of the document's source is its own."""
+    return escape(printable(content)).replace("\n", "&#10;")
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -26,7 +26,7 @@ def _verdict(report: Report) -> Iterator[str]:
         yield from _gain(report, report.best)
         yield from _next_with_winner(report)
     elif report.failure:
-        yield f"No verdict: the run failed: {report.failure.message}".replace("\n", "\n  ")
+        yield f"No verdict: the run failed: {report.failure.message}"
         step = next_step(report.failure.hint, report.run) if report.failure.resumable else report.failure.hint
         if step:
             yield f"Next: {step}."

@@ -1,10 +1,11 @@
-"""What schedagentd answers about deployments and events, as text. Names in it are anybody's: print it `printable`."""
+"""What schedagentd answers about deployments and events, as text. What is anybody's in it is one line, or marked."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from schedagent.core.terminal.foreign import one_line
 from schedagent.report.times import duration, moment
 
 
@@ -14,7 +15,7 @@ def render_status(status: Mapping[str, Any]) -> str:
 
 
 def _status_lines(status: Mapping[str, Any]) -> Iterator[str]:
-    yield f"in charge: {status['in_charge']}"
+    yield f"in charge: {one_line(status['in_charge'])}"
     yield from (render_deployment(status[name]) for name in ("active", "waiting") if status[name])
     yield from _foreign(status)
     for name, spread in status["measured"].items():
@@ -27,7 +28,7 @@ def _status_lines(status: Mapping[str, Any]) -> Iterator[str]:
 def render_local_status(status: Mapping[str, Any]) -> str:
     """Return what `status` prints where schedagentd does not run."""
     kernel = status["kernel"]
-    lines = [f"in charge: {status['in_charge']}", *_foreign(status), _kernel(kernel)]
+    lines = [f"in charge: {one_line(status['in_charge'])}", *_foreign(status), _kernel(kernel)]
     if kernel["enable_seq"]:
         lines.append(f"sched_ext schedulers enabled since boot: {kernel['enable_seq']}")
     return "\n".join([*lines, f"schedagentd: {status['schedagentd']}, so nothing is deployed through it"])
@@ -35,24 +36,26 @@ def render_local_status(status: Mapping[str, Any]) -> str:
 
 def _foreign(status: Mapping[str, Any]) -> Iterator[str]:
     if status["foreign"]:
-        names = ", ".join(status["foreign"]["schedulers"]) or "no process known to load one"
-        yield f"another sched_ext scheduler is loaded ({names}); to deploy: {status['foreign']['hint']}"
+        names = one_line(", ".join(status["foreign"]["schedulers"])) or "no process known to load one"
+        yield f"another sched_ext scheduler is loaded ({names}); to deploy: {one_line(status['foreign']['hint'])}"
 
 
 def _kernel(kernel: Mapping[str, Any]) -> str:
     if not kernel["sched_ext"]:
         return f"kernel {kernel['release']}: no sched_ext"
     scope = "all normal tasks" if kernel["switch_all"] else "tasks of policy SCHED_EXT"
-    loaded = f", {kernel['ops']} for {scope}" if kernel["ops"] else ""
+    loaded = f", {one_line(kernel['ops'])} for {scope}" if kernel["ops"] else ""
     return f"kernel {kernel['release']}: sched_ext is {kernel['state']}{loaded}"
 
 
 def render_deployment(deployment: Mapping[str, Any]) -> str:
     """Return one deployment in two or three lines."""
     tunables = " ".join(f"{name}={value}" for name, value in deployment["tunables"].items())
-    head = f"deployment {deployment['deployment']}: {deployment['policy']} {tunables}".rstrip()
+    head = f"deployment {deployment['deployment']}: {one_line(deployment['policy'])} {tunables}".rstrip()
     if deployment["phase"] == "ended":
-        return f"{head}\n" + f"  ended: {deployment['end']}: {deployment['detail']}".removesuffix(": ")
+        ended = f"{head}\n" + f"  ended: {deployment['end']}: {one_line(deployment['detail'])}".removesuffix(": ")
+        own_words = one_line(deployment.get("own_words", ""))
+        return f"{ended}\n  the policy, or the kernel of it, says: {own_words}" if own_words else ended
     return "\n".join([head, *_running(deployment)])
 
 
@@ -60,7 +63,7 @@ def _running(deployment: Mapping[str, Any]) -> Iterator[str]:
     tree = f"process {deployment['pid']} and its descendants" if deployment["pid"] else "the whole machine"
     phase = deployment["phase"]
     mark = "proven" if deployment["proven"] else "on probation" if phase == "running" else phase
-    where = deployment["cgroup"] or tree
+    where = one_line(deployment["cgroup"]) or tree
     yield f"  stage {deployment['stage']} ({where}) for {duration(deployment['since_s'])}, {mark}"
     yield f"  lease ends in {duration(deployment['lease_left_s'])}, token in {duration(deployment['token_left_s'])}"
     if deployment["next_stage"]:
@@ -76,8 +79,7 @@ def render_history(deployments: Sequence[Mapping[str, Any]], recorded: int = 0) 
     """
     blocks = []
     for deployment in deployments:
-        head = f"{moment(deployment['created_at'])}  {render_deployment(deployment)}"
-        blocks.append("\n".join([head, *deployment.get("dump", "").splitlines()]))
+        blocks.append(f"{moment(deployment['created_at'])}  {render_deployment(deployment)}")
     if len(blocks) < recorded:
         blocks.append(f"{len(blocks)} of {recorded} shown; for all: schedagent history --limit {recorded}")
     return "\n".join(blocks) or "nothing was deployed yet"
@@ -86,5 +88,6 @@ def render_history(deployments: Sequence[Mapping[str, Any]], recorded: int = 0) 
 def render_event(event: Mapping[str, Any]) -> str:
     """Return one event in a line."""
     about = f"deployment {event['deployment']}: " if event["deployment"] else ""
-    text = f"{event['number']:>6}  {moment(event['at'], seconds=True)}  {about}{event['kind']}: {event['detail']}"
+    head = f"{event['number']:>6}  {moment(event['at'], seconds=True)}  {about}{event['kind']}"
+    text = f"{head}: {one_line(event['detail'])}"
     return text.removesuffix(": ")

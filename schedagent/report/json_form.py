@@ -155,7 +155,7 @@ class ArmForm:
 class ValueForm:
     """One value in both arms, in base units: all runs after the warm-up that did not fail, disturbed ones included.
 
-    `unit` is s, fraction or count; null for a number out of the output whose unit is not known.
+    `unit` is s, fraction or count; null for a number out of the output that is no time.
     """
 
     unit: str | None

@@ -9,7 +9,9 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from schedagent.core.policies.proposal import Origin
 from schedagent.core.terminal.console import open_console
+from schedagent.core.terminal.foreign import MARK, one_line
 from schedagent.report.tables import say, show_table
 from schedagent.report.times import unix_time, when
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from schedagent.core.policies.policy import PolicyInfo
 
 _WIDTH = 78
+_LONGEST_TEXT = 20_000
 
 
 def show_runs(runs: Sequence[RunRecord], as_json: bool) -> None:
@@ -47,18 +50,24 @@ def show_policy(policy: PolicyInfo, as_json: bool) -> None:
     if as_json:
         _print_json(_policy(policy))
         return
-    _say("\n".join(textwrap.wrap(f"{policy.name}: {policy.description}", _WIDTH)) + "\n")
-    for heading, text in (
-        ("Origin", f"{policy.origin.label} from {policy.parent}" if policy.parent else policy.origin.label),
-        ("Meant for", ", ".join(policy.target_workloads)),
-        ("How it decides", policy.algorithm),
-        ("When it loses", policy.limitations),
-        ("Needs", ", ".join(policy.inputs) or "nothing measured beforehand"),
-        ("Source", str(policy.source)),
+    ours = policy.origin is Origin.BUNDLED
+    mark = "  " if ours else f"  {MARK}"
+    if ours:
+        _say(textwrap.fill(f"{policy.name}: {one_line(policy.description)}", _WIDTH) + "\n")
+    else:
+        _say(f"{one_line(policy.name)}:\n{_indented(policy.description, mark)}\n")
+    origin = f"{policy.origin.label} from {policy.parent}" if policy.parent else policy.origin.label
+    for heading, text, indent in (
+        ("Origin", origin, "  "),
+        ("Meant for", ", ".join(policy.target_workloads), "  "),
+        ("How it decides", policy.algorithm, mark),
+        ("When it loses", policy.limitations, mark),
+        ("Needs", ", ".join(policy.inputs) or "nothing measured beforehand", "  "),
+        ("Source", str(policy.source), "  "),
     ):
-        _say(f"{heading}:\n{_indented(text, '  ')}")
+        _say(f"{heading}:\n{_indented(text, indent)}")
     if policy.tunables:
-        _say("\n".join(["Tunables:", *_tunables(policy)]))
+        _say("\n".join(["Tunables:", *_tunables(policy, mark)]))
 
 
 def show_matches(matches: Sequence[PolicyMatch], as_json: bool) -> None:
@@ -80,7 +89,7 @@ def show_exchanges(header: Mapping[str, Any], exchanges: Sequence[Exchange], as_
         _print_json({**header, "exchanges": [_exchange(exchange) for exchange in exchanges]})
     else:
         for block in render(header, exchanges):
-            _say(block)
+            say(open_console(), block)
 
 
 def show_replay(comparison: Mapping[str, Any], as_json: bool) -> None:
@@ -90,7 +99,7 @@ def show_replay(comparison: Mapping[str, Any], as_json: bool) -> None:
         return
     differences = comparison["differences"]
     for difference in differences:
-        _say(difference)
+        say(open_console(), difference)
     points = f"{len(differences)} point{'s' * (len(differences) != 1)}"
     verdict = "the same as recorded" if comparison["same"] else f"different in {points}"
     _say(f"Replayed {comparison['requests']} requests of run {comparison['run']}: {verdict}.")
@@ -115,16 +124,17 @@ def _result(run: RunRecord) -> str:
     return outcome if outcome in ("better", "trade-off") else "nothing better"
 
 
-def _tunables(policy: PolicyInfo) -> Iterator[str]:
+def _tunables(policy: PolicyInfo, mark: str) -> Iterator[str]:
     for tunable in policy.tunables:
         unit = "" if tunable.unit == "none" else f" {tunable.unit}"
-        yield f"  {tunable.name} = {tunable.default} ({tunable.minimum} to {tunable.maximum}{unit})"
-        yield _indented(tunable.effect, "      ")
+        yield f"  {one_line(tunable.name)} = {tunable.default} ({tunable.minimum} to {tunable.maximum}{unit})"
+        yield _indented(tunable.effect, f"    {mark}")
 
 
 def _indented(text: str, indent: str) -> str:
-    words = " ".join(text.split())
-    return textwrap.fill(words, _WIDTH, initial_indent=indent, subsequent_indent=indent, break_long_words=False)
+    return textwrap.fill(
+        one_line(text, _LONGEST_TEXT), _WIDTH, initial_indent=indent, subsequent_indent=indent, break_long_words=False
+    )
 
 
 def _exchange(exchange: Exchange) -> dict[str, Any]:
@@ -149,4 +159,7 @@ def _print_json(value: Any) -> None:
 
 
 def _say(text: str) -> None:
-    say(open_console(), text)
+    """Print lines of ours; what is anybody's in them has no line break any more."""
+    console = open_console()
+    for line in text.split("\n"):
+        say(console, line)

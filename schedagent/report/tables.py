@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from schedagent.core.terminal.console import UNBROKEN
-from schedagent.core.terminal.printable import printable
+from schedagent.core.terminal.foreign import block, marked, one_line
 
 _INDENT = "    "
 
@@ -28,7 +28,7 @@ def show_table(console: Console, headings: Sequence[str], rows: Sequence[Sequenc
 
 def _lines(headings: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> Iterator[str]:
     columns = [max(map(cell_len, column)) for column in list(zip(headings, *rows, strict=True))[:-1]]
-    for number, row in enumerate((headings, *rows)):
+    for number, row in enumerate((headings, *([one_line(cell, UNBROKEN) for cell in row] for row in rows))):
         cells = [cell + " " * (column - cell_len(cell)) for cell, column in zip(row, columns, strict=False)]
         yield "  ".join(cells).rstrip() + (f"  ({row[-1]} below)" if number == 0 else "")
         if number:
@@ -43,18 +43,21 @@ def _lines(headings: Sequence[str], rows: Sequence[Sequence[str]], width: int) -
 
 
 def say(console: Console, text: str) -> None:
-    """Print text as it is: nothing in it is markup, and the terminal wraps it."""
-    console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
+    """Print a line, which the terminal wraps: nothing in it is markup, and what it has of further lines is marked."""
+    console.print(marked(text), markup=False, highlight=False, soft_wrap=True)
 
 
 def say_wrapped(console: Console, text: str, indent: str) -> None:
-    """Print sentences below a line they belong to: indented, and on a terminal wrapped between words."""
-    for line in text.splitlines():
-        wrapped = textwrap.wrap(
-            line, max(console.width - len(indent), 20), break_long_words=False, break_on_hyphens=False
-        )
-        for part in wrapped or [""]:
-            say(console, (indent + part).rstrip())
+    """Print a sentence below a line it belongs to: indented, and on a terminal wrapped between words.
+
+    What it has of further lines is somebody else's, and marked.
+    """
+    first, line_break, rest = text.partition("\n")
+    width = max(console.width - len(indent), 20)
+    for part in textwrap.wrap(first, width, break_long_words=False, break_on_hyphens=False) or [""]:
+        say(console, (indent + part).rstrip())
+    for line in block(rest, f"{indent}  ") if line_break else ():
+        say(console, line)
 
 
 def text_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
@@ -64,5 +67,5 @@ def text_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
         table.add_column(heading, no_wrap=True)
     table.add_column(headings[-1], overflow="fold")
     for row in rows:
-        table.add_row(*map(Text, row))
+        table.add_row(*(Text(one_line(cell, UNBROKEN)) for cell in row))
     return table

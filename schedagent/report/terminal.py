@@ -12,6 +12,7 @@ from rich.text import Text
 
 from schedagent.core.process.shell_text import quoted
 from schedagent.core.terminal.console import UNBROKEN
+from schedagent.core.terminal.foreign import one_line, quote
 from schedagent.core.trials.trial import Outcome
 from schedagent.core.trials.workload import CommandStats, Goal, WorkloadCommand, WorkloadProfile
 from schedagent.core.verification import GateResult, GateStatus
@@ -21,6 +22,7 @@ from schedagent.report.faces.remarks import (
     expected_line,
     guard_line,
     headline_values,
+    insight_line,
     interval_text,
     knob_lines,
     mode_lines,
@@ -65,7 +67,7 @@ def render(report: Report, console: Console) -> None:
     for line in remarks(report):
         say_wrapped(console, f"Note: {line}.", "  ")
     for insight in report.insights:
-        say(console, f"  Insight: {insight.text} (from {', '.join(insight.evidence)})")
+        say(console, f"  Insight: {insight_line(insight)} (from {', '.join(insight.evidence)})")
     console.print()
     for line in conclusion(report):
         say(console, line)
@@ -81,7 +83,7 @@ def _render_profile(report: Report, profile: WorkloadProfile, console: Console) 
         bars = levels(profile.parallelism, profile.wall_s, min(console.width - 35, _WIDEST_STRIP))
         say(console, f"    runnable tasks, at most {most}  |{bars}|")
     if report.meaning:
-        say(console, f"    In words: {report.meaning.meaning} Goal: {report.meaning.goal}")
+        say(console, f"    In a model's words: {quote(report.meaning.meaning)} Goal: {quote(report.meaning.goal)}")
     if profile.commands:
         for line in _commands(profile.commands[:TOP_COMMANDS]):
             say(console, f"    {line}")
@@ -103,7 +105,8 @@ def _render_candidates(report: Report, console: Console) -> None:
     candidates = tuple(report.candidates)
     if not candidates:
         return
-    say(console, f"\nCandidates against the default scheduler ({_ratio_means(report.workload)}):")
+    console.print()
+    say(console, f"Candidates against the default scheduler ({_ratio_means(report.workload)}):")
     console.print(_fitting_table(candidates, console))
     if _any_expected(candidates):
         say(console, "  expected: on hardware, which is what is claimed; raw: as measured, emulated")
@@ -149,7 +152,7 @@ def _table(candidates: Sequence[CandidateReport], *, names: bool = True, padded:
         outcome = entry.verdict.outcome if entry.verdict else None
         style = _COLOURS.get(outcome, "") if outcome else ""
         verdict = Text(outcome.value if outcome else _NOT_REACHED, style=style)
-        name = [Text(entry.candidate.policy)] if names else []
+        name = [Text(one_line(entry.candidate.policy))] if names else []
         table.add_row(str(number), *name, *_figures(entry, emulated), verdict)
     return table
 

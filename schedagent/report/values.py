@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median, quantiles
 
+from schedagent.core.readings.readings import UNNAMED
 from schedagent.core.trials.arm import KNOB_PREFIX
 from schedagent.core.trials.hardware_gain import expected
 from schedagent.core.trials.modes import Mode, modes
@@ -16,9 +17,13 @@ from schedagent.core.trials.usage import MachineCosts
 from schedagent.core.trials.workload import WorkloadCommand
 
 SECONDS, FRACTION, COUNT = "s", "fraction", "count"
-"""Units of what is measured; the unit of a number that was read from the output is not known: None."""
+"""Units of what is measured. A number that was read from the output is in seconds if it was printed as a time, in
+whatever unit; else its unit is None."""
 
 WALL, CPU, UTILISATION = "wall time", "CPU time", "utilisation"
+VOLUNTARY, INVOLUNTARY, WAITED = "voluntary switches", "involuntary switches", "wait for a CPU"
+DETAILS = frozenset((UTILISATION, VOLUNTARY, INVOLUNTARY, WAITED))
+"""What is always measured, and shown only where there is room."""
 
 
 @dataclass(frozen=True)
@@ -225,19 +230,20 @@ def _measures(workload: WorkloadCommand, cpus: int, samples: Sequence[Sample]) -
     """What is compared, what the user named, what else was read from the output, and what is always measured."""
     higher = {metric.name for metric in _metrics(workload) if metric.direction is Direction.HIGHER}
     goal = workload.goal.lower_is_better
-    objective = _Measure(
-        objective_name(workload), None if workload.metric else SECONDS, goal, lambda sample: sample.value
-    )
+    units = {name: SECONDS for name, kind in workload.units if kind == SECONDS}
+    compared = units.get(workload.objective or UNNAMED) if workload.metric else SECONDS
+    objective = _Measure(objective_name(workload), compared, goal, lambda sample: sample.value)
     named = [metric.name for metric in _metrics(workload)]
     read = [name for sample in samples for name in sample.values]
-    measures = [objective, *(_read(name, name not in higher) for name in dict.fromkeys([*named, *read]))]
+    measures = [objective]
+    measures += [_read(name, units.get(name), name not in higher) for name in dict.fromkeys([*named, *read])]
     measures += [
         _Measure(WALL, SECONDS, True, lambda sample: sample.wall_ns / 1e9),
         _Measure(CPU, SECONDS, True, lambda sample: sample.cpu_ns / 1e9),
         _Measure(UTILISATION, FRACTION, False, lambda sample: _utilisation(sample, cpus)),
-        _Measure("voluntary switches", COUNT, True, lambda sample: _used(sample, "voluntary_switches")),
-        _Measure("involuntary switches", COUNT, True, lambda sample: _used(sample, "involuntary_switches")),
-        _Measure("wait for a CPU", SECONDS, True, _run_delay_s),
+        _Measure(VOLUNTARY, COUNT, True, lambda sample: _used(sample, "voluntary_switches")),
+        _Measure(INVOLUNTARY, COUNT, True, lambda sample: _used(sample, "involuntary_switches")),
+        _Measure(WAITED, SECONDS, True, _run_delay_s),
     ]
     first: dict[str, _Measure] = {}
     for measure in measures:
@@ -250,8 +256,8 @@ def _metrics(workload: WorkloadCommand) -> Iterator[Metric]:
     yield from workload.metrics
 
 
-def _read(name: str, lower_is_better: bool) -> _Measure:
-    return _Measure(name, None, lower_is_better, lambda sample: sample.values.get(name, math.nan))
+def _read(name: str, unit: str | None, lower_is_better: bool) -> _Measure:
+    return _Measure(name, unit, lower_is_better, lambda sample: sample.values.get(name, math.nan))
 
 
 def _utilisation(sample: Sample, cpus: int) -> float:

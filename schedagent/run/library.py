@@ -16,7 +16,7 @@ from kernel_bpf.policies.library import read_manifest
 from repo_store.store import PolicyRepository
 from schedagent.core.errors import NameTaken, PolicyError, SetupError
 from schedagent.core.policies.policy import PolicyInfo
-from schedagent.core.policies.proposal import DerivedPolicy
+from schedagent.core.policies.proposal import DerivedPolicy, Origin
 from schedagent.core.policies.spec import NAME
 from schedagent.core.settings import private_folder
 
@@ -99,6 +99,16 @@ def worth_trying(
     """
     names = {*also, *repository.winners(), *(repository.policies_of(run_id) if run_id else ())}
     return lambda made: made.name in names
+
+
+def proven(library: Mapping[str, PolicyInfo], repository: PolicyRepository) -> dict[str, PolicyInfo]:
+    """Return what rules may plan with: the bundled policies, and those that won a trial.
+
+    What a model made and nothing was shown of is its own to plan: a model that died, or spent its budget, would keep
+    steering the run through what it left behind.
+    """
+    winners = repository.winners()
+    return {name: info for name, info in library.items() if info.origin is Origin.BUNDLED or name in winners}
 
 
 def _describe(made: DerivedPolicy, folder: Path) -> PolicyInfo:

@@ -7,11 +7,11 @@ there when it was first asked, so that a resumed run asks the same and is answer
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from agents import plain_text as shown
-from agents.learning import conclude
+from agents.learning import Trials, conclude
 from agents.llm.transcript import Replay, Transcript
 from agents.observation import interpret
 from agents.planner.builder import PolicyBuilder
@@ -72,10 +72,10 @@ class ModelAgents:
         """Return who decides on what the model wrote and what failed."""
         return ModelRepairer(self.session, self.builder, self._made, profile, iteration)
 
-    def conclude(self, run: RunRecord, iteration: int, tried: Tried, measured: Collection[str]) -> None:
+    def conclude(self, run: RunRecord, iteration: int, trials: Trials) -> None:
         """Have insights drawn from the trials of an iteration, and keep them."""
         meaning = self.repository.meaning(run.id)
-        insights = conclude(self.session, tried, measured, meaning=meaning, run_id=run.id, iteration=iteration)
+        insights = conclude(self.session, trials, meaning=meaning, run_id=run.id, iteration=iteration)
         stored = self.repository.insights(run.workload.key, run.hardware.key)
         known = {insight.text for insight in stored if insight.run_id == run.id}
         for insight in insights:

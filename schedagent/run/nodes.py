@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from agents.execution import REPAIRS, Execution, MeasuringLab, Verifier
-from agents.learning import learn
+from agents.learning import Trials, learn
 from agents.observation import ObservingLab, observe
 from agents.planner import rules as offline
 from agents.planner.builder import PolicyBuilder
@@ -27,14 +27,14 @@ from schedagent.core.process.shell_text import quoted
 from schedagent.core.readings.presets import settle
 from schedagent.core.trials.judge import Terms
 from schedagent.core.trials.lesson import Antipattern, Lesson
-from schedagent.core.trials.race import candidates_of, judge_all
+from schedagent.core.trials.race import judge_all
 from schedagent.core.trials.trial import Block, Verdict
 from schedagent.core.trials.usage import MachineCosts
 from schedagent.core.trials.workload import WorkloadCommand, WorkloadProfile
 from schedagent.core.verification import VerificationReport
 from schedagent.report.as_json import to_json
 from schedagent.report.build import build_report
-from schedagent.run.library import Library
+from schedagent.run.library import Library, proven
 from schedagent.run.model_agents import ModelAgents, Tried
 from schedagent.run.options import RunOptions
 from schedagent.run.progress import Reporter
@@ -250,7 +250,7 @@ class RunNodes:
         return propose(
             offline.plan,
             EarlierRuns(self._repository, run_id),
-            self._library,
+            proven(self._library, self._repository),
             workload=run.workload,
             hardware=run.hardware,
             profile=self._profile(run_id),
@@ -319,8 +319,7 @@ class RunNodes:
         models = self._models(run.id)
         if models:
             blocks = self._repository.blocks(run.id, iteration)
-            measured = {arm for block in blocks for arm in candidates_of(block)}
-            models.conclude(run, iteration, tried, measured)
+            models.conclude(run, iteration, Trials(tried, blocks, self._terms(run)))
 
     def _models(self, run_id: str) -> ModelAgents | None:
         """Return the agents that ask models, opened at the first use: then this process alone works on the run."""

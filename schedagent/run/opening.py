@@ -19,7 +19,7 @@ from kernel_bpf.policies.library import load_library
 from repo_store.store import PolicyRepository
 from schedagent.core.errors import UsageError
 from schedagent.core.policies.policy import PolicyInfo
-from schedagent.core.settings import REPOSITORY, Settings, workload_environment, writable
+from schedagent.core.settings import REPOSITORY, Settings, secret_places, workload_environment, writable
 from schedagent.core.trusted import load_trusted
 from schedagent.run.library import Library, worth_trying
 from schedagent.run.options import RunOptions
@@ -101,6 +101,7 @@ def open_lab(settings: Settings, kernel: KernelImage | None = None) -> VmLab:
         memory_mib=memory_mib,
         kvm=kvm_usable(settings, kernel).works,
         environment=workload_environment(),
+        hidden=secret_places(settings),
     )
 
 
@@ -137,9 +138,9 @@ def open_bench(settings: Settings, kernel: KernelImage) -> KernelBench:
 
 
 def open_verifier(settings: Settings) -> Verifier | RemoteVerifier:
-    """Return the verifier service whose socket the settings name, else a verifier in this process."""
-    if settings.verifier_socket:
-        return open_remote_verifier(settings.verifier_socket, settings, default_kernel(settings).release)
+    """Return the verifier service that the settings name, or that is installed; else a verifier in this process."""
+    if service := settings.verifier_service:
+        return open_remote_verifier(service, settings, default_kernel(settings).release)
     return open_local_verifier(settings)
 
 

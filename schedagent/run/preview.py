@@ -55,7 +55,8 @@ def preview_run(settings: Settings, workload: WorkloadCommand, options: RunOptio
         SetupError: there is no kernel for the lab.
     """
     hardware = opening.open_lab(opening.sized(settings, options)).hardware
-    verifier = f"the service at {settings.verifier_socket}" if settings.verifier_socket else IN_PROCESS
+    service = settings.verifier_service
+    verifier = f"the service at {service}" if service else IN_PROCESS
     models = tuple(sorted(set(map(settings.model_for, AGENTS)) - {""})) if settings.has_model else ()
     return Preview(workload, hardware, options, verifier, models, *_earlier(settings, workload, hardware))
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from schedagent.core.terminal.console import open_console
-from schedagent.core.terminal.printable import printable
+from schedagent.core.terminal.foreign import marked, one_line
 from schedagent.report.times import duration
 
 
@@ -109,8 +109,8 @@ class PlainReporter:
 
     def _line(self, text: str, time_left: str = "") -> None:
         elapsed_s = time.monotonic() - self._start
-        shown = printable(f"{text} ({time_left})" if time_left else text)
-        self._console.print(f"[{elapsed_s:6.1f}s] {shown}", markup=False, highlight=False, soft_wrap=True)
+        shown = f"{text} ({time_left})" if time_left else text
+        self._console.print(marked(f"[{elapsed_s:6.1f}s] {shown}"), markup=False, highlight=False, soft_wrap=True)
 
 
 class LiveReporter:
@@ -133,15 +133,15 @@ class LiveReporter:
         self._time_left.begin(left_s)
 
     def stage(self, text: str) -> None:
-        self._progress.print(f"• {printable(text)}", markup=False, highlight=False)
+        self._progress.print(marked(f"• {text}"), markup=False, highlight=False)
         self.step(text)
 
     def step(self, text: str) -> None:
         self._pace.restart()
-        self._progress.update(self._task, description=text, total=None, completed=0)
+        self._progress.update(self._task, description=one_line(text), total=None, completed=0)
 
     def note(self, text: str) -> None:
-        self._progress.print(f"  {printable(text)}", markup=False, highlight=False)
+        self._progress.print(marked(f"  {text}"), markup=False, highlight=False)
 
     def count(self, text: str, done: int, total: int) -> None:
         rest = at_most(self._time_left.bound(self._pace.left_s(done, total)))

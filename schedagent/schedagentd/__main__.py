@@ -13,7 +13,9 @@ from schedagent.core.errors import SchedagentError, UsageError
 from schedagent.core.process.listener import activated, group_id, listen
 from schedagent.core.process.systemd import Notifier
 from schedagent.core.settings import activated_descriptors, service_watch
+from schedagent.core.terminal.printable import OneLineFormatter
 from schedagent.core.trusted import load_trusted
+from schedagent.schedagentd import protection
 from schedagent.schedagentd.config import CONFIG, Config, load_config
 from schedagent.schedagentd.kernel import HostKernel, Kernel
 from schedagent.schedagentd.record import Record
@@ -28,15 +30,22 @@ EXIT_USAGE = 2
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of the program; returns its exit status."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(OneLineFormatter("%(levelname)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     try:
         config = load_config(_config_path(sys.argv[1:] if arguments is None else arguments))
+        for lack in protection.protect():
+            log.error("no policy will be loaded, because what is loaded could starve or kill this process: %s", lack)
         serve(config, HostKernel(config.watchdog_ms))
     except UsageError as error:
         log.error("%s", error)
         return EXIT_USAGE
     except SchedagentError as error:
         log.error("%s", error)
+        return EXIT_FAILED
+    except Exception:  # the boundary of this process: what is not caught would be printed as it is
+        log.critical("schedagentd ends by a mistake of its own", exc_info=True)
         return EXIT_FAILED
     return 0
 

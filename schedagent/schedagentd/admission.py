@@ -3,15 +3,63 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterable
+from dataclasses import dataclass
 
 from kernel_bpf.observe.schedulers import named, stop_hint
 from schedagent.core.deployment import Deployment, Order, Stage, Tree
 from schedagent.core.errors import Refused, TokenError
+from schedagent.core.terminal.foreign import quote
 from schedagent.core.token import DeploymentToken, Scope, check
-from schedagent.schedagentd.kernel import Kernel
+from schedagent.schedagentd.kernel import Kernel, KernelIdentity
 
+CONFIGURATION = "/etc/schedagent/schedagentd.toml"
 _KTHREADD = 2
 """Process 1 has all of user space below it, process 2 all threads of the kernel."""
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """What this machine takes on a submitter's word.
+
+    Args:
+        declared: oracles that a policy may declare away, such as "weights".
+        reads: inputs that a policy may declare to go by, such as "comm".
+    """
+
+    declared: frozenset[str] = frozenset()
+    reads: frozenset[str] = frozenset()
+
+
+NOTHING = Accepted()
+
+
+def check_accepted(token: DeploymentToken, accepted: Accepted) -> None:
+    """Refuse a policy that rests on more of its submitter's word than the configuration takes.
+
+    Raises:
+        Refused: with the setting that would accept it.
+    """
+    declared = [word for word in token.declares if word not in accepted.declared]
+    reads = [word for word in token.reads if word not in accepted.reads]
+    if not (declared or reads):
+        return
+    what = [f"does not seek {_listed(declared)}"] * bool(declared) + [f"goes by {_listed(reads)}"] * bool(reads)
+    settings = [
+        f"{name} = [{', '.join(quoted)}]"
+        for name, missing, words in (
+            ("accept_declared", declared, {*accepted.declared, *token.declares}),
+            ("accept_reads", reads, {*accepted.reads, *token.reads}),
+        )
+        if missing and (quoted := [f'"{word}"' for word in sorted(words)])
+    ]
+    raise Refused(
+        f"the policy declares that it {' and '.join(what)}, which this machine does not accept",
+        f"to accept it, set in {CONFIGURATION}: {'; '.join(settings)}, and restart schedagentd",
+    )
+
+
+def _listed(words: Iterable[str]) -> str:
+    return ", ".join(f'"{word}"' for word in words)
 
 
 def check_machine(kernel: Kernel, ours: bool) -> None:
@@ -26,15 +74,21 @@ def check_machine(kernel: Kernel, ours: bool) -> None:
     state = kernel.state()
     if not state.available:
         raise Refused("this kernel has no sched_ext", "boot one with CONFIG_SCHED_CLASS_EXT=y; see: schedagent doctor")
+    if exposed := kernel.exposed():
+        raise Refused(
+            f"what is loaded could starve or kill schedagentd: {'; '.join(exposed)}",
+            "start it by its unit: systemctl restart schedagentd",
+        )
     if not ours and state.state != "disabled":
         others = kernel.schedulers()
         raise Refused(
-            f"another sched_ext scheduler is loaded: {state.ops or state.state}{named(others)}", stop_hint(others)
+            f"another sched_ext scheduler is loaded: {quote(state.ops or state.state)}{named(others)}",
+            stop_hint(others),
         )
-    process = kernel.core_scheduled()
-    if process is not None:
+    thread = kernel.core_scheduled()
+    if thread is not None:
         raise Refused(
-            f"core scheduling is in use (process {process}): together with sched_ext, tasks can hang",
+            f"core scheduling is in use (thread {thread}): together with sched_ext, tasks can hang",
             "end it for every process (prctl PR_SCHED_CORE; coresched of util-linux shows them)",
         )
 
@@ -97,25 +151,27 @@ def check_token(
     order: Order,
     token: str,
     public_keys: Iterable[bytes],
-    identity: tuple[str, str],
+    identity: KernelIdentity,
     scope: Scope,
     cgroup: str,
     now: float,
     last_seen: float,
     tokens_from: float,
     used_nonces: Container[str] = (),
+    accepted: Accepted = NOTHING,
 ) -> DeploymentToken:
     """Return the token if it allows this order on this kernel, scope and moment.
 
     Args:
         token: the order's own, or a newer one for the same.
-        identity: release and build id of the running kernel.
+        identity: of the running kernel.
         cgroup: of a partial scope; empty for the tasks of a process tree, which only a token for any tasks allows:
             they may leave every cgroup, and no token names a tree.
         tokens_from: no token that was valid earlier is accepted, see record.Record.tokens_from.
+        accepted: what the configuration takes on a submitter's word.
 
     Raises:
-        TokenError: with the first reason found.
+        TokenError, Refused: with the first reason found.
     """
     checked = check(
         token,
@@ -124,8 +180,9 @@ def check_token(
         tunables=order.tunables,
         inputs_digest=order.inputs_digest,
         report_digest=order.report_digest,
-        kernel_release=identity[0],
-        btf_build_id=identity[1],
+        kernel_release=identity.release,
+        btf_build_id=identity.build_id,
+        live_patches=identity.live_patches,
         scope=scope,
         cgroup=cgroup,
         now=now,
@@ -137,4 +194,5 @@ def check_token(
             "the token is older than the record of used tokens, which was damaged and begun again",
             "verify the policy again: schedagent verify",
         )
+    check_accepted(checked, accepted)
     return checked

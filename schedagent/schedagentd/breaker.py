@@ -10,6 +10,7 @@ from kernel_bpf.load.exit_info import ExitInfo
 from kernel_bpf.load.sched_ext import KernelState
 from kernel_bpf.observe.tasks import TaskSample
 from schedagent.core.deployment import End
+from schedagent.core.terminal.foreign import quote
 from schedagent.core.welch import (
     DELAY,
     DELAY_FLOOR_S,
@@ -80,20 +81,26 @@ def judge_reading(first: KernelReading, before: KernelReading, now: KernelReadin
     if not now.state.available:
         return End.BLIND, "/sys/kernel/sched_ext cannot be read: nothing can be confirmed any more"
     if now.exit is not None:
-        return _of_exit(now.exit)
+        return _of_exit(now.exit, hotplugged=now.state.hotplug_seq != first.state.hotplug_seq)
     if not now.enabled and now.state.enable_seq != first.state.enable_seq:
-        return End.FOREIGN, f"{now.state.ops!r} is in charge instead"
+        return End.FOREIGN, f"{quote(now.state.ops)} is in charge instead"
     if not now.enabled and now.state.state == "disabled":
-        return End.EXITED, f"state is {now.state.state!r}; the policy does not report why"
+        return End.EXITED, f"state is {quote(now.state.state)}; the policy does not report why"
     return _of_counters(first, before, now, bounds) if now.enabled else None  # ending: its exit info will say why
 
 
-def _of_exit(info: ExitInfo) -> Trip:
-    if info.asks_for_restart:
-        return End.HOTPLUG, str(info)
+def _of_exit(info: ExitInfo, hotplugged: bool) -> Trip:
+    """Return what an exit record means. It is the policy's own word: the kernel has to confirm that a CPU came or went.
+
+    Args:
+        hotplugged: the kernel counted a hotplug (scx_hotplug_seq, which grows before it ends a policy for that:
+            handle_hotplug() of kernel/sched/ext.c).
+    """
+    if info.asks_for_restart and hotplugged:
+        return End.HOTPLUG, info.what
     if info.kind == STALL_KIND:
-        return End.STALL, str(info)
-    return (End.EJECTED if info.ejected else End.EXITED), str(info)
+        return End.STALL, info.what
+    return (End.EJECTED if info.ejected else End.EXITED), info.what
 
 
 def _of_counters(first: KernelReading, before: KernelReading, now: KernelReading, bounds: Bounds) -> Trip | None:

@@ -17,6 +17,14 @@ from schedagent.schedagentd.breaker import Bounds
 CONFIG = Path("/etc/schedagent/schedagentd.toml")
 AUTO, NOT_ON_EXIT = "auto", "not_on_exit"
 
+DECLARED = ("weights", "idle machine", "saturated machine")
+"""core.policies.policy.DECLARABLE, which is not imported here; a test holds the two equal."""
+READ = (
+    "comm", "uid", "gid", "pid", "parent", "cgroup", "namespace", "nice", "arguments", "cpus", "nodes", "kernel",
+    "time since load", "time since boot", "wall clock", "counters", "random numbers", "map values",
+)  # fmt: skip
+"""core.policies.policy.READABLE, likewise."""
+
 
 @dataclass(frozen=True)
 class Config:
@@ -30,6 +38,8 @@ class Config:
         users: names of those who, besides root, may deploy and roll back.
         rollback: auto ends what runs with this process; not_on_exit lets what proved itself survive it.
         direct_full: allow a deployment that begins with the full stage.
+        accept_declared: oracles that a policy may declare away; see core.policies.policy.DECLARABLE.
+        accept_reads: inputs that a policy may declare to go by; see core.policies.policy.READABLE.
         probation_s: how long a stage lasts before what runs counts as proven, by stage.
         longest_lease_s: no lease is longer.
         sample_s: how often tasks are looked at while something is deployed.
@@ -45,6 +55,8 @@ class Config:
     users: tuple[str, ...] = ()
     rollback: str = AUTO
     direct_full: bool = False
+    accept_declared: tuple[str, ...] = ()
+    accept_reads: tuple[str, ...] = ()
     probation_s: Mapping[Stage, float] = field(
         default_factory=lambda: {Stage.CANARY: 300.0, Stage.WIDER: 600.0, Stage.FULL: 1800.0}
     )
@@ -102,6 +114,8 @@ _ACCEPTED: dict[str, Callable[[Any], Any]] = {
     "users": accept.list_of(accept.line, "user names"),
     "rollback": accept.one_of((AUTO, NOT_ON_EXIT)),
     "direct_full": accept.flag,
+    "accept_declared": accept.list_of(accept.one_of(DECLARED), ", ".join(DECLARED)),
+    "accept_reads": accept.list_of(accept.one_of(READ), ", ".join(READ)),
     "probation_s": _probation,
     "longest_lease_s": accept.number(10, 7 * 86400),
     "sample_s": accept.number(0.1, 60),

@@ -12,10 +12,14 @@ from dataclasses import dataclass, replace
 from kernel_bpf.observe.tasks import TaskSample
 from schedagent.core.deployment import Deployment, End, Order, Phase, Stage, Tree
 from schedagent.core.errors import Refused
+from schedagent.core.terminal.foreign import one_line
 from schedagent.core.token import DeploymentToken
 from schedagent.core.welch import METRIC, TIMES_IN_A_ROW, Better, Spread
 from schedagent.schedagentd.breaker import Bounds, KernelReading, judge_reading, judge_spreads, measures
 from schedagent.schedagentd.config import NOT_ON_EXIT, Config
+
+LONGEST_DETAIL = 3500
+"""Characters of why a deployment ended, and of what the policy said of that: each is one printable line."""
 
 # What may be decided
 
@@ -226,22 +230,21 @@ def roll_back(
     """
     if not (running or waiting):
         raise Refused("nothing is deployed", "the default scheduler is in charge already")
-    if number:
-        find(number, running, waiting)
+    named = find(number, running, waiting) if number else None
     decisions: list[Decision] = []
-    if waiting and number in (0, waiting.number):
+    if waiting and named in (None, waiting):
         decisions.append(Drop(End.ROLLED_BACK, "asked for"))
-    if running and number in (0, running.number):
+    if running and named in (None, running):
         decisions.append(EndWith(End.ROLLED_BACK, "asked for"))
         decisions += [] if to_default else _back_from(running)
     return tuple(decisions)
 
 
 def find(number: int, running: Deployment | None, waiting: Deployment | None) -> Deployment:
-    """Return what runs or waits by its number; raise Refused if it is neither."""
+    """Return what runs or waits by its number, or by that of the one it is again; raise Refused if it is neither."""
     alive = [deployment for deployment in (running, waiting) if deployment]
     for deployment in alive:
-        if deployment.number == number:
+        if number in deployment.names:
             return deployment
     names = ", ".join(str(deployment.number) for deployment in alive) or "none"
     raise Refused(f"deployment {number} is neither running nor waiting", f"there are: {names}")
@@ -260,6 +263,11 @@ def at_once(
         return None
     expired = running.token_until <= running.lease_until
     return EndWith(End.LEASE_LAPSED, "its token expired" if expired else "nobody renewed it")
+
+
+def core_scheduling(thread: int | None) -> EndWith | None:
+    """End what runs if a thread became core-scheduled (None: none did): together with sched_ext, tasks can hang."""
+    return EndWith(End.CORE_SCHEDULING, f"thread {thread} is core-scheduled") if thread is not None else None
 
 
 @dataclass(frozen=True)
@@ -293,15 +301,22 @@ def compare(
     return Comparison(worse, EndWith(*trip) if trip and worse >= TIMES_IN_A_ROW else None)
 
 
-def after_trip(ended: Deployment, end: End, previous: Deployment | None) -> Restore | None:
-    """Restore the last known good if the policy is to blame, and it is not the same object.
+def after_trip(
+    ended: Deployment, end: End, previous: Deployment | None, waiting: Deployment | None = None
+) -> tuple[Decision, ...]:
+    """Restore the last known good if the policy is to blame, and is another one; drop what waits if it is the same one.
+
+    In this order: whatever ends makes the record forget what is behind nobody any more.
 
     Args:
         previous: the one that `ended` names; None if it is not known any more.
     """
-    if previous is None or not end.blames_policy or previous.order.digest == ended.order.digest:
-        return None
-    return Restore(previous.number)
+    decisions: list[Decision] = []
+    if previous and end.blames_policy and previous.order.digest != ended.order.digest:
+        decisions.append(Restore(previous.number))
+    if waiting and end.counts_at(ended.stage) and waiting.order.digest == ended.order.digest:
+        decisions.append(Drop(End.NOT_LOADED, f"the circuit breaker ended the same object: deployment {ended.number}"))
+    return tuple(decisions)
 
 
 def gone(running: Deployment) -> tuple[Decision, ...]:
@@ -399,13 +414,15 @@ def account_for(deployment: Deployment, now: Moment) -> tuple[End, str]:
     """Return how and why a deployment ended that an earlier process left unfinished."""
     here = deployment.boot_id == now.boot_id
     lapsed = here and deployment.pinned and now.boot >= deployment.lease_until
-    end = deployment.end or (End.LEASE_LAPSED if lapsed else End.DIED)
+    loaded = deployment.phase in (Phase.LOADING, Phase.RUNNING)
+    died = End.DIED_ON_PROBATION if loaded and not deployment.proven else End.DIED
+    end = deployment.end or (End.LEASE_LAPSED if lapsed else died)
     detail = deployment.detail or ("while nobody watched" if lapsed else f"in phase {deployment.phase}")
     return end, detail if here else "the machine was restarted"
 
 
 def restored(before: Deployment, token: DeploymentToken, now: Moment) -> Deployment:
-    """Return the deployment that loads an earlier one again; not numbered yet."""
+    """Return the deployment that loads an earlier one again: not numbered yet, and renewed by the number of that."""
     token_until = _expiry(token, now)
     return replace(
         before,
@@ -417,21 +434,26 @@ def restored(before: Deployment, token: DeploymentToken, now: Moment) -> Deploym
         since=now.boot,
         enable_seq=-1,
         pinned=False,
+        restores=before.names[1],
         end=None,
         detail="",
-        dump="",
+        own_words="",
         ended_at=0.0,
     )
 
 
-def ended(deployment: Deployment, end: End, detail: str, dump: str, unix: float) -> Deployment:
-    """Return a deployment as it is when it has ended."""
+def ended(deployment: Deployment, end: End, detail: str, unix: float, own_words: str = "") -> Deployment:
+    """Return a deployment as it is when it has ended.
+
+    Args:
+        own_words: words of the policy, or of the kernel about it.
+    """
     return replace(
         deployment,
         phase=Phase.ENDED,
         end=end,
-        detail=detail,
-        dump=dump,
+        detail=one_line(detail, LONGEST_DETAIL),
+        own_words=one_line(own_words, LONGEST_DETAIL),
         pinned=False,
         next_stage=None,
         next_cgroup="",

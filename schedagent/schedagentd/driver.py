@@ -4,8 +4,8 @@ Always in this order, so that whatever ends this process between two steps can b
 
     write the intent to the record ─► do it ─► read from sysfs that it is so ─► write that to the record
 
-What was not pinned ends with this process, and only what proved itself is ever pinned. Taking a policy away never waits
-for the record: a full disk must not keep a bad one in charge.
+What was not pinned ends with this process, and only what proved itself is ever pinned. A policy is taken away before
+the record is written: neither a full disk nor a slow one, whose kernel threads it schedules, may keep it in charge.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from pathlib import Path
 from kernel_bpf.observe.schedulers import named, stop_hint
 from kernel_bpf.observe.tasks import TaskSample
 from schedagent.core.deployment import Deployment, End, Order, Phase, Stage, Where
-from schedagent.core.errors import BpfError, RecordError, Refused, SchedagentError
-from schedagent.core.token import DeploymentToken
+from schedagent.core.errors import BpfError, RecordError, Refused, SchedagentError, TokenError
+from schedagent.core.terminal.foreign import quote
+from schedagent.core.token import CLOCK_SKEW_S, DeploymentToken, read_signed
 from schedagent.core.welch import LEAST_SAMPLES, Spread
 from schedagent.schedagentd import decisions
-from schedagent.schedagentd.admission import check_machine, check_token, is_gone
+from schedagent.schedagentd.admission import NOTHING, Accepted, check_accepted, check_machine, check_token, is_gone
 from schedagent.schedagentd.breaker import KernelReading, summarise
 from schedagent.schedagentd.decisions import (
     Accept,
@@ -40,13 +41,17 @@ from schedagent.schedagentd.decisions import (
     Restore,
     Widen,
 )
-from schedagent.schedagentd.kernel import Kernel, Loaded, Watching, one_line
+from schedagent.schedagentd.kernel import Kernel, Loaded, Watching, further_lines, one_line
 from schedagent.schedagentd.record import Record
 
 log = logging.getLogger(__name__)
 
 _MOST_SAMPLES = 5 * LEAST_SAMPLES
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+MOST_DEATHS = 3
+"""So often may this process have died under a pinned policy that is taken over again: it may be the policy's doing."""
+KEEP_TIME_S = 120.0
+"""How often it is stored how late it is."""
 
 
 class Clock:
@@ -135,6 +140,7 @@ class Driver:
         public_keys: returns the keys, in PEM, whose tokens count now.
         sample_s: how often tasks are sampled.
         starvation_s: how long a runnable task may not run.
+        accepted: what is taken on a submitter's word.
     """
 
     def __init__(
@@ -145,7 +151,9 @@ class Driver:
         clock: Clock,
         sample_s: float,
         starvation_s: float,
+        accepted: Accepted = NOTHING,
     ) -> None:
+        self.accepted = accepted
         self.kernel, self.record, self.public_keys, self.clock = kernel, record, public_keys, clock
         self.active: Active | None = None
         self.pending: Pending | None = None
@@ -154,6 +162,7 @@ class Driver:
         self._sample_s, self._starvation_s = sample_s, starvation_s
         self._boot_id = clock.boot_id()
         self._next_sample = 0.0
+        self._clocks = clock.unix(), clock.boot()
 
     # What is so
 
@@ -181,7 +190,7 @@ class Driver:
         if state.state == "disabled":
             return "the default scheduler"
         if self.active is None:
-            return f"{state.ops or state.state}, which is not ours"
+            return f"{quote(state.ops or state.state)}, which is not ours"
         return f"{self.active.deployment.label} at stage {self.active.deployment.stage}"
 
     def read(self, active: Active) -> KernelReading:
@@ -205,7 +214,7 @@ class Driver:
     def check_token(
         self, order: Order, token: str, stage: Stage, cgroup: str, used: frozenset[str] = frozenset()
     ) -> DeploymentToken:
-        """Return the token if it allows this order here and now; raise TokenError or RecordError otherwise."""
+        """Return the token if it allows this order here and now; raise TokenError, Refused or RecordError otherwise."""
         return check_token(
             order,
             token,
@@ -217,7 +226,38 @@ class Driver:
             self.record.last_seen,
             self.record.tokens_from,
             used,
+            self.accepted,
         )
+
+    def check_renewal(self, order: Order) -> None:
+        """Raise TokenError if the order's token would not allow any more what it allowed: its key is no longer trusted,
+        or another kernel runs by now, a live-patched one; raise Refused if what it declares is accepted no longer."""
+        token, identity = read_signed(order.token, self.public_keys()), self.kernel.identity()
+        check_accepted(token, self.accepted)
+        if token.live_patches != identity.live_patches:
+            raise TokenError(
+                f"live patches were applied since: {', '.join(identity.live_patches) or 'none is at work'}",
+                "policies are proved on kernels without",
+            )
+
+    def keep_time(self, at_once: bool = False) -> None:
+        """Store from time to time how late it is: a clock that is set back later revives no token.
+
+        A clock that was set ahead counts the next time, if it still is: one that was wrong for a moment, as before the
+        network is there, must not keep tokens away until that day has come.
+
+        Args:
+            at_once: although it is not time yet.
+        """
+        unix, boot = self.clock.unix(), self.clock.boot()
+        unix_before, boot_before = self._clocks
+        if not at_once and boot < boot_before + KEEP_TIME_S:
+            return
+        self._clocks = unix, boot
+        try:
+            self.record.saw(min(unix, unix_before + (boot - boot_before) + CLOCK_SKEW_S))
+        except RecordError as error:
+            log.debug("how late it is cannot be stored: %s", error)
 
     # What is done
 
@@ -262,6 +302,7 @@ class Driver:
         kind = "renewed" if decision.token else ""  # an event each minute would drown the others
         self.record.save(renewed, kind, "with a newer token", decision.token)
         self._became(renewed)
+        self._prolong(renewed)
         if self.pending and self.pending.deployment.number == renewed.number:
             self.pending.before.report(decision.metric)
         elif self.active and self.active.deployment.number == renewed.number:
@@ -327,7 +368,7 @@ class Driver:
         if not self._try_save(pinned, "pinned", "it survives this process", owed=False):
             return
         try:
-            active.loaded.pin()
+            active.loaded.pin(pinned.lease_until)
             active.deployment = pinned
         except BpfError as error:  # it stays, and ends with this process
             active.pinnable = False
@@ -353,7 +394,7 @@ class Driver:
             loaded = self.kernel.load(loading.number, loading.order, content, partial)
         except SchedagentError as error:
             log.warning("%s: %s", loading.label, error)
-            self._confirm_end(loading, End.NOT_LOADED, one_line(error))
+            self._confirm_end(loading, End.NOT_LOADED, one_line(error), further_lines(error))
             return False
         running = replace(loading, phase=Phase.RUNNING, enable_seq=loaded.enable_seq, since=self.clock.boot())
         first = self._reading(loaded)
@@ -377,24 +418,23 @@ class Driver:
         return True
 
     def _end(self, end: End, detail: str) -> None:
-        """Take away what runs, confirmed by sysfs. It never waits for the record."""
+        """Take away what runs, confirmed by sysfs, and write that to the record afterwards."""
         assert self.active is not None
         active, self.active = self.active, None
-        ending = replace(active.deployment, phase=Phase.ENDING, end=end, detail=detail)
-        self._try_save(ending, "ending", f"{end}: {detail}")
-        dump = active.before.exit.dump if active.before.exit else ""
+        own_words = active.before.exit.words if active.before.exit else ""
         try:
-            info = active.loaded.detach()
-            dump = info.dump if info and info.dump else dump
+            active.loaded.detach()
         except BpfError as error:
             log.error("%s", error)
             detail = f"{detail}; {one_line(error)}"
-        if ending.stage is not Stage.FULL:
+        if active.deployment.stage is not Stage.FULL:
             self.kernel.move_out()
-        self._confirm_end(ending, end, detail, dump)
+        if own_words:
+            log.info("%s says of its end: %s", active.deployment.label, own_words)
+        self._confirm_end(active.deployment, end, detail, own_words)
 
-    def _confirm_end(self, deployment: Deployment, end: End, detail: str, dump: str = "") -> None:
-        ended = decisions.ended(deployment, end, detail, dump, self.clock.unix())
+    def _confirm_end(self, deployment: Deployment, end: End, detail: str, own_words: str = "") -> None:
+        ended = decisions.ended(deployment, end, detail, self.clock.unix(), own_words)
         self._try_save(ended, "tripped" if end.is_trip else "ended", f"{end}: {detail}".removesuffix(": "))
 
     def _restore(self, number: int) -> None:
@@ -404,6 +444,10 @@ class Driver:
             content = self.record.content(before.order.digest) if before else None
             if before is None or content is None:
                 raise Refused(f"deployment {number} is not kept any more")
+            if trip := self.record.trip_of(before.order.digest, self.clock.unix()):
+                raise Refused(f"the circuit breaker ended the same object meanwhile: {trip}")
+            if is_gone(self.kernel, before):
+                raise Refused(f"{before.tree} ended")
             check_machine(self.kernel, ours=False)
             token = self.check_token(before.order, before.order.token, before.stage, before.cgroup)
             restored = decisions.restored(before, token, self.now)
@@ -442,7 +486,7 @@ class Driver:
         state = self.kernel.state()
         if self.active is None and state.available and state.state != "disabled":
             others = self.kernel.schedulers()
-            detail = f"{state.ops or state.state}{named(others)} is in charge; to deploy: {stop_hint(others)}"
+            detail = f"{quote(state.ops or state.state)}{named(others)} is in charge; to deploy: {stop_hint(others)}"
             log.warning("another scheduler: %s", detail)
             self.record.note("another scheduler", detail)
 
@@ -450,6 +494,9 @@ class Driver:
         """Take over a pinned deployment; return False if anything about it is not as it should be."""
         content = self.record.content(deployment.order.digest)
         if content is None or not decisions.may_adopt(deployment, self.now):
+            return False
+        if (deaths := self.record.deaths_under(deployment.number)) > MOST_DEATHS:
+            log.warning("%s is not taken over: schedagentd died under it %d times", deployment.label, deaths)
             return False
         try:
             loaded = self.kernel.adopt(deployment.number, deployment.order, content, deployment.enable_seq)
@@ -461,6 +508,7 @@ class Driver:
             loaded.leave()
             return False
         self.active = Active(deployment, loaded, first, first, self._measure(deployment.where))
+        self._prolong(deployment)
         self._try_save(deployment, "adopted", f"stage {deployment.stage}", owed=False)
         return True
 
@@ -478,10 +526,21 @@ class Driver:
 
     # Small things
 
+    def _prolong(self, deployment: Deployment) -> None:
+        """Let the pins of what runs know of its lease; if that fails they go earlier, once nobody holds them."""
+        if self.active and deployment.pinned and self.active.deployment.number == deployment.number:
+            try:
+                self.active.loaded.prolong(deployment.lease_until)
+            except BpfError as error:
+                log.error("%s", error)
+
     def _reading(self, loaded: Loaded) -> KernelReading:
         """Read what the kernel shows; exit_info comes last, or an end between two of these would have no cause."""
         state, enabled = self.kernel.state(), loaded.enabled()
-        return KernelReading(self.clock.boot(), self.clock.monotonic(), state, enabled, loaded.exit_info())
+        exit_info = loaded.exit_info()
+        if exit_info and exit_info.asks_for_restart:
+            state = self.kernel.state()  # the hotplug may have come after it was read
+        return KernelReading(self.clock.boot(), self.clock.monotonic(), state, enabled, exit_info)
 
     def _measure(self, where: Where) -> Measuring:
         """Begin to sample a scope; the first sample only begins the first interval."""

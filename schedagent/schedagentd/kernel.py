@@ -2,22 +2,42 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from kernel_bpf.load.exit_info import ExitInfo
-from kernel_bpf.load.running import core_scheduled_process, running_build_id, running_release
+from kernel_bpf.load.running import live_patches, running_build_id, running_release
 from kernel_bpf.load.sched_ext import KernelState, LoadedPolicy, kernel_state
 from kernel_bpf.observe import tasks
+from kernel_bpf.observe.core_scheduling import CoreScheduling
 from kernel_bpf.observe.schedulers import Scheduler, other_schedulers
 from kernel_bpf.observe.tasks import TaskSample, Watch
 from schedagent.core.deployment import Order, Tree, Where
 from schedagent.core.errors import BpfError, SchedagentError
+from schedagent.core.terminal import foreign
+from schedagent.schedagentd import protection
 
 PINS = Path("/sys/fs/bpf/schedagent")
-"""One folder for each pinned deployment, by its number."""
-_LONGEST_LINE = 4000
+"""One folder for each pinned deployment, by its number; beside it an empty one that names the end of its lease."""
+_LEASE = "lease"
+"""LEASE_NUMBER_SECONDS, by the boot clock. deploy/systemd/schedagentd-lease.service goes by it, without a program of
+ours: pins whose lease is not there or is over are removed."""
+_LONGEST_LINE, _LONGEST_QUOTE = 1000, 2000
+
+
+@dataclass(frozen=True)
+class KernelIdentity:
+    """What a token names of a kernel.
+
+    Args:
+        live_patches: those at work, see kernel_bpf.load.running.live_patches.
+    """
+
+    release: str
+    build_id: str
+    live_patches: tuple[str, ...] = ()
 
 
 class Loaded(Protocol):
@@ -33,8 +53,11 @@ class Loaded(Protocol):
     def exit_info(self) -> ExitInfo | None:
         """Why it ended; None while it has not, or if nothing recorded it."""
 
-    def pin(self) -> None:
-        """Let it outlive this process; raise BpfError if that cannot be had."""
+    def pin(self, lease_until: float) -> None:
+        """Let it outlive this process, until its lease (boot clock) is over; raise BpfError if that cannot be had."""
+
+    def prolong(self, lease_until: float) -> None:
+        """Give what is pinned a new lease; raise BpfError if that cannot be had."""
 
     def unpin(self) -> None:
         """Let it end with this process."""
@@ -56,14 +79,20 @@ class Watching(Protocol):
 class Kernel(Protocol):
     """What the roll-out needs of a machine."""
 
-    def identity(self) -> tuple[str, str]:
-        """Release and build id of the kernel."""
+    def identity(self) -> KernelIdentity:
+        """Which kernel it is, live patches included; raise SetupError if it does not show that."""
+
+    def exposed(self) -> tuple[str, ...]:
+        """What this process lacks that keeps it at work under a policy, in words; empty if nothing."""
 
     def state(self) -> KernelState:
         """What sysfs shows of sched_ext."""
 
     def core_scheduled(self) -> int | None:
-        """A process that is core-scheduled, None if there is none."""
+        """A thread that is core-scheduled, None if there is none."""
+
+    def core_scheduled_in_turn(self) -> int | None:
+        """The same, of the threads whose turn it is: all are looked at after some calls."""
 
     def schedulers(self) -> tuple[Scheduler, ...]:
         """Programs that load sched_ext policies and run now."""
@@ -117,8 +146,12 @@ class PinnablePolicy:
     def exit_info(self) -> ExitInfo | None:
         return self.policy.exit_info()
 
-    def pin(self) -> None:
+    def pin(self, lease_until: float) -> None:
+        self.prolong(lease_until)
         self.policy.pin(self.folder)
+
+    def prolong(self, lease_until: float) -> None:
+        _lease(self.folder, int(lease_until))
 
     def unpin(self) -> None:
         self.policy.unpin()
@@ -142,34 +175,43 @@ class HostKernel:
     Args:
         watchdog_ms: no policy may let a task wait longer than this.
         detach_s: how long to wait for sysfs to confirm that a policy is gone.
+        cookies: what looks for core-scheduled threads.
     """
 
     watchdog_ms: int
     pins: Path = PINS
     detach_s: float = 2.0
+    cookies: CoreScheduling = field(default_factory=CoreScheduling)
 
-    def identity(self) -> tuple[str, str]:
-        return running_release(), running_build_id()
+    def identity(self) -> KernelIdentity:
+        return KernelIdentity(running_release(), running_build_id(), live_patches())
+
+    def exposed(self) -> tuple[str, ...]:
+        return protection.lacking()
 
     def state(self) -> KernelState:
         return kernel_state()
 
     def core_scheduled(self) -> int | None:
-        return core_scheduled_process()
+        return self.cookies.anywhere()
+
+    def core_scheduled_in_turn(self) -> int | None:
+        return self.cookies.turn()
 
     def schedulers(self) -> tuple[Scheduler, ...]:
         return tuple(other_schedulers())
 
     def load(self, number: int, order: Order, content: bytes, partial: bool) -> Loaded:
-        policy = LoadedPolicy.load(
-            content,
-            order.policy,
-            dict(order.tunables),
-            dict(order.history),
-            dict(order.classes),
-            self.watchdog_ms,
-            partial,
-        )
+        with protection.ordinary():  # the kernel's verifier works for seconds; nothing of ours is in charge
+            policy = LoadedPolicy.load(
+                content,
+                order.policy,
+                dict(order.tunables),
+                dict(order.history),
+                dict(order.classes),
+                self.watchdog_ms,
+                partial,
+            )
         try:
             policy.attach()
             if kernel_state().switch_all == partial:
@@ -209,18 +251,33 @@ class HostKernel:
         return tasks.cgroup_of(tree)
 
     def watch(self, where: Where, starvation_s: float) -> Watching:
-        return Watch(where, starvation_s, tasks.cgroup_root())
+        return Watch(where, starvation_s, tasks.cgroup_root(), rotates=True)
 
     def _folder(self, number: int) -> Path:
         return self.pins / str(number)
 
 
-def _remove(folder: Path) -> None:
-    """Remove a folder of pins and the files in it."""
+def _lease(folder: Path, until_s: int) -> None:
+    """Note until when the pins in a folder have a lease; they are never without one."""
+    lease = folder.with_name(f"{_LEASE}_{folder.name}_{until_s}")
     try:
-        for file in folder.iterdir():
-            file.unlink(missing_ok=True)
-        folder.rmdir()
+        lease.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for old in folder.parent.glob(f"{_LEASE}_{folder.name}_*"):
+            if old != lease:
+                old.rmdir()
+    except OSError as error:
+        raise BpfError(f"the lease {lease} cannot be noted: {error.strerror}", error.errno or 0) from None
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder of pins, the files in it, and its lease."""
+    try:
+        with suppress(FileNotFoundError):
+            for file in folder.iterdir():
+                file.unlink(missing_ok=True)
+            folder.rmdir()
+        for lease in folder.parent.glob(f"{_LEASE}_{folder.name}_*"):
+            lease.rmdir()
     except FileNotFoundError:
         pass
     except OSError as error:
@@ -228,5 +285,14 @@ def _remove(folder: Path) -> None:
 
 
 def one_line(error: SchedagentError) -> str:
-    """An error's message in one line, of a long one the end: a log of the kernel's verifier may have megabytes."""
-    return " ".join(error.message[-_LONGEST_LINE:].split())
+    """The first line of an error's message, printable, of a long one the end: what comes after it is not ours."""
+    return foreign.one_line(error.message.partition("\n")[0][-_LONGEST_LINE:], _LONGEST_LINE)
+
+
+def further_lines(error: SchedagentError) -> str:
+    """The rest of an error's message, quoted as one printable line, of a long one the end; empty if there is none.
+
+    A log of the kernel's verifier may have megabytes, and quotes the policy's source.
+    """
+    theirs = error.message.partition("\n")[2]
+    return foreign.quote(theirs[-_LONGEST_QUOTE:], _LONGEST_QUOTE) if theirs else ""

@@ -52,11 +52,9 @@ class History:
 
     Args:
         limit: how many.
-        dumps: with the kernel's dumps.
     """
 
     limit: int = 20
-    dumps: bool = False
 
 
 @dataclass(frozen=True)
@@ -247,7 +245,7 @@ _pid = accept.whole(1, 1 << 22)
 _VERBS: dict[str, tuple[_Fields, Callable[..., Request]]] = {
     "status": ({}, Status),
     "policies": ({}, Policies),
-    "history": ({"limit": (accept.whole(1, LONGEST_HISTORY), 20), "dumps": (accept.flag, False)}, History),
+    "history": ({"limit": (accept.whole(1, LONGEST_HISTORY), 20)}, History),
     "events": ({"after": (accept.whole(-1, 1 << 53), -1), "follow": (accept.flag, True)}, Events),
     "deploy": (
         {

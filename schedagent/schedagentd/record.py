@@ -1,7 +1,8 @@
 """The record of deployments: one SQLite file, written before and after whatever is done to the kernel.
 
 Each change is one durable transaction together with its event. A file that is damaged is moved aside and
-kept; since it knew which tokens were used, no token that was valid before that moment is accepted afterwards.
+kept; since it knew which tokens were used, no token that was valid before that moment is accepted afterwards. A file of
+an earlier version is brought up to date (`migrations`); one that a newer program wrote is refused and left as it is.
 """
 
 from __future__ import annotations
@@ -14,42 +15,59 @@ import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
 from schedagent.core.deployment import Deployment, End, Event, Phase
 from schedagent.core.errors import RecordError, SetupError
 from schedagent.core.retention.limits import RETENTION
+from schedagent.core.terminal.foreign import one_line
 from schedagent.core.token import CLOCK_SKEW_S, DeploymentToken
+from schedagent.schedagentd.migrations.versions import upgrade, version_of
 
 FILE = "record.sqlite"
 KEPT_EVENTS = RETENTION["events"].count
 KEPT_DEPLOYMENTS = RETENTION["deployments"].count
 KEPT_TRIPS = RETENTION["trips"].count
+KEPT_TRIPS_DAYS = RETENTION["trips"].days
+KNOWN_GOOD = 3
+"""So many earlier deployments are kept with their objects, one behind the other: each is restored when the one that
+replaced it has to go."""
 KEPT_DAMAGED = RETENTION["damaged"].count
 
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS deployments (
-    number INTEGER PRIMARY KEY AUTOINCREMENT, phase TEXT NOT NULL, digest TEXT NOT NULL, body TEXT NOT NULL
-) STRICT;
-CREATE TABLE IF NOT EXISTS objects (digest TEXT PRIMARY KEY, content BLOB NOT NULL) STRICT;
-CREATE TABLE IF NOT EXISTS events (
-    number INTEGER PRIMARY KEY AUTOINCREMENT, at REAL NOT NULL, kind TEXT NOT NULL, deployment INTEGER NOT NULL,
-    detail TEXT NOT NULL
-) STRICT;
-CREATE TABLE IF NOT EXISTS nonces (nonce TEXT PRIMARY KEY, expires_at INTEGER NOT NULL) STRICT;
-CREATE TABLE IF NOT EXISTS tripped (digest TEXT PRIMARY KEY, cause TEXT NOT NULL, at REAL NOT NULL) STRICT;
-CREATE TABLE IF NOT EXISTS moments (name TEXT PRIMARY KEY, unix_s REAL NOT NULL) STRICT;
-CREATE TABLE IF NOT EXISTS totals (
-    what TEXT NOT NULL, stage TEXT NOT NULL, name TEXT NOT NULL, count INTEGER NOT NULL,
-    PRIMARY KEY (what, stage, name)
-) STRICT;
-"""
+LONGEST_DETAIL = 4000
+"""Characters of an event's detail, which is one printable line."""
+
+_TABLES = {"deployments", "objects", "events", "nonces", "tripped", "moments", "totals"}
 _LAST_SEEN = "last seen"
 _TOKENS_FROM = "tokens from"
 _ENDED, _EVENT = "ended", "event"
 """What is counted in the table totals."""
+
+
+@dataclass(frozen=True)
+class Trip:
+    """That the circuit breaker ended an object which is therefore not loaded again for a while.
+
+    Args:
+        at, until: Unix times.
+    """
+
+    digest: str
+    cause: End
+    at: float
+
+    @property
+    def until(self) -> float:
+        return self.at + KEPT_TRIPS_DAYS * 86400
+
+    def counts(self, now: float) -> bool:
+        """Whether it is not forgotten yet; nor is it from a day that a clock set wrong made up."""
+        return abs(now - self.at) < self.until - self.at
+
+    def __str__(self) -> str:
+        return f"{self.cause}, on {time.strftime('%Y-%m-%d', time.gmtime(self.at))}"
 
 
 class Record:
@@ -67,7 +85,7 @@ class Record:
 
         Raises:
             SetupError: another schedagentd has it.
-            RecordError: it cannot be opened or made.
+            RecordError: it cannot be opened or made, or a newer schedagentd wrote it.
         """
         lock = _locked(folder)
         path, moved = folder / FILE, None
@@ -82,6 +100,9 @@ class Record:
                 now = time.time()
                 _set_moment(database, _TOKENS_FROM, now + CLOCK_SKEW_S)  # a token may be used that early
                 _set_moment(database, _LAST_SEEN, now)
+        except RecordError:
+            os.close(lock)
+            raise
         except (sqlite3.Error, OSError) as error:
             os.close(lock)
             raise _unusable(error) from None
@@ -125,7 +146,7 @@ class Record:
                 self._use(token)
             self._store(deployment, kind, detail)
             if deployment.phase is Phase.ENDED:
-                self._prune()
+                self._prune(deployment)
         return deployment
 
     def note(self, kind: str, detail: str, deployment: int = 0) -> None:
@@ -165,14 +186,33 @@ class Record:
         """Number of the newest event; 0 if there is none."""
         return int(self._ask("SELECT coalesce(max(number), 0) FROM events")[0][0])
 
-    def trip_of(self, digest: str) -> tuple[End, float] | None:
-        """Return why and when (Unix time) the circuit breaker last ended this object; None if it never did."""
-        rows = self._ask("SELECT cause, at FROM tripped WHERE digest = ?", digest)
-        return (End(rows[0][0]), rows[0][1]) if rows else None
+    def deaths_under(self, number: int) -> int:
+        """Return how often schedagentd ended while this deployment was pinned, without leaving it in order."""
+        kinds = [row[0] for row in self._ask("SELECT kind FROM events WHERE deployment = ?", number)]
+        return kinds.count("adopted") + 1 - kinds.count("left")
 
-    def trips(self) -> tuple[tuple[str, End, float], ...]:
-        """Return digest, cause and Unix time of every trip that still counts."""
-        return tuple((row[0], End(row[1]), row[2]) for row in self._ask("SELECT * FROM tripped ORDER BY at DESC"))
+    def known_good(self, deployment: Deployment) -> tuple[Deployment, ...]:
+        """Return what may be restored after a deployment, newest first: each one is that which the last replaced."""
+        behind: list[Deployment] = []
+        number = deployment.previous
+        while len(behind) < KNOWN_GOOD and (before := self.get(number)) is not None:
+            behind.append(before)
+            number = before.previous
+        return tuple(behind)
+
+    def trip_of(self, digest: str, now: float) -> Trip | None:
+        """Return why and when the circuit breaker last ended this object; None if that does not count (any more).
+
+        Args:
+            now: Unix time.
+        """
+        return next((trip for trip in self.trips(now) if trip.digest == digest), None)
+
+    def trips(self, now: float) -> tuple[Trip, ...]:
+        """Return every trip that counts, newest first."""
+        rows = self._ask("SELECT digest, cause, at FROM tripped ORDER BY at DESC")
+        trips = (Trip(digest, End(cause), at) for digest, cause, at in rows)
+        return tuple(trip for trip in trips if trip.counts(now))
 
     def totals(self) -> dict[str, Any]:
         """Return how many deployments ever ended, by stage and end, and how many events there were, by kind.
@@ -192,13 +232,19 @@ class Record:
 
     @property
     def last_seen(self) -> float:
-        """The latest Unix time at which a token was accepted, 0 if none was."""
+        """The latest Unix time that was seen, 0 if none was."""
         return self._moment(_LAST_SEEN)
 
     @property
     def tokens_from(self) -> float:
         """Unix time before which no token may have begun to be valid, because the record of used ones was lost then."""
         return self._moment(_TOKENS_FROM)
+
+    def saw(self, unix_s: float) -> None:
+        """Store how late it is, if it is later than was ever stored."""
+        if unix_s > self.last_seen:
+            with self._change() as database:
+                _set_moment(database, _LAST_SEEN, unix_s)
 
     def _use(self, token: DeploymentToken) -> None:
         now = max(time.time(), self.last_seen)
@@ -215,7 +261,7 @@ class Record:
             "UPDATE deployments SET phase = ?, body = ? WHERE number = ?",
             (deployment.phase, json.dumps(deployment.to_json()), deployment.number),
         )
-        if deployment.phase is Phase.ENDED and deployment.end is not None and deployment.end.is_trip:
+        if deployment.phase is Phase.ENDED and deployment.end and deployment.end.counts_at(deployment.stage):
             row = (deployment.order.digest, deployment.end, deployment.ended_at)
             self._database.execute("INSERT OR REPLACE INTO tripped VALUES (?, ?, ?)", row)
         if kind:
@@ -224,7 +270,7 @@ class Record:
     def _event(self, kind: str, deployment: int, detail: str) -> None:
         self._database.execute(
             "INSERT INTO events (at, kind, deployment, detail) VALUES (?, ?, ?, ?)",
-            (time.time(), kind, deployment, detail),
+            (time.time(), kind, deployment, one_line(detail, LONGEST_DETAIL)),
         )
         self._count(_EVENT, "", kind)
 
@@ -233,26 +279,28 @@ class Record:
             "INSERT INTO totals VALUES (?, ?, ?, 1) ON CONFLICT DO UPDATE SET count = count + 1", (what, stage, name)
         )
 
-    def _prune(self) -> None:
-        """Keep the file small: forget what is old, and objects that nothing running or restorable needs."""
+    def _prune(self, ended: Deployment) -> None:
+        """Keep the file small: forget what is old, but for what runs, waits, or may be restored after one of these.
+
+        Args:
+            ended: what has just ended: the restoring that follows needs what is behind it. Its number says nothing:
+                what waits, was dropped meanwhile or was restored has a higher one.
+        """
         database = self._database
+        unfinished = self.unfinished()
+        behind = [good for deployment in (*unfinished, ended) for good in self.known_good(deployment)]
+        wanted = {deployment.order.digest for deployment in (*unfinished, *behind)}
+        numbers = json.dumps([deployment.number for deployment in behind])
         database.execute("DELETE FROM events WHERE number <= (SELECT max(number) FROM events) - ?", (KEPT_EVENTS,))
         database.execute(
-            "DELETE FROM deployments WHERE phase = ? AND number <= (SELECT max(number) FROM deployments) - ?",
-            (Phase.ENDED, KEPT_DEPLOYMENTS),
+            "DELETE FROM deployments WHERE phase = ? AND number <= (SELECT max(number) FROM deployments) - ?"
+            " AND number NOT IN (SELECT value FROM json_each(?))",
+            (Phase.ENDED, KEPT_DEPLOYMENTS, numbers),
         )
         database.execute(
             "DELETE FROM tripped WHERE digest NOT IN (SELECT digest FROM tripped ORDER BY at DESC, digest LIMIT ?)",
             (KEPT_TRIPS,),
         )
-        wanted = {deployment.order.digest for deployment in self.unfinished()}
-        for deployment in self.unfinished():
-            before = self.get(deployment.previous)
-            if before is not None:
-                wanted.add(before.order.digest)
-        last = next(self._deployments("ORDER BY number DESC LIMIT 1"), None)
-        if last is not None and (before := self.get(last.previous)) is not None:
-            wanted.add(before.order.digest)  # the rollback that follows its end needs it
         kept = [row[0] for row in self._ask("SELECT digest FROM objects")]
         database.executemany(
             "DELETE FROM objects WHERE digest = ?", [(digest,) for digest in kept if digest not in wanted]
@@ -299,9 +347,13 @@ _REPAIR = "restart schedagentd: it moves a damaged record aside and ends what it
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    """Open the file, prove that it is sound, and make what is missing."""
+    """Open the file, prove that it is sound, and bring it up to date.
+
+    The version comes first: what stands in the file of a newer program is not for this one to judge.
+    """
     database = sqlite3.connect(path, isolation_level=None, timeout=2.0)
     try:
+        version_of(database)
         for pragma in (
             "locking_mode = EXCLUSIVE",
             "journal_mode = DELETE",
@@ -311,7 +363,10 @@ def _connect(path: Path) -> sqlite3.Connection:
             database.execute(f"PRAGMA {pragma}")
         if [row[0] for row in database.execute("PRAGMA quick_check(1)")] != ["ok"]:
             raise sqlite3.DatabaseError("database disk image is malformed")
-        database.executescript(_SCHEMA)
+        upgrade(database)
+        missing = _TABLES - {row[0] for row in database.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
+        if missing:
+            raise sqlite3.DatabaseError(f"malformed: there is no table {', '.join(sorted(missing))}")
         for (body,) in database.execute("SELECT body FROM deployments WHERE phase != ?", (Phase.ENDED,)):
             try:
                 Deployment.from_json(json.loads(body))

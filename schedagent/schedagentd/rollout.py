@@ -11,15 +11,21 @@ from kernel_bpf.load.sched_ext import KernelState
 from kernel_bpf.observe.schedulers import named, stop_hint
 from schedagent.core.deployment import Deployment, End, Order, Stage
 from schedagent.core.errors import RecordError, Refused
-from schedagent.core.token import read_signed
 from schedagent.core.welch import Better
 from schedagent.schedagentd import decisions
-from schedagent.schedagentd.admission import cgroup_of, check_machine, check_scope, is_gone, tree_of
+from schedagent.schedagentd.admission import (
+    Accepted,
+    cgroup_of,
+    check_machine,
+    check_scope,
+    is_gone,
+    tree_of,
+)
 from schedagent.schedagentd.config import Config
 from schedagent.schedagentd.decisions import Decision, EndWith
 from schedagent.schedagentd.driver import Active, Clock, Driver
 from schedagent.schedagentd.kernel import Kernel
-from schedagent.schedagentd.record import Record
+from schedagent.schedagentd.record import KEPT_TRIPS_DAYS, Record
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +46,10 @@ class Rollout:
         clock: Clock | None = None,
     ) -> None:
         self.kernel, self.record, self.config, self.clock = kernel, record, config, clock or Clock()
-        self.driver = Driver(kernel, record, public_keys, self.clock, config.sample_s, config.bounds.starvation_s)
+        accepted = Accepted(frozenset(config.accept_declared), frozenset(config.accept_reads))
+        self.driver = Driver(
+            kernel, record, public_keys, self.clock, config.sample_s, config.bounds.starvation_s, accepted
+        )
 
     @property
     def busy(self) -> bool:
@@ -79,11 +88,11 @@ class Rollout:
         """
         self._require_nothing_waits()
         check_machine(self.kernel, ours=self.driver.active is not None)
-        trip = self.record.trip_of(order.digest)
-        if trip and not again:
+        if (trip := self.record.trip_of(order.digest, self.clock.unix())) and not again:
             raise Refused(
-                f"this object was ended by the circuit breaker before: {trip[0]}",
-                "deploy another; or this one again if the cause is known: schedagent deploy --again",
+                f"this object was ended by the circuit breaker before: {trip}",
+                f"deploy another; this one in {KEPT_TRIPS_DAYS} days, or now if the cause is known: "
+                "schedagent deploy --again",
             )
         tree = tree_of(self.kernel, stage, cgroup, pid) if pid else None
         if tree is None:
@@ -127,7 +136,7 @@ class Rollout:
             stage, cgroup = decisions.token_scope(deployment)
             newer = self.driver.check_token(order, token, stage, cgroup, self.record.used_nonces)
         else:
-            read_signed(order.token, self.driver.public_keys())  # whose key is no longer trusted gets no further lease
+            self.driver.check_renewal(order)
         renew = decisions.renew(deployment, order, newer, metric, lease_s, self.driver.now, self.config)
         self.driver.carry_out(renew)
         return renew.renewed
@@ -167,7 +176,6 @@ class Rollout:
     def tick(self) -> None:
         """Look at everything: called every second while `busy`."""
         driver = self.driver
-        driver.save_unsaved()
         due = driver.is_sample_due()
         if driver.active:
             self._watch(driver.active, due)
@@ -179,12 +187,15 @@ class Rollout:
         if driver.active and driver.active.step and due:
             driver.active.step.take()
         self._advance()
+        driver.save_unsaved()  # last: a disk may take its time
 
     def _watch(self, active: Active, due: bool) -> None:
         """End what runs if there is a cause; else note that its probation is over, if it is."""
         running, before = active.deployment, active.before
         now = self.driver.read(active)
         trip = decisions.at_once(running, active.first, before, now, self.config.bounds)
+        if trip is None and due:
+            trip = decisions.core_scheduling(self.kernel.core_scheduled_in_turn())
         if trip is None and due:
             sample = self.driver.sample(active)
             compared = decisions.compare(running, sample, active.now.summary(), active.worse, self.config.bounds)
@@ -204,15 +215,18 @@ class Rollout:
             self.driver.carry_out(pin)
 
     def _trip(self, running: Deployment, trip: EndWith) -> None:
-        """The circuit breaker: take it away, then back to the last known good or to the default scheduler."""
+        """The circuit breaker: take it away, then back to the last known good or to the default scheduler.
+
+        What waits goes on waiting, unless it is the very object that has just been taken away.
+        """
         if trip.end is End.FOREIGN:
             others = self.kernel.schedulers()
             trip = replace(trip, detail=f"{trip.detail}{named(others)}; to deploy again: {stop_hint(others)}")
-        log.warning("circuit breaker: %s: %s: %s", running.label, trip.end, trip.detail)
         self.driver.carry_out(trip)
+        log.warning("circuit breaker: %s: %s: %s", running.label, trip.end, trip.detail)
         known = running.previous and trip.end.blames_policy
-        if restore := decisions.after_trip(running, trip.end, self.record.get(running.previous) if known else None):
-            self.driver.carry_out(restore)
+        previous = self.record.get(running.previous) if known else None
+        self._carry_out(decisions.after_trip(running, trip.end, previous, self.driver.waiting))
 
     def _advance(self) -> None:
         """Load what waits, or widen what runs, once enough was measured."""
@@ -235,6 +249,7 @@ class Rollout:
     def stop(self) -> None:
         """End what runs, because this process ends; what is pinned stays in charge, if that is still wanted."""
         self._carry_out(decisions.stop(self.driver.running, self.driver.waiting, self.config))
+        self.driver.keep_time(at_once=True)
         self.driver.save_unsaved()
 
     # What is shown
@@ -242,7 +257,7 @@ class Rollout:
     def status(self) -> dict[str, Any]:
         """What is deployed, what waits, and what the kernel shows."""
         boot, state = self.clock.boot(), self.kernel.state()
-        release, build_id = self.kernel.identity()
+        identity = self.kernel.identity()
         running, waiting = self.driver.running, self.driver.waiting
         measured = self.driver.active.now.summary() if self.driver.active else {}
         return {
@@ -250,13 +265,15 @@ class Rollout:
             "active": running.summary(boot) if running else None,
             "measured": {name: asdict(spread) for name, spread in measured.items()},
             "waiting": waiting.summary(boot) if waiting else None,
+            "restorable": self._restorable(running),
             "rollback": self.config.rollback,
             "unsaved": sorted(self.driver.unsaved),
             "foreign": self._foreign(state),
             "totals": self._totals(),
             "kernel": {
-                "release": release,
-                "build_id": build_id,
+                "release": identity.release,
+                "build_id": identity.build_id,
+                "live_patches": list(identity.live_patches),
                 "sched_ext": state.available,
                 "state": state.state,
                 "ops": state.ops,
@@ -270,7 +287,10 @@ class Rollout:
     def policies(self) -> dict[str, Any]:
         """What is loaded, by sysfs, and which objects the circuit breaker keeps away."""
         state, ours = self.kernel.state(), self.driver.active is not None
-        trips = [{"digest": digest, "cause": cause, "at": at} for digest, cause, at in self.record.trips()]
+        trips = [
+            {"digest": trip.digest, "cause": trip.cause, "at": trip.at, "until": trip.until}
+            for trip in self.record.trips(self.clock.unix())
+        ]
         return {
             "loaded": [{"ops": state.ops, "ours": ours, "switch_all": state.switch_all}] if state.ops else [],
             "tripped": trips,
@@ -282,6 +302,15 @@ class Rollout:
             return None
         others = self.kernel.schedulers()
         return {"schedulers": [str(scheduler) for scheduler in others], "hint": stop_hint(others)}
+
+    def _restorable(self, running: Deployment | None) -> list[int]:
+        """Numbers of those that may be restored after what runs, newest first: their keepers stay for that."""
+        try:
+            behind = self.record.known_good(running) if running else ()
+        except RecordError as error:
+            log.error("%s", error)
+            return []
+        return [number for deployment in behind for number in dict.fromkeys(deployment.names)]
 
     def _totals(self) -> dict[str, Any] | None:
         """What was ever counted; None while the record cannot be read, which must not hide the rest."""

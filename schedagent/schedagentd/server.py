@@ -18,9 +18,11 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from schedagent.core.deployment import Event
 from schedagent.core.errors import Refused, SchedagentError, UsageError
 from schedagent.core.process.listener import Peer, peer_of
 from schedagent.core.process.systemd import Notifier
+from schedagent.core.terminal.answers import plain
 from schedagent.schedagentd.messages import (
     CHANGES,
     LONGEST_QUESTION,
@@ -42,6 +44,8 @@ log = logging.getLogger(__name__)
 
 TICK_S = 1.0
 IDLE_S = 10.0
+BUSY_S, REST_S = 0.1, 0.005
+"""How long it works without having to wait for anything, and how long it sleeps then."""
 REQUEST_S = 10.0
 ANSWER_S = 10.0
 CONNECTIONS = 64
@@ -51,6 +55,13 @@ KEPT_FOR_CHANGES = 16
 BURST, PER_S = 30.0, 10.0
 """Requests that one user may make at once, and in the long run."""
 COST_OF_CHANGE = 3.0
+ENTRIES_AT_ONE = 50
+"""Deployments or events in answers that cost as much as a request. Events come out of a bucket of their own: whoever
+reads many must still be able to ask for a rollback."""
+PIECES, PIECE_BYTES = 16, 1024
+"""A request may come in so many pieces, and in one more for each so many bytes: every piece wakes us."""
+NOTICE_S = 0.5
+"""systemd hears from us no more often."""
 UNREAD_BYTES = 256 << 10
 MOST_RECEIVED_BYTES = 64 << 20
 """Of all requests together that are not complete yet; so many that memory would run out are not taken."""
@@ -87,10 +98,14 @@ class Rates:
     def __init__(self) -> None:
         self._buckets: dict[int, tuple[float, float]] = {}
 
+    def left(self, uid: int, now: float) -> float:
+        """How much is in a user's bucket."""
+        level, then = self._buckets.get(uid, (BURST, now))
+        return min(BURST, level + (now - then) * PER_S)
+
     def take(self, uid: int, cost: float, now: float) -> bool:
         """Take `cost` out of a user's bucket, if that much is in it."""
-        level, then = self._buckets.get(uid, (BURST, now))
-        level = min(BURST, level + (now - then) * PER_S)
+        level = self.left(uid, now)
         enough = level >= cost
         self._buckets[uid] = (level - cost if enough else level, now)
         if len(self._buckets) > 4 * CONNECTIONS:
@@ -108,6 +123,8 @@ class Connection:
         deadline: when (monotonic) it must have asked, or read its answer; None for one that reads events.
         after: number of the last event that was sent to it; None for one that does not read events.
         closing: close it when everything is written.
+        pieces: in how many its request has come so far.
+        behind: whether there are events that it has not been sent yet.
     """
 
     socket: socket.socket
@@ -118,6 +135,8 @@ class Connection:
     unsent: bytearray = field(default_factory=bytearray)
     after: int | None = None
     closing: bool = False
+    pieces: int = 0
+    behind: bool = False
 
 
 class Server:
@@ -127,9 +146,10 @@ class Server:
         self._listener, self._rollout, self._gate, self._notifier = listener, rollout, gate, notifier
         self._selector = selectors.DefaultSelector()
         self._connections: dict[int, Connection] = {}
-        self._rates = Rates()
+        self._rates, self._streamed = Rates(), Rates()
         self._stopping = False
-        self._next_tick = 0.0
+        self._next_tick = self._next_notice = 0.0
+        self._rested = 0.0
 
     def run(self) -> None:
         """Serve until SIGTERM or SIGINT; the roll-out is stopped then, by the caller."""
@@ -163,17 +183,30 @@ class Server:
                     woken.recv(4096)
             elif (connection := self._connections.get(key.fd)) is not None:
                 self._serve(connection, events)
-        now = time.monotonic()
+        now = self._rest()
         if self._rollout.busy and now >= self._next_tick:
             self._next_tick = now + TICK_S
             self._rollout.tick()
+        self._rollout.driver.keep_time()
         for connection in list(self._connections.values()):
             if connection.deadline is not None and now >= connection.deadline:
                 if not connection.closing:
                     self._answer(connection, _fault(UsageError(f"nothing was asked within {REQUEST_S:g} s")))
                 self._close(connection)
         self._send_events()
-        self._notifier.tell(f"WATCHDOG=1\nSTATUS={self._rollout.in_charge}")
+        if now >= self._next_notice:
+            self._next_notice = now + NOTICE_S
+            self._notifier.tell(f"WATCHDOG=1\nSTATUS={self._rollout.in_charge}")
+
+    def _rest(self) -> float:
+        """Sleep a little if there was something to do all the time, and return the time (monotonic).
+
+        A real-time task that never sleeps takes a CPU from everybody, and is ended by its limit.
+        """
+        if time.monotonic() >= self._rested + BUSY_S:
+            time.sleep(REST_S)
+            self._rested = time.monotonic()
+        return time.monotonic()
 
     def _patience(self) -> float:
         """How long to wait for something to do, in seconds."""
@@ -183,6 +216,8 @@ class Server:
         now = time.monotonic()
         if self._rollout.busy:
             waits.append(self._next_tick - now)
+        if any(connection.behind for connection in self._connections.values()):
+            waits.append(TICK_S)
         waits += [
             connection.deadline - now for connection in self._connections.values() if connection.deadline is not None
         ]
@@ -233,7 +268,9 @@ class Server:
             if not piece:
                 self._close(connection)
                 return
-            if not connection.closing and connection.after is None:
+            if connection.after is not None and not connection.closing:
+                self._answer(connection, _fault(UsageError("who reads events has asked; nothing more may be said")))
+            elif not connection.closing:
                 self._receive(connection, piece)
         if events & selectors.EVENT_WRITE:
             self._flush(connection)
@@ -245,6 +282,10 @@ class Server:
             self._answer(connection, _fault(Refused("too many large requests at once", "try later")))
             return
         connection.received += piece
+        connection.pieces += 1
+        if connection.pieces > PIECES + len(connection.received) // PIECE_BYTES:
+            self._answer(connection, _fault(UsageError("the request comes in too many pieces", "send it at once")))
+            return
         self._read(connection)
 
     def _read(self, connection: Connection) -> None:
@@ -273,6 +314,9 @@ class Server:
         if not isinstance(request, CHANGES):
             if sum(len(other.unsent) for other in self._connections.values()) > MOST_UNREAD_BYTES:
                 raise Refused("too many answers wait to be read", "read them, or try later")
+            cost = request.limit / ENTRIES_AT_ONE if isinstance(request, History) else 0.0
+            if not self._rates.take(peer.uid, cost, time.monotonic()):
+                raise Refused(f"too much history for user id {peer.uid}", "ask less often, or for less")
             return
         verb = type(request).__name__.lower()
         if not self._gate.may_change(peer):
@@ -290,7 +334,7 @@ class Server:
 
     def _send(self, connection: Connection, messages: Iterable[dict[str, Any]]) -> None:
         for message in messages:
-            connection.unsent += json.dumps(message).encode() + b"\n"
+            connection.unsent += json.dumps(plain(message)).encode() + b"\n"
         self._flush(connection)
 
     def _flush(self, connection: Connection) -> None:
@@ -306,8 +350,9 @@ class Server:
         if connection.closing and not connection.unsent:
             self._close(connection)
             return
-        wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if connection.unsent else 0)
-        self._selector.modify(connection.socket, wanted)
+        # Whoever has its answer is not listened to: what it says on would wake us.
+        reading = 0 if connection.closing else selectors.EVENT_READ
+        self._selector.modify(connection.socket, reading | (selectors.EVENT_WRITE if connection.unsent else 0))
 
     def _close(self, connection: Connection) -> None:
         if self._connections.pop(connection.socket.fileno(), None) is not None:
@@ -320,27 +365,46 @@ class Server:
         record = self._rollout.record
         connection.after = record.last_event if request.after < 0 else request.after
         if not request.follow:
-            self._send(connection, _event_lines(record.events(connection.after, EVENTS_AT_ONCE)))
+            events = self._take_events(connection.peer, connection.after)
+            if not events and record.last_event > connection.after:
+                raise Refused(f"too many events for user id {connection.peer.uid}", "ask less often")
+            self._send(connection, _event_lines(events))
             self._answer(connection, {"ok": {}})
             return
         connection.deadline = None
         self._send(connection, [{"ok": {"after": connection.after}}])
 
     def _send_events(self) -> None:
-        """Send what happened to those who listen; whoever does not read is dropped."""
-        for connection in list(self._connections.values()):
-            if connection.after is None or connection.closing:
-                continue
-            try:
-                events = self._rollout.record.events(connection.after, EVENTS_AT_ONCE)
-            except SchedagentError as error:
+        """Send what happened to those who listen, as much as each user may have; whoever does not read is dropped."""
+        listening = [each for each in self._connections.values() if each.after is not None and not each.closing]
+        try:
+            newest = self._rollout.record.last_event if listening else 0
+            for connection in listening:
+                self._send_new(connection, newest)
+        except SchedagentError as error:
+            for connection in listening:
                 self._answer(connection, _fault(error))
-                continue
-            if len(connection.unsent) > UNREAD_BYTES:
-                self._close(connection)
-            elif events:
+
+    def _send_new(self, connection: Connection, newest: int) -> None:
+        assert connection.after is not None
+        if len(connection.unsent) > UNREAD_BYTES:
+            self._close(connection)
+        elif connection.after < newest:
+            events = self._take_events(connection.peer, connection.after)
+            if events:
                 connection.after = events[-1].number
                 self._send(connection, _event_lines(events))
+            connection.behind = connection.after < newest
+        else:
+            connection.behind = False
+
+    def _take_events(self, peer: Peer, after: int) -> tuple[Event, ...]:
+        """Return the events after number `after`, as many as this user may have now."""
+        now = time.monotonic()
+        most = min(EVENTS_AT_ONCE, int(self._streamed.left(peer.uid, now) * ENTRIES_AT_ONE))
+        events = self._rollout.record.events(after, most) if most else ()
+        self._streamed.take(peer.uid, len(events) / ENTRIES_AT_ONE, now)
+        return events
 
     # Verbs
 
@@ -358,7 +422,7 @@ class Server:
                 return {
                     "recorded": rollout.record.recorded,
                     "history": [
-                        deployment.summary(now) | ({"dump": deployment.dump} if request.dumps else {})
+                        deployment.summary(now) | ({} if self._gate.may_change(peer) else {"own_words": ""})
                         for deployment in deployments
                     ],
                 }

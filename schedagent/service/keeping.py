@@ -12,6 +12,7 @@ from typing import Any
 
 from repo_store.service_records import ServiceRecords
 from schedagent.client.daemon import DaemonClient
+from schedagent.client.keeper import is_of, may_return
 from schedagent.core.errors import RepositoryError, SchedagentError
 from schedagent.core.recommendation import ApplyRequest, Progress, Standing
 from schedagent.core.service_settings import STAGES, ServiceSettings
@@ -73,9 +74,10 @@ class Keeper:
 
     def _keep(self, request: ApplyRequest, status: Answer) -> None:
         alive = (status[name] for name in ("active", "waiting") if status[name])
-        deployment = next((candidate for candidate in alive if candidate["deployment"] == request.deployment), None)
+        deployment = next((candidate for candidate in alive if is_of(candidate, request.deployment)), None)
         if deployment is None:
-            self._note_end(request)
+            if not may_return(status, request.deployment):  # else it was replaced, and is kept on if it is restored
+                self._note_end(request)
         elif reason := self._why_not(request):
             self._let_go(request, f"deployment {request.deployment} is not renewed any more: {reason}", Standing.FAILED)
         else:
@@ -88,7 +90,7 @@ class Keeper:
     def _note_end(self, request: ApplyRequest) -> None:
         """Store why a deployment ended."""
         history = self._client.ask("history", limit=100)["history"]
-        ended = next((entry for entry in history if entry["deployment"] == request.deployment), None)
+        ended = next((entry for entry in history if is_of(entry, request.deployment)), None)
         why = f"{ended['end']}: {ended['detail']}".removesuffix(": ") if ended else "schedagentd does not know it"
         standing = Standing.FAILED if ended is None or ended["tripped"] else Standing.APPLIED
         self._let_go(request, f"deployment {request.deployment} ended: {why}", standing)

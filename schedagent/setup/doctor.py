@@ -28,6 +28,7 @@ from verifier.microvm.kernels import default_kernel, find_kernels, host_kernel
 if TYPE_CHECKING:
     from rich.text import Text
 
+    from schedagent.core.trials.usage import MachineCosts
     from verifier.lab.vm import VmLab
 
 Status = Literal["ok", "info", "warning", "missing"]
@@ -38,6 +39,7 @@ LOW_DISK_MIB = 2048
 
 _STATUS_WIDTH = len("warning") + 2
 _COLOURS: dict[Status, str] = {"ok": "green", "info": "cyan", "warning": "yellow", "missing": "red"}
+_EMULATION = "emulation"
 
 
 @dataclass(frozen=True)
@@ -119,19 +121,31 @@ def emulation_bench(lab: VmLab) -> Finding:
     Raises:
         VmLost: two machines in a row did not answer.
     """
-    name = "emulation"
     if lab.kvm:
-        return Finding(name, "ok", "none: under KVM the VM is as fast as this machine")
+        return Finding(_EMULATION, "ok", "none: under KVM the VM is as fast as this machine")
     costs = lab.costs()
     if costs is None:
         remedy = "run it again when this machine has less to do"
-        return Finding(name, "warning", "not measured: this machine is too busy", remedy=remedy)
+        return Finding(_EMULATION, "warning", "not measured: this machine is too busy", remedy=remedy)
+    return emulation(costs)
+
+
+def emulation(costs: MachineCosts, when: str = "") -> Finding:
+    """Say in words what separates the lab's machine from this one.
+
+    Args:
+        costs: as measured.
+        when: day on which they were measured; empty: just now.
+    """
     lab_us, host_us = costs.lab_switch_ns / 1000, costs.host_switch_ns / 1000
     detail = (
         f"work takes {costs.kappa:.0f} times as long in the VM as on this machine; a task switch takes "
         f"{lab_us:.0f} us instead of {host_us:.1f} us, {lab_us / host_us:.0f} times as long"
     )
-    return Finding(name, "info", detail, "fewer switches gain more in the VM than on hardware; reports allow for it")
+    measured = f"{detail} (measured {when})" if when else detail
+    return Finding(
+        _EMULATION, "info", measured, "fewer switches gain more in the VM than on hardware; reports allow for it"
+    )
 
 
 def render(findings: Sequence[Finding], width: int = 0) -> Text:

@@ -117,19 +117,20 @@ def find(settings: Settings, file: Path) -> PolicyInfo:
 
 
 def choose_verifier(settings: Settings, options: VerifyOptions) -> Verifier | RemoteVerifier:
-    """Return the service if the settings name one, unless only the static gates run, which need no key.
+    """Return the service that the settings name, or that is installed; not if only static gates run, which need no key.
 
     Raises:
         UsageError: the depth is not known, or is for the service to choose.
     """
     depth = read_depth(options.depth)
     only = dataclasses.replace(settings, kernel_release=options.kernel) if options.kernel else settings
-    if settings.verifier_socket and not options.static_only:
+    service = None if options.static_only else settings.verifier_service
+    if service:
         if depth is not Depth.STANDARD or options.fresh:
             raise UsageError(
                 "the verifier service decides on depth and cached reports itself", "leave out --depth and --fresh"
             )
-        return open_remote_verifier(settings.verifier_socket, settings, options.kernel)
+        return open_remote_verifier(service, settings, options.kernel)
     verifier = open_local_verifier(
         only, all_kernels=not (options.kernel or options.static_only), sign=not options.static_only
     )

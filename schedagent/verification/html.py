@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 
 from schedagent.core.errors import TokenError
+from schedagent.core.terminal.foreign import marked
 from schedagent.core.token import DeploymentToken, decode
 from schedagent.core.verification import Finding, GateResult, KernelResult, OracleResult, VerificationReport
 from schedagent.page.markup import document, facts, moment, sentence, table, text, word
@@ -68,6 +69,8 @@ def _permit(token: DeploymentToken) -> str:
         ("Signed by key", token.key_id),
         ("Valid from", _unix_text(token.not_before)),
         ("Expires", _unix_text(token.expires_at)),
+        ("Does not seek, by its submitter's word", ", ".join(token.declares)),
+        ("Goes by, by its submitter's word", ", ".join(token.reads)),
         ("Allows", f"this object once, on kernel {token.kernel_release}, scope {scope}"),
     )
 
@@ -79,7 +82,7 @@ def _findings(report: VerificationReport) -> Iterator[str]:
 
 
 def _gate_row(gate: GateResult) -> list[str]:
-    return [text(gate.gate), word(gate.status), f"{gate.seconds:.1f}", f"<pre>{text(gate.detail)}</pre>"]
+    return [text(gate.gate), word(gate.status), f"{gate.seconds:.1f}", f"<pre>{text(marked(gate.detail))}</pre>"]
 
 
 def _finding(report: VerificationReport, finding: Finding) -> str:
@@ -115,7 +118,7 @@ def _kernels(report: VerificationReport) -> Iterator[str]:
     for kernel in report.kernels:
         yield f"<h3>{text(kernel.release)}: {word(kernel.status)}</h3>"
         if kernel.detail:
-            yield f"<pre>{text(kernel.detail)}</pre>"
+            yield f"<pre>{text(marked(kernel.detail))}</pre>"
         yield from _programs(kernel)
 
 

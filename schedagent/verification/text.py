@@ -12,9 +12,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from schedagent.core.errors import TokenError
 from schedagent.core.rules import RULES, FindingClass
 from schedagent.core.terminal.console import open_console
-from schedagent.core.terminal.printable import printable
+from schedagent.core.terminal.foreign import marked, one_line
+from schedagent.core.token import decode
 from schedagent.core.verification import (
     Finding,
     GateResult,
@@ -46,14 +48,14 @@ class GatePrinter:
             return
         head = Text(result.status.value, style=_COLOURS.get(result.status, "")).append(f"  {result.gate}", style="bold")
         self._console.print(head.append(f" ({result.seconds:.1f} s)", style="not bold default"), highlight=False)
-        for line in printable(result.detail).splitlines():
-            self._console.print(Text(_INDENT + line), soft_wrap=True)
+        if result.detail:
+            self._console.print(Text(marked(_INDENT + result.detail)), soft_wrap=True)
         for finding in result.findings:
             self._print(finding)
 
     def _print(self, finding: Finding) -> None:
         head = Text(_INDENT).append(finding.severity.value, style=_SEVERITY_COLOURS[finding.severity])
-        self._console.print(head.append(f"  {finding.finding_class}: {printable(str(finding))}"), soft_wrap=True)
+        self._console.print(head.append(f"  {finding.finding_class}: {one_line(str(finding))}"), soft_wrap=True)
         for line in finding_lines(finding):
             self._console.print(Text(_INDENT + "  " + line), soft_wrap=True)
 
@@ -61,7 +63,7 @@ class GatePrinter:
 def finding_lines(finding: Finding) -> Iterator[str]:
     """The path of a finding, why it matters and how to fix it, a line each."""
     for step in finding.path:
-        yield printable(f"by {step.file}:{step.line}: {step.text}")
+        yield one_line(f"by {step.file}:{step.line}: {step.text}")
     yield f"why: {finding.text.why}"
     yield f"fix: {finding.text.repair}"
     if causes := other_causes(finding):
@@ -83,14 +85,34 @@ def show_end(report: VerificationReport) -> None:
     for oracle in report.oracles:
         if report.excuses(oracle):
             _say(console, f"excused: the policy declares that it does not seek {oracle.name!r}")
+    if report.reads:
+        _say(console, f"goes by, as it declares: {', '.join(report.reads)}")
     for finding in report.findings:
         if finding.cleared_by and report.clears(finding):
             _say(console, f"cleared: rule {finding.rule} by the oracle {finding.cleared_by!r}")
-    _say(console, f"\n{report.policy}: {report.conclusion}")
+    console.print()
+    _say(console, f"{report.policy}: {report.conclusion}")
     if report.token:
         _say(console, f"token: {report.token}")
+        for line in _on_word(report.token):
+            _say(console, line)
     else:
         _say(console, "No token: no key to sign with." if report.passed else "No token was issued.")
+
+
+def _on_word(token: str) -> Iterator[str]:
+    """Yield what of a token rests on its submitter's word, and the setting that makes schedagentd take it."""
+    try:
+        signed = decode(token)
+    except TokenError:
+        return
+    for words, what, setting in (
+        (signed.declares, "does not seek", "accept_declared"),
+        (signed.reads, "goes by", "accept_reads"),
+    ):
+        if words:
+            declared = f"it declares that it {what} {', '.join(words)}"
+            yield f"{declared}: schedagentd deploys it only with {setting} (schedagentd.toml)"
 
 
 def oracle_table(report: VerificationReport) -> Table:
@@ -153,4 +175,4 @@ def _findings_of(report: VerificationReport, gate: str) -> tuple[Finding, ...]:
 
 
 def _say(console: Console, text: str) -> None:
-    console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
+    console.print(marked(text), markup=False, highlight=False, soft_wrap=True)

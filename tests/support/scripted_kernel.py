@@ -27,6 +27,7 @@ from kernel_bpf.observe.tasks import TaskSample
 from schedagent.core import errors
 from schedagent.core.deployment import Tree
 from schedagent.core.errors import BpfError, KernelRejected
+from schedagent.schedagentd.kernel import KernelIdentity
 
 CONTROLS = ("reset", "set", "end_policy", "take_over", "truth", "changes", "call_counts", "is_held", "release")
 """What tests call; everything else is a call of the daemon's."""
@@ -44,11 +45,13 @@ class World:
         self.policy = None
         self.enable_seq = 0
         self.nr_rejected = 0
+        self.hotplug_seq = 0
         self.events = {}
         self.moved = []
         self.cgroups = ["/build", "/build/canary", "/other"]
         self.processes = {"42": [7000, "/build/canary"]}
         self.core = None
+        self.live_patches, self.lacking = [], []
         self.others = []
         self.refused = []
         self.refuses_pin = ""
@@ -84,11 +87,11 @@ class World:
             assert hasattr(self, name), name
             setattr(self, name, value)
 
-    def end_policy(self, kind=1026, code=0, message="failed to run for 5.1s", dump="CPU states"):
+    def end_policy(self, kind=1026, code=0, message="failed to run for 5.1s"):
         """The kernel throws the policy out; its link stays, and its record tells why."""
         words = {1026: "stall", 1024: "error", 64: "unregistered", 66: "unregistered by the kernel"}
-        told = asdict(ExitInfo(kind, words.get(kind, "kind"), code, "reason", message)) | {"dump": dump}
-        self.policy |= {"exit": told, "enabled": False}
+        info = ExitInfo(kind, words.get(kind, "kind"), code, "reason", message)
+        self.policy |= {"exit": asdict(info), "enabled": False}
 
     def take_over(self, ops="scx_other"):
         """Another scheduler is loaded."""
@@ -109,7 +112,10 @@ class World:
     # What the daemon calls
 
     def identity(self, owner):
-        return [RELEASE, BUILD_ID]
+        return [RELEASE, BUILD_ID, self.live_patches]
+
+    def exposed(self, owner):
+        return self.lacking
 
     def state(self, owner):
         if not self.available:
@@ -123,7 +129,7 @@ class World:
                 bool(policy) and not policy["partial"],
                 self.nr_rejected,
                 self.enable_seq,
-                0,
+                self.hotplug_seq,
                 self.events if policy else {},
             )
         )
@@ -159,10 +165,13 @@ class World:
     def exit_info(self, owner, seq):
         return self.policy["exit"] if self.policy and self.policy["seq"] == seq else None
 
-    def pin(self, owner, number):
+    def pin(self, owner, number, lease_until):
         if self.refuses_pin:
             raise BpfError(self.refuses_pin)
-        self.policy["pin"] = number
+        self.policy |= {"pin": number, "lease": lease_until}
+
+    def prolong(self, owner, lease_until):
+        self.policy["lease"] = lease_until
 
     def unpin(self, owner):
         if self.policy:
@@ -240,8 +249,11 @@ class ScriptedLoaded:
         told = self._kernel.call("exit_info", self._seq)
         return ExitInfo(**told) if told else None
 
-    def pin(self):
-        self._kernel.call("pin", self._number)
+    def pin(self, lease_until):
+        self._kernel.call("pin", self._number, lease_until)
+
+    def prolong(self, lease_until):
+        self._kernel.call("prolong", lease_until)
 
     def unpin(self):
         self._kernel.call("unpin")
@@ -269,12 +281,19 @@ class ScriptedKernel:
             hooks.pop(name, bool)()
 
     def identity(self):
-        return tuple(self.call("identity"))
+        release, build_id, patches = self.call("identity")
+        return KernelIdentity(release, build_id, tuple(patches))
+
+    def exposed(self):
+        return tuple(self.call("exposed"))
 
     def state(self):
         return KernelState(**self.call("state"))
 
     def core_scheduled(self):
+        return self.call("core_scheduled")
+
+    def core_scheduled_in_turn(self):
         return self.call("core_scheduled")
 
     def schedulers(self):

@@ -33,6 +33,16 @@ def keys_in(body) -> list[str]:
     return [line.split()[0] for line in lines]
 
 
+def claims_in(body) -> list[dict[str, str]]:
+    """Claims about the first candidate whose verdict says something, in a question of Learning, as it says it."""
+    relations = {"better": "better", "worse": "worse", "no difference": "same"}
+    for line in body["messages"][1]["content"].splitlines():
+        for outcome, relation in relations.items():
+            if f": {outcome}, candidate / default" in line:
+                return [{"arm": line.split()[0], "relation": relation, "than": "default", "metric": "wall time"}]
+    return []
+
+
 def plan(*proposals, reason="One long task decides.", **turn):
     return {"content": {"reason": reason, "proposals": list(proposals)}, **turn}
 
@@ -68,8 +78,8 @@ class Mind:
                 return next(self.plans)
             case "execution":
                 return next(self.decisions)
-        evidence = keys_in(body)[:1]
-        return {"content": {"insights": [{"text": "The order decides.", "evidence": evidence}] if evidence else []}}
+        claims = claims_in(body)
+        return {"content": {"insights": [{"text": "The order decides.", "claims": claims}] if claims else []}}
 
 
 def on(script: Script, server: ModelServer | None, **changed) -> Script:

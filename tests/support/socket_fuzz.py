@@ -73,7 +73,7 @@ class Mutator:
             [
                 ("status", {}),
                 ("policies", {}),
-                ("history", {"limit": number, "dumps": pick([True, False])}),
+                ("history", {"limit": number}),
                 ("events", {"after": number, "follow": pick([True, False])}),
                 ("deploy", pick(self._orders) | pick([{"cgroup": CANARY}, {"pid": 42}, {"stage": "full"}])),
                 (

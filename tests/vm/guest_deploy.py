@@ -3,12 +3,9 @@
 Usage: guest_deploy.py TROUBLE_OBJECT; prints what it saw as one JSON object.
 """
 
-import base64
-import hashlib
 import json
 import os
 import re
-import secrets
 import signal
 import subprocess
 import sys
@@ -16,102 +13,16 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from cryptography.hazmat.primitives.asymmetric import ed25519
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-
-from kernel_bpf.load.linux import mount
-from kernel_bpf.load.running import running_build_id, running_release
 from kernel_bpf.load.sched_ext import kernel_state
-from schedagent.client.daemon import DaemonClient
-from schedagent.core import trusted
-from schedagent.core.errors import SchedagentError, SetupError
-from schedagent.core.token import DeploymentToken, Scope, digest_inputs, encode, key_id
+from schedagent.core.errors import SchedagentError
+from tests.support.guest_daemon import CANARY, CGROUPS, WIDER, Daemon, prepare, request, until
 
-FOLDER = Path("/tmp/schedagentd-test")
-CGROUPS = Path("/sys/fs/cgroup")
-CANARY, WIDER = "/jobs/canary", "/jobs"
-SCHED_EXT = 7
-KEY = ed25519.Ed25519PrivateKey.generate()
-PUBLIC = KEY.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-CONFIG = f"""
-state_dir = "{FOLDER}/state"
-socket = "{FOLDER}/s"
-keys_dir = "{FOLDER}/keys"
+CONFIG = """
 rollback = "not_on_exit"
 baseline_samples = 0
 sample_s = 0.5
-probation_s = {{ canary = 6, wider = 1, full = 1 }}
+probation_s = { canary = 6, wider = 1, full = 1 }
 """
-
-
-class Daemon:
-    def __init__(self) -> None:
-        self.client = DaemonClient(FOLDER / "s")
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        rights = ",".join(capability.removeprefix("CAP_").lower() for capability in capabilities())
-        bound = [f"--bounding-set=-all,+{rights.replace(',', ',+')}", "--inh-caps=-all", "--no-new-privs"]
-        words = [sys.executable, "-m", "schedagent.schedagentd", "--config", f"{FOLDER}/c.toml"]
-        self.process = subprocess.Popen(["setpriv", *bound, *words])
-        until(self.answers, 60)
-
-    def answers(self) -> bool:
-        with suppress(SetupError):
-            return bool(self.client.ask("status"))
-        return False
-
-    def kill(self, number: int = signal.SIGKILL) -> int:
-        assert self.process is not None
-        self.process.send_signal(number)
-        return self.process.wait(30)
-
-    @property
-    def active(self) -> dict | None:
-        return self.client.ask("status")["active"]
-
-
-def capabilities() -> list[str]:
-    unit = Path(__file__).resolve().parents[2] / "deploy/systemd/schedagentd.service"
-    return re.search(r"^CapabilityBoundingSet=(.+)$", unit.read_text(), re.MULTILINE).group(1).split()
-
-
-def until(true, limit_s: float = 20.0) -> float:
-    """Wait until something is so; return how many seconds that took."""
-    begun = time.monotonic()
-    while not true():
-        if time.monotonic() - begun > limit_s:
-            raise TimeoutError(f"not within {limit_s} s")
-        time.sleep(0.15)  # less often than schedagentd lets one user ask
-    return time.monotonic() - begun
-
-
-def request(content: bytes, fault: int = 0, stage_scope: Scope = Scope.FULL) -> dict:
-    now = int(time.time())
-    tunables = (("fault", fault), ("slice_us", 5000))
-    token = DeploymentToken(
-        artifact_digest=hashlib.sha256(content).hexdigest(),
-        tunables=tunables,
-        inputs_digest=digest_inputs((), ()),
-        report_digest="ef" * 32,
-        kernel_release=running_release(),
-        btf_build_id=running_build_id(),
-        scope=stage_scope,
-        cgroup="",
-        not_before=now - 10,
-        expires_at=now + 3600,
-        nonce=secrets.token_hex(16),
-        key_id=key_id(PUBLIC),
-    )
-    return {
-        "policy": "trouble",
-        "object_base64": base64.b64encode(content).decode(),
-        "tunables": dict(tunables),
-        "report_digest": "ef" * 32,
-        "token": encode(token, KEY.sign),
-        "cgroup": CANARY,
-        "lease_s": 600,
-    }
 
 
 def worker(cgroup: str) -> subprocess.Popen[bytes]:
@@ -143,7 +54,7 @@ def life(daemon: Daemon, content: bytes, inside: subprocess.Popen[bytes], outsid
     daemon.start()
     seen["after that"] = [one["end"] for one in daemon.client.ask("history")["history"]]
     seen["inside after that"] = policies_of(inside)[0]
-    number = daemon.client.ask("deploy", **request(content))["deployment"]
+    number = daemon.client.ask("deploy", **request(content), again=True)["deployment"]
     until(lambda: daemon.active and daemon.active["pinned"])
     daemon.client.ask("promote", deployment=number, stage="wider", cgroup=WIDER)
     seen["outside when wider"] = policies_of(outside)[0]
@@ -178,8 +89,8 @@ def ends(daemon: Daemon, content: bytes, inside: subprocess.Popen[bytes]) -> dic
     hogs = [worker(CANARY) for _ in range(4)]
     daemon.client.ask("deploy", **request(content, fault=3), again=True)
     seen["stall seen in"] = until(lambda: daemon.active is None)
-    [newest] = daemon.client.ask("history", limit=1, dumps=True)["history"]
-    seen["stall"] = [newest["end"], newest["detail"], "CPU states" in newest["dump"], kernel_state().state]
+    [newest] = daemon.client.ask("history", limit=1)["history"]
+    seen["stall"] = [newest["end"], newest["own_words"], kernel_state().state]
     for hog in hogs:
         hog.kill()
         hog.wait()
@@ -191,14 +102,7 @@ def ends(daemon: Daemon, content: bytes, inside: subprocess.Popen[bytes]) -> dic
 
 def main() -> None:
     content = Path(sys.argv[1]).read_bytes()
-    with suppress(OSError):  # it is mounted already
-        mount("bpf", "/sys/fs/bpf", "bpf")
-    if not (CGROUPS / "cgroup.procs").exists():
-        mount("cgroup2", CGROUPS, "cgroup2")
-    (CGROUPS / CANARY.lstrip("/")).mkdir(parents=True)
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    (FOLDER / "c.toml").write_text(CONFIG)
-    trusted.trust(FOLDER / "keys", PUBLIC)
+    prepare(CONFIG)
     inside, outside, daemon = worker(CANARY), worker(WIDER), Daemon()
     try:
         daemon.start()

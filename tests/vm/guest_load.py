@@ -20,8 +20,7 @@ from schedagent.core.errors import SchedagentError
 
 def data(policy: LoadedPolicy, name: str) -> int:
     variable = policy._object.variables(".data")[name]
-    raw = policy._object.read_section(".data")
-    return int.from_bytes(raw[variable.offset :][: variable.size_bytes], "little")
+    return int.from_bytes(policy._object.read_variable(".data", variable.offset, variable.size_bytes), "little")
 
 
 def refusal(attempt: Callable[[], Any]) -> list[str]:

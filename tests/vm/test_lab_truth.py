@@ -27,8 +27,20 @@ SLEEPER = "sh -c 'trap \"\" TERM HUP; exec sleep 600'"
 
 
 @pytest.fixture(scope="module")
-def lab():
-    return open_lab(replace(load_settings(), vm_memory_mib=512))
+def state(tmp_path_factory):
+    """A state folder with a key in it."""
+    state = tmp_path_factory.mktemp("state")
+    (state / "keys").mkdir()
+    (state / "keys/signing.key").write_text("s3cret")
+    (state / "mcp.token").write_text("t0ken")
+    (state / "notes").write_text("not hidden\n")
+    state.chmod(0o751)
+    return state
+
+
+@pytest.fixture(scope="module")
+def lab(state):
+    return open_lab(replace(load_settings(), vm_memory_mib=512, state_dir=state))
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +111,14 @@ def test_a_run_is_counted_in_both_arms_the_same(session):
     assert {row.comm: row.tasks for row in usage.commands} == {"dash": 1, "ls": 2, "sleep": 1}
     assert usage.voluntary_switches == sum(row.voluntary_switches for row in usage.commands) > 0
     assert min(usage.psi_cpu_us, usage.psi_io_us, usage.psi_memory_us) >= 0
+
+
+def test_keys_are_not_in_the_guests_view_of_the_host(session, state):
+    sample = session(f"cd {state}; ls; stat -c %a .; cat notes; cat keys/* mcp.token 2>&1").run_default()
+    shown = sample.output_tail.splitlines()
+    assert shown[:3] == ["notes", "751", "not hidden"]
+    assert not {"s3cret", "t0ken"} & set(sample.output_tail.split())
+    assert (state / "keys/signing.key").read_text() == "s3cret"
 
 
 def test_nothing_left_to_build(session, tmp_path):

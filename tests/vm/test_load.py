@@ -95,7 +95,6 @@ def test_a_policy_that_loses_tasks_is_seen_to_stall(seen):
     assert stall["ejected"]
     assert stall["exit"]["kind_name"] == "stall"
     assert "failed to run for" in stall["exit"]["message"]
-    assert "CPU states" in stall["exit"]["dump"]
     assert stall["lasted_s"] < 5
     assert stall["state"] == "disabled"
 
@@ -128,7 +127,6 @@ def test_a_policy_from_elsewhere_gets_its_constants_and_tells_why_it_ended(seen)
     losing = seen["losing visitor"]
     assert losing["exit"]["kind_name"] == "stall"
     assert "failed to run for" in losing["exit"]["message"]
-    assert "CPU states" in losing["exit"]["dump"], "the dump is an array that the loader made longer"
     assert losing["lasted_s"] < 4, "the watchdog was shortened from 5 s to 1 s"
 
 

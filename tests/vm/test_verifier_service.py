@@ -239,6 +239,7 @@ def _check_token(place, report):
         report_digest=token.report_digest,
         kernel_release=default_kernel(load_settings()).release,
         btf_build_id=token.btf_build_id,
+        live_patches=(),
         scope=Scope.PARTIAL,
         cgroup="/build.slice",
         now=time.time(),

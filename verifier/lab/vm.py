@@ -89,6 +89,7 @@ class VmLab:
         cpus, memory_mib: size of the machines.
         kvm: whether KVM was proved to work.
         environment: variables that workloads see; never stored.
+        hidden: files and folders of this host that no workload is to see, whoever's it is.
         lock: held while a workload is measured or a policy is proved, so that two runs do not disturb each other.
     """
 
@@ -101,6 +102,7 @@ class VmLab:
         memory_mib: int,
         kvm: bool,
         environment: Mapping[str, str],
+        hidden: Sequence[Path] = (),
         lock: MachineLock = LAB_LOCK,
     ) -> None:
         self.kernel = kernel
@@ -108,6 +110,7 @@ class VmLab:
         self.memory_mib = memory_mib
         self.kvm = kvm
         self.environment = dict(environment)
+        self._hidden = sorted({str(path) for named in hidden for path in (named.absolute(), named.resolve())})
         self._snapshots = snapshots
         self._lock = lock
 
@@ -123,7 +126,7 @@ class VmLab:
             self.kernel, cpus=self.cpus, memory_mib=self.memory_mib, kvm=self.kvm, hostfs=hostfs
         )
         if hostfs:
-            machine.call(jobs.MountHost(), ANSWER_TIMEOUT_S)
+            machine.call(jobs.MountHost(self._hidden), ANSWER_TIMEOUT_S)
         return machine
 
     def prove(self, policy: LabPolicy, depth: Depth, phases: Sequence[str] = ()) -> jobs.ProveAnswer:

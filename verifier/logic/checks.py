@@ -7,31 +7,28 @@ in `verifier.logic`.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from schedagent.core.policies.policy import Standing
 from schedagent.core.verification import Finding, Severity
+from verifier.logic.rules import allowed as allowed_rules
 from verifier.logic.rules import declared as declared_rules
+from verifier.logic.rules import memory as memory_rules
 from verifier.logic.rules import placement as placement_rules
 from verifier.logic.rules import queue as queue_rules
+from verifier.logic.rules import reads as read_rules
 from verifier.logic.rules import task as task_rules
 from verifier.logic.rules import time as time_rules
+from verifier.logic.rules import work as work_rules
+from verifier.logic.rules.bounds import Bounds, read_variables
 from verifier.logic.rules.subject import Subject
+from verifier.logic.taint import rule as taint_rule
 from verifier.logic.walk import calls
 from verifier.logic.walk.events import Walk
 from verifier.logic.walk.flow import Walker
 from verifier.object.image import BpfImage, OpsStruct
-
-_UNEXPLORED = {
-    "init": ((2, "starvation"),),
-    "select_cpu": ((1, "affinity"),),
-    "enqueue": ((18, "starvation"), (7, "affinity"), (20, "work conservation")),
-    "dispatch": ((19, "starvation"), (6, "affinity")),
-    "init_task": ((17, "fork storm"),),
-}
-"""What was not decided of a callback whose paths are too many, and the oracles that must decide it."""
 
 _ORDER = ("init", "exit", "enqueue", "select_cpu", "dispatch", "init_task")
 
@@ -93,6 +90,7 @@ def check_logic(
     *,
     standing: Standing = Standing.DERIVED,
     reads: Collection[str] = (),
+    accepted_reader: Callable[[], str] = str,
 ) -> LogicReport:
     """Check a compiled policy against the rules that its programs show.
 
@@ -103,6 +101,8 @@ def check_logic(
             with the type before a dot is fine, too); the object's own fill the gaps.
         tunables: values that the loader will set; the others are judged by what the object holds.
         standing: where the policy comes from: what is an error of a derived one may be a note on a foreign one.
+        accepted_reader: returns the program that may read arguments of tasks, as `rules.reads.reader` describes it, ""
+            if none may; asked only if one does.
         reads: the inputs that it declares to go by, of core.policies.policy.READABLE.
     """
     known = (calls.FIXED_ENUMS, image.enums, enums)
@@ -116,6 +116,12 @@ def check_logic(
     declared_rules.check(subject)
     for rules in (placement_rules, queue_rules, task_rules, time_rules):
         rules.check(subject)
+    allowed_rules.check(subject)
+    memory_rules.check(subject)
+    bounds = Bounds(read_variables(image, walk))
+    read_rules.check(subject, bounds, accepted_reader=accepted_reader)
+    work_rules.check(subject, bounds)
+    subject.findings.extend(taint_rule.findings(image, standing, reads))
     _check_explored(subject, walk)
     findings = sorted(
         subject.findings, key=lambda finding: (list(Severity).index(finding.severity), finding.rule, finding.line)
@@ -163,17 +169,15 @@ def _walk(image: BpfImage, ops: OpsStruct, features: frozenset[str], enums: Mapp
 
 
 def _check_explored(subject: Subject, walk: Walk) -> None:
-    """A walk that was cut short proves nothing: the proving ground must."""
+    """A walk that was cut short proves nothing, and neither does a run: what was not looked at may wait for its day."""
+    severity = Severity.NOTE if subject.standing is Standing.BUNDLED else Severity.ERROR
     for entry in walk.entries:
         if entry.unreadable:
             text = f"{entry.function} cannot be followed: {entry.unreadable}"
             subject.report(28, Severity.ERROR, entry.member, None, text)
-    cut = [entry for entry in walk.entries if entry.exhausted]
-    for entry in cut:
-        text = f"not every path of {entry.member} was followed: the budget ended after {entry.steps} steps"
-        line = subject.start_of(entry.member)
-        for rule, cleared_by in _UNEXPLORED.get(entry.member, ()):
-            subject.report(rule, Severity.WARNING, entry.member, line, text, cleared_by=cleared_by)
+        if entry.exhausted:
+            text = f"not every path of {entry.member} can be followed: after {entry.steps:,} steps there are more"
+            subject.report(28, severity, entry.member, subject.start_of(entry.member), text)
 
 
 def _queue_counts(subject: Subject) -> tuple[int, int]:

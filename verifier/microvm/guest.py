@@ -15,6 +15,7 @@ import resource
 import select
 import signal
 import socket
+import stat
 import struct
 import time
 import traceback
@@ -40,6 +41,7 @@ from verifier.proving.ground import end
 HOST = Path("/host")
 TRIAL = Path("/trial")
 SETUP = Path("/setup")
+MASK = Path("/mask")
 """Where the files that the setup command wrote are kept, if there was one: the layer beneath every run's own."""
 
 ROOT = TRIAL / "root"
@@ -166,10 +168,36 @@ def hello(job: jobs.Hello) -> jobs.HelloAnswer:
     return jobs.HelloAnswer(os.uname().release, os.cpu_count() or 1, memory_bytes() >> 20)
 
 
-def mount_host(_job: jobs.MountHost) -> None:
+def mount_host(job: jobs.MountHost) -> None:
     """Mount the host's tree, read-only, cached: it cannot change under us in a way that a trial may see."""
     options = "trans=virtio,version=9p2000.L,msize=512000,cache=loose"
     linux.mount(jobs.HOST_TAG, HOST, "9p", linux.MS_RDONLY, options)
+    MASK.mkdir()
+    linux.mount("tmpfs", MASK, "tmpfs", 0, "size=1m,mode=0755")
+    for path in job.hidden:
+        hide(Path(path.lstrip("/")))
+
+
+def hide(path: Path) -> None:
+    """Put a whiteout above a file or folder of the host, which leaves no trace of it in any overlay.
+
+    A character device 0:0 is one (Documentation/filesystems/overlayfs.rst, "whiteouts and opaque directories"). The
+    folders above it are made like the host's, whose owners and modes they stand for. What lies behind a link is hidden
+    by its own path.
+    """
+    for folder in reversed(path.parents[:-1]):
+        with suppress(FileExistsError):
+            try:
+                status = (HOST / folder).lstat()
+            except OSError:
+                return
+            if not stat.S_ISDIR(status.st_mode):
+                return
+            (MASK / folder).mkdir()
+            (MASK / folder).chmod(stat.S_IMODE(status.st_mode))
+            os.chown(MASK / folder, status.st_uid, status.st_gid)
+    if os.path.lexists(HOST / path) and not os.path.lexists(MASK / path):
+        os.mknod(MASK / path, stat.S_IFCHR, os.makedev(0, 0))
 
 
 @contextmanager
@@ -203,7 +231,7 @@ def available_bytes() -> int:
 def lower_layers() -> str:
     """What lies beneath a run's own layer, the topmost first."""
     kept = SETUP / "upper"
-    return f"{kept}:{HOST}" if kept.is_dir() else str(HOST)
+    return f"{kept}:{MASK}:{HOST}" if kept.is_dir() else f"{MASK}:{HOST}"
 
 
 def mounted_tree(layer: Path, lower: str) -> Iterator[tuple[Layer, ...]]:
@@ -389,7 +417,7 @@ def load(policy: jobs.PolicyLoad, watchdog_ms: int = 0) -> LoadedPolicy:
 def run_setup(job: jobs.RunSetup) -> jobs.SetupAnswer:
     """Run the setup command, and keep the files it wrote beneath all runs that follow, unless it failed."""
     mount_layer(SETUP)
-    with contextmanager(mounted_tree)(SETUP, str(HOST)), closing(Output(job.uid, job.gid)) as output:
+    with contextmanager(mounted_tree)(SETUP, f"{MASK}:{HOST}"), closing(Output(job.uid, job.gid)) as output:
         ended = wait(spawn(job, job.command, output.writer), job.timeout_s, Watch(output))
         answer = jobs.SetupAnswer(ended.status, output.printed().text)
     if answer.status != 0:

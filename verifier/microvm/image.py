@@ -246,7 +246,7 @@ class SnapshotStore:
         log.info("booting %s once to make a snapshot", spec.kernel.name)
         shutil.rmtree(place, ignore_errors=True)
         try:
-            place.mkdir()
+            place.mkdir(mode=0o700)  # nobody else gets at the state, which QEMU as `nobody` has to open for writing
             spec.initrd.write_bytes(initrd)
             spec.initrd.chmod(0o644)  # QEMU may run as `nobody`
             state = place / "state"

@@ -81,7 +81,13 @@ class HelloAnswer(Message):
 
 @dataclass(frozen=True)
 class MountHost(Message):
-    """Mount the host's file tree read-only (profile hostfs only)."""
+    """Mount the host's file tree read-only (profile hostfs only).
+
+    Args:
+        hidden: absolute paths of files and folders of the host that nobody in the guest is to see.
+    """
+
+    hidden: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

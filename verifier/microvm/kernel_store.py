@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from kernel_bpf.build.target import extract_elf
 from schedagent.core.errors import SetupError, UsageError
 from schedagent.core.installation import this_installation
+from schedagent.core.retention import lock
 from schedagent.core.settings import Settings, writable
 from verifier.microvm import kernels
 from verifier.microvm.kernels import KernelImage
@@ -144,12 +144,13 @@ def check_sched_ext(parts: Parts) -> None:
 @contextmanager
 def locked(settings: Settings) -> Iterator[None]:
     """Hold the lock on the kernels of the cache; it ends with the process, however that ends."""
-    with (settings.kernels_dir / ".lock").open("w") as handle:
+    path = settings.kernels_dir / ".lock"
+    with ExitStack() as held:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            held.enter_context(lock.locked(path, wait=False))
+        except UsageError:
             log.warning("waiting for another set-up that is getting a kernel")
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            held.enter_context(lock.locked(path, wait=True))
         yield
 
 

@@ -22,6 +22,9 @@ _MAP_MEMBER_LIMIT = 32
 _OPS_MEMBER_LIMIT = 256
 _LICENSE_LIMIT_BYTES = 64
 
+DATA_SECTIONS = (".data", ".rodata", ".bss")
+"""How the names of those begin that libbpf makes maps of, whatever lies in them."""
+
 MAPS_SECTION = ".maps"
 LICENSE_SECTION = "license"
 EXTERN_SECTIONS = (".ksyms", ".kconfig")

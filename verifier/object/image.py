@@ -7,7 +7,7 @@ Layouts: include/uapi/linux/{bpf,btf,elf}.h and, for .BTF.ext, tools/lib/bpf/lib
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 
@@ -164,6 +164,7 @@ class BpfImage:
         ops: every sched_ext_ops the object defines, in order.
         other_struct_ops: names of struct_ops variables of other types.
         license: content of the license section.
+        sections: bytes of each section for variables.
         enums: every enumerator value that the object's own BTF knows: "scx_dsq_id_flags.SCX_DSQ_LOCAL" -> value.
     """
 
@@ -174,3 +175,4 @@ class BpfImage:
     other_struct_ops: tuple[str, ...]
     license: str
     enums: Mapping[str, int]
+    sections: Mapping[str, int] = field(default_factory=dict)

@@ -57,6 +57,7 @@ def read_object(object_bytes: bytes) -> BpfImage:
         other_struct_ops=others,
         license=declarations.read_license(elf),
         enums=declarations.read_enums(btf),
+        sections={each.name: each.size for each in elf.sections if each.name.startswith(declarations.DATA_SECTIONS)},
     )
 
 

@@ -33,7 +33,8 @@ PINNED_CROWD = OracleInfo(
     " two hardware threads of one core cost a third of the wake-ups then, whatever the policy. Before a policy fails,"
     " both crowds are tried again in turn, and the best of each counts: the host may have got busier between them. The"
     " two sleep in turn and do not yield: a policy in virtual time may let one yield many times in a row, and a yield"
-    " without switch is cheap.",
+    " without switch is cheap. The crowd is bound to one CPU, the only part of two that is not all of them: what a"
+    " crowd bound to some of many CPUs costs the others is not shown.",
 )  # fmt: skip
 
 ORACLES = (PINNED_CROWD,)

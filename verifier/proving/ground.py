@@ -11,6 +11,7 @@ from typing import Protocol
 
 from kernel_bpf.load.exit_info import NO_RECORD
 from kernel_bpf.load.sched_ext import LoadedPolicy
+from schedagent.core.terminal.foreign import quote
 
 STATE = Path("/sys/kernel/sched_ext/state")
 
@@ -54,7 +55,7 @@ def end(policy: LoadedPolicy) -> str:
     in_charge = policy.enabled()
     info = policy.detach()
     if info and info.ejected:
-        return f"{info.kind_name}: {info.reason}: {info.message}"
+        return f"{info.kind_name}: {quote(info.reason)}: {quote(info.message)}"
     if in_charge:
         return ""
     return "no longer enabled, and " + ("the kernel gave no reason" if policy.records_exit else NO_RECORD)

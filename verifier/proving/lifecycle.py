@@ -20,6 +20,7 @@ from kernel_bpf.load.bpf_object import count_loaded
 from kernel_bpf.load.exit_info import NO_RECORD
 from kernel_bpf.load.sched_ext import LoadedPolicy, kernel_state
 from schedagent.core.errors import BpfError, PolicyError
+from schedagent.core.terminal.foreign import quote
 from verifier.proving import work
 from verifier.proving.crew import Crew, Task
 from verifier.proving.ground import Load
@@ -210,7 +211,7 @@ def provoked_stall(load: Load, seconds: float) -> list[OracleResult]:
     problem = "" if ended else f"the kernel did not eject it, although no task ran for {lasted_s:.1f} s"
     if info and not info.ejected:
         problem = problem or f"the policy ended otherwise: {info}"
-    exit_text = f"{info.kind_name}: {info.message}" if info else NO_RECORD
+    exit_text = f"{info.kind_name}: {quote(info.message)}" if info else NO_RECORD
     detail = (
         f"CPUs held for {lasted_s:.2f} s (watchdog {WATCHDOG_MS / 1000:g} s); {exit_text}; disabled after"
         f" {disabled_s:.2f} s, detached after {detached_s:.2f} s; {figures([wait])}"

@@ -94,6 +94,7 @@ class RemoteVerifier:
             report_digest=report.digest,
             kernel_release=report.kernel_release,
             btf_build_id=artifact.btf_build_id,
+            live_patches=(),
             scope=self.scope,
             cgroup=self.cgroup,
             now=time.time(),
@@ -226,6 +227,7 @@ def _check(
             ("object of the token", token.artifact_digest, report.artifact_digest),
             ("tunables of the token", token.tunables, tuple(sorted(candidate.tunables))),
             ("report of the token", token.report_digest, report.digest),
+            ("declarations of the token", token.declares, tuple(sorted(set(report.declares)))),
             ("kernel of the token", token.kernel_release, report.kernel_release),
             ("scope of the token", (token.scope, token.cgroup), (verifier.scope, verifier.cgroup)),
         ]

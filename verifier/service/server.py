@@ -11,14 +11,15 @@ import logging
 import signal
 import socket
 import tempfile
-from collections.abc import AsyncIterator, Sequence
-from contextlib import aclosing, asynccontextmanager, suppress
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from schedagent.core.errors import SchedagentError, SetupError, UsageError
 from schedagent.core.process.child import prepare
-from schedagent.core.process.listener import Admission, peer_of
+from schedagent.core.process.listener import Admission, Peer, peer_of
 from verifier.service.messages import FaultAnswer, VerifyRequest, read_request
 from verifier.service.worker import RequestHandler, Worker, is_last, unpack
 
@@ -39,6 +40,7 @@ class ServiceLimits:
         parallel: requests that are worked on at once.
         waiting: requests that may wait for that; a further one is refused.
         connections: connections at once.
+        user_connections: of these, connections of one user; so nobody's requests keep all others out.
     """
 
     parallel: int
@@ -47,6 +49,7 @@ class ServiceLimits:
     connection_s: float = 1800.0
     waiting: int = 16
     connections: int = 64
+    user_connections: int = 6
 
 
 class VerifierService:
@@ -64,6 +67,7 @@ class VerifierService:
         self._slots = asyncio.Semaphore(limits.parallel)
         self._waiting = 0
         self._connections: set[asyncio.Task[None]] = set()
+        self._users: Counter[int] = Counter()
         self._stopping = asyncio.Event()
 
     async def run(self, listener: socket.socket, preload: Sequence[str] = ()) -> None:
@@ -116,6 +120,23 @@ class VerifierService:
             )
         if len(self._connections) > self._limits.connections:
             raise SetupError(f"the verifier service has {self._limits.connections} connections already", "try later")
+        with self._counted(peer):
+            await self._serve(peer, reader, writer)
+
+    @contextmanager
+    def _counted(self, peer: Peer) -> Iterator[None]:
+        """Count a connection of a user; raise SetupError if there are too many of the same one."""
+        if self._users[peer.uid] >= self._limits.user_connections:
+            raise SetupError(f"user id {peer.uid} has {self._users[peer.uid]} requests here already", "wait for them")
+        self._users[peer.uid] += 1
+        try:
+            yield
+        finally:
+            self._users[peer.uid] -= 1
+            self._users += Counter()  # forget who has none left
+
+    async def _serve(self, peer: Peer, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Read the request of a peer that may ask, and work on it until it is answered or the peer is gone."""
         request = await self._read(reader)
         log.info("%s of policy %s for %s", request.action, request.policy, peer)
         work = asyncio.ensure_future(self._work(request, writer))

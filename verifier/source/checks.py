@@ -16,7 +16,7 @@ from kernel_bpf.build.syntax import Macro, Node, SourcePlace, Tree, parse_source
 from kernel_bpf.build.target import KernelTarget, features
 from kernel_bpf.load.btf import Btf
 from schedagent.core.errors import CompileError
-from schedagent.core.policies.policy import Tunable
+from schedagent.core.policies.policy import Standing, Tunable
 from schedagent.core.verification import Finding, Severity
 from verifier.source.values import Argument, Role, Values, bare, call_parts, roles
 
@@ -50,6 +50,10 @@ _HIDING_ATTRIBUTES = {
     "WeakRefAttr": "weakref",
     "AsmLabelAttr": "asm label",
 }
+_ASSEMBLER = frozenset({"GCCAsmStmt", "MSAsmStmt"})
+_TRUSTED_FOLDERS = ("include/", f"{KERNEL_FOLDER}/", "/usr/include/")
+"""Folders in the sandbox that hold our headers, the kernel's types and what the system has; not an author's."""
+
 _COMPARISONS = frozenset({"==", "!=", "<", ">", "<=", ">="})
 _NUMBER_TOKENS = frozenset("0123456789abcdefxulABCDEFXUL()+-*/|&^~<> ")
 
@@ -62,12 +66,14 @@ def check_source(
     tunables: Sequence[Tunable] = (),
     include_dirs: Sequence[Path] = (),
     cache_dir: Path | None = None,
+    standing: Standing = Standing.DERIVED,
 ) -> tuple[Finding, ...]:
     """Check a policy's source, errors first, then by line.
 
     Args:
         tunables: those that are documented.
         include_dirs, cache_dir: as for `compile_policy`.
+        standing: where the policy comes from: of ours, assembler is read by people.
 
     Raises:
         CompileError: it is not C, so nothing can be checked, or its #line directives lie about places.
@@ -79,9 +85,9 @@ def check_source(
             f"{tree.renamed.file}:{tree.renamed.line}: a #line directive renames this place",
             "remove it: findings must name the lines that people will look at",
         )
-    return check_tree(
-        tree, ops_members(tree, target), features(target), {tunable.name: tunable for tunable in tunables}
-    )
+    assembler = () if standing is Standing.BUNDLED else check_assembler(tree)
+    documented = {tunable.name: tunable for tunable in tunables}
+    return (*assembler, *check_tree(tree, ops_members(tree, target), features(target), documented))
 
 
 def ops_members(tree: Tree, target: KernelTarget) -> list[str]:
@@ -210,6 +216,17 @@ def _check_disguises(tree: Tree) -> Iterator[Finding]:
                 yield _error(27, declaration.place, message, declaration.name)
             elif node.kind == "FileScopeAsmDecl":
                 yield _error(27, node.place, "assembler outside of functions: its effect is not to be seen in C")
+
+
+def check_assembler(tree: Tree) -> Iterator[Finding]:
+    """Find assembler in functions, but for what macros of libbpf, the kernel and our own headers consist of.
+
+    The place where the keyword was written decides, so no macro of the source's brings it in; what a macro pastes
+    together was written nowhere. Places are true: a source with a #line directive is not read.
+    """
+    for node in tree.walk():
+        if node.kind in _ASSEMBLER and not node.spelled.file.startswith(_TRUSTED_FOLDERS):
+            yield _error(27, node.begin, "assembler in a function: what it does is not to be seen in C")
 
 
 def _check_section(node: Node) -> Iterator[Finding]:

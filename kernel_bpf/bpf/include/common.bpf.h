@@ -51,6 +51,7 @@ char _license[] SEC("license") = "GPL";
 /* A candidate that leaves a task waiting for longer than this is thrown out. */
 #define WATCHDOG_MS 5000
 
+/* For the dump that root may ask the kernel for (SysRq-D); we keep none. */
 #define DUMP_BYTES 32768
 
 /* One callback of the ops struct; the sleepable form may allocate. */
@@ -96,7 +97,6 @@ struct user_exit_info {
 	s64 exit_code;
 	char reason[128];
 	char msg[1024];
-	char dump[DUMP_BYTES];
 };
 
 struct user_exit_info uei SEC(".data");
@@ -105,7 +105,6 @@ static __always_inline void record_exit(const struct scx_exit_info *ei)
 {
 	bpf_probe_read_kernel_str(uei.reason, sizeof(uei.reason), ei->reason);
 	bpf_probe_read_kernel_str(uei.msg, sizeof(uei.msg), ei->msg);
-	bpf_probe_read_kernel_str(uei.dump, sizeof(uei.dump), ei->dump);
 	uei.exit_code = ei->exit_code;
 	__sync_val_compare_and_swap(&uei.kind, 0, (s32)ei->kind);
 }

@@ -4,6 +4,11 @@
  * one per CPU for tasks that may run nowhere else. Pinned tasks in a shared
  * queue would be skipped one by one, under its lock, by every other CPU.
  *
+ * Pinned means one CPU. A task that is bound to some of many CPUs waits in the
+ * shared queue, where each CPU of its mask finds it at once; the CPUs outside
+ * of the mask skip it there, so a crowd of such tasks costs them as a crowd of
+ * pinned ones would.
+ *
  * A policy with a single queue uses class 0. The id of a DSQ is also its index
  * in tables, so it needs no lookup and never has bit 63 set.
  *

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from schedagent.cli.common import Json, guarded, print_json, say, settings
+from schedagent.cli.common import Json, guarded, print_json, say_lines, settings
 
 if TYPE_CHECKING:
     from schedagent.core.settings import Setting
@@ -41,7 +41,7 @@ def config_show(as_json: Json = False) -> None:
             print_json({"file": str(path), "settings": rows})
         else:
             absent = "" if path and path.exists() else ", which does not exist"
-            say("\n".join([f"# configuration file: {path}{absent}", *_lines(explained)]))
+            say_lines("\n".join([f"# configuration file: {path}{absent}", *_lines(explained)]))
         return 0
 
     guarded(command)

@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from schedagent.cli.common import EXIT_FAILED, Json, guarded, print_json, settings
+
+if TYPE_CHECKING:
+    from schedagent.core.trials.usage import MachineCosts
+
+
+def _latest_costs() -> tuple[MachineCosts, str] | None:
+    """What the last run that measured it says of the lab's speed, and its day; None without a repository to read."""
+    from schedagent.core.errors import SchedagentError
+    from schedagent.run.stored import open_stored
+
+    if not settings().repository_path.is_file():
+        return None
+    try:
+        with open_stored(settings()) as repository:
+            latest = repository.latest_costs()
+    except SchedagentError:  # whoever opens it for its own sake says what is wrong with it
+        return None
+    return (latest[0], latest[1][:10]) if latest else None
 
 
 def doctor(
@@ -32,6 +50,8 @@ def doctor(
 
             lab = open_lab(settings())
             findings = [*findings, examination.restore_bench(lab), examination.emulation_bench(lab)]
+        elif costs := _latest_costs():
+            findings = [*findings, examination.emulation(*costs)]
         if as_json:
             print_json(examination.to_json(findings))
         else:

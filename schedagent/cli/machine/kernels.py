@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from schedagent.cli.common import Json, guarded, print_json, say, settings
+from schedagent.cli.common import Json, guarded, print_json, say, say_lines, settings
 
 if TYPE_CHECKING:
     from verifier.microvm.kernels import HostKernel, KernelImage
@@ -42,7 +42,7 @@ def list_kernels(as_json: Json = False) -> None:
 
             console = open_console()
             lines = _lines(kernels, default, host, console.width if console.is_terminal else 0)
-            say("\n".join(line.rstrip() for line in lines))
+            say_lines("\n".join(line.rstrip() for line in lines))
         return 0
 
     guarded(command)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from schedagent.cli.common import Json, guarded, print_json, say, settings
+from schedagent.cli.common import Json, guarded, print_json, say_lines, settings
 from schedagent.core.retention.limits import PRUNE_DAYS
 
 
@@ -33,14 +33,14 @@ def prune(
         from schedagent.run.progress import reporter
 
         if limits:
-            say(text.limits_text())
+            say_lines(text.limits_text())
             return 0
         plan = make_plan(settings(), read_age(older_than))
         pruned = None if dry_run else carry_out(settings(), plan, reporter())
         if as_json:
             print_json(text.plan_json(plan, pruned))
         else:
-            say(text.plan_text(plan, pruned))
+            say_lines(text.plan_text(plan, pruned))
         return 0
 
     guarded(command)

@@ -63,9 +63,13 @@ class Standing(StrEnum):
 
 READABLE = (
     "comm", "uid", "gid", "pid", "parent", "cgroup", "namespace", "nice", "arguments", "cpus", "nodes", "kernel",
-    "time since load", "time since boot", "wall clock", "counters", "random numbers", "map values",
+    "time since load", "time since boot", "wall clock", "runtime", "counters", "flags", "random numbers", "map values",
 )  # fmt: skip
-"""Inputs that a policy may declare to go by (rule 32): whatever else the order follows from needs no word."""
+"""Inputs that a policy may declare to go by (rule 32): whatever else the order follows from needs no word.
+
+"runtime" is all CPU time that a task has used, "flags" are bits of task_struct.flags that say more than what kind of
+task it is, "map values" are written by others than the policy's callbacks: the loader, tracing and syscall programs.
+"""
 
 
 @dataclass(frozen=True)

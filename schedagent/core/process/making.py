@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 
 from schedagent.core.errors import SchedagentError
-from schedagent.core.terminal.printable import printable
+from schedagent.core.terminal.foreign import marked
 
 
 def exit_status(step: Callable[[], object]) -> int:
@@ -16,6 +16,6 @@ def exit_status(step: Callable[[], object]) -> int:
     try:
         step()
     except SchedagentError as error:
-        sys.stderr.write(printable(f"error: {error}\n"))
+        sys.stderr.write(f"{marked(f'error: {error}')}\n")
         return 1
     return 0

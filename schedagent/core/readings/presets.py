@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 from schedagent.core.errors import MetricError, UsageError
 from schedagent.core.readings.metric import clean, search, unmatched
-from schedagent.core.readings.readings import WALL_TIME, objective_label, reading_of, readings_in_words
+from schedagent.core.readings.readings import WALL_TIME, first_readings, objective_label, reading_of
 from schedagent.core.trials.objective import Direction, Guard, Metric
 from schedagent.core.trials.workload import Goal, WorkloadCommand
 
@@ -117,7 +117,11 @@ def settle(workload: WorkloadCommand, output: str, *, recognise: bool) -> Settle
         notes.append(f"looks like {recognised.name}: {in_words(workload)} (to compare the wall time: --preset none)")
     if missing:
         notes.append(f"not printed, so not guarded: {joined(missing)}")
-    return Settled(workload, (*notes, *readings_in_words(workload, text)))
+    readings = first_readings(workload, text)
+    units = tuple((name, reading.kind) for name, reading in readings)
+    return Settled(
+        replace(workload, units=units), (*notes, *(f"{name}: {reading.shown}" for name, reading in readings))
+    )
 
 
 def in_words(workload: WorkloadCommand) -> str:
@@ -165,7 +169,7 @@ def _without_missing(workload: WorkloadCommand, text: str) -> tuple[WorkloadComm
         error = unmatched(objective_label(workload), workload.metric, text)
         raise MetricError(error.message, preset.hint or f"choose another preset, or --preset {NO_PRESET}")
     if any(guard not in optional for guard in missing):
-        readings_in_words(workload, text)  # raises, with the end of the output
+        first_readings(workload, text)  # raises, with the end of the output
     kept = tuple(guard for guard in workload.guards if guard not in missing)
     return replace(workload, guards=kept), [guard.metric.name for guard in missing]
 

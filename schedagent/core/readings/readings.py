@@ -13,6 +13,9 @@ from schedagent.core.trials.workload import WorkloadCommand
 WALL_TIME = "wall time"
 """Name of the objective where no number of the output is."""
 
+UNNAMED = "the metric"
+"""Name of an objective that is a number of the output without a name."""
+
 
 class RunValues(NamedTuple):
     """What one run printed.
@@ -72,17 +75,17 @@ def objective_label(workload: WorkloadCommand) -> str:
     return f"--metric {workload.objective}".rstrip()
 
 
-def readings_in_words(workload: WorkloadCommand, output: str) -> list[str]:
-    """Return what was read from the first run, and from where, one sentence a number.
+def first_readings(workload: WorkloadCommand, output: str) -> list[tuple[str, Reading]]:
+    """Return what was read from the first run, each number by its name.
 
     Raises:
         MetricError: as OutputReader.read, strict.
     """
     OutputReader(workload).read(output, strict=True)
     text = clean(output)
-    wanted = [(workload.objective or "the metric", workload.metric)] if workload.metric else []
+    wanted = [(workload.objective or UNNAMED, workload.metric)] if workload.metric else []
     wanted += [(metric.name, metric.expression) for _label, metric in further(workload)]
-    return [f"{name}: {reading.shown}" for name, expression in wanted if (reading := find(expression, text, name))]
+    return [(name, reading) for name, expression in wanted if (reading := find(expression, text, name))]
 
 
 def reading_of(metric: Metric, text: str) -> Reading | None:

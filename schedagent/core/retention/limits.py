@@ -145,8 +145,16 @@ RETENTION: Mapping[str, Limit] = {
         "scratch folders of processes that were killed", "/tmp/schedagent-*", Keeper.SYSTEM, words="systemd-tmpfiles"
     ),
     "host test": Limit("disk of `make test-host`", f"{_CACHE}: host-test/", Keeper.WRITER, count=1),
-    "trips": Limit("objects that the circuit breaker ended", _RECORD, Keeper.WRITER, count=1000),
-    "deployments": Limit("ended deployments", _RECORD, Keeper.WRITER, count=200),
+    "trips": Limit(
+        "objects that the circuit breaker ended for what they did", _RECORD, Keeper.WRITER, count=1000, days=7
+    ),
+    "deployments": Limit(
+        "ended deployments",
+        _RECORD,
+        Keeper.WRITER,
+        count=200,
+        stays="the last three known good ones, with their objects",
+    ),
     "events": Limit("events", _RECORD, Keeper.WRITER, count=10_000),
     "nonces": Limit("used tokens", _RECORD, Keeper.WRITER, days=7, stays="until they expire"),
     "damaged": Limit("damaged records, kept aside", "schedagentd's folder", Keeper.WRITER, count=3),

@@ -29,9 +29,12 @@ def _is_byte(letter: str) -> bool:
     return "\udca0" <= letter <= "\udcff"
 
 
-class PrintableFormatter(logging.Formatter):
-    """Formats log records, which quote commands, paths and output, for a terminal."""
+class OneLineFormatter(logging.Formatter):
+    """Formats log records for a journal: each is one printable line, whatever words of others it quotes."""
+
+    LONGEST = 8000
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the record as printable text."""
-        return printable(super().format(record))
+        """Return the record as one line, its own line breaks as escapes."""
+        line = printable(super().format(record)).replace("\n", "\\n").replace("\t", "\\t")
+        return line if len(line) <= self.LONGEST else f"{line[: self.LONGEST]}..."

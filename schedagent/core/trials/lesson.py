@@ -6,6 +6,7 @@ Words of a model stand beside the numbers, in types of their own, and never take
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 from schedagent.core.trials.trial import Outcome
 
@@ -62,21 +63,61 @@ class Antipattern:
     source_digest: str = ""
 
 
+class Relation(StrEnum):
+    """How two arms compare in one metric."""
+
+    BETTER = "better than"
+    SAME = "no different from"
+
+
 @dataclass(frozen=True)
-class Insight:
-    """What was concluded from trials, in words.
+class Claim:
+    """What trials are said to show of two arms; `agents.evidence.holds` checks it against their samples.
 
     Args:
-        text: one or two sentences.
+        arm, other: keys of the arms; one may be DEFAULT_ARM.
+        relation: how the first compares with the other.
+        metric: name of what is compared, see `agents.evidence.metrics`.
+        names: of the two arms, for people.
+    """
+
+    arm: str
+    relation: Relation
+    other: str
+    metric: str
+    names: tuple[str, str]
+
+    def __str__(self) -> str:
+        return f"{self.names[0]} is {self.relation} {self.names[1]} in {self.metric}"
+
+
+@dataclass(frozen=True)
+class Insight:
+    """What was concluded from trials: claims that their samples bear out, and what a model says of them.
+
+    Args:
+        text: one or two sentences of a model's, without figures that nobody measured; its claims, if nothing is left.
         evidence: keys of the candidates whose trials it rests on; at least one.
         run_id: the run that drew it.
         created_at: ISO 8601 UTC time.
+        claims: what was checked; none of those that versions before stored, whose words nobody checked.
     """
 
     text: str
     evidence: tuple[str, ...]
     run_id: str
     created_at: str
+    claims: tuple[Claim, ...] = ()
+
+    @property
+    def measured(self) -> str:
+        """What was checked, in our words; empty if nothing was."""
+        return "; ".join(map(str, self.claims))
+
+    @property
+    def words(self) -> str:
+        """What the model said besides; empty if nothing."""
+        return "" if self.text == self.measured else self.text
 
 
 @dataclass(frozen=True)

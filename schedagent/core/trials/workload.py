@@ -45,6 +45,8 @@ class WorkloadCommand:
         ignore_failure: whether a run that ends with another status than 0 counts as well.
         setup: shell command run once in each machine, before the first run; what it writes stays for all of them.
         cleanup: shell command run, untimed, after each run.
+        units: (name, kind) of each number read from the output, as core.readings.metric.Reading has it; no part of
+            what defines the work.
     """
 
     command: str
@@ -61,6 +63,7 @@ class WorkloadCommand:
     ignore_failure: bool = False
     setup: str = ""
     cleanup: str = ""
+    units: tuple[tuple[str, str], ...] = ()
 
     @property
     def key(self) -> str:

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Iterator
 from typing import Any
 
+from schedagent.core.process.shell_text import quoted
 from schedagent.core.readings.metric_options import as_options
 from schedagent.core.trials.judge import TrialRules
 from schedagent.core.trials.workload import WorkloadCommand
@@ -21,7 +22,12 @@ def repeat_command(report: Report) -> str:
     workload = report.workload
     words = ["--dir", workload.directory, *(["--prepare", workload.prepare] if workload.prepare else [])]
     words += [*as_options(workload), *_bounds(report), workload.command]
-    return " ".join(["schedagent", "optimize", *map(shlex.quote, words)])
+    return " ".join(["schedagent", "optimize", *map(_word, words)])
+
+
+def _word(text: str) -> str:
+    """Return a word for a shell, in one printable line."""
+    return shlex.quote(text) if text.isprintable() else quoted(text)
 
 
 def _bounds(report: Report) -> Iterator[str]:

@@ -113,14 +113,16 @@ def render(comparison: Comparison, first: Report, second: Report, console: Conso
     for line in comparison.differences:
         say_wrapped(console, line, "   ")
     if comparison.policies:
-        say(console, "\nRatios to the default of their own run:")
+        console.print()
+        say(console, "Ratios to the default of their own run:")
         for entry in comparison.policies:
             both = {True: ": they agree", False: ": they differ", None: ""}[entry.agree]
             say(console, f"  {entry.label}{both}")
             say(console, f"    A  {_said(entry.first)}")
             say(console, f"    B  {_said(entry.second)}")
     if comparison.defaults:
-        say(console, "\nThe default scheduler, medians:")
+        console.print()
+        say(console, "The default scheduler, medians:")
         values = [
             (figure(entry.first, entry.unit), figure(entry.second, entry.unit), _change(entry), entry.name)
             for entry in comparison.defaults
@@ -149,7 +151,7 @@ def _differing(first: object, second: object) -> list[str]:
     return [
         name.replace("_", " ")
         for name, value in vars(first).items()
-        if value != getattr(second, name) and name not in ("timeout_s", "objective", "metrics", "guards", "preset")
+        if value != getattr(second, name) and name not in _NO_PART_OF_THE_WORK
     ]
 
 
@@ -207,3 +209,6 @@ def _said(claim: Claim | None) -> str:
 
 def _change(entry: DefaultComparison) -> str:
     return f"{entry.second / entry.first:.3f}" if entry.first else "-"
+
+
+_NO_PART_OF_THE_WORK = frozenset(("timeout_s", "objective", "metrics", "guards", "preset", "units"))

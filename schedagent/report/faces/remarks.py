@@ -6,12 +6,14 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
+from schedagent.core.terminal.foreign import quote
 from schedagent.core.trials.arm import KNOB_PREFIX
+from schedagent.core.trials.lesson import Insight
 from schedagent.core.trials.objective import Direction
 from schedagent.core.trials.trial import DEFAULT_ARM, Expected, GuardVerdict, Sample
 from schedagent.core.trials.usage import MachineCosts
 from schedagent.report.report import CandidateReport, Report
-from schedagent.report.values import SECONDS, Split, ValueReport, figure
+from schedagent.report.values import DETAILS, SECONDS, Split, ValueReport, figure
 
 
 def guard_line(guard: GuardVerdict) -> str:
@@ -89,6 +91,14 @@ def knob_lines(report: Report) -> Iterator[str]:
             )
 
 
+def insight_line(insight: Insight) -> str:
+    """Return what samples were checked for, and a model's words beside it, marked as such."""
+    if not insight.claims:
+        return f"a model's words, unchecked: {quote(insight.text)}"
+    words = f"; a model's words: {quote(insight.words)}" if insight.words else ""
+    return f"{insight.measured}{words}"
+
+
 def higher_is_better(report: Report, guard: str) -> bool:
     """Whether a guard holds what is the better the larger it is."""
     metrics = {entry.metric.name: entry.metric.direction for entry in report.workload.guards}
@@ -118,11 +128,7 @@ def arm_names(report: Report) -> dict[str, str]:
 
 def headline_values(values: Iterable[ValueReport]) -> list[ValueReport]:
     """Return the values that a table has room for: the objective, what the user watches, wall and CPU time."""
-    listed = list(values)
-    return [value for number, value in enumerate(listed) if number == 0 or value.name in _ALWAYS or value.unit is None]
-
-
-_ALWAYS = ("wall time", "CPU time")
+    return [value for value in values if value.name not in DETAILS]
 
 
 def _failures(report: Report, samples: Iterable[Sample]) -> Iterator[str]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from schedagent.core.terminal.foreign import marked, quote
 from schedagent.core.trials.workload import CommandStats
 from schedagent.core.verification import GateResult
 from schedagent.page.markup import facts, moment, table, text, word
 from schedagent.report.faces.again import repeat_command
-from schedagent.report.faces.remarks import costs_line
+from schedagent.report.faces.remarks import costs_line, insight_line
 from schedagent.report.page.numbers import Place, count, measured, places
 from schedagent.report.page.plots import timeline
 from schedagent.report.page.sources import PolicyText
@@ -28,7 +29,7 @@ def worked(report: Report) -> Iterator[str]:
         ("Folder", report.workload.directory),
         ("Before each run", report.workload.prepare),
         ("Kind", profile.kind.value if profile else ""),
-        ("In words", f"{report.meaning.meaning} {report.meaning.goal}" if report.meaning else ""),
+        ("In a model's words", quote(f"{report.meaning.meaning} {report.meaning.goal}") if report.meaning else ""),
         ("Machine", _machine(report)),
         (
             "Emulation",
@@ -79,7 +80,7 @@ def tried(report: Report, policies: Mapping[str, PolicyText]) -> Iterator[str]:
             yield f"<p>Learned earlier: {text(iteration.learned)}</p>"
         for number in range(len(iteration.candidates)):
             yield from _candidate(by_trial[f"iterations/{trial}/candidates/{number}"], policies)
-    yield from (f"<p>Insight: {text(insight.text)}</p>" for insight in report.insights)
+    yield from (f"<p>Insight: {text(insight_line(insight))}</p>" for insight in report.insights)
 
 
 def _candidate(place: Place, policies: Mapping[str, PolicyText]) -> Iterator[str]:
@@ -88,8 +89,8 @@ def _candidate(place: Place, policies: Mapping[str, PolicyText]) -> Iterator[str
     yield facts(
         ("Why", candidate.reason),
         ("Origin", candidate.origin.value),
-        ("Predicted", candidate.expected),
-        ("Refuted by", candidate.refuted_by),
+        ("Predicted", quote(candidate.expected) if candidate.expected else ""),
+        ("Refuted by", quote(candidate.refuted_by) if candidate.refuted_by else ""),
         ("Key", candidate.key),
     )
     if place.entry.gates:
@@ -107,7 +108,7 @@ def _outcome(place: Place) -> str:
 def _gates(gates: Sequence[GateResult], at: str) -> Iterator[list[str]]:
     for number, gate in enumerate(gates):
         seconds = measured(gate.seconds, f"{at}/gates/{number}/seconds")
-        yield [text(gate.gate), word(gate.status), seconds, f"<pre>{text(gate.detail)}</pre>"]
+        yield [text(gate.gate), word(gate.status), seconds, f"<pre>{text(marked(gate.detail))}</pre>"]
 
 
 def spent(report: Report) -> Iterator[str]:

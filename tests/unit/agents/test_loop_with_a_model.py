@@ -14,6 +14,12 @@ from tests.support.model_session import proposed
 from tests.support.scripted_lab import HARDWARE, WORKLOAD, Script
 from tests.support.scripted_model import COMPOSED, DESCRIBED, ONE_PLAN, SPEC, Mind, by_policy, on, plan, role_of
 
+SOURCE = """\
+/* Longer turns. 500 to 100000. */
+const volatile u64 slice_us = 5000;
+struct sched_ext_ops {name} = {{ .name = "{name}" }};
+"""
+
 
 @pytest.fixture
 def script(tmp_path) -> Script:
@@ -95,7 +101,7 @@ def test_a_rejected_policy_is_repaired(script):
     found = by_policy(report)
     assert found["tail_first"]["verdict"]["outcome"] == "failed"
     assert found["tail_first_1"]["repairs"] == found["tail_first"]["key"]
-    assert found["tail_first_1"]["reason"] == "slices were too long"
+    assert found["tail_first_1"]["reason"] == '"slices were too long"'
 
 
 @pytest.mark.parametrize("dies", ["observation", "planning", "learning"])
@@ -134,6 +140,25 @@ def test_when_the_budget_is_spent_the_run_goes_on_by_rules(script, limit, value)
     assert any("is used up" in note["text"] for note in report["model"]["notes"])
 
 
+@pytest.mark.parametrize("fault", ["lost", "lost while verified", ""])
+def test_a_model_whose_budget_is_spent_steers_no_more(script, fault):
+    """What it made and nothing was shown of is not planned by rules: its machine was lost, or it was no better."""
+    first, second = (proposed(name, "generate", source=SOURCE.format(name=name)) for name in ("a_first", "b_first"))
+    twice = replace(
+        script,
+        options=replace(ONE_PLAN, iterations=2, candidates=2),
+        ratios={"longest_first": 0.97},
+        faults={"a_first": fault, "b_first": fault} if fault else {},
+    )
+    mind = Mind([plan(first, second)])
+    with ModelServer(mind) as server:
+        thinking = on(twice, server, model_max_calls=2)
+        report = thinking.drive(thinking.create())
+    assert set(by_policy(report)) == {"a_first", "b_first"}
+    assert mind.asked == ["observation", "planning"]
+    assert {"longest_first", "plain"} == set(by_policy(report, 1))
+
+
 def test_the_report_tells_the_cost(script):
     from schedagent.core.settings import ModelPrice
 
@@ -143,7 +168,7 @@ def test_the_report_tells_the_cost(script):
     text = script.shown(report["run"])
     assert f"Model: {report['model']['used']}." in text
     assert "$0.0" in report["model"]["used"]
-    assert "In words: A batch whose longest task decides." in text
-    assert "Insight: The order decides." in text
+    assert 'In a model\'s words: "A batch whose longest task decides." Goal: "' in text
+    assert 'is better than the default in wall time; a model\'s words: "The order decides."' in text
     assert HARDWARE.kernel_release in text
     assert WORKLOAD.command in text

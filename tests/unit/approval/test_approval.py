@@ -232,6 +232,7 @@ def test_what_is_shown_of_made_policies_in_words(capsys):
             "policy_origin": "patched",
             "parent": "old",
             "declares": ["weights"],
+            "reads": ["comm", "uid"],
         },
         **{"description": "d", "reason": "r", "expected": "less", "refuted_by": "more", "spec": {"goal": "g"}},
         **{"tunables": {"slice_us": {"value": 1, "default": 2}}, "inputs": {"history": 3}, "diff": "-a\n+b\n"},
@@ -240,8 +241,9 @@ def test_what_is_shown_of_made_policies_in_words(capsys):
     show_waiting({"stage": "plan", "iteration": 1, "digest": "0" * 64, **plan})
     said = capsys.readouterr().out
     for words in (
-        *("changed (patch, a policy that was patched of old)", "What it does: d", "Why: r", "Expected: less"),
-        *("Refuted by: more", "Does not mean to satisfy: weights", "slice_us = 1 (default 2)", '"goal": "g"'),
+        *("changed (patch, a policy that was patched of old)", 'What it does: "d"', "Why: r", 'Expected: "less"'),
+        *('Refuted by: "more"', "Does not mean to satisfy: weights", "slice_us = 1 (default 2)", '"goal": "g"'),
+        "Goes by: comm, uid",
         *("history: 3 measured entries", "-a", "+b", "Learned earlier: l", "0" * 64),
     ):
         assert words in said
@@ -512,6 +514,7 @@ def test_a_repository_of_before_there_were_approvals(asking):
         for change in (
             *('samples DROP COLUMN "values"', "samples DROP COLUMN usage"),
             *("verdicts DROP COLUMN guards", "verdicts DROP COLUMN expected"),
+            "insights DROP COLUMN claims",
             "runs DROP COLUMN failure",
             "derived_policies RENAME COLUMN origin TO way",
             "derived_policies RENAME TO made_policies",

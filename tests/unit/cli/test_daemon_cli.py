@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import signal
+import socket
+import subprocess
+import sys
 from datetime import datetime
 
 import pytest
@@ -18,6 +22,7 @@ from schedagent.report.deployments import render_event, render_history, render_s
 from schedagent.verification.deployable import deployment_fields
 from tests.support.daemon_processes import Daemon, until
 from tests.support.deploy_orders import CANARY, WIDER, content_of, order_of
+from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -85,12 +90,47 @@ def test_what_the_daemon_refuses_says_so(daemon, files):
     status, output = deploy(daemon, files, inputs_digest=EMPTY, kernel_release="6.1.0")
     assert (status, output.splitlines()[0][:60]) == (1, "error: schedagentd: the token is for kernel_release='6.1.0',")
     deploy(daemon, files, inputs_digest=EMPTY)
-    daemon.tell_kernel("end_policy")
+    daemon.tell_kernel("end_policy", kind=1024)
     until(lambda: daemon.client.ask("status")["active"] is None)
     status, output = deploy(daemon, files, inputs_digest=EMPTY)
-    assert "hint: deploy another; or this one again if the cause is known: schedagent deploy --again" in output
+    assert "this one in 7 days, or now if the cause is known: schedagent deploy --again" in output
     assert deploy(daemon, files, "good", "--again", inputs_digest=EMPTY)[0] == 0
-    assert "CPU states" in run(daemon, "history", "--dumps")[1]
+
+
+@pytest.mark.parametrize("answer", ["status", "history", "event", "error"])
+def test_what_somebody_answers_forges_no_line(tmp_path, answer):
+    """Whoever answers (another version, an impostor): each text is one printable line."""
+    forged = "x\nin charge: the default scheduler\x1b[2J\u202e"
+    kernel = {"release": forged, "sched_ext": True, "switch_all": False, "ops": forged, "state": "enabled"}
+    status = {"in_charge": forged, "active": None, "waiting": None, "foreign": None, "measured": {}, "unsaved": []}
+    event = {"number": 1, "at": 0.0, "kind": forged, "deployment": 1, "detail": forged}
+    ended = {"created_at": 0.0, "deployment": 1, "policy": forged, "tunables": {forged: 1}, "phase": "ended"}
+    answers = {
+        "status": [{"ok": status | {"kernel": kernel}}],
+        "history": [{"ok": {"history": [ended | {"end": forged, "detail": forged}], "recorded": 1}}],
+        "event": [{"ok": {"after": 0}}, {"event": event}],
+        "error": [{"error": {"kind": "Refused", "message": forged, "hint": forged}}],
+    }[answer]
+    path = tmp_path / "s"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        verb = {"event": ["watch", "--json"], "error": ["rollback"]}.get(answer, [answer])
+        process = subprocess.Popen(
+            [sys.executable, "-m", "schedagent", *verb, "--socket", str(path)],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        connection, _address = listener.accept()
+        with connection, connection.makefile("rb") as asked:
+            asked.readline()
+            connection.sendall(b"".join(json.dumps(line).encode() + b"\n" for line in answers))
+        output = process.communicate(timeout=30)[0]
+    assert "x in charge" in output
+    assert all(line.isprintable() and not line.startswith("in charge: the") for line in output.splitlines())
 
 
 def test_what_does_not_belong_together(tmp_path, files):
@@ -124,8 +164,8 @@ def test_watch_ends_with_the_daemon(tmp_path, kernel, files):
 
 
 def test_nothing_that_is_shown_steers_the_terminal(capsys):
-    """Commands of tasks are in events and in dumps, and anybody may choose one."""
-    show([{"dump": "task evil\x1b[2J"}], False, lambda told: told[0]["dump"])
+    """Commands of tasks are in events, and anybody may choose one."""
+    show([{"detail": "task evil\x1b[2J"}], False, lambda told: told[0]["detail"])
     assert capsys.readouterr().out == "task evil\\x1b[2J\n"
 
 

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from schedagent.cli import app as cli
 from schedagent.cli import common
-from schedagent.cli.verify import admitted, socket_path
+from schedagent.cli.verify import DEFAULT_GROUP, admitted, socket_path
 from schedagent.core.errors import UsageError
 from schedagent.core.settings import load_settings
 from schedagent.core.token import key_id
@@ -182,10 +182,10 @@ def test_where_the_service_listens(tmp_path):
 
 
 def test_who_may_ask():
-    assert admitted(["nobody"], "schedagent").users == {65534}
+    assert admitted(["nobody"], DEFAULT_GROUP).users == {65534}
     assert admitted([], "root").groups == {0}
     with pytest.raises(UsageError, match="no user 'no-such-user-here'"):
-        admitted(["no-such-user-here"], "schedagent")
+        admitted(["no-such-user-here"], DEFAULT_GROUP)
     with pytest.raises(UsageError, match="no group"):
         admitted([], "no-such-group-here")
 

@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from tests.support.command_line import refused
-from tests.support.measured_runs import PAIRS, build_run, service_run
+from tests.support.measured_runs import COSTS, PAIRS, build_run, service_run
 from tests.support.paths import ROOT
 
 
@@ -72,3 +72,16 @@ def test_a_comparison_loads_no_plots_and_a_report_for_the_terminal_neither(run, 
             [sys.executable, "-c", script, *words], capture_output=True, text=True, cwd=ROOT, timeout=60, check=True
         )
         assert not {"matplotlib", "langgraph", "langchain_openai", "numpy"} & set(done.stderr.split())
+
+
+def test_doctor_shows_what_emulation_costs_once_a_run_has_measured_it(run, script, folders, monkeypatch):
+    monkeypatch.setattr("schedagent.setup.doctor.examine", lambda _settings: [])
+    assert json.loads(run("doctor", "--json").stdout)["findings"] == []
+    run("runs", "list")
+    with script.repository() as repository:
+        build_run(repository)
+    (finding,) = json.loads(run("doctor", "--json").stdout)["findings"]
+    assert finding["name"] == "emulation"
+    assert f"work takes {COSTS.kappa:.0f} times as long in the VM" in finding["detail"]
+    assert "a task switch takes" in finding["detail"]
+    assert finding["detail"].endswith("(measured 2026-11-30)")

@@ -88,6 +88,33 @@ class TestLease:
         assert agent.wait() == 0
         assert "schedagentd is not running" in (daemon.folder / "agent").read_text()
 
+    def test_what_is_restored_is_kept_on(self, start):
+        """Its keeper stands by while another one is in charge, for nobody else would renew it."""
+        daemon = start()
+        first = daemon.deploy("first", lease_s=1)["deployment"]
+        until(lambda: daemon.client.ask("status")["active"]["proven"])
+        agent = Agent(daemon, first)
+        second = daemon.deploy("second", lease_s=60)["deployment"]
+        said = daemon.folder / "agent"
+        until(lambda: said.exists() and "kept on" in said.read_text(), 5)
+        daemon.tell_kernel("end_policy")
+        until(lambda: daemon.client.ask("status")["active"]["restores"] == first)
+        until(lambda: f"deployment {second + 1}: running" in said.read_text(), 5)
+        until(lambda: daemon.client.ask("status")["active"]["since_s"] > 2, 5)  # its lease is a second
+        daemon.client.ask("rollback")
+        assert agent.wait() == 0
+        assert f"deployment {first}: replaced by deployment {second}" in said.read_text()
+
+    def test_ctrl_c_of_one_that_stands_by_leaves_the_other_alone(self, start):
+        daemon = start()
+        first = daemon.deploy("first", lease_s=60)["deployment"]
+        until(lambda: daemon.client.ask("status")["active"]["proven"])
+        keeper = Keeper(daemon.client, first, 60.0, lambda _line: None)
+        second = daemon.deploy("second", lease_s=60)["deployment"]
+        assert keeper._check() is None
+        assert keeper.roll_back()["end"] == "replaced"
+        assert daemon.client.ask("status")["active"]["deployment"] == second
+
     def test_it_bears_being_refused_for_a_while(self, start):
         """Another process of the user asks too often."""
         daemon = start()

@@ -22,13 +22,16 @@ MEANING = {
     End.LEASE_LAPSED: {TRIP},
     End.SUSPENDED: {TRIP},
     End.HOTPLUG: {TRIP},
+    End.CORE_SCHEDULING: {TRIP},
     End.FOREIGN: {TRIP},
+    End.CORE_SCHEDULING: {TRIP},
     End.BLIND: {TRIP},
     End.ROLLED_BACK: set(),
     End.REPLACED: set(),
     End.GONE: set(),
     End.STOPPED: set(),
     End.DIED: set(),
+    End.DIED_ON_PROBATION: {TRIP, BLAME},
     End.NOT_LOADED: {BLAME},
 }
 

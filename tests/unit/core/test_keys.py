@@ -49,7 +49,7 @@ def public(tmp_path):
 
 def accepted(text, folder, at=None):
     now = time.time() if at is None else at
-    return check(text, load_trusted(folder, now), **USE, scope=Scope.FULL, now=now)
+    return check(text, load_trusted(folder, now), **USE, live_patches=(), scope=Scope.FULL, now=now)
 
 
 class TestIssue:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from dataclasses import replace
 
 import pytest
 
@@ -61,6 +62,9 @@ def test_the_user_is_shown_what_was_recognised_and_read():
         "request p99: read 24.288 ms from: `* 99.0th: 24288      (13117 samples)` "
         "(matched 2 times; the last one counts)",
     )
+    kinds = (("wake-up p99", "s"), ("requests/s", ""), ("request p99", "s"))
+    assert settled(schbench.output).workload.units == kinds
+    assert settled(schbench.output).workload.key == replace(settled(schbench.output).workload, units=()).key
 
 
 def test_what_was_not_printed_is_not_guarded():

@@ -200,3 +200,32 @@ def test_import_is_light() -> None:
 )
 def test_a_model_needs_an_address_and_a_name(named, has_model):
     assert Settings(Path("/c"), Path("/s"), **named).has_model is has_model
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be led by others' links")
+@pytest.mark.parametrize("use", [module.private_file, module.private_folder, writable])
+@pytest.mark.parametrize("way", ["their folder", "a link to their folder", "their link"])
+def test_root_writes_nowhere_that_another_user_can_bend(tmp_path, use, way):
+    precious = tmp_path / "precious"
+    precious.mkdir(mode=0o755)
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    place = theirs / "state"
+    if way == "a link to their folder":
+        (tmp_path / "ours").symlink_to(theirs)
+        place = tmp_path / "ours" / "state"
+    if way == "their link":
+        place = tmp_path / "state"
+        place.symlink_to(precious)
+        os.chown(place, 12345, 12345, follow_symlinks=False)
+    else:
+        place.symlink_to(precious)
+        os.chown(theirs, 12345, 12345)
+    with pytest.raises(SetupError, match="belongs to user 12345: root would write wherever"):
+        use(place)
+    assert precious.stat().st_mode & 0o777 == 0o755
+    assert list(precious.iterdir()) == []
+
+
+def test_root_uses_its_own_folders(tmp_path):
+    assert writable(tmp_path / "a" / "b").is_dir()

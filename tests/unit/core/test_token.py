@@ -37,7 +37,7 @@ from schedagent.core.verification import (
 NOW = 1_785_000_000
 KEY = ed25519.Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 OTHER = ed25519.Ed25519PrivateKey.from_private_bytes(bytes(32))
-CONTEXT = b"schedagent deployment token 2\0"
+CONTEXT = b"schedagent deployment token 3\0"
 GROUP_ORDER = 2**252 + 27742317777372353535851937790883648493  # of Ed25519, RFC 8032 section 5.1
 
 
@@ -53,7 +53,11 @@ USE = {
     "report_digest": "ef" * 32,
     "kernel_release": "7.3.4+deb13-amd64",
     "btf_build_id": "cd" * 20,
+    "live_patches": (),
 }
+PATCHES = ("a:abcdefab", "livepatch_2026-01:unknown")
+UNWANTED = {"tunables": (("slice_us", 5001), ("starvation_ms", 900)), "live_patches": PATCHES}
+"""What is not wanted, where it is no text."""
 TOKEN = DeploymentToken(
     **USE,
     scope=Scope.FULL,
@@ -62,6 +66,8 @@ TOKEN = DeploymentToken(
     expires_at=NOW + 600,
     nonce="0123456789abcdef" * 2,
     key_id=key_id(PUBLIC),
+    declares=("idle machine", "weights"),
+    reads=("comm",),
 )
 TEXT = encode(TOKEN, KEY.sign)
 PAYLOAD = tokens._payload(TOKEN)
@@ -78,7 +84,7 @@ def refuse(text, why, keys=(PUBLIC,), **changes):
 
 def signed(payload, key=KEY, named=TOKEN.key_id):
     """A token whose payload is anything, rightly signed."""
-    text = f"sat2.{named}.{to_base64(payload)}"
+    text = f"sat3.{named}.{to_base64(payload)}"
     return f"{text}.{to_base64(key.sign(CONTEXT + text.encode()))}"
 
 
@@ -97,6 +103,16 @@ def test_round_trip():
     assert decode(TEXT) == TOKEN
     assert encode(TOKEN, KEY.sign) == TEXT, "one token has one text"
     accept(TEXT, tunables=USE["tunables"][::-1])
+
+
+def test_what_the_submitter_declares_is_signed():
+    assert accept(TEXT).declares == ("idle machine", "weights")
+    refuse(altered(declares=()), "not one of the trusted key")
+    refuse(altered(reads=()), "not one of the trusted key")
+
+
+def test_a_token_of_before_declarations_is_named_as_such():
+    refuse(TEXT.replace("sat3", "sat2"), "sat2 does not show what the policy declares away", keys=())
 
 
 class TestForged:
@@ -160,13 +176,25 @@ class TestForged:
 class TestMadeForSomethingElse:
     @pytest.mark.parametrize("name", list(USE))
     def test_another_target(self, name):
-        value = (("slice_us", 5001), ("starvation_ms", 900)) if name == "tunables" else USE[name][:-1] + "0"
+        value = UNWANTED.get(name) or USE[name][:-1] + "0"
         refuse(TEXT, f"the token is for {name}=", **{name: value})
-        refuse(TEXT, f"the token is for {name}=", **{name: USE[name][:-1]})
+        refuse(TEXT, f"the token is for {name}=", **{name: UNWANTED.get(name) or USE[name][:-1]})
+
+    def test_a_token_for_live_patches_is_for_exactly_those(self):
+        """None is issued: the lab has none. The reverse must hold all the same."""
+        text = encode(dataclasses.replace(TOKEN, live_patches=PATCHES), KEY.sign)
+        accept(text, live_patches=PATCHES)
+        for other in ((), PATCHES[:1], PATCHES[::-1], ("a:unknown", PATCHES[1])):
+            refuse(text, "the token is for live_patches=", live_patches=other)
+
+    @pytest.mark.parametrize("name", ["", "a", "a:", "a:xyz", "../a:abcdefab", "a b:abcdefab", "a:abcdefab\n", 7, None])
+    def test_a_live_patch_has_a_name_and_a_build_id(self, name):
+        with pytest.raises(TokenError, match="live_patches is"):
+            dataclasses.replace(TOKEN, live_patches=(name,))
 
     @pytest.mark.parametrize("name", list(USE))
     def test_contents_replaced_by_what_is_wanted(self, name):
-        value = (("slice_us", 1),) if name == "tunables" else USE[name][:-1] + "0"
+        value = UNWANTED.get(name) or USE[name][:-1] + "0"
         refuse(altered(**{name: value}), "not one of the trusted key", **{name: value})
 
     def test_a_number_is_no_text_and_a_truth_no_number(self):
@@ -267,8 +295,8 @@ class TestTime:
 class TestMalformed:
     @pytest.mark.parametrize(
         "broken",
-        ["", "x", "sat2.a", "sat2.!.!.!", "sat1.e30.e30", "sat2.0123456789abcdef.é.é", "a" * 99999]
-        + [TEXT.replace("sat2", prefix) for prefix in ("sat1", "sat3", "SAT2", "ｓat2", "sat2\u200b")]
+        ["", "x", "sat3.a", "sat3.!.!.!", "sat1.e30.e30", "sat3.0123456789abcdef.é.é", "a" * 99999]
+        + [TEXT.replace("sat3", prefix) for prefix in ("sat1", "sat2", "sat4", "SAT3", "ｓat3", "sat3\u200b")]
         + [TEXT.replace(TOKEN.key_id, named) for named in ("", TOKEN.key_id.upper(), "٠" * 16, TOKEN.key_id + "0")],
     )
     def test_text(self, broken):
@@ -312,6 +340,12 @@ class TestMalformed:
             PAYLOAD.replace(b'"scope":"full"', b'"scope":"partial","scope":"full"'),
             PAYLOAD.replace(b'{"', b'{"key_id":"0123456789abcdef","', 1),
             PAYLOAD.replace(b'"nonce"', b'"not"'),
+            PAYLOAD.replace(b'"declares":["idle machine","weights"],', b""),
+            PAYLOAD.replace(b'"reads":["comm"]', b'"reads":"comm"'),
+            PAYLOAD.replace(b'"reads":["comm"]', b'"reads":["comm","comm"]'),
+            PAYLOAD.replace(b'"reads":["comm"]', b'"reads":[7]'),
+            PAYLOAD.replace(b'"reads":["comm"]', b'"reads":["\\u001b[2J"]'),
+            PAYLOAD.replace(b'"idle machine","weights"', b'"weights","idle machine"'),
         ],
     )
     def test_signed_nonsense(self, payload):

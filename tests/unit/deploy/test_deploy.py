@@ -7,6 +7,7 @@ import dataclasses
 import re
 import tomllib
 
+from schedagent.cli.verify import DEFAULT_GROUP
 from schedagent.core.process.machine_lock import FILE_NAME, FOLDERS
 from schedagent.metrics.server import ADDRESS
 from schedagent.schedagentd.config import Config, load_config
@@ -41,10 +42,12 @@ def test_the_key_is_out_of_everybody_s_reach():
     assert (service["LimitCORE"], service["UMask"], service["NoNewPrivileges"]) == ("0", "0077", "yes")
 
 
-def test_only_the_group_may_ask():
+def test_only_the_group_may_ask_and_looking_is_another_one():
     socket = unit(SOCKET)["Socket"]
-    assert (socket["SocketMode"], socket["SocketGroup"]) == ("0660", "schedagent")
-    assert "g schedagent " in re.sub(" +", " ", SYSUSERS.read_text())
+    assert (socket["SocketMode"], socket["SocketGroup"]) == ("0660", "schedagent-sign")
+    assert DEFAULT_GROUP == socket["SocketGroup"] != Config().group
+    assert f"g {DEFAULT_GROUP} " in re.sub(" +", " ", SYSUSERS.read_text())
+    assert f"m schedagent {DEFAULT_GROUP}" in (UNITS / "schedagent.sysusers").read_text().splitlines()
 
 
 def test_schedagentd_has_few_rights():
@@ -53,7 +56,7 @@ def test_schedagentd_has_few_rights():
     assert service["CapabilityBoundingSet"] == "CAP_BPF CAP_PERFMON CAP_SYS_NICE CAP_SYS_PTRACE"
     assert (service["RestrictAddressFamilies"], service["PrivateNetwork"]) == ("AF_UNIX", "yes")
     assert "RestrictRealtime" not in service, "systemd's filter refuses every policy but three, SCHED_EXT too"
-    assert (service["Type"], service["WatchdogSec"], service["Restart"]) == ("notify", "60", "on-failure")
+    assert (service["Type"], service["WatchdogSec"], service["Restart"]) == ("notify", "30", "on-failure")
     assert unit(DAEMON_SOCKET)["Socket"]["ListenStream"] == str(Config().socket)
     assert service["StateDirectory"] == Config().state_dir.name
     assert f"d {Config().keys_dir} " in re.sub(" +", " ", (UNITS / "schedagentd.tmpfiles").read_text())

@@ -14,6 +14,8 @@ from tests.support.paths import ROOT
 UNITS = ROOT / "deploy" / "systemd"
 SERVICES = sorted(UNITS.glob("*.service"))
 WORST_EXPOSURE = 2.5
+PROGRAMS = ("/usr/bin/schedagent", "/usr/sbin/schedagentd")
+OF_THE_SYSTEM = ("/bin/sh", "/bin/rm", "/bin/systemctl")
 HARDENED = (
     "NoNewPrivileges=yes",
     "ProtectSystem=strict",
@@ -31,7 +33,7 @@ def test_a_service_is_hardened_and_calls_what_is_installed(path):
     text = path.read_text()
     assert [line for line in HARDENED if f"\n{line}" not in text] == []
     for started in re.findall(r"(?m)^Exec\w+=(\S+)", text):
-        assert started in ("/usr/bin/schedagent", "/usr/sbin/schedagentd"), "make install puts PREFIX there"
+        assert started in (*PROGRAMS, *OF_THE_SYSTEM), "make install puts PREFIX there"
     for documented in re.findall(r"file://(\S+)", text):
         assert (UNITS.parents[1] / Path(documented).name).exists()
     assert re.search(r"(?m)^CapabilityBoundingSet=", text)
@@ -44,12 +46,12 @@ def test_systemd_accepts_all_of_them_together(tmp_path):
     folder = tmp_path / "usr/lib/systemd/system"
     folder.mkdir(parents=True)
     for path in UNITS.iterdir():
-        if path.suffix in (".service", ".socket"):
+        if path.suffix in (".service", ".socket", ".timer"):
             shutil.copy(path, folder)
-    for name in ("sysinit", "basic", "shutdown", "sockets", "network", "multi-user"):
+    for name in ("sysinit", "basic", "shutdown", "sockets", "timers", "time-sync", "network", "multi-user"):
         (folder / f"{name}.target").write_text("[Unit]\nDefaultDependencies=no\n")
-    for program in ("usr/bin/schedagent", "usr/sbin/schedagentd"):
-        (tmp_path / program).parent.mkdir(exist_ok=True)
+    for program in (path.lstrip("/") for path in (*PROGRAMS, *OF_THE_SYSTEM)):
+        (tmp_path / program).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / program).write_text("#!/bin/sh\n")
         (tmp_path / program).chmod(0o755)
     names = sorted(path.name for path in folder.glob("schedagent*"))

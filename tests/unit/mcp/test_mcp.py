@@ -7,8 +7,9 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import httpx2
@@ -16,6 +17,7 @@ import pytest
 from mcp.shared.exceptions import MCPError
 
 from kernel_bpf.policies.library import load_library
+from schedagent.core.token import TOKEN_PREFIX
 from tests.support.mcp_servers import TOKEN, environment, http_server, over_http, over_stdio, program, run, text_of
 from tests.support.paths import FIXTURES
 from tests.support.scripted_lab import Script
@@ -240,6 +242,14 @@ def hello(process) -> None:
         pass
 
 
+def _last_of(connection):
+    """Wait for what the other side sends before it ends a connection: b"" if that is nothing, or a reset."""
+    try:
+        return connection.recv(1)
+    except ConnectionResetError:
+        return b""
+
+
 class TestHttp:
     @pytest.mark.parametrize("mode", ["auto", "legacy"])
     def test_listing_and_every_reading_tool(self, url, filled, mode):
@@ -287,6 +297,18 @@ class TestHttp:
     def test_a_huge_request_is_refused(self, url):
         headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
         assert httpx2.post(url, headers=headers, content=b"x" * (2 << 20)).status_code == 413
+
+    def test_strangers_are_few_and_short_and_keep_nobody_out(self, filled):
+        async def listed(address):
+            async with over_http(address) as client:
+                assert (await client.list_tools()).tools
+
+        with http_server(filled[0]) as (_process, address), ExitStack() as opened:
+            port = int(address.split(":")[2].split("/")[0])
+            strangers = [opened.enter_context(socket.create_connection(("127.0.0.1", port), 60)) for _ in range(60)]
+            run(listed(address))
+            assert [_last_of(stranger) for stranger in strangers] == [b""] * 60
+            run(listed(address))
 
     def test_it_listens_on_the_loopback_interface_only(self, url):
         port = int(url.split(":")[2].split("/")[0])
@@ -434,7 +456,7 @@ class TestLongCalls:
                 for section in ("summary", "findings", "gates", "oracles", "kernels"):
                     asked = {"candidate": key, "section": section}
                     said += text_of(await client.call_tool("verification_report", asked))
-                assert "sat2." not in said
+                assert f"{TOKEN_PREFIX}." not in said
 
         run(body())
 

@@ -63,6 +63,7 @@ NEW_COLUMNS = {
     "runs": {"failure": None},
     "samples": {"values": "{}", "usage": None},
     "verdicts": {"guards": "[]", "expected": None},
+    "insights": {"claims": "[]"},
 }
 """Columns that came later, with what they hold in the rows that were there."""
 NAMES_NOW = {"looks": "readings", "made_policies": "derived_policies", "way": "origin", "mends": "repairs"}
@@ -262,7 +263,7 @@ def test_what_is_stored_today_is_what_0004_stored(path, tmp_path, monkeypatch):
     stored = timeless(rows(tmp_path / "new.sqlite"))
     assert [run.pop("failure") for run in stored["runs"]] == [None]
     assert stored.pop("costs") == []
-    for table in ("samples", "verdicts"):
+    for table in ("samples", "verdicts", "insights"):
         assert [{name: row.pop(name) for name in NEW_COLUMNS[table]} for row in stored[table]] == [
             NEW_COLUMNS[table]
         ] * len(stored[table])
@@ -270,19 +271,24 @@ def test_what_is_stored_today_is_what_0004_stored(path, tmp_path, monkeypatch):
         for row in stored[table]:
             row["workload"] = without(row["workload"], WORKLOAD_FIELDS_AFTER_0004)
     for row in stored["verifications"]:
-        row["report"] = without(row["report"], ("tunables", "declares", "verified_at"))
+        row["report"] = without(row["report"], ("tunables", "declares", "verified_at", "classed"))
     assert stored == timeless(before)
 
 
 WORKLOAD_FIELDS_AFTER_0004 = (
-    *("objective", "metrics", "guards", "preset", "shell", "ignore_failure", "setup", "cleanup"),
+    *("objective", "metrics", "guards", "preset", "shell", "ignore_failure", "setup", "cleanup", "units"),
 )
 
 
 def without(stored, later):
     """Return a stored value without the fields that it had not yet in 0004; one without them can be read."""
-    kept = {name: value for name, value in json.loads(stored).items() if name not in later}
-    return json.dumps(kept, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+    def earlier(fields):
+        return {name: value for name, value in fields.items() if name not in later}
+
+    return json.dumps(
+        json.loads(stored, object_hook=earlier), sort_keys=True, separators=(",", ":"), ensure_ascii=False
+    )
 
 
 def timeless(stored):
@@ -308,7 +314,7 @@ def test_a_migration_that_fails_leaves_everything_as_it_was(path, monkeypatch):
         require_all(repository)
 
 
-@pytest.mark.parametrize("revision", ["0002", "0003", "0004", "0005", "0008"])
+@pytest.mark.parametrize("revision", ["0002", "0003", "0004", "0005", "0008", "0009"])
 def test_migrations_fit_postgresql(revision):
     text = io.StringIO()
     context = MigrationContext.configure(dialect_name="postgresql", opts={"as_sql": True, "output_buffer": text})

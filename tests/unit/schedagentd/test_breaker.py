@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -14,11 +16,12 @@ from types import SimpleNamespace
 import pytest
 
 from kernel_bpf.load.exit_info import ExitInfo
-from kernel_bpf.load.running import core_scheduled_process, running_build_id
+from kernel_bpf.load.running import running_build_id
 from kernel_bpf.load.sched_ext import KernelState
 from kernel_bpf.observe import tasks
+from kernel_bpf.observe.core_scheduling import CoreScheduling
 from kernel_bpf.observe.schedulers import Scheduler, stop_hint
-from kernel_bpf.observe.tasks import TaskSample, Threads, Watch, cgroup_of, cgroup_root, move_in, tree_of
+from kernel_bpf.observe.tasks import TaskSample, Threads, Watch, all_threads, cgroup_of, cgroup_root, move_in, tree_of
 from schedagent.core.deployment import End, Tree
 from schedagent.core.errors import SetupError
 from schedagent.core.welch import DELAY, PRESSURE, Better, Spread, spread
@@ -163,7 +166,7 @@ class TestTrees:
         """A process with a child that has a child, both of which outlive it."""
         shell = "sh -c 'sleep 60 & echo $!; wait' & echo $!; wait"
         with subprocess.Popen(["sh", "-c", shell], stdout=subprocess.PIPE, text=True) as process:
-            below = [int(process.stdout.readline()) for _child in range(2)]
+            below = sorted(int(process.stdout.readline()) for _child in range(2))  # either may be the first to print
             yield process, below
             for pid in (*below, process.pid):
                 with suppress(ProcessLookupError):
@@ -239,10 +242,10 @@ class TestNamesOfOthers:
         (tmp_path / "cgroup.threads").write_text(f"{nasty}\n")
         watch = Watch("/", 0.0, tmp_path)
         watch.sample()
-        assert tasks._runnable(nasty) == f"{nasty} (scx_?[2J\ufffd?))"
+        assert tasks._runnable(nasty) == f'{nasty} "scx_\\x1b[2J\ufffd )"'
         assert tree_of(nasty).pid == nasty
         found = [one for one in HostKernel(1000).schedulers() if one.pid == nasty]
-        assert found == ([Scheduler("scx_?[2J\ufffd?)", nasty)] if os.geteuid() == 0 else [])
+        assert found == ([Scheduler("scx_\\x1b[2J\ufffd )", nasty)] if os.geteuid() == 0 else [])
 
     @pytest.mark.parametrize(
         ("owner", "group", "expected"),
@@ -310,7 +313,7 @@ class TestTasks:
             second = watch.sample()
             assert second.runs > first.runs
             assert second.delay_s - first.delay_s > 0.1
-            assert 0.1 < second.ran_s - first.ran_s < 2 * (os.cpu_count() or 1)
+            assert 0.0 < second.ran_s - first.ran_s < 2 * (os.cpu_count() or 1)
             assert second.starved == ()
         finally:
             for hog in hogs:
@@ -325,6 +328,73 @@ class TestTasks:
         assert (watch.sample().starved, watch.sample().starved) == ((), ())
         time.sleep(0.06)
         assert watch.sample().starved == ("42 (cc1)",)
+
+    @pytest.fixture
+    def crowded(self, monkeypatch):
+        """A machine of 10,000 threads, each of which runs a little between two samples; and a clock."""
+        crowd = SimpleNamespace(threads=range(1, 10_001), runs=dict.fromkeys(range(1, 10_001), 0), read=[], now=0.0)
+        monkeypatch.setattr(tasks.Threads, "now", lambda _threads: iter(crowd.threads))
+        monkeypatch.setattr(tasks.time, "monotonic", lambda: crowd.now)
+        monkeypatch.setattr(tasks, "_runnable", lambda thread: f'{thread} "cc1"')
+
+        def schedstat(thread):
+            crowd.read.append(thread)
+            return crowd.runs[thread] * 1000, crowd.runs[thread] * 500, crowd.runs[thread]
+
+        monkeypatch.setattr(tasks, "_schedstat", schedstat)
+        return crowd
+
+    def sample(self, crowd, watch, but=()):
+        crowd.now += 5.0
+        crowd.read.clear()
+        for thread in crowd.threads:
+            crowd.runs[thread] += thread not in but
+        return watch.sample()
+
+    def test_every_thread_has_its_turn(self, crowded, tmp_path):
+        watch, before, pairs = Watch("/x", 3.0, tmp_path, rotates=True), set(), set()
+        for _round in range(7):
+            self.sample(crowded, watch)
+            assert len(crowded.read) <= tasks.MOST_WATCHED
+            pairs |= before & set(crowded.read)
+            before = set(crowded.read)
+        assert pairs == set(crowded.threads), "each was read at two samples one after the other"
+
+    @pytest.mark.parametrize("starvation_s", [3.0, 12.0])
+    def test_whoever_starves_is_found_wherever_it_is(self, crowded, tmp_path, starvation_s):
+        watch, starved, rounds = Watch("/x", starvation_s, tmp_path, rotates=True), (), 0
+        while not starved and rounds < 10:
+            starved, rounds = self.sample(crowded, watch, but={9_999}).starved, rounds + 1
+        assert starved == ('9999 "cc1"',)
+
+    def test_what_is_measured_in_turn_is_what_all_of_them_show(self, crowded, tmp_path):
+        watch = Watch("/x", 3.0, tmp_path, rotates=True)
+        samples = [self.sample(crowded, watch) for _round in range(9)]
+        for first, second in itertools.pairwise(samples):
+            assert second.runs - first.runs == tasks.MOST_WATCHED // 2
+            assert second.delay_s - first.delay_s == pytest.approx((second.runs - first.runs) * 500e-9)
+
+    def test_of_the_whole_machine_the_kernel_s_own_sums_count(self, monkeypatch, tmp_path):
+        """They hold threads that come and go between two samples, too."""
+        (tmp_path / "schedstat").write_text(
+            "version 17\ntimestamp 4295\ncpu0 0 0 9 8 7 6 111 2000000000 30\ndomain0 MC 3 1 2 3\n"
+            "cpu1 0 0 9 8 7 6 222 1000000000 12\ncpu10 0 0 9 8 7 6 1 0 0\n"
+        )
+        (tmp_path / "stat").write_text("cpu  100 20 30 4000 5 6 7 0 0 0\ncpu0 1 1 1 1\n")
+        monkeypatch.setattr(tasks, "PROC", tmp_path)
+        sample = Watch("", 3.0, tmp_path, rotates=True).sample()
+        assert (sample.delay_s, sample.runs, sample.ran_s) == (3.0, 42, 150 / os.sysconf("SC_CLK_TCK"))
+        (tmp_path / "schedstat").unlink()
+        assert Watch("", 3.0, tmp_path, rotates=True).sample().runs == 0, "then those of its threads do"
+
+    def test_the_sums_of_this_machine_grow(self):
+        before = tasks.machine_sums()
+        if before is None:
+            assert not Path("/proc/schedstat").exists()
+            return
+        subprocess.run([sys.executable, "-c", "sum(range(3_000_000))"], check=True)
+        after = tasks.machine_sums()
+        assert (after[1] > before[1], after[2] > before[2]) == (True, True)
 
     def test_pressure_of_the_machine_and_of_nothing(self, tmp_path):
         assert Watch("/none", 1.0, tmp_path).sample().stalled_s is None
@@ -345,10 +415,37 @@ class TestRunningKernel:
                 running_build_id(tmp_path / "notes")
 
     def test_nobody_is_core_scheduled_here(self):
-        assert core_scheduled_process() is None
+        assert (CoreScheduling().anywhere(), CoreScheduling().turn()) == (None, None)
+
+    def test_a_thread_that_is_core_scheduled_is_found_beside_its_process(self):
+        """The first thread of a process may have no cookie, and another one yes."""
+        done, ready = threading.Event(), threading.Event()
+        second = threading.Thread(target=lambda: (ready.set(), done.wait()))
+        second.start()
+        ready.wait()
+        cookies = CoreScheduling(lambda thread: thread == second.native_id)
+        assert cookies.anywhere() == second.native_id
+        assert any(cookies.turn(most=100) == second.native_id for _turn in range(2 + len(all_threads()) // 100))
+        done.set()
+        second.join()
+
+    def test_each_thread_has_its_turn_and_a_kernel_without_is_not_asked_on(self, monkeypatch):
+        asked = []
+        monkeypatch.setattr(tasks, "all_threads", lambda: [*range(10, 0, -1)])
+        cookies = CoreScheduling(lambda thread: asked.append(thread) or 0)
+        for _turn in range(4):
+            assert cookies.turn(most=3) is None
+        assert asked == [*range(1, 11), 1, 2]
+
+        def absent(thread):
+            asked.append(thread)
+            raise OSError(19, "no SMT")
+
+        asked.clear()
+        assert (CoreScheduling(absent).anywhere(), len(asked)) == (None, 1)
 
     def test_what_to_stop(self):
         service, bare = Scheduler("scx_lavd", 7, "scx.service"), Scheduler("scx_x", 8)
         assert stop_hint((service, bare)) == "systemctl disable --now scx.service"
-        assert stop_hint((bare,)) == "stop scx_x, process 8"
+        assert stop_hint((bare,)) == 'stop "scx_x", process 8'
         assert "scx_loader.service" in stop_hint(())

@@ -220,12 +220,27 @@ class TestGoingBack:
 
     @pytest.mark.parametrize("end", End, ids=lambda end: end.name)
     def test_only_if_the_policy_is_to_blame(self, end):
-        expected = Restore(3) if end.blames_policy else None
+        expected = (Restore(3),) if end.blames_policy else ()
         assert decisions.after_trip(deployment(previous=3), end, self.KNOWN) == expected
 
     def test_never_to_the_same_object_or_to_what_is_forgotten(self):
-        assert decisions.after_trip(deployment(previous=3), End.STALL, replace(self.KNOWN, order=order())) is None
-        assert decisions.after_trip(deployment(previous=3), End.STALL, None) is None
+        assert decisions.after_trip(deployment(previous=3), End.STALL, replace(self.KNOWN, order=order())) == ()
+        assert decisions.after_trip(deployment(previous=3), End.STALL, None) == ()
+
+    @pytest.mark.parametrize(
+        ("end", "same", "dropped"),
+        [
+            (End.EJECTED, True, True),
+            (End.EJECTED, False, False),
+            (End.PRESSURE, True, False),
+            (End.FOREIGN, True, False),
+        ],
+    )
+    def test_what_waits_goes_too_if_it_is_the_object_that_was_found_bad(self, end, same, dropped):
+        waiting = deployment(number=8, phase=Phase.WAITING, order=order() if same else order("ef" * 32))
+        after = decisions.after_trip(deployment(), end, None, waiting)
+        why = "the circuit breaker ended the same object: deployment 7"
+        assert after == ((Drop(End.NOT_LOADED, why),) if dropped else ())
 
     def test_after_a_canary_whose_process_ended(self):
         canary = deployment(tree=Tree(42, 7), cgroup="", previous=3)
@@ -243,6 +258,12 @@ class TestGoingBack:
             "",
         )
         assert (again.lease_until, again.token_until, again.since) == (1300, 1300, 1000)
+
+    def test_what_is_restored_is_still_known_by_its_first_number(self):
+        again = replace(decisions.restored(deployment(number=3), token(300), NOW), number=9)
+        assert (decisions.find(3, again, None), decisions.find(9, again, None)) == (again, again)
+        assert decisions.restored(again, token(300), NOW).restores == 3
+        assert decisions.roll_back(again, None, 3, False)[0] == EndWith(End.ROLLED_BACK, "asked for")
 
 
 class TestProbation:
@@ -362,10 +383,14 @@ class TestThisProcess:
     @pytest.mark.parametrize(
         ("left", "expected"),
         [
-            (deployment(), (End.DIED, "in phase running")),
-            (deployment(boot_id="boot-0"), (End.DIED, "the machine was restarted")),
-            (deployment(pinned=True, lease_until=1000.0), (End.LEASE_LAPSED, "while nobody watched")),
-            (deployment(lease_until=1000.0), (End.DIED, "in phase running")),
+            (deployment(), (End.DIED_ON_PROBATION, "in phase running")),
+            (deployment(phase=Phase.LOADING), (End.DIED_ON_PROBATION, "in phase loading")),
+            (deployment(phase=Phase.WAITING), (End.DIED, "in phase waiting")),
+            (deployment(proven=True), (End.DIED, "in phase running")),
+            (deployment(boot_id="boot-0"), (End.DIED_ON_PROBATION, "the machine was restarted")),
+            (deployment(boot_id="boot-0", proven=True), (End.DIED, "the machine was restarted")),
+            (deployment(proven=True, pinned=True, lease_until=1000.0), (End.LEASE_LAPSED, "while nobody watched")),
+            (deployment(lease_until=1000.0), (End.DIED_ON_PROBATION, "in phase running")),
             (deployment(phase=Phase.ENDING, end=End.STALL, detail="5 s"), (End.STALL, "5 s")),
         ],
     )
@@ -374,12 +399,6 @@ class TestThisProcess:
 
     def test_what_ended_goes_nowhere(self):
         left = deployment(pinned=True, next_stage=Stage.FULL, next_cgroup="/b")
-        over = decisions.ended(left, End.STALL, "5 s", "dump", 9.0)
-        assert (over.phase, over.end, over.detail, over.dump, over.ended_at) == (
-            Phase.ENDED,
-            End.STALL,
-            "5 s",
-            "dump",
-            9,
-        )
+        over = decisions.ended(left, End.STALL, "5 s", 9.0)
+        assert (over.phase, over.end, over.detail, over.ended_at) == (Phase.ENDED, End.STALL, "5 s", 9)
         assert (over.pinned, over.next_stage, over.next_cgroup) == (False, None, "")

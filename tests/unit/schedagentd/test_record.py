@@ -3,19 +3,19 @@
 import pytest
 
 from schedagent.core.deployment import End
-from schedagent.schedagentd.record import FILE, KEPT_DAMAGED, Record
+from schedagent.schedagentd.record import FILE, KEPT_DAMAGED, Record, Trip
 
 
 def test_only_the_latest_trips_are_kept(host, monkeypatch):
     monkeypatch.setattr("schedagent.schedagentd.record.KEPT_TRIPS", 3)
     rows = [(f"{number:064x}", End.STALL, float(number)) for number in range(10)]
     host.record._database.executemany("INSERT INTO tripped VALUES (?, ?, ?)", rows)
-    assert len(host.record.trips()) == 10
+    assert len(host.record.trips(5.0)) == 10
     host.deploy()
     host.rollout.rollback(to_default=True)
-    assert [at for _digest, _cause, at in host.record.trips()] == [9.0, 8.0, 7.0]
-    assert host.record.trip_of(rows[9][0]) == (End.STALL, 9.0)
-    assert host.record.trip_of(rows[0][0]) is None
+    assert [trip.at for trip in host.record.trips(5.0)] == [9.0, 8.0, 7.0]
+    assert host.record.trip_of(rows[9][0], 5.0) == Trip(rows[9][0], End.STALL, 9.0)
+    assert host.record.trip_of(rows[0][0], 5.0) is None
 
 
 @pytest.fixture

@@ -10,9 +10,11 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from schedagent.core.deployment import End, Phase, Stage, Tree
 from schedagent.core.errors import Refused, TokenError
+from schedagent.core.policies.policy import DECLARABLE, READABLE
 from schedagent.core.token import Scope, key_id
 from schedagent.core.welch import Better
-from schedagent.schedagentd.config import Config
+from schedagent.schedagentd.admission import Accepted
+from schedagent.schedagentd.config import DECLARED, READ, Config
 from tests.support.deploy_orders import CANARY, WIDER, content_of, order_of
 from tests.support.scripted_host import PROBATION, UID, Host
 
@@ -109,6 +111,53 @@ class TestStages:
         baseline = host.get(number).baseline
         assert (baseline["pressure"].count, round(baseline["pressure"].mean, 3)) == (12, 0.1)
         assert round(baseline["run_queue_delay_s"].mean, 4) == 0.001
+
+
+class TestDeclared:
+    """What a policy leaves out, or goes by, on its submitter's word: the configuration takes it by name."""
+
+    def test_nothing_is_taken_unless_the_configuration_says_so(self, host):
+        with pytest.raises(Refused, match='it does not seek "weights", which this machine does not accept') as refused:
+            host.deploy(declares=("weights",))
+        assert 'accept_declared = ["weights"]' in refused.value.hint
+        assert "/etc/schedagent/schedagentd.toml" in refused.value.hint
+        with pytest.raises(Refused, match='does not seek "weights" and goes by "comm", "uid"') as refused:
+            host.deploy(declares=("weights",), reads=("comm", "uid"))
+        assert 'accept_declared = ["weights"]; accept_reads = ["comm", "uid"]' in refused.value.hint
+        assert host.running is None
+        assert host.record.used_nonces == frozenset(), "a token that was refused can be used once that is settled"
+
+    def test_what_is_accepted_by_name_is_deployed_and_no_more(self, tmp_path):
+        host = Host(tmp_path / "state", accept_declared=("weights",), accept_reads=("comm",))
+        with pytest.raises(Refused, match='does not seek "idle machine", which') as refused:
+            host.deploy(declares=("idle machine", "weights"), reads=("comm",))
+        assert 'accept_declared = ["idle machine", "weights"]' in refused.value.hint, "it keeps what was accepted"
+        with pytest.raises(Refused, match='it goes by "uid", which'):
+            host.deploy(declares=("weights",), reads=("uid",))
+        number = host.deploy(declares=("weights",), reads=("comm",)).number
+        assert host.running == number
+
+    def test_what_is_accepted_no_longer_ends_with_its_lease(self, tmp_path):
+        host = Host(tmp_path / "state", accept_declared=("weights",))
+        number = host.proven(declares=("weights",))
+        host.driver.accepted = Accepted()
+        for refused in (
+            lambda: host.rollout.renew(number, 600.0),
+            lambda: host.rollout.promote(number, Stage.WIDER, WIDER),
+        ):
+            with pytest.raises(Refused, match="does not accept"):
+                refused()
+        host.wait(600)
+        assert host.running is None
+
+    def test_a_newer_token_may_not_declare_more(self, host):
+        number = host.deploy().number
+        newer = order_of(now=host.clock.unix(), declares=("weights",))
+        with pytest.raises(Refused, match="does not accept"):
+            host.rollout.renew(number, 600.0, newer.token, newer.report_digest)
+
+    def test_the_words_are_those_that_policies_can_declare(self):
+        assert (DECLARED, READ) == (DECLARABLE, READABLE)
 
 
 class TestTrees:
@@ -369,23 +418,24 @@ class TestRefusals:
 
     def test_machines_that_must_not_be_touched(self, host):
         host.world.set(core=42)
-        with pytest.raises(Refused, match=r"core scheduling is in use \(process 42\)"):
+        with pytest.raises(Refused, match=r"core scheduling is in use \(thread 42\)"):
             host.deploy()
         host.world.set(core=None, others=[("scx_lavd", 7, "scx.service")])
         host.world.take_over("lavd_1.0")
-        with pytest.raises(Refused, match=r"lavd_1.0 \(scx_lavd, process 7 of scx.service\)") as refused:
+        with pytest.raises(Refused, match=r'"lavd_1.0" \("scx_lavd", process 7 of scx.service\)') as refused:
             host.deploy()
         assert refused.value.hint == "systemctl disable --now scx.service"
         assert "not ours" in host.rollout.in_charge
         assert host.rollout.status()["foreign"] == {
-            "schedulers": ["scx_lavd, process 7 of scx.service"],
+            "schedulers": ['"scx_lavd", process 7 of scx.service'],
             "hint": "systemctl disable --now scx.service",
         }
         host.kill()
         host.start()
         told = [event.detail for event in host.record.events(0, 100) if event.kind == "another scheduler"]
         assert told == [
-            "lavd_1.0 (scx_lavd, process 7 of scx.service) is in charge; to deploy: systemctl disable --now scx.service"
+            '"lavd_1.0" ("scx_lavd", process 7 of scx.service) is in charge; '
+            "to deploy: systemctl disable --now scx.service"
         ]
         host.world.set(available=False)
         with pytest.raises(Refused, match="has no sched_ext"):

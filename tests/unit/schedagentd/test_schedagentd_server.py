@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import math
 import os
 import pwd
 import random
 import re
+import selectors
 import signal
 import socket
 import subprocess
 import sys
+import termios
 import time
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -28,7 +31,7 @@ from schedagent.core.process.systemd import Notifier
 from schedagent.core.settings import service_watch
 from schedagent.schedagentd import server
 from schedagent.schedagentd.config import Config, load_config
-from schedagent.schedagentd.messages import LONGEST_QUESTION, LONGEST_REQUEST, Rollback, Status, read_request
+from schedagent.schedagentd.messages import LONGEST_QUESTION, LONGEST_REQUEST, History, Rollback, Status, read_request
 from schedagent.schedagentd.record import Record
 from schedagent.schedagentd.server import BURST, Gate, Rates
 from tests.support.as_user import as_user, let_others_in
@@ -70,6 +73,7 @@ def raw(daemon, content):
         return [json.loads(line) for line in told.splitlines()]
 
 
+LOOKS = {"status": {}, "policies": {}, "history": {"limit": 20}}
 CHANGES = {
     "deploy": lambda: request_of() | {"cgroup": CANARY},
     "renew": lambda: {"deployment": 1},
@@ -147,7 +151,7 @@ class TestVerbs:
         assert "dump" not in newest[0]
         kinds = [event["kind"] for event in daemon.client.events(0, follow=False) if event["deployment"] == number]
         assert kinds[:3] == ["accepted", "loading", "running"]
-        assert kinds[-2:] == ["ending", "ended"]
+        assert kinds[-1] == "ended"
         events.close()
 
     def test_events_come_as_they_happen(self, daemon):
@@ -340,6 +344,111 @@ class TestTooMuch:
         made._receive(late, b"x")
         assert (answers, late.received) == ([(late, "too many large requests at once")], b"")
 
+    def test_who_may_only_look_does_not_read_what_a_policy_collected(self, daemon):
+        """It may write a password that it found into its exit record: only whoever may deploy reads that."""
+        daemon.deploy("collector")
+        daemon.tell_kernel("end_policy", kind=1024, message="the password is hunter2")
+        until(lambda: daemon.client.ask("status")["active"] is None)
+        assert "hunter2" in daemon.client.ask("history", limit=1)["history"][0]["own_words"]
+
+        def look():
+            answers = [daemon.client.ask(verb, **fields) for verb, fields in LOOKS.items()]
+            return [*answers, *daemon.client.events(0, follow=False)]
+
+        seen = as_user(LOOKER, look)
+        assert "collector" in seen
+        assert "hunter2" not in seen
+
+    def test_who_reads_events_may_say_nothing_more(self, daemon):
+        """Each byte would wake us."""
+        with socket.socket(socket.AF_UNIX) as talker, talker.makefile("rb") as answers:
+            talker.connect(str(daemon.config.socket))
+            talker.sendall(b'{"version": 1, "verb": "events"}\n')
+            assert "after" in json.loads(answers.readline())["ok"]
+            talker.sendall(b"x")
+            assert "nothing more may be said" in json.loads(answers.readline())["error"]["message"]
+            assert answers.readline() == b""
+            with pytest.raises(BrokenPipeError):
+                talker.sendall(b"x")
+
+    def test_a_request_comes_in_few_pieces(self, daemon):
+        """Sent byte by byte, each taken before the next, it is refused before it is there."""
+        request, taken = json.dumps(GOOD).encode() + b" " * 100 + b"\n", 0
+        with socket.socket(socket.AF_UNIX) as slow, slow.makefile("rb") as answers:
+            slow.connect(str(daemon.config.socket))
+            for byte in request:
+                try:
+                    slow.sendall(bytes([byte]))
+                except OSError:
+                    break
+                taken += 1
+                until(lambda: fcntl.ioctl(slow, termios.TIOCOUTQ, bytes(4)) == bytes(4), 5)
+            assert "in too many pieces" in json.loads(answers.readline())["error"]["message"]
+        assert server.PIECES <= taken <= server.PIECES + 5
+
+    def test_a_large_request_may_come_in_as_many_pieces_as_its_size_needs(self):
+        made, answers = self.server_with(), []
+        made._answer = lambda _connection, answer: answers.append(answer)
+        large = server.Connection(None, Peer(1, 0, frozenset()), LONGEST_REQUEST, None)
+        for _piece in range(4000):
+            made._receive(large, b"x" * server.PIECE_BYTES)
+        assert (answers, large.pieces) == ([], 4000)
+
+    def test_who_has_its_answer_is_not_listened_to(self):
+        """It does not read it, and talks on instead."""
+        ours, theirs = socket.socketpair()
+        made = self.server_with()
+        with ours, theirs:
+            ours.setblocking(False)
+            made._selector.register(ours, selectors.EVENT_READ)
+            connection = server.Connection(ours, Peer(1, 0, frozenset()), 4096, None)
+            made._answer(connection, {"ok": ["x" * 4000] * 1000})
+            assert connection.unsent
+            theirs.sendall(b"x" * 1000)
+            assert made._selector.select(0) == []
+
+    def test_history_costs_by_its_length(self):
+        made = self.server_with()
+        looker = Peer(1, 3000, frozenset({5}))
+        for _question in range(int(BURST // (200 / server.ENTRIES_AT_ONE))):
+            made._require_leave(looker, History(200))
+        with pytest.raises(Refused, match="too much history"):
+            made._require_leave(looker, History(200))
+        made._require_leave(Peer(1, 1000, frozenset()), Rollback(0, False))
+
+    def test_events_of_all_streams_of_a_user_are_bounded(self, tmp_path, monkeypatch):
+        """Whoever reads all of them again and again gets no more of them than anybody, and others get theirs."""
+        monkeypatch.setattr(server, "PER_S", 1e-9)
+        let_others_in(tmp_path)
+        with scripted_kernel(tmp_path) as kernel:
+            daemon = Daemon(tmp_path / "d", kernel, group="daemon")
+            with closing(Record.open(daemon.config.state_dir)) as record, record._change() as database:
+                old = [(0.0, "old", 0, "x")] * 3000
+                database.executemany("INSERT INTO events (at, kind, deployment, detail) VALUES (?, ?, ?, ?)", old)
+            daemon.start(burst=40.0)
+            daemon.config.socket.chmod(0o666)
+            seen = [0] * 4
+            with ExitStack() as stack:
+                streams = []
+                for _stream in seen:
+                    streams.append(stack.enter_context(socket.socket(socket.AF_UNIX)))
+                    streams[-1].connect(str(daemon.config.socket))
+                    streams[-1].sendall(b'{"version": 1, "verb": "events", "after": 0}\n')
+
+                def read():
+                    for number, stream in enumerate(streams):
+                        with suppress(BlockingIOError):
+                            seen[number] += stream.recv(1 << 20, socket.MSG_DONTWAIT).count(b'{"event"')
+                    return sum(seen)
+
+                until(lambda: read() >= 40 * server.ENTRIES_AT_ONE)
+                for _round in range(5):
+                    assert daemon.answers
+                assert read() == 40 * server.ENTRIES_AT_ONE
+                others = as_user(LOOKER, lambda: sum(1 for _event in daemon.client.events(0, follow=False)))
+                assert int(others) == server.EVENTS_AT_ONCE
+            daemon.end(signal.SIGTERM)
+
     def test_a_flood_is_refused_and_the_rest_is_served(self, tmp_path):
         with scripted_kernel(tmp_path) as kernel:
             daemon = Daemon(tmp_path / "d", kernel).start(burst=30.0)
@@ -391,7 +500,8 @@ def rss_kib(pid):
 
 OWN_MODULES = {
     "schedagent.core": {"accept", "deployment", "errors", "installation", "settings", "token", "trusted", "welch"}
-    | {"process", "process.listener", "process.systemd", "retention", "retention.limits"},
+    | {"process", "process.listener", "process.systemd", "retention", "retention.limits"}
+    | {"terminal", "terminal.answers", "terminal.foreign", "terminal.printable"},
     "schedagent.schedagentd": {
         "__main__",
         "admission",
@@ -401,11 +511,19 @@ OWN_MODULES = {
         "driver",
         "kernel",
         "messages",
+        "protection",
         "record",
     }
-    | {"rollout", "server"},
-    "kernel_bpf": {"load", "observe", "observe.schedulers", "observe.tasks"}
-    | {f"load.{name}" for name in ("bpf_object", "btf", "exit_info", "libbpf", "running", "sched_ext")},
+    | {"rollout", "server", "migrations", "migrations.versions"}
+    | {
+        f"migrations.{name}"
+        for name in ("v0001_first_record", "v0002_totals", "v0003_trees_and_metrics", "v0004_known_good")
+    },
+    "kernel_bpf": {"load", "observe", "observe.core_scheduling", "observe.schedulers", "observe.tasks"}
+    | {
+        f"load.{name}"
+        for name in ("bpf_object", "btf", "exit_info", "libbpf", "locked_memory", "memory", "running", "sched_ext")
+    },
 }
 FORBIDDEN = ("asyncio", "pydantic", "langgraph", "langchain", "openai", "sqlalchemy", "numpy", "http", "ssl")
 FORBIDDEN += (
@@ -477,6 +595,13 @@ class TestTheProgram:
             assert own - expected == set(), package
         assert {name for name in modules if name.partition(".")[0] in FORBIDDEN} == set()
 
+    def test_what_it_logs_is_one_line(self):
+        words = [sys.executable, "-m", "schedagent.schedagentd", "--shell\nINFO: in charge: x\x1b[2J"]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        ended = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=60, check=False)
+        [line] = ended.stderr.splitlines()
+        assert (ended.returncode, line.startswith("ERROR: unknown"), line.isprintable()) == (2, True, True)
+
     def test_bad_usage(self):
         words = [sys.executable, "-m", "schedagent.schedagentd", "--shell"]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -510,6 +635,9 @@ class TestConfiguration:
             ("bounds = 3", "bounds is not a table"),
             ("bounds = { worse_ratio = true }", "a number from"),
             ("direct_full = 1", "true or false"),
+            ('accept_declared = ["weight"]', "weights, idle machine, saturated machine"),
+            ('accept_declared = "weights"', "a list of weights"),
+            ('accept_reads = ["everything"]', "comm, uid"),
             ("= 3", "cannot be read"),
         ],
     )

@@ -297,6 +297,23 @@ def test_the_end_of_a_deployment_is_noted(hands, repository, settings, reporter,
     assert standing is (Standing.FAILED if trips else Standing.APPLIED)
 
 
+def test_what_was_replaced_is_kept_on_when_it_is_restored(hands, repository, settings, reporter, daemon):
+    number, first = kept(hands, repository, settings, reporter)
+    keeper = keeper_of(repository, settings, lease_s=3000)
+    until(lambda: daemon.client.ask("status")["active"]["proven"])
+    daemon.deploy("persons")
+    keeper.tick()
+    assert repository.service.request(number).progress is Progress.KEEPING
+    daemon.tell_kernel("end_policy")
+    until(lambda: (daemon.client.ask("status")["active"] or {}).get("restores") == first)
+    keeper.tick()
+    assert daemon.client.ask("status")["active"]["lease_left_s"] > 2900
+    daemon.client.ask("rollback")
+    keeper.tick()
+    request = repository.service.request(number)
+    assert (request.progress, "rolled back" in request.note) == (Progress.DONE, True)
+
+
 def test_what_makes_its_workload_wait_more_is_not_renewed(hands, repository, settings, reporter, daemon):
     usual = make_baseline([reading(subject=CANARY, at=float(number)) for number in range(60)])
     repository.service.save_baseline(usual)

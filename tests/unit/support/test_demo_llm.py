@@ -40,7 +40,8 @@ def test_the_story(demonstrated):
     assert repaired["repairs"] == patched["key"]
     assert all(gate["status"] == "passed" for gate in repaired["gates"])
     assert by_policy(report)["tail_first"]["verdict"]["outcome"] == "better"
-    assert len(report["insights"]) == 2
+    [insight] = report["insights"]
+    assert [claim["arm"] for claim in insight["claims"]] == [composed["key"]], "the race leaves the others undecided"
     told = "\n".join(story(report))
     for part in (
         "observed: A parallel build",

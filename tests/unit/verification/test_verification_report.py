@@ -16,7 +16,7 @@ from agents.plain_text import oracle_line, report_summary
 from schedagent import api
 from schedagent.cli.app import app
 from schedagent.core.rules import GATES, LOGIC
-from schedagent.core.token import DeploymentToken, Scope, encode
+from schedagent.core.token import TOKEN_PREFIX, DeploymentToken, Scope, encode
 from schedagent.core.verification import (
     Finding,
     GateResult,
@@ -207,7 +207,7 @@ def test_html_shows_everything_and_runs_nothing():
         "ab" * 32,
     ):
         assert told in reader.text
-    assert "sat2." not in reader.text
+    assert f"{TOKEN_PREFIX}." not in reader.text
 
 
 class Elements(HTMLParser):

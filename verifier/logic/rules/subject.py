@@ -12,7 +12,7 @@ from verifier.logic.walk.calls import names
 from verifier.logic.walk.events import Event, Exit, Trail, Walk, steps
 from verifier.logic.walk.facts import Condition, Facts, Range
 from verifier.logic.walk.terms import Term, TermKind, low_half
-from verifier.object.image import BpfImage, Function, Line, OpsStruct
+from verifier.object.image import BpfImage, Function, Line, OpsStruct, Ref
 
 FLAT_IDLE = names("scx_bpf_get_idle_cpumask scx_bpf_get_idle_smtmask scx_bpf_pick_idle_cpu scx_bpf_pick_any_cpu")
 """Idle kfuncs that the per-node mode forbids (kernel/sched/ext_idle.c)."""
@@ -155,10 +155,28 @@ class Subject:
     def warning(self, rule: int, event: Event | Exit, message: str, cleared_by: str) -> None:
         self.report(rule, Severity.WARNING, event.member, event.line, message, trail=event.trail, cleared_by=cleared_by)
 
+    def unsafe(self, rule: int, event: Event | Exit, message: str) -> None:
+        """Report what nobody may have proved for him, unless the policy is one of ours."""
+        if self.standing is not Standing.BUNDLED:
+            self.error(rule, event, message)
+
     def start_of(self, member: str) -> Line | None:
         """Return the first line of a callback."""
         function = self.callback(member)
         return next((each.line for each in function.instructions if each.line), None) if function else None
+
+
+def reached_from(image: BpfImage, name: str) -> frozenset[str]:
+    """Return a function and those that it calls or hands to the kernel, directly or not."""
+    reached, waiting = {name} & image.functions.keys(), [name]
+    while waiting:
+        function = image.functions.get(waiting.pop())
+        called = {each.ref.name for each in (function.instructions if function else ())
+                  if each.ref is not None and each.ref.kind is Ref.FUNCTION}  # fmt: skip
+        called &= image.functions.keys()
+        waiting += called - reached
+        reached |= called
+    return frozenset(reached)
 
 
 def _plain(file: str) -> str:

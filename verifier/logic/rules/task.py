@@ -18,12 +18,23 @@ _WRITERS = frozenset({"bpf_map_push_elem", "bpf_map_update_elem", "bpf_rbtree_ad
                       "bpf_list_push_back", "bpf_ringbuf_output"})  # fmt: skip
 
 
+_REFUSED = {
+    "init_task": "every fork",
+    "cgroup_init": "every mkdir of a cgroup",
+    "cgroup_prep_move": "every move to a cgroup",
+}
+"""What the kernel fails, for the whole machine, when a callback returns an error."""
+
+
 def check(subject: Subject) -> None:
     """Report what breaks rules 5, 9, 17 and 18."""
     for event in subject.events(*INSERTS):
         _check_insert(subject, event)
     for path in subject.exits("init_task"):
         _check_fork(subject, path)
+    for member in ("cgroup_init", "cgroup_prep_move"):
+        for path in subject.exits(member):
+            _check_fork(subject, path)
     served = served_places(subject)
     for path in subject.exits("enqueue"):
         _check_end_of_enqueue(subject, path, served)
@@ -68,9 +79,11 @@ def _check_fork(subject: Subject, path: Exit) -> None:
         if known.low == known.high == 0 or path.marks.ended or _not_a_fork(path):
             continue
         if value.is_const:
-            subject.error(17, path, f"init_task returns {signed(value.value, 32)} on this path: every fork then fails")
+            what = _REFUSED[path.member]
+            subject.error(17, path, f"{path.member} returns {signed(value.value, 32)} on this path: {what} then fails")
         elif value.kind in (TermKind.CALL, TermKind.LOAD) or known.signed_high < 0:
-            subject.error(17, path, f"init_task returns {describe(value)}, which need not be 0: fork then fails")
+            subject.error(17, path, f"{path.member} returns {describe(value)}, which need not be 0: "
+                                    f"{_REFUSED[path.member]} then fails")  # fmt: skip
 
 
 def _not_a_fork(path: Exit) -> bool:

@@ -13,6 +13,9 @@ from verifier.object.image import Line
 
 SLICE_MIN_NS = 100_000
 SLICE_MAX_NS = 100_000_000
+CPUPERF_SHARE = 4
+"""A policy may slow a CPU down to this part of full performance."""
+
 _INFINITE = MASK64
 _VTIME = "task_struct.scx.dsq_vtime"
 _WEIGHTS = ("task_struct.scx.weight", "task_struct.static_prio", "task_struct.prio", "task_struct.se.load.weight",
@@ -61,9 +64,12 @@ def _check_performance(subject: Subject, event: Event) -> None:
         known = range_of(event.facts, 32, low_half(value))
         if known.low > top:
             subject.error(11, event, f"{event.raw}() is given {known.low}; the most is SCX_CPUPERF_ONE ({top})")
-        elif known.high > top and value.kind is not TermKind.UNKNOWN:
+        elif known.high > top:
             subject.error(11, event, f"{event.raw}() is given {describe(value)}, which is not kept to at most "
                                      f"SCX_CPUPERF_ONE ({top})")  # fmt: skip
+        elif known.low < top // CPUPERF_SHARE:
+            subject.error(11, event, f"{event.raw}() is given {describe(value)}, which may be {known.low}: a CPU that "
+                                     f"slow starves all; the least is a quarter ({top // CPUPERF_SHARE})")  # fmt: skip
 
 
 # --- rules 21 and 24

@@ -186,6 +186,7 @@ ARITY: Mapping[str, int] = {
     "scx_bpf_task_set_dsq_vtime": 2,
     "scx_bpf_error_bstr": 3,
     "scx_bpf_dump_bstr": 3,
+    "scx_bpf_exit_bstr": 4,
 }
 """How many of r1 to r5 a call reads, where the rules' precision depends on it; five for all others."""
 
@@ -247,6 +248,9 @@ FIXED_ENUMS: Mapping[str, int] = {
     "SCX_CPUPERF_ONE": 1024,
 }
 """Numbers that no kernel from 6.12 to 7.3 changed, for objects that name none of them."""
+
+PRINTS = frozenset({"scx_bpf_error_bstr", "scx_bpf_exit_bstr", "scx_bpf_dump_bstr"})
+"""Take a format, and the values for it in an array of 64-bit words."""
 
 NEVER_RETURNS = frozenset({"bpf_throw"})
 ENDS_POLICY = frozenset({"scx_bpf_error_bstr", "scx_bpf_exit_bstr"})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from verifier.logic.walk import calls
 from verifier.object.image import Function, Instruction, Line, Ref
@@ -77,6 +77,8 @@ class Code:
         loop_heads: joins that a jump goes back to.
         back_edges: those jumps: (from, to).
         live: for every index, a bit set of what is read later: registers, then stack slots of 8 bytes downward.
+        frames: what `frame_offsets` found out, once it was asked.
+        before: what `entered_from` answers.
     """
 
     function: Function
@@ -85,10 +87,25 @@ class Code:
     loop_heads: frozenset[int] = frozenset()
     back_edges: frozenset[tuple[int, int]] = frozenset()
     live: tuple[int, ...] = ()
+    frames: list[dict[int, int]] = field(default_factory=list, repr=False)
+    before: list[list[int]] = field(default_factory=list, repr=False)
 
     @property
     def name(self) -> str:
         return self.function.name
+
+    def frame_at(self, index: int) -> dict[int, int]:
+        """Return which registers hold frame pointer + constant before an instruction, and the constants."""
+        return frame_offsets(self)[index]
+
+    def entered_from(self, index: int) -> list[int]:
+        """Return the indexes that may come before one."""
+        if not self.before:
+            self.before = [[] for _op in self.ops]
+            for earlier in range(len(self.ops)):
+                for later in self.next_of(earlier):
+                    self.before[later].append(earlier)
+        return self.before[index]
 
     def next_of(self, index: int) -> tuple[int, ...]:
         """Return the indexes that may come after one."""
@@ -212,7 +229,7 @@ def stack_bits(low: int, high: int) -> int:
 
 def _liveness(code: Code, arity_of: Mapping[str, int]) -> tuple[int, ...]:
     """Backward data flow over registers and stack slots."""
-    frames = _frame_offsets(code)
+    frames = frame_offsets(code)
     effects = [_effect(op, frame, arity_of) for op, frame in zip(code.ops, frames, strict=True)]
     live = [0] * len(code.ops)
     changed = True
@@ -279,8 +296,10 @@ def _slots_at(frame: Mapping[int, int], register: int, offset: int, size: int) -
     return stack_bits(low, low + size)
 
 
-def _frame_offsets(code: Code) -> list[dict[int, int]]:
-    """For every instruction: which registers hold frame pointer + constant; forward data flow."""
+def frame_offsets(code: Code) -> list[dict[int, int]]:
+    """Return for every instruction: which registers hold frame pointer + constant; forward data flow."""
+    if code.frames:
+        return code.frames
     offsets: list[dict[int, int] | None] = [None] * len(code.ops)
     waiting: list[tuple[int, dict[int, int]]] = [(0, {FRAME_POINTER: 0})]
     while waiting:
@@ -292,7 +311,8 @@ def _frame_offsets(code: Code) -> list[dict[int, int]]:
         offsets[index] = merged
         outgoing = _track_frame(code.ops[index], merged)
         waiting.extend((after, outgoing) for after in code.next_of(index))
-    return [frame or {FRAME_POINTER: 0} for frame in offsets]
+    code.frames = [frame or {FRAME_POINTER: 0} for frame in offsets]
+    return code.frames
 
 
 def _track_frame(op: Op, before: dict[int, int]) -> dict[int, int]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from schedagent.core.verification import Step
+from verifier.logic.walk.code import Code
 from verifier.logic.walk.facts import Condition, Facts
-from verifier.logic.walk.terms import Term, Terms, describe, number, signed
+from verifier.logic.walk.terms import MASK64, Term, TermKind, Terms, describe, low_half, number, signed
 from verifier.object.image import Line
 
 _MOST_STEPS = 8
@@ -81,6 +82,7 @@ class Event:
         facts, marks: known before it.
         looped: whether the path came by here before, without a look at the dispatch buffer in between.
         bound: how often the loops around it may run, None if that is not known.
+        printed: of a call with a format, the values for it.
     """
 
     name: str
@@ -95,6 +97,7 @@ class Event:
     trail: Trail | None
     looped: bool = False
     bound: int | None = None
+    printed: tuple[Term, ...] = ()
 
     def argument(self, index: int) -> Term | None:
         return self.arguments[index] if index < len(self.arguments) else None
@@ -121,6 +124,38 @@ class Comparison:
     line: Line | None
 
 
+class Store(NamedTuple):
+    """A write to memory that may be a variable: by an instruction, or by a function that was given its address.
+
+    Args:
+        size: bytes; 0 if that is not known.
+        value: what is written; None if that is not known.
+        low, high: bounds of the value.
+    """
+
+    address: Term
+    size: int
+    value: Term | None = None
+    low: int = 0
+    high: int = MASK64
+
+
+class Load(NamedTuple):
+    """A read of memory that no CO-RE relocation names a field of."""
+
+    address: Term
+    size: int
+    member: str
+    line: Line | None
+
+
+Ranges = Mapping[int, tuple[int, int]]
+"""Bounds of what registers, by number, and stack slots, by their negative offsets, hold."""
+
+Held = dict[int, dict[Term, tuple[int, int]]]
+"""The same with each value that was seen there."""
+
+
 @dataclass
 class Walked:
     """What became of one entry."""
@@ -136,7 +171,16 @@ class Walked:
 
 @dataclass
 class Walk:
-    """Everything that the walks of all entries found."""
+    """Everything that the walks of all entries found.
+
+    Attributes:
+        fields: of kernel structs that are read.
+        merged: values that were joined from others, and these.
+        codes: the functions that were walked.
+        heads: what registers and stack slots hold where a loop is entered.
+        stores: to variables.
+        loads: of memory that has no name.
+    """
 
     terms: Terms = field(default_factory=Terms)
     events: list[Event] = field(default_factory=list)
@@ -145,6 +189,30 @@ class Walk:
     entries: list[Walked] = field(default_factory=list)
     fields: set[str] = field(default_factory=set)
     merged: dict[Term, set[Term]] = field(default_factory=dict)
+    codes: dict[str, Code] = field(default_factory=dict)
+    heads: dict[Site, Held] = field(default_factory=dict)
+    stores: set[Store] = field(default_factory=set)
+    loads: set[Load] = field(default_factory=set)
+
+    def may_be(self, term: Term) -> frozenset[Term]:
+        """Return the values that were joined in one, however often; the value itself if none were."""
+        seen, waiting, values = {term}, [term], set()
+        while waiting:
+            part = waiting.pop()
+            known = self.merged.get(low_half(part)) or _renamed(part)
+            if known is None:
+                values.add(part)
+                continue
+            waiting += [value for value in known if value not in seen]
+            seen |= known
+        return frozenset(values)
+
+
+def _renamed(term: Term) -> set[Term] | None:
+    """What an UNKNOWN stands for that is only a value of an earlier round."""
+    if term.kind is TermKind.UNKNOWN and len(term.parts) > 1 and term.parts[0] == "before":
+        return {value for value in term.parts[1:2] if isinstance(value, Term)}
+    return None
 
 
 def steps(trail: Trail | None) -> tuple[Step, ...]:

@@ -270,10 +270,10 @@ def _span_of_index(start: Term, end: Term) -> tuple[int, int] | None:
 def _span_of_operation(facts: Facts, term: Term) -> tuple[int, int] | None:
     """Return the bounds of an operation with a constant: in its own width, whatever width is read of its result."""
     name, left, right = term.parts
-    if not right.is_const:
-        return None
     operator = name.removesuffix("32")
     width = 64 if name == operator else 32
+    if not right.is_const:
+        return _span_of_quotient(facts, width, left, right) if operator == "div" else None
     constant = right.value & ((1 << width) - 1)
     if operator == "and":
         return 0, right.value
@@ -286,6 +286,13 @@ def _span_of_operation(facts: Facts, term: Term) -> tuple[int, int] | None:
         shift = constant % width
         return operand.low >> shift, operand.high >> shift
     return None
+
+
+def _span_of_quotient(facts: Facts, width: int, left: Term, right: Term) -> tuple[int, int]:
+    """Return the bounds of a quotient; BPF makes 0 of a division by zero."""
+    dividend, divisor = range_of(facts, width, left), range_of(facts, width, right)
+    low = dividend.low // divisor.high if divisor.low else 0
+    return low, dividend.high // max(1, divisor.low)
 
 
 def _span_of_sum(facts: Facts, bits: int, term: Term) -> tuple[int, int] | None:

@@ -30,14 +30,21 @@ from verifier.logic.walk.state import Frame, State
 from verifier.logic.walk.terms import Term, TermKind, low_half
 from verifier.object.image import BpfImage, Function, Line
 
-STEP_BUDGET = 20_000
-"""Instructions looked at for one callback, at about 20 us each; beside four for every one that the object has."""
+STEP_BUDGET = 100_000
+"""Instructions looked at for one callback, at about 20 us each: three times what any composed policy needs."""
 
-TOTAL_BUDGET = 32_000
+TOTAL_BUDGET = 250_000
+"""For all callbacks: five times what any composed policy needs. No callback can use up what the others have."""
+
 _DISTINCT_PATHS = 10
 """So many different paths may meet at one place before they are joined."""
 
+_DISTINCT_VALUES = 32
+"""So many different values at one place are remembered where a loop is entered."""
+
 _DEEPEST_CALL = 12
+"""The kernel's verifier refuses more than 8 frames (MAX_CALL_FRAMES)."""
+
 _ENTRY = -1
 _OF_ONE_ROUND = frozenset({"map key", "map value", "dynptr"})
 """What a helper hands to its callback, another value each time."""
@@ -57,8 +64,7 @@ class Walker(Machine):
     def __init__(self, image: BpfImage, features: frozenset[str], enums: Mapping[str, int]) -> None:
         super().__init__(image, features, enums, Walk())
         self._arity = {name: len(function.parameters) for name, function in image.functions.items()}
-        self._size = 4 * sum(len(function.instructions) for function in image.functions.values())
-        self._codes: dict[str, Code] = {}
+        self._codes = self.walk.codes
         self._waiting: list[State] = []
         self._seen: dict[tuple[object, ...], set[tuple[object, ...]]] = {}
         self._joined: dict[tuple[object, ...], State] = {}
@@ -92,8 +98,7 @@ class Walker(Machine):
         state.regs.append(self.terms.make(TermKind.STACK, 0, 0))
         self._set_arguments(state, member, function)
         self._waiting = [state]
-        spent = sum(entry.steps for entry in self.walk.entries)
-        budget = min(STEP_BUDGET + self._size, TOTAL_BUDGET + self._size - spent)
+        budget = min(STEP_BUDGET, TOTAL_BUDGET - sum(entry.steps for entry in self.walk.entries))
         while self._waiting and not self.entry.exhausted:
             self._follow(self._waiting.pop(), budget)
         for name, deferred in self._deferred:
@@ -152,9 +157,28 @@ class Walker(Machine):
         at = (len(state.frames), state.code.name, place)
         before = state.loops.get(at)
         goes_back = place == _ENTRY or (state.origin, place) in state.code.back_edges
+        if not goes_back:
+            self._remember(state, Site(state.code.name, place))
         if before is not None and goes_back:
             self._merge(state, before[0], before[1], at)
         state.loops[at] = (tuple(state.regs), state.stack)
+
+    def _remember(self, state: State, head: Site) -> None:
+        """Note what is held where a loop is entered."""
+        depth = len(state.frames)
+        values = {
+            register: value for register, value in enumerate(state.regs[:FRAME_POINTER]) if value is not self._dead
+        }
+        values |= {offset: value for (level, offset), (_size, value) in state.stack.items() if level == depth}
+        held = self.walk.heads.setdefault(head, {place: {} for place in values})
+        for place in list(held):
+            value = values.get(place)
+            if value is None or (value not in held[place] and len(held[place]) >= _DISTINCT_VALUES):
+                del held[place]
+                continue
+            low, high, _signed_low, _signed_high = range_of(state.facts, 64, value)
+            before = held[place].get(value, (low, high))
+            held[place][value] = min(low, before[0]), max(high, before[1])
 
     def _merge(self, state: State, regs: tuple[Term, ...], stack: Mapping[tuple[int, int], tuple[int, Term]],
                at: tuple[object, ...]) -> None:  # fmt: skip
@@ -319,6 +343,7 @@ class Walker(Machine):
         for register in range(1, 6):
             state.regs[register] = self._dead
         raw = ref.symbol or name if ref is not None else name
+        self._written_by(known, arguments)
         arguments = marking.plain_arguments(self, state, raw, known, arguments)
         self._report(state, known, raw, site, op, arguments)
         state.marks = marking.after_call(self, state, known, site, op.line, arguments)
@@ -331,6 +356,7 @@ class Walker(Machine):
     def _step_into(self, state: State, name: str) -> bool:
         """Continue in a function of the object; false if that would go too deep."""
         if name not in self.image.functions or len(state.frames) >= _DEEPEST_CALL:
+            self.entry.unreadable = f"{name} is not there, or called through {_DEEPEST_CALL} others"
             return False
         try:
             code = self._code(name)
@@ -378,8 +404,9 @@ class Walker(Machine):
         if key in self._known_events:
             return
         self._known_events.add(key)
+        bound = _loop_bound(state) if looped else None
         event = Event(name, raw, self.member, site, op.line, arguments, state.regs[0], facts, state.marks, state.trail,
-                      looped, _loop_bound(state) if looped else None)  # fmt: skip
+                      looped, bound, self._printed(state, name, arguments))  # fmt: skip
         self.walk.events.append(event)
 
 

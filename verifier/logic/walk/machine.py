@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from verifier.logic.walk import calls, marking
 from verifier.logic.walk.code import Op, call_arity
-from verifier.logic.walk.events import Event, Site, Walk, Walked
+from verifier.logic.walk.events import Event, Load, Site, Store, Walk, Walked
 from verifier.logic.walk.facts import Condition, Fact, Facts, Range, range_of, terms_of
 from verifier.logic.walk.state import State
 from verifier.logic.walk.terms import MASK64, Term, TermKind, linear, low_half, pointer, signed
@@ -29,6 +29,9 @@ _LIKELY_BYTES = 16
 """A call that is not known may write so much through a pointer to the stack."""
 
 _FIELD_OFFSET = 0
+_MOST_PRINTED = 12
+"""MAX_BPRINTF_VARARGS of kernel/bpf/helpers.c."""
+
 _MODE = 0xE0
 _SIGN_EXTENDING = 0x80
 _BYTE_SWAPS = {0xD4: "le", 0xDC: "be", 0xD7: "bswap"}
@@ -177,7 +180,9 @@ class Machine:
             return self.terms.make(TermKind.FIELD, address.parts[0], address.name, size)
         if base.kind in (TermKind.ARGUMENT, TermKind.FIELD, TermKind.ADDRESS):
             self.walk.fields.add(f"{base.name}.+{offset}")
+            self.walk.loads.add(Load(address, size, self.member, state.code.ops[site.place].line))
             return self.terms.make(TermKind.FIELD, base, f"+{offset}", size)
+        self.walk.loads.add(Load(address, size, self.member, state.code.ops[site.place].line))
         term = self.terms.make(TermKind.LOAD, site, address, size)
         state.remake(term, self.terms)
         return term
@@ -226,6 +231,7 @@ class Machine:
             state.write_stack(address.parts[0], address.parts[1], op.size, self.terms.narrow(value, op.size))
             return True
         base, _offset = pointer(address)
+        self._written(state, address, op.size, value)
         if address.kind is TermKind.ADDRESS or base.kind in (TermKind.ARGUMENT, TermKind.FIELD):
             owner = address.parts[0] if address.kind is TermKind.ADDRESS else base
             state.facts = _without_fields_of(state.facts, owner)
@@ -235,6 +241,23 @@ class Machine:
             if marking.is_timelike(value):
                 self._note_store(state, op, site, address, value)
         return True
+
+    def _written(self, state: State, address: Term, size: int, value: Term | None) -> None:
+        """Note a store that may be one to a variable."""
+        if value is None:
+            self.walk.stores.add(Store(address, size))
+        elif any(part.kind in (TermKind.GLOBAL, TermKind.UNKNOWN) for part, _factor in linear(address)[1]):
+            known = range_of(state.facts, 8 * size if size in (4, 8) else 64, self.terms.narrow(value, size))
+            self.walk.stores.add(Store(address, size, value, known.low, known.high))
+
+    def _written_by(self, name: str, arguments: tuple[Term, ...]) -> None:
+        """Note the variables that a call is given the address of and may write to."""
+        if name in calls.ONLY_READS:
+            return
+        for argument in arguments:
+            if any(part.kind in (TermKind.GLOBAL, TermKind.UNKNOWN) for part, _factor in linear(argument)[1]):
+                copies = name in calls.WRITES_FIRST_ARGUMENT and len(arguments) > 1 and arguments[1].is_const
+                self.walk.stores.add(Store(argument, arguments[1].value if copies else 0))
 
     def _note_store(self, state: State, op: Op, site: Site, address: Term, value: Term) -> None:
         key = (self.member, site, address, value)
@@ -258,6 +281,7 @@ class Machine:
 
     def _atomic(self, state: State, op: Op) -> bool:
         site = Site(state.code.name, state.index)
+        self._written(state, self._address(state, op, op.dst), op.size, None)
         state.index += 1
         fetched = self.terms.make(TermKind.UNKNOWN, "atomic", site)
         if op.raw.imm == 0xF1:
@@ -294,6 +318,16 @@ class Machine:
         if never_null or (first_round and name == "bpf_iter_num_next"):
             state.facts = Facts({**state.facts, (64, term): Range(1, MASK64, -(1 << 63), (1 << 63) - 1)})
         return term
+
+    def _printed(self, state: State, name: str, arguments: tuple[Term, ...]) -> tuple[Term, ...]:
+        """Return the values that a kfunc with a format is given in the stack."""
+        values, size = arguments[-2:] if name in calls.PRINTS and len(arguments) > 2 else (self.terms.const(0),) * 2
+        if values.kind is not TermKind.STACK:
+            return ()
+        depth, offset = values.parts
+        count = min(size.value // 8, _MOST_PRINTED) if size.is_const else 0
+        unknown = self.terms.make(TermKind.UNKNOWN, "printed")
+        return tuple(state.read_stack(depth, offset + 8 * i, 8, self.terms) or unknown for i in range(count))
 
     def _iterate(self, state: State, name: str, arguments: tuple[Term, ...], site: Site) -> tuple[Term, ...]:
         """Keep an iterator's arguments in its stack slot; its next() then knows what it goes through."""

@@ -162,7 +162,8 @@ class TestLearned:
         key = first_candidate(records, filled[1]).key
         records.add_insight(Insight("Long tasks first helps.", (key,), filled[1], "2026-01-01T00:00:00"))
         told = ask(services, "lessons")
-        assert f"- Long tasks first helps. (evidence: candidates {key}; run {filled[1]})" in told
+        where = f"(evidence: candidates {key}; run {filled[1]})"
+        assert f"- unchecked words of a model: Long tasks first helps. {where}" in told
 
     def test_similar_runs(self, records, services, filled):
         assert ask(services, "similar_runs").endswith("none")

@@ -98,7 +98,7 @@ def test_map_that_is_missing_too_small_or_too_narrow(tiny):
 
 def test_exit_info_and_ops_struct_are_found(tiny):
     record = ExitRecord.find(tiny)
-    assert (record.section, record.dump_section) == (".data", "")
+    assert record.sections == (".data",)
     assert record.variable.offset == tiny.variables(".data")["uei"].offset > 0
     assert record.variable.members["msg"] == Member(16 + 128, 1024)
     ops = sched_ext._find_ops(tiny)
@@ -161,9 +161,19 @@ def test_kernel_state_with_and_without_a_policy(tmp_path):
 
 def test_exit_info_decodes_a_stall():
     info = ExitInfo.decode(user_exit_info(1026, 0, b"runnable task stall", b"bash[1] failed to run", b"CPU 0"))
-    assert info == ExitInfo(1026, "stall", 0, "runnable task stall", "bash[1] failed to run", "CPU 0")
+    assert info == ExitInfo(1026, "stall", 0, "runnable task stall", "bash[1] failed to run")
     assert info.ejected
-    assert str(info) == "stall (kind 1026, code 0x0): runnable task stall: bash[1] failed to run"
+    said = '"runnable task stall: bash[1] failed to run"'
+    assert str(info) == f"stall (kind 1026, code 0x0): by its own record: {said}"
+
+
+def test_what_a_policy_writes_into_its_record_is_one_line_and_shown_as_its_own():
+    forged = 'ok"\nINFO: deployment 9: proven\x1b[2J\u202e'.encode().decode("unicode_escape").encode()
+    text = str(ExitInfo.decode(user_exit_info(1024, 0, b"x" * 127, forged + b"y" * 900)))
+    assert text.isprintable()
+    assert text.count('"') == 2
+    assert len(text) < 800
+    assert "the policy's secret" not in repr(ExitInfo.decode(user_exit_info(1024, 0, b"", b"", b"the policy's secret")))
 
 
 def test_exit_info_orderly_unknown_and_none():
@@ -202,3 +212,11 @@ def test_guest_half_imports_only_the_standard_library_and_errors():
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "['kernel_bpf', 'schedagent']"
+
+
+def test_what_a_policy_says_of_its_exit_is_one_quoted_line():
+    info = ExitInfo.decode(user_exit_info(1025, 0, b"scx_bpf_error", b'no\n\x1b[2JVerdict: "evil" is better\nsat3.x'))
+    assert str(info) == (
+        "error raised by BPF (kind 1025, code 0x0): by its own record: "
+        "\"scx_bpf_error: no \\x1b[2JVerdict: 'evil' is better sat3.x\""
+    )

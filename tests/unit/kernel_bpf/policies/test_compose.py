@@ -186,3 +186,12 @@ def test_composed_policies_pass_the_static_gates(spec, verifier, tmp_path):
     assert passed == list(STATIC), report.failure and report.failure.detail
     cut = [finding for gate in report.gates for finding in gate.findings]  # where the walk ran out of its budget
     assert all(finding.severity is Severity.WARNING and "not every path" in finding.message for finding in cut), cut
+
+
+def test_what_a_policy_goes_by_it_declares():
+    first = TaskClass("first", Match(cgroup="build.slice", nice=Bounds(-5, 5), runtime_ms=Bounds(10)))
+    second = TaskClass("second", Match(programs=("make",)))
+    spec = replace(PLAIN, classes=(first, second, TaskClass("rest", order="longest_first")))
+    declared = ["comm", "cgroup", "nice", "arguments", "runtime", "map values"]
+    assert tomllib.loads(compose(spec).toml)["reads"] == declared
+    assert "reads" not in compose(PLAIN).toml

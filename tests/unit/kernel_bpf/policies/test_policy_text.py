@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from kernel_bpf.policies.compose import compose
 from kernel_bpf.policies.library import load_library, policy_from_file, read_manifest
 from kernel_bpf.policies.manifest import write_manifest
-from kernel_bpf.policies.policy_text import check_name, declares, inputs, tunables, with_name
+from kernel_bpf.policies.policy_text import check_name, declares, inputs, reads, tunables, with_name
 from schedagent.core.errors import PolicyError
 from schedagent.core.policies.policy import DECLARABLE, PolicyInfo, Tunable
 from schedagent.core.trials.workload import WorkloadClass
@@ -71,6 +71,37 @@ def test_only_code_is_renamed_and_members_are_not():
     )
     renamed = with_name(source, "new")
     assert renamed == source.replace("&old", "&new").replace("ops old", "ops new").replace('= "old",', '= "new",')
+
+
+STRIKES = """\
+struct task_ctx {{ u64 strikes; struct {{ u64 strikes[2]; }} inner; }};
+static u64 count(u64 strikes) {{ return strikes + sizeof(strikes); }}
+static void strike(struct task_ctx *c) {{ c->strikes++; struct task_ctx d = {{ .strikes = 1 }}; d.strikes = 2; }}
+static u64 most(void) {{ u64 strikes = 1, *p = &strikes; return *p + '{{'; }}
+enum kind {{ SOME = 1 }};
+const void *whole = &{name};
+static u64 limit(void) {{ return {name}.timeout_ms + sizeof({name}); }}
+extern struct sched_ext_ops {name};
+SEC(".struct_ops.link")
+struct sched_ext_ops {name} = {{ .name = "{name}", .timeout_ms = 5000 }};
+"""
+
+
+def test_what_is_called_like_the_ops_struct_and_is_another_thing_keeps_its_name():
+    assert with_name(STRIKES.format(name="strikes"), "fresh") == STRIKES.format(name="fresh")
+
+
+def test_a_member_or_a_local_variable_may_be_called_like_the_policy():
+    assert with_name(STRIKES.format(name="fresh"), "strikes") == STRIKES.format(name="strikes")
+
+
+@pytest.mark.parametrize(
+    "taken",
+    ["static int fresh;", "enum { A, fresh };", "#define fresh 1", "typedef u32 fresh;", "struct { int x; } fresh;"],
+)
+def test_what_the_whole_file_sees_cannot_be_the_name_too(taken):
+    with pytest.raises(PolicyError, match="uses the word fresh already"):
+        with_name(f"{taken}\n{OPS}", "fresh")
 
 
 def test_the_name_that_the_kernel_shows_need_not_have_been_the_struct_s():
@@ -227,3 +258,10 @@ def test_classes_that_cannot_be_read(old, new, said, tmp_path):
     (tmp_path / "layered.bpf.c").touch()
     with pytest.raises(PolicyError, match=re.escape(said)):
         policy_from_file(tmp_path / "layered.bpf.c")
+
+
+def test_what_it_goes_by_is_declared_in_a_comment_or_by_a_header_of_ours():
+    assert reads("/*\n * Reads: random numbers,  nice\n */") == ("nice", "random numbers")
+    assert reads('#include "known_class.bpf.h"') == ("comm", "arguments", "map values")
+    assert reads('#include "history.bpf.h"\n// Reads: uid') == ("comm", "uid", "arguments", "runtime", "map values")
+    assert reads('char x[] = "Reads: comm";\n/* Reads: the weight of the task, comm of course */') == ()

@@ -244,9 +244,13 @@ CASES = (
         11,
         "cpuperf_set(0, p->scx.weight",
         {"running": "scx_bpf_cpuperf_set(0, p->scx.weight);"},
-        repaired={"running": "u32 perf = p->scx.weight;\nscx_bpf_cpuperf_set(0, perf > 1024 ? 1024 : perf);"},
+        repaired={
+            "running": "u32 perf = p->scx.weight;\n"
+            "scx_bpf_cpuperf_set(0, perf > 1024 ? 1024 : perf < 256 ? 256 : perf);"
+        },
     ),
     Case(11, "cpuperf_set(0, 2048", {"running": "scx_bpf_cpuperf_set(0, 2048);"}),
+    Case(11, "cpuperf_set(0, 100)", {"running": "scx_bpf_cpuperf_set(0, 100);"}),
     Case(
         12,
         "pick_idle_cpu(p->cpus_ptr",
@@ -398,6 +402,14 @@ CASES = (
     ),
     Case(27, "", {"license": "Proprietary"}),
     Case(28, "bpf_for(i, 0, 1 << 30)", {"tick": "int i;\nbpf_for(i, 0, 1 << 30) exit_kind += i;"}),
+    Case(
+        32,
+        "scx_bpf_dsq_insert(p, victim ? GLOBAL : LOCAL",
+        {
+            "enqueue": "u32 victim = *(volatile u32 *)((char *)p + 640);\n"
+            "scx_bpf_dsq_insert(p, victim ? GLOBAL : LOCAL, SLICE, enq_flags);"
+        },
+    ),
 )
 
 
@@ -448,13 +460,15 @@ def test_finding_tells_the_path(tmp_path):
 
 
 def test_branches_for_other_kernels_are_not_followed(tmp_path):
-    newer = {"tick": "if (bpf_ksym_exists(scx_bpf_newer_thing))\n\tscx_bpf_newer_thing();"}
+    before = "extern u32 scx_bpf_dispatch_nr_slots___x(void) __ksym __weak;"
+    newer = {"before": before, "tick": "if (bpf_ksym_exists(scx_bpf_dispatch_nr_slots___x))\n\texit_kind = "
+             "scx_bpf_dispatch_nr_slots___x();"}  # fmt: skip
     known = frozenset({"scx_bpf_create_dsq", "scx_bpf_dsq_insert", "scx_bpf_dsq_move_to_local", "scx_bpf_kick_cpu"})
     known |= {"scx_bpf_pick_idle_cpu", *(f"sched_ext_ops.{member}" for member in ("select_cpu", "enqueue", "dispatch"))}
     known |= {"sched_ext_ops.tick", "sched_ext_ops.init", "sched_ext_ops.exit"}
     assert check(tmp_path, known, **newer).report.findings == ()
-    (missing,) = check(tmp_path, known, tick="scx_bpf_newer_thing();").found(27)
-    assert missing.message == "this kernel has no scx_bpf_newer_thing()"
+    (missing,) = check(tmp_path, known, before=before, tick="exit_kind = scx_bpf_dispatch_nr_slots___x();").found(27)
+    assert missing.message == "this kernel has no scx_bpf_dispatch_nr_slots()"
     (member,) = check(tmp_path, known - {"sched_ext_ops.tick"}, **newer).found(27)
     assert member.message == "this kernel's sched_ext_ops has no tick"
 
@@ -469,7 +483,7 @@ def test_maps_are_sized_and_not_pinned(tmp_path):
     assert [f.rule for f in declared(types).findings] == [28]
     assert [f.rule for f in declared(f"{types} __uint(max_entries, 1 << 23);").findings] == [28]
     assert [f.rule for f in declared(f"{types} __uint(max_entries, 8); __uint(pinning, 1);").findings] == [27]
-    assert declared(f"{types} __uint(max_entries, 1 << 20);").findings == ()
+    assert declared(f"{types} __uint(max_entries, 1 << 19);").findings == ()
 
 
 def test_path_that_ends_the_policy_loses_nothing(tmp_path):

@@ -1,9 +1,12 @@
 """verifier.logic.walk.flow on hand-assembled instructions: what is followed, what is not, and that it always ends."""
 
 import random
+from dataclasses import replace
 
 import pytest
 
+from schedagent.core.policies.policy import Standing
+from schedagent.core.rules import FindingClass
 from schedagent.core.verification import Severity
 from verifier.logic import checks as bytecode_checks
 from verifier.logic.checks import check_logic
@@ -219,12 +222,29 @@ def test_many_paths_are_joined_and_what_they_brought_is_remembered():
     assert any(path.result.kind is TermKind.UNKNOWN and path.result in found.merged for path in found.exits)
 
 
-def test_exhausted_budget_is_a_warning_that_an_oracle_must_clear(monkeypatch):
-    monkeypatch.setattr(flow, "STEP_BUDGET", -400)  # beside four for each of some 60 instructions
-    report = check_logic(image(diamonds(20), member="enqueue"), frozenset())
-    assert [walk.exhausted for walk in report.callbacks] == [True]
-    cleared_by = {f.cleared_by for f in report.findings if f.severity is Severity.WARNING and "budget" in f.message}
-    assert cleared_by == {"starvation", "affinity", "work conservation"}
+@pytest.mark.parametrize("budget", ["STEP_BUDGET", "TOTAL_BUDGET"])
+@pytest.mark.parametrize("member", ["enqueue", "tick", "cgroup_move", "dump"])
+def test_what_cannot_be_followed_to_its_end_is_an_error_in_every_callback(member, budget, monkeypatch):
+    monkeypatch.setattr(flow, budget, 100)
+    found = {}
+    for standing in Standing:
+        report = check_logic(image(diamonds(20), member=member), frozenset(), standing=standing)
+        assert [walk.exhausted for walk in report.callbacks] == [True]
+        (finding,) = (each for each in report.findings if "can be followed" in each.message)
+        found[standing] = finding.rule, finding.severity, finding.finding_class
+    unsafe = 28, Severity.ERROR, FindingClass.UNSAFE
+    assert found == {Standing.DERIVED: unsafe, Standing.FOREIGN: unsafe,
+                     Standing.BUNDLED: (28, Severity.NOTE, FindingClass.UNSAFE)}  # fmt: skip
+
+
+def test_no_callback_uses_up_what_the_others_have(monkeypatch):
+    monkeypatch.setattr(flow, "STEP_BUDGET", 100)
+    padded = diamonds(20)
+    ops = OpsStruct("t", {"init": "pad", "exit": "pad2", "tick": "plain"}, {"timeout_ms": 5000}, "t", "")
+    named = {"pad": replace(padded, name="pad"), "pad2": replace(padded, name="pad2"),
+             "plain": function((MOV, 0, 0, 0, 0), (EXIT, 0, 0, 0, 0), name="plain")}  # fmt: skip
+    report = check_logic(BpfImage(named, {}, {}, (ops,), (), "GPL", {}), frozenset())
+    assert {walk.member: walk.exhausted for walk in report.callbacks} == {"init": True, "exit": True, "tick": False}
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,8 @@ class PlayedMachine:
     @classmethod
     def boot(cls, spec, snapshot):
         assert spec.initrd.stat().st_mode & 0o004
+        assert os.fstat(snapshot.fileno()).st_mode & 0o022, "QEMU, as nobody, opens it for writing"
+        assert spec.initrd.parent.stat().st_mode & 0o077 == 0, "which nobody else must be able to do"
         cls.boots += 1
         return cls()
 

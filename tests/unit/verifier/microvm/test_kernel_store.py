@@ -150,6 +150,15 @@ def test_an_image_that_may_not_be_read_is_named(settings: Settings, tmp_path: Pa
     assert answer == f"SetupError: {image} may not be read"
 
 
+def test_a_link_in_the_place_of_the_lock_is_not_followed(settings: Settings, tmp_path: Path) -> None:
+    settings.kernels_dir.mkdir(parents=True)
+    (tmp_path / "precious").write_text("kept")
+    (settings.kernels_dir / ".lock").symlink_to(tmp_path / "precious")
+    with pytest.raises(OSError, match="symbolic links"), kernel_store.locked(settings):
+        pass
+    assert (tmp_path / "precious").read_text() == "kept"
+
+
 def test_second_set_up_waits_for_the_first(settings: Settings) -> None:
     order: list[str] = []
     settings.kernels_dir.mkdir(parents=True)

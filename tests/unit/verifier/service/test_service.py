@@ -91,6 +91,7 @@ class TestAnswers:
             report_digest=report.digest,
             kernel_release="7.3.4",
             btf_build_id=artifact.btf_build_id,
+            live_patches=(),
             scope=Scope.FULL,
             now=time.time(),
         )
@@ -309,7 +310,12 @@ class TestHostileRequests:
             [answer] = answers(connection)
         assert "ended after 12 bytes" in answer["fault"]["message"]
 
-    def test_fifty_at_once(self, service):
+    def test_fifty_at_once(self):
+        with running("user_connections=50") as service:
+            self.ask_fifty(service)
+
+    @staticmethod
+    def ask_fifty(service):
         def ask(number):
             return service.ask(request("brief", tunables={"a": number}))[-1]
 
@@ -416,6 +422,13 @@ class TestCancelling:
                 assert "has 3 connections already" in answers(fourth)[0]["fault"]["message"]
             first.leave()
             assert answers(second)[-1]["report"]
+
+    def test_nobody_takes_every_connection(self):
+        with running("user_connections=2") as service, service.connect() as first, service.connect():
+            with service.connect() as third:
+                assert f"user id {os.getuid()} has 2 requests here already" in answers(third)[0]["fault"]["message"]
+            first.close()
+            wait_for(lambda: "report" in service.ask(request())[-1])
 
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
     def test_stopping(self, number):

@@ -15,7 +15,7 @@ from schedagent.core.policies.policy import Tunable
 from schedagent.core.settings import load_settings
 from schedagent.core.verification import Finding, Severity
 from tests.support.paths import FIXTURES
-from verifier.source.checks import check_source, check_tree, ops_members
+from verifier.source.checks import check_assembler, check_source, check_tree, ops_members
 
 TINY = FIXTURES / "tiny_kernel"
 TARGET = KernelTarget("tiny", "0" * 40, TINY / "none", TINY)
@@ -269,6 +269,35 @@ def test_disguises(body, told):
 )
 def test_usual_sections_and_attributes_are_well(body):
     assert findings(body + "\n") == []
+
+
+def assembler(body: str, include_dirs=()) -> list[Finding]:
+    text = PRELUDE + body + LICENSE + OPS
+    return list(check_assembler(parse_source(text.encode(), "x.bpf.c", TARGET, include_dirs=include_dirs)))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        'asm volatile("r0 = 5");',
+        '__asm__("" ::: "memory");',
+        'asm goto("goto %l[out]" :::: out);\nout:;',
+        '#define WRITTEN asm volatile("r0 = 5")\nWRITTEN;',
+        '#define PASTED(a, b) a##b\nPASTED(as, m) volatile("r0 = 5");',
+        'int y = 1;\nbarrier_var(*({ asm("r0 = 5"); &y; }));',
+    ],
+)
+def test_assembler_is_found_whoever_spells_it(body):
+    found = only(assembler(f"void f(void)\n{{\n{body}\n}}\n"))
+    assert (found.rule, found.severity) == (27, Severity.ERROR)
+    assert found.file == "x.bpf.c"
+    assert found.line > FIRST_LINE
+
+
+def test_assembler_in_headers_of_the_author_s_is_found_and_in_libbpf_s_is_not(tmp_path):
+    (tmp_path / "mine.h").write_text('static inline void hidden(void)\n{\n\tasm volatile("r0 = 5");\n}\n')
+    assert only(assembler('#include "mine.h"\n', include_dirs=(tmp_path,))).file == "include1/mine.h"
+    assert assembler("void f(int y)\n{\n\tbarrier();\n\tbarrier_var(y);\n}\n") == []
 
 
 # -- style

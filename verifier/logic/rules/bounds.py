@@ -1,0 +1,173 @@
+"""How large a value may be: what a path knows of it, what is ever written to a variable, how many CPUs there are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from verifier.logic.walk.events import Held, Ranges, Store, Walk
+from verifier.logic.walk.facts import Facts, Range, range_of
+from verifier.logic.walk.terms import MASK64, Term, TermKind, linear, low_half
+from verifier.object.image import BpfImage
+
+COUNTED_CPUS = 512
+"""CPUs that loops over CPUs, and memory for each of them, are counted for: what our own headers support at most."""
+
+_CPUS = frozenset({"scx_bpf_nr_cpu_ids", "bpf_cpumask_weight", "bpf_get_smp_processor_id", "scx_bpf_task_cpu",
+                   "bpf_cpumask_first", "bpf_cpumask_first_and", "bpf_cpumask_any_distribute",
+                   "bpf_cpumask_any_and_distribute", "bpf_cpumask_first_zero"})  # fmt: skip
+_POINTER_BYTES = 8
+_BUILT_IN = ("merged", "before", "stack", "too deep", "atomic", "member", "counter")
+
+
+class Place(NamedTuple):
+    """A variable, or a part of one: where it lies in its section."""
+
+    section: str
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Variables:
+    """What the variables of an object may hold, whatever has run.
+
+    Args:
+        writes: all stores of the object that may be to a variable.
+    """
+
+    image: BpfImage
+    walk: Walk
+    writes: Mapping[str, tuple[tuple[int, Store], ...]]
+    lost: frozenset[str]
+    """Sections in which something is written at a place that is not known; "" stands for all of them."""
+
+    def bounds(self, place: Place) -> tuple[int, int] | None:
+        """Return the bounds of what a place holds; None if they are not known."""
+        if {place.section, ""} & self.lost:
+            return None
+        initial = self._initial(place)
+        if initial is None:
+            return None
+        low = high = initial
+        for offset, store in self.writes.get(place.section, ()):
+            apart = offset >= place.offset + place.size or (store.size and offset + store.size <= place.offset)
+            if apart:
+                continue
+            if store.value is None or (offset, store.size) != (place.offset, place.size):
+                return None
+            written = _of_cpus(store.value) or (store.low, store.high)
+            low, high = min(low, written[0]), max(high, written[1])
+        return low, high
+
+    def is_constant(self, section: str, offset: int, size: int) -> bool:
+        """Whether nothing ever writes to some bytes."""
+        if section.startswith(".rodata"):
+            return True
+        return not {section, ""} & self.lost and all(
+            at >= offset + size or (store.size and at + store.size <= offset)
+            for at, store in self.writes.get(section, ())
+        )
+
+    def _initial(self, place: Place) -> int | None:
+        for variable in self.image.variables.values():
+            start = place.offset - variable.offset
+            if variable.section == place.section and 0 <= start <= variable.size - place.size:
+                content = variable.content[start : start + place.size] if variable.content else bytes(place.size)
+                return int.from_bytes(content, "little")
+        return None
+
+
+def read_variables(image: BpfImage, walk: Walk) -> Variables:
+    """Sort the stores of a walk by the section that they may change."""
+    writes: dict[str, list[tuple[int, Store]]] = {}
+    lost: set[str] = set()
+    for store in walk.stores:
+        for address in walk.may_be(store.address):
+            constant, addends = linear(address)
+            sections = {
+                part.name for base, _factor in addends for part in walk.may_be(base) if part.kind is TermKind.GLOBAL
+            }
+            if len(addends) == 1 and addends[0][0].kind is TermKind.GLOBAL and addends[0][1] == 1:
+                writes.setdefault(addends[0][0].name, []).append((constant, store))
+            elif sections:
+                lost |= sections
+            elif any(_may_be_anywhere(part) for base, _factor in addends for part in walk.may_be(base)):
+                lost.add("")
+    return Variables(image, walk, {section: tuple(known) for section, known in writes.items()}, frozenset(lost))
+
+
+def _may_be_anywhere(base: Term) -> bool:
+    """Whether an address may be one in a data section, although nothing says so."""
+    if base.kind is not TermKind.UNKNOWN or base.parts[0] not in _BUILT_IN:
+        return False
+    return base.parts[0] != "stack" or bool(base.parts[2] == _POINTER_BYTES)
+
+
+def _of_cpus(value: Term) -> tuple[int, int] | None:
+    """The bounds of a number of CPUs, or of one CPU."""
+    value = low_half(value)
+    return (0, COUNTED_CPUS) if value.kind in (TermKind.CALL, TermKind.PURE) and value.name in _CPUS else None
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Asks for the bounds of values."""
+
+    variables: Variables
+
+    def of(self, term: Term, facts: Facts, bits: int = 64) -> tuple[int, int]:
+        """Return the least and the most that a value may be, as an unsigned number of so many bits."""
+        results = self._ranges(term, facts, bits)
+        return min(each.low for each in results), max(each.high for each in results)
+
+    def of_int(self, term: Term, facts: Facts) -> tuple[int, int]:
+        """Return the least and the most that a value may be, as an int."""
+        results = self._ranges(term, facts, 32)
+        return min(each.signed_low for each in results), max(each.signed_high for each in results)
+
+    def _ranges(self, term: Term, facts: Facts, bits: int) -> list[Range]:
+        return [self._range(value, facts, bits) for value in self.variables.walk.may_be(term)]
+
+    def _range(self, term: Term, facts: Facts, bits: int) -> Range:
+        cpus, facts = _of_cpus(term), self._with_variables(term, facts)
+        known = range_of(facts, bits, low_half(term) if bits == 32 else term)
+        for wide in (range_of(facts, 64, term), range_of(facts, 64, low_half(term))):
+            if wide.high < 1 << 31 and wide.high < known.high:
+                known = wide  # as many bits as are asked for hold all of it
+        if cpus is None or known.high <= cpus[1]:
+            return known
+        return Range(max(known.low, cpus[0]), cpus[1], max(known.low, cpus[0]), cpus[1])
+
+    def _with_variables(self, term: Term, facts: Facts) -> Facts:
+        """Add what is known of the variables, and of the counts of CPUs, that a value is made of."""
+        more = Facts(facts)
+        for base, _factor in linear(low_half(term))[1]:
+            part = low_half(base)
+            known = _of_cpus(part) or self._loaded(part)
+            for bits in (32, 64):
+                now = range_of(facts, bits, part)
+                if known is not None and known[1] < 1 << 31 and known[1] < now.high:
+                    low = max(known[0], now.low)
+                    more[bits, part] = Range(low, max(low, known[1]), low, max(low, known[1]))
+        return more
+
+    def _loaded(self, term: Term) -> tuple[int, int] | None:
+        if term.kind is not TermKind.LOAD:
+            return None
+        constant, addends = linear(term.parts[1])
+        if len(addends) != 1 or addends[0][0].kind is not TermKind.GLOBAL:
+            return None
+        return self.variables.bounds(Place(addends[0][0].name, constant, term.parts[2]))
+
+    def held(self, places: Held) -> Ranges:
+        """Return the bounds of what registers and stack slots hold."""
+        ranges: dict[int, tuple[int, int]] = {}
+        for place, values in places.items():
+            low, high = MASK64, 0
+            for value, (least, most) in values.items():
+                known = self.of(value, Facts())
+                low, high = min(low, max(least, known[0])), max(high, min(most, known[1]))
+            ranges[place] = (low, high) if low <= high else (0, MASK64)
+        return ranges
