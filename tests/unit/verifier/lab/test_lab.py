@@ -327,12 +327,12 @@ class ProvingLab(Lab):
 def proved(*answers):
     """Prove a policy in machines that answer so; return the last word and the phases that were asked for."""
     lab = ProvingLab(*answers)
-    answer, phases = Cell(lab, POLICY).prove(Depth.QUICK), [job.phases for job in lab.asked]
+    answer, phases = Cell(lab, POLICY).prove(Depth.THOROUGH), [job.phases for job in lab.asked]
     assert lab.more_cpus == [int(names == ["groups"]) for names in phases], "groups have a machine with one CPU more"
     return answer, phases
 
 
-HERE = [phase.name for phase in phases_at(Depth.QUICK) if not phase.elsewhere]
+HERE = [phase.name for phase in phases_at(Depth.THOROUGH) if not phase.elsewhere]
 THERE = jobs.ProveAnswer("", [{"name": "groups", "ok": True}], {}, {"groups": 1.0})
 BOTH = ("idle machine", "saturated machine")
 
