@@ -29,7 +29,7 @@ def round_of(verifier, info):
     artifact = verifier.compile(info)
     measure = measured(artifact.object_bytes, read_object(artifact.object_bytes), info)
     assert measure.copy, measure.why
-    policy = LabPolicy(CandidatePolicy(info.name, info.configured({})), artifact, measure.copy)
+    policy = LabPolicy(CandidatePolicy(info.name, info.configured({})), artifact, copy=measure.copy)
     answer = verifier.benches[0].ground.prove(policy, Depth.STANDARD, [COVERAGE])
     return answer, measure.judge(answer, Standing.DERIVED, ())
 

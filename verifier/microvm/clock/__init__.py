@@ -1,4 +1,4 @@
-"""Moving the clocks of a running guest, from outside, while it stands still.
+"""Moving the clocks of a running guest from outside.
 
 What a policy does on another day, after a month of uptime, or an hour after it was loaded is proved by letting the
 guest's kernel believe that so much time has gone by. `place` says, inside the guest, where its clocks are; `move` moves
