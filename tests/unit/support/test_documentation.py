@@ -31,8 +31,8 @@ def test_every_fault_is_told_for_every_step():
 
 def test_every_rule_is_in_the_table_with_a_gate_and_a_test():
     lines = documentation.rules_table().splitlines()[2:]
-    assert len(lines) == len(RULES) == 30
-    for number, line in enumerate(lines, 1):
+    assert len(lines) == len(RULES) == 32
+    for number, line in zip(RULES, lines, strict=True):
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         assert cells[0] == str(number)
         assert any(gate in cells[2] for gate in GATES)
@@ -57,3 +57,13 @@ def test_every_file_that_a_document_names_exists(page):
 def there(name: str) -> bool:
     """Whether a name is that of a file: from the root, or the end of a path of ours."""
     return (ROOT / name).exists() or any(path.match(name) for path in ROOT.rglob(name.rpartition("/")[2]))
+
+
+def test_every_attack_names_tests_that_exist():
+    section = (ROOT / "SECURITY.md").read_text().partition("## Attacks, and what stops them")[2].partition("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("| ") and "---" not in line]
+    existing = {path.name for path in (ROOT / "tests").rglob("test_*.py")}
+    named = [set(re.findall(r"`(test_\w+\.py)`", row.rsplit("|", 2)[1])) for row in rows if "| Test |" not in row]
+    assert len(named) >= 25
+    assert all(named)
+    assert set.union(*named) <= existing
