@@ -450,7 +450,7 @@ class _Passage:
     def _subject(self) -> str:
         """Digest of all that the report depends on."""
         kernels = [bench.target.btf_build_id for bench in self._verifier.benches]
-        machine = [*self._verifier.benches[0].ground.versions, find_clang()[1]]
+        machine = [] if self._verifier.static_only else [*self._verifier.benches[0].ground.versions, find_clang()[1]]
         info = self._info
         standing = submission.standing(info, self._verifier.include_dirs)
         policy = [self._artifacts[0].digest, self._candidate.key, info.declares, info.reads, standing]

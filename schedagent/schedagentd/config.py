@@ -21,7 +21,7 @@ DECLARED = ("weights", "idle machine", "saturated machine")
 """core.policies.policy.DECLARABLE, which is not imported here; a test holds the two equal."""
 READ = (
     "comm", "uid", "gid", "pid", "parent", "cgroup", "namespace", "nice", "arguments", "cpus", "nodes", "kernel",
-    "time since load", "time since boot", "wall clock", "counters", "random numbers", "map values",
+    "time since load", "time since boot", "wall clock", "runtime", "counters", "flags", "random numbers", "map values",
 )  # fmt: skip
 """core.policies.policy.READABLE, likewise."""
 

@@ -16,6 +16,8 @@ def exit_status(step: Callable[[], object]) -> int:
     try:
         step()
     except SchedagentError as error:
-        sys.stderr.write(f"{marked(f'error: {error}')}\n")
+        sys.stderr.write(f"{marked(f'error: {error.message}')}\n")
+        if error.hint:
+            sys.stderr.write(f"{marked(f'  hint: {error.hint}')}\n")
         return 1
     return 0

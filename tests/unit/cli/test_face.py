@@ -301,7 +301,7 @@ def test_status_without_a_daemon_shows_the_scheduler_of_somebody_else(run, no_da
     result = run("status")
     assert result.exit_code == 0
     assert result.stdout.startswith("in charge: lavd\n")
-    assert "scx_lavd, process 7 of scx.service); to deploy: systemctl disable --now scx.service" in result.stdout
+    assert '"scx_lavd", process 7 of scx.service); to deploy: systemctl disable --now scx.service' in result.stdout
     assert "sched_ext is enabled, lavd for all normal tasks" in result.stdout
     assert "enabled since boot: 3" in result.stdout
     answer = json.loads(run("status", "--json").stdout)
