@@ -2,7 +2,8 @@
 
 The static gates have a test of their own, tests/unit/verifier/source/test_static_gates.py.
 `make test-verifier` takes every policy through all gates, in half an hour. Here, of the broken ones that only a run
-shows, nine meet the phase of their oracle (others do in test_proving_ground.py), and one of the correct ones is proved. Of the bundled ones two are proved elsewhere, and are only loaded here.
+shows, nine meet the phase of their oracle (others do in test_proving_ground.py), and one of the correct ones is
+proved. Of the bundled ones two are proved elsewhere, and are only loaded here.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ STARVED = {
 }
 """Oracle -> the bit of `fault` in oracle_starver.bpf.c with which it must fail."""
 
-PICKS = {"users": 1, "users beyond two CPUs": 11, "users a while after the load": 12}
+PICKS = {"users beyond two CPUs": 11, "users a while after the load": 12}
 """Whom picks_on.bpf.c has wait: values of its tunable `victims`."""
 
 FIRST_HALF = {"starvation", "migration disabled", "pinned kernel workers", "cgroup moves", "fork storm"}
