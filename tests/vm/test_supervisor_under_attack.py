@@ -5,6 +5,8 @@ the machine is emulated, beside others. Without what is tested none of these pol
 would end it, with another cause.
 """
 
+import re
+
 import pytest
 
 from kernel_bpf.build.compile import compile_policy
