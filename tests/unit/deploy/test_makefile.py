@@ -36,7 +36,7 @@ def make(tmp_path: Path):
     return call
 
 
-UNIT, IN_VM = "tests/unit tests/architecture", "tests/vm tests/e2e"
+UNIT, IN_VM = "tests/unit", "tests/vm tests/e2e"
 
 
 @pytest.mark.parametrize("failing", [UNIT, IN_VM, NOTHING])
