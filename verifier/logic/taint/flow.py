@@ -8,6 +8,7 @@ work is bounded by the size of the object, and an object for which it is not say
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -147,7 +148,7 @@ class Reach:
     steps: tuple[tuple[Line | None, str], ...] = ()
 
 
-class Flow:
+class Flow(ABC):
     """The state of the whole analysis; `run` in settle.py drives it, operations.py and calls.py fill it."""
 
     def __init__(self, image: BpfImage, codes: Mapping[str, Code], blocks: Mapping[str, tuple[Block, ...]]) -> None:
@@ -394,13 +395,13 @@ class Flow:
                 self.execute(state, op)
         return state
 
+    @abstractmethod
     def execute(self, state: State, op: Op) -> None:
         """One operation that is no branch; operations.py has them."""
-        raise NotImplementedError
 
+    @abstractmethod
     def operand(self, state: State, op: Op) -> Value | None:
         """The second operand; operations.py knows."""
-        raise NotImplementedError
 
     def _branch(self, routine: Routine, block: Block, state: State, op: Op) -> None:
         left, right = state.regs[op.dst], self.operand(state, op)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import replace
 
 from verifier.logic.taint import arithmetic, kernel
@@ -62,11 +63,13 @@ class Operations(Flow):
             case "exit":
                 self.leave(state, op)
 
+    @abstractmethod
     def call(self, state: State, op: Op) -> None:
-        raise NotImplementedError
+        """A call of a helper, a kfunc or a function of the object; calls.py has them."""
 
+    @abstractmethod
     def leave(self, state: State, op: Op) -> None:
-        raise NotImplementedError
+        """The end of a function; calls.py has it."""
 
     def _labelled(self, value: Value | None) -> Value | None:
         if value is None:
