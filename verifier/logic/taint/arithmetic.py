@@ -27,6 +27,7 @@ from verifier.logic.taint.values import (
     Value,
     constant,
     magnitude,
+    shifted,
     signed,
 )
 
@@ -159,10 +160,7 @@ def _moved(name: str, left: Value, right: Value, blame: Blame) -> Value:
         # numbers of CPUs index tables of constants, too: what is read there knows them
         return replace(base, points=points, labels=labels, kinds=base.kinds | step.kinds & PLACES)
     distance = signed(step.const) * (1 if name == "add" else -1)
-    points = frozenset(
-        Target(area, None if offset is None else offset + distance, low) for area, offset, low in base.points
-    )
-    return replace(base, points=points, labels=labels)
+    return replace(base, points=frozenset(shifted(target, distance) for target in base.points), labels=labels)
 
 
 def _gain(name: str, left: Value, right: Value) -> float:

@@ -263,7 +263,7 @@ class Calls(Operations):
         held: Value | None = None
         for target in value.points:
             if target.area.kind in ("stack", "variable", "heap", "map"):
-                held = join(held, self.read_place(state, Target(target.area, target.offset, target.base), size))
+                held = join(held, self.read_place(state, target, size))
             elif target.area.kind == "kernel" and target.area.name:
                 held = join(held, self.field(target.area.name, 1))
         return held or Value(fixed=True, size=0.0)

@@ -31,6 +31,7 @@ from verifier.logic.taint.values import (
     each_kind,
     join,
     pointer,
+    shifted,
 )
 from verifier.logic.walk.calls import names
 from verifier.logic.walk.code import FRAME_POINTER, REGISTERS, Code, Op
@@ -255,8 +256,7 @@ class Flow(ABC):
         """What is in the memory that a pointer of ours points to."""
         loaded: Value | None = None
         for target in value.points:
-            place = Target(target.area, None if target.offset is None else target.offset + offset, target.base)
-            loaded = join(loaded, self.read_place(state, place, size))
+            loaded = join(loaded, self.read_place(state, shifted(target, offset), size))
         if loaded is None:
             return None
         return loaded.with_labels(value.labels)
@@ -469,7 +469,8 @@ def _to_stack(state: State, target: Target, size: int, value: Value) -> None:
                 joined = join(held, value)
                 assert joined is not None, "both are values"
                 state.stack[key] = joined
-        state.stack[(target.base, size)] = join(state.stack.get((target.base, size)), value) or value
+        reach = (target.base, max(size, -target.base))  # to the end of the frame
+        state.stack[reach] = join(state.stack.get(reach), value) or value
         return
     low, high = target.offset, target.offset + size
     for offset, width in [key for key in state.stack if low <= key[0] and key[0] + key[1] <= high]:

@@ -173,7 +173,7 @@ class Memory:
             return constant(0)
         content = variable.content.ljust(variable.size, b"\0")
         if target.offset is None:
-            return _of_table(content[target.base :])
+            return _of_table(content[max(target.base, 0) :])
         return constant(int.from_bytes(content[target.offset : target.offset + size], "little"))
 
     def is_flag(self, place: Place) -> bool:

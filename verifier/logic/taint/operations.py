@@ -19,6 +19,7 @@ from verifier.logic.taint.values import (
     constant,
     join,
     pointer,
+    shifted,
 )
 from verifier.logic.walk import calls
 from verifier.logic.walk.code import Op
@@ -164,8 +165,7 @@ class Operations(Flow):
             return self._argument(target.area.name, (target.offset or 0) + offset)
         if kind == "symbol":
             return self._symbol(target.area.name)
-        place = Target(target.area, None if target.offset is None else target.offset + offset, target.base)
-        loaded = self.read_place(state, place, size)
+        loaded = self.read_place(state, shifted(target, offset), size)
         if kind == "map" and loaded is not None and self.labelling and target.area not in self.memory.written:
             return FREE.with_labels(self.label("map values"))
         return loaded
@@ -189,7 +189,7 @@ class Operations(Flow):
             known = calls.CALLBACK_ARGUMENTS.get(member)
             if member == OUTSIDE:
                 value = join(value, self._traced(routine.code.function.section, position))
-            elif known is None or position >= len(known):
+            elif known is None or not 0 <= position < len(known):
                 value = join(value, FREE.with_labels(self.label(kernel.UNKNOWN)))
             elif known[position] in _OBJECT_ARGUMENTS:
                 value = join(value, pointer(Target(Area("kernel", ""), 0)))
@@ -231,8 +231,7 @@ class Operations(Flow):
             if target.area.kind == "kernel":
                 self._store_field(op, value.with_labels(base.labels))
             elif target.area.kind not in ("context", "symbol", "function"):
-                place = None if target.offset is None else target.offset + op.raw.offset
-                self.write(state, Target(target.area, place, target.base), op.size, value.with_labels(base.labels))
+                self.write(state, shifted(target, op.raw.offset), op.size, value.with_labels(base.labels))
 
     def _store_field(self, op: Op, value: Value) -> None:
         """A field of a kernel object is set: of all tasks, slice and key are what a policy may write."""
@@ -264,7 +263,6 @@ class Operations(Flow):
         if stored is not None:
             for target in base.points:
                 if target.area.kind not in ("kernel", "context", "symbol", "function"):
-                    place = None if target.offset is None else target.offset + op.raw.offset
-                    self.write(state, Target(target.area, place, target.base), op.size, stored.with_labels(base.labels))
+                    self.write(state, shifted(target, op.raw.offset), op.size, stored.with_labels(base.labels))
         if op.raw.imm & 1 and op.raw.imm != 0xF1:
             state.regs[op.src] = self._labelled(held)

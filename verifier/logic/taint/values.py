@@ -8,6 +8,7 @@ constant, divided or masked it says how late it is.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -119,6 +120,13 @@ class Target(NamedTuple):
     base: int = 0
 
 
+_PLACES_APART = 64
+"""So many places of one area a pointer may be known to point to; of more it is known only that they are in it."""
+
+ANYWHERE = -(1 << 63)
+"""The base of a target that may be anywhere in its area."""
+
+
 class Place(NamedTuple):
     """What a value was loaded from: a part of what outlives a callback."""
 
@@ -209,7 +217,7 @@ def join(first: Value | None, second: Value | None, *, widen: bool = False) -> V
     if widen and size > first.size:
         fixed, size = False, first.size
     return Value(
-        first.points | second.points,
+        _together(first.points | second.points),
         first.const if first.const == second.const else None,
         fixed,
         size,
@@ -224,6 +232,24 @@ def join(first: Value | None, second: Value | None, *, widen: bool = False) -> V
         first.remembered or second.remembered,
         first.gain if widen else max(first.gain, second.gain),
     )
+
+
+def shifted(target: Target, distance: int) -> Target:
+    """A target so many bytes further on."""
+    if target.offset is not None:
+        return target._replace(offset=target.offset + distance)
+    if distance < 0 and target.base != ANYWHERE:
+        return target._replace(base=target.base + distance)
+    return target
+
+
+def _together(points: frozenset[Target]) -> frozenset[Target]:
+    """These targets; those of an area that a loop has walked through are one, or the loop would never settle."""
+    if len(points) <= _PLACES_APART:
+        return points
+    walked = {area for area, count in Counter(target.area for target in points).items() if count > _PLACES_APART}
+    apart = frozenset(target for target in points if target.area not in walked)
+    return apart | {Target(area, None, ANYWHERE) for area in walked}
 
 
 class Labels:

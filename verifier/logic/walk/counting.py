@@ -144,7 +144,7 @@ class _Flow:
         steps = {}
         for place in self.before[self.head]:
             values = [end.get(place) for end in ends]
-            if all(value is not None and value.base == place for value in values):
+            if values and all(value is not None and value.base == place for value in values):
                 steps[place] = min(v.low for v in values if v), max(v.high for v in values if v)
         return steps
 

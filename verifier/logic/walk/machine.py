@@ -189,7 +189,7 @@ class Machine:
 
     def _argument(self, index: int) -> Term:
         names = calls.CALLBACK_ARGUMENTS.get(self.member, ())
-        name = names[index] if index < len(names) else f"argument {index}"
+        name = names[index] if 0 <= index < len(names) else f"argument {index}"
         return self.terms.make(TermKind.ARGUMENT, index, name)
 
     def _index(self, base: Term, site: Site) -> Term:

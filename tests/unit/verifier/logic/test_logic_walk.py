@@ -299,7 +299,7 @@ def test_nonsense_never_crashes_the_checks(monkeypatch):
     monkeypatch.setattr(flow, "STEP_BUDGET", 500)
     dice = random.Random(7)
     tables = (MapInfo("table", calls.QUEUE, 0, 8, 4, 0, 0),)
-    for _round in range(80):
+    for _round in range(400):
         member = dice.choice(sorted(calls.CALLBACK_ARGUMENTS))
         rows, name = random_function(dice, f"t_{member}")
         rows = [row for row in rows if row[0] != IMM64] + [(EXIT, 0, 0, 0, 0)]

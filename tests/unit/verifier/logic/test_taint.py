@@ -46,6 +46,21 @@ ATTACKS = (
 
         scx_bpf_dsq_insert_vtime(p, SHARED, SLICE, scx_bpf_now() + (1 - late) * SEC_NS, enq_flags);
         """),
+    case("uid_at_a_place_that_varies", "uid", """
+        volatile u64 slots[4];
+
+        slots[scx_bpf_task_cpu(p) & 3] = IN(p)->cred->uid.val;
+        INSERT(slots[1] == 1000 ? 8 : SHARED);
+        """),
+    case("uid_met_on_a_long_walk", "uid", """
+        u64 total = 0;
+        int i;
+
+        @_table[7] = IN(p)->cred->uid.val;
+        for (i = 255; i >= 0; i--)
+            total ^= @_table[i];
+        INSERT(total == 1000 ? 8 : SHARED);
+        """, before="volatile u64 @_table[256];"),
     case("pid_range", "pid", "if (p->pid > 30000) return;" + SHARED),
     case("pid_bit", "pid", "INSERT(p->pid & 1 ? 8 : SHARED);"),
     case("pid_main_thread", "pid", "if (p->pid == IN(p)->tgid) return;" + SHARED),
