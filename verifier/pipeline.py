@@ -40,13 +40,14 @@ from schedagent.core.verification import (
 from verifier import ejection, submission
 from verifier.coverage import measure
 from verifier.coverage.judge import Judgement
+from verifier.coverage.trusted import is_composed
 from verifier.lab.vm import LabPolicy
 from verifier.logic.checks import check_logic
 from verifier.microvm import jobs
 from verifier.object.image import BpfImage
 from verifier.object.reader import read_object
 from verifier.proving.identity import NOTHING_WORN
-from verifier.proving.prove import ORACLES, PHASES, Depth
+from verifier.proving.prove import COVERAGE, ORACLES, PHASES, Depth, phases_at
 from verifier.report_cache import ReportCache, digest_subject, verifier_version
 from verifier.signer import Signer, longest_lifetime_s
 from verifier.source.checks import check_source
@@ -62,7 +63,7 @@ class Cell(Protocol):
 
     def load(self) -> jobs.LoadAnswer: ...
 
-    def prove(self, depth: Depth) -> jobs.ProveAnswer: ...
+    def prove(self, depth: Depth, phases: Sequence[str]) -> jobs.ProveAnswer: ...
 
     def close(self) -> None: ...
 
@@ -327,7 +328,7 @@ class _Passage:
         try:
             with ExitStack() as stack:
                 policy = self._lab_policy(bench.target)
-                if bench is self._verifier.benches[0] and self._verifier.depth.value >= Depth.THOROUGH.value:
+                if bench is self._verifier.benches[0] and self._is_measured():
                     assert self._image is not None, "the logic gate read it"
                     self._measured = measure.measured(policy.artifact.object_bytes, self._image, self._info)
                     policy = replace(policy, copy=self._measured.copy)
@@ -351,11 +352,24 @@ class _Passage:
         assert self._cell is not None, "the gate before this one opened it"
         started = time.monotonic()
         try:
-            self._proved = self._cell.prove(self._verifier.depth)
+            self._proved = self._cell.prove(self._verifier.depth, self._phases())
         except KernelRejected as error:
             raise GateFailed(str(error), ejection.finding(ejection.rule_of_exit(str(error)), error.message)) from None
         spent = time.monotonic() - started - sum(self._proved.seconds.values())
         return Passed("state and root/ops confirmed it", seconds=max(0.0, spent))
+
+    def _phases(self) -> list[str]:
+        phases = [phase.name for phase in phases_at(self._verifier.depth, strange=self._is_strange())]
+        return [*phases, COVERAGE] if self._measured else phases
+
+    def _is_measured(self) -> bool:
+        """Whether what runs of the policy is measured."""
+        return self._is_strange() or self._verifier.depth.value >= Depth.THOROUGH.value
+
+    def _is_strange(self) -> bool:
+        """Whether somebody else wrote it: it is neither bundled nor, byte by byte, what our composer writes."""
+        standing = submission.standing(self._info, self._verifier.include_dirs)
+        return standing is not Standing.BUNDLED and not is_composed(self._info)
 
     def _proving(self) -> Passed:
         answer = self._answer()

@@ -38,7 +38,7 @@ from verifier.microvm.kernels import KernelImage
 from verifier.microvm.kvm import qemu_version
 from verifier.microvm.machine import Machine
 from verifier.proving.identity import NOTHING_WORN, Worn
-from verifier.proving.prove import COVERAGE, PHASES, Depth, Phase, chosen, phases_at
+from verifier.proving.prove import COVERAGE, PHASES, STALL, Depth, Phase, chosen, phases_at
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +60,9 @@ STALL_S = 0.3
 
 WATCHDOG_LATE = "watchdog failed to check in"
 """From scx_tick() in kernel/sched/ext.c: the work that looks for stalled tasks has not run itself."""
+
+LONGEST_WAIT_S = 600.0
+"""The watchdog lets no task wait so long, unless the clocks are moved."""
 
 Answer = TypeVar("Answer")
 
@@ -541,13 +544,18 @@ def twice(attempt: Callable[[], Answer]) -> Answer:
 
 
 def perhaps_host_stalled(exit_text: str) -> bool:
-    """Whether an ejection may be the host's doing: the kernel's own watchdog did not get to run for its 5 s.
+    """Whether an ejection may be the host's doing, or ours.
 
-    A policy that starves kernel workers is ejected with the same words, so it is worth a second look, not a pardon.
+    The kernel's own watchdog did not get to run for its 5 s; or a task that was about to run when the clocks were set
+    ahead seems to have waited since.
+
+    A policy that starves kernel workers, or loses a task, is ejected with the same words, so it is worth a second look,
+    not a pardon.
     """
-    if WATCHDOG_LATE not in exit_text:
+    stalled = STALL.search(exit_text)
+    if WATCHDOG_LATE not in exit_text and not (stalled and float(stalled[1]) > LONGEST_WAIT_S):
         return False
-    log.warning("the policy was ejected because the watchdog itself came late; trying once more")
+    log.warning("the policy was ejected (%s), which may be the machine's doing; trying once more", exit_text)
     return True
 
 
@@ -565,8 +573,9 @@ NOTHING_PROVED = jobs.ProveAnswer("", [], {}, {})
 
 
 def joined(here: jobs.ProveAnswer, there: jobs.ProveAnswer) -> jobs.ProveAnswer:
-    """Put together what a policy showed in two machines that ran different phases."""
-    return jobs.ProveAnswer(
+    """Put together what a policy showed in two machines that ran different phases; the first had the copy."""
+    return replace(
+        here,
         exit_text=here.exit_text or there.exit_text,
         results=[*here.results, *there.results],
         events=here.events or there.events,

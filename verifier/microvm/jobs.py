@@ -267,12 +267,12 @@ class ProveAnswer(Message):
 
 @dataclass(frozen=True)
 class MoveClock(Message):
-    """What the guest wishes amid a job, as {"wish": ...}, and waits for: its clocks set ahead.
+    """What the guest wishes amid a job, as {"wish": ...}, and waits for: its clocks set ahead, or the watchdog let be.
 
     Args:
         place: fields of verifier.microvm.clock.place.ClockPlace.
         wall_s: what the wall clock shows, in whole seconds since 1970.
-        ahead_s: by so many seconds.
+        ahead_s: by so many seconds; 0 for the rest, see verifier.microvm.clock.move.rest_watchdog.
     """
 
     place: dict[str, int]

@@ -29,7 +29,7 @@ from schedagent.core.errors import SchedagentError, SetupError, VmLost
 from schedagent.core.process import proc
 from verifier.microvm import jobs
 from verifier.microvm.clock.debugger import PORT_ID, Debugger
-from verifier.microvm.clock.move import move_clocks
+from verifier.microvm.clock.move import move_clocks, rest_watchdog
 from verifier.microvm.clock.place import ClockPlace
 
 log = logging.getLogger(__name__)
@@ -308,7 +308,7 @@ class Machine:
         return answer
 
     def _grant(self, fields: Any) -> None:
-        """Move the clocks of a machine that stands still, and let it continue; GuestFault for a senseless wish."""
+        """Grant a wish while the machine stands still, and let it continue; GuestFault if it makes no sense."""
         try:
             wish = jobs.MoveClock.from_json(fields)
             place = ClockPlace(**wish.place)
@@ -322,9 +322,13 @@ class Machine:
         else:  # which stops the machine as well
             self.command("human-monitor-command", **{"command-line": f"gdbserver chardev:{PORT_ID}"})
             self._debugged = True
-        moved = move_clocks(Debugger(self._debugger), place, wish.wall_s, wish.ahead_s)
+        debugger = Debugger(self._debugger)
+        if wish.ahead_s:
+            granted = move_clocks(debugger, place, wish.wall_s, wish.ahead_s)
+        else:
+            granted = rest_watchdog(debugger, place)
         self.command("cont")
-        self._agent.send({"granted": moved})
+        self._agent.send({"granted": granted})
 
     def console_tail(self) -> str:
         """The end of the guest kernel's console and of what QEMU itself printed."""

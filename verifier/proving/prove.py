@@ -51,6 +51,7 @@ class Phase:
         least_s: it cannot tell good from bad in less.
         oracles: those it may give results of.
         depth: the least depth at which it is run, unless it is asked for by name.
+        strangers: it is run at every depth on policies whose author is not known to mean well.
         elsewhere: it takes a machine of its own, booted another time, with one CPU more.
         under_load: runs on a policy that is attached for it.
         ending: takes over the attached policy, and ends it.
@@ -62,6 +63,7 @@ class Phase:
     least_s: float
     oracles: tuple[OracleInfo, ...]
     depth: Depth = Depth.QUICK
+    strangers: bool = False
     elsewhere: bool = False
     under_load: Callable[[Ground, float], Sequence[OracleResult | Undecided]] | None = None
     ending: Callable[[LoadedPolicy, float], list[OracleResult]] | None = None
@@ -75,7 +77,9 @@ class Phase:
 PHASES = (
     Phase("work conservation", 0.9, 0.8, conservation.ORACLES, under_load=conservation.prove),
     Phase("mix", 3.1, 3.1, mix.ORACLES, under_load=mix.prove),
-    Phase("moved clock", 0.8, 0.8, (groups.MOVED_CLOCK,), Depth.THOROUGH, under_load=groups.prove_later),
+    Phase(
+        "moved clock", 0.8, 0.8, (groups.MOVED_CLOCK,), Depth.THOROUGH, strangers=True, under_load=groups.prove_later
+    ),
     Phase("shares", 1.6, 1.6, shares.ORACLES, under_load=shares.prove),
     Phase("pinned crowd", 0.6, 0.6, crowd.ORACLES, under_load=crowd.prove),
     Phase("soak", 20.0, 8.0, soak.ORACLES, Depth.DEEP, under_load=soak.prove),
@@ -83,7 +87,9 @@ PHASES = (
     Phase("overhead", 1.9, 1.6, overhead.ORACLES, alone=overhead.prove),
     Phase("reload loop", 0.7, 0.0, (lifecycle.RELOAD_LOOP,), alone=lifecycle.reload_loop),
     Phase("provoked stall", 1.0, 0.0, (lifecycle.PROVOKED_STALL,), alone=lifecycle.provoked_stall),
-    Phase("groups", 0.8, 0.8, (groups.GROUPS,), Depth.THOROUGH, elsewhere=True, under_load=groups.prove),
+    Phase(
+        "groups", 0.8, 0.8, (groups.GROUPS,), Depth.THOROUGH, strangers=True, elsewhere=True, under_load=groups.prove
+    ),
 )
 """In the order they are run: those under load follow each other, so that one attached policy serves them all (loading
 one takes an emulated machine half a second or more), and the one that ends it comes after them."""
@@ -124,9 +130,9 @@ def chosen(names: Sequence[str]) -> list[Phase]:
     return [phase for phase in PHASES if phase.name in wanted]
 
 
-def phases_at(depth: Depth) -> list[Phase]:
-    """Those that are run at this depth."""
-    return [phase for phase in PHASES if phase.depth.value <= depth.value]
+def phases_at(depth: Depth, *, strange: bool = False) -> list[Phase]:
+    """Those that are run at this depth; `strange`: on a policy that neither is bundled nor was composed here."""
+    return [phase for phase in PHASES if phase.depth.value <= depth.value or (strange and phase.strangers)]
 
 
 def prove(

@@ -26,7 +26,7 @@ from verifier.coverage.judge import Judgement
 from verifier.microvm import jobs
 from verifier.pipeline import KernelBench, Verifier
 from verifier.proving.identity import NOTHING_WORN
-from verifier.proving.prove import Depth
+from verifier.proving.prove import COVERAGE, Depth
 from verifier.report_cache import ReportCache
 from verifier.signer import Signer
 
@@ -57,6 +57,7 @@ class Ground:
     results: tuple = ORACLES
     undecided: dict = field(default_factory=dict)
     asked: list = field(default_factory=list)
+    phases: list = field(default_factory=list)
     closed: int = 0
     versions: tuple = ("2", "512", "tcg", "QEMU 10")
 
@@ -69,8 +70,9 @@ class Ground:
             raise self.load_error
         return jobs.LoadAnswer({"fifo_enqueue": {"verified_instructions": 123}, "fifo_exit": {}})
 
-    def prove(self, policy, depth):
+    def prove(self, policy, phases):
         self.asked.append(("prove", policy))
+        self.phases = phases
         if self.prove_error:
             raise self.prove_error
         events = {"SCX_EV_REENQ": 0, "SCX_EV_DISPATCH": 7}
@@ -87,8 +89,8 @@ class Cell:
     def load(self):
         return self.ground.load(self.policy)
 
-    def prove(self, depth):
-        return self.ground.prove(self.policy, depth)
+    def prove(self, _depth, phases):
+        return self.ground.prove(self.policy, phases)
 
     def close(self):
         self.ground.closed += 1
@@ -180,16 +182,28 @@ def test_all_gates_pass_in_order_and_a_token_is_issued(candidate, info, signer):
     assert {policy.artifact.digest for _, policy in ground.asked} == {artifact.digest}, "other bytes were proved"
     details = {result.gate: result.detail for result in report.gates}
     assert details["kernel verifier"] == "2 programs accepted, 123 instructions walked"
-    assert details["proving ground"] == "2 oracles hold; kernel events: SCX_EV_DISPATCH 7"
-    assert report.coverage is None, "the copy with probes takes more than standard depth has"
+    assert details["proving ground"] == (
+        "2 oracles hold; kernel events: SCX_EV_DISPATCH 7; 3 of 4 branches ran, 2 of 2 queues were used;"
+        " never: fifo.bpf.c:9"
+    )
     assert details["overhead"] == "1 oracles hold"
 
 
-def test_a_thorough_proof_says_what_ran(candidate, info, signer, static):
-    report = verify(Ground(), candidate, info, signer, depth=Depth.THOROUGH).report
-    [proved] = [result.detail for result in report.gates if result.gate == "proving ground"]
-    assert proved.endswith("; 3 of 4 branches ran, 2 of 2 queues were used; never: fifo.bpf.c:9")
+@pytest.mark.parametrize("depth", Depth, ids=lambda depth: depth.name)
+def test_what_a_stranger_wrote_is_measured_and_judged_by_groups_at_every_depth(candidate, info, signer, static, depth):
+    ground = Ground()
+    report = verify(ground, candidate, info, signer, depth=depth).report
+    assert {"groups", "moved clock", COVERAGE} < set(ground.phases)
     assert report.coverage.ran == 3
+
+
+def test_our_own_policies_are_measured_in_a_thorough_proof_only(candidate, info, signer, static, monkeypatch):
+    monkeypatch.setattr(submission, "standing", lambda *_policy: Standing.BUNDLED)
+    ground = Ground()
+    assert verify(ground, candidate, info, signer).report.coverage is None
+    assert not {"groups", "moved clock", COVERAGE} & set(ground.phases)
+    assert verify(ground, candidate, info, signer, depth=Depth.THOROUGH).report.coverage.ran == 3
+    assert {"groups", "moved clock", COVERAGE} < set(ground.phases)
 
 
 def test_without_a_signer_there_is_no_token(candidate, info):
@@ -547,7 +561,7 @@ def test_several_policies_pass_the_static_gates_side_by_side_and_the_machines_in
 
 def test_what_never_ran_closes_the_proving_ground(candidate, info, signer, static):
     static.never_ran = (Finding(33, Severity.ERROR, "enqueue", "fifo.bpf.c", 9, "this branch was never taken"),)
-    verified = verify(Ground(), candidate, info, signer, depth=Depth.THOROUGH)
+    verified = verify(Ground(), candidate, info, signer)
     assert_closed(verified, "proving ground", "1 errors, of rule 33")
     assert verified.report.failure.findings == static.never_ran
     assert verified.report.coverage.never == (Place("fifo.bpf.c", 9),)
@@ -555,7 +569,7 @@ def test_what_never_ran_closes_the_proving_ground(candidate, info, signer, stati
 
 def test_what_never_ran_of_a_persons_own_is_only_noted(candidate, info, signer, static):
     static.never_ran = (Finding(33, Severity.NOTE, "enqueue", "fifo.bpf.c", 9, "this branch was never taken"),)
-    report = verify(Ground(), candidate, info, signer, depth=Depth.THOROUGH).report
+    report = verify(Ground(), candidate, info, signer).report
     assert report.passed
     assert report.findings == static.never_ran
     assert static.marks[1] is Standing.FOREIGN

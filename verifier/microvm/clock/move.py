@@ -16,6 +16,7 @@ from verifier.microvm.clock.debugger import Debugger
 from verifier.microvm.clock.place import ClockPlace
 
 MOST_AHEAD_S = 400 * 86400
+WATCHDOG_REST_S = 120
 _LENGTH_BYTES, _PART_BYTES = 1024, 512
 """Of what is searched: the timekeeper and its shadow take some 600 bytes."""
 
@@ -65,6 +66,22 @@ def move_clocks(debugger: Debugger, place: ClockPlace, wall_s: int, ahead_s: int
     if place.watchdog:  # else the next tick finds that the watchdog did not look for too long
         debugger.add(place.watchdog, ahead_s * _NS // tick_ns)
     return True
+
+
+def rest_watchdog(debugger: Debugger, place: ClockPlace) -> bool:
+    """Have nobody ask for WATCHDOG_REST_S when sched_ext's watchdog looked last; return whether that could be done.
+
+    It may not look for hours: a timer that is set while the kernel catches up with a leap of its clocks is rounded as
+    if it were as far away as the leap is long, by up to an eighth of that (calc_wheel_index() in kernel/time/timer.c).
+    The oracles see starving tasks themselves.
+
+    Raises:
+        VmLost: the debugger does not answer, or refuses.
+    """
+    tick_ns = tick_length_ns(debugger, place) if place.watchdog else 0
+    if tick_ns:
+        debugger.add(place.watchdog, WATCHDOG_REST_S * _NS // tick_ns)
+    return bool(tick_ns)
 
 
 def find_timekeeper(debugger: Debugger, place: ClockPlace, wall_s: int) -> Timekeeper:

@@ -356,6 +356,13 @@ def test_what_another_machine_shows_counts_as_much():
     assert (answer.exit_text, answer.stalled_s, answer.undecided) == ("error: on CPU 2", 0.1, {"groups": "why"})
 
 
+def test_what_ran_in_the_first_machine_is_known_after_the_second_and_after_a_second_look():
+    marks = {"passed": [1], "kept": [1, 2], "entered": [(7, 3)], "unmeasured": "a", "queues_unmeasured": "b"}
+    first = replace(shown(("idle machine", True), undecided=["saturated machine"]), **marks)
+    answer, _phases = proved(first, THERE, shown(*[(name, True) for name in BOTH]))
+    assert {name: getattr(answer, name) for name in marks} == marks
+
+
 def test_what_is_open_twice_has_no_verdict():
     answer, phases = proved(shown(("starvation", True), undecided=BOTH), THERE, shown(undecided=BOTH))
     assert len(phases) == 3

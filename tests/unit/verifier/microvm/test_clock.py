@@ -5,13 +5,14 @@ from __future__ import annotations
 import socket
 import struct
 import threading
+from dataclasses import replace
 
 import pytest
 
 from schedagent.core.errors import VmLost
 from verifier.microvm.clock import place
 from verifier.microvm.clock.debugger import Debugger
-from verifier.microvm.clock.move import MOST_AHEAD_S, move_clocks
+from verifier.microvm.clock.move import MOST_AHEAD_S, WATCHDOG_REST_S, move_clocks, rest_watchdog
 from verifier.microvm.clock.place import ClockPlace, find_clocks
 
 BASE = 0xFFFFFFFF94201000
@@ -89,6 +90,15 @@ def test_every_clock_is_moved_and_nothing_else():
     ticks, hour_ns = 3600 * 250, 3600 * NS
     others = (1000 + ticks, 80 * MS + hour_ns, 84 * MS + hour_ns, 5 + hour_ns, 7 + ticks)
     assert struct.unpack("<5Q", memory.content[OTHERS]) == others
+
+
+def test_the_watchdog_has_its_rest_and_nothing_else_changes():
+    memory = Memory({BASE: timekeeper(), OTHERS: OTHER_CLOCKS})
+    assert rest_watchdog(Debugger(memory.ours), PLACE)
+    assert memory.content[BASE] == timekeeper()
+    rested = struct.unpack("<5Q", memory.content[OTHERS])
+    assert rested == (1000, 80 * MS, 84 * MS, 5, 7 + WATCHDOG_REST_S * 250)
+    assert not rest_watchdog(Debugger(memory.ours), replace(PLACE, watchdog=0))
 
 
 @pytest.mark.parametrize("ahead_s", [0, -5, MOST_AHEAD_S + 1])

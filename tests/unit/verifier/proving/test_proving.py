@@ -228,6 +228,12 @@ def test_each_depth_runs_what_the_one_before_does():
     assert set(names[-1]) - set(names[-2]) == {"soak"}
 
 
+def test_what_a_stranger_wrote_goes_through_the_groups_at_every_depth():
+    for depth in Depth:
+        names = {phase.name for phase in phases_at(depth, strange=True)}
+        assert names == {phase.name for phase in phases_at(depth)} | {"groups", "moved clock"}
+
+
 def test_phases_are_run_in_the_order_of_the_table():
     assert chosen([phase.name for phase in reversed(PHASES)]) == list(PHASES)
     assert [phase.name for phase in chosen(["shares", "mix"])] == ["mix", "shares"]
