@@ -27,6 +27,7 @@ from schedagent.core.verification import GateStatus, Severity, VerificationOutco
 from schedagent.run.opening import open_local_verifier
 from tests.support.paths import FIXTURES
 from verifier.pipeline import Verifier
+from verifier.proving.prove import PHASES, Depth
 
 POLICIES = FIXTURES / "policies"
 STATIC = (SOURCE, COMPILE, LOGIC)
@@ -91,9 +92,20 @@ def corpus_verifier(*, static_only: bool = False) -> Verifier:
     return dataclasses.replace(verifier, static_only=static_only)
 
 
+def depth_for(entry: Entry) -> Depth:
+    """Standard, or the least depth at which the oracle that has to see the fault is asked at all."""
+    phase = next((phase for phase in PHASES if entry.oracle in {oracle.name for oracle in phase.oracles}), None)
+    return Depth.STANDARD if phase is None or phase.strangers else max(Depth.STANDARD, phase.depth, key=_seconds)
+
+
+def _seconds(depth: Depth) -> float:
+    return depth.value
+
+
 def judge(entry: Entry, verifier: Verifier) -> VerificationReport:
     """Take one policy through the gates; again if they came to no verdict, which is the host's doing."""
     candidate = CandidatePolicy(entry.name, entry.info.configured({}))
+    verifier = dataclasses.replace(verifier, depth=depth_for(entry))
     for _ in range(ATTEMPTS):
         report = verifier.verify(candidate, entry.info).report
         if report.outcome is not VerificationOutcome.INCOMPLETE:
