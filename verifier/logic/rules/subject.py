@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from schedagent.core.policies.policy import Standing
-from schedagent.core.verification import Finding, Severity, Step
+from schedagent.core.rules import FindingClass
+from schedagent.core.verification import Finding, Severity
 from verifier.logic.rules.queues import Queue, decode
 from verifier.logic.walk.calls import names
-from verifier.logic.walk.events import Event, Exit, Trail, Walk, steps
+from verifier.logic.walk.events import Event, Exit, Trail, Walk, place_of, steps
 from verifier.logic.walk.facts import Condition, Facts, Range
 from verifier.logic.walk.terms import Term, TermKind, low_half
 from verifier.object.image import BpfImage, Function, Line, OpsStruct, Ref
@@ -136,12 +137,12 @@ class Subject:
 
     def report(
         self, rule: int, severity: Severity, where: str, line: Line | None, message: str, *,
-        trail: Trail | None = None, cleared_by: str = "",
+        trail: Trail | None = None, cleared_by: str = "", classed: FindingClass | None = None,
     ) -> None:  # fmt: skip
-        """Add a finding, unless there is one of the same rule at the same place."""
-        file, row = (_plain(line.file), line.line) if line else ("", 0)
-        path = tuple(Step(_plain(step.file), step.line, step.text) for step in steps(trail))
-        finding = Finding(rule, severity, where, file, row, message, path, cleared_by)
+        """Add a finding at the author's own line, unless there is one of the same rule at the same place."""
+        file, row, wrapper = place_of(line)
+        path = (*steps(trail), *wrapper)
+        finding = Finding(rule, severity, where, file, row, message, path, cleared_by, classed)
         for known in self.findings:
             if (known.rule, known.where, known.file, known.line) == (rule, where, file, row) and row:
                 return
@@ -149,8 +150,8 @@ class Subject:
                 return
         self.findings.append(finding)
 
-    def error(self, rule: int, event: Event | Exit, message: str) -> None:
-        self.report(rule, Severity.ERROR, event.member, event.line, message, trail=event.trail)
+    def error(self, rule: int, event: Event | Exit, message: str, *, classed: FindingClass | None = None) -> None:
+        self.report(rule, Severity.ERROR, event.member, event.line, message, trail=event.trail, classed=classed)
 
     def warning(self, rule: int, event: Event | Exit, message: str, cleared_by: str) -> None:
         self.report(rule, Severity.WARNING, event.member, event.line, message, trail=event.trail, cleared_by=cleared_by)
@@ -177,12 +178,6 @@ def reached_from(image: BpfImage, name: str) -> frozenset[str]:
         waiting += called - reached
         reached |= called
     return frozenset(reached)
-
-
-def _plain(file: str) -> str:
-    while file.startswith("./"):
-        file = file[2:]
-    return file
 
 
 def truths(facts: Facts) -> Iterator[tuple[Term, bool]]:
