@@ -272,16 +272,16 @@ class _Passage:
             verified_at=cached.verified_at if cached else datetime.now(UTC).isoformat(timespec="seconds"),
             coverage=cached.coverage if cached else self._coverage(),
             lacks=self._lacks,
-            needs=self._needs(),
+            needs=self._needs(cached.oracles if cached else self._oracles()),
         )
 
     def _standing(self) -> Standing:
         return submission.standing(self._info, self._verifier.include_dirs)
 
-    def _needs(self) -> tuple[str, ...]:
+    def _needs(self, oracles: Sequence[OracleResult]) -> tuple[str, ...]:
         """What somebody has to declare or accept before there can be a token; see classes.needed."""
         findings = [finding for result in self._gates for finding in result.findings]
-        held = {oracle.name for oracle in self._oracles() if oracle.ok}
+        held = {oracle.name for oracle in oracles if oracle.ok}
         return classes.needed(findings, held, self._info) if findings else ()
 
     def _coverage(self) -> Coverage | None:

@@ -328,7 +328,8 @@ class VerificationReport:
             VerificationOutcome.STATIC_ONLY: "the gates that need no VM passed; the others were not asked for",
             VerificationOutcome.INCOMPLETE: undecided,
         }
-        tried = "; it is safe to be tried in the lab" if self.safe and not self.passed else ""
+        failed = self.outcome is VerificationOutcome.FAILED
+        tried = "; it is safe to be tried in the lab" if self.safe and failed else ""
         return f"{self.outcome}: {why[self.outcome]}{tried}{self._needed}"
 
     @property

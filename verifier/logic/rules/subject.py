@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from schedagent.core.policies.policy import Standing
 from schedagent.core.rules import FindingClass
-from schedagent.core.verification import Finding, Severity
+from schedagent.core.verification import Finding, Severity, worst_first
 from verifier.logic.rules.queues import Queue, decode
 from verifier.logic.walk.calls import names
 from verifier.logic.walk.events import Event, Exit, Trail, Walk, place_of, steps
@@ -139,14 +139,14 @@ class Subject:
         self, rule: int, severity: Severity, where: str, line: Line | None, message: str, *,
         trail: Trail | None = None, cleared_by: str = "", classed: FindingClass | None = None,
     ) -> None:  # fmt: skip
-        """Add a finding at the author's own line, unless there is one of the same rule at the same place."""
+        """Add a finding at the author's own line; of one rule at one place the worst is kept."""
         file, row, wrapper = place_of(line)
         path = (*steps(trail), *wrapper)
         finding = Finding(rule, severity, where, file, row, message, path, cleared_by, classed)
-        for known in self.findings:
-            if (known.rule, known.where, known.file, known.line) == (rule, where, file, row) and row:
-                return
-            if (known.rule, known.where, known.message) == (rule, where, message):
+        for index, known in enumerate(self.findings):
+            same_place = (known.rule, known.where, known.file, known.line) == (rule, where, file, row) and row
+            if same_place or (known.rule, known.where, known.message) == (rule, where, message):
+                self.findings[index] = worst_first((known, finding))[0]
                 return
         self.findings.append(finding)
 
