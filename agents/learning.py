@@ -64,7 +64,7 @@ def learn(
         if gate:
             verdict = failed([f"gate {gate.gate!r} failed: {gate.detail}"])
             antipatterns.append(_antipattern(candidate, info, "", hardware_key, gate.gate, gate.detail))
-        elif not report or not report.safe:
+        elif not report or not report.safe or report.undecided:
             verdict = replace(verdict, reason=f"not tried: {rejected}" if rejected else _why_unmeasured(report))
         elif verdict.outcome is Outcome.FAILED:
             antipatterns.append(_antipattern(candidate, info, workload_key, hardware_key, "trial", verdict.reason))

@@ -173,7 +173,7 @@ class ExitRecord:
 
 
 class KernelLog:
-    """What the kernel's log says of a policy's end, for one that keeps no record: our loader in the guest reads it then.
+    """What the kernel's log says of a policy's end, for one that keeps no record: the guest's loader reads it then.
 
     schedagentd does not: the fewer texts it has to do with, the better. The log holds the reason, and for an error the
     message, but no exit code; a policy that the kernel itself unregisters ends for a CPU that came or went

@@ -51,7 +51,7 @@ def verify(
     ] = None,
     accept: Annotated[
         list[str] | None,
-        typer.Option(metavar="WEIGHTS|READS:INPUT", help="Accept this of the policy by name; may be repeated."),
+        typer.Option(metavar="NAME", help="Accept this of the policy by name; may be repeated."),
     ] = None,
     kernel: Annotated[
         str, typer.Option(metavar="RELEASE", help="Only this kernel of the cache, not all of them.")
