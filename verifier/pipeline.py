@@ -235,11 +235,15 @@ class _Passage:
                 self._verifier.report_cache.store(report)
         return Verified(report, self._artifacts[0] if self._artifacts else None)
 
-    def _pass(self, gate: str) -> None:
-        failed = next((each for each in self._gates if each.status in _NOT_PASSED and not each.tolerable), None)
+    def _blocker(self, gate: str) -> GateResult | None:
+        """The gate that keeps this one from being run; what a static one needs is something to read."""
         if gate in STATIC_GATES:
-            readable = self._artifacts or gate is not LOGIC
-            failed = None if readable else next(each for each in self._gates if each.gate == COMPILE)
+            readable = gate != LOGIC or self._artifacts
+            return None if readable else next(result for result in self._gates if result.gate == COMPILE)
+        return next((each for each in self._gates if each.status in _NOT_PASSED and not each.tolerable), None)
+
+    def _pass(self, gate: str) -> None:
+        failed = self._blocker(gate)
         if self._verifier.static_only and gate not in STATIC_GATES:
             not_requested = "not run: only the static gates were requested"
             self._gates.append(GateResult(gate, GateStatus.NOT_REQUESTED, not_requested))
