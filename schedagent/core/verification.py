@@ -118,17 +118,14 @@ class Finding:
         return f"{place}rule {self.rule}{inside}: {self.message}"
 
 
+def rank(finding: Finding) -> tuple[int, int]:
+    """How bad it is, the worst first: by class (unsafe, unfair, house), then errors before warnings before notes."""
+    return list(FindingClass).index(finding.finding_class), list(Severity).index(finding.severity)
+
+
 def worst_first(findings: Iterable[Finding]) -> tuple[Finding, ...]:
-    """Return findings by class (unsafe, unfair, house), then errors before warnings before notes, then by place."""
-    classes, severities = list(FindingClass), list(Severity)
-    return tuple(
-        sorted(
-            findings,
-            key=lambda each: (
-                classes.index(each.finding_class), severities.index(each.severity), each.rule, each.file, each.line,
-            ),
-        )
-    )  # fmt: skip
+    """Return findings by how bad they are, then by rule and place."""
+    return tuple(sorted(findings, key=lambda each: (*rank(each), each.rule, each.file, each.line)))
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from schedagent.core.policies.policy import Standing
 from schedagent.core.rules import FindingClass
-from schedagent.core.verification import Finding, Severity, worst_first
+from schedagent.core.verification import Finding, Severity, rank
 from verifier.logic.rules.queues import Queue, decode
 from verifier.logic.walk.calls import names
 from verifier.logic.walk.events import Event, Exit, Trail, Walk, place_of, steps
@@ -146,7 +146,8 @@ class Subject:
         for index, known in enumerate(self.findings):
             same_place = (known.rule, known.where, known.file, known.line) == (rule, where, file, row) and row
             if same_place or (known.rule, known.where, known.message) == (rule, where, message):
-                self.findings[index] = worst_first((known, finding))[0]
+                if rank(finding) < rank(known):
+                    self.findings[index] = finding
                 return
         self.findings.append(finding)
 
