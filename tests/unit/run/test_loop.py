@@ -302,6 +302,7 @@ def test_an_unfair_candidate_is_measured_and_gets_no_token(script):
     with script.repository() as repository:
         assert repository.antipatterns("whatever the workload", HARDWARE.key) == []
         assert deployment(repository, report["run"]) is None
+    assert "safe, but unfair: gate proving ground failed, so there is no token" in unfair.shown(report["run"])
 
 
 @pytest.mark.parametrize("gate", ["compile", "proving ground"])
