@@ -116,9 +116,17 @@ def _live(
 
     def send(line: bytes) -> None:
         with lock:
-            connection.sendall(line)
+            try:
+                connection.sendall(line)
+            except ConnectionError:
+                raise SystemExit(1) from None
 
-    work(send, *arguments)
+    try:
+        work(send, *arguments)
+    except KeyboardInterrupt:  # its parent has what it wanted, or wants no more
+        raise SystemExit(1) from None
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the end of the parent's interest may come as late as that
 
 
 def _end_with(connection: socket.socket, grace_s: float) -> None:
