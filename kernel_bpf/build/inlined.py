@@ -108,7 +108,10 @@ class _Call(NamedTuple):
 
 
 def inlined_calls(object_bytes: bytes) -> tuple[InlinedCall, ...]:
-    """Return the calls that were inlined, the outer ones before those within them; none if the object does not say."""
+    """Return the calls that were inlined, the outer ones before those within them; none if the object does not say.
+
+    Calls that the compiler merged into one have no line, and are left out.
+    """
     try:
         return tuple(_Reader(_read_elf(object_bytes)).calls())
     except (struct.error, IndexError, KeyError, ValueError, OverflowError):
@@ -165,7 +168,7 @@ class _Reader:
             for function, low, call in self._unit(offset, offset + 4 + length):
                 for place, size in call.ranges:
                     start = place.offset - low.offset
-                    if place.section == low.section and start >= 0 and size > 0:
+                    if call.line and place.section == low.section and start >= 0 and size > 0:
                         yield InlinedCall(function, start, start + size, call.file, call.line)
                         count += 1
                         if count >= MOST_CALLS:

@@ -133,7 +133,7 @@ def check_logic(
         tuple(findings),
         tuple(CallbackWalk(e.member, e.paths, e.steps, e.joined, e.exhausted) for e in walk.entries),
         *_queue_counts(subject),
-        unfilled_maps(walk),
+        unfilled_maps(image, walk),
     )
 
 

@@ -19,6 +19,9 @@ _LOOKS = names(
     "bpf_map_lookup_elem bpf_map_lookup_percpu_elem bpf_map_pop_elem bpf_map_peek_elem bpf_for_each_map_elem "
     "bpf_user_ringbuf_drain"
 )
+_ARRAYS = frozenset({2, 6})
+"""BPF_MAP_TYPE_ARRAY and _PERCPU_ARRAY of include/uapi/linux/bpf.h."""
+
 _MOST_NAMED = 5
 _LOADER_PREFIX = "__"
 """Names that begin so are set by our loader, too: the kernel's enumerators, by the convention of the scx headers."""
@@ -50,15 +53,18 @@ def sentence(image: BpfImage, unfilled: Sequence[str], given: Collection[str]) -
     return f"Without a loader of its own it lacks {listed}; assumed is that {assumed}."
 
 
-def unfilled_maps(walk: Walk) -> tuple[str, ...]:
-    """Return the maps that programs look at, and to which none of them writes, sorted."""
+def unfilled_maps(image: BpfImage, walk: Walk) -> tuple[str, ...]:
+    """Return the maps that programs look at, and into which none of them puts an element, sorted.
+
+    An array has all its elements from the start, and what is stored into them in place is not followed.
+    """
     looked, touched = set[str](), set[str]()
     for event in walk.events:
         seen = 1 if event.name in _LOOKS else 0
         looked.update(name for term in event.arguments[:seen] for name in _maps(term))
         touched.update(name for term in event.arguments[seen:] for name in _maps(term))
-    touched.update(name for store in walk.stores for name in _maps(store.address))
-    return tuple(sorted(looked - touched))
+    arrays = {each.name for each in image.maps.values() if each.type in _ARRAYS}
+    return tuple(sorted(looked - touched - arrays))
 
 
 def _maps(term: Term) -> Iterator[str]:

@@ -335,7 +335,7 @@ def test_an_error_of_a_static_layer_closes_its_gate(candidate, info, signer, sta
 
 
 def test_an_unreadable_object_closes_the_logic_gate(candidate, info, signer, monkeypatch):
-    def refuse(_object_bytes):
+    def refuse(_object_bytes, _inlined):
         raise PolicyError("not an ELF file")
 
     monkeypatch.setattr(pipeline, "read_object", refuse)
@@ -632,7 +632,7 @@ def test_several_policies_pass_the_static_gates_side_by_side_and_the_machines_in
     candidate, info, signer, static, monkeypatch
 ):
     meeting = threading.Barrier(2, timeout=10)
-    monkeypatch.setattr(pipeline, "read_object", lambda _bytes: meeting.wait())
+    monkeypatch.setattr(pipeline, "read_object", lambda _bytes, _inlined: meeting.wait())
     monkeypatch.setattr(pipeline.os, "sched_getaffinity", lambda _pid: {0, 1})
     ground, seen = Ground(), []
     others = [(replace(candidate, reason=str(number)), info) for number in range(2)]

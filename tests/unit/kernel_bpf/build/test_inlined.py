@@ -27,10 +27,13 @@ static inline __attribute__((always_inline)) void put(struct task_struct *p, u64
 }
 """
 ENQUEUE = """
-if (enq_flags & 1)
+if (enq_flags & 1) {
     put(p, LOCAL, enq_flags);
-else
-    put(p, GLOBAL, enq_flags);
+    return;
+}
+scx_bpf_kick_cpu(0, 0);
+put(p, GLOBAL, 0);
+scx_bpf_kick_cpu(1, 0);
 """
 
 

@@ -11,7 +11,7 @@ RECORDS = """
 struct record { u64 runs; };
 struct {
     __uint(type, BPF_MAP_TYPE_TASK_STORAGE);
-    __uint(map_flags, BPF_F_NO_PREALLOC);
+    __uint(map_flags, 1);
     __type(key, int);
     __type(value, struct record);
 } records SEC(".maps");
@@ -19,18 +19,18 @@ u64 nr_tasks;
 """
 ALLOCATED = "if (!bpf_task_storage_get(&records, p, NULL, 1))\n\treturn -12;\nreturn 0;"
 LOOKED_UP = ALLOCATED.replace("NULL, 1", "NULL, 0")
-OF_A_USER = "if (p->tgid == 4711)\n\treturn -12;\n" + ALLOCATED
+OF_A_USER = "if (p->pid == 4711)\n\treturn -12;\n" + ALLOCATED
 COUNTED = "if (__sync_fetch_and_add(&nr_tasks, 1) > 4000)\n\treturn -12;\n" + ALLOCATED
 ALWAYS = """
 struct record *record = bpf_task_storage_get(&records, p, NULL, 1);
 
-if (record && p->tgid != 4711) {
+if (record && p->pid != 4711) {
     record->runs = 1;
     return 0;
 }
 return -12;
 """
-BEFORE_IT = "if (p->tgid == 4711)\n\tnr_tasks = 0;\n" + ALLOCATED
+BEFORE_IT = "if (p->pid == 4711)\n\tnr_tasks = 0;\n" + ALLOCATED
 
 
 @pytest.mark.parametrize(
