@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from schedagent.core.rules import FindingClass
-from verifier.logic.rules.subject import Subject, truths
+from verifier.logic.rules.subject import Subject
 from verifier.logic.walk.events import Event, Exit
 from verifier.logic.walk.facts import range_of
 from verifier.logic.walk.marking import INSERTS, is_callback_task
@@ -19,13 +19,6 @@ _WRITERS = frozenset({"bpf_map_push_elem", "bpf_map_update_elem", "bpf_rbtree_ad
                       "bpf_list_push_back", "bpf_ringbuf_output"})  # fmt: skip
 
 
-_STORAGES = frozenset({"bpf_task_storage_get", "bpf_cgrp_storage_get"})
-_CREATE = 1
-"""BPF_LOCAL_STORAGE_GET_F_CREATE of include/uapi/linux/bpf.h."""
-
-_ALLOCATIONS = frozenset({"bpf_cpumask_create", "bpf_obj_new", "bpf_percpu_obj_new"})
-"""What returns NULL for want of memory, and for no other reason (kernel/bpf/cpumask.c, kernel/bpf/helpers.c)."""
-
 _REFUSED = {
     "init_task": "every fork",
     "cgroup_init": "every mkdir of a cgroup",
@@ -39,7 +32,7 @@ def check(subject: Subject) -> None:
     for event in subject.events(*INSERTS):
         _check_insert(subject, event)
     for member in _REFUSED:
-        for path in sorted(subject.exits(member), key=_out_of_memory):  # the worse ones first: one is kept of a line
+        for path in subject.exits(member):
             _check_fork(subject, path)
     served = served_places(subject)
     for path in subject.exits("enqueue"):
@@ -80,7 +73,7 @@ def _check_fork(subject: Subject, path: Exit) -> None:
     """Report a path that fails what the kernel asks for: for want of memory, as most schedulers do, or for another
     reason, which the policy may bring about.
     """
-    classed = FindingClass.HOUSE if _out_of_memory(path) else None
+    classed = FindingClass.HOUSE if path.marks.starved else None
     reason = "for want of memory" if classed else "on this path"
     for result in subject.values(path.result):
         value = low_half(result)
@@ -96,24 +89,6 @@ def _check_fork(subject: Subject, path: Exit) -> None:
         elif value.kind in (TermKind.CALL, TermKind.LOAD) or known.signed_high < 0:
             text = f"{path.member} returns {describe(value)}, which need not be 0: {what}"
             subject.error(17, path, text, classed=None if value.kind is TermKind.LOAD else classed)
-
-
-def _out_of_memory(path: Exit) -> bool:
-    """Whether an allocation failed on this path that only fails for want of memory.
-
-    A path that returns an error although the allocation succeeded is another one, and so is a look-up that is told to
-    make nothing.
-    """
-    return any(not holds and _allocates(term) for term, holds in truths(path.facts))
-
-
-def _allocates(term: Term) -> bool:
-    if term.kind is not TermKind.CALL:
-        return False
-    if term.name in _STORAGES:
-        flags = term.parts[2][-1] if term.parts[2] else None
-        return flags is not None and flags.is_const and bool(flags.value & _CREATE)
-    return term.name in _ALLOCATIONS
 
 
 def _not_a_fork(path: Exit) -> bool:

@@ -55,6 +55,7 @@ class Marks(NamedTuple):
         ended: whether the policy ended itself with scx_bpf_error().
         batch: sites of inserts since the dispatch buffer was last looked at or flushed.
         created: ids of single DSQs that init created.
+        starved: whether an allocation failed that only fails for want of memory; of callbacks that may refuse a task.
     """
 
     inserts: int = 0
@@ -67,6 +68,7 @@ class Marks(NamedTuple):
     ended: bool = False
     batch: frozenset[Site] = frozenset()
     created: frozenset[int] = frozenset()
+    starved: bool = False
 
 
 @dataclass(frozen=True)
