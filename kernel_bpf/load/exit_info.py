@@ -173,7 +173,7 @@ class ExitRecord:
 
 
 class KernelLog:
-    """What the kernel's log says of a policy's end, for one that keeps no record: the guest's loader reads it then.
+    """What the kernel's log shows of a policy's end, for one that keeps no record: the guest's loader reads it then.
 
     schedagentd does not: the fewer texts it has to do with, the better. The log holds the reason, and for an error the
     message, but no exit code; a policy that the kernel itself unregisters ends for a CPU that came or went
@@ -207,7 +207,7 @@ class KernelLog:
             self._descriptor = -1
 
     def read(self) -> ExitInfo | None:
-        """Return why the policy ended; None while the log does not say so."""
+        """Return why the policy ended; None while the log does not show that."""
         for text in self._texts():
             self._take(text)
         kind = _KINDS_BY_REASON.get(self._reason)
@@ -230,7 +230,7 @@ class KernelLog:
                 record = os.read(self._descriptor, _LOG_RECORD_BYTES)
             except BlockingIOError:
                 return
-            except BrokenPipeError:  # the log has overrun the reader, which goes on with the oldest record
+            except BrokenPipeError:  # records were overwritten before they were read: the oldest is next
                 continue
             except OSError:
                 return

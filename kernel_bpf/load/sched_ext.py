@@ -280,7 +280,7 @@ class LoadedPolicy:
         return self._attached and state.state == "enabled" and ours and self.exit_info() is None
 
     def exit_info(self) -> ExitInfo | None:
-        """Why the policy ended; None while it has not, or if neither it nor the kernel's log says so."""
+        """Why the policy ended; None while it has not, or if neither it nor the kernel's log shows that."""
         if self._attached and self._record and self._exit is None:
             self._exit = self._record.read(self._object)
         elif self._attached and self._log:

@@ -230,7 +230,7 @@ def settle(marks: Marks, facts: Facts) -> Marks:
 def is_out_of_memory(callback: Callback, condition: Condition, holds: bool) -> bool:
     """Whether a branch was taken because an allocation returned NULL, where that may refuse a task.
 
-    A look-up that is told to make nothing is no allocation, and neither is a map that may be full.
+    A look-up that makes nothing is no allocation, and neither is a map that may be full.
     """
     if callback.member not in MAY_REFUSE or not holds or condition.operator != "eq":
         return False
