@@ -193,12 +193,14 @@ class KernelLog:
             descriptor = os.open(log, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError:
             return None
-        try:
-            os.lseek(descriptor, 0, os.SEEK_END)
-        except OSError:
-            os.close(descriptor)
-            return None
-        return cls(descriptor, ops_name)
+        log = cls(descriptor, ops_name)
+        log.skip()
+        return log
+
+    def skip(self) -> None:
+        """Forget what was logged until now: it is about an earlier policy, which may have the same name."""
+        os.lseek(self._descriptor, 0, os.SEEK_END)
+        self._reason = self._message = ""
 
     def close(self) -> None:
         """Stop reading; idempotent."""

@@ -224,6 +224,8 @@ class LoadedPolicy:
         before = kernel_state()
         self._enable_seq = before.enable_seq + 1
         self._attached = True
+        if self._log:
+            self._log.skip()  # the kernel logs the end of a policy before it is disabled
         try:
             self._object.attach_programs()
             self._object.attach_struct_ops(self._ops.name)

@@ -114,7 +114,7 @@ def test_what_is_proved_elsewhere_loads_on_every_kernel(entry, all_gates):
 def test_a_policy_of_the_field_is_judged_as_a_whole(all_gates):
     """It leaves timeout, exit record and ranges to a loader of its own, and its init_task may run out of memory."""
     info = policy_from_file(POLICIES / "field_fifo.bpf.c")
-    verifier = replace(all_gates, benches=all_gates.benches[:1], depth=Depth.QUICK)
+    verifier = replace(all_gates, benches=all_gates.benches[:1])
     report = verifier.verify(CandidatePolicy(info.name, info.configured({})), info).report
     if report.undecided:
         no_verdict(report.undecided.detail)

@@ -76,4 +76,8 @@ def test_where_the_log_cannot_be_read_nothing_is_kept(tmp_path):
     log.write_text(DISABLED % "runtime error")
     followed = KernelLog.follow("bare", log)
     assert followed.read() is None, "what was logged before is about an earlier one"
+    with log.open("a") as kernel:
+        kernel.write(DISABLED % "runtime error")
+    followed.skip()
+    assert followed.read() is None, "it was loaded, but not attached yet"
     followed.close()
