@@ -193,9 +193,13 @@ class KernelLog:
             descriptor = os.open(log, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError:
             return None
-        log = cls(descriptor, ops_name)
-        log.skip()
-        return log
+        following = cls(descriptor, ops_name)
+        try:
+            following.skip()
+        except OSError:
+            following.close()
+            return None
+        return following
 
     def skip(self) -> None:
         """Forget what was logged until now: it is about an earlier policy, which may have the same name."""
