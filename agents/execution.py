@@ -220,9 +220,12 @@ class Execution:
             notebook.save_verification(next(verified).report)
 
     def _ready(self, candidate: CandidatePolicy, notebook: Notebook) -> LabPolicy | None:
-        """Return a candidate that passed every gate, ready to run; None for one that did not, or was not reached."""
+        """Return a candidate that is safe, ready to run; None for one that is not, has no verdict, or was not reached.
+
+        What it costs others is no reason not to measure it: it gets no token, unless that is declared or accepted.
+        """
         report = notebook.verification(candidate.key)
-        if report is None or not report.passed:
+        if report is None or not report.safe or report.undecided:
             return None
         artifact = self.verifier.compile(self.library[candidate.policy])
         if artifact.digest != report.artifact_digest:

@@ -59,12 +59,12 @@ def learn(
     antipatterns: list[Antipattern] = []
     for candidate in candidates:
         report, info = reports.get(candidate.key), library[candidate.policy]
-        gate = report.failure if report else None
+        gate = report.failure if report and not report.safe else None
         verdict = measured[candidate.key]
         if gate:
             verdict = failed([f"gate {gate.gate!r} failed: {gate.detail}"])
             antipatterns.append(_antipattern(candidate, info, "", hardware_key, gate.gate, gate.detail))
-        elif not report or not report.passed:
+        elif not report or not report.safe or report.undecided:
             verdict = replace(verdict, reason=f"not tried: {rejected}" if rejected else _why_unmeasured(report))
         elif verdict.outcome is Outcome.FAILED:
             antipatterns.append(_antipattern(candidate, info, workload_key, hardware_key, "trial", verdict.reason))

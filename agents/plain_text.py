@@ -7,6 +7,7 @@ Pure functions.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from agents.claims import NOTHING, without_claims
@@ -267,12 +268,15 @@ def block_lines(blocks: Sequence[Block]) -> Iterator[str]:
 
 def report_summary(report: VerificationReport) -> str:
     """How a verification ended, gate by gate."""
-    errors = sum(finding.severity is Severity.ERROR for finding in report.findings)
+    counts = Counter(finding.severity for finding in report.findings)
+    decided = {True: "safe to be tried", False: "not safe", None: "whether it is safe is not decided"}
     return lines(
+        [short(report.lacks, 600)] if report.lacks else [],
         f"{short(report.policy, 80)} (candidate {report.candidate_key}) on kernel {report.kernel_release}: "
         f"{report.conclusion}",
         (f"- {gate.gate}: {gate.status.value}: {short(gate.detail, 300)}" for gate in report.gates),
-        f"{errors} errors and {len(report.findings) - errors} warnings; {len(report.oracles)} oracles measured",
+        f"{', '.join(f'{counts[kind]} {kind}s' for kind in Severity)}; {len(report.oracles)} oracles measured; "
+        f"{decided[report.safe]}",
         [f"coverage: {short(report.coverage.summary, 600)}"] if report.coverage else [],
     )
 
@@ -282,7 +286,7 @@ def finding_lines(report: VerificationReport) -> Iterator[str]:
     for finding in report.findings:
         if finding.cleared_by and report.clears(finding):
             continue
-        yield f"- {finding.severity.value}: {short(str(finding), 1000)}"
+        yield f"- {finding.severity.value}, {finding.finding_class}: {short(str(finding), 1000)}"
         yield from (f"  by {short(f'{step.file}:{step.line}: {step.text}', 300)}" for step in finding.path)
         yield f"  why: {finding.text.why}"
         yield f"  repair: {finding.text.repair}"

@@ -34,8 +34,9 @@ def rules_table() -> str:
     for rule in RULES.values():
         checks = ", ".join(rule.gates) + (f" ({', '.join(rule.checks)})" if rule.checks else "")
         tests = [f"`broken-{entry.name}`" for entry in broken if entry.rule == rule.number]
-        rows.append((str(rule.number), rule.text, checks, ", ".join(tests) or "-"))
-    return table(("Rule", "What must hold", "Gates (oracles)", "Tests (test_static_gates.py, test_gates.py)"), rows)
+        rows.append((str(rule.number), rule.text, rule.class_text, checks, ", ".join(tests) or "-"))
+    tested = "Tests (test_static_gates.py, test_gates.py)"
+    return table(("Rule", "What must hold", "Class, and why", "Gates (oracles)", tested), rows)
 
 
 def oracles_table() -> str:

@@ -1,8 +1,10 @@
 """The ordered gates a candidate must pass before anything else may run it.
 
-A candidate stops at the gate that it fails: the later ones are skipped and say so. A gate whose VM was lost twice, or
-whose host was too busy to measure, has neither passed nor failed: it is skipped too, and so is the rest. Warnings of
-the static gates are cleared, or not, by what the proving ground measures.
+The static gates all run, as far as there is something to read; of the others a candidate stops at the one that it
+fails: the later ones are skipped and say so. What fails only for being unfair stops nothing: it may be tried in the
+lab, but gets no token. A gate whose VM was lost twice, or whose host was too busy to measure, has neither passed nor
+failed: it is skipped too, and so is the rest. Warnings of the static gates are cleared, or not, by what the proving
+ground measures.
 """
 
 from __future__ import annotations
@@ -24,7 +26,18 @@ from kernel_bpf.build.target import KernelTarget, enum_values, features
 from schedagent.core.errors import BpfError, HostBusy, KernelRejected, PolicyError, UsageError, VmLost
 from schedagent.core.policies.artifact import PolicyArtifact
 from schedagent.core.policies.policy import CandidatePolicy, PolicyInfo, Standing
-from schedagent.core.rules import ATTACH, COMPILE, GATES, KERNEL, LOGIC, OVERHEAD, PROVING, RULES, SOURCE
+from schedagent.core.rules import (
+    ATTACH,
+    COMPILE,
+    GATES,
+    KERNEL,
+    LOGIC,
+    OVERHEAD,
+    PROVING,
+    RULES,
+    SOURCE,
+    FindingClass,
+)
 from schedagent.core.token import Scope, digest_inputs
 from schedagent.core.verification import (
     Coverage,
@@ -36,12 +49,14 @@ from schedagent.core.verification import (
     Severity,
     VerificationReport,
     Verified,
+    worst_first,
 )
-from verifier import ejection, submission
+from verifier import classes, ejection, submission
 from verifier.coverage import measure
 from verifier.coverage.judge import Judgement
 from verifier.coverage.trusted import is_composed
 from verifier.lab.vm import LabPolicy
+from verifier.logic import lacks
 from verifier.logic.checks import check_logic
 from verifier.microvm import jobs
 from verifier.object.image import BpfImage
@@ -86,11 +101,12 @@ class KernelBench:
 
 
 class GateFailed(PolicyError):
-    """A gate failed; the message is its detail."""
+    """A gate failed; the message is its detail, and `tolerable` as in core.verification.GateResult."""
 
-    def __init__(self, message: str, findings: Sequence[Finding] = ()) -> None:
+    def __init__(self, message: str, findings: Sequence[Finding] = (), *, tolerable: bool = False) -> None:
         super().__init__(message)
         self.findings = tuple(findings)
+        self.tolerable = tolerable
 
 
 @dataclass(frozen=True)
@@ -101,6 +117,7 @@ class Passed:
     findings: tuple[Finding, ...] = ()
     status: GateStatus = GateStatus.PASSED
     seconds: float | None = None
+    tolerable: bool = False
 
 
 @dataclass
@@ -174,6 +191,7 @@ class _Passage:
         self._worn = NOTHING_WORN
         self._cell: Cell | None = None
         self._image: BpfImage | None = None
+        self._lacks = ""
         self._measured: measure.Measured | None = None
         self._proved: jobs.ProveAnswer | None = None
         self._gates: list[GateResult] = []
@@ -212,14 +230,21 @@ class _Passage:
                 self._pass(gate)
             self._announce()
         report = self._report(cached)
-        if report.passed and self._verifier.signer and self._artifacts:
+        if report.passed and not report.needs and self._verifier.signer and self._artifacts:
             report = replace(report, token=self._sign(report))
             if self._verifier.report_cache and not cached:
                 self._verifier.report_cache.store(report)
         return Verified(report, self._artifacts[0] if self._artifacts else None)
 
+    def _blocker(self, gate: str) -> GateResult | None:
+        """The gate that keeps this one from being run; what a static one needs is something to read."""
+        if gate in STATIC_GATES:
+            readable = gate != LOGIC or self._artifacts
+            return None if readable else next(result for result in self._gates if result.gate == COMPILE)
+        return next((each for each in self._gates if each.status in _NOT_PASSED and not each.tolerable), None)
+
     def _pass(self, gate: str) -> None:
-        failed = next((result for result in self._gates if result.status in _NOT_PASSED), None)
+        failed = self._blocker(gate)
         if self._verifier.static_only and gate not in STATIC_GATES:
             not_requested = "not run: only the static gates were requested"
             self._gates.append(GateResult(gate, GateStatus.NOT_REQUESTED, not_requested))
@@ -251,7 +276,18 @@ class _Passage:
             reads=tuple(self._info.reads),
             verified_at=cached.verified_at if cached else datetime.now(UTC).isoformat(timespec="seconds"),
             coverage=cached.coverage if cached else self._coverage(),
+            lacks=self._lacks,
+            needs=self._needs(cached.oracles if cached else self._oracles()),
         )
+
+    def _standing(self) -> Standing:
+        return submission.standing(self._info, self._verifier.include_dirs)
+
+    def _needs(self, oracles: Sequence[OracleResult]) -> tuple[str, ...]:
+        """What somebody has to declare or accept before there can be a token; see classes.needed."""
+        findings = [finding for result in self._gates for finding in result.findings]
+        held = {oracle.name for oracle in oracles if oracle.ok}
+        return classes.needed(findings, held, self._info) if findings else ()
 
     def _coverage(self) -> Coverage | None:
         judgement = self._judgement()
@@ -272,9 +308,23 @@ class _Passage:
             tunables=self._info.tunables,
             include_dirs=self._verifier.include_dirs,
             cache_dir=self._verifier.cache_dir,
-            standing=submission.standing(self._info, self._verifier.include_dirs),
+            standing=self._standing(),
         )
-        return _unless_errors(f"{len(content)} bytes; {accepted}", findings)
+        return self._settled(f"{len(content)} bytes; {accepted}", findings)
+
+    def _settled(self, detail: str, findings: Sequence[Finding]) -> Passed:
+        """Fail a static gate if there is an error among what is found, as far as it counts for this policy."""
+        standing = self._standing()
+        settled = classes.settled(findings, standing, self._info.declares)
+        errors = [finding for finding in settled if finding.severity is Severity.ERROR]
+        if errors:
+            broken = ", ".join(str(number) for number in sorted({finding.rule for finding in errors}))
+            message = f"{len(errors)} errors, of rule {broken}"
+            raise GateFailed(message, settled, tolerable=classes.tolerable(errors, standing))
+        warned = sum(finding.severity is Severity.WARNING for finding in settled)
+        warnings = f"; {warned} warnings, for the proving ground to clear" if warned else ""
+        noted = f"; {len(settled) - warned} notes" if len(settled) > warned else ""
+        return Passed(detail + warnings + noted, settled)
 
     def _compile(self) -> Passed:
         """Compile for every kernel, side by side; for the others than the first, a refusal is their own result."""
@@ -292,18 +342,20 @@ class _Passage:
 
     def _logic(self) -> Passed:
         target = self._verifier.target
-        self._image = read_object(self._artifacts[0].object_bytes)
+        self._image = read_object(self._artifacts[0].object_bytes, self._artifacts[0].inlined)
         self._worn = worn_for(self._image)
         report = check_logic(
             self._image,
             features(target),
             enum_values(target),
             dict(self._candidate.tunables),
-            standing=submission.standing(self._info, self._verifier.include_dirs),
+            standing=self._standing(),
             reads=self._info.reads,
             accepted_reader=lambda: submission.accepted_reader(target, self._verifier.cache_dir),
         )
-        return _unless_errors(report.summary, report.findings)
+        if self._standing() is Standing.FOREIGN:
+            self._lacks = lacks.sentence(self._image, report.unfilled, dict(self._candidate.tunables))
+        return self._settled(report.summary, report.findings)
 
     def _kernel_verifier(self) -> Passed:
         """Give the object to every kernel; the gate fails only if the first one, which the token is for, refuses it.
@@ -384,7 +436,13 @@ class _Passage:
         if open_warnings:
             names = ", ".join(sorted({finding.cleared_by for finding in open_warnings}))
             raise GateFailed(f"warnings are left that nothing cleared: {names} did not run", open_warnings)
-        judged = self._judge(oracles, f"; kernel events: {events}")
+        try:
+            judged = self._judge(oracles, f"; kernel events: {events}")
+        except GateFailed as unfair:
+            if not unfair.tolerable or self._undecided(PROVING):
+                raise GateFailed(unfair.message, unfair.findings) from None
+            covered = self._covered(Passed(unfair.message, unfair.findings))
+            raise GateFailed(unfair.message, covered.findings, tolerable=True) from None
         self._decided(PROVING, "all that is measured here")
         return self._covered(judged)
 
@@ -393,20 +451,18 @@ class _Passage:
         judgement = self._judgement()
         if judgement is None:
             return judged
+        findings = worst_first((*judgement.findings, *judged.findings))
         errors = [finding for finding in judgement.findings if finding.severity is Severity.ERROR]
         if errors:
-            raise GateFailed(
-                f"{len(errors)} errors, of rule {errors[0].rule}: what never ran is not proved", judgement.findings
-            )
-        return replace(judged, detail=f"{judged.detail}; {judgement.coverage.summary}", findings=judgement.findings)
+            raise GateFailed(f"{len(errors)} errors, of rule {errors[0].rule}: what never ran is not proved", findings)
+        return replace(judged, detail=f"{judged.detail}; {judgement.coverage.summary}", findings=findings)
 
     def _judgement(self) -> Judgement | None:
         """What ran of the policy; None if it was not proved."""
         if self._measured is None or self._proved is None:
             return None
         include_dirs = self._verifier.include_dirs
-        standing = submission.standing(self._info, include_dirs)
-        return self._measured.judge(self._proved, standing, include_dirs)
+        return self._measured.judge(self._proved, self._standing(), include_dirs)
 
     def _overhead(self) -> Passed:
         """What was measured must hold; what could not be measured leaves the gate without a verdict."""
@@ -417,19 +473,25 @@ class _Passage:
 
     def _decided(self, gate: str, what: str) -> None:
         """Raise HostBusy if an oracle of this gate has no verdict, unless the policy declares not to seek it."""
-        undecided = self._answer().undecided.items()
-        mine = {name: why for name, why in undecided if _gate_of(name) == gate and name not in self._info.declares}
+        mine = self._undecided(gate)
         if mine:
             figures = "; ".join(f"{name}: {why}" for name, why in mine.items())
             raise HostBusy(
                 f"this host was too busy to measure {what} ({figures})", "verify again when it has less to do"
             )
 
+    def _undecided(self, gate: str) -> dict[str, str]:
+        """The oracles of a gate that have no verdict, with the reason, but for those that need none."""
+        undecided = self._answer().undecided.items()
+        return {name: why for name, why in undecided if _gate_of(name) == gate and name not in self._info.declares}
+
     def _judge(self, oracles: Sequence[OracleResult], more: str) -> Passed:
         """Fail the gate unless every oracle holds, or the policy declared that it does not seek what one checks."""
         findings = self._failed(oracles)
         if findings:
-            raise GateFailed("; ".join(f"{finding.where}: {finding.message}" for finding in findings), findings)
+            message = "; ".join(f"{finding.where}: {finding.message}" for finding in findings)
+            unfair = all(finding.finding_class is FindingClass.UNFAIR for finding in findings)
+            raise GateFailed(message, worst_first(findings), tolerable=unfair)
         declared = [oracle.name for oracle in oracles if not oracle.ok]
         exempt = f"; declared not to hold: {', '.join(declared)}" if declared else ""
         names = {oracle.name for oracle in oracles}
@@ -440,7 +502,7 @@ class _Passage:
     def _failed(self, oracles: Sequence[OracleResult]) -> list[Finding]:
         """One error for each oracle that does not hold and was not declared away."""
         bad = [oracle for oracle in oracles if not oracle.ok and oracle.name not in self._info.declares]
-        return [Finding(oracle.rule, Severity.ERROR, oracle.name, "", 0, oracle.detail) for oracle in bad]
+        return [classes.measured(oracle) for oracle in bad]
 
     def _oracles(self) -> tuple[OracleResult, ...]:
         return tuple(OracleResult(**result) for result in self._proved.results) if self._proved else ()
@@ -466,14 +528,13 @@ class _Passage:
         kernels = [bench.target.btf_build_id for bench in self._verifier.benches]
         machine = [] if self._verifier.static_only else [*self._verifier.benches[0].ground.versions, find_clang()[1]]
         info = self._info
-        standing = submission.standing(info, self._verifier.include_dirs)
-        policy = [self._artifacts[0].digest, self._candidate.key, info.declares, info.reads, standing]
+        policy = [self._artifacts[0].digest, self._candidate.key, info.declares, info.reads, self._standing()]
         return digest_subject([*policy, kernels, machine, self._verifier.depth.name])
 
     def _sign(self, report: VerificationReport) -> str:
         """Sign what passed, and what of it rests on its submitter's word; our own policies' words are ours."""
         assert self._verifier.signer is not None
-        bundled = submission.standing(self._info, self._verifier.include_dirs) is Standing.BUNDLED
+        bundled = self._standing() is Standing.BUNDLED
         return self._verifier.signer.issue(
             artifact_digest=report.artifact_digest,
             tunables=self._candidate.tunables,
@@ -500,34 +561,23 @@ def _attempt(gate: str, step: Callable[[], Passed]) -> GateResult:
     started = time.monotonic()
     try:
         passed = step()
+    except GateFailed as error:
+        passed = Passed(str(error), error.findings, GateStatus.FAILED, tolerable=error.tolerable)
     except (PolicyError, UsageError, BpfError) as error:
-        findings = error.findings if isinstance(error, GateFailed) else ()
-        passed = Passed(str(error), findings, GateStatus.FAILED)
+        passed = Passed(str(error), (), GateStatus.FAILED)
     except HostBusy as error:
         passed = Passed(f"no verdict: {error.message}; {error.hint}", status=GateStatus.SKIPPED)
     except VmLost as error:
         lost = f"no verdict, the VM was lost twice: {error.message}"
         passed = Passed(lost, status=GateStatus.SKIPPED)
     seconds = time.monotonic() - started if passed.seconds is None else passed.seconds
-    return GateResult(gate, passed.status, passed.detail, round(seconds, 3), passed.findings)
+    return GateResult(gate, passed.status, passed.detail, round(seconds, 3), passed.findings, passed.tolerable)
 
 
 def _gate_of(oracle: str) -> str:
     """The gate that an oracle belongs to; one that this version does not know is in the proving ground."""
     info = ORACLES.get(oracle)
     return OVERHEAD if info and OVERHEAD in RULES[info.rule].gates else PROVING
-
-
-def _unless_errors(detail: str, findings: Sequence[Finding]) -> Passed:
-    """Fail the gate if there is an error among the findings."""
-    errors = [finding for finding in findings if finding.severity is Severity.ERROR]
-    if errors:
-        broken = ", ".join(str(number) for number in sorted({finding.rule for finding in errors}))
-        raise GateFailed(f"{len(errors)} errors, of rule {broken}", findings)
-    warned = sum(finding.severity is Severity.WARNING for finding in findings)
-    warnings = f"; {warned} warnings, for the proving ground to clear" if warned else ""
-    noted = f"; {len(findings) - warned} notes" if len(findings) > warned else ""
-    return Passed(detail + warnings + noted, tuple(findings))
 
 
 def _kernel_words(result: KernelResult) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kernel_bpf.build.compile import compile_policy
+from kernel_bpf.build.inlined import inlined_calls
 from kernel_bpf.build.source import read_source
 from kernel_bpf.build.target import KernelTarget
 from kernel_bpf.policies.library import load_library
@@ -37,7 +38,8 @@ def build(info: PolicyInfo, target: KernelTarget, include_dirs: Sequence[Path], 
         CompileError: clang refused it, with clang's own lines.
     """
     if info.is_object:
-        return PolicyArtifact(info.name, _read_object(info.source), "", target.btf_build_id)
+        content = _read_object(info.source)
+        return PolicyArtifact(info.name, content, "", target.btf_build_id, inlined=inlined_calls(content))
     artifact = compile_policy(info.source, info.name, target, include_dirs=include_dirs, cache_dir=cache_dir)
     if len(artifact.object_bytes) > LARGEST_OBJECT_BYTES:
         raise _too_large(f"{len(artifact.object_bytes)} bytes came out of the compiler", "")

@@ -15,16 +15,18 @@ import re
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from kernel_bpf import BPF
 from kernel_bpf.build import sandbox
+from kernel_bpf.build.inlined import inlined_calls
 from kernel_bpf.build.source import read_source
 from kernel_bpf.build.target import KernelTarget, find_bpftool
 from schedagent.core.errors import CompileError, SetupError, UsageError
 from schedagent.core.installation import this_installation
-from schedagent.core.policies.artifact import PolicyArtifact
+from schedagent.core.policies.artifact import InlinedCall, PolicyArtifact
 from schedagent.core.process import proc
 from schedagent.core.retention.folder import mark_used, trim
 from schedagent.core.retention.limits import RETENTION
@@ -87,13 +89,19 @@ def compile_policy(
     entry = _entry(cache_dir, text, setting) if cache_dir else None
     compiled = _recall(entry) if entry else None
     if compiled is None:
-        object_bytes, messages, read_files = _run_clang(text, setting)
-        compiled = object_bytes, messages
+        compiled, read_files = _run_clang(text, setting)
         if entry:
-            _remember(
-                entry, object_bytes, messages, [setting.outside(file) for file in read_files if file != setting.source]
-            )
-    return PolicyArtifact(name, compiled[0], hashlib.sha256(text).hexdigest(), target.btf_build_id, compiled[1])
+            _remember(entry, compiled, [setting.outside(file) for file in read_files if file != setting.source])
+    digest = hashlib.sha256(text).hexdigest()
+    return PolicyArtifact(name, compiled.content, digest, target.btf_build_id, compiled.messages, compiled.inlined)
+
+
+class Compiled(NamedTuple):
+    """An object, what clang printed, and where it inlined calls."""
+
+    content: bytes
+    messages: str
+    inlined: tuple[InlinedCall, ...]
 
 
 @functools.cache
@@ -220,8 +228,8 @@ def _system_headers() -> dict[str, Path]:
     return headers
 
 
-def _run_clang(text: bytes, setting: Setting) -> tuple[bytes, str, list[str]]:
-    """Return the object, what clang printed, and every file it read, by its path inside."""
+def _run_clang(text: bytes, setting: Setting) -> tuple[Compiled, list[str]]:
+    """Return what came of it, and every file that clang read, by its path inside."""
     with tempfile.TemporaryDirectory(prefix="schedagent-clang-") as folder:
         output, dependencies = Path(folder, "policy.o"), Path(folder, "policy.d")
         dependencies.touch()
@@ -231,7 +239,8 @@ def _run_clang(text: bytes, setting: Setting) -> tuple[bytes, str, list[str]]:
         if ran.status != 0:
             raise CompileError(f"{setting.source} does not compile:\n{messages or f'status {ran.status}'}")
         output.write_bytes(ran.stdout)
-        return _without_dwarf(output), messages, _read_dependencies(dependencies.read_text(errors="replace"))
+        compiled = Compiled(_without_dwarf(output), messages, inlined_calls(ran.stdout))
+        return compiled, _read_dependencies(dependencies.read_text(errors="replace"))
 
 
 def shown(printed: bytes) -> str:
@@ -272,8 +281,8 @@ def _entry(cache_dir: Path, text: bytes, setting: Setting) -> Path:
     return cache_dir / "objects" / hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
-def _recall(entry: Path) -> tuple[bytes, str] | None:
-    """Return object and log from a cache file, None if it is missing or damaged, or any header changed since."""
+def _recall(entry: Path) -> Compiled | None:
+    """Return what a cache file holds, None if it is missing or damaged, or any header changed since."""
     try:
         header, _newline, object_bytes = entry.read_bytes().partition(b"\n")
         known = json.loads(header)
@@ -282,24 +291,26 @@ def _recall(entry: Path) -> tuple[bytes, str] | None:
             return None
         if any(_digest(Path(path)) != digest for path, digest in known["headers"].items()):
             return None
+        inlined = tuple(InlinedCall(*call) for call in known["inlined"])
         mark_used(entry)
-        return object_bytes, str(known["log"])
+        return Compiled(object_bytes, str(known["log"]), inlined)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
-def _remember(entry: Path, object_bytes: bytes, messages: str, headers: Sequence[Path]) -> None:
+def _remember(entry: Path, compiled: Compiled, headers: Sequence[Path]) -> None:
     """Write a cache file beside its place and rename it; a full or read-only disk costs only the next run's time."""
     try:
         known = {
-            "object": hashlib.sha256(object_bytes).hexdigest(),
+            "object": hashlib.sha256(compiled.content).hexdigest(),
             "headers": {str(path): _digest(path) for path in headers},
-            "log": messages,
+            "log": compiled.messages,
+            "inlined": [astuple(call) for call in compiled.inlined],
         }
         entry.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".partial-", dir=entry.parent) as folder:
             partial = Path(folder, entry.name)
-            partial.write_bytes(json.dumps(known).encode() + b"\n" + object_bytes)
+            partial.write_bytes(json.dumps(known).encode() + b"\n" + compiled.content)
             partial.rename(entry)
         trim(entry.parent, ENTRY, RETENTION["objects"])
     except OSError as error:

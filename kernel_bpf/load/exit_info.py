@@ -8,8 +8,11 @@ its dump is not read at all: it may hold whatever the policy came to know.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Self
 
 from kernel_bpf.load.bpf_object import BpfObject
@@ -24,6 +27,23 @@ _REQUIRED = ("kind", "reason", "msg")
 _LONGEST = {"kind": 8, "exit_code": 8, "reason": 128, "msg": 1024}
 """Bytes of a member that are read, however large the policy declares it: the kernel's own sizes (SCX_EXIT_MSG_LEN and
 the like in kernel/sched/ext.c)."""
+_LOG = Path("/dev/kmsg")
+_LOG_RECORD_BYTES = 8192
+"""CONSOLE_EXT_LOG_MAX of kernel/printk/internal.h: no record is longer."""
+_MOST_LOG_RECORDS = 10_000
+_FIRST_USER_PRIORITY = 8
+"""What programs write to the log has a facility (devkmsg_write() in kernel/printk/printk.c); the kernel's own has 0."""
+_DISABLED = re.compile(r'sched_ext: BPF scheduler "([^"]*)" disabled \((.*)\)')
+_KINDS_BY_REASON = {
+    "unregistered from user space": 64,
+    "unregistered from BPF": 65,
+    "unregistered from the main kernel": 66,
+    "disabled by sysrq-S": 67,
+    "runtime error": 1024,
+    "scx_bpf_error": 1025,
+    "runnable task stall": 1026,
+}
+"""scx_exit_reason() of kernel/sched/ext.c, whose words are logged (scx_disable_workfn() there)."""
 _FIRST_ERROR_KIND = 1024
 _EXIT_KINDS = {
     0: "none",
@@ -42,6 +62,7 @@ _EXIT_KINDS = {
 }
 """enum scx_exit_kind (kernel/sched/ext_internal.h; the last two appeared in 7.x)."""
 
+_HOTPLUG_KIND = 66
 _RESTART = 1 << 48
 _HOTPLUG = 1 << 32
 """enum scx_exit_code: SCX_ECODE_ACT_RESTART and SCX_ECODE_RSN_HOTPLUG (kernel/sched/ext_internal.h, since 6.12)."""
@@ -56,6 +77,7 @@ class ExitInfo:
         kind_name: the same in words.
         code: exit_code; holds restart hints after CPU hotplug, or what BPF gave.
         reason, message: the kernel's text for the kind, and for this case.
+        source: who says so.
     """
 
     kind: int
@@ -63,6 +85,7 @@ class ExitInfo:
     code: int
     reason: str
     message: str
+    source: str = "its own record"
 
     @property
     def ejected(self) -> bool:
@@ -96,7 +119,7 @@ class ExitInfo:
         return quote(reasons) if reasons else ""
 
     def __str__(self) -> str:
-        words = f"by its own record: {self.words}" if self.words else "no reason given"
+        words = f"by {self.source}: {self.words}" if self.words else "no reason given"
         return f"{self.kind_name} (kind {self.kind}, code {self.code:#x}): {words}"
 
 
@@ -147,3 +170,79 @@ class ExitRecord:
         member = self.variable.members[name]
         size_bytes = min(member.size_bytes, _LONGEST[name])
         return policy.read_variable(self.section, self.variable.offset + member.offset, size_bytes)
+
+
+class KernelLog:
+    """What the kernel's log shows of a policy's end, for one that keeps no record: the guest's loader reads it then.
+
+    schedagentd does not: the fewer texts it has to do with, the better. The log holds the reason, and for an error the
+    message, but no exit code; a policy that the kernel itself unregisters ends for a CPU that came or went
+    (handle_hotplug() in kernel/sched/ext.c), so that code is put in.
+    """
+
+    def __init__(self, descriptor: int, ops_name: str) -> None:
+        self._descriptor = descriptor
+        self._ops_name = ops_name
+        self._reason = ""
+        self._message = ""
+
+    @classmethod
+    def follow(cls, ops_name: str, log: Path = _LOG) -> Self | None:
+        """Read from now on; None where the log cannot be read."""
+        try:
+            descriptor = os.open(log, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            return None
+        following = cls(descriptor, ops_name)
+        try:
+            following.skip()
+        except OSError:
+            following.close()
+            return None
+        return following
+
+    def skip(self) -> None:
+        """Forget what was logged until now: it is about an earlier policy, which may have the same name."""
+        os.lseek(self._descriptor, 0, os.SEEK_END)
+        self._reason = self._message = ""
+
+    def close(self) -> None:
+        """Stop reading; idempotent."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def read(self) -> ExitInfo | None:
+        """Return why the policy ended; None while the log does not show that."""
+        for text in self._texts():
+            self._take(text)
+        kind = _KINDS_BY_REASON.get(self._reason)
+        if kind is None:
+            return None
+        code = _RESTART | _HOTPLUG if kind == _HOTPLUG_KIND else 0
+        return ExitInfo(kind, _EXIT_KINDS[kind], code, self._reason, self._message, "the kernel's log")
+
+    def _take(self, text: str) -> None:
+        disabled = _DISABLED.match(text)
+        if disabled and disabled[1] == self._ops_name:
+            self._reason, self._message = disabled[2], ""
+        elif self._reason and not self._message and text.startswith(prefix := f"sched_ext: {self._ops_name}: "):
+            self._message = text.removeprefix(prefix)
+
+    def _texts(self) -> Iterator[str]:
+        """Yield what was logged since, a record each: "priority,number,time,flags;text" and lines of properties."""
+        for _record in range(_MOST_LOG_RECORDS if self._descriptor >= 0 else 0):
+            try:
+                record = os.read(self._descriptor, _LOG_RECORD_BYTES)
+            except BlockingIOError:
+                return
+            except BrokenPipeError:  # records were overwritten before they were read: the oldest is next
+                continue
+            except OSError:
+                return
+            if not record:
+                return
+            head, _semicolon, text = record.decode(errors="replace").partition(";")
+            priority = head.partition(",")[0]
+            if priority.isdigit() and int(priority) < _FIRST_USER_PRIORITY:
+                yield text.partition("\n")[0]

@@ -14,7 +14,7 @@ from typing import Self
 
 from kernel_bpf.load.bpf_object import BpfObject
 from kernel_bpf.load.btf import Variable, kernel_constants
-from kernel_bpf.load.exit_info import NO_RECORD, ExitInfo, ExitRecord
+from kernel_bpf.load.exit_info import NO_RECORD, ExitInfo, ExitRecord, KernelLog
 from kernel_bpf.load.memory import MOST_BYTES
 from schedagent.core.errors import BpfError, KernelRejected, PolicyError, SetupError
 
@@ -94,12 +94,20 @@ class LoadedPolicy:
             assert policy.enabled()
     """
 
-    def __init__(self, policy: BpfObject, ops: Variable, ops_name: str, record: ExitRecord | None) -> None:
+    def __init__(
+        self,
+        policy: BpfObject,
+        ops: Variable,
+        ops_name: str,
+        record: ExitRecord | None,
+        log: KernelLog | None = None,
+    ) -> None:
         self.name = policy.name
         self.ops_name = ops_name
         self._object = policy
         self._ops = ops
         self._record = record
+        self._log = log
         self._enable_seq = -1
         self._attached = False
         self._exit: ExitInfo | None = None
@@ -114,6 +122,7 @@ class LoadedPolicy:
         classes: Mapping[int, int],
         watchdog_ms: int = 0,
         partial: bool = False,
+        read_log: bool = False,
     ) -> Self:
         """Give a compiled policy to the kernel's verifier and fill its maps.
 
@@ -124,6 +133,7 @@ class LoadedPolicy:
             classes: identity -> class number, for the map `task_class`.
             watchdog_ms: upper limit of the policy's own timeout_ms; 0 for none.
             partial: let it schedule only tasks of policy SCHED_EXT, whatever its source has; else as the source has it.
+            read_log: if it records no exit information, take that from the kernel's log.
 
         Raises:
             SetupError: this kernel has no sched_ext, or this process may not load BPF.
@@ -156,7 +166,7 @@ class LoadedPolicy:
         except BaseException:
             policy.close()
             raise
-        return cls(policy, ops, ops_name, record)
+        return cls(policy, ops, ops_name, record, KernelLog.follow(ops_name) if read_log and not record else None)
 
     @classmethod
     def adopt(cls, object_bytes: bytes, name: str, folder: Path, enable_seq: int) -> Self:
@@ -198,6 +208,7 @@ class LoadedPolicy:
         finally:
             self._attached = False  # what is closed is not asked again, even if it did not detach in time
             self._object.close()
+            self._stop_reading()
 
     def attach(self, timeout_s: float = 10.0) -> None:
         """Put the policy in charge and wait until sysfs confirms it.
@@ -213,6 +224,8 @@ class LoadedPolicy:
         before = kernel_state()
         self._enable_seq = before.enable_seq + 1
         self._attached = True
+        if self._log:
+            self._log.skip()  # the kernel logs the end of a policy before it is disabled
         try:
             self._object.attach_programs()
             self._object.attach_struct_ops(self._ops.name)
@@ -257,6 +270,7 @@ class LoadedPolicy:
         self._attached = False
         self._object.leave()
         self._object.close()
+        self._stop_reading()
 
     def enabled(self) -> bool:
         """Whether this very policy schedules tasks now, by sysfs and by its own exit info.
@@ -268,9 +282,11 @@ class LoadedPolicy:
         return self._attached and state.state == "enabled" and ours and self.exit_info() is None
 
     def exit_info(self) -> ExitInfo | None:
-        """Why the policy ended; None while it has not, or if it does not record that."""
-        if self._exit is None and self._attached and self._record:
+        """Why the policy ended; None while it has not, or if neither it nor the kernel's log shows that."""
+        if self._attached and self._record and self._exit is None:
             self._exit = self._record.read(self._object)
+        elif self._attached and self._log:
+            self._exit = self._log.read()  # the message follows the reason: it is read again
         return self._exit
 
     def detach(self, timeout_s: float = 10.0) -> ExitInfo | None:
@@ -293,8 +309,8 @@ class LoadedPolicy:
 
     @property
     def records_exit(self) -> bool:
-        """Whether the policy records why it ended; of one that does not, sysfs alone shows that it did."""
-        return self._record is not None
+        """Whether the reason of its end is kept, by the policy or in the kernel's log; else sysfs alone shows it."""
+        return self._record is not None or self._log is not None
 
     def read_section(self, section: str) -> bytes:
         """Return the present content of a data section; raise BpfError if there is none of this name."""
@@ -308,6 +324,10 @@ class LoadedPolicy:
         """Figures of the kernel's verifier for each program; see BpfObject.verifier_stats."""
         return self._object.verifier_stats()
 
+    def _stop_reading(self) -> None:
+        if self._log:
+            self._log.close()
+
     def _gone(self, state: KernelState) -> bool:
         """Whether no policy is loaded, or an enabled one that is not ours."""
         another = state.state == "enabled" and state.enable_seq != self._enable_seq
@@ -316,7 +336,7 @@ class LoadedPolicy:
     def _rejected(self, why: str, hint: str = "") -> KernelRejected:
         """Undo a failed attach and build the error that gives the reason."""
         info = self.detach()
-        ending = f"\nthe kernel ended it: {info}" if info else "" if self._record else f"\n{NO_RECORD}"
+        ending = f"\nthe kernel ended it: {info}" if info else "" if self.records_exit else f"\n{NO_RECORD}"
         return KernelRejected(f"the kernel did not enable {self.name}: {why}{ending}", hint)
 
 

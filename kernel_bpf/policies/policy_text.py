@@ -42,7 +42,7 @@ _DIRECTIVE = re.compile(r"^[ \t]*#(?:[^\n]*\\\n)*[^\n]*", re.MULTILINE)
 _TUNABLE = re.compile(r"\bconst\s+volatile\s+(?P<type>\w+)\s+(?P<name>[A-Za-z_]\w*)(?P<rest>[^;]*);", re.ASCII)
 _DEFAULT = re.compile(r"\s*=\s*(?P<number>-?(?:0[xX][0-9a-fA-F]{1,16}|0|[1-9]\d{0,19})|true|false)[uUlL]*\s*", re.ASCII)
 _RANGE = re.compile(r"(?<!\d)(-?\d{1,20})\s+to\s+(-?\d{1,20})\.?\s*\Z", re.ASCII)
-_DECLARES = re.compile(r"\bDeclares:[ \t]*([a-z, \t]+)")
+_DECLARES = re.compile(r"\bDeclares:[ \t]*([a-z', \t]+)")
 _READS = re.compile(r"\bReads:[ \t]*([a-z, \t]+)")
 _INPUTS = {"history": ("history.bpf.h", "task_history"), "classes": ("known_class.bpf.h", "task_class")}
 _HEADERS_READ = {

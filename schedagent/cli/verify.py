@@ -49,6 +49,10 @@ def verify(
     tunables: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Value of a tunable; may be repeated.")
     ] = None,
+    accept: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Accept this of the policy by name; may be repeated."),
+    ] = None,
     kernel: Annotated[
         str, typer.Option(metavar="RELEASE", help="Only this kernel of the cache, not all of them.")
     ] = "",
@@ -77,6 +81,9 @@ def verify(
     which proves nothing about a running kernel); or incomplete, because a VM was lost twice or this
     host was too busy to measure.
 
+    A policy that is unfair, or goes by an input that it does not declare, may be safe to try and still gets no token,
+    unless that is accepted by name: --accept weights, --accept reads:comm.
+
     Example: schedagent verify longest_first --set slice_us=5000
     """
 
@@ -85,8 +92,9 @@ def verify(
         from schedagent.verification.text import GatePrinter, show_end, to_json
 
         chosen = VerifyOptions(
-            tuple(include or ()), tuple(tunables or ()), kernel, scope, depth, static, fresh, html, object_file
-        )
+            tuple(include or ()), tuple(tunables or ()), kernel, scope, depth, static, fresh, html, object_file,
+            tuple(accept or ()),
+        )  # fmt: skip
         report = api.verify(file, options=chosen, settings=settings(), on_gate=GatePrinter(quiet=as_json))
         if as_json:
             print_json(to_json(report))

@@ -45,6 +45,7 @@ class Rule:
         gates: which gates check it.
         checks: names of the oracles of the proving ground that check it, if any do.
         finding_class: of a finding on it, unless the finding itself is of another one.
+        classed_for: why it is of this class; empty: `why` says it.
     """
 
     number: int
@@ -54,6 +55,12 @@ class Rule:
     gates: tuple[str, ...]
     checks: tuple[str, ...] = ()
     finding_class: FindingClass = FindingClass.UNSAFE
+    classed_for: str = ""
+
+    @property
+    def class_text(self) -> str:
+        """Its class and the reason for it, in a line."""
+        return f"{self.finding_class}: {self.classed_for or self.why}"
 
 
 _RULES = (
@@ -136,7 +143,8 @@ _RULES = (
     Rule(20, "work left in a user DSQ kicks an idle CPU",
          "a CPU that went idle before the insert does not look again, and the task waits for the next tick or longer",
          "after the insert, pick an idle CPU of the task's mask and scx_bpf_kick_cpu(cpu, SCX_KICK_IDLE)",
-         (LOGIC, PROVING), ("work conservation",), finding_class=FindingClass.UNFAIR),
+         (LOGIC, PROVING), ("work conservation",), finding_class=FindingClass.UNFAIR,
+         classed_for="the task is served, only later than it could be"),
     Rule(21, "an infinite slice needs a preemption source",
          "a task with SCX_SLICE_INF keeps its CPU for as long as it likes",
          "use a finite slice, or kick the CPU with SCX_KICK_PREEMPT from a timer or from enqueue",
@@ -144,15 +152,18 @@ _RULES = (
     Rule(22, "vtime lag is clamped, compared wrap-safe and charged by weight",
          "a long sleeper otherwise starves everybody when it wakes, and weights mean nothing",
          "clamp to the queue's clock minus one slice, compare as (s64)(a - b) < 0, charge used * 100 / weight",
-         (LOGIC, PROVING), ("weights", "starvation", "sleeper's return"), finding_class=FindingClass.UNFAIR),
+         (LOGIC, PROVING), ("weights", "starvation", "sleeper's return"), finding_class=FindingClass.UNFAIR,
+         classed_for="everybody is served, but not by weight, and some schedulers mean that"),
     Rule(23, "no shared DSQ full of pinned tasks",
          "every CPU then scans the tasks it may not run, under the DSQ's lock",
          "queue tasks with one allowed CPU in a DSQ of that CPU",
-         (PROVING,), ("pinned crowd",), finding_class=FindingClass.UNFAIR),
+         (PROVING,), ("pinned crowd",), finding_class=FindingClass.UNFAIR,
+         classed_for="it costs time where many tasks are pinned, and nothing elsewhere"),
     Rule(24, "slices are explicit and between 100 us and 100 ms",
          "shorter ones switch more than they run, longer ones make everybody else wait",
          "clamp the slice to 100 us .. 100 ms before the insert",
-         (SOURCE, LOGIC), finding_class=FindingClass.HOUSE),
+         (SOURCE, LOGIC), finding_class=FindingClass.HOUSE,
+         classed_for="the proving ground measures what a slice does; bounds beforehand are for our own planners"),
     Rule(25, "CPU hotplug is handled, or the kernel ends the policy with a restart code",
          "a task left on a CPU that went away is lost",
          "leave cpu_online and cpu_offline out (the kernel then asks for a restart), or requeue in them",
@@ -160,7 +171,8 @@ _RULES = (
     Rule(26, "timeout_ms is set, at most 5000 for a candidate; exit information is recorded",
          "without a short timeout a lost task waits for half a minute; without exit info nobody learns why it ended",
          "set .timeout_ms = 5000, and .exit to a callback that records struct scx_exit_info",
-         (SOURCE, LOGIC, PROVING), ("provoked stall",), finding_class=FindingClass.HOUSE),
+         (SOURCE, LOGIC, PROVING), ("provoked stall",), finding_class=FindingClass.HOUSE,
+         classed_for="our loader sets a timeout and reads the kernel's log where a policy does neither"),
     Rule(27, "only programs, helpers, kfuncs, maps, ops flags and kernel fields that are on a list; no assembler",
          "a scheduler has no business in user memory, signals, packets or anybody's secrets, and is proved as it runs",
          "remove the program, map, flag or call; read task fields by their names, print numbers only",
@@ -178,7 +190,8 @@ _RULES = (
     Rule(30, "the machine keeps the default scheduler's throughput within 10 % unless declared otherwise",
          "a policy that costs more than it can gain is none to keep",
          "do less in the hot callbacks, and kick fewer CPUs",
-         (OVERHEAD,), ("idle machine", "saturated machine"), finding_class=FindingClass.UNFAIR),
+         (OVERHEAD,), ("idle machine", "saturated machine"), finding_class=FindingClass.UNFAIR,
+         classed_for="it costs throughput, which whoever gains by it may want to pay"),
     Rule(32, "no order, slice, CPU or loop bound depends on an input that the policy does not declare",
          "what looks at names, users, clocks or counters can behave otherwise than it was proved",
          "go by weights, masks, queues and measured bursts, or declare the input in a comment: Reads: comm, uid",

@@ -7,16 +7,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import shlex
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
 from schedagent.core.policies.artifact import PolicyArtifact
-from schedagent.core.rules import RULES, FindingClass, Rule
+from schedagent.core.policies.policy import DECLARABLE, is_acceptable
+from schedagent.core.rules import ATTACH, COMPILE, KERNEL, LOGIC, PROVING, RULES, SOURCE, FindingClass, Rule
 
 NEVER_SHOWN = 12
 """Most lines that never ran which a summary names."""
+
+_IN_A_MACHINE = (KERNEL, ATTACH, PROVING)
+_SHOW_SAFETY = (SOURCE, COMPILE, LOGIC, *_IN_A_MACHINE)
+"""The gates that together show a policy safe; the overhead is a matter of cost."""
 
 
 class GateStatus(StrEnum):
@@ -74,6 +80,7 @@ class Finding:
         path: the steps of one path that breaks the rule; empty if it is not about a path.
         cleared_by: for a warning, the oracle of the proving ground whose passing clears it.
         classed: its class, if it is not that of its rule.
+        word: by which it can be declared or accepted, if its rule and oracle do not say that: "reads:comm".
     """
 
     rule: int
@@ -85,11 +92,20 @@ class Finding:
     path: tuple[Step, ...] = ()
     cleared_by: str = ""
     classed: FindingClass | None = None
+    word: str = ""
 
     @property
     def finding_class(self) -> FindingClass:
         """Whether it makes the policy unsafe, unfair, or only unlike ours."""
         return self.classed or self.text.finding_class
+
+    @property
+    def accepted_as(self) -> str:
+        """The word by which a policy may declare it, or somebody accept it; empty if nobody can."""
+        if self.word or self.finding_class is not FindingClass.UNFAIR:
+            return self.word
+        names = (self.where, self.cleared_by, *self.text.checks)
+        return next((name for name in names if name in DECLARABLE), "")
 
     @property
     def text(self) -> Rule:
@@ -102,6 +118,16 @@ class Finding:
         return f"{place}rule {self.rule}{inside}: {self.message}"
 
 
+def rank(finding: Finding) -> tuple[int, int]:
+    """How bad it is, the worst first: by class (unsafe, unfair, house), then errors before warnings before notes."""
+    return list(FindingClass).index(finding.finding_class), list(Severity).index(finding.severity)
+
+
+def worst_first(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """Return findings by how bad they are, then by rule and place."""
+    return tuple(sorted(findings, key=lambda each: (*rank(each), each.rule, each.file, each.line)))
+
+
 @dataclass(frozen=True)
 class GateResult:
     """One gate.
@@ -111,7 +137,8 @@ class GateResult:
         status: how it ended.
         detail: the figures, or why it failed or was skipped.
         seconds: how long it took.
-        findings: on single rules, errors first.
+        findings: on single rules, the worst first.
+        tolerable: it failed only for what is unfair, or unlike our own policies: the gates behind it run all the same.
     """
 
     gate: str
@@ -119,6 +146,7 @@ class GateResult:
     detail: str
     seconds: float = 0.0
     findings: tuple[Finding, ...] = ()
+    tolerable: bool = False
 
 
 @dataclass(frozen=True)
@@ -228,6 +256,10 @@ class VerificationReport:
         depth: how long it was proved: "quick", "standard", "thorough" or "deep"; empty if it never was.
         verified_at: ISO 8601 UTC time at which its gates ended; that of the proof if the report was cached.
         coverage: what of it ran while it was proved; None if it was not proved.
+        lacks: one sentence: what the object lacks without a loader of its own, and what was assumed; empty if it has
+            none or was never read.
+        needs: words that have to be declared or accepted before a token is issued, see Finding.accepted_as, and
+            "rule N" for what nobody can accept.
     """
 
     policy: str
@@ -247,6 +279,26 @@ class VerificationReport:
     verified_at: str = ""
     depth: str = ""
     coverage: Coverage | None = None
+    lacks: str = ""
+    needs: tuple[str, ...] = ()
+
+    @property
+    def safe(self) -> bool | None:
+        """Whether it may run in a machine of its own, such as the lab's: all that can hang, lose or misplace a task was
+        looked for and not met; False if it was met, None if that is not decided.
+        """
+        unsafe = FindingClass.UNSAFE
+        if any(each.severity is Severity.ERROR and each.finding_class is unsafe for each in self.findings):
+            return False
+        failed = [gate for gate in self.gates if gate.status is GateStatus.FAILED and not gate.tolerable]
+        if any(gate.gate in _IN_A_MACHINE and not gate.findings for gate in failed):
+            return False
+        by_gate = {gate.gate: gate for gate in self.gates}
+        shown = [by_gate[name] for name in _SHOW_SAFETY if name in by_gate]
+        decided = len(shown) == len(_SHOW_SAFETY) and all(
+            gate.tolerable or gate.status in (GateStatus.PASSED, GateStatus.NOT_APPLICABLE) for gate in shown
+        )
+        return True if decided else None
 
     @property
     def outcome(self) -> VerificationOutcome:
@@ -273,7 +325,19 @@ class VerificationReport:
             VerificationOutcome.STATIC_ONLY: "the gates that need no VM passed; the others were not asked for",
             VerificationOutcome.INCOMPLETE: undecided,
         }
-        return f"{self.outcome}: {why[self.outcome]}"
+        failed = self.outcome is VerificationOutcome.FAILED
+        tried = "; it is safe to be tried in the lab" if self.safe and failed else ""
+        return f"{self.outcome}: {why[self.outcome]}{tried}{self._needed}"
+
+    @property
+    def _needed(self) -> str:
+        """What keeps a token from being issued, if that is all that does; empty otherwise."""
+        if not self.safe or not self.needs:
+            return ""
+        accepted = " ".join(f"--accept {shlex.quote(word)}" for word in self.needs if is_acceptable(word))
+        never = ", ".join(word for word in self.needs if not is_acceptable(word))
+        parts = [f"a token takes {accepted}"] * bool(accepted) + [f"nobody can accept {never}"] * bool(never)
+        return f"; {' and '.join(parts)}"
 
     @property
     def failure(self) -> GateResult | None:
@@ -288,8 +352,8 @@ class VerificationReport:
 
     @property
     def findings(self) -> tuple[Finding, ...]:
-        """The findings of all gates."""
-        return tuple(finding for gate in self.gates for finding in gate.findings)
+        """The findings of all gates, the worst first."""
+        return worst_first(finding for gate in self.gates for finding in gate.findings)
 
     def clears(self, finding: Finding) -> bool:
         """Whether the proving ground showed that what a warning fears does not happen."""
@@ -309,16 +373,21 @@ class VerificationReport:
         """
         content = asdict(self)
         del content["token"], content["verified_by"]
-        for name in ("tunables", "declares", "reads", "verified_at", "depth", "coverage"):
-            if not content[name]:
-                del content[name]
+        _forget_empty(content, "tunables declares reads verified_at depth coverage lacks needs")
         for gate in content["gates"]:
             del gate["seconds"]
+            _forget_empty(gate, "tolerable")
             for finding in gate["findings"]:
-                if not finding["classed"]:
-                    del finding["classed"]
+                _forget_empty(finding, "classed word")
         text = json.dumps(_by_value(content), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+
+def _forget_empty(fields: dict[str, Any], names: str) -> None:
+    """Remove those of the named fields that say nothing."""
+    for name in names.split():
+        if not fields[name]:
+            del fields[name]
 
 
 def _by_value(value: Any) -> Any:

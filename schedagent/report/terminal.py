@@ -216,7 +216,11 @@ def _short(name: str) -> str:
 
 
 def _gates(gates: Sequence[GateResult]) -> str:
-    for gate in gates:
-        if gate.status is not GateStatus.PASSED:  # the gates after it were not run
-            return f"gate {gate.status.value}: {gate.gate}"
+    """The gate that decided against a policy; one that is only unfair was measured all the same."""
+    failed = [gate for gate in gates if gate.status is not GateStatus.PASSED]
+    deciding = next((gate for gate in failed if not gate.tolerable), None)
+    if deciding:
+        return f"gate {deciding.status.value}: {deciding.gate}"
+    if failed:
+        return f"safe, but unfair: gate {failed[0].gate} failed, so there is no token"
     return f"{len(gates)} gates passed" if gates else "gates not run"

@@ -17,7 +17,9 @@ from schedagent.schedagentd.breaker import Bounds
 CONFIG = Path("/etc/schedagent/schedagentd.toml")
 AUTO, NOT_ON_EXIT = "auto", "not_on_exit"
 
-DECLARED = ("weights", "idle machine", "saturated machine")
+DECLARED = (
+    "weights", "idle machine", "saturated machine", "work conservation", "sleeper's return", "pinned crowd",
+)  # fmt: skip
 """core.policies.policy.DECLARABLE, which is not imported here; a test holds the two equal."""
 READ = (
     "comm", "uid", "gid", "pid", "parent", "cgroup", "namespace", "nice", "arguments", "cpus", "nodes", "kernel",

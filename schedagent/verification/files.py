@@ -10,7 +10,14 @@ from pathlib import Path
 from kernel_bpf.policies.library import find_policy, policy_from_file
 from schedagent.core.accept import is_cgroup
 from schedagent.core.errors import UsageError
-from schedagent.core.policies.policy import CandidatePolicy, PolicyInfo
+from schedagent.core.policies.policy import (
+    DECLARABLE,
+    READABLE,
+    READS_PREFIX,
+    CandidatePolicy,
+    PolicyInfo,
+    is_acceptable,
+)
 from schedagent.core.settings import Settings
 from schedagent.core.token import Scope
 from schedagent.core.verification import GateResult, VerificationReport
@@ -35,6 +42,7 @@ class VerifyOptions:
         fresh: do not use a cached report.
         html: file to write the report to.
         object_file: file to write the compiled object to, if it passed every gate.
+        accepts: what is accepted of the policy by name, see core.policies.policy.is_acceptable.
     """
 
     include_dirs: tuple[Path, ...] = ()
@@ -46,6 +54,7 @@ class VerifyOptions:
     fresh: bool = False
     html: Path | None = None
     object_file: Path | None = None
+    accepts: tuple[str, ...] = ()
 
 
 def verify_file(
@@ -62,7 +71,7 @@ def verify_file(
         SetupError: there is no such kernel, or a tool is missing.
     """
     check_options(options)
-    info = find(settings, file)
+    info = find(settings, file).accepting(options.accepts)
     if options.include_dirs and info.is_object:
         raise UsageError(f"--include is for a source, and {file} is compiled already", "leave it out")
     for folder in options.include_dirs:
@@ -94,7 +103,13 @@ def verify_file(
 
 
 def check_options(options: VerifyOptions) -> None:
-    """Raise UsageError for an option that would have no effect: --static stops before the gates it is about."""
+    """Raise UsageError for what nobody can accept, and for an option that would have no effect: --static stops before
+    the gates it is about.
+    """
+    for word in options.accepts:
+        if not is_acceptable(word):
+            known = ", ".join((*DECLARABLE, *(f"{READS_PREFIX}{name}" for name in READABLE)))
+            raise UsageError(f"--accept {word!r} is nothing that can be accepted", f"use one of: {known}")
     if not options.static_only:
         return
     for given, option, reason in (

@@ -13,7 +13,7 @@ from schedagent.core.terminal.foreign import marked
 from schedagent.core.token import DeploymentToken, decode
 from schedagent.core.verification import Coverage, Finding, GateResult, KernelResult, OracleResult, VerificationReport
 from schedagent.page.markup import document, facts, moment, sentence, table, text, word
-from schedagent.verification.text import finding_lines, oracle_word
+from schedagent.verification.text import finding_lines, oracle_word, why_no_token
 from verifier.proving.prove import ORACLES
 
 _STYLE = ".token { background: var(--box); padding: .75rem; border-radius: .25rem; user-select: all; }"
@@ -26,6 +26,7 @@ def to_html(report: VerificationReport) -> str:
         title,
         [
             f"<h1>{text(report.policy)}: {word(report.outcome)}</h1>",
+            f"<p>{text(report.lacks)}</p>" if report.lacks else "",
             f"<p>{text(sentence(report.conclusion.partition(': ')[2]))}</p>",
             _facts(report),
             "<h2>Gates</h2>",
@@ -54,7 +55,7 @@ def _facts(report: VerificationReport) -> str:
 def _token(report: VerificationReport) -> Iterator[str]:
     yield "<h2>Token</h2>"
     if not report.token:
-        yield f"<p>None{': no key to sign with' if report.passed else ''}.</p>"
+        yield f"<p>None{text(why_no_token(report).removeprefix(' was issued'))}</p>"
         return
     try:
         yield _permit(decode(report.token))
@@ -88,7 +89,8 @@ def _gate_row(gate: GateResult) -> list[str]:
 def _finding(report: VerificationReport, finding: Finding) -> str:
     lines = "".join(f"<li><code>{text(line)}</code></li>" for line in finding_lines(finding))
     cleared = " (cleared)" if finding.cleared_by and report.clears(finding) else ""
-    head = f'<span class="{finding.severity}">{finding.severity}{cleared}</span> {text(str(finding))}'
+    words = f"{finding.severity}{cleared}</span> {finding.finding_class}"
+    head = f'<span class="{finding.severity}">{words}: {text(str(finding))}'
     return f"<details open><summary>{head}</summary><ul>{lines}</ul></details>"
 
 
@@ -97,8 +99,8 @@ def _measured(report: VerificationReport) -> Iterator[str]:
         yield "<h2>Proving ground</h2>"
         if any(report.excuses(oracle) for oracle in report.oracles):
             yield (
-                "<p>An oracle is excused if the policy declares that it does not seek what the oracle checks: rules "
-                "29 and 30 allow that for fairness by weight and for throughput.</p>"
+                "<p>An oracle is excused if the policy declares that it does not seek what the oracle checks, or "
+                "somebody accepts that by name: what is unfair or costly is a matter of goal.</p>"
             )
         headings = ("oracle", "rule", "holds", "measured", "at most", "detail")
         yield table(headings, (_oracle_row(report, oracle) for oracle in report.oracles))

@@ -5,6 +5,7 @@ Names, paths and messages in it may come from a hostile policy: none of it is ma
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from schedagent.core.errors import TokenError
+from schedagent.core.policies.policy import is_acceptable
 from schedagent.core.rules import RULES, FindingClass
 from schedagent.core.terminal.console import open_console
 from schedagent.core.terminal.foreign import marked, one_line
@@ -65,6 +67,10 @@ def finding_lines(finding: Finding) -> Iterator[str]:
     for step in finding.path:
         yield one_line(f"by {step.file}:{step.line}: {step.text}")
     yield f"why: {finding.text.why}"
+    if finding.finding_class is finding.text.finding_class and finding.text.classed_for:
+        yield f"{finding.finding_class}, as {finding.text.classed_for}"
+    if finding.accepted_as and is_acceptable(finding.accepted_as):
+        yield f"accept it by name: --accept {shlex.quote(finding.accepted_as)}"
     yield f"fix: {finding.text.repair}"
     if causes := other_causes(finding):
         yield f"the same symptom comes from broken rules {', '.join(map(str, causes))}: see VERIFIER.md"
@@ -80,15 +86,17 @@ def other_causes(finding: Finding) -> list[int]:
 def show_end(report: VerificationReport) -> None:
     """Print the result; the gates were printed as they ended."""
     console = open_console()
+    if report.lacks:
+        _say(console, report.lacks)
     if report.oracles:
         console.print(oracle_table(report))
     for oracle in report.oracles:
         if report.excuses(oracle):
-            _say(console, f"excused: the policy declares that it does not seek {oracle.name!r}")
+            _say(console, f"excused: it is declared or accepted that the policy does not seek {oracle.name!r}")
     if report.coverage:
         _say(console, f"coverage: {report.coverage.summary}")
     if report.reads:
-        _say(console, f"goes by, as it declares: {', '.join(report.reads)}")
+        _say(console, f"goes by, as is declared or accepted: {', '.join(report.reads)}")
     for finding in report.findings:
         if finding.cleared_by and report.clears(finding):
             _say(console, f"cleared: rule {finding.rule} by the oracle {finding.cleared_by!r}")
@@ -99,7 +107,14 @@ def show_end(report: VerificationReport) -> None:
         for line in _on_word(report.token):
             _say(console, line)
     else:
-        _say(console, "No token: no key to sign with." if report.passed else "No token was issued.")
+        _say(console, f"No token{why_no_token(report)}")
+
+
+def why_no_token(report: VerificationReport) -> str:
+    """What to say behind "No token" of a report without one."""
+    if not report.passed:
+        return " was issued."
+    return ": it needs what nobody declared or accepted." if report.needs else ": no key to sign with."
 
 
 def _on_word(token: str) -> Iterator[str]:
@@ -113,7 +128,7 @@ def _on_word(token: str) -> Iterator[str]:
         (signed.reads, "goes by", "accept_reads"),
     ):
         if words:
-            declared = f"it declares that it {what} {', '.join(words)}"
+            declared = f"it is declared or accepted that it {what} {', '.join(words)}"
             yield f"{declared}: schedagentd deploys it only with {setting} (schedagentd.toml)"
 
 
@@ -141,14 +156,15 @@ def to_json(report: VerificationReport) -> dict[str, Any]:
     values: dict[str, Any] = TypeAdapter(VerificationReport).dump_python(report, mode="json")
     for gate in values["gates"]:
         for finding, fields in zip(_findings_of(report, gate["gate"]), gate["findings"], strict=True):
-            del fields["classed"]
-            fields.update({"class": finding.finding_class.value})
+            del fields["classed"], fields["word"]
+            fields.update({"class": finding.finding_class.value, "accepted_as": finding.accepted_as})
             fields.update(why=finding.text.why, repair=finding.text.repair, cleared=report.clears(finding))
     for oracle, fields in zip(report.oracles, values["oracles"], strict=True):
         fields.update(excused=report.excuses(oracle))
     decided = report.outcome in (VerificationOutcome.PASSED, VerificationOutcome.FAILED)
     passed = report.passed if decided else None
-    return {"version": VERSION, "outcome": report.outcome.value, "passed": passed, **values}
+    top = {"version": VERSION, "outcome": report.outcome.value, "passed": passed, "safe": report.safe}
+    return {**top, **values}
 
 
 def json_schema() -> dict[str, Any]:
@@ -161,12 +177,17 @@ def json_schema() -> dict[str, Any]:
         "version": {"const": VERSION, "description": "of this form; it grows when a field is renamed or removed"},
         "outcome": {"enum": [outcome.value for outcome in VerificationOutcome]},
         "passed": {"type": ["boolean", "null"], "description": "null if not every gate has a verdict"},
+        "safe": {
+            "type": ["boolean", "null"],
+            "description": "whether it may be tried in a machine of its own; null if that is not decided",
+        },
     }
     schema["properties"] |= added
     schema["required"] = [*added, *schema["required"]]
     finding = schema["$defs"]["Finding"]["properties"]
-    del finding["classed"]
+    del finding["classed"], finding["word"]
     finding["class"] = {"enum": [each.value for each in FindingClass]}
+    finding["accepted_as"] = {"type": "string", "description": "its name for --accept; empty if nobody can accept it"}
     finding.update(why={"type": "string"}, repair={"type": "string"}, cleared={"type": "boolean"})
     schema["$defs"]["OracleResult"]["properties"]["excused"] = {"type": "boolean"}
     return dict(schema)

@@ -29,14 +29,14 @@ from schedagent.core.approval import Decision
 from schedagent.core.errors import KernelRejected, VmLost, WorkloadFailed
 from schedagent.core.policies.artifact import PolicyArtifact
 from schedagent.core.policies.policy import PolicyInfo, Tunable
-from schedagent.core.rules import GATES
+from schedagent.core.rules import GATES, PROVING
 from schedagent.core.settings import Settings
 from schedagent.core.token import digest_inputs
 from schedagent.core.trials.judge import TrialRules
 from schedagent.core.trials.trial import DEFAULT_ARM, Hardware, Sample
 from schedagent.core.trials.usage import MachineCosts
 from schedagent.core.trials.workload import Observation, TaskRecord, WorkloadCommand
-from schedagent.core.verification import GateResult, GateStatus, VerificationReport, Verified
+from schedagent.core.verification import Finding, GateResult, GateStatus, Severity, VerificationReport, Verified
 from schedagent.report.as_json import to_json
 from schedagent.report.report import Report
 from schedagent.report.terminal import render
@@ -63,6 +63,10 @@ LIBRARY = {
 """A small library of its own: three policies for the work that `long_tail` shows, the name deciding the order."""
 
 
+UNFAIR = "unfair"
+"""A fault of a policy: it is safe, and the proving ground saw that it ignores weights."""
+
+
 @dataclass(frozen=True)
 class Script:
     """What happens in a run.
@@ -71,7 +75,7 @@ class Script:
         folder: for state, log and signals.
         hold: "name number": when that call is reached, the process says so in the file `held` and waits to be killed.
         ratios: by policy, the candidate's time / the default's; 1 if not named.
-        faults: by policy, what goes wrong with it: a gate's name, "lost while verified", or, in the trial,
+        faults: by policy, what goes wrong with it: a gate's name, "lost while verified", UNFAIR, or, in the trial,
             "exit", "rejected", "ejected", "lost" or "no number".
         default_fails_at: number of the run under the default scheduler that fails; 0 for none.
         blocks_in_time: the time budget is used up once so many blocks are stored.
@@ -247,6 +251,10 @@ class Verifier:
             gates.append(GateResult(fault, GateStatus.FAILED, "this was seen"))
         if fault == "lost while verified":
             gates = [*gates[:-1], GateResult(GATES[-1], GateStatus.SKIPPED, "the VM was lost twice")]
+        if fault == UNFAIR:
+            weights = Finding(22, Severity.ERROR, "weights", "", 0, "a deviation of 0.68")
+            place = GATES.index(PROVING)
+            gates[place] = GateResult(PROVING, GateStatus.FAILED, "this was seen", 0.1, (weights,), tolerable=True)
         for result in gates:
             self.on_gate(result)
         artifact = self.compile(info)

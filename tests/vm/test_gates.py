@@ -9,15 +9,17 @@ proved. Of the bundled ones two are proved elsewhere, and are only loaded here.
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import NoReturn
 
 import pytest
 
+from kernel_bpf.policies.library import policy_from_file
 from schedagent.core.errors import HostBusy
 from schedagent.core.policies.policy import CandidatePolicy
-from schedagent.core.rules import GATES, KERNEL, RULES
-from schedagent.core.verification import VerificationOutcome
-from tests.corpus import complaint, corpus_verifier, judge, load_corpus
+from schedagent.core.rules import GATES, KERNEL, PROVING, RULES
+from schedagent.core.verification import Severity, VerificationOutcome
+from tests.corpus import POLICIES, complaint, corpus_verifier, judge, load_corpus
 from verifier.lab.vm import LabPolicy
 from verifier.proving.prove import PHASES, Depth
 from verifier.submission import build
@@ -107,6 +109,22 @@ def test_what_is_proved_elsewhere_loads_on_every_kernel(entry, all_gates):
         policy = LabPolicy(CandidatePolicy(entry.name, entry.info.configured({})), artifact)
         with bench.ground.cell(policy) as cell:
             assert cell.load().programs, bench.target.release
+
+
+def test_a_policy_of_the_field_is_judged_as_a_whole(all_gates):
+    """It leaves timeout, exit record and ranges to a loader of its own, and its init_task may run out of memory."""
+    info = policy_from_file(POLICIES / "field_fifo.bpf.c")
+    verifier = replace(all_gates, benches=all_gates.benches[:1])
+    report = verifier.verify(CandidatePolicy(info.name, info.configured({})), info).report
+    if report.undecided:
+        no_verdict(report.undecided.detail)
+    static = {(finding.rule, finding.severity) for gate in report.gates[:3] for finding in gate.findings}
+    assert static == {(rule, Severity.NOTE) for rule in (17, 24, 26)}
+    assert [gate.status.value for gate in report.gates[:5]] == ["passed"] * 5
+    proved = report.gates[GATES.index(PROVING)]
+    assert [finding.where for finding in proved.findings] == ["weights"], proved.detail
+    assert (report.safe, report.needs) == (True, ("weights",))
+    assert report.lacks.startswith("Without a loader of its own it lacks nothing that shows")
 
 
 def test_the_corpus_is_as_large_as_it_must_be():

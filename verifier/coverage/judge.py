@@ -18,6 +18,7 @@ from schedagent.core.verification import Coverage, Finding, Place, Severity
 from verifier.coverage.guards import Guards, Input, file_of, guards_of
 from verifier.coverage.probes import Probe, Probes, Side
 from verifier.logic.walk.code import Code, Op
+from verifier.logic.walk.events import place_of
 from verifier.object.image import BpfImage, Line, Ref
 
 SHOWN = 100
@@ -100,9 +101,8 @@ class _Problem:
 
 
 def _finding(severity: Severity, problem: _Problem) -> Finding:
-    line = problem.line
-    file = line.file.removeprefix("./") if line else ""
-    return Finding(NEVER_RAN, severity, problem.member, file, line.line if line else 0, problem.text)
+    file, row, wrapper = place_of(problem.line)
+    return Finding(NEVER_RAN, severity, problem.member, file, row, problem.text, wrapper)
 
 
 class _Seen:

@@ -13,6 +13,7 @@ from types import MappingProxyType
 
 from schedagent.core.policies.policy import Standing
 from schedagent.core.verification import Finding, Severity
+from verifier.logic.lacks import unfilled_maps
 from verifier.logic.rules import allowed as allowed_rules
 from verifier.logic.rules import declared as declared_rules
 from verifier.logic.rules import memory as memory_rules
@@ -59,12 +60,14 @@ class LogicReport:
         findings: errors first, notes last.
         callbacks: one entry per walked callback or program.
         dsqs_created, dsqs_drained: distinct DSQs, or families of them, that are created and drained.
+        unfilled: maps that are looked at, and that no program of the object writes to.
     """
 
     findings: tuple[Finding, ...]
     callbacks: tuple[CallbackWalk, ...]
     dsqs_created: int
     dsqs_drained: int
+    unfilled: tuple[str, ...] = ()
 
     @property
     def errors(self) -> tuple[Finding, ...]:
@@ -130,6 +133,7 @@ def check_logic(
         tuple(findings),
         tuple(CallbackWalk(e.member, e.paths, e.steps, e.joined, e.exhausted) for e in walk.entries),
         *_queue_counts(subject),
+        unfilled_maps(image, walk),
     )
 
 

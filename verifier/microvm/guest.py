@@ -61,6 +61,9 @@ PORT_WAIT_S = 5.0
 SOFT_WATCHDOG = Path("/proc/sys/kernel/soft_watchdog")
 RCU_STALLS = Path("/sys/module/rcupdate/parameters/rcu_cpu_stall_suppress")
 
+TRIAL_WATCHDOG_MS = 5000
+"""Longest timeout_ms of a policy in a trial, and that of one which leaves it to its loader: rule 26."""
+
 _PRIORITY = 50
 _ANOTHER_DATE_S = 333 * 86400 + 5 * 3600
 """Another year, month, day of the week and hour."""
@@ -479,10 +482,15 @@ def start_probe(cpu: int, gate: int, opened: int) -> tuple[int, int]:
         os._exit(0)
 
 
-def load(policy: jobs.PolicyLoad, watchdog_ms: int = 0) -> LoadedPolicy:
-    """Give a policy to the kernel's verifier; see LoadedPolicy.load."""
+def load(policy: jobs.PolicyLoad, watchdog_ms: int = TRIAL_WATCHDOG_MS) -> LoadedPolicy:
+    """Give a policy to the kernel's verifier; see LoadedPolicy.load.
+
+    What its own loader may supply, we do: a timeout, and the reason of its end.
+    """
     history, classes = dict(policy.history), dict(policy.classes)
-    return LoadedPolicy.load(policy.object_bytes, policy.name, policy.tunables, history, classes, watchdog_ms)
+    return LoadedPolicy.load(
+        policy.object_bytes, policy.name, policy.tunables, history, classes, watchdog_ms, read_log=True
+    )
 
 
 def run_setup(job: jobs.RunSetup) -> jobs.SetupAnswer:

@@ -52,11 +52,27 @@ class Reference:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A place in the source."""
+    """A place in the source.
+
+    Args:
+        text: of the line.
+        called_from: the line of the call, if this is in a function that was inlined.
+    """
 
     file: str
     line: int
     text: str = ""
+    called_from: Line | None = None
+
+    @property
+    def author(self) -> Line:
+        """The nearest place that is in no header, of this one and the calls that lead there; else this one."""
+        place: Line | None = self
+        while place is not None:
+            if not place.file.endswith(".h"):
+                return place
+            place = place.called_from
+        return self
 
 
 @dataclass(frozen=True, slots=True)

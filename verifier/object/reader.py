@@ -8,13 +8,15 @@ memory that the limits in these modules bound. Nothing is loaded, and no other p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
+from schedagent.core.policies.artifact import InlinedCall
 from verifier.object import declarations
 from verifier.object.btf import Btf, BtfKind, read_btf
 from verifier.object.btf_ext import NO_RECORDS, BtfExt, read_btf_ext
 from verifier.object.elf import ElfObject, Section, Symbol, SymbolType, malformed, read_elf
-from verifier.object.image import BpfImage, Function, Line
+from verifier.object.image import BpfImage, Function, Instruction, Line
 from verifier.object.instructions import SLOT_BYTES, decode
 from verifier.object.references import References
 
@@ -22,16 +24,18 @@ SLOT_LIMIT = 1 << 17
 """Most instruction slots of one object; scx_lavd, the largest scheduler around, has about 40 000."""
 
 FUNCTION_LIMIT = 4096
+_MOST_PLACES = 4 * SLOT_LIMIT
 _PARAMETER_LIMIT = 64
 _TEXT_BYTES = 256
 _COLUMN_BITS = 10
 
 
-def read_object(object_bytes: bytes) -> BpfImage:
+def read_object(object_bytes: bytes, inlined: Sequence[InlinedCall] = ()) -> BpfImage:
     """Read a compiled BPF object: what clang writes, or what `bpftool gen object` makes of it.
 
     Args:
         object_bytes: the whole file, at most 16 MiB.
+        inlined: the calls that were inlined, the outer ones before those within them.
 
     Raises:
         PolicyError: it is no BPF object with BTF, is malformed in any way, or exceeds a limit.
@@ -49,8 +53,11 @@ def read_object(object_bytes: bytes) -> BpfImage:
     ops, others = declarations.read_struct_ops(elf, btf, placements, references.function_at)
     lines = _Lines(btf, ext)
     functions = (_function(elf, btf, ext, name, symbol, references, lines) for name, symbol in symbols.items())
+    by_function: dict[str, list[InlinedCall]] = {}
+    for call in inlined:
+        by_function.setdefault(call.function, []).append(call)
     return BpfImage(
-        functions={function.name: function for function in functions},
+        functions={each.name: _with_calls(each, by_function.get(each.name, ())) for each in functions},
         maps={info.name: info for _offset, info in references.maps},
         variables=references.variables,
         ops=ops,
@@ -124,6 +131,31 @@ def _function(
     (type_id,) = ext.functions.get(section.name, NO_RECORDS).get(symbol.value) or (0,)
     is_program = symbol.is_global and section.name != ".text"
     return Function(name, section.name.removeprefix("?"), instructions, _parameters(btf, type_id), is_program)
+
+
+def _with_calls(function: Function, calls: Sequence[InlinedCall]) -> Function:
+    """Return a function whose lines show from where the calls lead to them."""
+    if not calls:
+        return function
+    places: dict[int, Line] = {}
+    left = _MOST_PLACES
+    for call in calls:
+        slots = range(max(0, call.start) // SLOT_BYTES, min(call.end // SLOT_BYTES, SLOT_LIMIT))
+        left -= len(slots)
+        if left < 0:
+            return function
+        for slot in slots:
+            places[slot] = Line(call.file, call.line, "", places.get(slot))
+    known: dict[Line, Line] = {}
+
+    def with_call(instruction: Instruction) -> Instruction:
+        line, place = instruction.line, places.get(instruction.slot)
+        if line is None or place is None:
+            return instruction
+        named = replace(line, called_from=place)
+        return replace(instruction, line=known.setdefault(named, named))
+
+    return replace(function, instructions=tuple(map(with_call, function.instructions)))
 
 
 def _parameters(btf: Btf, type_id: int) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ kernel's need no check: clang refuses them if the names are the same, else libbp
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from kernel_bpf.build.compile import KERNEL_FOLDER
@@ -23,6 +24,8 @@ from verifier.source.values import Argument, Role, Values, bare, call_parts, rol
 WATCHDOG_MAX_MS = 5000
 SLICE_MIN_NS, SLICE_MAX_NS = 100_000, 100_000_000
 BUILTIN_DSQ = 1 << 63
+_NAMES = 29
+"""The rule that tasks told apart by their names may break."""
 
 _OPS = "struct sched_ext_ops"
 _EXIT_INFO = "struct scx_exit_info *"
@@ -87,7 +90,15 @@ def check_source(
         )
     assembler = () if standing is Standing.BUNDLED else check_assembler(tree)
     documented = {tunable.name: tunable for tunable in tunables}
-    return (*assembler, *check_tree(tree, ops_members(tree, target), features(target), documented))
+    findings = check_tree(tree, ops_members(tree, target), features(target), documented)
+    if standing is Standing.FOREIGN:
+        findings = tuple(_as_input(finding) for finding in findings)
+    return (*assembler, *findings)
+
+
+def _as_input(finding: Finding) -> Finding:
+    """Note names that a person's policy compares: what they decide is found in the object (rule 32), and told there."""
+    return replace(finding, severity=Severity.NOTE, cleared_by="") if finding.rule == _NAMES else finding
 
 
 def ops_members(tree: Tree, target: KernelTarget) -> list[str]:
@@ -361,7 +372,7 @@ def _check_task_names(tree: Tree) -> Iterator[Finding]:
                 message = "tasks are told apart by their name; take their class from a map that the loader fills"
                 where = function.name.removeprefix("____")
                 place = node.begin
-                yield Finding(29, Severity.WARNING, where, place.file, place.line, message, cleared_by="starvation")
+                yield Finding(_NAMES, Severity.WARNING, where, place.file, place.line, message, cleared_by="starvation")
                 break
 
 

@@ -6,6 +6,23 @@ import hashlib
 from dataclasses import dataclass, field
 
 
+@dataclass(frozen=True, slots=True)
+class InlinedCall:
+    """A call that the compiler replaced by the function called.
+
+    Args:
+        function: of the object, that holds it.
+        start, end: bytes of that function which come of it.
+        file, line: of the call.
+    """
+
+    function: str
+    start: int
+    end: int
+    file: str
+    line: int
+
+
 @dataclass(frozen=True)
 class PolicyArtifact:
     """One compiled BPF object.
@@ -16,6 +33,7 @@ class PolicyArtifact:
         source_digest: hex SHA-256 of the C source.
         btf_build_id: hex GNU build id of the kernel whose BTF it was compiled against.
         log: output of clang, warnings included.
+        inlined: the calls that were inlined, the outer ones before those within them; none if that is not known.
     """
 
     name: str
@@ -23,6 +41,7 @@ class PolicyArtifact:
     source_digest: str
     btf_build_id: str
     log: str = ""
+    inlined: tuple[InlinedCall, ...] = field(default=(), repr=False, compare=False)
 
     @property
     def digest(self) -> str:

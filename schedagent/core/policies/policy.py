@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
@@ -46,8 +46,14 @@ class Tunable:
         return value
 
 
-DECLARABLE = ("weights", "idle machine", "saturated machine")
-"""Oracles whose rule says "unless the policy declares otherwise" (29 and 30); safety cannot be declared away."""
+DECLARABLE = (
+    "weights", "idle machine", "saturated machine", "work conservation", "sleeper's return", "pinned crowd",
+)  # fmt: skip
+"""Oracles of the rules whose class is unfair (20, 22, 23 and 30): a policy may declare that it does not seek what they
+measure, and whoever brings one may accept that; safety can neither be declared away nor accepted."""
+
+READS_PREFIX = "reads:"
+"""Before an input of READABLE, where it is accepted by name: "reads:comm"."""
 
 
 class Standing(StrEnum):
@@ -70,6 +76,11 @@ READABLE = (
 "runtime" is all CPU time that a task has used, "flags" are bits of task_struct.flags that say more than what kind of
 task it is, "map values" are written by others than the policy's callbacks: the loader, tracing and syscall programs.
 """
+
+
+def is_acceptable(word: str) -> bool:
+    """Whether somebody may accept this of a policy: an oracle of DECLARABLE, or "reads:" and an input of READABLE."""
+    return word in DECLARABLE or (word.startswith(READS_PREFIX) and word.removeprefix(READS_PREFIX) in READABLE)
 
 
 @dataclass(frozen=True)
@@ -127,6 +138,15 @@ class PolicyInfo:
                 return tunable
         known = ", ".join(tunable.name for tunable in self.tunables) or "none"
         raise TunableError(f"policy {self.name} has no tunable {name!r}", f"it has: {known}")
+
+    def accepting(self, words: Iterable[str]) -> PolicyInfo:
+        """Return it with what somebody accepts by name added to what it declares itself; see `is_acceptable`."""
+        words = tuple(words)
+        declares = (*self.declares, *(word for word in words if word in DECLARABLE))
+        inputs = (word.removeprefix(READS_PREFIX) for word in words if word.startswith(READS_PREFIX))
+        return replace(
+            self, declares=tuple(dict.fromkeys(declares)), reads=tuple(dict.fromkeys((*self.reads, *inputs)))
+        )
 
     def configured(self, changes: Mapping[str, int]) -> tuple[tuple[str, int], ...]:
         """Return all tunables, sorted by name, with `changes` applied; raise TunableError if one is not accepted."""

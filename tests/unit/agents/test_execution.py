@@ -17,7 +17,7 @@ from schedagent.core.trials.judge import Terms, TrialRules
 from schedagent.core.trials.race import judge_all
 from schedagent.core.trials.trial import DEFAULT_ARM, Outcome, Sample
 from tests.support import scripted_lab as scripted
-from tests.support.scripted_lab import LIBRARY, WORKLOAD, Script
+from tests.support.scripted_lab import LIBRARY, UNFAIR, WORKLOAD, Script
 from verifier.lab.vm import LabPolicy
 
 CANDIDATES = [CandidatePolicy(name, info.configured({})) for name, info in LIBRARY.items()]
@@ -305,6 +305,19 @@ def test_a_rejected_candidate_is_repaired_verified_and_run(script):
     assert runs_of(notebook, "plain") == 0
     assert runs_of(notebook, "turns") > 0
     assert runs_of(notebook, "longest_first") == 8
+
+
+def test_what_is_safe_is_run_although_it_is_unfair(script):
+    notebook = execute(replace(script, faults={"longest_first": UNFAIR, "plain": "attach"}))
+    assert not notebook.reports[LONGEST.key].passed
+    assert runs_of(notebook, "longest_first") == 8
+    assert runs_of(notebook, "plain") == 0
+
+
+def test_what_has_no_verdict_is_not_run(script):
+    notebook = execute(replace(script, faults={"longest_first": "lost while verified"}))
+    assert notebook.reports[LONGEST.key].safe, "only its overhead is not known"
+    assert runs_of(notebook, "longest_first") == 0
 
 
 def test_a_repair_may_be_repaired_but_not_for_ever(script):

@@ -163,6 +163,8 @@ def test_what_a_shell_takes_is_not_refused(folders, command):
         (["verify", FIFO, "--static", "--scope", "partial"], "--scope is of the token, which is issued only after all"),
         (["verify", FIFO, "--static", "--depth", "quick"], "--depth is of the proving ground, which does not run"),
         (["verify", FIFO, "--set", "slice_us=5", "--set", "slice_us=6"], "--set slice_us is given twice"),
+        (["verify", FIFO, "--accept", "starvation"], "--accept 'starvation' is nothing that can be .* weights, "),
+        (["verify", FIFO, "--accept", "reads:secrets"], "'reads:secrets' is nothing .*reads:comm"),
         (["verify", "OBJECT", "--include", "."], "--include is for a source, and .* is compiled already"),
         (["verify", FIFO, "--static", "--kernel", "NOSUCH"], "kernel NOSUCH is not in .* hint: "),
         (["verify", "-"], "verified from a file, whose name it has, not from stdin"),

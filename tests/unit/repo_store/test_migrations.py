@@ -271,13 +271,14 @@ def test_what_is_stored_today_is_what_0004_stored(path, tmp_path, monkeypatch):
         for row in stored[table]:
             row["workload"] = without(row["workload"], WORKLOAD_FIELDS_AFTER_0004)
     for row in stored["verifications"]:
-        row["report"] = without(
-            row["report"], ("tunables", "declares", "reads", "depth", "coverage", "verified_at", "classed")
-        )
+        row["report"] = without(row["report"], REPORT_FIELDS_AFTER_0004)
     assert stored == timeless(before)
 
 
-REPORT_FIELDS_AFTER_0004 = ("tunables", "declares", "reads", "depth", "coverage", "verified_at", "classed")
+REPORT_FIELDS_AFTER_0004 = (
+    *("tunables", "declares", "reads", "depth", "coverage", "verified_at", "lacks", "needs"),
+    *("classed", "word", "tolerable"),
+)
 WORKLOAD_FIELDS_AFTER_0004 = (
     *("objective", "metrics", "guards", "preset", "shell", "ignore_failure", "setup", "cleanup", "units"),
 )

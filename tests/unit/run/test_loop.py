@@ -11,6 +11,7 @@ import pytest
 
 from repo_store.records import RunStatus
 from repo_store.store import PolicyRepository
+from schedagent.approval.approvals import deployment
 from schedagent.core.errors import RepositoryError, UsageError, VmLost, WorkloadFailed
 from schedagent.core.trials.trial import DEFAULT_ARM, Outcome
 from schedagent.run import nodes
@@ -290,6 +291,18 @@ def test_the_second_run_starts_from_what_the_first_learned(script):
     assert plan["candidates"][0]["policy"] == "longest_first"
     assert "won in an earlier run" in plan["candidates"][0]["reason"]
     assert plan["learned"] in (script.folder / "progress").read_text()
+
+
+def test_an_unfair_candidate_is_measured_and_gets_no_token(script):
+    """Whoever runs it decides what it may cost others; what was measured is no antipattern."""
+    unfair = replace(script, faults={"longest_first": scripted.UNFAIR}, signs=True)
+    report = unfair.drive(unfair.create())
+    assert outcomes(report)["longest_first"] == "better"
+    assert report["best"]["policy"] == "longest_first"
+    with script.repository() as repository:
+        assert repository.antipatterns("whatever the workload", HARDWARE.key) == []
+        assert deployment(repository, report["run"]) is None
+    assert "safe, but unfair: gate proving ground failed, so there is no token" in unfair.shown(report["run"])
 
 
 @pytest.mark.parametrize("gate", ["compile", "proving ground"])

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from agents.plain_text import oracle_line, report_summary
 from schedagent import api
 from schedagent.cli.app import app
-from schedagent.core.rules import GATES, LOGIC
+from schedagent.core.rules import GATES, LOGIC, PROVING
 from schedagent.core.token import TOKEN_PREFIX, DeploymentToken, Scope, encode
 from schedagent.core.verification import (
     Coverage,
@@ -137,7 +137,7 @@ def test_an_oracle_that_was_declared_away_is_excused_in_every_face(capsys):
     excused = report(status=GateStatus.PASSED, oracles=(KICKED, UNFAIR), declares=("weights",))
     text = shown(capsys, excused)
     assert "│ excused │ 0.68     │ 0.20    │" in text
-    assert "excused: the policy declares that it does not seek 'weights'" in text
+    assert "excused: it is declared or accepted that the policy does not seek 'weights'" in text
     assert [oracle["excused"] for oracle in to_json(excused)["oracles"]] == [False, True]
     page = to_html(excused)
     assert '<span class="excused">excused</span>' in page
@@ -164,10 +164,12 @@ def test_the_tables_of_the_proving_ground_keep_headings_and_names_whole(capsys, 
 
 def test_json_carries_what_follows_and_fits_its_schema():
     values = to_json(report(LOST, NO_KICK, oracles=(KICKED,)))
-    assert (values["version"], values["passed"]) == (1, False)
+    assert (values["version"], values["passed"], values["safe"]) == (1, False, False)
     lost, no_kick = values["gates"][GATES.index(LOGIC)]["findings"]
     assert lost["why"] == LOST.text.why
     assert (lost["cleared"], no_kick["cleared"]) == (False, True)
+    assert (lost["class"], no_kick["class"]) == ("unsafe", "unfair")
+    assert (lost["accepted_as"], no_kick["accepted_as"]) == ("", "work conservation")
     properties = json_schema()
     assert set(values) == set(properties["properties"])
     assert set(lost) == set(properties["$defs"]["Finding"]["properties"])
@@ -176,8 +178,51 @@ def test_json_carries_what_follows_and_fits_its_schema():
             del finding["why"], finding["repair"], finding["cleared"]
     for oracle in values["oracles"]:
         del oracle["excused"]
-    del values["version"], values["outcome"], values["passed"]
+    del values["version"], values["outcome"], values["passed"], values["safe"]
     assert TypeAdapter(VerificationReport).validate_python(values) == report(LOST, NO_KICK, oracles=(KICKED,))
+
+
+@pytest.mark.parametrize(
+    ("verified", "safe"),
+    [
+        (report(status=GateStatus.PASSED), True),
+        (report(NO_KICK, status=GateStatus.PASSED), True),
+        (report(LOST), False),
+        (report_of((GOOD, GOOD, GOOD, BAD, LEFT, LEFT, LEFT)), False),
+        (report_of((GOOD, GOOD, BAD, LEFT, LEFT, LEFT, LEFT)), None),
+        (report_of((GOOD,) * 6 + (BAD,)), True),
+        (report_of((GOOD,) * 5 + (LEFT, LEFT)), None),
+        (report_of((GOOD,) * 3 + (UNASKED,) * 4), None),
+        (report_of(()), None),
+    ],
+    ids=["all passed", "cleared or not", "an unsafe finding", "refused by the kernel", "no object that can be read",
+         "only costly", "no verdict", "static only", "nothing ran"],
+)  # fmt: skip
+def test_safe_is_what_was_shown_to_be_so(verified, safe):
+    assert (verified.safe, to_json(verified)["safe"]) == (safe, safe)
+
+
+def test_an_unfair_policy_says_what_it_takes_in_every_face(capsys):
+    unfair = Finding(22, Severity.ERROR, "sleeper's return", "", 0, "0.68 s")
+    gates = tuple(
+        GateResult(gate, BAD if gate == PROVING else GOOD, "", 0.1, (unfair,) * (gate == PROVING), gate == PROVING)
+        for gate in GATES
+    )
+    verified = dataclasses.replace(report_of(()), gates=gates, needs=("sleeper's return",), lacks="It lacks a map.")
+    line = """it is safe to be tried in the lab; a token takes --accept 'sleeper'"'"'s return'"""
+    text = " ".join(shown(capsys, verified).split())
+    assert line in text
+    assert "accept it by name: --accept" in text
+    assert "unfair, as everybody is served, but not by weight" in text
+    assert "It lacks a map." in text
+    assert html.escape(line) in to_html(verified)
+    assert to_html(verified).index("It lacks a map.") < to_html(verified).index("<h2>Gates")
+    summary = report_summary(verified)
+    assert summary.startswith("It lacks a map.")
+    assert "safe to be tried" in summary
+    assert (to_json(verified)["lacks"], to_json(verified)["needs"]) == ("It lacks a map.", ["sleeper's return"])
+    passed = dataclasses.replace(report(status=GateStatus.PASSED), needs=("reads:comm",))
+    assert "No token: it needs what nobody declared or accepted." in shown(capsys, passed)
 
 
 class Reader(HTMLParser):

@@ -11,13 +11,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from kernel_bpf.build.source import SOURCE_LIMIT_BYTES
+from kernel_bpf.build.source import SOURCE_LIMIT_BYTES, read_source
 from kernel_bpf.build.target import KernelTarget
 from schedagent.core import token as tokens
 from schedagent.core.deployment import LARGEST_OBJECT_BYTES
 from schedagent.core.errors import BpfError, CompileError, HostBusy, KernelRejected, PolicyError, SetupError, VmLost
 from schedagent.core.policies.artifact import PolicyArtifact
 from schedagent.core.policies.policy import CandidatePolicy, PolicyInfo, Standing, Tunable
+from schedagent.core.policies.proposal import Origin
 from schedagent.core.rules import GATES
 from schedagent.core.verification import Coverage, Finding, GateStatus, Place, Severity
 from verifier import pipeline, submission
@@ -99,22 +100,23 @@ class Cell:
 @pytest.fixture(autouse=True)
 def static(monkeypatch):
     """The static layers without clang and without an object; tests that want them to find something set it."""
-    found = SimpleNamespace(source=(), logic=(), compiled=[], never_ran=())
+    found = SimpleNamespace(source=(), logic=(), compiled=[], never_ran=(), lacks="It lacks nothing.")
 
     def compile_policy(source, name, target, **_options):
         found.compiled.append((name, target.release))
-        return PolicyArtifact(name, source.read_bytes() + target.release.encode(), "digest", target.btf_build_id)
+        return PolicyArtifact(name, read_source(source) + target.release.encode(), "digest", target.btf_build_id)
 
     monkeypatch.setattr(submission, "compile_policy", compile_policy)
     monkeypatch.setattr(pipeline, "check_source", lambda *_arguments, **_options: found.source)
-    monkeypatch.setattr(pipeline, "read_object", lambda object_bytes: object_bytes)
+    monkeypatch.setattr(pipeline, "read_object", lambda object_bytes, _inlined: object_bytes)
+    monkeypatch.setattr(pipeline.lacks, "sentence", lambda *_object: found.lacks)
     monkeypatch.setattr(pipeline, "worn_for", lambda _image: NOTHING_WORN)
     monkeypatch.setattr(pipeline, "features", lambda _target: frozenset())
     monkeypatch.setattr(pipeline, "enum_values", lambda _target: {})
 
     def check_logic(_image, _features, _enums, tunables, **_origin):
         found.judged = tunables
-        return SimpleNamespace(summary="9 callbacks", findings=found.logic)
+        return SimpleNamespace(summary="9 callbacks", findings=found.logic, unfilled=())
 
     def judge(answer, standing, include_dirs):
         found.marks = answer.passed, standing, include_dirs
@@ -150,15 +152,23 @@ def verify(ground, candidate, info, signer=None, **fields):
     return verifier(ground, signer, **fields).verify(candidate, info)
 
 
-def assert_closed(verified, gate, detail, status=FAILED):
-    """All gates before passed, this one ended with `status`, all behind it were skipped and say why; no token."""
+def assert_closed(verified, gate, detail, status=FAILED, *, object_made=True):
+    """All gates before passed, this one ended with `status`, all behind it were skipped and say why; no token.
+
+    Of the static gates all run: the others passed, as far as there is an object.
+    """
     report = verified.report
     place = GATES.index(gate)
-    expected = [PASSED] * place + [status] + [SKIPPED] * (len(GATES) - place - 1)
+    last_run = max(place, GATES.index("scheduling logic")) if object_made else GATES.index("compile")
+    expected = [PASSED] * (last_run + 1) + [SKIPPED] * (len(GATES) - last_run - 1)
+    expected[place] = status
+    if not object_made:
+        expected[last_run] = FAILED
     assert [found.status for found in report.gates] == expected
     assert detail in report.gates[place].detail
-    for behind in report.gates[place + 1 :]:
-        assert behind.detail == f"not run, because gate {gate!r} did not pass"
+    for behind in report.gates[last_run + 1 :]:
+        blamed = gate if object_made or behind.gate != "scheduling logic" else "compile"
+        assert behind.detail == f"not run, because gate {blamed!r} did not pass"
     assert not report.passed
     assert report.token == ""
     assert (report.failure is not None) == (status is FAILED)
@@ -285,7 +295,8 @@ def test_a_source_that_does_not_compile(candidate, info, signer, monkeypatch):
     monkeypatch.setattr(submission, "compile_policy", refuse)
     ground = Ground()
     verified = verify(ground, candidate, info, signer)
-    assert_closed(verified, "compile", "fifo.bpf.c:3:1: error: expected ';'")
+    assert_closed(verified, "compile", "fifo.bpf.c:3:1: error: expected ';'", object_made=False)
+    assert verified.report.safe is None, "nothing was there to be judged"
     assert (verified.artifact, verified.report.artifact_digest, ground.asked) == (None, "", [])
 
 
@@ -303,7 +314,7 @@ def test_sources_that_are_refused(candidate, info, signer, content, detail):
         info.source.unlink()
     else:
         info.source.write_bytes(content)
-    assert_closed(verify(Ground(), candidate, info, signer), "source", detail)
+    assert_closed(verify(Ground(), candidate, info, signer), "source", detail, object_made=False)
 
 
 @pytest.mark.parametrize(
@@ -338,7 +349,7 @@ def test_an_error_of_a_static_layer_closes_its_gate(candidate, info, signer, sta
 
 
 def test_an_unreadable_object_closes_the_logic_gate(candidate, info, signer, monkeypatch):
-    def refuse(_object_bytes):
+    def refuse(_object_bytes, _inlined):
         raise PolicyError("not an ELF file")
 
     monkeypatch.setattr(pipeline, "read_object", refuse)
@@ -358,7 +369,9 @@ def test_a_warning_that_nothing_cleared_closes_the_proving_ground(candidate, inf
     ground = Ground(results=(oracle("starvation", 29),))
     assert_closed(verify(ground, candidate, info, signer), "proving ground", "work conservation did not run")
     ground = Ground(results=(oracle("work conservation", 20, ok=False, detail="idle 0.9 s"),))
-    assert_closed(verify(ground, candidate, info, signer), "proving ground", "work conservation: idle 0.9 s")
+    failed = verify(ground, candidate, info, signer).report
+    assert failed.failure.detail == "work conservation: idle 0.9 s"
+    assert failed.token == ""
 
 
 def test_what_the_kernel_says_names_the_rule(candidate, info):
@@ -369,9 +382,92 @@ def test_what_the_kernel_says_names_the_rule(candidate, info):
     assert rules(verify(refused, candidate, info).report) == [28]
 
 
+UNWEIGHTED = (*ORACLES, oracle("weights", 22, ok=False, detail="1.0"))
+UNCHARGED = Finding(22, Severity.ERROR, "stopping", "fifo.bpf.c", 20, "weights are not looked at")
+UNBOUNDED = Finding(24, Severity.ERROR, "enqueue", "fifo.bpf.c", 11, "a slice without a range")
+NAMED = Finding(32, Severity.NOTE, "enqueue", "fifo.bpf.c", 30, "comm decides an order", word="reads:comm")
+
+
+def test_what_is_unfair_stops_nothing_and_gets_no_token(candidate, info, signer):
+    """It may be tried in the lab, and the report says which word a token takes."""
+    report = verify(Ground(results=UNWEIGHTED), candidate, info, signer).report
+    assert [result.status for result in report.gates] == [*[PASSED] * 5, FAILED, PASSED]
+    assert (report.outcome, report.safe, report.token, report.needs) == ("failed", True, "", ("weights",))
+    assert report.conclusion.endswith("it is safe to be tried in the lab; a token takes --accept weights")
+    unsafe = Ground(results=(*UNWEIGHTED, oracle("starvation", 29, ok=False, detail="9 s")))
+    report = verify(unsafe, candidate, info, signer).report
+    assert (report.gates[-1].status, report.safe) == (SKIPPED, False)
+    assert [finding.where for finding in report.findings] == ["starvation", "weights"], "the worst first"
+
+
+@pytest.mark.parametrize("hidden", [{"undecided": {"pinned crowd": "not woken"}}, {"exit_text": "words nobody knows"}])
+def test_unfair_is_not_safe_as_long_as_something_is_not_decided(candidate, info, signer, hidden):
+    report = verify(Ground(results=UNWEIGHTED, **hidden), candidate, info, signer).report
+    assert report.safe is None
+    assert report.gates[-1].status is SKIPPED
+
+
+def test_what_never_ran_is_looked_at_although_the_policy_is_unfair(candidate, info, signer, static):
+    static.never_ran = (Finding(33, Severity.ERROR, "enqueue", "fifo.bpf.c", 9, "this branch was never taken"),)
+    report = verify(Ground(results=UNWEIGHTED), candidate, info, signer, depth=Depth.THOROUGH).report
+    assert report.safe is False
+    assert rules(report) == [33, 22]
+
+
+def test_what_is_accepted_by_name_is_in_the_token(candidate, info, signer, static):
+    static.logic = (UNCHARGED, NAMED)
+    ground = Ground(results=UNWEIGHTED)
+    assert verify(ground, candidate, info, signer).report.needs == ("reads:comm", "weights")
+    accepted = info.accepting(["weights", "reads:comm"])
+    report = verify(ground, candidate, accepted, signer).report
+    assert (report.passed, report.safe, report.needs) == (True, True, ())
+    assert [finding.severity for finding in report.findings] == [Severity.NOTE] * 2
+    token = tokens.decode(report.token)
+    assert (token.declares, token.reads) == (("weights",), ("comm",))
+
+
+def test_an_input_that_a_person_s_policy_goes_by_takes_a_word_for_a_token_only(candidate, info, signer, static):
+    static.logic = (NAMED,)
+    report = verify(Ground(), candidate, info, signer).report
+    assert (report.passed, report.safe, report.token, report.needs) == (True, True, "", ("reads:comm",))
+    assert report.conclusion.endswith("; a token takes --accept reads:comm")
+    static.logic = (replace(NAMED, word="reads:kernel memory"),)
+    report = verify(Ground(), candidate, info, signer).report
+    assert (report.token, report.conclusion.rpartition("; ")[2]) == ("", "nobody can accept reads:kernel memory")
+
+
+def test_of_a_foreign_policy_static_findings_stop_the_later_gates_only_if_they_are_unsafe(
+    candidate, info, signer, static
+):
+    static.source, static.logic = (UNBOUNDED,), (UNCHARGED,)
+    report = verify(Ground(), candidate, info, signer).report
+    assert [result.status for result in report.gates] == [PASSED, PASSED, FAILED, *[PASSED] * 4]
+    assert [(each.rule, each.severity) for each in report.findings] == [(22, Severity.ERROR), (24, Severity.NOTE)]
+    assert (report.safe, report.token, report.lacks) == (True, "", "It lacks nothing.")
+    static.logic = (UNCHARGED, LOST_TASK)
+    report = verify(Ground(), candidate, info, signer).report
+    assert [result.status for result in report.gates[2:4]] == [FAILED, SKIPPED]
+    assert (report.safe, rules(report)) == (False, [18, 22, 24])
+
+
+def test_of_a_derived_policy_the_house_rules_are_asked(candidate, info, signer, static):
+    static.source = (UNBOUNDED,)
+    ground = Ground()
+    report = verify(ground, candidate, replace(info, origin=Origin.GENERATE), signer).report
+    assert [result.status for result in report.gates] == [FAILED, PASSED, PASSED, *[SKIPPED] * 4]
+    assert (report.safe, report.lacks, ground.asked) == (None, "", [])
+
+
+def test_all_static_gates_run_whatever_failed_before(candidate, info, signer, static):
+    static.source = static.logic = (LOST_TASK,)
+    report = verify(Ground(), candidate, info, signer, static_only=True).report
+    assert [result.status for result in report.gates] == [FAILED, PASSED, FAILED, *[NOT_REQUESTED] * 4]
+    assert report.failure.gate == "source"
+
+
 def test_a_policy_may_declare_that_it_ignores_weights_but_nothing_else(candidate, info, signer):
-    weights = Ground(results=(oracle("weights", 29, ok=False, detail="1.0"),))
-    assert_closed(verify(weights, candidate, info, signer), "proving ground", "weights: 1.0")
+    weights = Ground(results=(oracle("weights", 22, ok=False, detail="1.0"),))
+    assert verify(weights, candidate, info, signer).report.failure.detail == "weights: 1.0"
     declared = verify(weights, candidate, replace(info, declares=("weights",)), signer).report
     assert declared.passed
     assert "declared not to hold: weights" in declared.gates[5].detail
@@ -402,7 +498,8 @@ def test_what_is_too_large_to_deploy_fails_at_once(candidate, info, signer, monk
         return PolicyArtifact(name, bytes(LARGEST_OBJECT_BYTES + 1), "digest", target.btf_build_id)
 
     monkeypatch.setattr(submission, "compile_policy", compile_policy)
-    assert_closed(verify(Ground(), candidate, info, signer), "compile", "2097153 bytes came out of the compiler")
+    large = verify(Ground(), candidate, info, signer)
+    assert_closed(large, "compile", "2097153 bytes came out of the compiler", object_made=False)
 
 
 def test_other_kernels_are_told_of_but_do_not_close_the_gate(candidate, info, signer, static):
@@ -549,7 +646,7 @@ def test_several_policies_pass_the_static_gates_side_by_side_and_the_machines_in
     candidate, info, signer, static, monkeypatch
 ):
     meeting = threading.Barrier(2, timeout=10)
-    monkeypatch.setattr(pipeline, "read_object", lambda _bytes: meeting.wait())
+    monkeypatch.setattr(pipeline, "read_object", lambda _bytes, _inlined: meeting.wait())
     monkeypatch.setattr(pipeline.os, "sched_getaffinity", lambda _pid: {0, 1})
     ground, seen = Ground(), []
     others = [(replace(candidate, reason=str(number)), info) for number in range(2)]
@@ -564,6 +661,7 @@ def test_what_never_ran_closes_the_proving_ground(candidate, info, signer, stati
     verified = verify(Ground(), candidate, info, signer)
     assert_closed(verified, "proving ground", "1 errors, of rule 33")
     assert verified.report.failure.findings == static.never_ran
+    assert verified.report.safe is False
     assert verified.report.coverage.never == (Place("fifo.bpf.c", 9),)
 
 

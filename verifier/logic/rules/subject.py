@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from schedagent.core.policies.policy import Standing
-from schedagent.core.verification import Finding, Severity, Step
+from schedagent.core.rules import FindingClass
+from schedagent.core.verification import Finding, Severity, rank
 from verifier.logic.rules.queues import Queue, decode
 from verifier.logic.walk.calls import names
-from verifier.logic.walk.events import Event, Exit, Trail, Walk, steps
+from verifier.logic.walk.events import Event, Exit, Trail, Walk, place_of, steps
 from verifier.logic.walk.facts import Condition, Facts, Range
 from verifier.logic.walk.terms import Term, TermKind, low_half
 from verifier.object.image import BpfImage, Function, Line, OpsStruct, Ref
@@ -136,21 +137,22 @@ class Subject:
 
     def report(
         self, rule: int, severity: Severity, where: str, line: Line | None, message: str, *,
-        trail: Trail | None = None, cleared_by: str = "",
+        trail: Trail | None = None, cleared_by: str = "", classed: FindingClass | None = None,
     ) -> None:  # fmt: skip
-        """Add a finding, unless there is one of the same rule at the same place."""
-        file, row = (_plain(line.file), line.line) if line else ("", 0)
-        path = tuple(Step(_plain(step.file), step.line, step.text) for step in steps(trail))
-        finding = Finding(rule, severity, where, file, row, message, path, cleared_by)
-        for known in self.findings:
-            if (known.rule, known.where, known.file, known.line) == (rule, where, file, row) and row:
-                return
-            if (known.rule, known.where, known.message) == (rule, where, message):
+        """Add a finding at the author's own line; of one rule at one place the worst is kept."""
+        file, row, wrapper = place_of(line)
+        path = (*steps(trail), *wrapper)
+        finding = Finding(rule, severity, where, file, row, message, path, cleared_by, classed)
+        for index, known in enumerate(self.findings):
+            same_place = (known.rule, known.where, known.file, known.line) == (rule, where, file, row) and row
+            if same_place or (known.rule, known.where, known.message) == (rule, where, message):
+                if rank(finding) < rank(known):
+                    self.findings[index] = finding
                 return
         self.findings.append(finding)
 
-    def error(self, rule: int, event: Event | Exit, message: str) -> None:
-        self.report(rule, Severity.ERROR, event.member, event.line, message, trail=event.trail)
+    def error(self, rule: int, event: Event | Exit, message: str, *, classed: FindingClass | None = None) -> None:
+        self.report(rule, Severity.ERROR, event.member, event.line, message, trail=event.trail, classed=classed)
 
     def warning(self, rule: int, event: Event | Exit, message: str, cleared_by: str) -> None:
         self.report(rule, Severity.WARNING, event.member, event.line, message, trail=event.trail, cleared_by=cleared_by)
@@ -177,12 +179,6 @@ def reached_from(image: BpfImage, name: str) -> frozenset[str]:
         waiting += called - reached
         reached |= called
     return frozenset(reached)
-
-
-def _plain(file: str) -> str:
-    while file.startswith("./"):
-        file = file[2:]
-    return file
 
 
 def truths(facts: Facts) -> Iterator[tuple[Term, bool]]:

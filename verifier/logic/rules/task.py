@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from schedagent.core.rules import FindingClass
 from verifier.logic.rules.subject import Subject
 from verifier.logic.walk.events import Event, Exit
 from verifier.logic.walk.facts import range_of
@@ -30,9 +31,7 @@ def check(subject: Subject) -> None:
     """Report what breaks rules 5, 9, 17 and 18."""
     for event in subject.events(*INSERTS):
         _check_insert(subject, event)
-    for path in subject.exits("init_task"):
-        _check_fork(subject, path)
-    for member in ("cgroup_init", "cgroup_prep_move"):
+    for member in _REFUSED:
         for path in subject.exits(member):
             _check_fork(subject, path)
     served = served_places(subject)
@@ -71,6 +70,11 @@ def _check_batch(subject: Subject, event: Event) -> None:
 
 
 def _check_fork(subject: Subject, path: Exit) -> None:
+    """Report a path that fails what the kernel asks for: for want of memory, as most schedulers do, or for another
+    reason, which the policy may bring about.
+    """
+    classed = FindingClass.HOUSE if path.marks.starved else None
+    reason = "for want of memory" if classed else "on this path"
     for result in subject.values(path.result):
         value = low_half(result)
         known = range_of(path.facts, 32, value)
@@ -78,12 +82,13 @@ def _check_fork(subject: Subject, path: Exit) -> None:
             continue
         if known.low == known.high == 0 or path.marks.ended or _not_a_fork(path):
             continue
+        what = f"{_REFUSED[path.member]} then fails"
         if value.is_const:
-            what = _REFUSED[path.member]
-            subject.error(17, path, f"{path.member} returns {signed(value.value, 32)} on this path: {what} then fails")
+            text = f"{path.member} returns {signed(value.value, 32)} {reason}: {what}"
+            subject.error(17, path, text, classed=classed)
         elif value.kind in (TermKind.CALL, TermKind.LOAD) or known.signed_high < 0:
-            subject.error(17, path, f"{path.member} returns {describe(value)}, which need not be 0: "
-                                    f"{_REFUSED[path.member]} then fails")  # fmt: skip
+            text = f"{path.member} returns {describe(value)}, which need not be 0: {what}"
+            subject.error(17, path, text, classed=None if value.kind is TermKind.LOAD else classed)
 
 
 def _not_a_fork(path: Exit) -> bool:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
-from schedagent.core.policies.policy import READABLE, Standing
+from schedagent.core.policies.policy import READABLE, READS_PREFIX, Standing
 from schedagent.core.verification import Finding, Severity, Step
 from verifier.logic.taint.flow import Reach
 from verifier.logic.taint.settle import UNDECIDED, reaches_of
+from verifier.logic.walk.events import place_of
 from verifier.object.image import BpfImage, Line
 
 RULE = 32
@@ -43,22 +44,19 @@ def _finding(reach: Reach, severity: Severity) -> Finding:
         message = f"{reach.input} decides {reach.decision}, and the policy does not declare to go by it"
     else:
         message = f"{reach.input} that no policy may go by decides {reach.decision}"
-    file, row = _place(reach.line)
-    return Finding(RULE, severity, reach.function, file, row, message, tuple(_steps(reach)))
+    file, row, wrapper = place_of(reach.line)
+    path = (*_steps(reach), *wrapper)
+    return Finding(RULE, severity, reach.function, file, row, message, path, word=f"{READS_PREFIX}{reach.input}")
 
 
 def _steps(reach: Reach) -> Iterator[Step]:
     if reach.source_line is not None:
-        yield Step(*_place(reach.source_line), f"{reach.input} is looked at")
+        yield _step(reach.source_line, f"{reach.input} is looked at")
     for line, text in reach.steps[:_MOST_STEPS]:
         if line is not None:
-            yield Step(*_place(line), text)
+            yield _step(line, text)
 
 
-def _place(line: Line | None) -> tuple[str, int]:
-    if line is None:
-        return "", 0
-    file = line.file
-    while file.startswith("./"):
-        file = file[2:]
-    return file, line.line
+def _step(line: Line, text: str) -> Step:
+    file, row, _wrapper = place_of(line)
+    return Step(file, row, text)

@@ -55,6 +55,7 @@ class Marks(NamedTuple):
         ended: whether the policy ended itself with scx_bpf_error().
         batch: sites of inserts since the dispatch buffer was last looked at or flushed.
         created: ids of single DSQs that init created.
+        starved: whether an allocation failed that only fails for want of memory; of callbacks that may refuse a task.
     """
 
     inserts: int = 0
@@ -67,6 +68,7 @@ class Marks(NamedTuple):
     ended: bool = False
     batch: frozenset[Site] = frozenset()
     created: frozenset[int] = frozenset()
+    starved: bool = False
 
 
 @dataclass(frozen=True)
@@ -230,9 +232,27 @@ def steps(trail: Trail | None) -> tuple[Step, ...]:
 
 
 def _step(trail: Trail) -> Step:
-    line = trail.line or Line("", 0)
+    file, row, _wrapper = place_of(trail.line)
     text = f"calls {trail.call}()" if trail.condition is None else _in_c(trail.condition, trail.holds)
-    return Step(line.file.removeprefix("./").removeprefix("./"), line.line, text)
+    return Step(file, row, text)
+
+
+def place_of(line: Line | None) -> tuple[str, int, tuple[Step, ...]]:
+    """Return the file and line to show for a place, and its context: where a wrapper of a header was inlined, the line
+    that calls it is shown, and the wrapper is the context. Line 0: it is not known.
+    """
+    if line is None:
+        return "", 0, ()
+    author = line.author
+    if author is line:
+        return _plain(line.file), line.line, ()
+    return _plain(author.file), author.line, (Step(_plain(line.file), line.line, line.text or "in this wrapper"),)
+
+
+def _plain(file: str) -> str:
+    while file.startswith("./"):
+        file = file[2:]
+    return file
 
 
 def _in_c(condition: Condition, holds: bool) -> str:

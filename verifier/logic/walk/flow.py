@@ -269,6 +269,8 @@ class Walker(Machine):
         state.trail = Trail(state.trail, op.line, condition, holds)
         if state.marks.pending:
             state.marks = marking.settle(state.marks, facts)
+        if marking.is_out_of_memory(self, condition, holds):
+            state.marks = state.marks._replace(starved=True)
         return True
 
     def _compared(self, condition: Condition, op: Op) -> None:

@@ -7,7 +7,7 @@ from typing import Protocol
 from verifier.logic.walk import calls
 from verifier.logic.walk.calls import names
 from verifier.logic.walk.events import Marks, Pending, Site, settled
-from verifier.logic.walk.facts import Facts, range_of
+from verifier.logic.walk.facts import Condition, Facts, range_of
 from verifier.logic.walk.state import State
 from verifier.logic.walk.terms import Term, TermKind, Terms, inside, linear, low_half, pointer
 from verifier.object.image import BpfImage, Line
@@ -24,6 +24,15 @@ _CLAIMS = names(
 _SEEKS = _CLAIMS | names("scx_bpf_get_idle_cpumask scx_bpf_get_idle_smtmask")
 _QUEUES = frozenset({calls.QUEUE, calls.STACK})
 _BPF_EXIST = 2
+MAY_REFUSE = ("init_task", "cgroup_init", "cgroup_prep_move")
+"""Callbacks whose error the kernel hands on to whoever asked."""
+
+_STORAGES = frozenset({"bpf_task_storage_get", "bpf_cgrp_storage_get"})
+_CREATE = 1
+"""BPF_LOCAL_STORAGE_GET_F_CREATE of include/uapi/linux/bpf.h."""
+
+_ALLOCATIONS = frozenset({"bpf_cpumask_create", "bpf_obj_new", "bpf_percpu_obj_new"})
+"""What returns NULL for want of memory, and for no other reason (kernel/bpf/cpumask.c, kernel/bpf/helpers.c)."""
 
 
 class Callback(Protocol):
@@ -216,3 +225,19 @@ def settle(marks: Marks, facts: Facts) -> Marks:
                 marks = settled(marks, pending, stored=False)
                 break
     return marks
+
+
+def is_out_of_memory(callback: Callback, condition: Condition, holds: bool) -> bool:
+    """Whether a branch was taken because an allocation returned NULL, where that may refuse a task.
+
+    A look-up that makes nothing is no allocation, and neither is a map that may be full.
+    """
+    if callback.member not in MAY_REFUSE or not holds or condition.operator != "eq":
+        return False
+    call, zero = condition.left, condition.right
+    if call.kind is not TermKind.CALL or not zero.is_const or zero.value != 0:
+        return False
+    if call.name in _STORAGES:
+        flags = call.parts[2][-1] if call.parts[2] else None
+        return flags is not None and flags.is_const and bool(flags.value & _CREATE)
+    return call.name in _ALLOCATIONS

@@ -1,0 +1,54 @@
+"""Rule 17: an init_task that fails for want of memory is not one that fails at will."""
+
+from __future__ import annotations
+
+import pytest
+
+from schedagent.core.rules import FindingClass
+from tests.support.small_policy import check
+
+RECORDS = """
+struct record { u64 runs; };
+struct {
+    __uint(type, BPF_MAP_TYPE_TASK_STORAGE);
+    __uint(map_flags, 1);
+    __type(key, int);
+    __type(value, struct record);
+} records SEC(".maps");
+u64 nr_tasks;
+"""
+ALLOCATED = "if (!bpf_task_storage_get(&records, p, NULL, 1))\n\treturn -12;\nreturn 0;"
+LOOKED_UP = ALLOCATED.replace("NULL, 1", "NULL, 0")
+OF_A_USER = "if (p->pid == 4711)\n\treturn -12;\n" + ALLOCATED
+COUNTED = "if (__sync_fetch_and_add(&nr_tasks, 1) > 4000)\n\treturn -12;\n" + ALLOCATED
+ALWAYS = """
+struct record *record = bpf_task_storage_get(&records, p, NULL, 1);
+
+if (record && p->pid != 4711) {
+    record->runs = 1;
+    return 0;
+}
+return -12;
+"""
+BEFORE_IT = "if (p->pid == 4711)\n\tnr_tasks = 0;\n" + ALLOCATED
+
+
+@pytest.mark.parametrize(
+    ("init_task", "classes"),
+    [
+        (ALLOCATED, {FindingClass.HOUSE}),
+        (BEFORE_IT, {FindingClass.HOUSE}),
+        (LOOKED_UP, {FindingClass.UNSAFE}),
+        (OF_A_USER, {FindingClass.HOUSE, FindingClass.UNSAFE}),
+        (COUNTED, {FindingClass.HOUSE, FindingClass.UNSAFE}),
+        (ALWAYS, {FindingClass.UNSAFE}),
+    ],
+    ids=["no memory", "a condition that decides nothing", "a look-up", "a user", "a count", "a user, at the same line"],
+)
+def test_which_failing_forks_are_unsafe(tmp_path, init_task, classes):
+    checked = check(tmp_path, before=RECORDS, init_task=init_task)
+    assert {finding.finding_class for finding in checked.found(17)} >= classes - {FindingClass.HOUSE}
+    assert (FindingClass.UNSAFE in {finding.finding_class for finding in checked.found(17)}) == (
+        FindingClass.UNSAFE in classes
+    )
+    assert checked.found(17), "whoever derives a policy from ours falls back instead"

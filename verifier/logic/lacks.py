@@ -1,0 +1,85 @@
+"""What an object lacks if the program that its author loads it with does not load it.
+
+    sentence(image, unfilled_maps(walk), {"slice_us": 5000})
+
+Most schedulers come with a loader: it sets constants and flags, runs programs of the type syscall, and fills maps. Here
+an object is judged and run as it is, and its report begins by saying so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+
+from verifier.logic.walk.calls import names
+from verifier.logic.walk.events import Walk
+from verifier.logic.walk.terms import Term, TermKind, linear
+from verifier.object.image import BpfImage
+
+_LOOKS = names(
+    "bpf_map_lookup_elem bpf_map_lookup_percpu_elem bpf_map_pop_elem bpf_map_peek_elem bpf_for_each_map_elem "
+    "bpf_user_ringbuf_drain"
+)
+_ARRAYS = frozenset({2, 6})
+"""BPF_MAP_TYPE_ARRAY and _PERCPU_ARRAY of include/uapi/linux/bpf.h."""
+
+_MOST_NAMED = 5
+_LOADER_PREFIX = "__"
+"""Names that begin so are set by our loader, too: the kernel's enumerators, by the convention of the scx headers."""
+
+
+def sentence(image: BpfImage, unfilled: Sequence[str], given: Collection[str]) -> str:
+    """Return in one sentence what the object lacks, and what is assumed of it.
+
+    Args:
+        unfilled: maps that none of its programs fills.
+        given: variables that are set before it is loaded.
+    """
+    if not image.ops:
+        return ""
+    constants = [each.name for each in image.variables.values()
+                 if each.section.startswith(".rodata") and each.volatile and not any(each.content)
+                 and not each.name.startswith(_LOADER_PREFIX) and each.name not in given]  # fmt: skip
+    programs = [
+        each.name for each in image.functions.values() if each.is_program and each.section.startswith("syscall")
+    ]
+    lacking = [
+        _counted(constants, "constant that is 0", "constants that are 0"),
+        _counted(programs, "program that nobody runs", "programs that nobody runs"),
+        _counted(unfilled, "map that nobody fills", "maps that nobody fills"),
+    ]
+    listed = "; ".join(part for part in lacking if part) or "nothing that shows"
+    flags = image.ops[0].numbers.get("flags", 0)
+    assumed = f"its flags are {flags:#x}, and all else is as the object has it"
+    return f"Without a loader of its own it lacks {listed}; assumed is that {assumed}."
+
+
+def unfilled_maps(image: BpfImage, walk: Walk) -> tuple[str, ...]:
+    """Return the maps that programs look at, and into which none of them puts an element, sorted.
+
+    An array has all its elements from the start, and what is stored into them in place is not followed.
+    """
+    looked, touched = set[str](), set[str]()
+    for event in walk.events:
+        seen = 1 if event.name in _LOOKS else 0
+        looked.update(name for term in event.arguments[:seen] for name in _maps(term))
+        touched.update(name for term in event.arguments[seen:] for name in _maps(term))
+    arrays = {each.name for each in image.maps.values() if each.type in _ARRAYS}
+    return tuple(sorted(looked - touched - arrays))
+
+
+def _maps(term: Term) -> Iterator[str]:
+    """Yield the maps whose memory an address lies in, or that it stands for."""
+    waiting = [term]
+    while waiting:
+        for atom, _factor in linear(waiting.pop())[1]:
+            if atom.kind is TermKind.MAP:
+                yield atom.name
+            elif atom.kind is TermKind.CALL and atom.name in _LOOKS:
+                waiting += atom.parts[2][:1]
+
+
+def _counted(named: Sequence[str], singular: str, plural: str) -> str:
+    if not named:
+        return ""
+    more = f" and {len(named) - _MOST_NAMED} more" if len(named) > _MOST_NAMED else ""
+    return f"{len(named)} {singular if len(named) == 1 else plural} ({', '.join(named[:_MOST_NAMED])}{more})"
