@@ -10,8 +10,8 @@ from schedagent.core.verification import Finding, Severity, Step
 from verifier.logic.rules.queues import Queue, decode
 from verifier.logic.walk.calls import names
 from verifier.logic.walk.events import Event, Exit, Trail, Walk, steps
-from verifier.logic.walk.facts import Condition, Facts, Range
-from verifier.logic.walk.terms import Term, TermKind, low_half
+from verifier.logic.walk.facts import Condition, Facts, Range, range_of
+from verifier.logic.walk.terms import MASK32, Term, TermKind, low_half
 from verifier.object.image import BpfImage, Function, Line, OpsStruct, Ref
 
 FLAT_IDLE = names("scx_bpf_get_idle_cpumask scx_bpf_get_idle_smtmask scx_bpf_pick_idle_cpu scx_bpf_pick_any_cpu")
@@ -98,6 +98,22 @@ class Subject:
         """Return a value, or the values it may be where paths were joined."""
         known = self.walk.merged.get(low_half(term))
         return tuple(known) if known else (term,)
+
+    def ranges(self, event: Event, term: Term, bits: int = 64) -> Iterator[tuple[Term, Range]]:
+        """Yield a value with its bounds; where paths were joined, each that it may be, as bounded where they met."""
+        inner = low_half(term)
+        bounds = range_of(event.facts, bits, term if bits == 64 else inner)
+        known = self.walk.merged.get(inner)
+        if not known:
+            yield term, bounds
+            return
+        for value in known:
+            low, high = self.walk.spans[inner, value]
+            if high >> bits or (inner is not term and high > MASK32):  # what is cut off may leave anything
+                low, high = bounds.low, bounds.high
+            low, high = max(low, bounds.low), min(high, bounds.high)
+            if low <= high:
+                yield value, Range(low, high, bounds.signed_low, bounds.signed_high)
 
     def inserts(self) -> Iterator[Insert]:
         """Yield every insert and move of the object, once for each DSQ it may mean."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from schedagent.core.verification import Severity
 from verifier.logic.rules.subject import Insert, Subject
 from verifier.logic.walk.events import Event
-from verifier.logic.walk.facts import range_of
+from verifier.logic.walk.facts import Range
 from verifier.logic.walk.terms import MASK64, Term, TermKind, describe, inside, low_half
 from verifier.object.image import Line
 
@@ -30,8 +30,8 @@ def check(subject: Subject) -> None:
         _check_performance(subject, event)
     inserts = list(subject.inserts())
     for event, given in _slices(subject, inserts):
-        for value in subject.values(given):
-            _check_slice(subject, event, value)
+        for value, known in subject.ranges(event, given):
+            _check_slice(subject, event, value, known)
     _check_vtime(subject, inserts)
 
 
@@ -60,8 +60,7 @@ def _certain_bits(term: Term) -> int:
 
 def _check_performance(subject: Subject, event: Event) -> None:
     top = subject.enums.get("SCX_CPUPERF_ONE", 1024)
-    for value in subject.values(event.arguments[1]) if len(event.arguments) > 1 else ():
-        known = range_of(event.facts, 32, low_half(value))
+    for value, known in subject.ranges(event, event.arguments[1], 32) if len(event.arguments) > 1 else ():
         if known.low > top:
             subject.error(11, event, f"{event.raw}() is given {known.low}; the most is SCX_CPUPERF_ONE ({top})")
         elif known.high > top:
@@ -88,8 +87,7 @@ def _slices(subject: Subject, inserts: list[Insert]) -> Iterator[tuple[Event, Te
             yield event, event.arguments[1]
 
 
-def _check_slice(subject: Subject, event: Event, value: Term) -> None:
-    known = range_of(event.facts, 64, value)
+def _check_slice(subject: Subject, event: Event, value: Term, known: Range) -> None:
     if value.is_const and value.value == _INFINITE:
         _check_infinite(subject, event)
     elif value.is_const and value.value == 0:

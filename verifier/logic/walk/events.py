@@ -176,6 +176,7 @@ class Walk:
     Attributes:
         fields: of kernel structs that are read.
         merged: values that were joined from others, and these.
+        spans: (value that was joined, one of those it was joined from) -> the latter's unsigned bounds where they met.
         codes: the functions that were walked.
         heads: what registers and stack slots hold where a loop is entered.
         stores: to variables.
@@ -189,6 +190,7 @@ class Walk:
     entries: list[Walked] = field(default_factory=list)
     fields: set[str] = field(default_factory=set)
     merged: dict[Term, set[Term]] = field(default_factory=dict)
+    spans: dict[tuple[Term, Term], tuple[int, int]] = field(default_factory=dict)
     codes: dict[str, Code] = field(default_factory=dict)
     heads: dict[Site, Held] = field(default_factory=dict)
     stores: set[Store] = field(default_factory=set)

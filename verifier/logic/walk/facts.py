@@ -34,6 +34,12 @@ class Range(NamedTuple):
         return self.low > self.high or self.signed_low > self.signed_high
 
 
+def union(bounds: Range, other: Range) -> Range:
+    """Return the interval that holds all values of two."""
+    return Range(min(bounds.low, other.low), max(bounds.high, other.high),
+                 min(bounds.signed_low, other.signed_low), max(bounds.signed_high, other.signed_high))  # fmt: skip
+
+
 Fact = tuple[int, Term] | Condition
 
 
@@ -334,6 +340,18 @@ def living(facts: Facts, roots: frozenset[Term]) -> Facts:
 def is_about_allowed_cpus(key: Fact) -> bool:
     """Whether a fact is about how many CPUs a task may use: it stays true wherever the other number came from."""
     return any(term.kind is TermKind.FIELD and term.name == "task_struct.nr_cpus_allowed" for term in terms_of(key))
+
+
+def joined(facts: Facts, others: Facts) -> Facts:
+    """Return what is known where two paths meet: what both decided alike, and for each value an interval of both."""
+    both = Facts()
+    for key, known in facts.items():
+        other = others.get(key)
+        if known == other:
+            both[key] = known
+        elif isinstance(known, Range) and isinstance(other, Range):
+            both[key] = union(known, other)
+    return both
 
 
 def terms_of(key: Fact) -> tuple[Term, ...]:

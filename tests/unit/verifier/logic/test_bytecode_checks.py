@@ -532,3 +532,31 @@ def test_task_that_may_use_every_cpu_may_wait_for_any(tmp_path):
     assert check(tmp_path, **{**PER_CPU, "before": before, "enqueue": pinned + rest + insert}).report.findings == ()
     untested = check(tmp_path, **{**PER_CPU, "before": before, "enqueue": rest + insert}).report
     assert {finding.rule for finding in untested.errors} == {7, 19}
+
+
+SHARE = """
+u64 nr = scx_bpf_dsq_nr_queued(SHARED), slice, key = scx_bpf_now();
+s32 cpu;
+
+if (nr > 100)
+    nr = 100;
+slice = SLICE / (nr + 1);
+"""
+MANY_WAYS = "".join(f"if (p->pid & {1 << bit})\n\tkey += later[{bit}];\n" for bit in range(5))
+MANY_SHARES = "".join(
+    f"if (p->pid & {1 << bit}) {{\n\tslice = SLICE / (nr + {bit + 2});\n\tkey += later[{bit}];\n}}\n"
+    for bit in range(5)
+)
+LATER = "volatile u64 later[8];"
+CLAMP = "if (slice < 100000)\n\tslice = 100000;\n"
+INSERT_SHARE = "scx_bpf_dsq_insert_vtime(p, SHARED, slice, key, enq_flags);\n" + KICK
+
+
+@pytest.mark.parametrize("clamp", [CLAMP, ""], ids=["clamped", "not"])
+@pytest.mark.parametrize("ways", ["before", "after"])
+def test_clamp_of_a_slice_outlives_the_joining_of_paths(clamp, ways, tmp_path):
+    """Many paths meet between the clamp and the insert, or before both; without a clamp the slice is found."""
+    body = MANY_SHARES + clamp if ways == "before" else clamp + MANY_WAYS
+    checked = check(tmp_path, before=LATER, enqueue=SHARE + body + INSERT_SHARE)
+    assert any(walk.joined for walk in checked.report.callbacks)
+    assert {finding.rule for finding in checked.report.findings} == (set() if clamp else {24})
