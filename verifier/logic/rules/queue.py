@@ -1,22 +1,24 @@
-"""Rules about DSQs: 2 (created), 3 and 4 (kinds of order), 7 (whose index), 8 (moves), 19 (drained), 20 (kicks)."""
+"""Rules about DSQs: 2 (created), 3, 4 (order), 7 (whose index), 8 (moves), 19 (drained), 20 (kicks), 29 (priority)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+from schedagent.core.rules import FindingClass
+from schedagent.core.verification import Severity
 from verifier.logic.rules.placement import allowed, may_use_all
 from verifier.logic.rules.queues import Queue, QueueKind, is_cpu, may_be, must_be
 from verifier.logic.rules.subject import Drain, Insert, Subject
-from verifier.logic.walk.events import Event
+from verifier.logic.walk.events import Event, Exit
 from verifier.logic.walk.facts import Condition, Facts, Range, range_of
-from verifier.logic.walk.marking import is_callback_task
+from verifier.logic.walk.marking import is_callback_task, unanswered_claims
 from verifier.logic.walk.terms import Term, TermKind, describe, inside, low_half
 
 _ZERO_HINT = "an SCX_* number that became 0? take it with bpf_core_enum_value()"
 
 
 def check(subject: Subject) -> None:
-    """Report what breaks rules 2, 3, 4, 7 (families), 8, 19 and 20."""
+    """Report what breaks rules 2, 3, 4, 7 (families), 8, 19, 20 and 29 (strict priority)."""
     inserts, drains = list(subject.inserts()), list(subject.drains())
     created = list(_created(subject))
     for insert in inserts:
@@ -31,6 +33,7 @@ def check(subject: Subject) -> None:
     _check_drained(subject, inserts, drains)
     _check_indexes(subject, inserts, drains)
     _check_kicks(subject)
+    _check_priority(subject, inserts, drains)
 
 
 def _created(subject: Subject) -> Iterator[tuple[Event, Queue]]:
@@ -187,7 +190,7 @@ def _check_indexes(subject: Subject, inserts: list[Insert], drains: list[Drain])
         if not drained_by or not all(_of_one_cpu(drain.queue) for drain in drained_by):
             continue
         index = low_half(queue.addends[0][0])
-        if _index_is_allowed(insert, index):
+        if _index_is_allowed(subject, insert, index):
             continue
         where = f"the task waits in {queue}, which only CPU {describe(index)} drains"
         if index.kind is TermKind.LOAD:
@@ -198,7 +201,7 @@ def _check_indexes(subject: Subject, inserts: list[Insert], drains: list[Drain])
             subject.error(7, insert.event, f"{where}, without a test that the task may use that CPU")
 
 
-def _index_is_allowed(insert: Insert, index: Term) -> bool:
+def _index_is_allowed(subject: Subject, insert: Insert, index: Term) -> bool:
     if index.kind is TermKind.ARGUMENT and index.parts[1] == "prev_cpu":
         return True
     if index.kind is TermKind.FIELD and ("cpu" in index.name):
@@ -211,7 +214,7 @@ def _index_is_allowed(insert: Insert, index: Term) -> bool:
         TermKind.LINEAR,
     ):
         return True
-    return allowed(insert.event.facts, index, insert.task)
+    return allowed(subject, insert.event.facts, index, insert.task)
 
 
 # --- rule 20
@@ -229,8 +232,72 @@ def _check_kicks(subject: Subject) -> None:
             text = "enqueue leaves the task in a DSQ on this path without looking for an idle CPU and without a kick"
             subject.warning(20, path, text, "work conservation")
             break
-    left = [path for path in subject.exits("enqueue") if path.marks.waits or path.marks.stores]
-    claims = [path for path in left if path.marks.claimed]
-    if claims and not any(path.marks.kicked for path in claims):
+    for path in subject.exits("enqueue"):
+        if not path.marks.ended and not _is_pinned(path.facts):
+            _check_claims(subject, path)
+    for path in subject.exits("select_cpu"):
+        if not path.marks.ended:
+            _check_claim_is_returned(subject, path)
+
+
+def _check_claims(subject: Subject, path: Exit) -> None:
+    """Whether enqueue uses the idle CPU that it claimed: nobody else finds it idle until it has run."""
+    marks = path.marks
+    unused = unanswered_claims(marks) or any(not claim.inserted and not claim.kicked for claim in marks.claims)
+    if unused and not marks.kicked and (marks.waits or marks.stores):
         text = "enqueue claims an idle CPU for the task it leaves waiting, and never kicks it"
-        subject.error(20, claims[0], f"{text}: until it runs for another reason nobody finds it idle")
+        subject.error(20, path, f"{text}: until it runs for another reason nobody finds it idle")
+    elif unused and not marks.kicked and marks.stays:
+        text = (
+            "enqueue claims an idle CPU and inserts the task into SCX_DSQ_LOCAL, which is the CPU that the task is on"
+        )
+        subject.error(20, path, f"{text}: the claimed one idles; insert into SCX_DSQ_LOCAL_ON | cpu")
+    elif marks.stays and any(claim.kicked and not claim.inserted for claim in marks.claims):
+        text = "enqueue claims an idle CPU and kicks it, but inserts the task into SCX_DSQ_LOCAL, where the kicked one"
+        subject.warning(20, path, f"{text} cannot fetch it; insert into SCX_DSQ_LOCAL_ON | cpu", "work conservation")
+    elif not marks.kicked and any(claim.inserted and not claim.kicked for claim in marks.claims):
+        text = (
+            "enqueue inserts the task into the local DSQ of an idle CPU and does not kick it: not every kernel wakes it"
+        )
+        subject.warning(20, path, text, "work conservation")
+
+
+def _is_pinned(facts: Facts) -> bool:
+    """Whether the path knows that the task may use one CPU only, which is the one that it is on."""
+    return any(
+        not isinstance(key, Condition) and key[1].kind is TermKind.FIELD
+        and key[1].name == "task_struct.nr_cpus_allowed" and isinstance(known, Range) and known.high == 1
+        for key, known in facts.items()
+    )  # fmt: skip
+
+
+def _check_claim_is_returned(subject: Subject, path: Exit) -> None:
+    """Whether select_cpu sends the task to the idle CPU that it claimed."""
+    answer = low_half(path.result)
+    if answer.kind is TermKind.UNKNOWN or any(claim.cpu is answer for claim in path.marks.claims):
+        return
+    for claim in path.marks.claims:
+        if not claim.inserted and not claim.kicked:
+            text = f"select_cpu claims {describe(claim.cpu)} and returns {describe(answer)}"
+            text += ": nobody finds the claimed CPU idle until it has run"
+            subject.warning(20, path, text, "work conservation")
+
+
+# --- rule 29
+
+
+def _check_priority(subject: Subject, inserts: list[Insert], drains: list[Drain]) -> None:
+    """A DSQ that is only looked at when another one gave nothing: whoever fills that one keeps this one waiting."""
+    entered = {insert.queue.constant: insert for insert in inserts if insert.queue.single}
+    for number, insert in entered.items():
+        looks = [drain.event for drain in drains if may_be(insert.queue, drain.queue)]
+        if not looks or any(event.member != "dispatch" for event in looks):
+            continue
+        before = frozenset.intersection(*(event.marks.emptied for event in looks)) & entered.keys() - {number}
+        if before:
+            first = ", ".join(str(entered[other].queue) for other in sorted(before))
+            text = (
+                f"dispatch looks at {insert.queue} only when it got nothing from {first}: as long as tasks come there, "
+            )
+            subject.report(29, Severity.WARNING, "dispatch", looks[0].line, f"{text}those here wait",
+                           trail=looks[0].trail, cleared_by="starvation", classed=FindingClass.UNFAIR)  # fmt: skip

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from schedagent.core.policies.policy import Standing
+from schedagent.core.rules import FindingClass
 from schedagent.core.verification import Finding, Severity, Step
 from verifier.logic.rules.queues import Queue, decode
 from verifier.logic.walk.calls import names
@@ -152,12 +153,12 @@ class Subject:
 
     def report(
         self, rule: int, severity: Severity, where: str, line: Line | None, message: str, *,
-        trail: Trail | None = None, cleared_by: str = "",
+        trail: Trail | None = None, cleared_by: str = "", classed: FindingClass | None = None,
     ) -> None:  # fmt: skip
-        """Add a finding, unless there is one of the same rule at the same place."""
+        """Add a finding, unless there is one of the same rule at the same place; `classed` if not as its rule is."""
         file, row = (_plain(line.file), line.line) if line else ("", 0)
         path = tuple(Step(_plain(step.file), step.line, step.text) for step in steps(trail))
-        finding = Finding(rule, severity, where, file, row, message, path, cleared_by)
+        finding = Finding(rule, severity, where, file, row, message, path, cleared_by, classed)
         for known in self.findings:
             if (known.rule, known.where, known.file, known.line) == (rule, where, file, row) and row:
                 return

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 from schedagent.core.verification import Severity
 from verifier.logic.rules.subject import Insert, Subject
-from verifier.logic.walk.events import Event
+from verifier.logic.walk.events import Event, Kept, kept_at
 from verifier.logic.walk.facts import Range
-from verifier.logic.walk.terms import MASK64, Term, TermKind, describe, inside, low_half
+from verifier.logic.walk.terms import MASK64, Term, TermKind, describe, inside, linear, low_half
 from verifier.object.image import Line
 
 SLICE_MIN_NS = 100_000
@@ -139,12 +139,13 @@ def _check_vtime(subject: Subject, inserts: list[Insert]) -> None:
     own = [
         insert for insert in timed for value in subject.values(insert.vtime or insert.task) if _is_accumulated(value)
     ]
+    clocks = _virtual_clocks(subject, timed)
     for comparison in subject.walk.comparisons:
         condition = comparison.condition
         sides = [low_half(condition.left), low_half(condition.right)]
         if condition.operator != "ult" or condition.bits != 64 or any(side.is_const for side in sides):
             continue
-        if any(_is_raw_vtime(side) for side in sides):
+        if any(_is_virtual(part, clocks) for side in sides if not _is_distance(side) for part in _addends(side)):
             text = f"{describe(condition.left)} and {describe(condition.right)} are compared as unsigned numbers, "
             text += "which fails when one wraps; compare (s64)(a - b) with 0"
             subject.report(22, Severity.ERROR, comparison.member, comparison.line, text)
@@ -154,6 +155,37 @@ def _check_vtime(subject: Subject, inserts: list[Insert]) -> None:
         line: Line | None = own[0].event.line
         text = "the order is by vtime, but no weight is ever read: nice levels mean nothing"
         subject.report(22, Severity.WARNING, own[0].event.member, line, text, cleared_by="weights")
+
+
+def _virtual_clocks(subject: Subject, timed: list[Insert]) -> frozenset[Kept]:
+    """Return where the policy keeps virtual times itself: what is charged there, and is the order of a queue."""
+    keys = {kept_at(part.parts[1]) for insert in timed if insert.vtime is not None
+            for value in subject.walk.may_be(insert.vtime) for part in _addends(value)
+            if part.kind is TermKind.LOAD}  # fmt: skip
+    return frozenset(place for place in keys if place is not None and _is_charged(subject, place))
+
+
+def _is_charged(subject: Subject, place: Kept) -> bool:
+    """Whether something is added to what a place holds that is more than a constant step."""
+    for value in subject.walk.kept.get(place, ()):
+        parts = _addends(value)
+        before = [part for part in parts if part.kind is TermKind.LOAD and kept_at(part.parts[1]) == place]
+        if before and len(parts) > len(before):
+            return True
+    return False
+
+
+def _addends(term: Term) -> list[Term]:
+    return [low_half(part) for part, _factor in linear(low_half(term))[1]]
+
+
+def _is_distance(term: Term) -> bool:
+    """Whether a value is a difference of two: how far they are apart, which is no time itself."""
+    return any(factor >> 63 for _part, factor in linear(term)[1])
+
+
+def _is_virtual(term: Term, clocks: frozenset[Kept]) -> bool:
+    return _is_raw_vtime(term) or (term.kind is TermKind.LOAD and kept_at(term.parts[1]) in clocks)
 
 
 def _is_raw_vtime(term: Term) -> bool:

@@ -112,9 +112,19 @@ class Walker(Machine):
         budget = min(STEP_BUDGET, TOTAL_BUDGET - sum(entry.steps for entry in self.walk.entries))
         while self._waiting and not self.entry.exhausted:
             self._follow(self._waiting.pop(), budget)
+        if member == "init_task":
+            self.recorded = self._certain_records()
         for name, deferred in self._deferred:
             if not any(entry.function == deferred for entry in self.walk.entries):
                 self.enter(name, self.image.functions[deferred])
+
+    def _certain_records(self) -> frozenset[str]:
+        """Return the task storages in which init_task leaves a record of every task that it does not refuse."""
+        taken = [path for path in self.walk.exits if path.member == "init_task" and not path.marks.ended
+                 and range_of(path.facts, 32, low_half(path.result)).low == 0]  # fmt: skip
+        if self.entry.exhausted or self.entry.unreadable or not taken or _deletes_records(self.image):
+            return frozenset()
+        return frozenset.intersection(*(path.marks.stores for path in taken))
 
     def _set_arguments(self, state: State, member: str, function: Function) -> None:
         names = calls.CALLBACK_ARGUMENTS.get(member)
@@ -300,8 +310,9 @@ class Walker(Machine):
             return False
         state.facts = facts
         state.trail = Trail(state.trail, op.line, condition, holds)
-        if state.marks.pending:
-            state.marks = marking.settle(state.marks, facts)
+        marks = state.marks
+        if marks.pending or marks.asked or marks.claims:
+            state.marks = marking.settle(marks, facts)
         return True
 
     def _compared(self, condition: Condition, op: Op) -> None:
@@ -441,6 +452,17 @@ class Walker(Machine):
         event = Event(name, raw, self.member, site, op.line, arguments, state.regs[0], facts, state.marks, state.trail,
                       looped, bound, self._printed(state, name, arguments))  # fmt: skip
         self.walk.events.append(event)
+
+
+def _deletes_records(image: BpfImage) -> bool:
+    """Whether anything but exit_task takes a task's record away."""
+    leaving = {ops.callbacks.get("exit_task") for ops in image.ops}
+    return any(
+        each.ref is not None and each.ref.name == "bpf_task_storage_delete"
+        for name, function in image.functions.items()
+        if name not in leaving
+        for each in function.instructions
+    )
 
 
 def _last_line(state: State, op: Op, entered: str) -> Line | None:
