@@ -34,6 +34,7 @@ def check(subject: Subject) -> None:
     _check_indexes(subject, inserts, drains)
     _check_kicks(subject)
     _check_priority(subject, inserts, drains)
+    _check_release(subject, inserts)
 
 
 def _created(subject: Subject) -> Iterator[tuple[Event, Queue]]:
@@ -301,3 +302,19 @@ def _check_priority(subject: Subject, inserts: list[Insert], drains: list[Drain]
             )
             subject.report(29, Severity.WARNING, "dispatch", looks[0].line, f"{text}those here wait",
                            trail=looks[0].trail, cleared_by="starvation", classed=FindingClass.UNFAIR)  # fmt: skip
+
+
+def _check_release(subject: Subject, inserts: list[Insert]) -> None:
+    """Whether tasks come back from the local DSQ of a CPU that a higher scheduling class takes away.
+
+    Only the policy can fetch them: scx_bpf_reenqueue_local() of kernel/sched/ext.c. A policy without a cpu_release
+    leaves them there, too, but does not say that it thought of it.
+    """
+    local = any(insert.queue.kind in (QueueKind.LOCAL, QueueKind.LOCAL_ON) for insert in inserts)
+    fetches = any(subject.events("scx_bpf_reenqueue_local", "scx_bpf_dsq_reenq"))
+    if "cpu_release" in subject.ops.callbacks and local and not fetches:
+        text = (
+            "cpu_release leaves the tasks in the local DSQ of a CPU that is taken away, where no other CPU finds them"
+        )
+        subject.report(29, Severity.WARNING, "cpu_release", subject.start_of("cpu_release"), text,
+                       cleared_by="real-time interference", classed=FindingClass.UNFAIR)  # fmt: skip

@@ -99,6 +99,11 @@ VTIME = {
     "stopping": "p->scx.dsq_vtime += SLICE * 100 / p->scx.weight;",
     "before": "u64 now;",
 }
+TWO_QUEUES = {
+    "enqueue": "s32 cpu;\nscx_bpf_dsq_insert(p, enq_flags & 1 ? SHARED : 100, SLICE, 0);\n" + KICK,
+    "init": "s32 error = scx_bpf_create_dsq(SHARED, -1);\nreturn error ?: scx_bpf_create_dsq(100, -1);",
+}
+FIRST = "if (!scx_bpf_dsq_move_to_local(SHARED))"
 
 CASES = (
     Case(1, "s32 CALLBACK(t_select_cpu", {"select_cpu": "if (!prev_cpu)\n\treturn -1;\nreturn prev_cpu;"}),
@@ -186,7 +191,8 @@ CASES = (
         },
         repaired={
             "enqueue": "s32 cpu = scx_bpf_pick_idle_cpu(p->cpus_ptr, 0);\n"
-            "scx_bpf_dsq_insert(p, cpu >= 0 ? LOCAL_ON | cpu : GLOBAL, SLICE, 0);"
+            "scx_bpf_dsq_insert(p, cpu >= 0 ? LOCAL_ON | cpu : GLOBAL, SLICE, 0);\n"
+            "if (cpu >= 0)\n\tscx_bpf_kick_cpu(cpu, IDLE);"
         },
     ),
     Case(
@@ -403,6 +409,18 @@ CASES = (
     Case(27, "", {"license": "Proprietary"}),
     Case(28, "bpf_for(i, 0, 1 << 30)", {"tick": "int i;\nbpf_for(i, 0, 1 << 30) exit_kind += i;"}),
     Case(
+        29,
+        "move_to_local(100)",
+        {**TWO_QUEUES, "dispatch": f"{FIRST}\n\tscx_bpf_dsq_move_to_local(100);"},
+        WARNING,
+        "starvation",
+        repaired={
+            **TWO_QUEUES,
+            "dispatch": f"if (exit_kind++ & 1 && scx_bpf_dsq_move_to_local(100))\n\treturn;\n{FIRST}\n"
+            "\tscx_bpf_dsq_move_to_local(100);",
+        },
+    ),
+    Case(
         32,
         "scx_bpf_dsq_insert(p, victim ? GLOBAL : LOCAL",
         {
@@ -560,3 +578,105 @@ def test_clamp_of_a_slice_outlives_the_joining_of_paths(clamp, ways, tmp_path):
     checked = check(tmp_path, before=LATER, enqueue=SHARE + body + INSERT_SHARE)
     assert any(walk.joined for walk in checked.report.callbacks)
     assert {finding.rule for finding in checked.report.findings} == (set() if clamp else {24})
+
+
+PICK = "s32 cpu = scx_bpf_pick_idle_cpu(p->cpus_ptr, 0);\n"
+TAKE = "s32 cpu = scx_bpf_task_cpu(p);\nif (%s) {\n\tscx_bpf_dsq_insert(p, LOCAL, SLICE, 1);\n\treturn;\n}\n"
+STAY = "scx_bpf_dsq_insert(p, LOCAL, SLICE, 0);\n"
+QUEUE_IT = "scx_bpf_dsq_insert(p, SHARED, SLICE, 0);\n"
+SEND = "\tscx_bpf_dsq_insert(p, LOCAL_ON | cpu, SLICE, 0);\n"
+
+
+@pytest.mark.parametrize(
+    ("enqueue", "severity", "says"),
+    [
+        (f"{PICK}if (cpu >= 0)\n\t{STAY}else\n\t{QUEUE_IT}", ERROR, "the claimed one"),
+        (f"{PICK}{STAY}if (cpu >= 0)\n\tscx_bpf_kick_cpu(cpu, IDLE);", WARNING, "cannot fetch it"),
+        (f"{PICK}if (cpu >= 0)\n{SEND}else\n\t{QUEUE_IT}", WARNING, "does not kick it"),
+        (f"{PICK}if (cpu != -16)\n{SEND}else\n\t{QUEUE_IT}", WARNING, "does not kick it"),
+        (f"{PICK}if (cpu >= 0)\n\tscx_bpf_kick_cpu(scx_bpf_task_cpu(p), IDLE);\n{QUEUE_IT}", None, ""),
+        (f"{PICK}if (cpu >= 0) {{\n{SEND}\tscx_bpf_kick_cpu(cpu, IDLE);\n}} else {{\n\t{QUEUE_IT}}}", None, ""),
+        (f"{PICK}if (cpu == scx_bpf_task_cpu(p))\n\t{STAY}"
+         f"else if (cpu >= 0) {{\n{SEND}\tscx_bpf_kick_cpu(cpu, IDLE);\n}} else {{\n\t{QUEUE_IT}}}", None, ""),
+        (TAKE % "scx_bpf_test_and_clear_cpu_idle(cpu)" + QUEUE_IT + KICK, None, ""),
+        (f"{PICK}if (p->nr_cpus_allowed == 1 && cpu >= 0)\n\t{STAY}"
+         f"else {{\n\t{QUEUE_IT}\tif (cpu >= 0)\n\t\tscx_bpf_kick_cpu(cpu, IDLE);\n}}", None, ""),
+    ],
+)  # fmt: skip
+def test_claimed_cpu_has_to_be_used(enqueue, severity, says, tmp_path):
+    """By an insert into its local DSQ and a kick, or by a kick if the task waits where it looks."""
+    findings = check(tmp_path, enqueue=enqueue).report.findings
+    if severity is None:
+        assert findings == ()
+    else:
+        assert [(finding.rule, finding.severity) for finding in findings] == [(20, severity)]
+        assert says in findings[0].message
+
+
+@pytest.mark.parametrize(
+    ("returns", "silent"), [("prev_cpu", False), ("cpu", True), ("cpu >= 0 ? cpu : prev_cpu", True)]
+)
+def test_claimed_cpu_is_what_select_cpu_returns(returns, silent, tmp_path):
+    body = f"{PICK}if (cpu < 0)\n\treturn prev_cpu;\nreturn {returns};"
+    findings = check(tmp_path, select_cpu=body).report.findings
+    assert (findings == ()) is silent
+    assert silent or [(finding.rule, finding.cleared_by) for finding in findings] == [(20, "work conservation")]
+
+
+CREATE_RECORD = "bpf_task_storage_get(&records, p, NULL, 1)"
+LOST = (
+    "u64 *record = bpf_task_storage_get(&records, p, NULL, 0);\ns32 cpu;\nif (!record)\n\treturn;\n" + QUEUE_IT + KICK
+)
+
+
+@pytest.mark.parametrize(
+    ("init_task", "lost"),
+    [
+        (f"if (!{CREATE_RECORD})\n\treturn -12;\nreturn 0;", False),
+        (f"{CREATE_RECORD};\nreturn 0;", True),
+        (f"if (args->fork)\n\treturn 0;\nif (!{CREATE_RECORD})\n\treturn -12;\nreturn 0;", True),
+        ("bpf_task_storage_get(&records, p, NULL, 0);\nreturn 0;", True),
+        (None, True),
+    ],
+)
+def test_record_that_every_task_has_cannot_be_missing(init_task, lost, tmp_path):
+    changes = {"init_task": init_task} if init_task else {}
+    checked = check(tmp_path, before=RECORDS, enqueue=LOST, **changes)
+    assert bool(checked.found(18)) is lost
+
+
+def test_record_that_is_deleted_may_be_missing(tmp_path):
+    checked = check(
+        tmp_path, before=RECORDS, enqueue=LOST, init_task=f"if (!{CREATE_RECORD})\n\treturn -12;\nreturn 0;",
+        tick="bpf_task_storage_delete(&records, p);",
+    )  # fmt: skip
+    assert checked.found(18)
+
+
+OWN_VTIME = {
+    **VTIME,
+    "before": "u64 now;\n" + RECORDS,
+    "init_task": f"{CREATE_RECORD};\nreturn 0;",
+    "stopping": "u64 *vtime = bpf_task_storage_get(&records, p, NULL, 0);\n"
+    "if (vtime)\n\t*vtime += SLICE * 100 / p->scx.weight;",
+}
+OWN_KEY = """
+u64 *own = bpf_task_storage_get(&records, p, NULL, 0);
+u64 key = now;
+s32 cpu;
+
+if (own && %s)
+    *own = now - SLICE;
+if (own)
+    key = *own;
+scx_bpf_dsq_insert_vtime(p, SHARED, SLICE, key, enq_flags);
+"""
+
+
+@pytest.mark.parametrize(
+    ("test", "wrong"),
+    [("*own < now - SLICE", True), ("(s64)(*own - (now - SLICE)) < 0", False), ("*own < 1000", False)],
+)
+def test_virtual_time_in_a_record_is_compared_as_such(test, wrong, tmp_path):
+    checked = check(tmp_path, **{**OWN_VTIME, "enqueue": OWN_KEY % test + KICK})
+    assert bool(checked.found(22)) is wrong
