@@ -289,19 +289,25 @@ def _check_claim_is_returned(subject: Subject, path: Exit) -> None:
 
 def _check_priority(subject: Subject, inserts: list[Insert], drains: list[Drain]) -> None:
     """A DSQ that is only looked at when another one gave nothing: whoever fills that one keeps this one waiting."""
-    entered = {insert.queue.constant: insert for insert in inserts if insert.queue.single}
-    for number, insert in entered.items():
-        looks = [drain.event for drain in drains if may_be(insert.queue, drain.queue)]
+    entered = {insert.queue.term: insert.queue for insert in inserts if insert.queue.kind is QueueKind.USER}
+    for queue in entered.values():
+        looks = [drain.event for drain in drains if may_be(queue, drain.queue)]
         if not looks or any(event.member != "dispatch" for event in looks):
             continue
-        before = frozenset.intersection(*(event.marks.emptied for event in looks)) & entered.keys() - {number}
-        if before:
-            first = ", ".join(str(entered[other].queue) for other in sorted(before))
-            text = (
-                f"dispatch looks at {insert.queue} only when it got nothing from {first}: as long as tasks come there, "
-            )
+        others = [other for other in entered.values() if not may_be(queue, other)]
+        first = next((other for other in others if all(_looks_behind(subject, event, other) for event in looks)), None)
+        if first is not None:
+            text = f"dispatch looks at {queue} only when it got nothing from {first}: as long as tasks come there, "
             subject.report(29, Severity.WARNING, "dispatch", looks[0].line, f"{text}those here wait",
                            trail=looks[0].trail, cleared_by="starvation", classed=FindingClass.UNFAIR)  # fmt: skip
+
+
+def _looks_behind(subject: Subject, event: Event, queue: Queue) -> bool:
+    """Whether dispatch looked into a DSQ, and got nothing, before it came here."""
+    if queue.single and queue.constant in event.marks.emptied:
+        return True
+    first = event.marks.first
+    return first is not None and any(must_be(queue, other) for other in subject.queues(first))
 
 
 def _check_release(subject: Subject, inserts: list[Insert]) -> None:
