@@ -133,7 +133,7 @@ _RULES = (
          "tasks in a DSQ that no CPU dispatches from wait indefinitely",
          "call scx_bpf_dsq_move_to_local() for that DSQ in dispatch, on every CPU",
          (LOGIC, PROVING), ("starvation", "affinity")),
-    Rule(20, "work left in a user DSQ kicks an idle CPU",
+    Rule(20, "work left in a user DSQ kicks an idle CPU, and an idle CPU that is claimed is used",
          "a CPU that went idle before the insert does not look again, and the task waits for the next tick or longer",
          "after the insert, pick an idle CPU of the task's mask and scx_bpf_kick_cpu(cpu, SCX_KICK_IDLE)",
          (LOGIC, PROVING), ("work conservation",), finding_class=FindingClass.UNFAIR),

@@ -9,6 +9,7 @@ import pytest
 
 from kernel_bpf.build.compile import compile_policy
 from kernel_bpf.build.target import enum_values, features
+from schedagent.core.policies.policy import READABLE
 from schedagent.core.rules import LOGIC, RULES, FindingClass
 from schedagent.core.settings import load_settings
 from tests.corpus import load_pairs
@@ -24,8 +25,8 @@ UNFAIR = (20, 22, 29)
 def findings(policy, target):
     artifact = compile_policy(policy.source, policy.name, target, cache_dir=load_settings().cache_dir)
     assert artifact.log == "", "compiles without warnings"
-    report = check_logic(read_object(artifact.object_bytes), features(target), enum_values(target))
-    return report.findings
+    image = read_object(artifact.object_bytes)
+    return check_logic(image, features(target), enum_values(target), reads=READABLE).findings
 
 
 def test_there_are_many_and_every_file_belongs_to_one():
