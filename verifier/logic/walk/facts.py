@@ -330,7 +330,7 @@ def living(facts: Facts, roots: frozenset[Term]) -> Facts:
     about: set[Term] = set()
     for key, value in facts.items():
         needed = key.left.roots | key.right.roots if isinstance(key, Condition) else key[1].roots
-        if needed <= roots or is_about_allowed_cpus(key):
+        if needed <= roots or is_about_allowed_cpus(key) or is_test_of(key, value, roots):
             still[key] = value
             about |= needed
     still.share_roots(frozenset(about))
@@ -340,6 +340,25 @@ def living(facts: Facts, roots: frozenset[Term]) -> Facts:
 def is_about_allowed_cpus(key: Fact) -> bool:
     """Whether a fact is about how many CPUs a task may use: it stays true wherever the other number came from."""
     return any(term.kind is TermKind.FIELD and term.name == "task_struct.nr_cpus_allowed" for term in terms_of(key))
+
+
+def is_test_of(key: Fact, known: Range | bool, roots: frozenset[Term]) -> bool:
+    """Whether a fact says that a CPU made of these values is in a mask that the policy keeps.
+
+    It outlives the mask's address, which nothing needs any more once it was tested.
+    """
+    term = key.left if isinstance(key, Condition) else key[1]
+    if (
+        term.kind is not TermKind.PURE
+        or term.name != "bpf_cpumask_test_cpu"
+        or term.parts[1][1].kind is not TermKind.LOAD
+    ):
+        return False
+    if isinstance(key, Condition):
+        holds = key.operator == "eq" and key.right.is_const and key.right.value == 0 and known is False
+    else:
+        holds = isinstance(known, Range) and known.low > 0
+    return holds and low_half(term.parts[1][0]).roots <= roots
 
 
 def joined(facts: Facts, others: Facts) -> Facts:

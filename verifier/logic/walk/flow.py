@@ -21,6 +21,7 @@ from verifier.logic.walk.facts import (
     assume,
     decide,
     is_about_allowed_cpus,
+    is_test_of,
     joined,
     jump_condition,
     range_of,
@@ -363,7 +364,7 @@ class Walker(Machine):
 
     def _finish(self, state: State, op: Op) -> None:
         roots = state.regs[0].roots
-        facts = Facts((key, known) for key, known in state.facts.items() if _eternal(key) or _about(key, roots))
+        facts = _facts_about(state.facts, roots)
         key = (self.member, state.regs[0], state.marks, frozenset(facts.items()))
         if key not in self._known_events:
             self._known_events.add(key)
@@ -443,7 +444,7 @@ class Walker(Machine):
     def _report(self, state: State, name: str, raw: str, site: Site, op: Op, arguments: tuple[Term, ...]) -> None:
         looped = name.startswith("scx_bpf_dsq_insert") and site in state.marks.batch
         roots: frozenset[Term] = frozenset().union(*(term.roots for term in arguments))
-        facts = Facts((key, known) for key, known in state.facts.items() if _eternal(key) or _about(key, roots))
+        facts = _facts_about(state.facts, roots)
         key = (self.member, site, arguments, looped, state.marks, frozenset(facts.items()))
         if key in self._known_events:
             return
@@ -495,6 +496,15 @@ def _loop_bound(state: State) -> int | None:
         if isinstance(known, Range) and not isinstance(key, Condition) and key[1].kind is TermKind.UNKNOWN
     ]
     return min((top for top in tops if top < 1 << 31), default=None)
+
+
+def _facts_about(facts: Facts, roots: frozenset[Term]) -> Facts:
+    """Return the facts about some values, and those that always hold."""
+    return Facts(
+        (key, known)
+        for key, known in facts.items()
+        if _eternal(key) or _about(key, roots) or is_test_of(key, known, roots)
+    )
 
 
 def _eternal(key: Fact) -> bool:

@@ -680,3 +680,38 @@ scx_bpf_dsq_insert_vtime(p, SHARED, SLICE, key, enq_flags);
 def test_virtual_time_in_a_record_is_compared_as_such(test, wrong, tmp_path):
     checked = check(tmp_path, **{**OWN_VTIME, "enqueue": OWN_KEY % test + KICK})
     assert bool(checked.found(22)) is wrong
+
+
+DOMAINS = """
+struct {
+    __uint(type, BPF_MAP_TYPE_ARRAY);
+    __uint(max_entries, 8);
+    __type(key, u32);
+    __type(value, u64);
+} domains SEC(".maps");
+"""
+OWN_MASK = "u64 *kept = bpf_task_storage_get(&records, p, NULL, 0);\n"
+DOMAIN_MASK = "u32 zero = 0;\nu64 *kept = bpf_map_lookup_elem(&domains, &zero);\n"
+SENT = "scx_bpf_dsq_insert(p, LOCAL_ON | %s, SLICE, 0);\n"
+MASKED = (
+    "const struct cpumask *mask;\ns32 cpu;\n\nif (!kept)\n\treturn prev_cpu;\nmask = (const struct cpumask *)*kept;\n"
+)
+IDLE_PREV = "if (%sscx_bpf_test_and_clear_cpu_idle(prev_cpu))\n\t" + SENT % "prev_cpu" + "return prev_cpu;"
+IDLE_PICK = "cpu = scx_bpf_pick_idle_cpu(mask, 0);\nif (cpu < 0%s)\n\treturn prev_cpu;\n" + SENT % "cpu" + "return cpu;"
+
+
+@pytest.mark.parametrize(
+    ("select_cpu", "wrong"),
+    [
+        (OWN_MASK + MASKED + IDLE_PREV % "bpf_cpumask_test_cpu(prev_cpu, mask) && ", False),
+        (OWN_MASK + MASKED + IDLE_PREV % "", True),
+        (DOMAIN_MASK + MASKED + IDLE_PREV % "bpf_cpumask_test_cpu(prev_cpu, mask) && ", True),
+        (OWN_MASK + MASKED + IDLE_PICK % "", False),
+        (DOMAIN_MASK + MASKED + IDLE_PICK % "", True),
+        (DOMAIN_MASK + MASKED + IDLE_PICK % " || !bpf_cpumask_test_cpu(cpu, p->cpus_ptr)", False),
+    ],
+)
+def test_cpu_of_the_task_s_own_mask_may_be_inserted_to(select_cpu, wrong, tmp_path):
+    """The mask is the task's if it lies in the task's own storage, not if it lies in a table of domains."""
+    checked = check(tmp_path, before=RECORDS + DOMAINS, select_cpu=select_cpu)
+    assert bool(checked.found(6)) is wrong
