@@ -32,7 +32,7 @@ def check(subject: Subject) -> None:
     _check_orders(subject, inserts)
     _check_drained(subject, inserts, drains)
     _check_indexes(subject, inserts, drains)
-    _check_kicks(subject)
+    _check_kicks(subject, drains)
     _check_priority(subject, inserts, drains)
     _check_release(subject, inserts)
 
@@ -221,7 +221,7 @@ def _index_is_allowed(subject: Subject, insert: Insert, index: Term) -> bool:
 # --- rule 20
 
 
-def _check_kicks(subject: Subject) -> None:
+def _check_kicks(subject: Subject, drains: list[Drain]) -> None:
     """A task that enqueue leaves waiting while CPUs may idle: one of them must be kicked.
 
     select_cpu finds an idle CPU for a task that wakes, but enqueue is also called for tasks that were preempted, whose
@@ -236,6 +236,7 @@ def _check_kicks(subject: Subject) -> None:
     for path in subject.exits("enqueue"):
         if not path.marks.ended and not _is_pinned(path.facts):
             _check_claims(subject, path)
+            _check_kicked(subject, path, drains)
     for path in subject.exits("select_cpu"):
         if not path.marks.ended:
             _check_claim_is_returned(subject, path)
@@ -261,6 +262,19 @@ def _check_claims(subject: Subject, path: Exit) -> None:
             "enqueue inserts the task into the local DSQ of an idle CPU and does not kick it: not every kernel wakes it"
         )
         subject.warning(20, path, text, "work conservation")
+
+
+def _check_kicked(subject: Subject, path: Exit, drains: list[Drain]) -> None:
+    """Whether the CPU that is kicked is the one that looks where the task waits, if only one CPU does."""
+    marks = path.marks
+    for queue in subject.queues(marks.queue) if marks.queue is not None and marks.kicks else ():
+        looks = [drain for drain in drains if may_be(queue, drain.queue)]
+        if queue.joined or len(queue.addends) != 1 or not looks or not all(_of_one_cpu(each.queue) for each in looks):
+            continue
+        index = low_half(queue.addends[0][0])
+        if not any(cpu is index or TermKind.UNKNOWN in (cpu.kind, index.kind) for cpu in marks.kicks):
+            text = f"the task waits in {queue}, which only CPU {describe(index)} drains, and another CPU is kicked"
+            subject.warning(20, path, text, "work conservation")
 
 
 def _is_pinned(facts: Facts) -> bool:

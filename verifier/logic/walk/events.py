@@ -75,7 +75,8 @@ class Marks(NamedTuple):
         stores: the maps or variables that hold the task now; in init_task those in which it has a record.
         pending: stores that may have failed.
         waits: whether the task went into a DSQ that is not built in.
-        kicked: whether a CPU was kicked.
+        queue: the DSQ that enqueue put the task into, if that is not built in.
+        kicks: the CPUs that enqueue kicked.
         sought: whether an idle CPU was looked for.
         asked: claims, moves and records whose success is not known yet.
         claims: idle CPUs that were claimed, but for the one that the task is on.
@@ -91,7 +92,8 @@ class Marks(NamedTuple):
     stores: frozenset[str] = frozenset()
     pending: frozenset[Pending] = frozenset()
     waits: bool = False
-    kicked: bool = False
+    queue: Term | None = None
+    kicks: frozenset[Term] = frozenset()
     sought: bool = False
     asked: frozenset[Asked] = frozenset()
     claims: frozenset[Claim] = frozenset()
@@ -101,6 +103,11 @@ class Marks(NamedTuple):
     ended: bool = False
     batch: frozenset[Site] = frozenset()
     created: frozenset[int] = frozenset()
+
+    @property
+    def kicked(self) -> bool:
+        """Whether enqueue kicked a CPU."""
+        return bool(self.kicks)
 
 
 @dataclass(frozen=True)

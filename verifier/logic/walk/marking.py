@@ -148,7 +148,8 @@ def _after(
     if name in INSERTS:
         marks = _after_insert(marks, member, site, arguments)
     elif name in KICKS and member in _OF_THE_TASK:
-        marks = _used(marks, arguments[0], kicked=True)._replace(kicked=marks.kicked or member == "enqueue")
+        kicks = marks.kicks | {low_half(arguments[0])} if member == "enqueue" else marks.kicks
+        marks = _used(marks, arguments[0], kicked=True)._replace(kicks=kicks)
     elif name in _RESETS_BATCH:
         marks = marks._replace(batch=frozenset())
     elif name in calls.ENDS_POLICY:
@@ -168,12 +169,13 @@ def _after_insert(marks: Marks, member: str, site: Site, arguments: tuple[Term, 
         return marks._replace(batch=marks.batch | {site})
     if member in _OF_THE_TASK and is_callback_task(arguments[0]):
         enqueued, queue = member == "enqueue", low_half(arguments[1])
-        waits = marks.waits or (enqueued and not _is_builtin(arguments[1]))
+        leaves = enqueued and not _is_builtin(arguments[1])
         stays = marks.stays or (enqueued and queue.is_const and queue.value == calls.FIXED_ENUMS["SCX_DSQ_LOCAL"])
         cpu = queue if queue.kind is TermKind.UNKNOWN else _local_on(queue)
         if cpu is not None:
             marks = _used(marks, cpu, inserted=True)
-        return marks._replace(inserts=min(2, marks.inserts + 1), waits=waits, stays=stays)
+        marks = marks._replace(inserts=min(2, marks.inserts + 1), stays=stays)
+        return marks._replace(waits=True, queue=arguments[1]) if leaves else marks
     return marks
 
 

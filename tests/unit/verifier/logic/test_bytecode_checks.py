@@ -73,7 +73,8 @@ cpu = scx_bpf_pick_idle_cpu(p->cpus_ptr, 0);
 """
 
 PER_CPU = {
-    "enqueue": "scx_bpf_dsq_insert(p, scx_bpf_task_cpu(p), SLICE, enq_flags); s32 cpu;" + KICK,
+    "enqueue": "s32 cpu = scx_bpf_task_cpu(p);\nscx_bpf_dsq_insert(p, cpu, SLICE, enq_flags);\n"
+    "scx_bpf_kick_cpu(cpu, IDLE);",
     "dispatch": "scx_bpf_dsq_move_to_local(cpu);",
     "init": """
         s32 cpu, error;
@@ -201,7 +202,8 @@ CASES = (
         {**PER_CPU, "enqueue": "scx_bpf_dsq_insert(p, bpf_get_smp_processor_id(), SLICE, enq_flags); s32 cpu;" + KICK},
         repaired={
             **PER_CPU,
-            "enqueue": "scx_bpf_dsq_insert(p, bpf_cpumask_first(p->cpus_ptr), SLICE, 0); s32 cpu;" + KICK,
+            "enqueue": "s32 cpu = bpf_cpumask_first(p->cpus_ptr);\nscx_bpf_dsq_insert(p, cpu, SLICE, 0);\n"
+            "scx_bpf_kick_cpu(cpu, IDLE);",
         },
     ),
     Case(
@@ -323,9 +325,7 @@ CASES = (
         {"dispatch": "if (cpu == 0)\n\tscx_bpf_dsq_move_to_local(SHARED);"},
         repaired={"dispatch": "if (cpu < scx_bpf_nr_cpu_ids())\n\tscx_bpf_dsq_move_to_local(SHARED);"},
     ),
-    Case(
-        19, "insert(p, scx_bpf_task_cpu(p)", {**PER_CPU, "dispatch": "scx_bpf_dsq_move_to_local(0);"}, repaired=PER_CPU
-    ),
+    Case(19, "scx_bpf_dsq_insert(p, cpu", {**PER_CPU, "dispatch": "scx_bpf_dsq_move_to_local(0);"}, repaired=PER_CPU),
     Case(
         20,
         "scx_bpf_dsq_insert(p, SHARED",
@@ -715,3 +715,12 @@ def test_cpu_of_the_task_s_own_mask_may_be_inserted_to(select_cpu, wrong, tmp_pa
     """The mask is the task's if it lies in the task's own storage, not if it lies in a table of domains."""
     checked = check(tmp_path, before=RECORDS + DOMAINS, select_cpu=select_cpu)
     assert bool(checked.found(6)) is wrong
+
+
+@pytest.mark.parametrize(("kick", "right"), [("cpu", True), ("scx_bpf_pick_idle_cpu(p->cpus_ptr, 0)", False)])
+def test_kick_of_the_cpu_that_looks_where_the_task_waits(kick, right, tmp_path):
+    enqueue = PER_CPU["enqueue"].replace("kick_cpu(cpu", f"kick_cpu({kick}")
+    findings = check(tmp_path, **{**PER_CPU, "enqueue": enqueue}).report.findings
+    assert [(finding.rule, finding.cleared_by) for finding in findings] == (
+        [] if right else [(20, "work conservation")]
+    )
