@@ -149,8 +149,10 @@ def _check_vtime(subject: Subject, inserts: list[Insert]) -> None:
             text = f"{describe(condition.left)} and {describe(condition.right)} are compared as unsigned numbers, "
             text += "which fails when one wraps; compare (s64)(a - b) with 0"
             subject.report(22, Severity.ERROR, comparison.member, comparison.line, text)
-    for insert in own:
-        _check_clamped(subject, insert)
+    for insert in timed:
+        values = subject.values(insert.vtime or insert.task)
+        if any(_is_virtual(part, clocks) for value in values for part in inside(value)):
+            _check_clamped(subject, insert, clocks)
     if own and not subject.walk.fields & set(_WEIGHTS):
         line: Line | None = own[0].event.line
         text = "the order is by vtime, but no weight is ever read: nice levels mean nothing"
@@ -197,13 +199,13 @@ def _is_accumulated(term: Term) -> bool:
     return any(_is_raw_vtime(part) for part in inside(term))
 
 
-def _check_clamped(subject: Subject, insert: Insert) -> None:
+def _check_clamped(subject: Subject, insert: Insert, clocks: frozenset[Kept]) -> None:
     """A key that is the task's vtime as it is must have been compared with something before."""
     for comparison in subject.walk.comparisons:
         if comparison.member != insert.event.member:
             continue
         sides = (comparison.condition.left, comparison.condition.right)
-        if any(_is_raw_vtime(part) for side in sides for part in inside(side)):
+        if any(_is_virtual(part, clocks) for side in sides for part in inside(side)):
             return
     text = "a task enters with its vtime as it was when it went to sleep: nothing limits the credit of a long sleeper"
     subject.warning(22, insert.event, text, "sleeper's return")
