@@ -250,18 +250,14 @@ def _check_claims(subject: Subject, path: Exit) -> None:
         text = "enqueue claims an idle CPU for the task it leaves waiting, and never kicks it"
         subject.error(20, path, f"{text}: until it runs for another reason nobody finds it idle")
     elif unused and not marks.kicked and marks.stays:
-        text = (
-            "enqueue claims an idle CPU and inserts the task into SCX_DSQ_LOCAL, which is the CPU that the task is on"
-        )
+        text = "enqueue claims an idle CPU and inserts the task into SCX_DSQ_LOCAL, the queue of the CPU that it is on"
         subject.error(20, path, f"{text}: the claimed one idles; insert into SCX_DSQ_LOCAL_ON | cpu")
     elif marks.stays and any(claim.kicked and not claim.inserted for claim in marks.claims):
         text = "enqueue claims an idle CPU and kicks it, but inserts the task into SCX_DSQ_LOCAL, where the kicked one"
         subject.warning(20, path, f"{text} cannot fetch it; insert into SCX_DSQ_LOCAL_ON | cpu", "work conservation")
     elif not marks.kicked and any(claim.inserted and not claim.kicked for claim in marks.claims):
-        text = (
-            "enqueue inserts the task into the local DSQ of an idle CPU and does not kick it: not every kernel wakes it"
-        )
-        subject.warning(20, path, text, "work conservation")
+        text = "enqueue sends the task to the local DSQ of an idle CPU and does not kick it: the kernel has to wake it"
+        subject.report(20, Severity.NOTE, path.member, path.line, text, trail=path.trail)  # as kernels since 6.12 do
 
 
 def _check_kicked(subject: Subject, path: Exit, drains: list[Drain]) -> None:

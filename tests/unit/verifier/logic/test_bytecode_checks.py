@@ -9,7 +9,7 @@ from schedagent.core.verification import Severity
 from tests.support.small_policy import check, compiled
 from verifier.logic.checks import check_logic
 
-ERROR, WARNING = Severity.ERROR, Severity.WARNING
+ERROR, WARNING, NOTE = Severity.ERROR, Severity.WARNING, Severity.NOTE
 
 
 @dataclass(frozen=True)
@@ -592,8 +592,8 @@ SEND = "\tscx_bpf_dsq_insert(p, LOCAL_ON | cpu, SLICE, 0);\n"
     [
         (f"{PICK}if (cpu >= 0)\n\t{STAY}else\n\t{QUEUE_IT}", ERROR, "the claimed one"),
         (f"{PICK}{STAY}if (cpu >= 0)\n\tscx_bpf_kick_cpu(cpu, IDLE);", WARNING, "cannot fetch it"),
-        (f"{PICK}if (cpu >= 0)\n{SEND}else\n\t{QUEUE_IT}", WARNING, "does not kick it"),
-        (f"{PICK}if (cpu != -16)\n{SEND}else\n\t{QUEUE_IT}", WARNING, "does not kick it"),
+        (f"{PICK}if (cpu >= 0)\n{SEND}else\n\t{QUEUE_IT}", NOTE, "does not kick it"),
+        (f"{PICK}if (cpu != -16)\n{SEND}else\n\t{QUEUE_IT}", NOTE, "does not kick it"),
         (f"{PICK}if (cpu >= 0)\n\tscx_bpf_kick_cpu(scx_bpf_task_cpu(p), IDLE);\n{QUEUE_IT}", None, ""),
         (f"{PICK}if (cpu >= 0) {{\n{SEND}\tscx_bpf_kick_cpu(cpu, IDLE);\n}} else {{\n\t{QUEUE_IT}}}", None, ""),
         (f"{PICK}if (cpu == scx_bpf_task_cpu(p))\n\t{STAY}"
