@@ -233,6 +233,10 @@ def _check_kicks(subject: Subject, drains: list[Drain]) -> None:
             text = "enqueue leaves the task in a DSQ on this path without looking for an idle CPU and without a kick"
             subject.warning(20, path, text, "work conservation")
             break
+        if marks.waits and not marks.kicked and not marks.last and not marks.ended:
+            text = "enqueue looks for an idle CPU before it leaves the task in a DSQ, and not after"
+            text += ": one that falls idle in between sleeps on"
+            subject.report(20, Severity.NOTE, path.member, path.line, text, trail=path.trail)
     for path in subject.exits("enqueue"):
         if not path.marks.ended and not _is_pinned(path.facts):
             _check_claims(subject, path)
@@ -285,10 +289,8 @@ def _is_pinned(facts: Facts) -> bool:
 def _check_claim_is_returned(subject: Subject, path: Exit) -> None:
     """Whether select_cpu sends the task to the idle CPU that it claimed."""
     answer = low_half(path.result)
-    if answer.kind is TermKind.UNKNOWN or any(claim.cpu is answer for claim in path.marks.claims):
-        return
-    for claim in path.marks.claims:
-        if not claim.inserted and not claim.kicked:
+    for claim in path.marks.claims if answer.kind is not TermKind.UNKNOWN else ():
+        if claim.cpu is not answer and not claim.inserted and not claim.kicked:
             text = f"select_cpu claims {describe(claim.cpu)} and returns {describe(answer)}"
             text += ": nobody finds the claimed CPU idle until it has run"
             subject.warning(20, path, text, "work conservation")

@@ -78,6 +78,7 @@ class Marks(NamedTuple):
         queue: the DSQ that enqueue put the task into, if that is not built in.
         kicks: the CPUs that enqueue kicked.
         sought: whether an idle CPU was looked for.
+        last: whether that was after the task went into its DSQ.
         asked: claims, moves and records whose success is not known yet.
         claims: idle CPUs that were claimed, but for the one that the task is on.
         stays: whether enqueue put the task into the local DSQ of the CPU that it is on.
@@ -95,6 +96,7 @@ class Marks(NamedTuple):
     queue: Term | None = None
     kicks: frozenset[Term] = frozenset()
     sought: bool = False
+    last: bool = False
     asked: frozenset[Asked] = frozenset()
     claims: frozenset[Claim] = frozenset()
     stays: bool = False

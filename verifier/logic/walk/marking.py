@@ -158,7 +158,7 @@ def _after(
         marks = marks._replace(created=marks.created | {arguments[0].value})
     elif member == "enqueue":
         if name in _SEEKS:
-            marks = marks._replace(sought=True)
+            marks = marks._replace(sought=True, last=marks.waits)
         else:
             marks = _after_storing(callback, state, name, line, arguments)
     return marks

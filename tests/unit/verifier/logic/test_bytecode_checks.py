@@ -581,28 +581,31 @@ def test_clamp_of_a_slice_outlives_the_joining_of_paths(clamp, ways, tmp_path):
 
 
 PICK = "s32 cpu = scx_bpf_pick_idle_cpu(p->cpus_ptr, 0);\n"
-TAKE = "s32 cpu = scx_bpf_task_cpu(p);\nif (%s) {\n\tscx_bpf_dsq_insert(p, LOCAL, SLICE, 1);\n\treturn;\n}\n"
 STAY = "scx_bpf_dsq_insert(p, LOCAL, SLICE, 0);\n"
-QUEUE_IT = "scx_bpf_dsq_insert(p, SHARED, SLICE, 0);\n"
-SEND = "\tscx_bpf_dsq_insert(p, LOCAL_ON | cpu, SLICE, 0);\n"
+LEAVE = "scx_bpf_dsq_insert(p, SHARED, SLICE, 0);\n" + KICK
+SEND = "scx_bpf_dsq_insert(p, LOCAL_ON | cpu, SLICE, 0);\n"
+WAKE = "scx_bpf_kick_cpu(cpu, IDLE);\n"
+
+
+def chosen(test, then, otherwise=LEAVE):
+    return f"if ({test}) {{\n{then}}} else {{\n{otherwise}}}\n"
 
 
 @pytest.mark.parametrize(
     ("enqueue", "severity", "says"),
     [
-        (f"{PICK}if (cpu >= 0)\n\t{STAY}else\n\t{QUEUE_IT}", ERROR, "the claimed one"),
-        (f"{PICK}{STAY}if (cpu >= 0)\n\tscx_bpf_kick_cpu(cpu, IDLE);", WARNING, "cannot fetch it"),
-        (f"{PICK}if (cpu >= 0)\n{SEND}else\n\t{QUEUE_IT}", NOTE, "does not kick it"),
-        (f"{PICK}if (cpu != -16)\n{SEND}else\n\t{QUEUE_IT}", NOTE, "does not kick it"),
-        (f"{PICK}if (cpu >= 0)\n\tscx_bpf_kick_cpu(scx_bpf_task_cpu(p), IDLE);\n{QUEUE_IT}", None, ""),
-        (f"{PICK}if (cpu >= 0) {{\n{SEND}\tscx_bpf_kick_cpu(cpu, IDLE);\n}} else {{\n\t{QUEUE_IT}}}", None, ""),
-        (f"{PICK}if (cpu == scx_bpf_task_cpu(p))\n\t{STAY}"
-         f"else if (cpu >= 0) {{\n{SEND}\tscx_bpf_kick_cpu(cpu, IDLE);\n}} else {{\n\t{QUEUE_IT}}}", None, ""),
-        (TAKE % "scx_bpf_test_and_clear_cpu_idle(cpu)" + QUEUE_IT + KICK, None, ""),
-        (f"{PICK}if (p->nr_cpus_allowed == 1 && cpu >= 0)\n\t{STAY}"
-         f"else {{\n\t{QUEUE_IT}\tif (cpu >= 0)\n\t\tscx_bpf_kick_cpu(cpu, IDLE);\n}}", None, ""),
+        (PICK + chosen("cpu >= 0", STAY), ERROR, "the claimed one"),
+        (PICK + chosen("cpu > 0", SEND + WAKE), ERROR, "never kicks it"),
+        (PICK + STAY + chosen("cpu >= 0", WAKE, ""), WARNING, "cannot fetch it"),
+        (PICK + chosen("cpu >= 0", SEND), NOTE, "does not kick it"),
+        (PICK + chosen("cpu != -16", SEND), NOTE, "does not kick it"),
+        (PICK + chosen("cpu >= 0", SEND + WAKE, "scx_bpf_dsq_insert(p, SHARED, SLICE, 0);\n"), NOTE, "and not after"),
+        (PICK + chosen("cpu >= 0", SEND + WAKE), None, ""),
+        (PICK + chosen("cpu == scx_bpf_task_cpu(p)", STAY, chosen("cpu >= 0", SEND + WAKE)), None, ""),
+        ("s32 cpu = scx_bpf_task_cpu(p);\n" + chosen("scx_bpf_test_and_clear_cpu_idle(cpu)", STAY), None, ""),
+        (PICK + chosen("p->nr_cpus_allowed == 1 && cpu >= 0", STAY, chosen("cpu >= 0", SEND + WAKE)), None, ""),
     ],
-)  # fmt: skip
+)
 def test_claimed_cpu_has_to_be_used(enqueue, severity, says, tmp_path):
     """By an insert into its local DSQ and a kick, or by a kick if the task waits where it looks."""
     findings = check(tmp_path, enqueue=enqueue).report.findings
@@ -614,19 +617,25 @@ def test_claimed_cpu_has_to_be_used(enqueue, severity, says, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("returns", "silent"), [("prev_cpu", False), ("cpu", True), ("cpu >= 0 ? cpu : prev_cpu", True)]
-)
-def test_claimed_cpu_is_what_select_cpu_returns(returns, silent, tmp_path):
-    body = f"{PICK}if (cpu < 0)\n\treturn prev_cpu;\nreturn {returns};"
+    ("body", "silent"),
+    [
+        (PICK + "if (cpu < 0)\n\treturn prev_cpu;\nreturn prev_cpu;", False),
+        (PICK + "if (cpu < 0)\n\treturn prev_cpu;\nreturn cpu;", True),
+        (PICK + "return cpu >= 0 ? cpu : prev_cpu;", True),
+        ("s32 cpu;\nif (scx_bpf_test_and_clear_cpu_idle(prev_cpu) && p->pid & 1)\n\treturn prev_cpu;\n"
+         "cpu = scx_bpf_pick_idle_cpu(p->cpus_ptr, 0);\nreturn cpu >= 0 ? cpu : prev_cpu;", False),
+        ("s32 cpu;\nif (p->pid & 1 && scx_bpf_test_and_clear_cpu_idle(prev_cpu))\n\treturn prev_cpu;\n"
+         "cpu = scx_bpf_pick_idle_cpu(p->cpus_ptr, 0);\nreturn cpu >= 0 ? cpu : prev_cpu;", True),
+    ],
+)  # fmt: skip
+def test_claimed_cpu_is_what_select_cpu_returns(body, silent, tmp_path):
     findings = check(tmp_path, select_cpu=body).report.findings
     assert (findings == ()) is silent
     assert silent or [(finding.rule, finding.cleared_by) for finding in findings] == [(20, "work conservation")]
 
 
 CREATE_RECORD = "bpf_task_storage_get(&records, p, NULL, 1)"
-LOST = (
-    "u64 *record = bpf_task_storage_get(&records, p, NULL, 0);\ns32 cpu;\nif (!record)\n\treturn;\n" + QUEUE_IT + KICK
-)
+LOST = "u64 *record = bpf_task_storage_get(&records, p, NULL, 0);\ns32 cpu;\nif (!record)\n\treturn;\n" + LEAVE
 
 
 @pytest.mark.parametrize(
