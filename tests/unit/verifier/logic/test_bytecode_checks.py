@@ -733,3 +733,12 @@ def test_kick_of_the_cpu_that_looks_where_the_task_waits(kick, right, tmp_path):
     assert [(finding.rule, finding.cleared_by) for finding in findings] == (
         [] if right else [(20, "work conservation")]
     )
+
+
+@pytest.mark.parametrize(("mask", "own"), [(OWN_MASK, True), (DOMAIN_MASK, False)])
+def test_cpu_of_another_mask_is_no_answer_of_select_cpu(mask, own, tmp_path):
+    """The kernel then chooses one itself, so it is no error."""
+    body = mask + MASKED + "cpu = scx_bpf_pick_idle_cpu(mask, 0);\nreturn cpu < 0 ? prev_cpu : cpu;"
+    checked = check(tmp_path, before=RECORDS + DOMAINS, select_cpu=body)
+    assert [finding.cleared_by for finding in checked.found(1, WARNING)] == ([] if own else ["affinity"])
+    assert checked.report.errors == ()
