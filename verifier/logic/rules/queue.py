@@ -8,12 +8,14 @@ from schedagent.core.rules import FindingClass
 from schedagent.core.verification import Severity
 from verifier.logic.rules.placement import allowed, may_use_all
 from verifier.logic.rules.queues import Queue, QueueKind, is_cpu, may_be, must_be
-from verifier.logic.rules.subject import Drain, Insert, Subject
+from verifier.logic.rules.subject import Drain, Insert, Subject, calls_any
+from verifier.logic.walk.calls import names
 from verifier.logic.walk.events import Event, Exit
 from verifier.logic.walk.facts import Condition, Facts, Range, range_of
 from verifier.logic.walk.marking import is_callback_task, unanswered_claims
 from verifier.logic.walk.terms import Term, TermKind, describe, inside, low_half
 
+_FETCHES = names("scx_bpf_reenqueue_local scx_bpf_dsq_reenq")
 _ZERO_HINT = "an SCX_* number that became 0? take it with bpf_core_enum_value()"
 
 
@@ -233,7 +235,7 @@ def _check_kicks(subject: Subject, drains: list[Drain]) -> None:
             text = "enqueue leaves the task in a DSQ on this path without looking for an idle CPU and without a kick"
             subject.warning(20, path, text, "work conservation")
             break
-        if marks.waits and not marks.kicked and not marks.last and not marks.ended:
+        if marks.waits and marks.missed and not marks.kicked and not marks.last and not marks.ended:
             text = "enqueue looks for an idle CPU before it leaves the task in a DSQ, and not after"
             text += ": one that falls idle in between sleeps on"
             subject.report(20, Severity.NOTE, path.member, path.line, text, trail=path.trail)
@@ -329,8 +331,8 @@ def _check_release(subject: Subject, inserts: list[Insert]) -> None:
     leaves them there, too, but does not say that it thought of it.
     """
     local = any(insert.queue.kind in (QueueKind.LOCAL, QueueKind.LOCAL_ON) for insert in inserts)
-    fetches = any(subject.events("scx_bpf_reenqueue_local", "scx_bpf_dsq_reenq"))
-    if "cpu_release" in subject.ops.callbacks and local and not fetches:
+    release = subject.ops.callbacks.get("cpu_release", "")
+    if release and local and not calls_any(subject.image, release, _FETCHES):
         text = (
             "cpu_release leaves the tasks in the local DSQ of a CPU that is taken away, where no other CPU finds them"
         )

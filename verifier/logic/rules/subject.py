@@ -9,7 +9,7 @@ from schedagent.core.policies.policy import Standing
 from schedagent.core.rules import FindingClass
 from schedagent.core.verification import Finding, Severity, Step
 from verifier.logic.rules.queues import Queue, decode
-from verifier.logic.walk.calls import names
+from verifier.logic.walk.calls import canonical, names
 from verifier.logic.walk.events import Event, Exit, Trail, Walk, steps
 from verifier.logic.walk.facts import Condition, Facts, Range, range_of
 from verifier.logic.walk.terms import MASK32, Term, TermKind, low_half
@@ -194,6 +194,15 @@ def reached_from(image: BpfImage, name: str) -> frozenset[str]:
         waiting += called - reached
         reached |= called
     return frozenset(reached)
+
+
+def calls_any(image: BpfImage, name: str, functions: frozenset[str]) -> bool:
+    """Whether a function, or one that it calls, has a call of one of these kfuncs or helpers, if only in a dead branch."""
+    return any(
+        each.ref is not None and canonical(each.ref.name) in functions
+        for called in reached_from(image, name)
+        for each in image.functions[called].instructions
+    )
 
 
 def _plain(file: str) -> str:

@@ -78,7 +78,8 @@ class Marks(NamedTuple):
         queue: the DSQ that enqueue put the task into, if that is not built in.
         kicks: the CPUs that enqueue kicked.
         sought: whether an idle CPU was looked for.
-        last: whether that was after the task went into its DSQ.
+        missed: whether none was idle before the task went into its DSQ.
+        last: whether one was looked for after that.
         asked: claims, moves and records whose success is not known yet.
         claims: idle CPUs that were claimed, but for the one that the task is on.
         stays: whether enqueue put the task into the local DSQ of the CPU that it is on.
@@ -96,6 +97,7 @@ class Marks(NamedTuple):
     queue: Term | None = None
     kicks: frozenset[Term] = frozenset()
     sought: bool = False
+    missed: bool = False
     last: bool = False
     asked: frozenset[Asked] = frozenset()
     claims: frozenset[Claim] = frozenset()

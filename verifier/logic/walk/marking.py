@@ -275,7 +275,9 @@ def _answered(marks: Marks, asked: Asked, succeeded: bool) -> Marks:
         return marks._replace(stores=marks.stores | {about}) if succeeded else marks
     if asked.name == MOVES_TO_LOCAL:
         return marks if succeeded else _without_a_task(marks, about)
-    return marks._replace(claims=marks.claims | {Claim(about)}) if succeeded else marks
+    if not succeeded:
+        return marks._replace(missed=marks.missed or not marks.waits)
+    return marks._replace(claims=marks.claims | {Claim(about)})
 
 
 def _without_a_task(marks: Marks, queue: Term) -> Marks:
