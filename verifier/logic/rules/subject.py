@@ -197,7 +197,7 @@ def reached_from(image: BpfImage, name: str) -> frozenset[str]:
 
 
 def calls_any(image: BpfImage, name: str, functions: frozenset[str]) -> bool:
-    """Whether a function, or one that it calls, has a call of one of these kfuncs or helpers, if only in a dead branch."""
+    """Whether a function, or one that it calls, calls one of these kfuncs or helpers, if only in a dead branch."""
     return any(
         each.ref is not None and canonical(each.ref.name) in functions
         for called in reached_from(image, name)
