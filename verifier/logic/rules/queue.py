@@ -118,10 +118,11 @@ def _why_not_drained(insert: Insert, drains: list[Drain]) -> str:
     queue = insert.queue
     if not drains:
         return "nothing ever moves them out of it"
+    first = drains[0].queue
     if queue.single and all(_of_one_cpu(drain.queue) for drain in drains) and not may_use_all(insert.event.facts):
-        return f"dispatch only looks at {drains[0].queue}, which is this DSQ on one CPU alone"
-    if queue.family and len({drain.queue.constant for drain in drains}) == 1 and drains[0].queue.single:
-        return f"only {drains[0].queue} of them is ever looked at"
+        return f"dispatch only looks at {first}, which is this DSQ on one CPU alone"
+    if queue.family and {(drain.queue.single, drain.queue.constant) for drain in drains} == {(True, first.constant)}:
+        return f"only {first} of them is ever looked at"
     return ""
 
 
