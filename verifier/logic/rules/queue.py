@@ -252,7 +252,7 @@ def _check_kicks(subject: Subject, drains: list[Drain]) -> None:
 def _check_claims(subject: Subject, path: Exit) -> None:
     """Whether enqueue uses the idle CPU that it claimed: nobody else finds it idle until it has run."""
     marks = path.marks
-    unused = unanswered_claims(marks) or any(not claim.inserted and not claim.kicked for claim in marks.claims)
+    unused = bool(unanswered_claims(marks)) or any(not claim.inserted and not claim.kicked for claim in marks.claims)
     if unused and not marks.kicked and (marks.waits or marks.stores):
         text = "enqueue claims an idle CPU for the task it leaves waiting, and never kicks it"
         subject.error(20, path, f"{text}: until it runs for another reason nobody finds it idle")
@@ -292,11 +292,13 @@ def _is_pinned(facts: Facts) -> bool:
 def _check_claim_is_returned(subject: Subject, path: Exit) -> None:
     """Whether select_cpu sends the task to the idle CPU that it claimed."""
     answer = low_half(path.result)
-    for claim in path.marks.claims if answer.kind is not TermKind.UNKNOWN else ():
-        if claim.cpu is not answer and not claim.inserted and not claim.kicked:
-            text = f"select_cpu claims {describe(claim.cpu)} and returns {describe(answer)}"
-            text += ": nobody finds the claimed CPU idle until it has run"
-            subject.warning(20, path, text, "work conservation")
+    unused = unanswered_claims(path.marks) | {
+        claim.cpu for claim in path.marks.claims if not claim.inserted and not claim.kicked
+    }
+    for cpu in unused - {answer} if answer.kind is not TermKind.UNKNOWN else ():
+        text = f"select_cpu claims {describe(cpu)} and returns {describe(answer)}"
+        text += ": nobody finds the claimed CPU idle until it has run"
+        subject.warning(20, path, text, "work conservation")
 
 
 # --- rule 29

@@ -239,9 +239,9 @@ def _used(marks: Marks, cpu: Term, *, inserted: bool = False, kicked: bool = Fal
     return marks._replace(claims=used, asked=marks.asked - here)
 
 
-def unanswered_claims(marks: Marks) -> bool:
-    """Whether a path asked for an idle CPU and never looked whether it got one."""
-    return any(asked.name in _CLAIMS for asked in marks.asked)
+def unanswered_claims(marks: Marks) -> frozenset[Term]:
+    """Return the CPUs that a path asked for and never looked whether it got them."""
+    return frozenset(asked.about for asked in marks.asked if asked.name in _CLAIMS and isinstance(asked.about, Term))
 
 
 def _answer(asked: Asked, facts: Facts) -> bool | None:
