@@ -311,20 +311,13 @@ def _check_priority(subject: Subject, inserts: list[Insert], drains: list[Drain]
         looks = [drain.event for drain in drains if may_be(queue, drain.queue)]
         if not looks or any(event.member != "dispatch" for event in looks):
             continue
-        others = [other for other in entered.values() if not may_be(queue, other)]
-        first = next((other for other in others if all(_looks_behind(subject, event, other) for event in looks)), None)
+        emptied = frozenset.intersection(*(event.marks.emptied for event in looks))
+        others = (other for other in entered.values() if other.single and not may_be(queue, other))
+        first = next((other for other in others if other.constant in emptied), None)
         if first is not None:
             text = f"dispatch looks at {queue} only when it got nothing from {first}: as long as tasks come there, "
             subject.report(29, Severity.WARNING, "dispatch", looks[0].line, f"{text}those here wait",
                            trail=looks[0].trail, cleared_by="starvation", classed=FindingClass.UNFAIR)  # fmt: skip
-
-
-def _looks_behind(subject: Subject, event: Event, queue: Queue) -> bool:
-    """Whether dispatch looked into a DSQ, and got nothing, before it came here."""
-    if queue.single and queue.constant in event.marks.emptied:
-        return True
-    first = event.marks.first
-    return first is not None and any(must_be(queue, other) for other in subject.queues(first))
 
 
 def _check_release(subject: Subject, inserts: list[Insert]) -> None:

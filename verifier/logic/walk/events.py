@@ -84,7 +84,6 @@ class Marks(NamedTuple):
         claims: idle CPUs that were claimed, but for the one that the task is on.
         stays: whether enqueue put the task into the local DSQ of the CPU that it is on.
         emptied: DSQs, by their number, from which dispatch got no task.
-        first: the DSQ from which it got none first, which may be one of a family.
         ended: whether the policy ended itself with scx_bpf_error().
         batch: sites of inserts since the dispatch buffer was last looked at or flushed.
         created: ids of single DSQs that init created.
@@ -103,7 +102,6 @@ class Marks(NamedTuple):
     claims: frozenset[Claim] = frozenset()
     stays: bool = False
     emptied: frozenset[int] = frozenset()
-    first: Term | None = None
     ended: bool = False
     batch: frozenset[Site] = frozenset()
     created: frozenset[int] = frozenset()

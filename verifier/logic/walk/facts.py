@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from verifier.logic.walk.calls import RESULT_RANGES
+from verifier.logic.walk.calls import CPU_ARGUMENTS, MOST_CPUS, RESULT_RANGES
 from verifier.logic.walk.terms import MASK32, Term, TermKind, Terms, fits_32_bits, linear, low_half, signed
 
 
@@ -249,6 +249,8 @@ def _unsigned_span(facts: Facts, bits: int, term: Term) -> tuple[int, int] | Non
         case TermKind.CONST:
             value = term.value & ((1 << bits) - 1)
             span = value, value
+        case TermKind.ARGUMENT if parts[1] in CPU_ARGUMENTS:
+            span = 0, MOST_CPUS - 1
         case TermKind.LOAD | TermKind.FIELD if parts[2] < 8:
             span = 0, (1 << (8 * parts[2])) - 1
         case TermKind.CALL | TermKind.PURE:

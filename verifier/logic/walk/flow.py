@@ -45,6 +45,8 @@ _DISTINCT_PATHS = 10
 _WIDER = 2
 """So often may the interval of a value grow at a place where paths meet before nothing is claimed of it."""
 
+_FEW_QUEUES = 2
+
 _NOTHING = Facts()
 
 Spans = dict[tuple[int, Term], Range]
@@ -108,6 +110,7 @@ class Walker(Machine):
             self.entry.unreadable = str(error)
             return
         state.regs.append(self.terms.make(TermKind.STACK, 0, 0))
+        self.watched = self._two_queues() if member == "dispatch" else frozenset()
         self._set_arguments(state, member, function)
         self._waiting = [state]
         budget = min(STEP_BUDGET, TOTAL_BUDGET - sum(entry.steps for entry in self.walk.entries))
@@ -118,6 +121,13 @@ class Walker(Machine):
         for name, deferred in self._deferred:
             if not any(entry.function == deferred for entry in self.walk.entries):
                 self.enter(name, self.image.functions[deferred])
+
+    def _two_queues(self) -> frozenset[int]:
+        """Return the DSQs that tasks are inserted into, if they are two: of more there would be too many paths."""
+        queues = {event.arguments[1] for event in self.walk.events
+                  if event.name in marking.INSERTS and event.member in ("select_cpu", "enqueue")}  # fmt: skip
+        known = frozenset(queue.value for queue in queues if queue.is_const and not queue.value >> 63)
+        return known if len(known) == _FEW_QUEUES else frozenset()
 
     def _certain_records(self) -> frozenset[str]:
         """Return the task storages in which init_task leaves a record of every task that it does not refuse."""

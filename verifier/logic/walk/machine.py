@@ -51,6 +51,7 @@ class Machine:
         self.terms = walk.terms
         self.member = ""
         self.entry: Walked
+        self.watched: frozenset[int] = frozenset()
         self.recorded: frozenset[str] = frozenset()
         """Task storages in which every task has a record once init_task let it in."""
         self._undecided: set[Condition] = set()

@@ -43,11 +43,16 @@ _BPF_EXIST = 2
 
 
 class Callback(Protocol):
-    """The callback that is walked: its object, the terms of the walk, and which member of sched_ext_ops it is."""
+    """The callback that is walked: its object, the terms of the walk, and which member of sched_ext_ops it is.
+
+    Attributes:
+        watched: DSQs of which has to be known whether dispatch found them empty.
+    """
 
     image: BpfImage
     terms: Terms
     member: str
+    watched: frozenset[int]
 
 
 def plain_arguments(
@@ -191,7 +196,7 @@ def _asks(callback: Callback, name: str, arguments: tuple[Term, ...], result: Te
         cpu = low_half(arguments[0])
         return cpu if cpu.kind in _NAMED and not _is_own_cpu(cpu) else None
     if member == "dispatch" and name == MOVES_TO_LOCAL:
-        return arguments[0]
+        return arguments[0] if arguments[0].is_const and arguments[0].value in callback.watched else None
     if member == "init_task" and name == _RECORDS and len(arguments) > 3 and is_callback_task(arguments[1]):
         creates = arguments[3].is_const and arguments[3].value & _CREATES
         return region(callback, arguments[0]) if creates else None
@@ -274,16 +279,10 @@ def _answered(marks: Marks, asked: Asked, succeeded: bool) -> Marks:
     if isinstance(about, str):
         return marks._replace(stores=marks.stores | {about}) if succeeded else marks
     if asked.name == MOVES_TO_LOCAL:
-        return marks if succeeded else _without_a_task(marks, about)
+        return marks if succeeded else marks._replace(emptied=marks.emptied | {about.value})
     if not succeeded:
         return marks._replace(missed=marks.missed or not marks.waits)
     return marks._replace(claims=marks.claims | {Claim(about)})
-
-
-def _without_a_task(marks: Marks, queue: Term) -> Marks:
-    """Note that dispatch got nothing from a DSQ."""
-    emptied = marks.emptied | {queue.value} if queue.is_const else marks.emptied
-    return marks._replace(emptied=emptied, first=marks.first or queue)
 
 
 def _is_where_the_task_is(facts: Facts, cpu: Term) -> bool:
