@@ -1,4 +1,4 @@
-"""The corpus: policies that are broken on purpose, and correct ones, through the gates of the verifier.
+"""The corpus: policies that are broken on purpose, correct ones, and pairs before and after a fix, through the gates.
 
     python -m tests.corpus [--static] [NAME ...]      (make test-verifier)
 
@@ -13,6 +13,7 @@ import sys
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -21,9 +22,9 @@ from rich.table import Table
 from kernel_bpf.policies.library import load_library, policy_from_file
 from schedagent.core.policies.policy import CandidatePolicy, PolicyInfo
 from schedagent.core.policies.proposal import Origin
-from schedagent.core.rules import COMPILE, GATES, LOGIC, RULES, SOURCE
+from schedagent.core.rules import COMPILE, GATES, LOGIC, PROVING, RULES, SOURCE
 from schedagent.core.settings import load_settings
-from schedagent.core.verification import GateStatus, Severity, VerificationOutcome, VerificationReport
+from schedagent.core.verification import Finding, GateStatus, Severity, VerificationOutcome, VerificationReport
 from schedagent.run.opening import open_local_verifier
 from tests.support.paths import FIXTURES
 from verifier.pipeline import Verifier
@@ -39,7 +40,7 @@ class Entry:
     """One policy of the corpus.
 
     Args:
-        kind: "broken", "correct" or "bundled".
+        kind: "broken", "correct", "bundled", or "fixed": what its rule no longer closes a gate for, others may.
         info: the policy.
         rule, gate: what a broken one must be rejected for, and where at the latest.
         oracle: which oracle must show it, if a run must; else empty.
@@ -61,6 +62,55 @@ class Entry:
     def static(self) -> bool:
         """Whether the gates that need no machine must reject it."""
         return self.kind == "broken" and self.gate in STATIC
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A policy before and after the fix of a bug: in our code, after a kind of bug that is on public record.
+
+    Args:
+        bug: what was wrong, and how such bugs are fixed.
+        rule: the rule that tells the two apart.
+        severity: of the finding that only the first one has; None if a run must show it.
+        oracle: which oracle shows it then.
+        keeps: rules that both break, where the field does otherwise than our own policies.
+    """
+
+    name: str
+    bug: str
+    rule: int
+    severity: Severity | None
+    oracle: str
+    keeps: tuple[int, ...]
+    before: PolicyInfo
+    after: PolicyInfo
+
+    def entries(self) -> tuple[Entry, Entry]:
+        """Both of them, as `make test-verifier` judges what only a run tells apart."""
+        rest = self.rule, PROVING, self.oracle, self.bug
+        return Entry("broken", self.before, *rest), Entry("fixed", self.after, *rest)
+
+    def wrong(self, before: Sequence[Finding], after: Sequence[Finding]) -> str:
+        """Say what is wrong with the static findings of both; empty if they are told apart in the right direction."""
+        if not any((finding.rule, finding.severity) == (self.rule, self.severity) for finding in before):
+            return f"no {self.severity} of rule {self.rule} before the fix"
+        left = {finding.rule for finding in after} - set(self.keeps)
+        return f"rules {sorted(left)} behind the fix" if left else ""
+
+
+def load_pairs() -> list[Pair]:
+    """Return every pair of tests/fixtures/policies/pairs."""
+    folder = POLICIES / "pairs"
+    return [_pair(path, tomllib.loads(path.read_text())) for path in sorted(folder.glob("*.toml"))]
+
+
+def _pair(path: Path, fields: Mapping[str, Any]) -> Pair:
+    before, after = (policy_from_file(path.with_name(f"{path.stem}_{which}.bpf.c")) for which in ("before", "after"))
+    severity = Severity(fields["severity"]) if "severity" in fields else None
+    keeps = tuple(fields.get("keeps", ()))
+    return Pair(
+        path.stem, fields["bug"].strip(), fields["rule"], severity, fields.get("oracle", ""), keeps, before, after
+    )
 
 
 def load_corpus() -> list[Entry]:
@@ -118,16 +168,19 @@ def complaint(entry: Entry, report: VerificationReport) -> str:
 
     A policy that the static gates let through by right is not complained about if only those were asked for.
     """
-    if entry.kind != "broken":
+    if entry.kind in ("correct", "bundled"):
         bad = report.failure or next((gate for gate in report.gates if gate.status is GateStatus.SKIPPED), None)
         return f"{bad.gate}: {bad.detail}" if bad else ""
     if report.failure is None:
-        return "no gate closed" if report.passed or entry.static else ""
+        return "no gate closed" if entry.kind == "broken" and (report.passed or entry.static) else ""
     errors = [finding for finding in report.failure.findings if finding.severity is Severity.ERROR]
     broken = {finding.rule for finding in errors}
     # a run shows that a task starves, not which of several rules is why: core.rules says which oracle stands for which
     if any(finding.where in RULES[entry.rule].checks for finding in errors):
         broken.add(entry.rule)
+    if entry.kind == "fixed":
+        early = GATES.index(report.failure.gate) < GATES.index(entry.gate)
+        return f"{report.failure.gate!r} closed: {report.failure.detail}" if early or entry.rule in broken else ""
     if GATES.index(report.failure.gate) > GATES.index(entry.gate):
         return f"only {report.failure.gate!r} closed: {report.failure.detail}"
     return "" if entry.rule in broken else f"{report.failure.gate!r} closed for rule {sorted(broken) or 'none'}"
@@ -139,7 +192,9 @@ def row(entry: Entry, report: VerificationReport) -> tuple[str, ...]:
     rules = sorted({finding.rule for finding in failure.findings}) if failure else []
     seconds = sum(gate.seconds for gate in report.gates)
     ended = f"{failure.gate}, rule {', '.join(map(str, rules)) or '-'}" if failure else "passed"
-    wanted = f"{entry.gate}, rule {entry.rule}" if entry.kind == "broken" else "passed"
+    wanted = {"broken": f"{entry.gate}, rule {entry.rule}", "fixed": f"not for rule {entry.rule}"}.get(
+        entry.kind, "passed"
+    )
     said = complaint(entry, report)
     return (entry.kind, entry.name, wanted, ended, f"{seconds:.1f}", f"NO: {said}" if said else "yes")
 
@@ -152,7 +207,8 @@ def main(words: Sequence[str]) -> int:
     verifier = corpus_verifier(static_only=chosen.static)
     table = Table("kind", "policy", "must end at", "ended at", "s", "as it must")
     bad, total = 0, 0
-    for entry in load_corpus():
+    shown_by_a_run = [entry for pair in load_pairs() if pair.oracle for entry in pair.entries()]
+    for entry in [*load_corpus(), *shown_by_a_run]:
         if chosen.names and entry.name not in chosen.names:
             continue
         line = row(entry, judge(entry, verifier))

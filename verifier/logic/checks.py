@@ -31,7 +31,7 @@ from verifier.logic.walk.events import Walk
 from verifier.logic.walk.flow import Walker
 from verifier.object.image import BpfImage, OpsStruct
 
-_ORDER = ("init", "exit", "enqueue", "select_cpu", "dispatch", "init_task")
+_ORDER = ("init", "exit", "init_task", "enqueue", "select_cpu", "dispatch")
 
 
 @dataclass(frozen=True)
@@ -158,6 +158,7 @@ def _walk(image: BpfImage, ops: OpsStruct, features: frozenset[str], enums: Mapp
     """Walk every callback, the revealing ones first and the longest after them, then the other programs.
 
     What exit looks at decides about rule 26, so it must not be what is left when the budget is spent; it is short.
+    What init_task makes sure of is known in the others.
     """
     walker = Walker(image, features, enums)
     entered = set()

@@ -5,10 +5,11 @@ from __future__ import annotations
 from schedagent.core.verification import Severity
 from verifier.logic.rules.queues import QueueKind
 from verifier.logic.rules.subject import CHOOSES_CPU, Insert, Subject, truths
+from verifier.logic.walk import calls
 from verifier.logic.walk.calls import names
 from verifier.logic.walk.events import Exit
 from verifier.logic.walk.facts import Condition, Facts, range_of
-from verifier.logic.walk.marking import is_callback_task
+from verifier.logic.walk.marking import found_cpu, is_callback_task
 from verifier.logic.walk.terms import Term, TermKind, describe, inside, low_half, signed
 
 _MASK_RESULTS = names(
@@ -58,7 +59,7 @@ def _check_answer(subject: Subject, path: Exit) -> None:
             subject.error(1, path, "select_cpu returns scx_bpf_nr_cpu_ids(), one more than the last CPU")
         elif cpu.kind in (TermKind.OP, TermKind.LINEAR):
             _check_computed_answer(subject, path, cpu)
-        elif cpu.kind is TermKind.LOAD and not _tested(path.facts, cpu, None):
+        elif cpu.kind is TermKind.LOAD and not _tested(subject, path.facts, cpu, None):
             subject.warning(
                 1, path, f"select_cpu returns {describe(cpu)} without a test that the task may use it", "affinity"
             )
@@ -74,15 +75,17 @@ def _check_fixed_answer(subject: Subject, path: Exit, cpu: int) -> None:
 
 
 def _check_found(subject: Subject, path: Exit, cpu: Term) -> None:
-    known = range_of(path.facts, 32, cpu)
-    if known.signed_low < 0:
-        certainly = known.signed_high < 0
-        text = "negative because it found none" if certainly else "not tested: it is negative if no CPU is idle"
+    picked = found_cpu(path.facts, cpu)
+    if not picked:
+        text = "not tested: it is negative if no CPU is idle" if picked is None else "negative because it found none"
         subject.error(1, path, f"select_cpu returns the result of {cpu.name}(), {text}")
+    elif not allowed(subject, path.facts, cpu, None):
+        text = f"select_cpu returns what {cpu.name}() found in another mask than the task's: the kernel then chooses"
+        subject.warning(1, path, f"{text} a CPU itself, and the claimed one stays unused", "affinity")
 
 
 def _check_computed_answer(subject: Subject, path: Exit, cpu: Term) -> None:
-    if _tested(path.facts, cpu, None):
+    if _tested(subject, path.facts, cpu, None):
         return
     if _below_cpu_count(path.facts, cpu):
         subject.error(1, path, f"select_cpu returns {describe(cpu)} without a test of the task's mask")
@@ -105,13 +108,13 @@ def _below_cpu_count(facts: Facts, cpu: Term) -> bool:
 # --- rules 6 and 7
 
 
-def _tested(facts: Facts, cpu: Term, task: Term | None) -> bool:
+def _tested(subject: Subject, facts: Facts, cpu: Term, task: Term | None) -> bool:
     """Whether the path tested that the CPU is in the mask (of the task, if one is given)."""
     for term, true in truths(facts):
         if not true or term.kind is not TermKind.PURE or term.name != "bpf_cpumask_test_cpu":
             continue
         tested, mask = term.parts[1]
-        if low_half(tested) is cpu and (task is None or not _is_foreign(mask)):
+        if low_half(tested) is cpu and (task is None or not _is_foreign(subject, mask)):
             return True
     return may_use_all(facts)
 
@@ -126,26 +129,51 @@ def may_use_all(facts: Facts) -> bool:
     return False
 
 
-def _is_foreign(mask: Term) -> bool:
-    """Whether a mask certainly is not the task's own cpus_ptr."""
+def _is_foreign(subject: Subject, mask: Term) -> bool:
+    """Whether a mask is another one than the task's own cpus_ptr.
+
+    A mask that the policy keeps is the task's own if it lies in the task's storage, or if the policy fills it with what
+    the task may use, or compares it with that; one of a domain, a node or the whole machine is not.
+    """
     if mask.kind in (TermKind.CALL, TermKind.PURE):
         return mask.name in _FOREIGN_MASKS
-    return mask.kind is TermKind.ADDRESS and mask.name == "task_struct.cpus_mask"
+    if mask.kind is TermKind.ADDRESS:
+        return mask.name == "task_struct.cpus_mask"
+    keepers = _keepers(mask) if mask.kind is TermKind.LOAD else set()
+    infos = [subject.image.maps[name] for name in keepers if name in subject.image.maps]
+    if not keepers or any(info.type == calls.TASK_STORAGE for info in infos):
+        return False
+    return not keepers & _masks_of_tasks(subject)
 
 
-def allowed(facts: Facts, cpu: Term, task: Term) -> bool:
+def _keepers(mask: Term) -> set[str]:
+    """Return the maps and sections that a mask comes from."""
+    return {part.name for part in inside(mask) if part.kind in (TermKind.MAP, TermKind.GLOBAL)}
+
+
+def _masks_of_tasks(subject: Subject) -> set[str]:
+    """Return the maps and sections with masks that are filled with, or compared with, what a task may use."""
+    places: set[str] = set()
+    for event in subject.events("bpf_cpumask_and", "bpf_cpumask_copy", "bpf_cpumask_subset"):
+        if any(mask.kind in (TermKind.FIELD, TermKind.ARGUMENT, TermKind.UNKNOWN) for mask in event.arguments[1:3]):
+            places |= _keepers(event.arguments[0])
+    return places
+
+
+def allowed(subject: Subject, facts: Facts, cpu: Term, task: Term | None) -> bool:
     """Whether a CPU is one that the task may use, as far as its origin or a test on the path shows."""
     if cpu.kind is TermKind.UNKNOWN:
         return True  # several paths were joined: nothing is known
     if cpu.kind is TermKind.PURE and cpu.name == "scx_bpf_task_cpu":
         return cpu.parts[1][0] is task
     if cpu.kind in (TermKind.PURE, TermKind.CALL) and cpu.name in _MASK_RESULTS:
-        return not all(_is_foreign(mask) for mask in cpu.parts[-1])
-    if cpu.kind is TermKind.CALL and cpu.name in _PICKS:
-        masked = cpu.name.startswith("scx_bpf_select") or not _is_foreign(cpu.parts[2][0])
-        sure = cpu.name not in _NEEDS_CHECK or range_of(facts, 32, cpu).signed_low >= 0
-        return masked and sure
-    return _tested(facts, cpu, task)
+        if not all(_is_foreign(subject, mask) for mask in cpu.parts[-1]):
+            return True
+    elif cpu.kind is TermKind.CALL and cpu.name in _PICKS:
+        masked = cpu.name.startswith("scx_bpf_select") or not _is_foreign(subject, cpu.parts[2][0])
+        if masked:
+            return cpu.name not in _NEEDS_CHECK or found_cpu(facts, cpu) is True
+    return _tested(subject, facts, cpu, task)
 
 
 def _check_local_on(subject: Subject, insert: Insert) -> None:
@@ -153,7 +181,7 @@ def _check_local_on(subject: Subject, insert: Insert) -> None:
     if insert.queue.joined:
         return
     for value in subject.values(cpu) if cpu is not None else ():
-        if not allowed(insert.event.facts, low_half(value), insert.task):
+        if not allowed(subject, insert.event.facts, low_half(value), insert.task):
             subject.error(6, insert.event, f"the task goes to SCX_DSQ_LOCAL_ON | {describe(value)} without a test that "
                                            "its mask has this CPU")  # fmt: skip
     if cpu is None:
@@ -174,7 +202,7 @@ def _check_local_of_dispatch(subject: Subject, insert: Insert) -> None:
             true
             and term.kind is TermKind.PURE
             and term.name == "bpf_cpumask_test_cpu"
-            and not _is_foreign(term.parts[1][1])
+            and not _is_foreign(subject, term.parts[1][1])
         ):
             return
     if not may_use_all(insert.event.facts):

@@ -1,22 +1,26 @@
-"""Rules about DSQs: 2 (created), 3 and 4 (kinds of order), 7 (whose index), 8 (moves), 19 (drained), 20 (kicks)."""
+"""Rules about DSQs: 2 (created), 3, 4 (order), 7 (whose index), 8 (moves), 19 (drained), 20 (kicks), 29 (priority)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+from schedagent.core.rules import FindingClass
+from schedagent.core.verification import Severity
 from verifier.logic.rules.placement import allowed, may_use_all
 from verifier.logic.rules.queues import Queue, QueueKind, is_cpu, may_be, must_be
-from verifier.logic.rules.subject import Drain, Insert, Subject
-from verifier.logic.walk.events import Event
+from verifier.logic.rules.subject import Drain, Insert, Subject, calls_any
+from verifier.logic.walk.calls import names
+from verifier.logic.walk.events import Event, Exit
 from verifier.logic.walk.facts import Condition, Facts, Range, range_of
-from verifier.logic.walk.marking import is_callback_task
+from verifier.logic.walk.marking import is_callback_task, unanswered_claims
 from verifier.logic.walk.terms import Term, TermKind, describe, inside, low_half
 
+_FETCHES = names("scx_bpf_reenqueue_local scx_bpf_dsq_reenq")
 _ZERO_HINT = "an SCX_* number that became 0? take it with bpf_core_enum_value()"
 
 
 def check(subject: Subject) -> None:
-    """Report what breaks rules 2, 3, 4, 7 (families), 8, 19 and 20."""
+    """Report what breaks rules 2, 3, 4, 7 (families), 8, 19, 20 and 29 (strict priority)."""
     inserts, drains = list(subject.inserts()), list(subject.drains())
     created = list(_created(subject))
     for insert in inserts:
@@ -30,7 +34,9 @@ def check(subject: Subject) -> None:
     _check_orders(subject, inserts)
     _check_drained(subject, inserts, drains)
     _check_indexes(subject, inserts, drains)
-    _check_kicks(subject)
+    _check_kicks(subject, drains)
+    _check_priority(subject, inserts, drains)
+    _check_release(subject, inserts)
 
 
 def _created(subject: Subject) -> Iterator[tuple[Event, Queue]]:
@@ -112,10 +118,11 @@ def _why_not_drained(insert: Insert, drains: list[Drain]) -> str:
     queue = insert.queue
     if not drains:
         return "nothing ever moves them out of it"
+    first = drains[0].queue
     if queue.single and all(_of_one_cpu(drain.queue) for drain in drains) and not may_use_all(insert.event.facts):
-        return f"dispatch only looks at {drains[0].queue}, which is this DSQ on one CPU alone"
-    if queue.family and len({drain.queue.constant for drain in drains}) == 1 and drains[0].queue.single:
-        return f"only {drains[0].queue} of them is ever looked at"
+        return f"dispatch only looks at {first}, which is this DSQ on one CPU alone"
+    if queue.family and {(drain.queue.single, drain.queue.constant) for drain in drains} == {(True, first.constant)}:
+        return f"only {first} of them is ever looked at"
     return ""
 
 
@@ -187,7 +194,7 @@ def _check_indexes(subject: Subject, inserts: list[Insert], drains: list[Drain])
         if not drained_by or not all(_of_one_cpu(drain.queue) for drain in drained_by):
             continue
         index = low_half(queue.addends[0][0])
-        if _index_is_allowed(insert, index):
+        if _index_is_allowed(subject, insert, index):
             continue
         where = f"the task waits in {queue}, which only CPU {describe(index)} drains"
         if index.kind is TermKind.LOAD:
@@ -198,7 +205,7 @@ def _check_indexes(subject: Subject, inserts: list[Insert], drains: list[Drain])
             subject.error(7, insert.event, f"{where}, without a test that the task may use that CPU")
 
 
-def _index_is_allowed(insert: Insert, index: Term) -> bool:
+def _index_is_allowed(subject: Subject, insert: Insert, index: Term) -> bool:
     if index.kind is TermKind.ARGUMENT and index.parts[1] == "prev_cpu":
         return True
     if index.kind is TermKind.FIELD and ("cpu" in index.name):
@@ -211,13 +218,13 @@ def _index_is_allowed(insert: Insert, index: Term) -> bool:
         TermKind.LINEAR,
     ):
         return True
-    return allowed(insert.event.facts, index, insert.task)
+    return allowed(subject, insert.event.facts, index, insert.task)
 
 
 # --- rule 20
 
 
-def _check_kicks(subject: Subject) -> None:
+def _check_kicks(subject: Subject, drains: list[Drain]) -> None:
     """A task that enqueue leaves waiting while CPUs may idle: one of them must be kicked.
 
     select_cpu finds an idle CPU for a task that wakes, but enqueue is also called for tasks that were preempted, whose
@@ -229,8 +236,101 @@ def _check_kicks(subject: Subject) -> None:
             text = "enqueue leaves the task in a DSQ on this path without looking for an idle CPU and without a kick"
             subject.warning(20, path, text, "work conservation")
             break
-    left = [path for path in subject.exits("enqueue") if path.marks.waits or path.marks.stores]
-    claims = [path for path in left if path.marks.claimed]
-    if claims and not any(path.marks.kicked for path in claims):
+        if marks.waits and marks.missed and not marks.kicked and not marks.last and not marks.ended:
+            text = "enqueue looks for an idle CPU before it leaves the task in a DSQ, and not after"
+            text += ": one that falls idle in between sleeps on"
+            subject.report(20, Severity.NOTE, path.member, path.line, text, trail=path.trail)
+    for path in subject.exits("enqueue"):
+        if not path.marks.ended and not _is_pinned(path.facts):
+            _check_claims(subject, path)
+            _check_kicked(subject, path, drains)
+    for path in subject.exits("select_cpu"):
+        if not path.marks.ended:
+            _check_claim_is_returned(subject, path)
+
+
+def _check_claims(subject: Subject, path: Exit) -> None:
+    """Whether enqueue uses the idle CPU that it claimed: nobody else finds it idle until it has run."""
+    marks = path.marks
+    unused = bool(unanswered_claims(marks)) or any(not claim.inserted and not claim.kicked for claim in marks.claims)
+    if unused and not marks.kicked and (marks.waits or marks.stores):
         text = "enqueue claims an idle CPU for the task it leaves waiting, and never kicks it"
-        subject.error(20, claims[0], f"{text}: until it runs for another reason nobody finds it idle")
+        subject.error(20, path, f"{text}: until it runs for another reason nobody finds it idle")
+    elif unused and not marks.kicked and marks.stays:
+        text = "enqueue claims an idle CPU and inserts the task into SCX_DSQ_LOCAL, the queue of the CPU that it is on"
+        subject.error(20, path, f"{text}: the claimed one idles; insert into SCX_DSQ_LOCAL_ON | cpu")
+    elif marks.stays and any(claim.kicked and not claim.inserted for claim in marks.claims):
+        text = "enqueue claims an idle CPU and kicks it, but inserts the task into SCX_DSQ_LOCAL, where the kicked one"
+        subject.warning(20, path, f"{text} cannot fetch it; insert into SCX_DSQ_LOCAL_ON | cpu", "work conservation")
+    elif not marks.kicked and any(claim.inserted and not claim.kicked for claim in marks.claims):
+        text = "enqueue sends the task to the local DSQ of an idle CPU and does not kick it: the kernel has to wake it"
+        subject.report(20, Severity.NOTE, path.member, path.line, text, trail=path.trail)  # as kernels since 6.12 do
+
+
+def _check_kicked(subject: Subject, path: Exit, drains: list[Drain]) -> None:
+    """Whether the CPU that is kicked is the one that looks where the task waits, if only one CPU does."""
+    marks = path.marks
+    for queue in subject.queues(marks.queue) if marks.queue is not None and marks.kicks else ():
+        looks = [drain for drain in drains if may_be(queue, drain.queue)]
+        if queue.joined or len(queue.addends) != 1 or not looks or not all(_of_one_cpu(each.queue) for each in looks):
+            continue
+        index = low_half(queue.addends[0][0])
+        if not any(cpu is index or TermKind.UNKNOWN in (cpu.kind, index.kind) for cpu in marks.kicks):
+            text = f"the task waits in {queue}, which only CPU {describe(index)} drains, and another CPU is kicked"
+            subject.warning(20, path, text, "work conservation")
+
+
+def _is_pinned(facts: Facts) -> bool:
+    """Whether the path knows that the task may use one CPU only, which is the one that it is on."""
+    return any(
+        not isinstance(key, Condition) and key[1].kind is TermKind.FIELD
+        and key[1].name == "task_struct.nr_cpus_allowed" and isinstance(known, Range) and known.high == 1
+        for key, known in facts.items()
+    )  # fmt: skip
+
+
+def _check_claim_is_returned(subject: Subject, path: Exit) -> None:
+    """Whether select_cpu sends the task to the idle CPU that it claimed."""
+    answer = low_half(path.result)
+    unused = unanswered_claims(path.marks) | {
+        claim.cpu for claim in path.marks.claims if not claim.inserted and not claim.kicked
+    }
+    for cpu in unused - {answer} if answer.kind is not TermKind.UNKNOWN else ():
+        text = f"select_cpu claims {describe(cpu)} and returns {describe(answer)}"
+        text += ": nobody finds the claimed CPU idle until it has run"
+        subject.warning(20, path, text, "work conservation")
+
+
+# --- rule 29
+
+
+def _check_priority(subject: Subject, inserts: list[Insert], drains: list[Drain]) -> None:
+    """A DSQ that is only looked at when another one gave nothing: whoever fills that one keeps this one waiting."""
+    entered = {insert.queue.term: insert.queue for insert in inserts if insert.queue.kind is QueueKind.USER}
+    for queue in entered.values():
+        looks = [drain.event for drain in drains if may_be(queue, drain.queue)]
+        if not looks or any(event.member != "dispatch" for event in looks):
+            continue
+        emptied = frozenset.intersection(*(event.marks.emptied for event in looks))
+        others = (other for other in entered.values() if other.single and not may_be(queue, other))
+        first = next((other for other in others if other.constant in emptied), None)
+        if first is not None:
+            text = f"dispatch looks at {queue} only when it got nothing from {first}: as long as tasks come there, "
+            subject.report(29, Severity.WARNING, "dispatch", looks[0].line, f"{text}those here wait",
+                           trail=looks[0].trail, cleared_by="starvation", classed=FindingClass.UNFAIR)  # fmt: skip
+
+
+def _check_release(subject: Subject, inserts: list[Insert]) -> None:
+    """Whether tasks come back from the local DSQ of a CPU that a higher scheduling class takes away.
+
+    Only the policy can fetch them: scx_bpf_reenqueue_local() of kernel/sched/ext.c. A policy without a cpu_release
+    leaves them there, too, but does not say that it thought of it.
+    """
+    local = any(insert.queue.kind in (QueueKind.LOCAL, QueueKind.LOCAL_ON) for insert in inserts)
+    release = subject.ops.callbacks.get("cpu_release", "")
+    if release and local and not calls_any(subject.image, release, _FETCHES):
+        text = (
+            "cpu_release leaves the tasks in the local DSQ of a CPU that is taken away, where no other CPU finds them"
+        )
+        subject.report(29, Severity.WARNING, "cpu_release", subject.start_of("cpu_release"), text,
+                       cleared_by="real-time interference", classed=FindingClass.UNFAIR)  # fmt: skip

@@ -9,10 +9,10 @@ from schedagent.core.policies.policy import Standing
 from schedagent.core.rules import FindingClass
 from schedagent.core.verification import Finding, Severity, rank
 from verifier.logic.rules.queues import Queue, decode
-from verifier.logic.walk.calls import names
+from verifier.logic.walk.calls import canonical, names
 from verifier.logic.walk.events import Event, Exit, Trail, Walk, place_of, steps
-from verifier.logic.walk.facts import Condition, Facts, Range
-from verifier.logic.walk.terms import Term, TermKind, low_half
+from verifier.logic.walk.facts import Condition, Facts, Range, range_of
+from verifier.logic.walk.terms import MASK32, Term, TermKind, low_half
 from verifier.object.image import BpfImage, Function, Line, OpsStruct, Ref
 
 FLAT_IDLE = names("scx_bpf_get_idle_cpumask scx_bpf_get_idle_smtmask scx_bpf_pick_idle_cpu scx_bpf_pick_any_cpu")
@@ -100,6 +100,22 @@ class Subject:
         known = self.walk.merged.get(low_half(term))
         return tuple(known) if known else (term,)
 
+    def ranges(self, event: Event, term: Term, bits: int = 64) -> Iterator[tuple[Term, Range]]:
+        """Yield a value with its bounds; where paths were joined, each that it may be, as bounded where they met."""
+        inner = low_half(term)
+        bounds = range_of(event.facts, bits, term if bits == 64 else inner)
+        known = self.walk.merged.get(inner)
+        if not known:
+            yield term, bounds
+            return
+        for value in known:
+            low, high = self.walk.spans[inner, value]
+            if high >> bits or (inner is not term and high > MASK32):  # what is cut off may leave anything
+                low, high = bounds.low, bounds.high
+            low, high = max(low, bounds.low), min(high, bounds.high)
+            if low <= high:
+                yield value, Range(low, high, bounds.signed_low, bounds.signed_high)
+
     def inserts(self) -> Iterator[Insert]:
         """Yield every insert and move of the object, once for each DSQ it may mean."""
         for event in self.events("scx_bpf_dsq_insert", "scx_bpf_dsq_insert_vtime"):
@@ -179,6 +195,15 @@ def reached_from(image: BpfImage, name: str) -> frozenset[str]:
         waiting += called - reached
         reached |= called
     return frozenset(reached)
+
+
+def calls_any(image: BpfImage, name: str, functions: frozenset[str]) -> bool:
+    """Whether a function, or one that it calls, calls one of these kfuncs or helpers, if only in a dead branch."""
+    return any(
+        each.ref is not None and canonical(each.ref.name) in functions
+        for called in reached_from(image, name)
+        for each in image.functions[called].instructions
+    )
 
 
 def truths(facts: Facts) -> Iterator[tuple[Term, bool]]:

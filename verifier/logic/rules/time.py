@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 from schedagent.core.verification import Severity
 from verifier.logic.rules.subject import Insert, Subject
-from verifier.logic.walk.events import Event
-from verifier.logic.walk.facts import range_of
-from verifier.logic.walk.terms import MASK64, Term, TermKind, describe, inside, low_half
+from verifier.logic.walk.events import Event, Kept, kept_at
+from verifier.logic.walk.facts import Range
+from verifier.logic.walk.terms import MASK64, Term, TermKind, describe, inside, linear, low_half
 from verifier.object.image import Line
 
 SLICE_MIN_NS = 100_000
@@ -30,8 +30,8 @@ def check(subject: Subject) -> None:
         _check_performance(subject, event)
     inserts = list(subject.inserts())
     for event, given in _slices(subject, inserts):
-        for value in subject.values(given):
-            _check_slice(subject, event, value)
+        for value, known in subject.ranges(event, given):
+            _check_slice(subject, event, value, known)
     _check_vtime(subject, inserts)
 
 
@@ -60,8 +60,7 @@ def _certain_bits(term: Term) -> int:
 
 def _check_performance(subject: Subject, event: Event) -> None:
     top = subject.enums.get("SCX_CPUPERF_ONE", 1024)
-    for value in subject.values(event.arguments[1]) if len(event.arguments) > 1 else ():
-        known = range_of(event.facts, 32, low_half(value))
+    for value, known in subject.ranges(event, event.arguments[1], 32) if len(event.arguments) > 1 else ():
         if known.low > top:
             subject.error(11, event, f"{event.raw}() is given {known.low}; the most is SCX_CPUPERF_ONE ({top})")
         elif known.high > top:
@@ -88,8 +87,7 @@ def _slices(subject: Subject, inserts: list[Insert]) -> Iterator[tuple[Event, Te
             yield event, event.arguments[1]
 
 
-def _check_slice(subject: Subject, event: Event, value: Term) -> None:
-    known = range_of(event.facts, 64, value)
+def _check_slice(subject: Subject, event: Event, value: Term, known: Range) -> None:
     if value.is_const and value.value == _INFINITE:
         _check_infinite(subject, event)
     elif value.is_const and value.value == 0:
@@ -141,21 +139,55 @@ def _check_vtime(subject: Subject, inserts: list[Insert]) -> None:
     own = [
         insert for insert in timed for value in subject.values(insert.vtime or insert.task) if _is_accumulated(value)
     ]
+    clocks = _virtual_clocks(subject, timed)
     for comparison in subject.walk.comparisons:
         condition = comparison.condition
         sides = [low_half(condition.left), low_half(condition.right)]
         if condition.operator != "ult" or condition.bits != 64 or any(side.is_const for side in sides):
             continue
-        if any(_is_raw_vtime(side) for side in sides):
+        if any(_is_virtual(part, clocks) for side in sides if not _is_distance(side) for part in _addends(side)):
             text = f"{describe(condition.left)} and {describe(condition.right)} are compared as unsigned numbers, "
             text += "which fails when one wraps; compare (s64)(a - b) with 0"
             subject.report(22, Severity.ERROR, comparison.member, comparison.line, text)
-    for insert in own:
-        _check_clamped(subject, insert)
+    for insert in timed:
+        values = subject.values(insert.vtime or insert.task)
+        if any(_is_virtual(part, clocks) for value in values for part in inside(value)):
+            _check_clamped(subject, insert, clocks)
     if own and not subject.walk.fields & set(_WEIGHTS):
         line: Line | None = own[0].event.line
         text = "the order is by vtime, but no weight is ever read: nice levels mean nothing"
         subject.report(22, Severity.WARNING, own[0].event.member, line, text, cleared_by="weights")
+
+
+def _virtual_clocks(subject: Subject, timed: list[Insert]) -> frozenset[Kept]:
+    """Return where the policy keeps virtual times itself: what is charged there, and is the order of a queue."""
+    keys = {kept_at(part.parts[1]) for insert in timed if insert.vtime is not None
+            for value in subject.walk.may_be(insert.vtime) for part in _addends(value)
+            if part.kind is TermKind.LOAD}  # fmt: skip
+    return frozenset(place for place in keys if place is not None and _is_charged(subject, place))
+
+
+def _is_charged(subject: Subject, place: Kept) -> bool:
+    """Whether something is added to what a place holds that is more than a constant step."""
+    for value in subject.walk.kept.get(place, ()):
+        parts = _addends(value)
+        before = [part for part in parts if part.kind is TermKind.LOAD and kept_at(part.parts[1]) == place]
+        if before and len(parts) > len(before):
+            return True
+    return False
+
+
+def _addends(term: Term) -> list[Term]:
+    return [low_half(part) for part, _factor in linear(low_half(term))[1]]
+
+
+def _is_distance(term: Term) -> bool:
+    """Whether a value is a difference of two: how far they are apart, which is no time itself."""
+    return any(factor >> 63 for _part, factor in linear(term)[1])
+
+
+def _is_virtual(term: Term, clocks: frozenset[Kept]) -> bool:
+    return _is_raw_vtime(term) or (term.kind is TermKind.LOAD and kept_at(term.parts[1]) in clocks)
 
 
 def _is_raw_vtime(term: Term) -> bool:
@@ -167,13 +199,13 @@ def _is_accumulated(term: Term) -> bool:
     return any(_is_raw_vtime(part) for part in inside(term))
 
 
-def _check_clamped(subject: Subject, insert: Insert) -> None:
+def _check_clamped(subject: Subject, insert: Insert, clocks: frozenset[Kept]) -> None:
     """A key that is the task's vtime as it is must have been compared with something before."""
     for comparison in subject.walk.comparisons:
         if comparison.member != insert.event.member:
             continue
         sides = (comparison.condition.left, comparison.condition.right)
-        if any(_is_raw_vtime(part) for side in sides for part in inside(side)):
+        if any(_is_virtual(part, clocks) for side in sides for part in inside(side)):
             return
     text = "a task enters with its vtime as it was when it went to sleep: nothing limits the credit of a long sleeper"
     subject.warning(22, insert.event, text, "sleeper's return")

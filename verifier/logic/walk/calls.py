@@ -75,6 +75,12 @@ MAY_SLEEP = frozenset(
 )
 """Callbacks that the kernel calls where it may sleep (comments in struct sched_ext_ops)."""
 
+SCHEDULED = names(
+    "select_cpu enqueue dequeue dispatch tick runnable running stopping quiescent yield core_sched_before set_weight "
+    "set_cpumask"
+)
+"""Callbacks whose tasks init_task has let in (scx_init_task() of kernel/sched/ext.c; failing, it fails the fork)."""
+
 CPU_ARGUMENTS = frozenset({"cpu", "prev_cpu"})
 
 _BOOL = (0, 1)
@@ -255,7 +261,7 @@ PRINTS = frozenset({"scx_bpf_error_bstr", "scx_bpf_exit_bstr", "scx_bpf_dump_bst
 NEVER_RETURNS = frozenset({"bpf_throw"})
 ENDS_POLICY = frozenset({"scx_bpf_error_bstr", "scx_bpf_exit_bstr"})
 
-ARRAY, LRU_HASH, LRU_PERCPU_HASH, PERCPU_ARRAY, QUEUE, STACK = 2, 9, 10, 6, 22, 23
+ARRAY, LRU_HASH, LRU_PERCPU_HASH, PERCPU_ARRAY, QUEUE, STACK, TASK_STORAGE = 2, 9, 10, 6, 22, 23, 29
 """BPF_MAP_TYPE_* numbers that the rules look at (enum bpf_map_type)."""
 
 ALWAYS_FOUND = frozenset({ARRAY, PERCPU_ARRAY})

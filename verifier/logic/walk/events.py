@@ -9,7 +9,7 @@ from typing import NamedTuple
 from schedagent.core.verification import Step
 from verifier.logic.walk.code import Code
 from verifier.logic.walk.facts import Condition, Facts
-from verifier.logic.walk.terms import MASK64, Term, TermKind, Terms, describe, low_half, number, signed
+from verifier.logic.walk.terms import MASK64, Term, TermKind, Terms, describe, low_half, number, pointer, signed
 from verifier.object.image import Line
 
 _MOST_STEPS = 8
@@ -41,17 +41,49 @@ class Pending(NamedTuple):
     line: int
 
 
+class Asked(NamedTuple):
+    """A call whose result decides what happened, and that nobody looked at yet.
+
+    Args:
+        name: of the function.
+        about: the CPU that it claims, the DSQ that it takes a task from, or the map in which it makes a record.
+    """
+
+    result: Term
+    name: str
+    about: Term | str
+
+
+class Claim(NamedTuple):
+    """An idle CPU that a path took for itself: nobody else finds it idle until it has run.
+
+    Args:
+        inserted: whether the task was inserted into its local DSQ.
+        kicked: whether it was kicked.
+    """
+
+    cpu: Term
+    inserted: bool = False
+    kicked: bool = False
+
+
 class Marks(NamedTuple):
     """What happened on a path that the rules ask about; paths with different marks are never merged.
 
     Args:
         inserts: of the callback's task, 2 for more.
-        stores: the maps or variables that hold the task now.
+        stores: the maps or variables that hold the task now; in init_task those in which it has a record.
         pending: stores that may have failed.
         waits: whether the task went into a DSQ that is not built in.
-        kicked: whether a CPU was kicked.
+        queue: the DSQ that enqueue put the task into, if that is not built in.
+        kicks: the CPUs that enqueue kicked.
         sought: whether an idle CPU was looked for.
-        claimed: whether one was asked for in a way that takes it: nobody else finds it until it has run.
+        missed: whether none was idle before the task went into its DSQ.
+        last: whether one was looked for after that.
+        asked: claims, moves and records whose success is not known yet.
+        claims: idle CPUs that were claimed, but for the one that the task is on.
+        stays: whether enqueue put the task into the local DSQ of the CPU that it is on.
+        emptied: DSQs, by their number, from which dispatch got no task.
         ended: whether the policy ended itself with scx_bpf_error().
         batch: sites of inserts since the dispatch buffer was last looked at or flushed.
         created: ids of single DSQs that init created.
@@ -62,13 +94,24 @@ class Marks(NamedTuple):
     stores: frozenset[str] = frozenset()
     pending: frozenset[Pending] = frozenset()
     waits: bool = False
-    kicked: bool = False
+    queue: Term | None = None
+    kicks: frozenset[Term] = frozenset()
     sought: bool = False
-    claimed: bool = False
+    missed: bool = False
+    last: bool = False
+    asked: frozenset[Asked] = frozenset()
+    claims: frozenset[Claim] = frozenset()
+    stays: bool = False
+    emptied: frozenset[int] = frozenset()
     ended: bool = False
     batch: frozenset[Site] = frozenset()
     created: frozenset[int] = frozenset()
     starved: bool = False
+
+    @property
+    def kicked(self) -> bool:
+        """Whether enqueue kicked a CPU."""
+        return bool(self.kicks)
 
 
 @dataclass(frozen=True)
@@ -142,6 +185,17 @@ class Store(NamedTuple):
     high: int = MASK64
 
 
+class Kept(NamedTuple):
+    """A place in a variable, or in the values of a map: what has the same name there is one thing for the rules.
+
+    Args:
+        name: of the map or the data section.
+    """
+
+    name: str
+    offset: int
+
+
 class Load(NamedTuple):
     """A read of memory that no CO-RE relocation names a field of."""
 
@@ -178,10 +232,12 @@ class Walk:
     Attributes:
         fields: of kernel structs that are read.
         merged: values that were joined from others, and these.
+        spans: (value that was joined, one of those it was joined from) -> the latter's unsigned bounds where they met.
         codes: the functions that were walked.
         heads: what registers and stack slots hold where a loop is entered.
         stores: to variables.
         loads: of memory that has no name.
+        kept: what is written to maps and variables: some values of each place.
     """
 
     terms: Terms = field(default_factory=Terms)
@@ -191,10 +247,12 @@ class Walk:
     entries: list[Walked] = field(default_factory=list)
     fields: set[str] = field(default_factory=set)
     merged: dict[Term, set[Term]] = field(default_factory=dict)
+    spans: dict[tuple[Term, Term], tuple[int, int]] = field(default_factory=dict)
     codes: dict[str, Code] = field(default_factory=dict)
     heads: dict[Site, Held] = field(default_factory=dict)
     stores: set[Store] = field(default_factory=set)
     loads: set[Load] = field(default_factory=set)
+    kept: dict[Kept, set[Term]] = field(default_factory=dict)
 
     def may_be(self, term: Term) -> frozenset[Term]:
         """Return the values that were joined in one, however often; the value itself if none were."""
@@ -208,6 +266,16 @@ class Walk:
             waiting += [value for value in known if value not in seen]
             seen |= known
         return frozenset(values)
+
+
+def kept_at(address: Term) -> Kept | None:
+    """Return the place that an address names, as far as it lies in a map's value or in a variable."""
+    base, offset = pointer(address)
+    if base.kind is TermKind.GLOBAL:
+        return Kept(base.name, offset)
+    if base.kind is not TermKind.CALL:
+        return None
+    return next((Kept(each.name, offset) for each in base.parts[2][:1] if each.kind is TermKind.MAP), None)
 
 
 def _renamed(term: Term) -> set[Term] | None:

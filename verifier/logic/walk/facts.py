@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from verifier.logic.walk.calls import RESULT_RANGES
+from verifier.logic.walk.calls import CPU_ARGUMENTS, MOST_CPUS, RESULT_RANGES
 from verifier.logic.walk.terms import MASK32, Term, TermKind, Terms, fits_32_bits, linear, low_half, signed
 
 
@@ -32,6 +32,12 @@ class Range(NamedTuple):
     @property
     def empty(self) -> bool:
         return self.low > self.high or self.signed_low > self.signed_high
+
+
+def union(bounds: Range, other: Range) -> Range:
+    """Return the interval that holds all values of two."""
+    return Range(min(bounds.low, other.low), max(bounds.high, other.high),
+                 min(bounds.signed_low, other.signed_low), max(bounds.signed_high, other.signed_high))  # fmt: skip
 
 
 Fact = tuple[int, Term] | Condition
@@ -243,6 +249,8 @@ def _unsigned_span(facts: Facts, bits: int, term: Term) -> tuple[int, int] | Non
         case TermKind.CONST:
             value = term.value & ((1 << bits) - 1)
             span = value, value
+        case TermKind.ARGUMENT if parts[1] in CPU_ARGUMENTS:
+            span = 0, MOST_CPUS - 1
         case TermKind.LOAD | TermKind.FIELD if parts[2] < 8:
             span = 0, (1 << (8 * parts[2])) - 1
         case TermKind.CALL | TermKind.PURE:
@@ -324,7 +332,7 @@ def living(facts: Facts, roots: frozenset[Term]) -> Facts:
     about: set[Term] = set()
     for key, value in facts.items():
         needed = key.left.roots | key.right.roots if isinstance(key, Condition) else key[1].roots
-        if needed <= roots or is_about_allowed_cpus(key):
+        if needed <= roots or is_about_allowed_cpus(key) or is_test_of(key, value, roots):
             still[key] = value
             about |= needed
     still.share_roots(frozenset(about))
@@ -334,6 +342,37 @@ def living(facts: Facts, roots: frozenset[Term]) -> Facts:
 def is_about_allowed_cpus(key: Fact) -> bool:
     """Whether a fact is about how many CPUs a task may use: it stays true wherever the other number came from."""
     return any(term.kind is TermKind.FIELD and term.name == "task_struct.nr_cpus_allowed" for term in terms_of(key))
+
+
+def is_test_of(key: Fact, known: Range | bool, roots: frozenset[Term]) -> bool:
+    """Whether a fact says that a CPU made of these values is in a mask that the policy keeps.
+
+    It outlives the mask's address, which nothing needs any more once it was tested.
+    """
+    term = key.left if isinstance(key, Condition) else key[1]
+    if (
+        term.kind is not TermKind.PURE
+        or term.name != "bpf_cpumask_test_cpu"
+        or term.parts[1][1].kind is not TermKind.LOAD
+    ):
+        return False
+    if isinstance(key, Condition):
+        holds = key.operator == "eq" and key.right.is_const and key.right.value == 0 and known is False
+    else:
+        holds = isinstance(known, Range) and known.low > 0
+    return holds and low_half(term.parts[1][0]).roots <= roots
+
+
+def joined(facts: Facts, others: Facts) -> Facts:
+    """Return what is known where two paths meet: what both decided alike, and for each value an interval of both."""
+    both = Facts()
+    for key, known in facts.items():
+        other = others.get(key)
+        if known == other:
+            both[key] = known
+        elif isinstance(known, Range) and isinstance(other, Range):
+            both[key] = union(known, other)
+    return both
 
 
 def terms_of(key: Fact) -> tuple[Term, ...]:

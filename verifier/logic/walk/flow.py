@@ -21,9 +21,12 @@ from verifier.logic.walk.facts import (
     assume,
     decide,
     is_about_allowed_cpus,
+    is_test_of,
+    joined,
     jump_condition,
     range_of,
     terms_of,
+    union,
 )
 from verifier.logic.walk.machine import Machine
 from verifier.logic.walk.state import Frame, State
@@ -38,6 +41,16 @@ TOTAL_BUDGET = 250_000
 
 _DISTINCT_PATHS = 10
 """So many different paths may meet at one place before they are joined."""
+
+_WIDER = 2
+"""So often may the interval of a value grow at a place where paths meet before nothing is claimed of it."""
+
+_FEW_QUEUES = 2
+
+_NOTHING = Facts()
+
+Spans = dict[tuple[int, Term], Range]
+"""(bits, value that was joined) -> the interval of all that it was joined from."""
 
 _DISTINCT_VALUES = 32
 """So many different values at one place are remembered where a loop is entered."""
@@ -68,6 +81,7 @@ class Walker(Machine):
         self._waiting: list[State] = []
         self._seen: dict[tuple[object, ...], set[tuple[object, ...]]] = {}
         self._joined: dict[tuple[object, ...], State] = {}
+        self._grown: dict[tuple[object, ...], int] = {}
         self._dead = self.terms.make(TermKind.UNKNOWN, "dead")
         self._known_events: set[tuple[object, ...]] = set()
         self._deferred: list[tuple[str, str]] = []
@@ -89,21 +103,39 @@ class Walker(Machine):
         self.member = member
         self.entry = Walked(member, function.name)
         self.walk.entries.append(self.entry)
-        self._seen, self._joined = {}, {}
+        self._seen, self._joined, self._grown = {}, {}, {}
         try:
             state = State(self._code(function.name), [self._dead] * FRAME_POINTER)
         except BadCode as error:
             self.entry.unreadable = str(error)
             return
         state.regs.append(self.terms.make(TermKind.STACK, 0, 0))
+        self.watched = self._two_queues() if member == "dispatch" else frozenset()
         self._set_arguments(state, member, function)
         self._waiting = [state]
         budget = min(STEP_BUDGET, TOTAL_BUDGET - sum(entry.steps for entry in self.walk.entries))
         while self._waiting and not self.entry.exhausted:
             self._follow(self._waiting.pop(), budget)
+        if member == "init_task":
+            self.recorded = self._certain_records()
         for name, deferred in self._deferred:
             if not any(entry.function == deferred for entry in self.walk.entries):
                 self.enter(name, self.image.functions[deferred])
+
+    def _two_queues(self) -> frozenset[int]:
+        """Return the DSQs that tasks are inserted into, if they are two: of more there would be too many paths."""
+        queues = {event.arguments[1] for event in self.walk.events
+                  if event.name in marking.INSERTS and event.member in ("select_cpu", "enqueue")}  # fmt: skip
+        known = frozenset(queue.value for queue in queues if queue.is_const and not queue.value >> 63)
+        return known if len(known) == _FEW_QUEUES else frozenset()
+
+    def _certain_records(self) -> frozenset[str]:
+        """Return the task storages in which init_task leaves a record of every task that it does not refuse."""
+        taken = [path for path in self.walk.exits if path.member == "init_task" and not path.marks.ended
+                 and range_of(path.facts, 32, low_half(path.result)).low == 0]  # fmt: skip
+        if self.entry.exhausted or self.entry.unreadable or not taken or _deletes_records(self.image):
+            return frozenset()
+        return frozenset.intersection(*(path.marks.stores for path in taken))
 
     def _set_arguments(self, state: State, member: str, function: Function) -> None:
         names = calls.CALLBACK_ARGUMENTS.get(member)
@@ -160,7 +192,7 @@ class Walker(Machine):
         if not goes_back:
             self._remember(state, Site(state.code.name, place))
         if before is not None and goes_back:
-            self._merge(state, before[0], before[1], at)
+            self._merge(state, before[0], before[1], at, _NOTHING)
         state.loops[at] = (tuple(state.regs), state.stack)
 
     def _remember(self, state: State, head: Site) -> None:
@@ -181,10 +213,12 @@ class Walker(Machine):
             held[place][value] = min(low, before[0]), max(high, before[1])
 
     def _merge(self, state: State, regs: tuple[Term, ...], stack: Mapping[tuple[int, int], tuple[int, Term]],
-               at: tuple[object, ...]) -> None:  # fmt: skip
+               at: tuple[object, ...], facts: Facts) -> Spans:  # fmt: skip
+        """Join registers and stack with those of another path, of which these are the facts; return the intervals."""
+        spans: Spans = {}
         for register, value in enumerate(state.regs):
             if value is not regs[register]:
-                state.regs[register] = self._merged(state, (value, regs[register]), (*at, register))
+                state.regs[register] = self._merged(state, (value, regs[register]), (*at, register), facts, spans)
         for slot, (size, value) in list(state.stack.items()):
             other = stack.get(slot)
             if other is None or other[0] != size:
@@ -197,13 +231,22 @@ class Walker(Machine):
                 used = self.terms.make(TermKind.ITERATOR, *value.parts[:3], value.parts[3] and other[1].parts[3])
                 state.stack[slot] = (size, used)
             elif other[1] is not value:
-                state.stack[slot] = (size, self._merged(state, (value, other[1]), (*at, slot)))
+                state.stack[slot] = (size, self._merged(state, (value, other[1]), (*at, slot), facts, spans))
+        return spans
 
-    def _merged(self, state: State, values: tuple[Term, Term], place: tuple[object, ...]) -> Term:
-        """Return the unknown that stands for these values, and remember which they were."""
+    def _merged(self, state: State, values: tuple[Term, Term], place: tuple[object, ...], facts: Facts,
+                spans: Spans) -> Term:  # fmt: skip
+        """Return the unknown that stands for a value of this path and one of another; note which, and their bounds."""
         term = self.terms.make(TermKind.UNKNOWN, "merged", place)
         known = self.walk.merged.setdefault(term, set())
-        known.update(value for value in values if value is not term)
+        for bits in (32, 64):
+            ranges = [range_of(each, bits, value) for each, value in zip((state.facts, facts), values, strict=True)]
+            spans[bits, term] = union(*ranges)
+        for value, bounds in zip(values, ranges, strict=True):
+            if value is not term:
+                known.add(value)
+                low, high = self.walk.spans.get((term, value), (bounds.low, bounds.high))
+                self.walk.spans[term, value] = min(low, bounds.low), max(high, bounds.high)
         state.remake(term, self.terms)
         return term
 
@@ -214,20 +257,31 @@ class Walker(Machine):
         if before is not None:
             regs, stack, facts, frames = tuple(before.regs), before.stack, before.facts, before.frames
             place = (*group[:3], "join")
-            self._merge(state, regs, stack, place)
-            self._merge_frames(state, frames, place)
-            state.facts = Facts((key, value) for key, value in state.facts.items() if facts.get(key) == value)
+            spans = self._merge(state, regs, stack, place, facts)
+            self._merge_frames(state, frames, place, facts, spans)
+            state.facts = self._joined_facts(group, state.facts, facts, spans)
             if tuple(state.regs) == regs and (state.stack, state.facts, state.frames) == (stack, facts, frames):
                 return False
         self._joined[group] = state.fork()
         return True
 
-    def _merge_frames(self, state: State, frames: tuple[Frame, ...], place: tuple[object, ...]) -> None:
+    def _joined_facts(self, group: tuple[object, ...], facts: Facts, before: Facts, spans: Spans) -> Facts:
+        """Return what is known behind the place where paths meet; an interval that keeps growing there is given up."""
+        known = joined(facts, before)
+        known.update((key, bounds) for key, bounds in spans.items() if bounds != range_of(_NOTHING, *key))
+        for key in [key for key, bounds in known.items() if isinstance(bounds, Range) and before.get(key) != bounds]:
+            grown = self._grown[group, key] = self._grown.get((group, key), 0) + 1
+            if grown > _WIDER:
+                del known[key]
+        return known
+
+    def _merge_frames(self, state: State, frames: tuple[Frame, ...], place: tuple[object, ...], facts: Facts,
+                      spans: Spans) -> None:  # fmt: skip
         """Join what the callers kept in registers."""
         merged = []
         for depth, (frame, other) in enumerate(zip(state.frames, frames, strict=True)):
             saved = tuple(
-                value if value is before else self._merged(state, (value, before), (*place, depth, index))
+                value if value is before else self._merged(state, (value, before), (*place, depth, index), facts, spans)
                 for index, (value, before) in enumerate(zip(frame.saved, other.saved, strict=True))
             )
             merged.append(frame._replace(saved=saved))
@@ -267,8 +321,9 @@ class Walker(Machine):
             return False
         state.facts = facts
         state.trail = Trail(state.trail, op.line, condition, holds)
-        if state.marks.pending:
-            state.marks = marking.settle(state.marks, facts)
+        marks = state.marks
+        if marks.pending or marks.asked or marks.claims:
+            state.marks = marking.settle(marks, facts)
         if marking.is_out_of_memory(self, condition, holds):
             state.marks = state.marks._replace(starved=True)
         return True
@@ -321,7 +376,7 @@ class Walker(Machine):
 
     def _finish(self, state: State, op: Op) -> None:
         roots = state.regs[0].roots
-        facts = Facts((key, known) for key, known in state.facts.items() if _eternal(key) or _about(key, roots))
+        facts = _facts_about(state.facts, roots)
         key = (self.member, state.regs[0], state.marks, frozenset(facts.items()))
         if key not in self._known_events:
             self._known_events.add(key)
@@ -401,7 +456,7 @@ class Walker(Machine):
     def _report(self, state: State, name: str, raw: str, site: Site, op: Op, arguments: tuple[Term, ...]) -> None:
         looped = name.startswith("scx_bpf_dsq_insert") and site in state.marks.batch
         roots: frozenset[Term] = frozenset().union(*(term.roots for term in arguments))
-        facts = Facts((key, known) for key, known in state.facts.items() if _eternal(key) or _about(key, roots))
+        facts = _facts_about(state.facts, roots)
         key = (self.member, site, arguments, looped, state.marks, frozenset(facts.items()))
         if key in self._known_events:
             return
@@ -410,6 +465,17 @@ class Walker(Machine):
         event = Event(name, raw, self.member, site, op.line, arguments, state.regs[0], facts, state.marks, state.trail,
                       looped, bound, self._printed(state, name, arguments))  # fmt: skip
         self.walk.events.append(event)
+
+
+def _deletes_records(image: BpfImage) -> bool:
+    """Whether anything but exit_task takes a task's record away."""
+    leaving = {ops.callbacks.get("exit_task") for ops in image.ops}
+    return any(
+        each.ref is not None and each.ref.name == "bpf_task_storage_delete"
+        for name, function in image.functions.items()
+        if name not in leaving
+        for each in function.instructions
+    )
 
 
 def _last_line(state: State, op: Op, entered: str) -> Line | None:
@@ -442,6 +508,15 @@ def _loop_bound(state: State) -> int | None:
         if isinstance(known, Range) and not isinstance(key, Condition) and key[1].kind is TermKind.UNKNOWN
     ]
     return min((top for top in tops if top < 1 << 31), default=None)
+
+
+def _facts_about(facts: Facts, roots: frozenset[Term]) -> Facts:
+    """Return the facts about some values, and those that always hold."""
+    return Facts(
+        (key, known)
+        for key, known in facts.items()
+        if _eternal(key) or _about(key, roots) or is_test_of(key, known, roots)
+    )
 
 
 def _eternal(key: Fact) -> bool:

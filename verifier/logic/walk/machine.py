@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from verifier.logic.walk import calls, marking
 from verifier.logic.walk.code import Op, call_arity
-from verifier.logic.walk.events import Event, Load, Site, Store, Walk, Walked
+from verifier.logic.walk.events import Event, Load, Site, Store, Walk, Walked, kept_at
 from verifier.logic.walk.facts import Condition, Fact, Facts, Range, range_of, terms_of
 from verifier.logic.walk.state import State
 from verifier.logic.walk.terms import MASK64, Term, TermKind, linear, low_half, pointer, signed
@@ -32,6 +32,9 @@ _FIELD_OFFSET = 0
 _MOST_PRINTED = 12
 """MAX_BPRINTF_VARARGS of kernel/bpf/helpers.c."""
 
+_MOST_VALUES = 32
+"""So many of the values that are written to one place are remembered."""
+
 _MODE = 0xE0
 _SIGN_EXTENDING = 0x80
 _BYTE_SWAPS = {0xD4: "le", 0xDC: "be", 0xD7: "bswap"}
@@ -48,6 +51,9 @@ class Machine:
         self.terms = walk.terms
         self.member = ""
         self.entry: Walked
+        self.watched: frozenset[int] = frozenset()
+        self.recorded: frozenset[str] = frozenset()
+        """Task storages in which every task has a record once init_task let it in."""
         self._undecided: set[Condition] = set()
         self._stored: set[tuple[object, ...]] = set()
         self._constants = sorted(
@@ -237,10 +243,19 @@ class Machine:
             state.facts = _without_fields_of(state.facts, owner)
             self._note_store(state, op, site, address, value)
         else:
+            self._keep(address, value)
             state.marks = marking.after_store(self, state, address, value)
             if marking.is_timelike(value):
                 self._note_store(state, op, site, address, value)
         return True
+
+    def _keep(self, address: Term, value: Term) -> None:
+        """Remember what is written to a place that outlives the callback."""
+        place = kept_at(address)
+        if place is not None and not value.is_const:
+            values = self.walk.kept.setdefault(place, set())
+            if len(values) < _MOST_VALUES:
+                values.add(value)
 
     def _written(self, state: State, address: Term, size: int, value: Term | None) -> None:
         """Note a store that may be one to a variable."""
@@ -315,6 +330,7 @@ class Machine:
         term = self.terms.make(TermKind.CALL, name, site, arguments)
         state.remake(term, self.terms)
         never_null = name == "bpf_map_lookup_elem" and self._is_always_found(state, arguments)
+        never_null = never_null or (name == "bpf_task_storage_get" and self._has_record(arguments))
         if never_null or (first_round and name == "bpf_iter_num_next"):
             state.facts = Facts({**state.facts, (64, term): Range(1, MASK64, -(1 << 63), (1 << 63) - 1)})
         return term
@@ -378,6 +394,16 @@ class Machine:
 
     def _map_of(self, term: Term) -> MapInfo | None:
         return self.image.maps.get(term.name) if term.kind is TermKind.MAP else None
+
+    def _has_record(self, arguments: tuple[Term, ...]) -> bool:
+        """Whether a task certainly has a record: one that the kernel scheduled, after init_task took it."""
+        if len(arguments) < 2 or self.member not in calls.SCHEDULED:
+            return False
+        info, task = self._map_of(arguments[0]), arguments[1]
+        is_task = task.kind is TermKind.ARGUMENT or (
+            task.kind is TermKind.CALL and task.name == "bpf_iter_scx_dsq_next"
+        )
+        return info is not None and info.name in self.recorded and is_task
 
     def _is_always_found(self, state: State, arguments: tuple[Term, ...]) -> bool:
         """Whether the index of an array lookup is certainly in range."""

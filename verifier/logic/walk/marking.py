@@ -6,41 +6,59 @@ from typing import Protocol
 
 from verifier.logic.walk import calls
 from verifier.logic.walk.calls import names
-from verifier.logic.walk.events import Marks, Pending, Site, settled
+from verifier.logic.walk.events import Asked, Claim, Marks, Pending, Site, settled
 from verifier.logic.walk.facts import Condition, Facts, range_of
 from verifier.logic.walk.state import State
-from verifier.logic.walk.terms import Term, TermKind, Terms, inside, linear, low_half, pointer
+from verifier.logic.walk.terms import Term, TermKind, Terms, inside, linear, low_half, pointer, signed
 from verifier.object.image import BpfImage, Line
 
 INSERTS = frozenset({"scx_bpf_dsq_insert", "scx_bpf_dsq_insert_vtime"})
 KICKS = frozenset({"scx_bpf_kick_cpu", "scx_bpf_kick_cid"})
+_OF_THE_TASK = frozenset({"select_cpu", "enqueue"})
+"""Callbacks that decide where their task goes."""
+
 _IDENTITY_FIELDS = frozenset({"task_struct.pid", "task_struct.tgid", "task_struct.scx.tid"})
 _NODE_ADDERS = frozenset({"bpf_rbtree_add", "bpf_list_push_front", "bpf_list_push_back"})
-_RESETS_BATCH = frozenset({"scx_bpf_dispatch_nr_slots", "scx_bpf_dsq_move_to_local"})
-_CLAIMS = names(
-    "scx_bpf_pick_idle_cpu scx_bpf_pick_idle_cpu_node scx_bpf_test_and_clear_cpu_idle scx_bpf_select_cpu_and "
-    "scx_bpf_select_cpu_dfl"
-)
-_SEEKS = _CLAIMS | names("scx_bpf_get_idle_cpumask scx_bpf_get_idle_smtmask")
+MOVES_TO_LOCAL = "scx_bpf_dsq_move_to_local"
+_RESETS_BATCH = frozenset({"scx_bpf_dispatch_nr_slots", MOVES_TO_LOCAL})
+PICKS_IDLE = names("scx_bpf_pick_idle_cpu scx_bpf_pick_idle_cpu_node scx_bpf_select_cpu_and")
+"""Claim an idle CPU and return it; a negative number, -EBUSY, if there is none (kernel/sched/ext_idle.c)."""
+
+_TAKES = "scx_bpf_test_and_clear_cpu_idle"
+_CLAIMS = PICKS_IDLE | {_TAKES}
+_SEEKS = _CLAIMS | names("scx_bpf_select_cpu_dfl scx_bpf_get_idle_cpumask scx_bpf_get_idle_smtmask")
+_RECORDS = "bpf_task_storage_get"
+_CREATES = 1
+"""BPF_LOCAL_STORAGE_GET_F_CREATE (include/uapi/linux/bpf.h)."""
+
+_EBUSY = -16
+_LOCAL_ON = 3
+"""The two highest bits of SCX_DSQ_LOCAL_ON | cpu."""
+
+_NAMED = frozenset({TermKind.ARGUMENT, TermKind.CALL, TermKind.PURE})
+"""What a CPU may be for its claim to be followed: a value that keeps its name."""
+
 _QUEUES = frozenset({calls.QUEUE, calls.STACK})
 _BPF_EXIST = 2
 MAY_REFUSE = ("init_task", "cgroup_init", "cgroup_prep_move")
 """Callbacks whose error the kernel hands on to whoever asked."""
 
 _STORAGES = frozenset({"bpf_task_storage_get", "bpf_cgrp_storage_get"})
-_CREATE = 1
-"""BPF_LOCAL_STORAGE_GET_F_CREATE of include/uapi/linux/bpf.h."""
-
 _ALLOCATIONS = frozenset({"bpf_cpumask_create", "bpf_obj_new", "bpf_percpu_obj_new"})
 """What returns NULL for want of memory, and for no other reason (kernel/bpf/cpumask.c, kernel/bpf/helpers.c)."""
 
 
 class Callback(Protocol):
-    """The callback that is walked: its object, the terms of the walk, and which member of sched_ext_ops it is."""
+    """The callback that is walked: its object, the terms of the walk, and which member of sched_ext_ops it is.
+
+    Attributes:
+        watched: DSQs of which has to be known whether dispatch found them empty.
+    """
 
     image: BpfImage
     terms: Terms
     member: str
+    watched: frozenset[int]
 
 
 def plain_arguments(
@@ -128,9 +146,21 @@ def after_call(
     callback: Callback, state: State, name: str, site: Site, line: Line | None, arguments: tuple[Term, ...]
 ) -> Marks:
     """Return the marks after a helper or kfunc was called."""
+    marks = _after(callback, state, name, site, line, arguments)
+    about = _asks(callback, name, arguments, state.regs[0])
+    return marks if about is None else _ask(marks, Asked(low_half(state.regs[0]), name, about))
+
+
+def _after(
+    callback: Callback, state: State, name: str, site: Site, line: Line | None, arguments: tuple[Term, ...]
+) -> Marks:
+    """Return the marks after a call, as far as its result does not matter."""
     marks, member = state.marks, callback.member
     if name in INSERTS:
         marks = _after_insert(marks, member, site, arguments)
+    elif name in KICKS and member in _OF_THE_TASK:
+        kicks = marks.kicks | {low_half(arguments[0])} if member == "enqueue" else marks.kicks
+        marks = _used(marks, arguments[0], kicked=True)._replace(kicks=kicks)
     elif name in _RESETS_BATCH:
         marks = marks._replace(batch=frozenset())
     elif name in calls.ENDS_POLICY:
@@ -138,10 +168,8 @@ def after_call(
     elif name == "scx_bpf_create_dsq" and member == "init" and arguments[0].is_const:
         marks = marks._replace(created=marks.created | {arguments[0].value})
     elif member == "enqueue":
-        if name in KICKS:
-            marks = marks._replace(kicked=True)
-        elif name in _SEEKS:
-            marks = marks._replace(sought=True, claimed=marks.claimed or name in _CLAIMS)
+        if name in _SEEKS:
+            marks = marks._replace(sought=True, last=marks.waits)
         else:
             marks = _after_storing(callback, state, name, line, arguments)
     return marks
@@ -150,10 +178,126 @@ def after_call(
 def _after_insert(marks: Marks, member: str, site: Site, arguments: tuple[Term, ...]) -> Marks:
     if member == "dispatch":
         return marks._replace(batch=marks.batch | {site})
-    if member in ("select_cpu", "enqueue") and is_callback_task(arguments[0]):
-        waits = marks.waits or (member == "enqueue" and not _is_builtin(arguments[1]))
-        return marks._replace(inserts=min(2, marks.inserts + 1), waits=waits)
+    if member in _OF_THE_TASK and is_callback_task(arguments[0]):
+        enqueued, queue = member == "enqueue", low_half(arguments[1])
+        leaves = enqueued and not _is_builtin(arguments[1])
+        stays = marks.stays or (enqueued and queue.is_const and queue.value == calls.FIXED_ENUMS["SCX_DSQ_LOCAL"])
+        cpu = queue if queue.kind is TermKind.UNKNOWN else _local_on(queue)
+        if cpu is not None:
+            marks = _used(marks, cpu, inserted=True)
+        marks = marks._replace(inserts=min(2, marks.inserts + 1), stays=stays)
+        return marks._replace(waits=True, queue=arguments[1]) if leaves else marks
     return marks
+
+
+# --- idle CPUs, and other calls whose result decides
+
+
+def _asks(callback: Callback, name: str, arguments: tuple[Term, ...], result: Term) -> Term | str | None:
+    """Return what a call is about, if it has to be known whether it succeeds."""
+    member = callback.member
+    if member in _OF_THE_TASK and name in PICKS_IDLE:
+        return low_half(result)
+    if member in _OF_THE_TASK and name == _TAKES:
+        cpu = low_half(arguments[0])
+        return cpu if cpu.kind in _NAMED and not _is_own_cpu(cpu) else None
+    if member == "dispatch" and name == MOVES_TO_LOCAL:
+        return arguments[0] if arguments[0].is_const and arguments[0].value in callback.watched else None
+    if member == "init_task" and name == _RECORDS and len(arguments) > 3 and is_callback_task(arguments[1]):
+        creates = arguments[3].is_const and arguments[3].value & _CREATES
+        return region(callback, arguments[0]) if creates else None
+    return None
+
+
+def _ask(marks: Marks, asked: Asked) -> Marks:
+    """Await a call's result; the one that it returned before at the same place is gone."""
+    others = frozenset(other for other in marks.asked if other.result is not asked.result)
+    claims = frozenset(claim for claim in marks.claims if claim.cpu is not asked.result)
+    return marks._replace(asked=others | {asked}, claims=claims)
+
+
+def _is_own_cpu(cpu: Term) -> bool:
+    """Whether a CPU is the one that the task is on."""
+    if cpu.kind is TermKind.PURE and cpu.name == "scx_bpf_task_cpu":
+        return is_callback_task(cpu.parts[1][0])
+    return cpu.kind is TermKind.FIELD and "cpu" in cpu.name
+
+
+def _local_on(queue: Term) -> Term | None:
+    """Return the CPU of SCX_DSQ_LOCAL_ON | cpu."""
+    if queue.kind is TermKind.OP and queue.parts[0] == "or":
+        parts = [part for part in queue.parts[1:] if not (part.is_const and part.value >> 62 == _LOCAL_ON)]
+        return low_half(parts[0]) if len(parts) == 1 else None
+    constant, addends = linear(queue)
+    return low_half(addends[0][0]) if constant >> 62 == _LOCAL_ON and len(addends) == 1 else None
+
+
+def _used(marks: Marks, cpu: Term, *, inserted: bool = False, kicked: bool = False) -> Marks:
+    """Note what became of a claimed CPU; a value that was joined from several may be any of them."""
+    cpu = low_half(cpu)
+    if not (marks.claims or marks.asked):
+        return marks
+    anything = cpu.kind is TermKind.UNKNOWN
+    used = frozenset(
+        Claim(claim.cpu, claim.inserted or inserted or anything, claim.kicked or kicked or anything)
+        if anything or claim.cpu is cpu
+        else claim
+        for claim in marks.claims
+    )
+    here = frozenset(asked for asked in marks.asked if asked.name in _CLAIMS and (anything or asked.about is cpu))
+    used |= {Claim(asked.about, inserted or anything, kicked or anything) for asked in here
+             if isinstance(asked.about, Term)}  # fmt: skip
+    return marks._replace(claims=used, asked=marks.asked - here)
+
+
+def unanswered_claims(marks: Marks) -> frozenset[Term]:
+    """Return the CPUs that a path asked for and never looked whether it got them."""
+    return frozenset(asked.about for asked in marks.asked if asked.name in _CLAIMS and isinstance(asked.about, Term))
+
+
+def _answer(asked: Asked, facts: Facts) -> bool | None:
+    """Return whether a call succeeded, None if the path does not know."""
+    if asked.name in PICKS_IDLE:
+        return found_cpu(facts, asked.result)
+    for bits in (32, 64):
+        known = range_of(facts, bits, asked.result)
+        if known.low > 0 or known.high == 0:
+            return known.low > 0
+    return None
+
+
+def found_cpu(facts: Facts, result: Term) -> bool | None:
+    """Whether a CPU that was picked is one: no negative number, of which the kfuncs return -EBUSY alone."""
+    known = range_of(facts, 32, result)
+    if known.signed_low >= 0 or known.signed_high < 0:
+        return known.signed_low >= 0
+    tested = any(
+        isinstance(key, Condition) and key.operator == "eq" and holds is False and low_half(key.left) is result
+        and key.right.is_const and signed(key.right.value, 32) == _EBUSY
+        for key, holds in facts.items()
+    )  # fmt: skip
+    return True if tested else None
+
+
+def _answered(marks: Marks, asked: Asked, succeeded: bool) -> Marks:
+    """Return the marks once it is known whether a call succeeded."""
+    marks, about = marks._replace(asked=marks.asked - {asked}), asked.about
+    if isinstance(about, str):
+        return marks._replace(stores=marks.stores | {about}) if succeeded else marks
+    if asked.name == MOVES_TO_LOCAL:
+        return marks if succeeded else marks._replace(emptied=marks.emptied | {about.value})
+    if not succeeded:
+        return marks._replace(missed=marks.missed or not marks.waits)
+    return marks._replace(claims=marks.claims | {Claim(about)})
+
+
+def _is_where_the_task_is(facts: Facts, cpu: Term) -> bool:
+    """Whether the path found a CPU to be the one that the task is on."""
+    return any(
+        isinstance(key, Condition) and key.operator == "eq" and holds is True
+        and any(low_half(side) is cpu for side in key[2:]) and any(_is_own_cpu(low_half(side)) for side in key[2:])
+        for key, holds in facts.items()
+    )  # fmt: skip
 
 
 def _after_storing(
@@ -213,7 +357,7 @@ def after_store(callback: Callback, state: State, address: Term, value: Term) ->
 
 
 def settle(marks: Marks, facts: Facts) -> Marks:
-    """Look at the stores whose result was just tested: zero is success, as of every map helper."""
+    """Look at the stores and the questions whose result was just tested: of a store, zero is success."""
     for pending in tuple(marks.pending):
         result = low_half(pending.result)
         for bits in (32, 64):
@@ -224,6 +368,13 @@ def settle(marks: Marks, facts: Facts) -> Marks:
             if known.low > 0 or known.signed_high < 0:
                 marks = settled(marks, pending, stored=False)
                 break
+    for asked in tuple(marks.asked):
+        succeeded = _answer(asked, facts)
+        if succeeded is not None:
+            marks = _answered(marks, asked, succeeded)
+    if any(_is_where_the_task_is(facts, claim.cpu) for claim in marks.claims):
+        elsewhere = frozenset(claim for claim in marks.claims if not _is_where_the_task_is(facts, claim.cpu))
+        marks = marks._replace(claims=elsewhere)
     return marks
 
 
@@ -239,5 +390,5 @@ def is_out_of_memory(callback: Callback, condition: Condition, holds: bool) -> b
         return False
     if call.name in _STORAGES:
         flags = call.parts[2][-1] if call.parts[2] else None
-        return flags is not None and flags.is_const and bool(flags.value & _CREATE)
+        return flags is not None and flags.is_const and bool(flags.value & _CREATES)
     return call.name in _ALLOCATIONS

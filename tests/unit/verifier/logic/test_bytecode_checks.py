@@ -9,7 +9,7 @@ from schedagent.core.verification import Severity
 from tests.support.small_policy import check, compiled
 from verifier.logic.checks import check_logic
 
-ERROR, WARNING = Severity.ERROR, Severity.WARNING
+ERROR, WARNING, NOTE = Severity.ERROR, Severity.WARNING, Severity.NOTE
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,8 @@ cpu = scx_bpf_pick_idle_cpu(p->cpus_ptr, 0);
 """
 
 PER_CPU = {
-    "enqueue": "scx_bpf_dsq_insert(p, scx_bpf_task_cpu(p), SLICE, enq_flags); s32 cpu;" + KICK,
+    "enqueue": "s32 cpu = scx_bpf_task_cpu(p);\nscx_bpf_dsq_insert(p, cpu, SLICE, enq_flags);\n"
+    "scx_bpf_kick_cpu(cpu, IDLE);",
     "dispatch": "scx_bpf_dsq_move_to_local(cpu);",
     "init": """
         s32 cpu, error;
@@ -99,6 +100,11 @@ VTIME = {
     "stopping": "p->scx.dsq_vtime += SLICE * 100 / p->scx.weight;",
     "before": "u64 now;",
 }
+TWO_QUEUES = {
+    "enqueue": "s32 cpu;\nscx_bpf_dsq_insert(p, enq_flags & 1 ? SHARED : 100, SLICE, 0);\n" + KICK,
+    "init": "s32 error = scx_bpf_create_dsq(SHARED, -1);\nreturn error ?: scx_bpf_create_dsq(100, -1);",
+}
+FIRST = "if (!scx_bpf_dsq_move_to_local(SHARED))"
 
 CASES = (
     Case(1, "s32 CALLBACK(t_select_cpu", {"select_cpu": "if (!prev_cpu)\n\treturn -1;\nreturn prev_cpu;"}),
@@ -186,7 +192,8 @@ CASES = (
         },
         repaired={
             "enqueue": "s32 cpu = scx_bpf_pick_idle_cpu(p->cpus_ptr, 0);\n"
-            "scx_bpf_dsq_insert(p, cpu >= 0 ? LOCAL_ON | cpu : GLOBAL, SLICE, 0);"
+            "scx_bpf_dsq_insert(p, cpu >= 0 ? LOCAL_ON | cpu : GLOBAL, SLICE, 0);\n"
+            "if (cpu >= 0)\n\tscx_bpf_kick_cpu(cpu, IDLE);"
         },
     ),
     Case(
@@ -195,7 +202,8 @@ CASES = (
         {**PER_CPU, "enqueue": "scx_bpf_dsq_insert(p, bpf_get_smp_processor_id(), SLICE, enq_flags); s32 cpu;" + KICK},
         repaired={
             **PER_CPU,
-            "enqueue": "scx_bpf_dsq_insert(p, bpf_cpumask_first(p->cpus_ptr), SLICE, 0); s32 cpu;" + KICK,
+            "enqueue": "s32 cpu = bpf_cpumask_first(p->cpus_ptr);\nscx_bpf_dsq_insert(p, cpu, SLICE, 0);\n"
+            "scx_bpf_kick_cpu(cpu, IDLE);",
         },
     ),
     Case(
@@ -317,9 +325,7 @@ CASES = (
         {"dispatch": "if (cpu == 0)\n\tscx_bpf_dsq_move_to_local(SHARED);"},
         repaired={"dispatch": "if (cpu < scx_bpf_nr_cpu_ids())\n\tscx_bpf_dsq_move_to_local(SHARED);"},
     ),
-    Case(
-        19, "insert(p, scx_bpf_task_cpu(p)", {**PER_CPU, "dispatch": "scx_bpf_dsq_move_to_local(0);"}, repaired=PER_CPU
-    ),
+    Case(19, "scx_bpf_dsq_insert(p, cpu", {**PER_CPU, "dispatch": "scx_bpf_dsq_move_to_local(0);"}, repaired=PER_CPU),
     Case(
         20,
         "scx_bpf_dsq_insert(p, SHARED",
@@ -402,6 +408,18 @@ CASES = (
     ),
     Case(27, "", {"license": "Proprietary"}),
     Case(28, "bpf_for(i, 0, 1 << 30)", {"tick": "int i;\nbpf_for(i, 0, 1 << 30) exit_kind += i;"}),
+    Case(
+        29,
+        "move_to_local(100)",
+        {**TWO_QUEUES, "dispatch": f"{FIRST}\n\tscx_bpf_dsq_move_to_local(100);"},
+        WARNING,
+        "starvation",
+        repaired={
+            **TWO_QUEUES,
+            "dispatch": f"if (exit_kind++ & 1 && scx_bpf_dsq_move_to_local(100))\n\treturn;\n{FIRST}\n"
+            "\tscx_bpf_dsq_move_to_local(100);",
+        },
+    ),
     Case(
         32,
         "scx_bpf_dsq_insert(p, victim ? GLOBAL : LOCAL",
@@ -532,3 +550,195 @@ def test_task_that_may_use_every_cpu_may_wait_for_any(tmp_path):
     assert check(tmp_path, **{**PER_CPU, "before": before, "enqueue": pinned + rest + insert}).report.findings == ()
     untested = check(tmp_path, **{**PER_CPU, "before": before, "enqueue": rest + insert}).report
     assert {finding.rule for finding in untested.errors} == {7, 19}
+
+
+SHARE = """
+u64 nr = scx_bpf_dsq_nr_queued(SHARED), slice, key = scx_bpf_now();
+s32 cpu;
+
+if (nr > 100)
+    nr = 100;
+slice = SLICE / (nr + 1);
+"""
+MANY_WAYS = "".join(f"if (p->pid & {1 << bit})\n\tkey += later[{bit}];\n" for bit in range(5))
+MANY_SHARES = "".join(
+    f"if (p->pid & {1 << bit}) {{\n\tslice = SLICE / (nr + {bit + 2});\n\tkey += later[{bit}];\n}}\n"
+    for bit in range(5)
+)
+LATER = "volatile u64 later[8];"
+CLAMP = "if (slice < 100000)\n\tslice = 100000;\n"
+INSERT_SHARE = "scx_bpf_dsq_insert_vtime(p, SHARED, slice, key, enq_flags);\n" + KICK
+
+
+@pytest.mark.parametrize("clamp", [CLAMP, ""], ids=["clamped", "not"])
+@pytest.mark.parametrize("ways", ["before", "after"])
+def test_clamp_of_a_slice_outlives_the_joining_of_paths(clamp, ways, tmp_path):
+    """Many paths meet between the clamp and the insert, or before both; without a clamp the slice is found."""
+    body = MANY_SHARES + clamp if ways == "before" else clamp + MANY_WAYS
+    checked = check(tmp_path, before=LATER, enqueue=SHARE + body + INSERT_SHARE)
+    assert any(walk.joined for walk in checked.report.callbacks)
+    assert {finding.rule for finding in checked.report.findings} == (set() if clamp else {24})
+
+
+PICK = "s32 cpu = scx_bpf_pick_idle_cpu(p->cpus_ptr, 0);\n"
+STAY = "scx_bpf_dsq_insert(p, LOCAL, SLICE, 0);\n"
+LEAVE = "scx_bpf_dsq_insert(p, SHARED, SLICE, 0);\n" + KICK
+SEND = "scx_bpf_dsq_insert(p, LOCAL_ON | cpu, SLICE, 0);\n"
+WAKE = "scx_bpf_kick_cpu(cpu, IDLE);\n"
+
+
+def chosen(test, then, otherwise=LEAVE):
+    return f"if ({test}) {{\n{then}}} else {{\n{otherwise}}}\n"
+
+
+@pytest.mark.parametrize(
+    ("enqueue", "severity", "says"),
+    [
+        (PICK + chosen("cpu >= 0", STAY), ERROR, "the claimed one"),
+        (PICK + chosen("cpu > 0", SEND + WAKE), ERROR, "never kicks it"),
+        (PICK + STAY + chosen("cpu >= 0", WAKE, ""), WARNING, "cannot fetch it"),
+        (PICK + chosen("cpu >= 0", SEND), NOTE, "does not kick it"),
+        (PICK + chosen("cpu != -16", SEND), NOTE, "does not kick it"),
+        (PICK + chosen("cpu >= 0", SEND + WAKE, "scx_bpf_dsq_insert(p, SHARED, SLICE, 0);\n"), NOTE, "and not after"),
+        (PICK + chosen("cpu >= 0", SEND + WAKE), None, ""),
+        (PICK + chosen("cpu == scx_bpf_task_cpu(p)", STAY, chosen("cpu >= 0", SEND + WAKE)), None, ""),
+        ("s32 cpu = scx_bpf_task_cpu(p);\n" + chosen("scx_bpf_test_and_clear_cpu_idle(cpu)", STAY), None, ""),
+        (PICK + chosen("p->nr_cpus_allowed == 1 && cpu >= 0", STAY, chosen("cpu >= 0", SEND + WAKE)), None, ""),
+    ],
+)
+def test_claimed_cpu_has_to_be_used(enqueue, severity, says, tmp_path):
+    """By an insert into its local DSQ and a kick, or by a kick if the task waits where it looks."""
+    findings = check(tmp_path, enqueue=enqueue).report.findings
+    if severity is None:
+        assert findings == ()
+    else:
+        assert [(finding.rule, finding.severity) for finding in findings] == [(20, severity)]
+        assert says in findings[0].message
+
+
+@pytest.mark.parametrize(
+    ("body", "silent"),
+    [
+        (PICK + "if (cpu < 0)\n\treturn prev_cpu;\nreturn prev_cpu;", False),
+        (PICK + "if (cpu < 0)\n\treturn prev_cpu;\nreturn cpu;", True),
+        (PICK + "return cpu >= 0 ? cpu : prev_cpu;", True),
+        ("s32 cpu;\nif (scx_bpf_test_and_clear_cpu_idle(prev_cpu) && p->pid & 1)\n\treturn prev_cpu;\n"
+         "cpu = scx_bpf_pick_idle_cpu(p->cpus_ptr, 0);\nreturn cpu >= 0 ? cpu : prev_cpu;", False),
+        ("s32 cpu;\nif (p->pid & 1 && scx_bpf_test_and_clear_cpu_idle(prev_cpu))\n\treturn prev_cpu;\n"
+         "cpu = scx_bpf_pick_idle_cpu(p->cpus_ptr, 0);\nreturn cpu >= 0 ? cpu : prev_cpu;", True),
+    ],
+)  # fmt: skip
+def test_claimed_cpu_is_what_select_cpu_returns(body, silent, tmp_path):
+    findings = check(tmp_path, select_cpu=body).report.findings
+    assert (findings == ()) is silent
+    assert silent or [(finding.rule, finding.cleared_by) for finding in findings] == [(20, "work conservation")]
+
+
+CREATE_RECORD = "bpf_task_storage_get(&records, p, NULL, 1)"
+LOST = "u64 *record = bpf_task_storage_get(&records, p, NULL, 0);\ns32 cpu;\nif (!record)\n\treturn;\n" + LEAVE
+
+
+@pytest.mark.parametrize(
+    ("init_task", "lost"),
+    [
+        (f"if (!{CREATE_RECORD})\n\treturn -12;\nreturn 0;", False),
+        (f"{CREATE_RECORD};\nreturn 0;", True),
+        (f"if (args->fork)\n\treturn 0;\nif (!{CREATE_RECORD})\n\treturn -12;\nreturn 0;", True),
+        ("bpf_task_storage_get(&records, p, NULL, 0);\nreturn 0;", True),
+        (None, True),
+    ],
+)
+def test_record_that_every_task_has_cannot_be_missing(init_task, lost, tmp_path):
+    changes = {"init_task": init_task} if init_task else {}
+    checked = check(tmp_path, before=RECORDS, enqueue=LOST, **changes)
+    assert bool(checked.found(18)) is lost
+
+
+def test_record_that_is_deleted_may_be_missing(tmp_path):
+    checked = check(
+        tmp_path, before=RECORDS, enqueue=LOST, init_task=f"if (!{CREATE_RECORD})\n\treturn -12;\nreturn 0;",
+        tick="bpf_task_storage_delete(&records, p);",
+    )  # fmt: skip
+    assert checked.found(18)
+
+
+OWN_VTIME = {
+    **VTIME,
+    "before": "u64 now;\n" + RECORDS,
+    "init_task": f"{CREATE_RECORD};\nreturn 0;",
+    "stopping": "u64 *vtime = bpf_task_storage_get(&records, p, NULL, 0);\n"
+    "if (vtime)\n\t*vtime += SLICE * 100 / p->scx.weight;",
+}
+OWN_KEY = """
+u64 *own = bpf_task_storage_get(&records, p, NULL, 0);
+u64 key = now;
+s32 cpu;
+
+if (own && %s)
+    *own = now - SLICE;
+if (own)
+    key = *own;
+scx_bpf_dsq_insert_vtime(p, SHARED, SLICE, key, enq_flags);
+"""
+
+
+@pytest.mark.parametrize(
+    ("test", "wrong"),
+    [("*own < now - SLICE", True), ("(s64)(*own - (now - SLICE)) < 0", False), ("*own < 1000", False)],
+)
+def test_virtual_time_in_a_record_is_compared_as_such(test, wrong, tmp_path):
+    checked = check(tmp_path, **{**OWN_VTIME, "enqueue": OWN_KEY % test + KICK})
+    assert bool(checked.found(22)) is wrong
+
+
+DOMAINS = """
+struct {
+    __uint(type, BPF_MAP_TYPE_ARRAY);
+    __uint(max_entries, 8);
+    __type(key, u32);
+    __type(value, u64);
+} domains SEC(".maps");
+"""
+OWN_MASK = "u64 *kept = bpf_task_storage_get(&records, p, NULL, 0);\n"
+DOMAIN_MASK = "u32 zero = 0;\nu64 *kept = bpf_map_lookup_elem(&domains, &zero);\n"
+SENT = "scx_bpf_dsq_insert(p, LOCAL_ON | %s, SLICE, 0);\n"
+MASKED = (
+    "const struct cpumask *mask;\ns32 cpu;\n\nif (!kept)\n\treturn prev_cpu;\nmask = (const struct cpumask *)*kept;\n"
+)
+IDLE_PREV = "if (%sscx_bpf_test_and_clear_cpu_idle(prev_cpu))\n\t" + SENT % "prev_cpu" + "return prev_cpu;"
+IDLE_PICK = "cpu = scx_bpf_pick_idle_cpu(mask, 0);\nif (cpu < 0%s)\n\treturn prev_cpu;\n" + SENT % "cpu" + "return cpu;"
+
+
+@pytest.mark.parametrize(
+    ("select_cpu", "wrong"),
+    [
+        (OWN_MASK + MASKED + IDLE_PREV % "bpf_cpumask_test_cpu(prev_cpu, mask) && ", False),
+        (OWN_MASK + MASKED + IDLE_PREV % "", True),
+        (DOMAIN_MASK + MASKED + IDLE_PREV % "bpf_cpumask_test_cpu(prev_cpu, mask) && ", True),
+        (OWN_MASK + MASKED + IDLE_PICK % "", False),
+        (DOMAIN_MASK + MASKED + IDLE_PICK % "", True),
+        (DOMAIN_MASK + MASKED + IDLE_PICK % " || !bpf_cpumask_test_cpu(cpu, p->cpus_ptr)", False),
+    ],
+)
+def test_cpu_of_the_task_s_own_mask_may_be_inserted_to(select_cpu, wrong, tmp_path):
+    """The mask is the task's if it lies in the task's own storage, not if it lies in a table of domains."""
+    checked = check(tmp_path, before=RECORDS + DOMAINS, select_cpu=select_cpu)
+    assert bool(checked.found(6)) is wrong
+
+
+@pytest.mark.parametrize(("kick", "right"), [("cpu", True), ("scx_bpf_pick_idle_cpu(p->cpus_ptr, 0)", False)])
+def test_kick_of_the_cpu_that_looks_where_the_task_waits(kick, right, tmp_path):
+    enqueue = PER_CPU["enqueue"].replace("kick_cpu(cpu", f"kick_cpu({kick}")
+    findings = check(tmp_path, **{**PER_CPU, "enqueue": enqueue}).report.findings
+    assert [(finding.rule, finding.cleared_by) for finding in findings] == (
+        [] if right else [(20, "work conservation")]
+    )
+
+
+@pytest.mark.parametrize(("mask", "own"), [(OWN_MASK, True), (DOMAIN_MASK, False)])
+def test_cpu_of_another_mask_is_no_answer_of_select_cpu(mask, own, tmp_path):
+    """The kernel then chooses one itself, so it is no error."""
+    body = mask + MASKED + "cpu = scx_bpf_pick_idle_cpu(mask, 0);\nreturn cpu < 0 ? prev_cpu : cpu;"
+    checked = check(tmp_path, before=RECORDS + DOMAINS, select_cpu=body)
+    assert [finding.cleared_by for finding in checked.found(1, WARNING)] == ([] if own else ["affinity"])
+    assert checked.report.errors == ()

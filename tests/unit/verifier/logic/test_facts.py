@@ -17,6 +17,7 @@ from verifier.logic.walk.facts import (
     Facts,
     assume,
     decide,
+    joined,
     jump_condition,
     living,
     range_of,
@@ -107,8 +108,8 @@ def meaning(term, held):
 class Run:
     """A program on its way: each register as a term and as the number that it holds in this run."""
 
-    def __init__(self, *sources):
-        self.terms = Terms()
+    def __init__(self, *sources, terms=None):
+        self.terms = terms or Terms()
         self.facts = Facts()
         self.registers = [self.read(place, *source) for place, source in enumerate(sources)]
         self.held = dict(self.registers)
@@ -187,12 +188,21 @@ class Run:
         assert decide(facts, question) is holds
         self.facts = facts
 
-    def check(self):
-        """Every claim holds for the numbers of this run."""
-        for fact, known in self.facts.items():
+    def claims(self, facts):
+        """What is claimed of a path holds for the numbers of this run."""
+        for fact, known in facts.items():
             if isinstance(fact, Condition):
                 left, right = (meaning(term, self.held) for term in (fact.left, fact.right))
                 assert taken(JUMP_OF[fact.operator], fact.bits, left, right) is known
+            else:
+                bits, term = fact
+                number = meaning(term, self.held)
+                assert known.low <= number % 2**bits <= known.high, (fact, known, number)
+                assert known.signed_low <= as_signed(number, bits) <= known.signed_high, (fact, known, number)
+
+    def check(self):
+        """Every claim holds for the numbers of this run."""
+        self.claims(self.facts)
         for term, number in self.registers:
             assert meaning(term, self.held) == number, f"{term!r} does not mean {number}"
             for bits, claimed in ((64, term), (32, term), (32, low_half(term))):
@@ -277,6 +287,44 @@ def test_what_was_claimed_wrongly_once(sources, program):
 @given(st.tuples(*[SOURCES] * REGISTERS), st.lists(STEPS, max_size=14))
 def test_what_is_claimed_of_a_path_holds_in_every_run_of_it(sources, program):
     run(sources, program)
+
+
+@settings(max_examples=500, deadline=None)
+@given(
+    st.tuples(*[SOURCES] * REGISTERS),
+    st.lists(NUMBERS, min_size=REGISTERS, max_size=REGISTERS),
+    st.lists(STEPS, max_size=8),
+    *[st.lists(STEPS, max_size=5)] * 2,
+)
+def test_what_is_claimed_where_two_paths_meet_holds_in_the_runs_of_both(sources, numbers, start, left, right):
+    """Two runs of one program, with other numbers from outside and other branches at its end."""
+    one = Run(*sources)
+    changed = [(kind, number, *how) for (kind, _number, *how), number in zip(sources, numbers, strict=True)]
+    other = Run(*changed, terms=one.terms)
+    for path, program in ((one, start + left), (other, start + right)):
+        for step in program:
+            path.step(*step)
+    met = joined(one.facts, other.facts)
+    one.claims(met)
+    other.claims(met)
+    assert met == joined(other.facts, one.facts)
+
+
+def test_where_two_paths_meet_the_interval_of_a_value_is_that_of_both():
+    terms = Terms()
+    variable, unseen = terms.make(TermKind.UNKNOWN, "x"), terms.make(TermKind.UNKNOWN, "y")
+
+    def below(number, *, more=()):
+        facts = Facts()
+        for term, limit in ((variable, number), *more):
+            facts = assume(facts, Condition("ult", 64, term, terms.const(limit)), True)
+        return facts
+
+    met = joined(below(10), below(20, more=[(unseen, 5)]))
+    assert range_of(met, 64, variable) == (0, 19, 0, 19)
+    assert range_of(met, 64, unseen) == range_of(Facts(), 64, unseen)
+    assert not any(isinstance(key, Condition) for key in met), "they decided different questions"
+    assert joined(below(10), below(10)) == below(10)
 
 
 FEW = [0, 1, 3, 31, 33, 2**31, 2**32 - 1, 2**32 + 2, 2**63, 2**64 - 1]
