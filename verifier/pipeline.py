@@ -252,7 +252,9 @@ class _Passage:
             not_run = f"not run, because gate {failed.gate!r} did not pass"
             self._gates.append(GateResult(gate, GateStatus.SKIPPED, not_run))
         else:
-            self._gates.append(_attempt(gate, self._steps[gate]))
+            result = _attempt(gate, self._steps[gate])
+            same = any(result.status is GateStatus.FAILED and result.detail == each.detail for each in self._gates)
+            self._gates.append(replace(result, detail="for the same reason") if same else result)
 
     def _announce(self) -> None:
         for result in self._gates[self._announced :]:
@@ -440,7 +442,9 @@ class _Passage:
             judged = self._judge(oracles, f"; kernel events: {events}")
         except GateFailed as unfair:
             if not unfair.tolerable or self._undecided(PROVING):
-                raise GateFailed(unfair.message, unfair.findings) from None
+                judgement = self._judgement()
+                never_ran = judgement.findings if judgement else ()
+                raise GateFailed(unfair.message, worst_first((*unfair.findings, *never_ran))) from None
             covered = self._covered(Passed(unfair.message, unfair.findings))
             raise GateFailed(unfair.message, covered.findings, tolerable=True) from None
         self._decided(PROVING, "all that is measured here")

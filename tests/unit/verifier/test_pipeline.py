@@ -656,6 +656,12 @@ def test_several_policies_pass_the_static_gates_side_by_side_and_the_machines_in
     assert [result.gate for result in seen] == [*GATES, *GATES]
 
 
+def test_what_never_ran_is_listed_beside_what_an_oracle_shows(candidate, info, signer, static):
+    static.never_ran = (Finding(33, Severity.ERROR, "enqueue", "fifo.bpf.c", 9, "this branch was never taken"),)
+    verified = verify(Ground(results=(oracle("yield", 29, ok=False),)), candidate, info, signer)
+    assert [finding.rule for finding in verified.report.failure.findings] == [29, 33]
+
+
 def test_what_never_ran_closes_the_proving_ground(candidate, info, signer, static):
     static.never_ran = (Finding(33, Severity.ERROR, "enqueue", "fifo.bpf.c", 9, "this branch was never taken"),)
     verified = verify(Ground(), candidate, info, signer)

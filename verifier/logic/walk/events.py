@@ -41,7 +41,7 @@ class Pending(NamedTuple):
     line: int
 
 
-class Asked(NamedTuple):
+class Query(NamedTuple):
     """A call whose result decides what happened, and that nobody looked at yet.
 
     Args:
@@ -80,7 +80,7 @@ class Marks(NamedTuple):
         sought: whether an idle CPU was looked for.
         missed: whether none was idle before the task went into its DSQ.
         last: whether one was looked for after that.
-        asked: claims, moves and records whose success is not known yet.
+        queries: claims, moves and records whose success is not known yet.
         claims: idle CPUs that were claimed, but for the one that the task is on.
         stays: whether enqueue put the task into the local DSQ of the CPU that it is on.
         emptied: DSQs, by their number, from which dispatch got no task.
@@ -99,7 +99,7 @@ class Marks(NamedTuple):
     sought: bool = False
     missed: bool = False
     last: bool = False
-    asked: frozenset[Asked] = frozenset()
+    queries: frozenset[Query] = frozenset()
     claims: frozenset[Claim] = frozenset()
     stays: bool = False
     emptied: frozenset[int] = frozenset()

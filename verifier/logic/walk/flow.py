@@ -322,7 +322,7 @@ class Walker(Machine):
         state.facts = facts
         state.trail = Trail(state.trail, op.line, condition, holds)
         marks = state.marks
-        if marks.pending or marks.asked or marks.claims:
+        if marks.pending or marks.queries or marks.claims:
             state.marks = marking.settle(marks, facts)
         if marking.is_out_of_memory(self, condition, holds):
             state.marks = state.marks._replace(starved=True)

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from verifier.logic.walk import calls
 from verifier.logic.walk.calls import names
-from verifier.logic.walk.events import Asked, Claim, Marks, Pending, Site, settled
+from verifier.logic.walk.events import Claim, Marks, Pending, Query, Site, settled
 from verifier.logic.walk.facts import Condition, Facts, range_of
 from verifier.logic.walk.state import State
 from verifier.logic.walk.terms import Term, TermKind, Terms, inside, linear, low_half, pointer, signed
@@ -148,7 +148,7 @@ def after_call(
     """Return the marks after a helper or kfunc was called."""
     marks = _after(callback, state, name, site, line, arguments)
     about = _asks(callback, name, arguments, state.regs[0])
-    return marks if about is None else _ask(marks, Asked(low_half(state.regs[0]), name, about))
+    return marks if about is None else _ask(marks, Query(low_half(state.regs[0]), name, about))
 
 
 def _after(
@@ -209,11 +209,11 @@ def _asks(callback: Callback, name: str, arguments: tuple[Term, ...], result: Te
     return None
 
 
-def _ask(marks: Marks, asked: Asked) -> Marks:
+def _ask(marks: Marks, query: Query) -> Marks:
     """Await a call's result; the one that it returned before at the same place is gone."""
-    others = frozenset(other for other in marks.asked if other.result is not asked.result)
-    claims = frozenset(claim for claim in marks.claims if claim.cpu is not asked.result)
-    return marks._replace(asked=others | {asked}, claims=claims)
+    others = frozenset(other for other in marks.queries if other.result is not query.result)
+    claims = frozenset(claim for claim in marks.claims if claim.cpu is not query.result)
+    return marks._replace(queries=others | {query}, claims=claims)
 
 
 def _is_own_cpu(cpu: Term) -> bool:
@@ -235,7 +235,7 @@ def _local_on(queue: Term) -> Term | None:
 def _used(marks: Marks, cpu: Term, *, inserted: bool = False, kicked: bool = False) -> Marks:
     """Note what became of a claimed CPU; a value that was joined from several may be any of them."""
     cpu = low_half(cpu)
-    if not (marks.claims or marks.asked):
+    if not (marks.claims or marks.queries):
         return marks
     anything = cpu.kind is TermKind.UNKNOWN
     used = frozenset(
@@ -244,23 +244,23 @@ def _used(marks: Marks, cpu: Term, *, inserted: bool = False, kicked: bool = Fal
         else claim
         for claim in marks.claims
     )
-    here = frozenset(asked for asked in marks.asked if asked.name in _CLAIMS and (anything or asked.about is cpu))
-    used |= {Claim(asked.about, inserted or anything, kicked or anything) for asked in here
-             if isinstance(asked.about, Term)}  # fmt: skip
-    return marks._replace(claims=used, asked=marks.asked - here)
+    here = frozenset(query for query in marks.queries if query.name in _CLAIMS and (anything or query.about is cpu))
+    used |= {Claim(query.about, inserted or anything, kicked or anything) for query in here
+             if isinstance(query.about, Term)}  # fmt: skip
+    return marks._replace(claims=used, queries=marks.queries - here)
 
 
 def unanswered_claims(marks: Marks) -> frozenset[Term]:
     """Return the CPUs that a path asked for and never looked whether it got them."""
-    return frozenset(asked.about for asked in marks.asked if asked.name in _CLAIMS and isinstance(asked.about, Term))
+    return frozenset(query.about for query in marks.queries if query.name in _CLAIMS and isinstance(query.about, Term))
 
 
-def _answer(asked: Asked, facts: Facts) -> bool | None:
+def _answer(query: Query, facts: Facts) -> bool | None:
     """Return whether a call succeeded, None if the path does not know."""
-    if asked.name in PICKS_IDLE:
-        return found_cpu(facts, asked.result)
+    if query.name in PICKS_IDLE:
+        return found_cpu(facts, query.result)
     for bits in (32, 64):
-        known = range_of(facts, bits, asked.result)
+        known = range_of(facts, bits, query.result)
         if known.low > 0 or known.high == 0:
             return known.low > 0
     return None
@@ -279,12 +279,12 @@ def found_cpu(facts: Facts, result: Term) -> bool | None:
     return True if tested else None
 
 
-def _answered(marks: Marks, asked: Asked, succeeded: bool) -> Marks:
+def _answered(marks: Marks, query: Query, succeeded: bool) -> Marks:
     """Return the marks once it is known whether a call succeeded."""
-    marks, about = marks._replace(asked=marks.asked - {asked}), asked.about
+    marks, about = marks._replace(queries=marks.queries - {query}), query.about
     if isinstance(about, str):
         return marks._replace(stores=marks.stores | {about}) if succeeded else marks
-    if asked.name == MOVES_TO_LOCAL:
+    if query.name == MOVES_TO_LOCAL:
         return marks if succeeded else marks._replace(emptied=marks.emptied | {about.value})
     if not succeeded:
         return marks._replace(missed=marks.missed or not marks.waits)
@@ -368,10 +368,10 @@ def settle(marks: Marks, facts: Facts) -> Marks:
             if known.low > 0 or known.signed_high < 0:
                 marks = settled(marks, pending, stored=False)
                 break
-    for asked in tuple(marks.asked):
-        succeeded = _answer(asked, facts)
+    for query in tuple(marks.queries):
+        succeeded = _answer(query, facts)
         if succeeded is not None:
-            marks = _answered(marks, asked, succeeded)
+            marks = _answered(marks, query, succeeded)
     if any(_is_where_the_task_is(facts, claim.cpu) for claim in marks.claims):
         elsewhere = frozenset(claim for claim in marks.claims if not _is_where_the_task_is(facts, claim.cpu))
         marks = marks._replace(claims=elsewhere)
