@@ -124,7 +124,7 @@ def test_a_policy_of_the_field_is_judged_as_a_whole(all_gates):
     proved = report.gates[GATES.index(PROVING)]
     assert [finding.where for finding in proved.findings] == ["weights"], proved.detail
     assert (report.safe, report.needs) == (True, ("weights",))
-    assert report.lacks.startswith("Without a loader of its own it lacks nothing that shows")
+    assert report.lacks.startswith("It needs no loader of its own")
 
 
 def test_the_corpus_is_as_large_as_it_must_be():

@@ -47,10 +47,10 @@ def sentence(image: BpfImage, unfilled: Sequence[str], given: Collection[str]) -
         _counted(programs, "program that nobody runs", "programs that nobody runs"),
         _counted(unfilled, "map that nobody fills", "maps that nobody fills"),
     ]
-    listed = "; ".join(part for part in lacking if part) or "nothing that shows"
-    flags = image.ops[0].numbers.get("flags", 0)
-    assumed = f"its flags are {flags:#x}, and all else is as the object has it"
-    return f"Without a loader of its own it lacks {listed}; assumed is that {assumed}."
+    listed = "; ".join(part for part in lacking if part)
+    judged = f"it is judged as it is, with flags {image.ops[0].numbers.get('flags', 0):#x}"
+    lacks = f"Without its own loader it lacks {listed}" if listed else "It needs no loader of its own"
+    return f"{lacks}; {judged}."
 
 
 def unfilled_maps(image: BpfImage, walk: Walk) -> tuple[str, ...]:

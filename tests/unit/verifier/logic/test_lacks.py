@@ -47,15 +47,14 @@ def test_constants_programs_and_maps_that_only_a_loader_sets_are_named(tmp_path)
     assert unfilled == ("preferred",), "the others are written to by the policy itself"
     image = compiled(tmp_path, **changes)
     assert sentence(image, unfilled, ()) == (
-        "Without a loader of its own it lacks 1 constant that is 0 (nr_domains); 1 program that nobody runs "
-        "(set_domain); 1 map that nobody fills (preferred); assumed is that its flags are 0x0, and all else is as the "
-        "object has it."
+        "Without its own loader it lacks 1 constant that is 0 (nr_domains); 1 program that nobody runs "
+        "(set_domain); 1 map that nobody fills (preferred); it is judged as it is, with flags 0x0."
     )
     assert "nr_domains" not in sentence(image, unfilled, {"nr_domains"}), "it was set"
 
 
 def test_many_names_are_cut_and_none_is_said_to_be_none(tmp_path):
     image = compiled(tmp_path)
-    assert sentence(image, (), ()).startswith("Without a loader of its own it lacks nothing that shows; assumed is")
+    assert sentence(image, (), ()) == "It needs no loader of its own; it is judged as it is, with flags 0x0."
     many = sentence(image, [f"map{number}" for number in range(8)], ())
     assert "8 maps that nobody fills (map0, map1, map2, map3, map4 and 3 more)" in many
