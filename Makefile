@@ -52,7 +52,7 @@ promtool: setup # out of Debian's package prometheus, unpacked into the cache fo
 	@$(BIN)/python -m tests.support.promtool
 
 test-unit: setup promtool ## run the tests that need no micro-VM, side by side: most of their time they wait
-	$(PYTEST) -n $$((2 * $$(nproc))) --dist loadfile --timeout 240 tests/unit
+	$(PYTEST) -n $$((2 * $$(nproc))) --dist loadfile --no-loadscope-reorder --timeout 240 tests/unit
 
 test-vm: setup ## run only the tests that need the micro-VM
 	$(PYTEST) -m "vm or e2e"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
@@ -14,9 +15,19 @@ from tests.support.scripted_host import Host
 from verifier.microvm.kernels import default_kernel
 
 
+LONGEST = (
+    "test_mcp", "test_prune", "test_static_gates", "test_installation", "test_fault_matrix", "test_mutation",
+    "test_model_resume", "test_loop", "test_hostile_model", "test_pairs", "test_cli", "test_taint_rule",
+    "test_workbench", "test_compose", "test_schedagentd_faults", "test_replaying", "test_source_checks", "test_face",
+)  # fmt: skip
+"""Modules of half a minute and more."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the longest module: side by side each module is one worker's, and the last to begin ends last."""
-    items.sort(key=lambda item: item.path.name != "test_static_gates.py")
+    """Begin with the longest modules: side by side each module is one worker's, and the last to begin ends last."""
+    rank = {name: number for number, name in enumerate(LONGEST)}
+    tests = Counter(item.path for item in items)
+    items.sort(key=lambda item: (rank.get(item.path.stem, len(rank)), -tests[item.path], item.path))
 
 
 @pytest.fixture(autouse=True, scope="session")
