@@ -14,7 +14,6 @@ from tests.support.daemon_processes import scripted_kernel
 from tests.support.scripted_host import Host
 from verifier.microvm.kernels import default_kernel
 
-
 LONGEST = (
     "test_mcp", "test_prune", "test_static_gates", "test_installation", "test_fault_matrix", "test_mutation",
     "test_model_resume", "test_loop", "test_hostile_model", "test_pairs", "test_cli", "test_taint_rule",
