@@ -363,6 +363,14 @@ def test_what_ran_in_the_first_machine_is_known_after_the_second_and_after_a_sec
     assert {name: getattr(answer, name) for name in marks} == marks
 
 
+def test_a_task_that_seems_to_have_waited_since_the_clocks_were_moved_is_looked_at_twice():
+    ejected = replace(shown(), exit_text="stall: rcu_preempt[15] failed to run for 2592000.008s")
+    answer, phases = proved(ejected, shown(("starvation", True)), THERE)
+    assert (answer.exit_text, phases) == ("", [HERE, HERE, ["groups"]])
+    again, phases = proved(ejected, ejected)
+    assert (again.exit_text, phases) == (ejected.exit_text, [HERE, HERE]), "a task that is lost is lost again"
+
+
 def test_what_is_open_twice_has_no_verdict():
     answer, phases = proved(shown(("starvation", True), undecided=BOTH), THERE, shown(undecided=BOTH))
     assert len(phases) == 3

@@ -310,6 +310,11 @@ def test_nonsense_never_crashes_the_checks(monkeypatch):
         assert report.summary
 
 
+def test_an_argument_before_the_first_is_none_of_a_callbacks():
+    entry = function((0x79, 2, 1, -64, 0), (0xB7, 0, 0, 0, 0), (EXIT, 0, 0, 0, 0), name="t_enqueue")
+    assert check_logic(image(entry, member="enqueue"), frozenset()).summary.startswith("1 callback")
+
+
 def test_object_without_a_scheduler_is_refused():
     empty = BpfImage({}, {}, {}, (), ("cc",), "GPL", {})
     (finding,) = check_logic(empty, frozenset()).findings
