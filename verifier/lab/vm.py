@@ -37,6 +37,7 @@ from verifier.microvm.image import ANSWER_TIMEOUT_S, SnapshotStore
 from verifier.microvm.kernels import KernelImage
 from verifier.microvm.kvm import qemu_version
 from verifier.microvm.machine import Machine
+from verifier.microvm.topology import Topology
 from verifier.proving.identity import NOTHING_WORN, Worn
 from verifier.proving.prove import COVERAGE, PHASES, STALL, Depth, Phase, chosen, phases_at
 
@@ -167,15 +168,21 @@ class VmLab:
         """What proofs of this lab depend on besides the kernel: the machine's size and QEMU."""
         return (str(self.cpus), str(self.memory_mib), "kvm" if self.kvm else "tcg", qemu_version())
 
-    def open(self, *, hostfs: bool, more_cpus: int = 0) -> Machine:
+    def open(self, *, hostfs: bool, more_cpus: int = 0, topology: Topology | None = None) -> Machine:
         """Return a fresh machine that has answered; raise VmLost if two in a row do not.
 
         Args:
             hostfs: see the two profiles.
             more_cpus: so many more than usual.
+            topology: how many CPUs instead, and how they are arranged.
         """
         machine = self._snapshots.open(
-            self.kernel, cpus=self.cpus + more_cpus, memory_mib=self.memory_mib, kvm=self.kvm, hostfs=hostfs
+            self.kernel,
+            cpus=topology.cpus if topology else self.cpus + more_cpus,
+            memory_mib=self.memory_mib,
+            kvm=self.kvm,
+            hostfs=hostfs,
+            topology=topology,
         )
         if hostfs:
             machine.call(jobs.MountHost(self._hidden), ANSWER_TIMEOUT_S)

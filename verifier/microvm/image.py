@@ -34,6 +34,7 @@ from schedagent.core.retention.lock import locked
 from verifier.microvm import jobs
 from verifier.microvm.kernels import KernelImage, module_closure, read_module
 from verifier.microvm.machine import KERNEL_ARGUMENTS, Machine, MachineSpec
+from verifier.microvm.topology import FLAT_NAME, Topology
 
 log = logging.getLogger(__name__)
 
@@ -191,7 +192,16 @@ class SnapshotStore:
         self.folder = folder
         self._verified: set[Path] = set()
 
-    def open(self, kernel: KernelImage, *, cpus: int, memory_mib: int, kvm: bool, hostfs: bool) -> Machine:
+    def open(
+        self,
+        kernel: KernelImage,
+        *,
+        cpus: int,
+        memory_mib: int,
+        kvm: bool,
+        hostfs: bool,
+        topology: Topology | None = None,
+    ) -> Machine:
         """Return a fresh machine that has answered, restored from its snapshot, which is built first if need be.
 
         A snapshot that cannot be restored is checked, rebuilt if it is damaged, and tried once more.
@@ -200,9 +210,9 @@ class SnapshotStore:
             SetupError: the folder cannot be written, or a tool is missing.
             VmLost: the machine could neither be restored nor booted.
         """
-        key = snapshot_key(kernel, cpus=cpus, memory_mib=memory_mib, kvm=kvm, hostfs=hostfs)
+        key = snapshot_key(kernel, cpus=cpus, memory_mib=memory_mib, kvm=kvm, hostfs=hostfs, topology=topology)
         place = self.folder / key
-        spec = MachineSpec(kernel.vmlinuz, place / "initrd", cpus, memory_mib, kvm, hostfs)
+        spec = MachineSpec(kernel.vmlinuz, place / "initrd", cpus, memory_mib, kvm, hostfs, topology=topology)
         self._ensure(place, spec, kernel)
         mark_used(place)
         try:
@@ -278,7 +288,9 @@ def restored(spec: MachineSpec, state: Path) -> Machine:
 
 
 @functools.cache
-def snapshot_key(kernel: KernelImage, *, cpus: int, memory_mib: int, kvm: bool, hostfs: bool) -> str:
+def snapshot_key(
+    kernel: KernelImage, *, cpus: int, memory_mib: int, kvm: bool, hostfs: bool, topology: Topology | None = None
+) -> str:
     """Name a snapshot by all that its state depends on."""
     qemu = shutil.which("qemu-system-x86_64")
     if qemu is None:
@@ -289,7 +301,7 @@ def snapshot_key(kernel: KernelImage, *, cpus: int, memory_mib: int, kvm: bool, 
     contents = [(entry.path, entry.mode, hashlib.sha256(entry.content).hexdigest()) for entry in initrd_entries(kernel)]
     parts = [
         file_digest(kernel.vmlinuz), contents, KERNEL_ARGUMENTS, cpu_flags() if kvm else "",
-        status.st_size, status.st_mtime_ns, cpus, memory_mib, kvm, hostfs,
+        status.st_size, status.st_mtime_ns, cpus, memory_mib, kvm, hostfs, str(topology or FLAT_NAME),
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
 
