@@ -11,7 +11,7 @@ import typer
 
 from schedagent import api
 from schedagent.cli.common import EXIT_FAILED, EXIT_NO, Json, guarded, print_json, settings
-from schedagent.cli.guide.completion import depths, policies, scopes
+from schedagent.cli.guide.completion import depths, policies, scopes, topologies
 from schedagent.core.errors import UsageError
 from schedagent.core.verification import VerificationOutcome
 
@@ -62,6 +62,14 @@ def verify(
     depth: Annotated[
         str, typer.Option(metavar="[quick|standard|thorough|deep]", help="How long to prove it.", autocompletion=depths)
     ] = "standard",
+    topology: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[flat|NxLxCxT]",
+            help="Shape of a further guest to prove it on; may be repeated.",
+            autocompletion=topologies,
+        ),
+    ] = None,
     static: Annotated[
         bool, typer.Option("--static", help="Run only the gates that need no VM; no token is issued.")
     ] = False,
@@ -84,6 +92,10 @@ def verify(
     A policy that is unfair, or goes by an input that it does not declare, may be safe to try and still gets no token,
     unless that is accepted by name: --accept weights, --accept reads:comm.
 
+    After a flat guest of this machine's size, policies from elsewhere are proved on one of 8 CPUs with 2 NUMA nodes,
+    4 last-level caches and pairs of threads: 2x2x1x2. --topology names others, as nodes x caches of a node x cores of a
+    cache x threads of a core; --topology flat does without.
+
     Example: schedagent verify longest_first --set slice_us=5000
     """
 
@@ -93,7 +105,7 @@ def verify(
 
         chosen = VerifyOptions(
             tuple(include or ()), tuple(tunables or ()), kernel, scope, depth, static, fresh, html, object_file,
-            tuple(accept or ()),
+            tuple(accept or ()), tuple(topology or ()),
         )  # fmt: skip
         report = api.verify(file, options=chosen, settings=settings(), on_gate=GatePrinter(quiet=as_json))
         if as_json:

@@ -623,8 +623,9 @@ class Cell:
     def run_prove(self, job: jobs.Prove) -> jobs.ProveAnswer:
         """Take a policy through the phases of the proving ground."""
         worn = Worn(**{trait: tuple(values) for trait, values in job.worn.items()})
-        conditions = Conditions(worn, job.reads, Clock(HOST_SIDE.move_clock))
-        proof = prove.prove(partial(self._load, job.policy), job.seconds, job.phases, conditions, copy_of(job))
+        conditions = Conditions(worn, job.reads, Clock(HOST_SIDE.move_clock), job.stretch)
+        loaded = partial(self._load, job.policy, watchdog_ms=int(prove.WATCHDOG_MS * job.stretch))
+        proof = prove.prove(loaded, job.seconds, job.phases, conditions, copy_of(job))
         marks = proof.marks
         return jobs.ProveAnswer(
             exit_text=proof.exit_text,

@@ -33,8 +33,8 @@ from schedagent.core.retention.limits import RETENTION
 from schedagent.core.retention.lock import locked
 from verifier.microvm import jobs
 from verifier.microvm.kernels import KernelImage, module_closure, read_module
-from verifier.microvm.machine import KERNEL_ARGUMENTS, Machine, MachineSpec
-from verifier.microvm.topology import FLAT_NAME, Topology
+from verifier.microvm.machine import KERNEL_ARGUMENTS, SHAPED_CPU, Machine, MachineSpec
+from verifier.microvm.topology import Topology
 
 log = logging.getLogger(__name__)
 
@@ -301,7 +301,8 @@ def snapshot_key(
     contents = [(entry.path, entry.mode, hashlib.sha256(entry.content).hexdigest()) for entry in initrd_entries(kernel)]
     parts = [
         file_digest(kernel.vmlinuz), contents, KERNEL_ARGUMENTS, cpu_flags() if kvm else "",
-        status.st_size, status.st_mtime_ns, cpus, memory_mib, kvm, hostfs, str(topology or FLAT_NAME),
+        status.st_size, status.st_mtime_ns, cpus, memory_mib, kvm, hostfs,
+        [SHAPED_CPU, *topology.qemu_arguments(memory_mib)] if topology else [],
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
 

@@ -218,6 +218,7 @@ class Prove(Message):
         phases: their names.
         worn: fields of verifier.proving.identity.Worn: constants of the policy's object, for the crew to wear.
         reads: what the policy declares to go by, see core.policies.policy.READABLE.
+        stretch: bounds in seconds, and the watchdog's, are so many times as wide.
         copy_base64: the policy's object with probes, see verifier.coverage; empty if there is none.
         copy_section: where its probes leave their marks.
         copy_inputs: maps of the copy to fill for tasks of our own, "history" and "classes".
@@ -233,6 +234,7 @@ class Prove(Message):
     copy_section: str = ""
     copy_inputs: list[str] = field(default_factory=list)
     copy_hotplug: bool = False
+    stretch: float = 1.0
     nested: ClassVar[Mapping[str, type[Message]]] = {"policy": PolicyLoad}
 
 

@@ -132,6 +132,10 @@ class Gap:
         if used_ns > self._used_ns:
             self._since_s, self._used_ns = now_s, used_ns
 
+    def open_s(self, now_s: float) -> float:
+        """How long the gap lasts that has not ended."""
+        return now_s - self._since_s
+
 
 class GapWatch:
     """Follows the gaps of several tasks."""
@@ -144,6 +148,10 @@ class GapWatch:
         """Read every task's CPU time once."""
         for task, gap in self.gaps.items():
             gap.look(time.monotonic(), task.cpu_ns())
+
+    def longest_open(self, now_s: float) -> float:
+        """The longest of the gaps that have not ended, in seconds."""
+        return max(gap.open_s(now_s) for gap in self.gaps.values())
 
     def longest(self, tasks: Iterable[Task]) -> float:
         """The longest gap of these tasks, in seconds."""
