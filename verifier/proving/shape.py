@@ -178,7 +178,8 @@ def cpu_hotplug(policy: LoadedPolicy, seconds: float, stretch: float) -> list[Or
 
 
 def start_around(crew: Crew, places: Mapping[str, Sequence[int]]) -> list[Task]:
-    """Hogs: on the last CPU, in each cache and node, and one that is free."""
+    """Hogs: on the last CPU, in its cache and its node, and one that is free."""
     last = lifecycle.last_cpu()
-    bound = [crew.start(f"hog in {name}", within(own, work.hog)) for name, own in places.items()]
+    around = {name: own for name, own in places.items() if last in own}
+    bound = [crew.start(f"hog in {name}", within(own, work.hog)) for name, own in around.items()]
     return [crew.start(f"pinned to CPU {last}", work.pinned(last, work.hog)), *bound, crew.start("free", work.hog)]
