@@ -217,7 +217,8 @@ def prove_attached(proof: Proof, load: Load, phases: Sequence[Phase], seconds: f
 def prove_under_load(proof: Proof, phases: Sequence[Phase], seconds: float, ground: Ground) -> None:
     """Run these phases as long as the policy is in charge."""
     before = kernel_state().events
-    outside = coverage.outsiders(ground) if ground.enabled() else ""
+    shaped = all(phase in SHAPED_PHASES for phase in phases)  # on the flat guest it was looked at closely
+    outside = (coverage.left_out() if shaped else coverage.outsiders(ground)) if ground.enabled() else ""
     if outside:
         raise KernelRejected(f"the policy does not schedule every task: {outside}")
     for phase in phases:
