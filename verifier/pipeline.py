@@ -136,7 +136,7 @@ class Verifier:
         scope, cgroup: what tokens allow, see core.token.DeploymentToken.
         static_only: stop after the scheduling logic, without a VM.
         topologies: guests of other shapes that policies are proved on besides the flat one; None for SHAPED, from
-            standard depth on, and not for bundled policies.
+            standard depth on, bundled policies from thorough on.
         report_cache: reports of policies that passed before; None proves everything again.
         on_gate: called with each result as it comes.
     """
@@ -457,8 +457,8 @@ class _Passage:
         """The shapes that this policy is proved on besides the flat one."""
         if self._verifier.topologies is not None:
             return self._verifier.topologies
-        thorough = self._verifier.depth.value >= Depth.STANDARD.value
-        return (SHAPED,) if thorough and self._standing() is not Standing.BUNDLED else ()
+        least = Depth.THOROUGH if self._standing() is Standing.BUNDLED else Depth.STANDARD
+        return (SHAPED,) if self._verifier.depth.value >= least.value else ()
 
     def _proving_on(self, topology: Topology) -> shapes.ShapeFailure | None:
         assert self._cell is not None, "the gates before this one opened it"

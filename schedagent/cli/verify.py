@@ -92,8 +92,8 @@ def verify(
     A policy that is unfair, or goes by an input that it does not declare, may be safe to try and still gets no token,
     unless that is accepted by name: --accept weights, --accept reads:comm.
 
-    After a flat guest of this machine's size, policies from elsewhere are proved on one of 8 CPUs with 2 NUMA nodes,
-    4 last-level caches and pairs of threads: 2x2x1x2. --topology names others, as nodes x caches of a node x cores of a
+    After a flat guest of this machine's size, policies are proved on one of 8 CPUs with 2 NUMA nodes, 4 last-level
+    caches and pairs of threads, 2x2x1x2 (not quick, and bundled ones only thorough). --topology names others, as nodes x caches of a node x cores of a
     cache x threads of a core; --topology flat does without.
 
     Example: schedagent verify longest_first --set slice_us=5000

@@ -693,7 +693,7 @@ def shaped(*results, exit_text=""):
     return jobs.ProveAnswer(exit_text, list(results), {}, {"domains": 3.0})
 
 
-def test_what_is_not_bundled_is_proved_on_another_shape_from_standard_depth_on(candidate, info, monkeypatch):
+def test_from_which_depth_on_policies_are_proved_on_another_shape(candidate, info, monkeypatch):
     def shapes_at(**fields):
         ground = Ground()
         report = verify(ground, candidate, info, **fields).report
@@ -707,6 +707,7 @@ def test_what_is_not_bundled_is_proved_on_another_shape_from_standard_depth_on(c
     assert shapes_at(topologies=named, depth=Depth.QUICK) == ["1x2x2x1", "1x4x1x1"]
     monkeypatch.setattr(submission, "standing", lambda *_policy: Standing.BUNDLED)
     assert shapes_at() == []
+    assert shapes_at(depth=Depth.THOROUGH) == ["2x2x1x2"]
     assert shapes_at(topologies=named) == ["1x2x2x1", "1x4x1x1"]
 
 
