@@ -326,7 +326,7 @@ class Cell:
             if doubtful(answer) or perhaps_host_stalled(answer.exit_text):
                 answer = twice(attempt)
         results = [result | {"topology": str(topology)} for result in answer.results]
-        return beyond_doubt(replace(answer, results=results))
+        return beyond_doubt(replace(answer, results=results), f"the {topology} machine")
 
     def _prove(self, depth: Depth, phases: Sequence[Phase], *, copied: bool = False) -> jobs.ProveAnswer:
         """Run phases in this machine, or a fresh one, and use it up; in each the crew wears other constants first.
@@ -638,11 +638,11 @@ def doubtful(answer: jobs.ProveAnswer) -> bool:
     return True
 
 
-def beyond_doubt(answer: jobs.ProveAnswer) -> jobs.ProveAnswer:
+def beyond_doubt(answer: jobs.ProveAnswer, machine: str = "the machine") -> jobs.ProveAnswer:
     """Return the answer; raise HostBusy if the host may have made it what it is."""
     if doubtful(answer):
         raise HostBusy(
-            f"a CPU of the machine stood still for {answer.stalled_s:.1f} s while the policy failed, twice",
+            f"a CPU of {machine} stood still for {answer.stalled_s:.1f} s while the policy failed, twice",
             "verify again when this host has less to do",
         )
     return answer

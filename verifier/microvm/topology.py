@@ -28,7 +28,7 @@ class Topology:
         threads: hardware threads of a core.
 
     Raises:
-        ValueError: more CPUs than a guest is given here, or less than one of something.
+        ValueError: more CPUs than a guest is given here, a single one, or none of something.
     """
 
     nodes: int
@@ -38,9 +38,10 @@ class Topology:
 
     def __post_init__(self) -> None:
         counts = (self.nodes, self.llcs, self.cores, self.threads)
-        if min(counts) < 1 or self.cpus > MOST_CPUS or self.nodes > MOST_NODES or self.threads > MOST_THREADS:
+        most = self.cpus <= MOST_CPUS and self.nodes <= MOST_NODES and self.threads <= MOST_THREADS
+        if min(counts) < 1 or self.cpus < 2 or not most:
             raise ValueError(
-                f"{self} is no topology: 1 to {MOST_CPUS} CPUs, {MOST_NODES} nodes and {MOST_THREADS} threads at most"
+                f"{self} is no topology: 2 to {MOST_CPUS} CPUs, {MOST_NODES} nodes and {MOST_THREADS} threads at most"
             )
 
     def __str__(self) -> str:

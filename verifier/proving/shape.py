@@ -162,7 +162,7 @@ def judge(bound: Bound, watch: mix.GapWatch, misplaced: int, stretch: float) -> 
 
 
 def prove_spread(ground: Ground, seconds: float) -> list[OracleResult]:
-    """Hogs on the last CPU that may use all of them, then wake-ups in the last node beside CPUs that idle."""
+    """Hogs on the last CPU that may use all of them, then wake-ups in its cache or node beside a CPU that idles."""
     everywhere = replace(ground, cpus=ground.cpus[::-1])
     last = next(iter(domains().values()), ground.cpus)
     with Crew() as crew:

@@ -164,7 +164,7 @@ def test_what_a_shell_takes_is_not_refused(folders, command):
         (["verify", FIFO, "--static", "--depth", "quick"], "--depth is of the proving ground, which does not run"),
         (["verify", FIFO, "--static", "--topology", "flat"], "--topology is of the proving ground, which does not run"),
         (["verify", FIFO, "--topology", "2x2"], "'2x2' is no topology: .*, for example 2x2x1x2 hint: or flat"),
-        (["verify", FIFO, "--topology", "4x4x4x4"], "4x4x4x4 is no topology: 1 to 32 CPUs"),
+        (["verify", FIFO, "--topology", "4x4x4x4"], "4x4x4x4 is no topology: 2 to 32 CPUs"),
         (["verify", FIFO, "--topology", "flat", "--topology", "2x2x1x2"], "--topology flat means no other guest"),
         (["verify", FIFO, "--set", "slice_us=5", "--set", "slice_us=6"], "--set slice_us is given twice"),
         (["verify", FIFO, "--accept", "starvation"], "--accept 'starvation' is nothing that can be .* weights, "),

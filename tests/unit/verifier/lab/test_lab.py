@@ -367,7 +367,7 @@ def test_what_fails_on_a_shape_whose_cpus_stood_still_is_looked_at_twice_and_the
     lab = ProvingLab(stalled, shown(("starvation", True)))
     assert Cell(lab, POLICY).prove_on(SHAPED, Depth.STANDARD).results[0]["ok"]
     assert lab.topologies == [SHAPED, SHAPED]
-    with pytest.raises(HostBusy, match=r"stood still for 0\.5 s"):
+    with pytest.raises(HostBusy, match=r"a CPU of the 2x2x1x2 machine stood still for 0\.5 s"):
         Cell(ProvingLab(stalled, stalled), POLICY).prove_on(SHAPED, Depth.STANDARD)
 
 
