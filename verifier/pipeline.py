@@ -450,7 +450,7 @@ class _Passage:
             raise GateFailed(message, findings, tolerable=all(bad.tolerable for bad in failures))
         if unfair:
             raise unfair
-        also = f"; so they do on {', '.join(map(str, self._shaped))}" if self._shaped else ""
+        also = f"; proved on {', '.join(map(str, self._shaped))}, too" if self._shaped else ""
         return replace(flat, detail=flat.detail + also, seconds=(flat.seconds or 0.0) + time.monotonic() - began)
 
     def _topologies(self) -> Sequence[Topology]:

@@ -204,7 +204,7 @@ def test_all_gates_pass_in_order_and_a_token_is_issued(candidate, info, signer):
     assert details["kernel verifier"] == "2 programs accepted, 123 instructions walked"
     assert details["proving ground"] == (
         "2 oracles hold; kernel events: SCX_EV_DISPATCH 7; 3 of 4 branches ran, 2 of 2 queues were used;"
-        " never: fifo.bpf.c:9; so they do on 2x2x1x2"
+        " never: fifo.bpf.c:9; proved on 2x2x1x2, too"
     )
     assert details["overhead"] == "1 oracles hold"
 
