@@ -36,8 +36,8 @@ KERNEL_GROWTH = OracleInfo(
     "kernel memory growth", 28, 2.0, "MiB",
     "the same of what the kernel allocated for good: SUnreclaim, Percpu and VmallocUsed in /proc/meminfo",
     "Elements of maps and a policy's own objects are there, and nothing of user space is, whose memory comes and goes"
-    " by megabytes: in some 60 rounds correct policies grow by 0.6 to 1 MiB, and one that keeps 500 bytes of every second"
-    " insert by 4.4 to 5.",
+    " by megabytes: in some 60 rounds correct policies grow by 0.6 to 1 MiB, and one that keeps 500 bytes of every"
+    " second insert by 4.4 to 5.",
 )  # fmt: skip
 
 ORACLES = (SOAK, GROWTH, KERNEL_GROWTH)
