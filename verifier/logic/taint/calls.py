@@ -58,10 +58,10 @@ _WHICH = ("which task is served", _NOTHING)
 _QUEUE = ("which queue a task enters", _NOTHING)
 _SLICE = ("how long a task may run", DURATIONS)
 _KEY = ("the order of tasks", ORDER)
-_FLAGS = ("how a task is inserted", _NOTHING)
+_FLAGS = ("how a task is inserted", Kind.BITS)
 _SERVED = "whether a queue is served"
 _SOURCE = ("which queue is served", _NOTHING)
-_CPU = ("which CPU is chosen", _NOTHING)
+_CPU = ("which CPU is chosen", Kind.BITS)
 _CHOSEN = "which CPU is chosen"
 _ENDED = "whether the policy ends"
 
@@ -191,7 +191,7 @@ class Calls(Operations):
             spread = [arguments[0], None, None, None, None]  # flags are there since 7.1
         self._decisions(name, spread)
         if handler is not None:
-            return handler(self, state, name, arguments)
+            return _as_code(name, handler(self, state, name, arguments))
         labels = self._labels_of(state, spread) | self._labels_of_cpu(name, spread)
         if name in kernel.CALL_KINDS:
             return self._of_kind(kernel.CALL_KINDS[name], name, labels, spread)
@@ -204,7 +204,7 @@ class Calls(Operations):
         if name in kernel.RETURNS_OBJECT:
             return pointer(Target(Area("kernel", ""), 0), labels=labels)
         if name in kernel.FREE_CALLS or name in kernel.CALL_INPUTS:
-            return FREE.with_labels(labels)
+            return _as_code(name, FREE.with_labels(labels))
         labels |= self.label(kernel.UNKNOWN)
         for value in arguments:
             self._write_through(state, value, labels)
@@ -573,6 +573,11 @@ class Calls(Operations):
         areas = pointer(*(target for target in owner.points)) if owner is not None else None
         self._callback(state, arguments[1], [areas, pointer(), areas, None, None], member="timer")
         return FREE
+
+
+def _as_code(name: str, value: Value | None) -> Value | None:
+    """The result of a call, marked if it is an error code."""
+    return replace(value, kinds=Kind.BITS) if value is not None and name in kernel.ERROR_CODES else value
 
 
 Handler = Callable[[Calls, State, str, list[Value | None]], Value | None]
