@@ -269,17 +269,19 @@ class ProveAnswer(Message):
 
 @dataclass(frozen=True)
 class MoveClock(Message):
-    """What the guest wishes amid a job, as {"wish": ...}, and waits for: its clocks set ahead, or the watchdog let be.
+    """What the guest wishes amid a job, as {"wish": ...}, and waits for: its clocks set ahead, or that all ran since.
 
     Args:
         place: fields of verifier.microvm.clock.place.ClockPlace.
         wall_s: what the wall clock shows, in whole seconds since 1970.
-        ahead_s: by so many seconds; 0 for the rest, see verifier.microvm.clock.move.rest_watchdog.
+        ahead_s: by so many seconds.
+        ran: they were, and every task ran since; see verifier.microvm.clock.move.rest_watchdog.
     """
 
     place: dict[str, int]
     wall_s: int
     ahead_s: int
+    ran: bool = False
 
 
 @dataclass(frozen=True)

@@ -329,10 +329,10 @@ class Machine:
             self.command("human-monitor-command", **{"command-line": f"gdbserver chardev:{PORT_ID}"})
             self._debugged = True
         debugger = Debugger(self._debugger)
-        if wish.ahead_s:
-            granted = move_clocks(debugger, place, wish.wall_s, wish.ahead_s)
+        if wish.ran:
+            granted = rest_watchdog(debugger, place, wish.ahead_s)
         else:
-            granted = rest_watchdog(debugger, place)
+            granted = move_clocks(debugger, place, wish.wall_s, wish.ahead_s)
         self.command("cont")
         self._agent.send({"granted": granted})
 

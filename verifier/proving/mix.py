@@ -29,6 +29,9 @@ EATEN_MIB, EATER_LIMIT_MIB = 8, 4
 
 CGROUPS = Path("/sys/fs/cgroup")
 _MOVE_WEIGHTS = (("proving-a", 50), ("proving-b", 200))
+_EMPTY_GROUPS = (("proving-limited", "cpu.max", "50000 100000"), ("proving-idle", "cpu.idle", "1"))
+"""For what a policy does when a cgroup is given a limit or made idle; no task is in them."""
+
 
 STARVATION_BOUND_S = 2.4
 _SHORT_OF = (
@@ -234,6 +237,8 @@ def start(crew: Crew, cpus: Sequence[int], spinner: Spinner | None) -> Mix:
     """Start every task of the mix."""
     first, last = cpus[0], cpus[-1]
     groups = [cgroup(name, "cpu.weight", str(weight)) for name, weight in _MOVE_WEIGHTS]
+    for name, file, value in _EMPTY_GROUPS:
+        cgroup(name, file, value)
     there, back = os.pipe(), os.pipe()
     pinned = [crew.start(f"hog pinned to CPU {cpu}", work.pinned(cpu, work.hog)) for cpu in (first, last)]
     hogs = [crew.start(f"hog {number}", work.hog) for number in range(len(cpus) - 1)]
