@@ -93,8 +93,8 @@ def verify(
     unless that is accepted by name: --accept weights, --accept reads:comm.
 
     After a flat guest of this machine's size, policies are proved on one of 8 CPUs with 2 NUMA nodes, 4 last-level
-    caches and pairs of threads, 2x2x1x2 (not quick, and bundled ones only thorough). --topology names others, as nodes x caches of a node x cores of a
-    cache x threads of a core; --topology flat does without.
+    caches and pairs of threads, 2x2x1x2 (not quick, and bundled ones only thorough). --topology names others, as
+    nodes x caches of a node x cores of a cache x threads of a core; --topology flat does without.
 
     Example: schedagent verify longest_first --set slice_us=5000
     """
