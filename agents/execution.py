@@ -26,7 +26,7 @@ from schedagent.core.trials.race import RACE_BLOCKS, judge_all, wanted
 from schedagent.core.trials.trial import DEFAULT_ARM, Block, Outcome, Sample
 from schedagent.core.trials.workload import WorkloadCommand
 from schedagent.core.verification import VerificationReport, Verified
-from verifier.lab.vm import LabPolicy
+from verifier.lab.vm import LabArm, LabPolicy, LabProgram
 
 log = logging.getLogger(__name__)
 
@@ -37,11 +37,11 @@ REPAIRS = 2
 class Runs(Protocol):
     """A lab session: see verifier.lab.vm.TrialSession."""
 
-    def run_default(self, beside: LabPolicy | None = None) -> Sample: ...
+    def run_default(self, beside: LabArm | None = None) -> Sample: ...
 
-    def run_candidate(self, policy: LabPolicy) -> Sample: ...
+    def run_candidate(self, policy: LabArm) -> Sample: ...
 
-    def run_knob(self, knob: Knob, beside: LabPolicy) -> Sample: ...
+    def run_knob(self, knob: Knob, beside: LabArm) -> Sample: ...
 
 
 class MeasuringLab(Protocol):
@@ -123,6 +123,8 @@ class Execution:
     def execute(self, candidates: Sequence[CandidatePolicy], notebook: Notebook, terms: Terms, *, seed: int) -> bool:
         """Verify each candidate, then measure those that passed. What was done before is not done again.
 
+        A program that loads its policy itself is measured, and not verified: nobody but the lab's machine loads it.
+
         What takes the place of a candidate that failed in its trial has a round of its own, after the others.
 
         Args:
@@ -143,7 +145,7 @@ class Execution:
         for _attempt in range(REPAIRS + 1):
             policies = [policy for candidate in entering if (policy := self._ready(candidate, notebook))]
             trial = Trial(self, policies, notebook, terms, seed)
-            cut = trial.unfinished or any(notebook.verification(candidate.key) is None for candidate in known)
+            cut = trial.unfinished or bool(_unverified(known, notebook))
             if not policies or self.out_of_time():
                 return cut
             trial.run()
@@ -186,6 +188,8 @@ class Execution:
         if self.repairer is None:
             return repaired, again
         for candidate, trouble, lost in trial.troubles():
+            if candidate.loads_itself:
+                continue
             repairs = notebook.repairs()
             repair = repairs.get(candidate.key)
             if repair is None and _times_repaired(candidate, repairs) < REPAIRS:
@@ -211,7 +215,7 @@ class Execution:
 
     def _verify(self, candidates: Sequence[CandidatePolicy], notebook: Notebook) -> None:
         """Take those that were not verified yet through the gates, as long as there is time."""
-        unknown = [candidate for candidate in candidates if notebook.verification(candidate.key) is None]
+        unknown = _unverified(candidates, notebook)
         verified = self.verifier.verify_all([(candidate, self.library[candidate.policy]) for candidate in unknown])
         for candidate in unknown:
             if self.out_of_time():
@@ -219,11 +223,13 @@ class Execution:
             self.reporter.step(f"verifying {candidate.label}")
             notebook.save_verification(next(verified).report)
 
-    def _ready(self, candidate: CandidatePolicy, notebook: Notebook) -> LabPolicy | None:
+    def _ready(self, candidate: CandidatePolicy, notebook: Notebook) -> LabArm | None:
         """Return a candidate that is safe, ready to run; None for one that is not, has no verdict, or was not reached.
 
         What it costs others is no reason not to measure it: it gets no token, unless that is declared or accepted.
         """
+        if candidate.loads_itself:
+            return LabProgram(candidate)
         report = notebook.verification(candidate.key)
         if report is None or not report.safe or report.undecided:
             return None
@@ -234,6 +240,11 @@ class Execution:
                 "what was measured before and after cannot be compared: start a new run",
             )
         return LabPolicy(candidate, artifact)
+
+
+def _unverified(candidates: Sequence[CandidatePolicy], notebook: Notebook) -> list[CandidatePolicy]:
+    """Return those that the verifier has to see, and has not seen yet."""
+    return [each for each in candidates if not each.loads_itself and notebook.verification(each.key) is None]
 
 
 def _times_repaired(candidate: CandidatePolicy, repairs: Mapping[str, CandidatePolicy]) -> int:
@@ -249,7 +260,7 @@ class Trial:
     """One round: blocks of interleaved runs until the race and its leader are decided, or pairs or time are used up."""
 
     def __init__(
-        self, agent: Execution, policies: Sequence[LabPolicy], notebook: Notebook, terms: Terms, seed: int
+        self, agent: Execution, policies: Sequence[LabArm], notebook: Notebook, terms: Terms, seed: int
     ) -> None:
         self._agent = agent
         self._policies = {policy.candidate.key: policy for policy in policies}
@@ -307,11 +318,11 @@ class Trial:
         warm = number or len(arms) == 1
         order = [DEFAULT_ARM, *(arms if warm else ()), *(self._knobs if 0 < number <= KNOB_BLOCKS else ())]
         random.Random(f"{self._seed}:{number}").shuffle(order)
-        beside = self._policies[arms[0]]
+        beside = min((self._policies[arm] for arm in arms), key=lambda arm: arm.candidate.loads_itself)
         samples = [self._run_arm(runs, arm, beside) for arm in order]
         return [sample for sample in samples if sample]
 
-    def _run_arm(self, runs: Runs, arm: str, beside: LabPolicy) -> Sample | None:
+    def _run_arm(self, runs: Runs, arm: str, beside: LabArm) -> Sample | None:
         """One run; None if the candidate lost its machine twice, which is neither a pass nor a failure."""
         if arm == DEFAULT_ARM:
             try:
@@ -332,7 +343,7 @@ class Trial:
             self._lost.add(arm)
             return None
 
-    def _run_knob(self, runs: Runs, knob: Knob, beside: LabPolicy) -> Sample | None:
+    def _run_knob(self, runs: Runs, knob: Knob, beside: LabArm) -> Sample | None:
         """One run with a knob turned; None where that fails, for nothing rests on it."""
         try:
             return runs.run_knob(knob, beside)

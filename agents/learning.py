@@ -58,18 +58,25 @@ def learn(
     verdicts: dict[str, Verdict] = {}
     antipatterns: list[Antipattern] = []
     for candidate in candidates:
-        report, info = reports.get(candidate.key), library[candidate.policy]
+        report, digest = reports.get(candidate.key), _content_digest(candidate, library)
         gate = report.failure if report and not report.safe else None
         verdict = measured[candidate.key]
         if gate:
             verdict = failed([f"gate {gate.gate!r} failed: {gate.detail}"])
-            antipatterns.append(_antipattern(candidate, info, "", hardware_key, gate.gate, gate.detail))
-        elif not report or not report.safe or report.undecided:
-            verdict = replace(verdict, reason=f"not tried: {rejected}" if rejected else _why_unmeasured(report))
+            antipatterns.append(_antipattern(candidate, digest, "", hardware_key, gate.gate, gate.detail))
+        elif rejected:
+            verdict = replace(verdict, reason=f"not tried: {rejected}")
+        elif not candidate.loads_itself and (not report or not report.safe or report.undecided):
+            verdict = replace(verdict, reason=_why_unmeasured(report))
         elif verdict.outcome is Outcome.FAILED:
-            antipatterns.append(_antipattern(candidate, info, workload_key, hardware_key, "trial", verdict.reason))
+            antipatterns.append(_antipattern(candidate, digest, workload_key, hardware_key, "trial", verdict.reason))
         verdicts[candidate.key] = verdict
     return Lessons(verdicts, tuple(antipatterns))
+
+
+def _content_digest(candidate: CandidatePolicy, library: Mapping[str, PolicyInfo]) -> str:
+    """Return what tells whether the candidate's source, or its program, is still the one that was tried."""
+    return candidate.program.digest if candidate.program else library[candidate.policy].source_digest
 
 
 def _why_unmeasured(report: VerificationReport | None) -> str:
@@ -81,7 +88,7 @@ def _why_unmeasured(report: VerificationReport | None) -> str:
 
 
 def _antipattern(
-    candidate: CandidatePolicy, info: PolicyInfo, workload_key: str, hardware_key: str, gate: str, reason: str
+    candidate: CandidatePolicy, digest: str, workload_key: str, hardware_key: str, gate: str, reason: str
 ) -> Antipattern:
     now = datetime.now(UTC).isoformat()
     return Antipattern(
@@ -93,7 +100,7 @@ def _antipattern(
         gate,
         reason,
         now,
-        info.source_digest,
+        digest,
     )
 
 

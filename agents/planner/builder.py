@@ -1,9 +1,11 @@
-"""The policy builder: makes a candidate of a proposal, by one of four origins, or reports what is wrong with it.
+"""The policy builder: makes a candidate of a proposal, by one of its origins, or reports what is wrong with it.
 
     configure   tunables of a policy of the library
     compose     a spec of primitives -> BPF C
     patch       a unified diff against a policy of the library
     generate    BPF C as it was written
+    brought     BPF C that a person brought, under its own documentation
+    program     a program that loads its policy itself
 
 Proposals come from a model as likely as not. Nothing is believed here: what comes out is a candidate like any other,
 and only the verifier decides about it. Errors are for the model to act upon: they name what is wrong, and what is
@@ -28,7 +30,7 @@ from kernel_bpf.policies.manifest import write_manifest
 from schedagent.core.errors import NameTaken, PolicyError, SpecError
 from schedagent.core.policies.policy import CandidatePolicy, PolicyInfo
 from schedagent.core.policies.proposal import DerivedPolicy, Origin, Proposal
-from schedagent.core.policies.spec import PROGRAM_KINDS, PolicySpec, spec_error
+from schedagent.core.policies.spec import NAME, PROGRAM_KINDS, PolicySpec, spec_error
 from schedagent.core.policies.spec_reader import read_spec, spec_table
 from schedagent.core.terminal.printable import printable
 from schedagent.core.trials.workload import WorkloadProfile
@@ -86,11 +88,16 @@ class PolicyBuilder:
             SpecError: with every mistake of the spec, each by the name of its field.
             PolicyError: no such policy, a diff that does not apply, or a source that is none.
         """
+        if proposal.origin is Origin.PROGRAM:
+            if proposal.program is None:
+                raise PolicyError("the proposal has no program", "a person names it: --scheduler")
+            return CandidatePolicy.of_program(proposal.program, sentence(proposal.reason))
         made = {
             Origin.CONFIGURE: self._known,
             Origin.COMPOSE: self._compose,
             Origin.PATCH: self._patch,
             Origin.GENERATE: self._generate,
+            Origin.BROUGHT: self._brought,
         }[proposal.origin]
         info = made(proposal, profile)
         candidate = fill(info, info.configured(proposal.tunables), profile)
@@ -101,6 +108,19 @@ class PolicyBuilder:
             expected=sentence(proposal.expected),
             refuted_by=sentence(proposal.refuted_by),
         )
+
+    # --- what a person names
+
+    def _brought(self, proposal: Proposal, _profile: WorkloadProfile) -> PolicyInfo:
+        info = read_manifest(proposal.manifest, f"the documentation of {proposal.policy[:100]}", Path())
+        check_source_text(proposal.source.encode(errors="surrogatepass"))
+
+        def draft(name: str) -> Draft:
+            return Draft(proposal.source, write_manifest(replace(info, name=name)))
+
+        return self._keep(Origin.BROUGHT, "", short_name(proposal.policy), draft)
+
+    # --- configure
 
     def _known(self, proposal: Proposal, _profile: WorkloadProfile) -> PolicyInfo:
         if proposal.policy not in self._shelf:
@@ -191,6 +211,12 @@ class PolicyBuilder:
             except NameTaken:
                 continue
         raise PolicyError(f"{MOST_NAMESAKES} policies are called {name} already", "choose another name")
+
+
+def short_name(name: str) -> str:
+    """Return the name of a file as that of a policy: as long as the kernel shows, and in small letters."""
+    name = name.lower()[:_NAME_BYTES]
+    return name if NAME.fullmatch(name) else f"policy_{name.lstrip('_')}"[:_NAME_BYTES]
 
 
 def namesakes(name: str) -> Iterator[str]:

@@ -10,6 +10,7 @@ import mmap
 import os
 import signal
 import struct
+from collections.abc import Collection
 from pathlib import Path
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -25,9 +26,13 @@ _libc.unshare.argtypes = [ctypes.c_int]
 _libc.prctl.argtypes = [ctypes.c_int, *[ctypes.c_ulong] * 4]
 
 MS_RDONLY, MS_NOSUID, MS_NODEV = 0x1, 0x2, 0x4
+_MS_REMOUNT, _MS_BIND = 0x20, 0x1000
 MNT_DETACH = 2
-CLONE_NEWUTS, CLONE_NEWIPC = 0x04000000, 0x08000000  # include/uapi/linux/sched.h
-_PR_SET_NAME, _PR_SET_MM = 15, 35  # include/uapi/linux/prctl.h, as the next line
+CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 0x00020000, 0x04000000, 0x08000000  # include/uapi/linux/sched.h
+CAP_DAC_READ_SEARCH, CAP_IPC_LOCK, CAP_SYS_NICE, CAP_SYS_RESOURCE, CAP_PERFMON, CAP_BPF = 2, 14, 23, 24, 38, 39
+"""include/uapi/linux/capability.h"""
+_PR_CAPBSET_READ, _PR_CAPBSET_DROP = 23, 24  # include/uapi/linux/prctl.h, as the next two lines
+_PR_SET_NAME, _PR_SET_MM = 15, 35
 _PR_SET_MM_ARG_START, _PR_SET_MM_ARG_END = 8, 9
 _SYS_FINIT_MODULE, _SYS_SCHED_SETATTR = 313, 314  # x86-64: arch/x86/entry/syscalls/syscall_64.tbl
 _SCHED_ATTR = struct.Struct("=IIQiIQQQII")  # include/uapi/linux/sched/types.h, struct sched_attr, version 1
@@ -46,6 +51,21 @@ def unmount(target: Path | str) -> None:
     if _libc.umount2(str(target).encode(), MNT_DETACH) != 0:
         error = ctypes.get_errno()
         raise OSError(error, f"umount: {os.strerror(error)}", str(target))
+
+
+def mount_read_only(target: Path | str) -> None:
+    """Make what is seen at `target` read-only in this mount namespace; raise OSError if that fails."""
+    mount(str(target), target, "none", _MS_BIND)
+    mount("none", target, "none", _MS_BIND | _MS_REMOUNT | MS_RDONLY)
+
+
+def keep_capabilities(kept: Collection[int]) -> None:
+    """Take all capabilities but these from whatever the calling process executes; raise OSError if it may not."""
+    number = 0
+    while _libc.prctl(_PR_CAPBSET_READ, number, 0, 0, 0) >= 0:  # the kernel refuses a number that it does not know
+        if number not in kept:
+            _prctl(_PR_CAPBSET_DROP, number)
+        number += 1
 
 
 def set_fair_class(*, batch: bool = False, slice_ns: int = 0) -> None:

@@ -16,6 +16,7 @@ from sqlalchemy.types import TypeEngine
 from repo_store.database.column_types import EnumText, JsonText, NanAsNull
 from repo_store.records import RunFailure, RunStatus
 from schedagent.core.approval import ApprovalStage
+from schedagent.core.policies.program import SchedulerProgram
 from schedagent.core.policies.proposal import Origin
 from schedagent.core.recommendation import Progress, RecommendationKind, Standing
 from schedagent.core.trials.lesson import Claim
@@ -25,7 +26,7 @@ from schedagent.core.trials.workload import WorkloadCommand, WorkloadProfile
 from schedagent.core.verification import VerificationReport
 from schedagent.core.welch import Spread
 
-SCHEMA = "0009"
+SCHEMA = "0010"
 """Revision these tables need: the newest in migrations/versions."""
 
 Tunables = tuple[tuple[str, int], ...]
@@ -51,7 +52,18 @@ _COLUMN_TYPES: dict[Any, TypeEngine[Any]] = {
     Measures: JsonText(dict[str, Spread]),
 }
 for _kind in (
-    *(Claims, Expected, Guards, Hardware, RunFailure, Usage, VerificationReport, WorkloadCommand, WorkloadProfile),
+    *(
+        Claims,
+        Expected,
+        Guards,
+        Hardware,
+        RunFailure,
+        SchedulerProgram,
+        Usage,
+        VerificationReport,
+        WorkloadCommand,
+        WorkloadProfile,
+    ),
     *(Tunables, Inputs, Words),
 ):
     _COLUMN_TYPES[_kind] = JsonText(_kind)
@@ -144,6 +156,7 @@ class CandidateRow(Base):
     origin: Mapped[Origin]
     expected: Mapped[str]
     refuted_by: Mapped[str]
+    program: Mapped[SchedulerProgram | None]
     repairs: Mapped[str]
 
 

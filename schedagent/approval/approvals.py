@@ -22,6 +22,7 @@ from schedagent.core import token
 from schedagent.core.approval import ApprovalRequest, ApprovalStage, Decision
 from schedagent.core.errors import TokenError, UsageError
 from schedagent.core.policies.policy import CandidatePolicy, PolicyInfo
+from schedagent.core.policies.program import SchedulerProgram
 from schedagent.core.policies.proposal import Origin
 from schedagent.core.rules import NEVER_RAN
 from schedagent.core.trials.trial import Verdict
@@ -36,6 +37,10 @@ _PLAN_ALLOWS = (
     "Each is verified in a sealed micro-VM; those that pass every gate run the workload in another one. Code of a "
     "model that a gate refuses may be repaired by it, and goes through every gate again. Nothing is loaded on this "
     "machine."
+)
+
+_PROGRAMS_ALLOWED = (
+    " A program that loads its policy itself is not verified: it is started as root in that micro-VM, and nowhere else."
 )
 
 
@@ -110,7 +115,7 @@ class Approvals:
             "reason": plan.reason,
             "learned": plan.learned,
             "candidates": [self._candidate(candidate) for candidate in plan.candidates],
-            "allows": _PLAN_ALLOWS,
+            "allows": _PLAN_ALLOWS + _PROGRAMS_ALLOWED * any(each.loads_itself for each in plan.candidates),
         }
 
     def _deployment(self) -> Shown | None:
@@ -132,31 +137,55 @@ class Approvals:
         }
 
     def _candidate(self, candidate: CandidatePolicy) -> Shown:
+        if candidate.program:
+            return _planned(candidate) | _program(candidate.program)
         info = self._library.get(candidate.policy)
         if info is None:
             raise UsageError(f"policy {candidate.policy} is not in the library any more", "start a new run")
         defaults = {tunable.name: tunable.default for tunable in info.tunables}
         specs = {made.name: made.spec for made in self._repository.derived_policies()}
         return {
-            "key": candidate.key,
-            "policy": candidate.policy,
-            "origin": candidate.origin.value,
+            **_planned(candidate),
             "policy_origin": info.origin.label,
             "parent": info.parent,
             "description": info.description,
             "declares": list(info.declares),
             "reads": list(info.reads),
-            "reason": candidate.reason,
-            "expected": candidate.expected,
-            "refuted_by": candidate.refuted_by,
             "tunables": {
                 name: {"value": value, "default": defaults.get(name, value)} for name, value in candidate.tunables
             },
-            "inputs": {"history": len(candidate.history), "classes": len(candidate.classes)},
             "source_digest": info.source_digest,
             "spec": specs.get(candidate.policy),
             "diff": _diff(info, self._library.get(info.parent)),
         }
+
+
+def _planned(candidate: CandidatePolicy) -> Shown:
+    """Return what a planner gave every candidate, whatever its origin."""
+    return {
+        "key": candidate.key,
+        "policy": candidate.policy,
+        "origin": candidate.origin.value,
+        "reason": candidate.reason,
+        "expected": candidate.expected,
+        "refuted_by": candidate.refuted_by,
+        "inputs": {"history": len(candidate.history), "classes": len(candidate.classes)},
+    }
+
+
+def _program(program: SchedulerProgram) -> Shown:
+    return {
+        "policy_origin": Origin.PROGRAM.label,
+        "parent": "",
+        "description": "",
+        "declares": [],
+        "reads": [],
+        "tunables": {},
+        "source_digest": program.digest,
+        "spec": None,
+        "diff": "",
+        "argv": program.argv,
+    }
 
 
 def waiting(repository: PolicyRepository, run_id: str) -> ApprovalRequest | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -52,7 +53,11 @@ def _candidate(number: str, candidate: Mapping[str, Any]) -> Iterator[str]:
     made = (
         "" if candidate["policy_origin"] == "bundled" else f", a policy that was {candidate['policy_origin']}{parent}"
     )
-    yield f"  {number}{candidate['policy']} ({candidate['origin']}{made})"
+    if candidate.get("argv"):
+        yield f"  {number}{candidate['policy']}, a program: {quote(shlex.join(candidate['argv']))}"
+        yield f"      Its content: {candidate['source_digest'][:_FIRST_DIGITS]}"
+    else:
+        yield f"  {number}{candidate['policy']} ({candidate['origin']}{made})"
     ours = candidate["policy_origin"] == "bundled"
     for heading, text, is_quoted in (
         ("What it does", candidate["description"], not ours),

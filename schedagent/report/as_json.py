@@ -165,6 +165,7 @@ def _candidate(entry: CandidateReport) -> CandidateForm:
         split=SplitForm(**asdict(entry.split)) if entry.split else None,
         pairs=tuple(PairForm(*pair) for pair in entry.pairs),
         repairs=entry.repairs,
+        program=candidate.program,
     )
 
 

@@ -12,6 +12,7 @@ from schedagent.core.trials.race import own_blocks, shared_blocks
 from schedagent.core.trials.trial import Outcome
 from schedagent.report.report import IN_PROCESS, CandidateReport, Report
 
+_SCX = "scx_"
 SAVED_CPU_TIME = 0.97
 """CPU time ratio from which on a gain under emulation is, in part, one of cheaper switching: the minimum effect."""
 
@@ -104,6 +105,15 @@ def _change(ratio: float) -> str:
 
 
 def _next_with_winner(report: Report) -> Iterator[str]:
+    program = report.best.candidate.program if report.best else None
+    if program:
+        yield f"Next: start it as its users do: sudo {program.command}"
+        if program.name.startswith(_SCX):
+            yield (
+                f"  As a service: SCX_SCHEDULER={program.name} and its SCX_FLAGS in /etc/default/scx, then "
+                f"systemctl restart scx; or scxctl switch --sched {program.name.removeprefix(_SCX)}"
+            )
+        yield "  It was measured, not verified: no gate saw its policy, and schedagentd loads no program."
     if report.deployment:
         yield f"Next: schedagent deploy {report.run}"
         yield "  It needs schedagentd and a kernel with sched_ext on this machine: schedagent help deploying"

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from repo_store.records import RunFailure
+from schedagent.core.policies.program import SchedulerProgram
 from schedagent.core.trials.lesson import Insight, Meaning
 from schedagent.core.trials.usage import MachineCosts, Usage
 from schedagent.report.model_use import ModelUse
@@ -190,7 +191,8 @@ class CandidateForm:
 
     `prediction` is what its planner expected, in words; `expected` the ratio to expect on hardware, null where the
     verdict's is the hardware's own. `values` go by name, what is compared first. Like `split` and `pairs`, they are of
-    the blocks that the verdict rests on: those of its own, if it led a race.
+    the blocks that the verdict rests on: those of its own, if it led a race. `program` is null but for a scheduler that
+    loads its policy itself, which no gate saw.
     """
 
     key: str
@@ -208,6 +210,7 @@ class CandidateForm:
     split: SplitForm | None
     pairs: tuple[PairForm, ...]
     repairs: str
+    program: SchedulerProgram | None
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,7 @@ _COLOURS = {
     Outcome.FAILED: "bold red",
 }
 _NOT_REACHED = "not reached"
+UNSEEN = "loads its policy itself, which no gate saw"
 _LONGEST_NAME = 20
 _NARROWEST_STRIP, _WIDEST_STRIP, _NARROWEST_TERMINAL = 10, 40, 60
 
@@ -180,7 +181,7 @@ def _details(entry: CandidateReport) -> Iterator[str]:
         yield from map(guard_line, entry.verdict.guards)
     if entry.split:
         yield split_line(entry.split)
-    facts = [_gates(entry.gates)]
+    facts = [UNSEEN if entry.candidate.loads_itself else _gates(entry.gates)]
     if entry.verdict and entry.verdict.disturbed:
         facts.append(f"{entry.verdict.disturbed} disturbed pair{'s' * (entry.verdict.disturbed > 1)} left out")
     yield "; ".join(facts)

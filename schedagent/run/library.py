@@ -91,14 +91,16 @@ def worth_trying(
 ) -> Callable[[DerivedPolicy], bool]:
     """Return which derived policies a run may plan with: its own, and those that won a trial in some other run.
 
-    Nobody's word promotes a policy: a verdict does.
+    Nobody's word promotes a policy: a verdict does. One that a person brought to a run stays in it: the headers that it
+    may need are not kept.
 
     Args:
         run_id: the run; empty for one that has not begun.
         also: names of others that it is to have.
     """
-    names = {*also, *repository.winners(), *(repository.policies_of(run_id) if run_id else ())}
-    return lambda made: made.name in names
+    own = {*also, *(repository.policies_of(run_id) if run_id else ())}
+    winners = repository.winners()
+    return lambda made: made.name in own or (made.name in winners and made.origin is not Origin.BROUGHT)
 
 
 def proven(library: Mapping[str, PolicyInfo], repository: PolicyRepository) -> dict[str, PolicyInfo]:

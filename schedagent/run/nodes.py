@@ -16,7 +16,9 @@ from agents.learning import Trials, learn
 from agents.observation import ObservingLab, observe
 from agents.planner import rules as offline
 from agents.planner.builder import PolicyBuilder
+from agents.planner.programs import Choice, Shelf, choose_programs, joined, suited_programs
 from agents.planning import propose
+from kernel_bpf.policies.programs import known_programs
 from repo_store.records import RunRecord, RunStatus
 from repo_store.store import PolicyRepository
 from schedagent.approval.approvals import rejection
@@ -133,6 +135,7 @@ class RunNodes:
     Args:
         open_models: gives the run's agents their models, by its id; None: it has none, and goes by rules.
         clock: the time of the run; by default, a clock with the budget of its options.
+        programs: where schedulers with a loader of their own are, for the first plan; None: none is tried unasked.
     """
 
     def __init__(
@@ -145,8 +148,10 @@ class RunNodes:
         options: RunOptions,
         open_models: Callable[[str], ModelAgents | None] = lambda _run_id: None,
         clock: Clock | None = None,
+        programs: Shelf | None = None,
     ) -> None:
         self._repository = repository
+        self._programs = programs
         self._lab = lab
         self._verifier = verifier
         self._library = library
@@ -232,8 +237,32 @@ class RunNodes:
         if self._options.proposal:
             candidate = PolicyBuilder(self._library, run_id).make(self._options.proposal, self._profile(run_id))
             return Plan((candidate,), "the one candidate that was asked for")
+        named = self._named(run_id) if iteration == 0 else ()
+        if self._options.compare:
+            return joined(Plan((), ""), named, Choice(), 0)
         tried = self._tried(run_id, iteration)
-        return self._plan_by_model(run_id, iteration, tried) or self._plan_by_rules(run_id, iteration, tried)
+        plan = self._plan_by_model(run_id, iteration, tried) or self._plan_by_rules(run_id, iteration, tried)
+        choice = self._choice(run_id) if iteration == 0 else Choice()
+        return joined(plan, named, choice, self._options.candidates)
+
+    def _named(self, run_id: str) -> tuple[CandidatePolicy, ...]:
+        """Return the candidates that the user named."""
+        builder = PolicyBuilder(self._library, run_id)
+        return tuple(builder.make(proposal, self._profile(run_id)) for proposal in self._options.schedulers)
+
+    def _choice(self, run_id: str) -> Choice:
+        """Return the installed schedulers that suit the work: at most half of the plan."""
+        if self._programs is None:
+            return Choice()
+        run = self._repository.run(run_id)
+        antipatterns = self._repository.antipatterns(run.workload.key, run.hardware.key)
+        return choose_programs(
+            suited_programs(self._profile(run_id), known_programs()),
+            self._programs,
+            run.workload.goal,
+            limit=max(1, self._options.candidates // 2),
+            failed={pattern.candidate_key for pattern in antipatterns},
+        )
 
     def _plan_by_model(self, run_id: str, iteration: int, tried: Tried) -> Plan | None:
         models = self._models(run_id)
@@ -323,7 +352,7 @@ class RunNodes:
 
     def _models(self, run_id: str) -> ModelAgents | None:
         """Return the agents that ask models, opened at the first use: then this process alone works on the run."""
-        if self._opened is None and self._options.proposal is None:
+        if self._opened is None and self._options.planned_by_models:
             self._opened = self._open_models(run_id)
         return self._opened
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from agents.llm.transcript import transcript_path
 from kernel_bpf.build.target import prepare_target
 from kernel_bpf.policies.library import load_library
+from kernel_bpf.policies.programs import InstalledPrograms
 from repo_store.store import PolicyRepository
 from schedagent.core.errors import UsageError
 from schedagent.core.policies.policy import PolicyInfo
@@ -24,6 +25,7 @@ from schedagent.core.trusted import load_trusted
 from schedagent.run.library import Library, worth_trying
 from schedagent.run.options import RunOptions
 from schedagent.run.progress import Reporter
+from schedagent.run.schedulers import SourceVerifier
 from verifier.lab.vm import VmLab
 from verifier.microvm.image import SnapshotStore
 from verifier.microvm.kernels import KernelImage, default_kernel, find_kernels
@@ -205,10 +207,24 @@ def open_nodes(
     """
     from schedagent.run.nodes import RunNodes
 
-    named = (options.proposal.policy,) if options.proposal else ()
-    library = open_run_library(settings, repository, run_id, also=named)
+    library = open_run_library(settings, repository, run_id, also=options.wanted_policies)
     models = functools.partial(open_models, settings, repository, library, reporter)
-    return RunNodes(repository, lab, open_verifier(settings), library, reporter, options, models)
+    verifier = with_headers(open_verifier(settings), options)
+    return RunNodes(repository, lab, verifier, library, reporter, options, models, programs=installed_programs())
+
+
+def installed_programs() -> InstalledPrograms:
+    """Return the schedulers with a loader of their own that this host has."""
+    return InstalledPrograms.of_path(workload_environment().get("PATH", ""))
+
+
+def with_headers(
+    verifier: Verifier | RemoteVerifier, options: RunOptions
+) -> SourceVerifier | Verifier | RemoteVerifier:
+    """Return the verifier of a run: sources that were brought see the folders that the user names, others do not."""
+    if not options.include:
+        return verifier
+    return SourceVerifier(verifier, dataclasses.replace(verifier, include_dirs=tuple(map(Path, options.include))))
 
 
 def open_models(

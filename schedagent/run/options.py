@@ -9,6 +9,7 @@ from typing import Any
 
 from schedagent.core.approval import ApprovalStage
 from schedagent.core.errors import UsageError
+from schedagent.core.policies.program import SchedulerProgram
 from schedagent.core.policies.proposal import Origin, Proposal
 from schedagent.core.trials.judge import TrialRules
 
@@ -31,6 +32,9 @@ class RunOptions:
         recognise: whether what the workload prints may choose what is compared and guarded.
         warmup: runs of each arm before those that count.
         name: of the run, for people; empty for none.
+        schedulers: what the user named: they come first in the first plan.
+        include: folders with the headers of those among them that are sources.
+        compare: whether those named are all that is tried: then nothing is planned, and no model is asked.
     """
 
     iterations: int = 2
@@ -45,17 +49,41 @@ class RunOptions:
     recognise: bool = False
     warmup: int = 1
     name: str = ""
+    schedulers: tuple[Proposal, ...] = ()
+    include: tuple[str, ...] = ()
+    compare: bool = False
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> RunOptions:
         """Read the options a run was started with."""
         approve = tuple(ApprovalStage(stage) for stage in stored.get("approve", ()))
-        proposal = _proposal(stored.get("proposal"))
-        return cls(**{**stored, "rules": TrialRules(**stored["rules"]), "approve": approve, "proposal": proposal})
+        proposal = _read_proposal(stored["proposal"]) if stored.get("proposal") else None
+        named = tuple(map(_read_proposal, stored.get("schedulers", ())))
+        read = {
+            "rules": TrialRules(**stored["rules"]),
+            "approve": approve,
+            "proposal": proposal,
+            "schedulers": named,
+            "include": tuple(stored.get("include", ())),
+        }
+        return cls(**{**stored, **read})
+
+    @property
+    def wanted_policies(self) -> tuple[str, ...]:
+        """Names of policies that the library of the run must have."""
+        proposals = (*self.schedulers, *([self.proposal] if self.proposal else ()))
+        return tuple(each.policy for each in proposals if each.origin not in (Origin.BROUGHT, Origin.PROGRAM))
+
+    @property
+    def planned_by_models(self) -> bool:
+        """Whether a model may be asked, if there is one."""
+        return self.proposal is None and not self.compare
 
 
-def _proposal(stored: Mapping[str, Any] | None) -> Proposal | None:
-    return None if stored is None else Proposal(**{**stored, "origin": Origin(stored["origin"])})
+def _read_proposal(stored: Mapping[str, Any]) -> Proposal:
+    program = stored.get("program")
+    read = SchedulerProgram(**{**program, "arguments": tuple(program["arguments"])}) if program else None
+    return Proposal(**{**stored, "origin": Origin(stored["origin"]), "program": read})
 
 
 def read_memory(text: str) -> int:

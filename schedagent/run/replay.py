@@ -7,7 +7,7 @@ Whatever is asked must be what was asked then: where a request, a candidate or a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import chain
@@ -27,6 +27,7 @@ from schedagent.core.approval import ApprovalRequest, ApprovalStage, Decision
 from schedagent.core.errors import ReplayDiverged, VmLost
 from schedagent.core.policies.artifact import PolicyArtifact
 from schedagent.core.policies.policy import CandidatePolicy, PolicyInfo
+from schedagent.core.policies.program import SchedulerProgram
 from schedagent.core.process.shell_text import quoted
 from schedagent.core.trials.arm import Knob
 from schedagent.core.trials.trial import DEFAULT_ARM, Block, Sample
@@ -38,7 +39,7 @@ from schedagent.run.model_agents import ModelAgents
 from schedagent.run.nodes import RunNodes
 from schedagent.run.options import RunOptions
 from schedagent.run.progress import Reporter
-from verifier.lab.vm import LabPolicy
+from verifier.lab.vm import LabArm
 
 
 class Recording:
@@ -136,16 +137,16 @@ class RecordedRuns:
         self._stored = stored
         self._warming = stored() > 0  # a later session begins with a run that is not counted
 
-    def run_default(self, beside: LabPolicy | None = None) -> Sample:
+    def run_default(self, beside: LabArm | None = None) -> Sample:
         """Return what the default scheduler did."""
         warming, self._warming = self._warming, False
         return self._sample(DEFAULT_ARM, self._stored() - warming)
 
-    def run_candidate(self, policy: LabPolicy) -> Sample:
+    def run_candidate(self, policy: LabArm) -> Sample:
         """Return what a candidate did; raise VmLost if it has no sample, for then its machine was lost."""
         return self._sample(policy.candidate.key, self._stored())
 
-    def run_knob(self, knob: Knob, beside: LabPolicy) -> Sample:
+    def run_knob(self, knob: Knob, beside: LabArm) -> Sample:
         """Return what the default scheduler did with a knob turned; raise VmLost if that was not measured."""
         return self._sample(knob.key, self._stored())
 
@@ -193,6 +194,23 @@ class RecordedLab:
     def replayed(self) -> int:
         """Return how many blocks of this iteration have been replayed."""
         return len(self.repository.blocks(self.run_id, self.iteration))
+
+
+@dataclass(frozen=True)
+class RecordedPrograms:
+    """The schedulers with a loader of their own that the run's first plan had: those that were installed then.
+
+    Args:
+        planned: its candidates.
+    """
+
+    planned: Sequence[CandidatePolicy]
+
+    def program(self, name: str, arguments: Collection[str]) -> SchedulerProgram | None:
+        """Return the program of a name; None if the plan has none with these arguments."""
+        programs = (candidate.program for candidate in self.planned if candidate.program)
+        wanted = (program for program in programs if (program.name, program.arguments) == (name, tuple(arguments)))
+        return next(wanted, None)
 
 
 @dataclass(frozen=True)
@@ -285,7 +303,8 @@ def replay_nodes(
     options = RunOptions.from_json(recording.run.settings)
     verifier = RecordedVerifier(recording.reports)
     clock = RecordedClock(recording, replay, lab)
-    return RunNodes(repository, lab, verifier, library, reporter, options, open_models, clock)
+    programs = RecordedPrograms(recording.candidates.get(0, ()))
+    return RunNodes(repository, lab, verifier, library, reporter, options, open_models, clock, programs)
 
 
 @contextmanager

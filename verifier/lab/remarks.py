@@ -85,7 +85,7 @@ def usage_of(answer: jobs.RunAnswer) -> Usage:
     fields: dict[str, Any] = dict(answer.usage)
     fields["commands"] = tuple(CommandUsage(**row) for row in fields["commands"])
     fields["left_behind"] = tuple(fields["left_behind"])
-    return Usage(**fields)
+    return Usage(**{**fields, "loader_cpu_ns": answer.loader.cpu_ns if answer.loader else 0})
 
 
 def failure_seen(workload: WorkloadCommand, answer: jobs.RunAnswer) -> str | None:

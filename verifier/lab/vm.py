@@ -122,6 +122,33 @@ class LabPolicy:
             classes=list(self.candidate.classes),
         )
 
+    def placed(self, job: jobs.RunWorkload) -> jobs.RunWorkload:
+        """Return the run as one under this policy."""
+        return replace(job, policy=self.message())
+
+
+@dataclass(frozen=True)
+class LabProgram:
+    """A candidate that loads its policy itself.
+
+    Args:
+        candidate: it, with its program.
+        attach_timeout_s: how long its policy may take to be in charge: an emulated CPU verifies a large one slowly.
+    """
+
+    candidate: CandidatePolicy
+    attach_timeout_s: float = 60.0
+
+    def placed(self, job: jobs.RunWorkload) -> jobs.RunWorkload:
+        """Return the run as one under this program's policy; raise UsageError if the file has changed meanwhile."""
+        program = self.candidate.program
+        assert program is not None, "a candidate of this origin has one"
+        program.require_unchanged()
+        return replace(job, loader=jobs.LoaderStart(program.argv, self.attach_timeout_s))
+
+
+LabArm = LabPolicy | LabProgram
+
 
 class VmLab:
     """Measures in micro-VMs.
@@ -392,11 +419,11 @@ class TrialSession:
             raise VmLost("the guest returned no observation")
         return replace(sample, output_tail=answer.output), Observation.from_json(answer.observation)
 
-    def run_default(self, beside: LabPolicy | None = None) -> Sample:
+    def run_default(self, beside: LabArm | None = None) -> Sample:
         """One run under the default scheduler; what goes wrong stands in the sample: one run proves no rule.
 
         Args:
-            beside: policy this run will be compared with: attached and detached before the clock starts, so that the
+            beside: candidate this run will be compared with: attached and detached before the clock starts, so that the
                 kernel's code was patched in both arms.
 
         Raises:
@@ -406,23 +433,24 @@ class TrialSession:
         """
         return self._run(beside, attached=False)[0]
 
-    def run_knob(self, knob: Knob, beside: LabPolicy) -> Sample:
+    def run_knob(self, knob: Knob, beside: LabArm) -> Sample:
         """One run under the default scheduler with a knob turned; raises as run_default."""
         return self._run(beside, attached=False, knob=knob)[0]
 
-    def run_candidate(self, policy: LabPolicy) -> Sample:
-        """One run under a policy; what goes wrong stands in the sample.
+    def run_candidate(self, policy: LabArm) -> Sample:
+        """One run under a candidate; what goes wrong stands in the sample.
 
         Raises:
             WorkloadFailed: a fresh machine was needed, and the setup command failed in it.
-            KernelRejected: it would not load or attach.
+            KernelRejected: a policy would not load or attach.
+            UsageError: a program has changed since the run began.
             VmLost: the machine was lost twice.
         """
         return self._run(policy)[0]
 
     def _run(
         self,
-        policy: LabPolicy | None,
+        policy: LabArm | None,
         *,
         observe: bool = False,
         attached: bool = True,
@@ -471,26 +499,27 @@ class TrialSession:
     def _call(self, machine: Machine, job: jobs.RunWorkload) -> jobs.RunAnswer:
         """Give the machine a job; let go of it if it is lost."""
         try:
-            return jobs.RunAnswer.from_json(machine.call(job, LOAD_TIMEOUT_S + 3 * job.timeout_s))
+            loading_s = job.loader.attach_timeout_s if job.loader else 0.0
+            return jobs.RunAnswer.from_json(machine.call(job, LOAD_TIMEOUT_S + loading_s + 3 * job.timeout_s))
         except VmLost:
             self.close()
             raise
 
     def _job(
-        self, policy: LabPolicy | None, *, observe: bool = False, attached: bool = True, idle_limit_s: float = 0.0
+        self, policy: LabArm | None, *, observe: bool = False, attached: bool = True, idle_limit_s: float = 0.0
     ) -> jobs.RunWorkload:
         workload = self._workload
-        return jobs.RunWorkload(
+        job = jobs.RunWorkload(
             command=workload.command,
             prepare=workload.prepare,
             timeout_s=workload.timeout_s,
-            policy=policy.message() if policy else None,
             attached=attached,
             observe=observe,
             cleanup=workload.cleanup,
             idle_limit_s=idle_limit_s,
             **self._surroundings(),
         )
+        return policy.placed(job) if policy else job
 
     def _surroundings(self) -> dict[str, Any]:
         """Where and as whom every command of the workload runs."""
@@ -506,6 +535,7 @@ class TrialSession:
     def _sample(self, arm: str, answer: jobs.RunAnswer, started_at: str) -> Sample:
         workload, output = self._workload, answer.readable_output
         values, unread = self._read(answer, strict=arm == DEFAULT_ARM)
+        wrong_with_loader = answer.loader.failure if answer.loader else ""
         return Sample(
             arm=arm,
             value=answer.wall_ns / 1e9 if values.objective is None else values.objective,
@@ -517,7 +547,7 @@ class TrialSession:
             output_tail=output[-SAMPLE_OUTPUT_CHARS:],
             policy_exit=answer.policy_exit,
             values=values.named,
-            usage=replace(usage_of(answer), failure=unread or failure_seen(workload, answer)),
+            usage=replace(usage_of(answer), failure=wrong_with_loader or unread or failure_seen(workload, answer)),
         )
 
     def _read(self, answer: jobs.RunAnswer, *, strict: bool) -> tuple[RunValues, str | None]:

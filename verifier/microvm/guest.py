@@ -34,12 +34,13 @@ from kernel_bpf.load.sched_ext import CONSTANT_PREFIX, LoadedPolicy
 from schedagent.core.errors import BpfError, SchedagentError
 from verifier.microvm import guest_costs, jobs
 from verifier.microvm.clock.place import ClockPlace, find_clocks
+from verifier.microvm.guest_loader import LoadedHere, LoaderProgram, Scheduler
 from verifier.microvm.guest_output import Output
 from verifier.microvm.guest_usage import Accounting, Group, Idleness, Layer, memory_bytes
 from verifier.microvm.recorder import Recorder
 from verifier.proving import prove, strangers
 from verifier.proving.coverage import Copy
-from verifier.proving.ground import Clock, Conditions, end
+from verifier.proving.ground import Clock, Conditions
 from verifier.proving.identity import Worn
 
 HOST = Path("/host")
@@ -543,40 +544,60 @@ def start_nap() -> int:
     return pid
 
 
+def scheduler_of(job: jobs.RunWorkload) -> Scheduler | None:
+    """What puts the run's policy in charge; None for the default scheduler."""
+    if job.loader:
+        return LoaderProgram(job.loader, ROOT, HOST)
+    return LoadedHere(load(job.policy)) if job.policy else None
+
+
 def run_measured(job: jobs.RunWorkload, output: Output, layers: Sequence[Layer], calibration_ns: int) -> jobs.RunAnswer:
-    """The timed part of a run."""
-    policy = load(job.policy) if job.policy else None
+    """The timed part of a run, under its scheduler."""
+    scheduler = scheduler_of(job)
+    try:
+        failure = scheduler.attach() if scheduler else ""
+        if scheduler and not job.attached:
+            if not failure:
+                scheduler.end()
+            scheduler.close()
+            scheduler, failure = None, ""
+        if failure:
+            return jobs.RunAnswer(0, 0, None, 0, calibration_ns, "", "", None, loader=jobs.LoaderAnswer(failure))
+        return run_under(scheduler, job, output, layers, calibration_ns)
+    finally:
+        if scheduler:
+            scheduler.close()
+
+
+def run_under(
+    scheduler: Scheduler | None, job: jobs.RunWorkload, output: Output, layers: Sequence[Layer], calibration_ns: int
+) -> jobs.RunAnswer:
+    """Run the command under a scheduler that is in charge, which is ended before it is reckoned what was used."""
     recorder = Recorder() if job.observe else None
     with closing(Accounting(GROUP)) as accounting:
-        try:
-            if policy:
-                policy.attach()
-            if policy and not job.attached:
-                policy.close()
-                policy = None
-            settle()
-            if recorder:
-                recorder.start()
+        settle()
+        if recorder:
+            recorder.start()
 
-            def look() -> None:
-                accounting.look()
-                for layer in layers:
-                    layer.look()
+        def look() -> None:
+            accounting.look()
+            for layer in layers:
+                layer.look()
+            if scheduler:
+                scheduler.drain()
 
-            accounting.start()
-            watch = Watch(output, policy.enabled if policy else lambda: True, look, job.idle_limit_s)
-            start_ns = time.monotonic_ns()
-            pid = spawn(job, job.command, output.writer)
-            ended = wait(pid, job.timeout_s, watch)
-            ending = accounting.end(shell_ended=ended.status is not None)
-            look()
-            printed = output.printed()
-            observation = recorder.stop(pid).to_json() if recorder else None
-            ending = accounting.watch(ending, output.drain)
-            ejected = end(policy) if policy else ""
-        finally:
-            if policy:
-                policy.close()
+        accounting.start(scheduler.pids if scheduler else ())
+        watch = Watch(output, scheduler.enabled if scheduler else lambda: True, look, job.idle_limit_s)
+        start_ns = time.monotonic_ns()
+        pid = spawn(job, job.command, output.writer)
+        ended = wait(pid, job.timeout_s, watch)
+        ending = accounting.end(shell_ended=ended.status is not None)
+        beside_ns = scheduler.cpu_ns() if scheduler else 0
+        look()
+        printed = output.printed()
+        observation = recorder.stop(pid).to_json() if recorder else None
+        ending = accounting.watch(ending, output.drain)
+        ejected, failure = scheduler.end() if scheduler else ("", "")
         usage = accounting.usage(ending, ended.rusage, printed.total_bytes, layers)
     return jobs.RunAnswer(
         wall_ns=ended.at_ns - start_ns,
@@ -590,6 +611,7 @@ def run_measured(job: jobs.RunWorkload, output: Output, layers: Sequence[Layer],
         usage=asdict(usage),
         busy=list(ending.left.busy),
         waited=ended.waited,
+        loader=jobs.LoaderAnswer(failure, beside_ns) if job.loader and scheduler else None,
     )
 
 

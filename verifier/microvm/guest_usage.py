@@ -141,9 +141,15 @@ class Accounting:
         self._pressure = read_pressure()
         self._killed = 0
         self._cpu_ns = 0
+        self._beside: tuple[int, ...] = ()
 
-    def start(self) -> None:
-        """Begin to count. Processes that are there already, such as a server, belong to the run as well."""
+    def start(self, beside: Iterable[int] = ()) -> None:
+        """Begin to count. Processes of the group that are there already, such as a server, belong to the run as well.
+
+        Args:
+            beside: processes that are no part of it, nor are their children: a policy's loader.
+        """
+        self._beside = tuple(beside)
         self._prepared = self._group.pids()
         self._before = living(self._group.threads()) if self._prepared else {}
         self._exits.listen()
@@ -224,7 +230,7 @@ class Accounting:
     def _tasks(self, ending: Ending) -> Iterator[Taskstats]:
         """Yield what each task of the run has used in it, those that were there before and after it included."""
         before = dict(self._before)
-        for task in without(ending.left.names, workload_tasks(self._log)):
+        for task in without({*ending.left.names, *self._beside}, workload_tasks(self._log)):
             yield since(before.pop(task.pid, None), task)
         for thread, task in ending.survivors.items():
             if thread in before:

@@ -66,6 +66,32 @@ class PolicyLoad(Message):
 
 
 @dataclass(frozen=True)
+class LoaderStart(Message):
+    """A program that loads a policy itself and stays.
+
+    Args:
+        argv: its path on the host, and its arguments.
+        attach_timeout_s: how long its policy may take to be in charge.
+    """
+
+    argv: list[str]
+    attach_timeout_s: float
+
+
+@dataclass(frozen=True)
+class LoaderAnswer(Message):
+    """What became of it.
+
+    Args:
+        failure: what went wrong with the program; empty for nothing.
+        cpu_ns: CPU time that it used, while the workload ran.
+    """
+
+    failure: str
+    cpu_ns: int = 0
+
+
+@dataclass(frozen=True)
 class Hello(Message):
     """First job after a restore: sets the guest's clock, which stood still in the snapshot."""
 
@@ -98,6 +124,7 @@ class RunWorkload(Message):
         command, directory, prepare, environment, timeout_s: see core.workload.WorkloadCommand.
         uid, gid, groups: whose files it may touch: the user who asked.
         policy: attached just before the command starts and detached after it; None for the default scheduler.
+        loader: a program that does both itself, instead of a policy.
         attached: False detaches the policy again before the command starts: the default scheduler, on a kernel whose
             code was patched as for a policy.
         observe: record process events and taskstats.
@@ -123,7 +150,8 @@ class RunWorkload(Message):
     idle_limit_s: float = 0.0
     batch: bool = False
     slice_us: int = 0
-    nested: ClassVar[Mapping[str, type[Message]]] = {"policy": PolicyLoad}
+    loader: LoaderStart | None = None
+    nested: ClassVar[Mapping[str, type[Message]]] = {"policy": PolicyLoad, "loader": LoaderStart}
 
 
 @dataclass(frozen=True)
@@ -139,6 +167,7 @@ class RunAnswer(Message):
         busy: names of processes that outlived the shell and were still at work.
         waited: whether it was ended because of `idle_limit_s`.
         cleanup_status, cleanup_output: of the cleanup command; 0 and empty if there was none.
+        loader: of the program that loaded the policy; None if there was none.
     """
 
     wall_ns: int
@@ -154,6 +183,8 @@ class RunAnswer(Message):
     waited: bool = False
     cleanup_status: int | None = 0
     cleanup_output: str = ""
+    loader: LoaderAnswer | None = None
+    nested: ClassVar[Mapping[str, type[Message]]] = {"loader": LoaderAnswer}
 
     @property
     def readable_output(self) -> str:

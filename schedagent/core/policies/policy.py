@@ -8,8 +8,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
+from typing import Self
 
 from schedagent.core.errors import TunableError
+from schedagent.core.policies.program import SchedulerProgram
 from schedagent.core.policies.proposal import Origin
 
 
@@ -169,6 +171,8 @@ class CandidatePolicy:
         origin: how it came about.
         expected: one sentence: the effect its planner expects; empty if it named none.
         refuted_by: one sentence: what measurement would refute that; empty if it named none.
+        program: the scheduler that loads its policy itself, if that is its origin: it is in no library, no gate
+            sees it, and there is never a token for it.
     """
 
     policy: str
@@ -179,16 +183,31 @@ class CandidatePolicy:
     origin: Origin = Origin.CONFIGURE
     expected: str = ""
     refuted_by: str = ""
+    program: SchedulerProgram | None = None
+
+    @classmethod
+    def of_program(cls, program: SchedulerProgram, reason: str = "") -> Self:
+        """Return the candidate that a scheduler with a loader of its own is."""
+        return cls(program.name, reason=reason, origin=Origin.PROGRAM, program=program)
+
+    @property
+    def loads_itself(self) -> bool:
+        """Whether it is a program that loads its policy: then nothing is compiled or verified, only measured."""
+        return self.origin is Origin.PROGRAM
 
     @property
     def key(self) -> str:
         """A stable id over what decides its behaviour (not over the reasons of its planner)."""
-        parts = [self.policy, self.tunables, self.history, self.classes]
+        parts: list[object] = [self.policy, self.tunables, self.history, self.classes]
+        if self.program:
+            parts += [self.program.digest, self.program.arguments]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
     @property
     def label(self) -> str:
-        """Short text for tables: the policy and its tunables."""
+        """Short text for tables: the policy and its tunables, or a program and its arguments."""
+        if self.program:
+            return self.program.command
         values = " ".join(f"{name}={value}" for name, value in self.tunables)
         return f"{self.policy} {values}".strip()
 

@@ -2,7 +2,8 @@
 
     proposal -> agents.planner.builder.PolicyBuilder.make -> CandidatePolicy
 
-A candidate has one of four origins, cheapest first; the last three make a policy that did not come with the program.
+A planner has four origins for its candidates, cheapest first; the last three of them make a policy that did not come
+with the program. What a person names for a run may have one of two more: a policy that was brought, or another program.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
+
+from schedagent.core.policies.program import SchedulerProgram
 
 
 class Origin(StrEnum):
@@ -28,11 +31,16 @@ class Origin(StrEnum):
     """A policy of the library was changed by a unified diff."""
     GENERATE = "generate"
     """BPF C was written freely."""
+    BROUGHT = "brought"
+    """A person brought its source."""
+    PROGRAM = "program"
+    """A program of this host loads its policy itself (core.policies.program)."""
 
     @property
     def label(self) -> str:
         """The same as people read it: "patched" of a policy that a patch made."""
-        return {"bundled": "bundled", "patch": "patched"}.get(self, f"{self}d")
+        as_they_are = {self.BUNDLED: "bundled", self.PATCH: "patched", self.BROUGHT: "brought", self.PROGRAM: "program"}
+        return as_they_are.get(self, f"{self}d")
 
 
 @dataclass(frozen=True)
@@ -41,12 +49,15 @@ class Proposal:
 
     Args:
         origin: how to make it; decides which of the other fields count.
-        policy: configure, patch: name of a policy of the library; compose, generate: name of the new one (a spec that
-            names itself otherwise is right).
+        policy: configure, patch: name of a policy of the library; compose, generate, brought: name of the new one (a
+            spec that names itself otherwise is right).
         tunables: configure: tunable -> value; the others: changes to the defaults of what is made.
         spec: compose: the table of a PolicySpec, see core.spec_reader.
         diff: patch: unified diff against the source of `policy`.
-        source: generate: BPF C.
+        source: generate, brought: BPF C.
+        manifest: brought: its documentation in TOML.
+        path: brought: where it was.
+        program: program: what is started.
         description: one sentence: what the new policy does.
         reason: one sentence: why it should help.
         expected: one sentence: the effect that is expected.
@@ -63,15 +74,18 @@ class Proposal:
     reason: str = ""
     expected: str = ""
     refuted_by: str = ""
+    manifest: str = ""
+    path: str = ""
+    program: SchedulerProgram | None = None
 
 
 @dataclass(frozen=True)
 class DerivedPolicy:
-    """A policy that was composed, patched or generated in some run: two texts, and where they come from.
+    """A policy that was composed, patched, generated or brought in some run: two texts, and where they come from.
 
     Args:
         name: as of any policy of the library, where it may not stand twice.
-        origin: how it was made; never CONFIGURE.
+        origin: how it was made; never CONFIGURE or PROGRAM.
         parent: the policy of the library that was patched; else empty.
         source: BPF C.
         manifest: TOML, as kernel_bpf.policies.library reads it.

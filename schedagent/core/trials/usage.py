@@ -39,6 +39,7 @@ class Usage:
         full: what ran full: "memory", or a path of the throw-away layer; empty if nothing did.
         failure: why the lab says that the run cannot be compared; empty: it can, whatever its exit status is; None: its
             exit status decides.
+        loader_cpu_ns: CPU time of the program that loaded the policy, if it did that itself; part of no other figure.
     """
 
     voluntary_switches: int
@@ -52,6 +53,7 @@ class Usage:
     output_bytes: int = 0
     full: str = ""
     failure: str | None = None
+    loader_cpu_ns: int = 0
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,19 @@ def repeat_command(report: Report) -> str:
     """Return the command that does a run again; options that the run left as they are by default are not in it."""
     workload = report.workload
     words = ["--dir", workload.directory, *(["--prepare", workload.prepare] if workload.prepare else [])]
-    words += [*as_options(workload), *_bounds(report), workload.command]
-    return " ".join(["schedagent", "optimize", *map(_word, words)])
+    words += [*as_options(workload), *_bounds(report), *_schedulers(report), workload.command]
+    verb = "compare" if report.options.get("compare") else "optimize"
+    return " ".join(["schedagent", verb, *map(_word, words)])
+
+
+def _schedulers(report: Report) -> Iterator[str]:
+    """Yield what was named, so that it is what is named again wherever it is typed."""
+    for named in report.options.get("schedulers", ()):
+        program = named.get("program")
+        argv = [program["path"], *program["arguments"]] if program else [named.get("path") or named["policy"]]
+        yield from ("--scheduler", shlex.join(argv))
+    for folder in report.options.get("include", ()):
+        yield from ("--include", folder)
 
 
 def _word(text: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from schedagent.core.terminal.foreign import quote
 from schedagent.core.trials.arm import KNOB_PREFIX
@@ -108,7 +108,7 @@ def higher_is_better(report: Report, guard: str) -> bool:
 def remarks(report: Report) -> list[str]:
     """Return what the runs of a report did besides their work; nothing if they did nothing remarkable."""
     samples = [sample for iteration in report.iterations for block in iteration.blocks for sample in block.samples]
-    return [*_failures(report, samples), *_left_behind(samples), *_full(samples)]
+    return [*_failures(report, samples), *_left_behind(samples), *_full(samples), *_overheads(report, samples)]
 
 
 def arm_names(report: Report) -> dict[str, str]:
@@ -147,6 +147,20 @@ def _left_behind(samples: Iterable[Sample]) -> Iterator[str]:
             f"{len(usages)} run{'s' * (len(usages) != 1)} left processes behind when the shell returned "
             f"({', '.join(names)}); they were killed, and their {figure(used, SECONDS)} of CPU time count nowhere"
         )
+
+
+def _overheads(report: Report, samples: Sequence[Sample]) -> Iterator[str]:
+    """Yield what the programs that load their policies themselves used beside the work, at its expense."""
+    names = arm_names(report)
+    for arm in dict.fromkeys(sample.arm for sample in samples):
+        runs = [sample for sample in samples if sample.arm == arm and sample.usage and not sample.failure]
+        beside_s = sum(sample.usage.loader_cpu_ns for sample in runs if sample.usage) / 1e9
+        if beside_s > 0:
+            share = beside_s / max(1e-9, sum(sample.wall_ns for sample in runs) / 1e9 * report.hardware.cpus)
+            yield (
+                f"the program of {names[arm]} itself used {figure(beside_s / len(runs), SECONDS)} of CPU time a run, "
+                f"{share:.2%} of what the CPUs had"
+            )
 
 
 def _full(samples: Iterable[Sample]) -> Iterator[str]:

@@ -64,6 +64,7 @@ NEW_COLUMNS = {
     "samples": {"values": "{}", "usage": None},
     "verdicts": {"guards": "[]", "expected": None},
     "insights": {"claims": "[]"},
+    "candidates": {"program": None},
 }
 """Columns that came later, with what they hold in the rows that were there."""
 NAMES_NOW = {"looks": "readings", "made_policies": "derived_policies", "way": "origin", "mends": "repairs"}
@@ -263,7 +264,7 @@ def test_what_is_stored_today_is_what_0004_stored(path, tmp_path, monkeypatch):
     stored = timeless(rows(tmp_path / "new.sqlite"))
     assert [run.pop("failure") for run in stored["runs"]] == [None]
     assert stored.pop("costs") == []
-    for table in ("samples", "verdicts", "insights"):
+    for table in ("samples", "verdicts", "insights", "candidates"):
         assert [{name: row.pop(name) for name in NEW_COLUMNS[table]} for row in stored[table]] == [
             NEW_COLUMNS[table]
         ] * len(stored[table])

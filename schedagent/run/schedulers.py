@@ -1,0 +1,129 @@
+"""What --scheduler names: a policy of the library, a source of the user's, or a program with a loader of its own."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from agents.execution import Verifier
+from kernel_bpf.build.source import read_source
+from kernel_bpf.policies.library import find_policy, policy_from_file
+from kernel_bpf.policies.manifest import write_manifest
+from kernel_bpf.policies.programs import InstalledPrograms, known_programs, read_program
+from schedagent.core.errors import PolicyError, UsageError
+from schedagent.core.policies.artifact import PolicyArtifact
+from schedagent.core.policies.policy import CandidatePolicy, PolicyInfo
+from schedagent.core.policies.proposal import Origin, Proposal
+from schedagent.core.verification import Verified
+
+MOST_SCHEDULERS = 16
+"""Each takes a run of the workload in every block of the race."""
+
+_EXAMPLES = "accepted: a policy of the library, a source NAME.bpf.c, a program of PATH with its arguments in quotes"
+_REASON = "it was named"
+
+
+def read_schedulers(
+    words: Sequence[str], library: Mapping[str, PolicyInfo], installed: InstalledPrograms
+) -> tuple[Proposal, ...]:
+    """Return what the values of --scheduler name, in their order.
+
+    Raises:
+        UsageError: one names nothing, or nothing that can be tried; one is named twice; or there are too many.
+    """
+    named = tuple(read_scheduler(word, library, installed) for word in words)
+    for number, proposal in enumerate(named):
+        if proposal in named[:number]:
+            raise UsageError(f"--scheduler {words[number]!r} is given twice", "a scheduler is one arm")
+    if len(named) > MOST_SCHEDULERS:
+        raise UsageError(f"--scheduler is given {len(named)} times", f"accepted: at most {MOST_SCHEDULERS}")
+    return named
+
+
+def read_scheduler(word: str, library: Mapping[str, PolicyInfo], installed: InstalledPrograms) -> Proposal:
+    """Return what one value of --scheduler names; see read_schedulers."""
+    try:
+        first, *arguments = shlex.split(word)
+    except ValueError:
+        raise UsageError(f"--scheduler {word!r} names nothing", _EXAMPLES) from None
+    if not word.isprintable():
+        raise UsageError(f"--scheduler {word!r} holds what cannot be printed", _EXAMPLES)
+    if not arguments and first in library:
+        return Proposal(Origin.CONFIGURE, first, reason=_REASON)
+    if first.endswith((".c", ".o")):
+        return _brought(word, Path(first).expanduser(), arguments)
+    if "/" in first:
+        return _started(Path(first).expanduser(), arguments)
+    path = installed.find(first)
+    if path is None:
+        raise _unknown(first, library)
+    return _started(path, arguments)
+
+
+def _started(path: Path, arguments: Sequence[str]) -> Proposal:
+    program = read_program(path, tuple(arguments))
+    return Proposal(Origin.PROGRAM, program.name, reason=_REASON, program=program)
+
+
+def _brought(word: str, source: Path, arguments: Sequence[str]) -> Proposal:
+    """Return a source as the run keeps it: by its text, so that what is measured is what was given."""
+    if arguments:
+        raise UsageError(f"--scheduler {word!r}: a source takes no arguments", _EXAMPLES)
+    if source.suffix == ".o":
+        raise UsageError(f"--scheduler {word!r} is a compiled object", "give its source, NAME.bpf.c")
+    try:
+        info = policy_from_file(source)
+        text = read_source(source).decode()
+    except PolicyError as error:
+        raise UsageError(f"--scheduler {word!r}: {error.message}", error.hint) from None
+    path = str(source.absolute())
+    return Proposal(Origin.BROUGHT, info.name, source=text, manifest=write_manifest(info), path=path, reason=_REASON)
+
+
+def _unknown(name: str, library: Mapping[str, PolicyInfo]) -> UsageError:
+    if name in known_programs():
+        return UsageError(f"--scheduler: {name} is not installed", "install it, or give the path of its program")
+    try:
+        find_policy(name, library)
+    except UsageError as error:
+        message = f"--scheduler {name!r} is neither a policy of the library nor a program of PATH"
+        return UsageError(message, error.hint)
+    raise AssertionError(f"{name} is in the library")
+
+
+def read_include(folders: Sequence[Path]) -> tuple[str, ...]:
+    """Return the folders that --include names, absolute; raise UsageError for what is none."""
+    for folder in folders:
+        if not folder.is_dir():
+            raise UsageError(f"--include {folder} is not a directory")
+    return tuple(str(folder.absolute()) for folder in folders)
+
+
+@dataclass(frozen=True)
+class SourceVerifier:
+    """A verifier that shows folders of headers to the sources that somebody brought, and to nothing else.
+
+    Args:
+        verifier: for all others: with other folders a bundled policy would not be known as such.
+        with_headers: the same, with those folders.
+    """
+
+    verifier: Verifier
+    with_headers: Verifier
+
+    def verify_all(self, submissions: Sequence[tuple[CandidatePolicy, PolicyInfo]]) -> Iterator[Verified]:
+        """Take several through the gates, each by its own verifier, in their order."""
+        brought = self.with_headers.verify_all([each for each in submissions if self._is_brought(each[1])])
+        others = self.verifier.verify_all([each for each in submissions if not self._is_brought(each[1])])
+        for _candidate, info in submissions:
+            yield next(brought if self._is_brought(info) else others)
+
+    def compile(self, info: PolicyInfo) -> PolicyArtifact:
+        """Compile a policy."""
+        return (self.with_headers if self._is_brought(info) else self.verifier).compile(info)
+
+    @staticmethod
+    def _is_brought(info: PolicyInfo) -> bool:
+        return info.origin is Origin.BROUGHT
