@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Protocol
 
 from sqlalchemy import select
 
@@ -12,9 +13,27 @@ from repo_store.database.tables import CandidateRow, DerivedPolicyRow, PolicyRow
 from repo_store.records import PolicyMatch
 from repo_store.rows import equal, from_row, to_row
 from schedagent.core.errors import NameTaken
-from schedagent.core.policies.policy import PolicyInfo
 from schedagent.core.policies.proposal import DerivedPolicy
 from schedagent.core.trials.trial import Outcome
+
+
+class Described(Protocol):
+    """What is searched of a policy, or of a scheduler; see core.policies.policy.PolicyInfo."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def description(self) -> str: ...
+
+    @property
+    def target_workloads(self) -> tuple[str, ...]: ...
+
+    @property
+    def algorithm(self) -> str: ...
+
+    @property
+    def limitations(self) -> str: ...
 
 
 class PolicyStore(Database):
@@ -55,8 +74,8 @@ class PolicyStore(Database):
         with self._session() as session:
             return set(session.scalars(better.distinct()))
 
-    def sync_policies(self, policies: Iterable[PolicyInfo]) -> None:
-        """Make the mirror of the policy library equal to `policies`."""
+    def sync_policies(self, policies: Iterable[Described]) -> None:
+        """Make the mirror of the policy library equal to `policies`, schedulers with a loader of their own included."""
         wanted = {policy.name: _mirrored(policy) for policy in policies}
         with self._transaction() as session:
             stored = {row.name: row for row in session.scalars(select(PolicyRow))}
@@ -74,7 +93,7 @@ class PolicyStore(Database):
             return search.search(session, text, limit)
 
 
-def _mirrored(policy: PolicyInfo) -> PolicyRow:
+def _mirrored(policy: Described) -> PolicyRow:
     return PolicyRow(
         name=policy.name,
         description=policy.description,

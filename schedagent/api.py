@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from agents.llm.transcript import Exchange
     from kernel_bpf.policies.compose import Composed
+    from kernel_bpf.policies.programs import ListedProgram
     from repo_store.records import PolicyMatch, RunRecord
     from schedagent.core.policies.policy import PolicyInfo
     from schedagent.core.policies.spec import PolicySpec
@@ -93,6 +94,68 @@ def optimize(
     around = _around(prepare, setup, cleanup, shell, ignore_failure)
     workload, options = _described(workload, directory, comparison, around, timeout_s, options)
     return start_run(_or_default(settings), workload, options, _or_silent(reporter))
+
+
+def naming(
+    schedulers: Sequence[str],
+    include: Sequence[Path | str] = (),
+    *,
+    options: RunOptions | None = None,
+    settings: Settings | None = None,
+) -> RunOptions:
+    """Return the options of a run that tries these schedulers before anything that is planned.
+
+    Args:
+        schedulers: names of policies of the library, sources (NAME.bpf.c), or programs that load their policies
+            themselves, with their arguments: "scx_lavd --performance".
+        include: folders with the headers of those that are sources.
+        options: what else bounds the run; with `compare` nothing is planned.
+
+    Raises:
+        UsageError: one of them names nothing that can be tried.
+    """
+    from dataclasses import replace
+
+    from schedagent.run.opening import installed_programs, whole_library
+    from schedagent.run.options import RunOptions
+    from schedagent.run.schedulers import read_include, read_schedulers
+
+    options = options or RunOptions()
+    folders = read_include([Path(folder) for folder in include])
+    if not schedulers:
+        return replace(options, include=folders)
+    named = read_schedulers(schedulers, whole_library(_or_default(settings)), installed_programs())
+    return replace(options, schedulers=named, include=folders)
+
+
+def compare(
+    workload: str | WorkloadCommand,
+    schedulers: Sequence[str],
+    *,
+    include: Sequence[Path | str] = (),
+    options: RunOptions | None = None,
+    settings: Settings | None = None,
+    reporter: Reporter | None = None,
+    **described: Any,
+) -> Report:
+    """Measure schedulers that are named beside the default one, and return the report of the run.
+
+    Args:
+        workload: the shell command, or all of it in one object.
+        schedulers, include: see `naming`.
+        options: what bounds the run; one plan is all there is.
+        described: what describes the workload further, as `optimize` takes it.
+
+    Raises:
+        UsageError, SchedagentError, KeyboardInterrupt: as `optimize`.
+    """
+    from dataclasses import replace
+
+    from schedagent.run.options import RunOptions
+
+    options = replace(options or RunOptions(), iterations=1, compare=True)
+    named = naming(schedulers, include, options=options, settings=settings)
+    return optimize(workload, options=named, settings=settings, reporter=reporter, **described)
 
 
 def preview(
@@ -296,6 +359,14 @@ def policy(name: str, *, settings: Settings | None = None) -> PolicyInfo:
     from kernel_bpf.policies.library import find_policy
 
     return find_policy(name, policies(settings=settings))
+
+
+def programs() -> dict[str, ListedProgram]:
+    """Return the schedulers with a loader of their own by name: the well-known ones, and those installed here."""
+    from kernel_bpf.policies.programs import list_programs
+    from schedagent.run.opening import installed_programs
+
+    return list_programs(installed_programs())
 
 
 def search_policies(words: str, limit: int = 10, *, settings: Settings | None = None) -> list[PolicyMatch]:

@@ -108,6 +108,35 @@ class InstalledPrograms:
                     yield path.name
 
 
+@dataclass(frozen=True)
+class ListedProgram:
+    """A scheduler with a loader of its own, as lists show it.
+
+    Args:
+        info: what is known of it.
+        path: where it is installed; empty if it is not.
+    """
+
+    info: ProgramInfo
+    path: str
+
+    @property
+    def standing(self) -> str:
+        """Whether it is here, in words."""
+        return "installed" if self.path else "not installed"
+
+
+def list_programs(installed: InstalledPrograms) -> dict[str, ListedProgram]:
+    """Return the well-known schedulers by name, and those that are installed though nothing is known of them."""
+    known = known_programs()
+    others = (name for name in installed.names() if name not in known)
+    every = [*known.values(), *(ProgramInfo(name, _UNKNOWN, (), "not known", "not known") for name in others)]
+    return {info.name: ListedProgram(info, str(installed.find(info.name) or "")) for info in every}
+
+
+_UNKNOWN = "A program of this host; nothing more is known of it."
+
+
 def read_program(path: Path, arguments: tuple[str, ...]) -> SchedulerProgram:
     """Return a program as a run knows it: by its content.
 

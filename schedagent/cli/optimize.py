@@ -1,11 +1,15 @@
-"""`schedagent optimize`, `resume`, `approve` and `reject`: a run from the command line to its verdict."""
+"""`schedagent optimize`, `resume`, `approve` and `reject`: a run from the command line to its verdict.
+
+Its options are those of `schedagent compare`, too.
+"""
 
 from __future__ import annotations
 
 import functools
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,13 +17,14 @@ import typer
 
 from schedagent import api
 from schedagent.cli.common import EXIT_NO, EXIT_WAITING, Json, guarded, print_json, settings
-from schedagent.cli.guide.completion import approvals, goals, presets, unfinished_runs, waiting_runs
+from schedagent.cli.guide.completion import approvals, goals, presets, schedulers, unfinished_runs, waiting_runs
 from schedagent.core.approval import ApprovalRequest, Decision
 from schedagent.core.errors import UsageError
 
 if TYPE_CHECKING:
     from schedagent.core.trials.workload import WorkloadCommand
     from schedagent.report.report import Report
+    from schedagent.run.intake import Description
     from schedagent.run.options import RunOptions
     from schedagent.run.preview import Preview
     from schedagent.run.progress import Reporter
@@ -45,94 +50,178 @@ Digest = Annotated[
 _SHORTEST_DIGEST = 8
 
 
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="COMMAND", help='What to run: "make -j"; or, after --, as it stands: make -j.'),
+]
+WorkloadOption = Annotated[str | None, typer.Option("--workload", metavar="COMMAND", help="The same, as an option.")]
+Directory = Annotated[Path, typer.Option("--dir", metavar="DIR", help="Where to run it.")]
+GoalWord = Annotated[
+    str,
+    typer.Option(
+        "--goal",
+        metavar="[makespan|latency|throughput]",
+        help="Less wall time (the default), a smaller metric, or a larger one.",
+        autocompletion=goals,
+    ),
+]
+Prepare = Annotated[
+    str, typer.Option("--prepare", metavar="COMMAND", help="Command to run before each trial, untimed.")
+]
+Metric = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--metric",
+        metavar="REGEX",
+        help="Regular expression whose group is a number in the output, or NAME=REGEX:lower or :higher.",
+    ),
+]
+Guard = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--guard", metavar="NAME=REGEX:lower:5%", help="A number that must not get worse by more than a margin."
+    ),
+]
+Objective = Annotated[
+    list[str] | None, typer.Option("--objective", metavar="NAME", help="Which of several metrics is compared.")
+]
+Preset = Annotated[
+    str,
+    typer.Option(
+        "--preset",
+        metavar="NAME",
+        help="Benchmark whose output it is, or none; else recognised.",
+        autocompletion=presets,
+    ),
+]
+Shell = Annotated[str, typer.Option("--shell", metavar="PROGRAM", help="Shell that runs the commands.")]
+IgnoreFailure = Annotated[
+    bool, typer.Option("--ignore-failure", help="Count runs that end with another status than 0 as well.")
+]
+SetUp = Annotated[
+    str,
+    typer.Option("--setup", metavar="COMMAND", help="Command to run once before all runs; what it writes stays."),
+]
+CleanUp = Annotated[str, typer.Option("--cleanup", metavar="COMMAND", help="Command to run after each run, untimed.")]
+WarmUp = Annotated[
+    int,
+    typer.Option("--warmup", min=1, max=100, metavar="N", help="Runs in a fresh machine before those that count."),
+]
+MinPairs = Annotated[
+    int,
+    typer.Option(
+        "--min-pairs", min=MINIMUM_PAIRS, max=MOST_PAIRS, metavar="N", help="Fewest pairs that a claim rests on."
+    ),
+]
+Parameter = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--parameter", metavar="NAME=VALUE,VALUE", help="One run for each value; NAME in braces stands for it."
+    ),
+]
+Scheduler = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--scheduler",
+        metavar="SCHEDULER",
+        help='A policy\'s name, FILE.bpf.c, or a program: "scx_lavd --performance".',
+        autocompletion=schedulers,
+    ),
+]
+Include = Annotated[
+    list[Path] | None,
+    typer.Option("--include", metavar="DIR", help="Folder with headers of a FILE.bpf.c; may be repeated."),
+]
+Name = Annotated[str, typer.Option("--name", metavar="TEXT", help="Name for the run.")]
+Budget = Annotated[
+    float,
+    typer.Option(
+        "--budget-minutes", min=0.1, max=LONGEST_S / 60, metavar="MINUTES", help="Begin no trial after this long."
+    ),
+]
+Timeout = Annotated[
+    float,
+    typer.Option(
+        "--timeout", min=1.0, max=LONGEST_S, metavar="SECONDS", help="Longest time of one run of the command."
+    ),
+]
+Cpus = Annotated[
+    int | None,
+    typer.Option("--cpus", min=1, metavar="N", help="CPUs of the micro-VM; else the host's, at most 16."),
+]
+Memory = Annotated[
+    str,
+    typer.Option("--memory", metavar="SIZE", help="Memory of the micro-VM, such as 3G; else 1 GiB a CPU, 2 or more."),
+]
+ExportCsv = Annotated[
+    Path | None,
+    typer.Option("--export-csv", metavar="FILE", help="Write every run of the command there, a row each."),
+]
+ExportMarkdown = Annotated[
+    Path | None,
+    typer.Option("--export-markdown", metavar="FILE", help="Write the same there as a Markdown table."),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done; run and store nothing.")]
+
+
+@dataclass(frozen=True)
+class Output:
+    """What becomes of the result.
+
+    Args:
+        csv, markdown: files for every run of the command.
+        dry_run, quiet, as_json: as the options of these names.
+    """
+
+    csv: Path | None
+    markdown: Path | None
+    dry_run: bool
+    quiet: bool
+    as_json: bool
+
+
 def optimize(
-    words: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="COMMAND", help='What to optimise: "make -j"; or, after --, as it stands: make -j.'),
-    ] = None,
-    workload: Annotated[str | None, typer.Option(metavar="COMMAND", help="The same, as an option.")] = None,
-    directory: Annotated[Path, typer.Option("--dir", metavar="DIR", help="Where to run it.")] = Path(),
-    goal: Annotated[
-        str,
-        typer.Option(
-            metavar="[makespan|latency|throughput]",
-            help="Less wall time (the default), a smaller metric, or a larger one.",
-            autocompletion=goals,
-        ),
-    ] = "",
-    prepare: Annotated[str, typer.Option(metavar="COMMAND", help="Command to run before each trial, untimed.")] = "",
-    metric: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="REGEX",
-            help="Regular expression whose group is a number in the output, or NAME=REGEX:lower or :higher.",
-        ),
-    ] = None,
-    guard: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=REGEX:lower:5%", help="A number that must not get worse by more than a margin."),
-    ] = None,
-    objective: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Which of several metrics is compared.")
-    ] = None,
-    preset: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME", help="Benchmark whose output it is, or none; else recognised.", autocompletion=presets
-        ),
-    ] = "",
-    shell: Annotated[str, typer.Option(metavar="PROGRAM", help="Shell that runs the commands.")] = DEFAULT_SHELL,
-    ignore_failure: Annotated[
-        bool, typer.Option("--ignore-failure", help="Count runs that end with another status than 0 as well.")
-    ] = False,
-    setup: Annotated[
-        str, typer.Option(metavar="COMMAND", help="Command to run once before all runs; what it writes stays.")
-    ] = "",
-    cleanup: Annotated[str, typer.Option(metavar="COMMAND", help="Command to run after each run, untimed.")] = "",
-    warmup: Annotated[
-        int, typer.Option(min=1, max=100, metavar="N", help="Runs in a fresh machine before those that count.")
-    ] = 1,
-    min_pairs: Annotated[
-        int, typer.Option(min=MINIMUM_PAIRS, max=MOST_PAIRS, metavar="N", help="Fewest pairs that a claim rests on.")
-    ] = MINIMUM_PAIRS,
-    parameter: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=VALUE,VALUE", help="One run for each value; NAME in braces stands for it."),
-    ] = None,
-    name: Annotated[str, typer.Option(metavar="TEXT", help="Name for the run.")] = "",
+    words: Words = None,
+    workload: WorkloadOption = None,
+    directory: Directory = Path(),
+    goal: GoalWord = "",
+    prepare: Prepare = "",
+    metric: Metric = None,
+    guard: Guard = None,
+    objective: Objective = None,
+    preset: Preset = "",
+    shell: Shell = DEFAULT_SHELL,
+    ignore_failure: IgnoreFailure = False,
+    setup: SetUp = "",
+    cleanup: CleanUp = "",
+    warmup: WarmUp = 1,
+    min_pairs: MinPairs = MINIMUM_PAIRS,
+    parameter: Parameter = None,
+    scheduler: Scheduler = None,
+    include: Include = None,
+    name: Name = "",
     iterations: Annotated[int, typer.Option(min=1, max=100, metavar="N", help="Most plans to try.")] = 2,
     candidates: Annotated[int, typer.Option(min=1, max=8, metavar="N", help="Most candidates of a plan.")] = 3,
-    budget_minutes: Annotated[
-        float, typer.Option(min=0.1, max=LONGEST_S / 60, metavar="MINUTES", help="Begin no trial after this long.")
-    ] = 30.0,
-    timeout: Annotated[
-        float, typer.Option(min=1.0, max=LONGEST_S, metavar="SECONDS", help="Longest time of one run of the command.")
-    ] = 900.0,
-    cpus: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="CPUs of the micro-VM; else the host's, at most 16.")
-    ] = None,
-    memory: Annotated[
-        str, typer.Option(metavar="SIZE", help="Memory of the micro-VM, such as 3G; else 1 GiB a CPU, 2 or more.")
-    ] = "",
+    budget_minutes: Budget = 30.0,
+    timeout: Timeout = 900.0,
+    cpus: Cpus = None,
+    memory: Memory = "",
     approve: Annotated[
         str,
         typer.Option(
             metavar="[none|plan|deploy|plan,deploy]", help="Ask before these steps.", autocompletion=approvals
         ),
     ] = "none",
-    export_csv: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write every run of the command there, a row each.")
-    ] = None,
-    export_markdown: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the same there as a Markdown table.")
-    ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done; run and store nothing.")] = False,
+    export_csv: ExportCsv = None,
+    export_markdown: ExportMarkdown = None,
+    dry_run: DryRun = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Find a scheduling policy that is better for a workload.
 
     Observe the workload, try policies on it in a micro-VM, and report whether one is better than the default scheduler.
+    A --scheduler of yours is tried first; so are installed scx_ programs that suit the work.
 
     Example: schedagent optimize --prepare "make clean" "make -j"
     """
@@ -140,7 +229,7 @@ def optimize(
     def command() -> int:
         from schedagent.core.readings.metric_options import Comparison
         from schedagent.core.trials.judge import TrialRules
-        from schedagent.run.intake import Around, Description, command_of, planned_runs
+        from schedagent.run.intake import Around, Description, command_of
         from schedagent.run.options import RunOptions, read_approve, read_memory, read_name
 
         described = Description(
@@ -161,13 +250,23 @@ def optimize(
             warmup=warmup,
             name=read_name(name),
         )
-        runs = planned_runs(described, options, parameter or ())
-        exports = _exports(export_csv, export_markdown, len(runs))
-        if dry_run:
-            return max(show_preview(api.preview(work, options=of, settings=settings()), as_json) for work, of in runs)
-        return min(follow(functools.partial(_optimised, *run), as_json, quiet, exports) for run in runs)
+        named = api.naming(several(scheduler), include or (), options=options, settings=settings())
+        output = Output(export_csv, export_markdown, dry_run, quiet, as_json)
+        return carry_out(described, named, parameter or (), output)
 
     guarded(command)
+
+
+def carry_out(described: Description, options: RunOptions, parameters: Sequence[str], output: Output) -> int:
+    """Do the runs that were described, or show what they would be; return the exit status."""
+    from schedagent.run.intake import planned_runs
+
+    runs = planned_runs(described, options, parameters)
+    exports = _exports(output.csv, output.markdown, len(runs))
+    if output.dry_run:
+        previews = (api.preview(work, options=of, settings=settings()) for work, of in runs)
+        return max(show_preview(preview, output.as_json) for preview in previews)
+    return min(follow(functools.partial(_optimised, *run), output.as_json, output.quiet, exports) for run in runs)
 
 
 def _exports(csv: Path | None, markdown: Path | None, runs: int) -> dict[str, Path]:

@@ -20,7 +20,10 @@ policies_app = typer.Typer(
 
 @policies_app.command("list")
 def policies_list(as_json: Json = False) -> None:
-    """List the bundled policies and those that runs made.
+    """List policies, and schedulers with a loader of their own.
+
+    The policies are the bundled ones and those that runs made; the schedulers, such as scx_lavd, those that are
+    installed here and those that are well known.
 
     Example: schedagent policies list
     """
@@ -28,7 +31,7 @@ def policies_list(as_json: Json = False) -> None:
     def command() -> int:
         from schedagent.report.listing import show_policies
 
-        show_policies(list(api.policies(settings=settings()).values()), as_json)
+        show_policies(list(api.policies(settings=settings()).values()), list(api.programs().values()), as_json)
         return 0
 
     guarded(command)
@@ -45,9 +48,13 @@ def policies_show(
     """
 
     def command() -> int:
-        from schedagent.report.listing import show_policy
+        from schedagent.report.listing import show_policy, show_program
 
-        show_policy(api.policy(name, settings=settings()), as_json)
+        policies, programs = api.policies(settings=settings()), api.programs()
+        if name in programs and name not in policies:
+            show_program(programs[name], as_json)
+        else:
+            show_policy(api.policy(name, settings=settings()), as_json)
         return 0
 
     guarded(command)

@@ -17,6 +17,7 @@ from schedagent.report.times import unix_time, when
 
 if TYPE_CHECKING:
     from agents.llm.transcript import Exchange
+    from kernel_bpf.policies.programs import ListedProgram
     from repo_store.records import PolicyMatch, RunRecord
     from schedagent.core.policies.policy import PolicyInfo
 
@@ -36,12 +37,13 @@ def show_runs(runs: Sequence[RunRecord], as_json: bool) -> None:
         show_table(open_console(), ("run", "started", "result", "command"), rows)
 
 
-def show_policies(policies: Sequence[PolicyInfo], as_json: bool) -> None:
-    """List policies."""
+def show_policies(policies: Sequence[PolicyInfo], programs: Sequence[ListedProgram], as_json: bool) -> None:
+    """List policies, and schedulers with a loader of their own."""
     if as_json:
-        _print_json([_policy(policy) for policy in policies])
+        _print_json([*map(_policy, policies), *map(_program, programs)])
     else:
         rows = [(policy.name, policy.origin.label, policy.description) for policy in policies]
+        rows += [(program.info.name, program.standing, program.info.description) for program in programs]
         show_table(open_console(), ("policy", "origin", "description"), rows)
 
 
@@ -68,6 +70,25 @@ def show_policy(policy: PolicyInfo, as_json: bool) -> None:
         _say(f"{heading}:\n{_indented(text, indent)}")
     if policy.tunables:
         _say("\n".join(["Tunables:", *_tunables(policy, mark)]))
+
+
+def show_program(program: ListedProgram, as_json: bool) -> None:
+    """Show everything about one scheduler with a loader of its own."""
+    if as_json:
+        _print_json(_program(program))
+        return
+    info = program.info
+    _say(textwrap.fill(f"{one_line(info.name)}: {info.description}", _WIDTH) + "\n")
+    modes = [f"{goal.value}: {' '.join(arguments)}" for goal, arguments in info.modes.items() if arguments]
+    for heading, text in (
+        ("Origin", f"a program that loads its policy itself, {program.standing}"),
+        ("Meant for", ", ".join(info.target_workloads) or f"nothing unasked: it needs {info.needs or 'to be named'}"),
+        ("How it decides", info.algorithm),
+        ("When it loses", info.limitations),
+        ("Arguments by goal", "; ".join(modes) or "none"),
+        ("Program", program.path or "not installed"),
+    ):
+        _say(f"{heading}:\n{_indented(text, '  ')}")
 
 
 def show_matches(matches: Sequence[PolicyMatch], as_json: bool) -> None:
@@ -152,6 +173,13 @@ def _exchange(exchange: Exchange) -> dict[str, Any]:
 
 def _policy(policy: PolicyInfo) -> dict[str, Any]:
     return {**dataclasses.asdict(policy), "source": str(policy.source)}
+
+
+def _program(program: ListedProgram) -> dict[str, Any]:
+    about = dataclasses.asdict(program.info)
+    del about["rank"]
+    modes = {goal.value: list(arguments) for goal, arguments in program.info.modes.items()}
+    return {**about, "modes": modes, "origin": Origin.PROGRAM.value, "path": program.path}
 
 
 def _print_json(value: Any) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from agents.llm.transcript import transcript_path
 from kernel_bpf.build.target import prepare_target
 from kernel_bpf.policies.library import load_library
-from kernel_bpf.policies.programs import InstalledPrograms
+from kernel_bpf.policies.programs import InstalledPrograms, known_programs
 from repo_store.store import PolicyRepository
 from schedagent.core.errors import UsageError
 from schedagent.core.policies.policy import PolicyInfo
@@ -57,7 +57,7 @@ def open_repository(settings: Settings) -> PolicyRepository:
     """Open the policy repository in the state folder; what a new run may plan with is mirrored there for searching."""
     repository = PolicyRepository(writable(settings.state_dir, "SCHEDAGENT_STATE") / REPOSITORY)
     try:
-        repository.sync_policies(open_run_library(settings, repository).values())
+        repository.sync_policies([*open_run_library(settings, repository).values(), *known_programs().values()])
     except BaseException:
         repository.close()
         raise

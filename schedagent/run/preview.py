@@ -44,7 +44,8 @@ class Preview:
         """
         if self.earlier_s is None:
             return None
-        return self.options.iterations * (self.options.candidates + 1) * (pairs + 1) * self.earlier_s
+        arms = len(self.options.schedulers) if self.options.compare else self.options.candidates
+        return self.options.iterations * (arms + 1) * (pairs + 1) * self.earlier_s
 
 
 def preview_run(settings: Settings, workload: WorkloadCommand, options: RunOptions) -> Preview:
@@ -78,17 +79,26 @@ def render_preview(preview: Preview) -> str:
         "prepare": workload.prepare or "nothing",
         "compare": _compared(preview),
         "lab": f"{hardware.lab}, {_cpus(hardware.cpus)}, {hardware.memory_mib} MiB, kernel {hardware.kernel_release}",
-        "plans": f"up to {options.iterations}, each of up to {options.candidates} candidates",
+        "tried": _tried(options),
         "trials": f"{rules.minimum_pairs} to {rules.maximum_pairs} pairs for each candidate that passes every gate",
         "verifier": preview.verifier,
-        "models": ", ".join(preview.models) or "none; rules plan",
+        "models": _models(preview),
         "approvals": ", ".join(stage.value for stage in options.approve) or "none",
         "budget": f"no trial begins after {duration(options.budget_s)}",
         "duration": _duration(preview),
     }
     lines = [f"  {name + ':':<10} {text}" for name, text in rows.items()]
-    head = f"This would optimise {workload.command!r} in {workload.directory}:"
+    verb = "compare schedulers on" if options.compare else "optimise"
+    head = f"This would {verb} {workload.command!r} in {workload.directory}:"
     return "\n".join([head, *lines, "Nothing was run or stored. Start it: the same command without --dry-run."])
+
+
+def _tried(options: RunOptions) -> str:
+    named = ", ".join(each.program.command if each.program else each.policy for each in options.schedulers)
+    if options.compare:
+        return f"{named}; nothing is planned"
+    planned = f"up to {options.iterations} plans, each of up to {options.candidates} candidates"
+    return f"{named}, then {planned}" if named else planned
 
 
 def _compared(preview: Preview) -> str:
@@ -96,6 +106,12 @@ def _compared(preview: Preview) -> str:
     words = in_words(workload) if workload.objective or workload.guards else workload.metric or WALL_TIME
     open_yet = "; the output may choose a preset" if preview.options.recognise else ""
     return f"{words} ({workload.goal.value}){open_yet}"
+
+
+def _models(preview: Preview) -> str:
+    if preview.options.compare:
+        return "none"
+    return ", ".join(preview.models) or "none; rules plan"
 
 
 def _cpus(count: int) -> str:

@@ -32,6 +32,7 @@ from kernel_bpf.load.libbpf import libbpf
 from kernel_bpf.load.queue_counts import WATCHDOG_LIMIT, kernel_layout
 from kernel_bpf.load.sched_ext import CONSTANT_PREFIX, LoadedPolicy
 from schedagent.core.errors import BpfError, SchedagentError
+from schedagent.core.terminal.printable import printable
 from verifier.microvm import guest_costs, jobs
 from verifier.microvm.clock.place import ClockPlace, find_clocks
 from verifier.microvm.guest_loader import LoadedHere, LoaderProgram, Scheduler
@@ -162,6 +163,7 @@ def warm_up() -> None:
     """Load what the first job would otherwise load; also shows the image builder which files the agent needs."""
     libbpf()
     traceback.format_exc()
+    printable("\033")  # a codec that is imported where it is needed: what it escapes are words of others
 
 
 def mount_system() -> None:

@@ -185,11 +185,10 @@ class LoaderProgram:
         with suppress(ProcessLookupError):
             os.killpg(self._pid, signal.SIGINT)
         if not self._wait(lambda: self._ended() and self._gone(), STOP_LIMIT_S):
-            what = "its policy was still there" if self._ended() else "its program was still running"
-            return "", f"{what} {STOP_LIMIT_S:g} s after SIGINT, and was killed{self._words()}"
+            what = f"{self._left()} kept its policy" if self._ended() else "its program was still running"
+            return "", f"{STOP_LIMIT_S:g} s after SIGINT {what}{self._words()}"
         if not self._wait(lambda: not Group(CGROUP).pids(), LEAVE_LIMIT_S):
-            left = len(Group(CGROUP).pids())
-            return "", f"its program left processes behind, {left} of them, and they were killed{self._words()}"
+            return "", f"{self._left()} outlived it{self._words()}"
         return ("", "") if in_charge else ("no longer enabled, and the kernel gave no reason", "")
 
     def close(self) -> None:
@@ -240,6 +239,11 @@ class LoaderProgram:
         self._wait(self._gone, LEAVE_LIMIT_S)
         info = self._log.read()
         return f"{info.kind_name}: {quote(info.reason)}: {quote(info.message)}" if info and info.ejected else ""
+
+    def _left(self) -> str:
+        """Name what the program has left behind."""
+        count = len(Group(CGROUP).pids())
+        return f"{count} processes that its program had started" if count else "something outside its program"
 
     def _words(self) -> str:
         """Return the end of what it printed, as the end of a sentence."""

@@ -41,6 +41,15 @@ def policies(incomplete: str) -> list[str]:
     return _that_begin([*sorted(file.stem for file in POLICIES.glob("*.toml")), *derived], incomplete)
 
 
+def schedulers(incomplete: str) -> list[str]:
+    """Names of policies, and of the schedulers that are installed with a loader of their own."""
+    from kernel_bpf.policies.programs import InstalledPrograms
+    from schedagent.core.settings import workload_environment
+
+    installed = InstalledPrograms.of_path(workload_environment().get("PATH", ""))
+    return [*policies(incomplete), *_that_begin(installed.names(), incomplete)]
+
+
 def topics(incomplete: str) -> list[str]:
     """Topics of `schedagent help`."""
     from schedagent.cli.guide.topics import topic_names

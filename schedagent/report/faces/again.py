@@ -45,8 +45,9 @@ def _bounds(report: Report) -> Iterator[str]:
     options = report.options
     if report.workload.timeout_s != WorkloadCommand.timeout_s:
         yield from ("--timeout", f"{report.workload.timeout_s:g}")
+    planned = ("iterations", "candidates") if options.get("compare") else ()
     for name, (option, default) in _NUMBERS.items():
-        if options.get(name, default) != default:
+        if name not in planned and options.get(name, default) != default:
             yield from (option, str(options[name]))
     rules: dict[str, Any] = options.get("rules", {})
     if rules.get("minimum_pairs", TrialRules.minimum_pairs) != TrialRules.minimum_pairs:

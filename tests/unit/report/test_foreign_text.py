@@ -234,7 +234,7 @@ def test_tables():
 def test_policies(capsys):
     policy = poisoned(replace(LIBRARY["plain"], origin=Origin.GENERATE))
     show_policy(policy, as_json=False)
-    show_policies([policy], as_json=False)
+    show_policies([policy], [], as_json=False)
     assert forged(capsys.readouterr().out) == []
 
 
