@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from agents.execution import Verifier
 from kernel_bpf.build.source import read_source
-from kernel_bpf.policies.library import find_policy, policy_from_file
+from kernel_bpf.policies.library import policy_from_file
 from kernel_bpf.policies.manifest import write_manifest
 from kernel_bpf.policies.programs import InstalledPrograms, known_programs, read_program
 from schedagent.core.errors import PolicyError, UsageError
@@ -83,14 +84,13 @@ def _brought(word: str, source: Path, arguments: Sequence[str]) -> Proposal:
 
 
 def _unknown(name: str, library: Mapping[str, PolicyInfo]) -> UsageError:
+    if name in library:
+        return UsageError(f"--scheduler: {name} is a policy of the library, which takes no arguments", _EXAMPLES)
     if name in known_programs():
         return UsageError(f"--scheduler: {name} is not installed", "install it, or give the path of its program")
-    try:
-        find_policy(name, library)
-    except UsageError as error:
-        message = f"--scheduler {name!r} is neither a policy of the library nor a program of PATH"
-        return UsageError(message, error.hint)
-    raise AssertionError(f"{name} is in the library")
+    close = difflib.get_close_matches(name, [*library, *known_programs()], n=1)
+    message = f"--scheduler {name!r} is neither a policy of the library nor a program of PATH"
+    return UsageError(message, f"did you mean {close[0]}?" if close else _EXAMPLES)
 
 
 def read_include(folders: Sequence[Path]) -> tuple[str, ...]:

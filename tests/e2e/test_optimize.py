@@ -6,10 +6,7 @@ import json
 import os
 import shutil
 import signal
-import sqlite3
 import subprocess
-import sys
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +17,7 @@ import pytest
 from schedagent.cli.common import EXIT_WAITING
 from schedagent.core.rules import GATES
 from tests.support.paths import FIXTURES
-
-PROGRAM = [sys.executable, "-m", "schedagent"]
-Measured = tuple[int, str, str]
-"""Block, arm and start of a sample."""
+from tests.support.real_runs import PROGRAM, Measured, qemu_of, query, samples, wait_for_blocks
 
 pytestmark = [pytest.mark.vm, pytest.mark.e2e, pytest.mark.timeout(900)]
 
@@ -135,34 +129,3 @@ def test_a_second_run_starts_from_what_the_first_one_learned(
     report = json.loads(second.stdout)
     assert report["run"] != first.run_id
     assert report["iterations"][0]["learned"]
-
-
-def query(database: Path, sql: str) -> list[tuple[Any, ...]]:
-    with sqlite3.connect(database) as connection:
-        return list(connection.execute(sql))
-
-
-def samples(database: Path) -> list[Measured]:
-    return query(database, "select block, arm, started_at from samples order by block, position")
-
-
-def wait_for_blocks(database: Path, count: int, process: subprocess.Popen[Any]) -> list[Measured]:
-    """Wait until a run has stored `count` blocks, and return its samples."""
-    deadline = time.monotonic() + 300
-    while time.monotonic() < deadline:
-        assert process.poll() is None, "the run ended early"
-        try:
-            found = samples(database)
-        except sqlite3.OperationalError:  # not created yet
-            found = []
-        if len({block for block, _arm, _started in found}) >= count:
-            return found
-        time.sleep(0.1)
-    raise AssertionError(f"no {count} blocks within 300 s")
-
-
-def qemu_of(parent: int) -> list[str]:
-    """QEMU processes that outlived their parent for two seconds."""
-    time.sleep(2)
-    listing = subprocess.run(["ps", "-eo", "ppid=,args="], capture_output=True, text=True, check=True).stdout
-    return [line for line in listing.splitlines() if line.split()[0] == str(parent) and "qemu-system" in line]

@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from agents.planner.programs import Shelf
 from repo_store.store import PolicyRepository
 from schedagent.cli.common import guarded
 from schedagent.cli.optimize import show_report
@@ -84,6 +85,7 @@ class Script:
         bundled: the policies that come with the program.
         costs: what separates the lab from hardware.
         output: what the workload prints when it is observed.
+        programs: the schedulers with a loader of their own that are installed; None: none is tried unasked.
     """
 
     folder: Path
@@ -99,6 +101,7 @@ class Script:
     options: RunOptions = OPTIONS
     costs: MachineCosts | None = COSTS
     output: str = ""
+    programs: Shelf | None = None
 
     @property
     def settings(self) -> Settings:
@@ -149,9 +152,9 @@ class Script:
             library = Library(self.bundled, repository, folder, worth_trying(repository, run_id))
             reporter = PlainReporter(Console(file=progress, emoji=False))
             models = functools.partial(open_models, self.settings, repository, library, reporter)
-            nodes = RunNodes(
-                repository, self.lab(), self.verifier(), library, reporter, self.options, models, ScriptedClock(self)
-            )
+            clock = ScriptedClock(self)
+            agents = (self.lab(), self.verifier(), library, reporter, self.options, models, clock, self.programs)
+            nodes = RunNodes(repository, *agents)
             for answer in answers:
                 approvals_of(repository, run_id, nodes).decide(answer)
                 report = drive(self.settings, nodes, repository, run_id, reporter)

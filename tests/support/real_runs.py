@@ -1,0 +1,45 @@
+"""The whole program as processes of its own: what they stored so far, and what they left behind."""
+
+from __future__ import annotations
+
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+PROGRAM = [sys.executable, "-m", "schedagent"]
+Measured = tuple[int, str, str]
+"""Block, arm and start of a sample."""
+
+
+def query(database: Path, sql: str) -> list[tuple[Any, ...]]:
+    with sqlite3.connect(database) as connection:
+        return list(connection.execute(sql))
+
+
+def samples(database: Path) -> list[Measured]:
+    return query(database, "select block, arm, started_at from samples order by block, position")
+
+
+def wait_for_blocks(database: Path, count: int, process: subprocess.Popen[Any]) -> list[Measured]:
+    """Wait until a run has stored `count` blocks, and return its samples."""
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline:
+        assert process.poll() is None, "the run ended early"
+        try:
+            found = samples(database)
+        except sqlite3.OperationalError:  # not created yet
+            found = []
+        if len({block for block, _arm, _started in found}) >= count:
+            return found
+        time.sleep(0.1)
+    raise AssertionError(f"no {count} blocks within 300 s")
+
+
+def qemu_of(parent: int) -> list[str]:
+    """QEMU processes that outlived their parent for two seconds."""
+    time.sleep(2)
+    listing = subprocess.run(["ps", "-eo", "ppid=,args="], capture_output=True, text=True, check=True).stdout
+    return [line for line in listing.splitlines() if line.split()[0] == str(parent) and "qemu-system" in line]
