@@ -23,15 +23,19 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from kernel_bpf.policies.compose import Composed
+    from kernel_bpf.policies.programs import ListedProgram
     from repo_store.records import PolicyMatch, RunRecord
     from schedagent.api import (
+        compare,
         compose,
         decide,
         delete_runs,
+        naming,
         optimize,
         policies,
         policy,
         preview,
+        programs,
         replay,
         resume,
         run_report,
@@ -63,6 +67,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Composed",
+    "ListedProgram",
     "PolicyInfo",
     "PolicyMatch",
     "Preview",
@@ -75,14 +80,17 @@ __all__ = [
     "VerificationReport",
     "VerifyOptions",
     "WorkloadCommand",
+    "compare",
     "compose",
     "decide",
     "delete_runs",
     "load_settings",
+    "naming",
     "optimize",
     "policies",
     "policy",
     "preview",
+    "programs",
     "replay",
     "resume",
     "run_report",
@@ -94,6 +102,7 @@ __all__ = [
 
 _HOMES = dict.fromkeys(__all__, "schedagent.api") | {
     "Composed": "kernel_bpf.policies.compose",
+    "ListedProgram": "kernel_bpf.policies.programs",
     "PolicyInfo": "schedagent.core.policies.policy",
     "PolicyMatch": "repo_store.records",
     "Preview": "schedagent.run.preview",

@@ -47,7 +47,7 @@ def compare(
     goes through the verifier's gates first, and is tried if it is safe. A program that loads its policy itself, such as
     scx_lavd, is started as root in the micro-VM, and nowhere else.
 
-    Example: schedagent compare "make -j" --scheduler scx_bpfland --scheduler longest_first
+    Example: schedagent compare "make -j" --scheduler scx_lavd
     """
 
     def command() -> int:

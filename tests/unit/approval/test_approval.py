@@ -515,7 +515,7 @@ def test_a_repository_of_before_there_were_approvals(asking):
         for change in (
             *('samples DROP COLUMN "values"', "samples DROP COLUMN usage"),
             *("verdicts DROP COLUMN guards", "verdicts DROP COLUMN expected"),
-            "insights DROP COLUMN claims",
+            *("insights DROP COLUMN claims", "candidates DROP COLUMN program"),
             "runs DROP COLUMN failure",
             "derived_policies RENAME COLUMN origin TO way",
             "derived_policies RENAME TO made_policies",

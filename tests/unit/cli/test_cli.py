@@ -37,8 +37,8 @@ VERBS = [
     for below in ([], *([verb] for verb in vars(command).get("commands", ())))
 ]
 IMPERATIVE = re.compile(
-    "(Accept|Answer|Apply|Approve|Check|Continue|Create|Delete|Download|End|Explain|Find|Get|Give|List|Manage|Offer|Print|"
-    "Prolong|Reject|Remove|Replace|Replay|Run|Search|Serve|Show|Take|Turn|Verify)\\b"
+    "(Accept|Answer|Apply|Approve|Check|Compare|Continue|Create|Delete|Download|End|Explain|Find|Get|Give|List|Manage|"
+    "Offer|Print|Prolong|Reject|Remove|Replace|Replay|Run|Search|Serve|Show|Take|Turn|Verify)\\b"
 )
 FIFO = POLICIES / "fifo.bpf.c"
 HEAVY = ("langgraph", "langchain", "langchain_core", "langsmith", "sqlalchemy", "alembic", "scipy", "numpy", "pydantic")

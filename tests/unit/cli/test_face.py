@@ -209,7 +209,7 @@ def test_a_preview_shows_all_and_stores_nothing(run, sizes, script, folders):
         "'true' in ",
         "prepare:   true",
         "vm-tcg, 2 CPUs, 2048 MiB, kernel 7.3.4",
-        "up to 2, each of up to 3 candidates",
+        "tried:     up to 2 plans, each of up to 3 candidates",
         "approvals: plan",
         "no trial begins after 30 min",
         "not known: this workload was not measured here yet",
