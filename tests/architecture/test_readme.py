@@ -22,6 +22,7 @@ RUN_BY = {
     "schedagent setup": "tests/e2e/test_wheel.py",
     "schedagent doctor": "tests/e2e/test_wheel.py",
     'schedagent optimize "make -j" --dir ~/src/project --prepare "make clean"': "tests/e2e/test_wheel.py",
+    'schedagent compare "make -j2" --scheduler longest_first': "tests/e2e/test_compare.py",
     "schedagent runs show RUN": "tests/e2e/test_wheel.py",
     "schedagent verify longest_first": "tests/e2e/test_wheel.py",
     "sudo schedagent deploy RUN": "tests/e2e/test_wheel.py",
