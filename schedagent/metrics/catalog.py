@@ -159,7 +159,7 @@ SAMPLED = gauge("run_queue_watched_ratio", "Part of the processes whose threads 
 # The repository
 
 RUNS = gauge("runs", "Optimisation runs in the repository, by status.", status=tuple(RunStatus))
-DERIVED = (Origin.COMPOSE, Origin.PATCH, Origin.GENERATE)
+DERIVED = (Origin.COMPOSE, Origin.PATCH, Origin.GENERATE, Origin.BROUGHT)
 DERIVED_POLICIES = gauge("derived_policies", "Policies in the repository that runs derived, by origin.", origin=DERIVED)
 VERIFICATIONS = counter("verifications", "Candidates of runs that were verified.", result=(PASSED, FAILED, INCOMPLETE))
 GATE_RESULTS = counter(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -209,7 +209,7 @@ def open_nodes(
 
     library = open_run_library(settings, repository, run_id, also=options.wanted_policies)
     models = functools.partial(open_models, settings, repository, library, reporter)
-    verifier = with_headers(open_verifier(settings), options)
+    verifier = with_headers(open_verifier(settings), options.include)
     return RunNodes(repository, lab, verifier, library, reporter, options, models, programs=installed_programs())
 
 
@@ -218,13 +218,14 @@ def installed_programs() -> InstalledPrograms:
     return InstalledPrograms.of_path(workload_environment().get("PATH", ""))
 
 
-def with_headers(
-    verifier: Verifier | RemoteVerifier, options: RunOptions
-) -> SourceVerifier | Verifier | RemoteVerifier:
-    """Return the verifier of a run: sources that were brought see the folders that the user names, others do not."""
-    if not options.include:
+AnyVerifier = Verifier | RemoteVerifier | SourceVerifier
+
+
+def with_headers(verifier: Verifier | RemoteVerifier, include: Sequence[str]) -> AnyVerifier:
+    """Return the verifier of a run: sources that were brought see the folders that the user named, others do not."""
+    if not include:
         return verifier
-    return SourceVerifier(verifier, dataclasses.replace(verifier, include_dirs=tuple(map(Path, options.include))))
+    return SourceVerifier(verifier, dataclasses.replace(verifier, include_dirs=tuple(map(Path, include))))
 
 
 def open_models(

@@ -33,7 +33,7 @@ from schedagent.core.trials.workload import WorkloadCommand
 from schedagent.core.verification import VerificationReport
 from schedagent.report.report import Report
 from schedagent.run.lifecycle import only_one, report_of, resume_run, start_run
-from schedagent.run.opening import open_repository, open_run_library, open_verifier
+from schedagent.run.opening import AnyVerifier, open_repository, open_run_library, open_verifier, with_headers
 from schedagent.run.options import RunOptions
 from schedagent.run.progress import LineReporter, Reporter
 
@@ -72,14 +72,19 @@ class WiredLab:
     def compile(self, repository: PolicyRepository, run_id: str, policy: str, kernel: str) -> PolicyArtifact:
         """Compile a policy of a run's library for a kernel."""
         info = open_run_library(self.settings, repository, run_id)[policy]
-        return open_verifier(replace(self.settings, kernel_release=kernel)).compile(info)
+        return self._verifier(repository, run_id, kernel).compile(info)
 
     def verify(
         self, repository: PolicyRepository, run_id: str, candidate: CandidatePolicy, kernel: str
     ) -> VerificationReport:
         """Verify a candidate of a run again; what passed before, by the same verifier, is not proved again."""
         info = open_run_library(self.settings, repository, run_id)[candidate.policy]
-        return open_verifier(replace(self.settings, kernel_release=kernel)).verify(candidate, info).report
+        return self._verifier(repository, run_id, kernel).verify(candidate, info).report
+
+    def _verifier(self, repository: PolicyRepository, run_id: str, kernel: str) -> AnyVerifier:
+        """Return the verifier as the run had it: a source that was brought needs the headers that it had."""
+        include = repository.run(run_id).settings.get("include", ())
+        return with_headers(open_verifier(replace(self.settings, kernel_release=kernel)), include)
 
 
 @dataclass(frozen=True)

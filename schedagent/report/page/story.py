@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 
 from schedagent.core.terminal.foreign import marked, quote
@@ -91,6 +92,8 @@ def _candidate(place: Place, policies: Mapping[str, PolicyText]) -> Iterator[str
         ("Origin", candidate.origin.value),
         ("Predicted", quote(candidate.expected) if candidate.expected else ""),
         ("Refuted by", quote(candidate.refuted_by) if candidate.refuted_by else ""),
+        ("Program", shlex.join(candidate.program.argv) if candidate.program else ""),
+        ("Content", candidate.program.digest if candidate.program else ""),
         ("Key", candidate.key),
     )
     if place.entry.gates:
