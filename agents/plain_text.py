@@ -146,6 +146,12 @@ def policy_line(policy: PolicyInfo) -> str:
     return f"- {short(policy.name, 80)} ({policy.origin.label}): {short(policy.description, 200)} Meant for: {meant}."
 
 
+def program_line(name: str, description: str, target_workloads: Sequence[str]) -> str:
+    """One scheduler with a loader of its own, which no planner can propose."""
+    meant = ", ".join(target_workloads) or "not stated"
+    return f"- {name} (a program; only a person names it, by --scheduler): {description} Meant for: {meant}."
+
+
 def policy_summary(policy: PolicyInfo) -> str:
     """All that is documented of a policy."""
     return lines(

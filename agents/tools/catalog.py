@@ -24,6 +24,7 @@ from agents.llm.calling import Tool
 from agents.tools.services import Services, ToolBench
 from kernel_bpf.build.source import SOURCE_LIMIT_BYTES, read_source
 from kernel_bpf.policies.compose import compose
+from kernel_bpf.policies.programs import known_programs
 from schedagent.core.errors import UsageError
 from schedagent.core.policies.proposal import Origin, Proposal
 from schedagent.core.policies.spec_reader import read_spec, spec_schema
@@ -88,13 +89,19 @@ class Search(Arguments):
 
 
 def search_policies(services: Services, arguments: Search) -> str:
-    """Policies by what they are for."""
+    """Policies by what they are for; of programs that load their policies themselves, those that match."""
     if not arguments.words.strip():
         policies = list(services.library.values())
-    else:
-        matches = services.records.search_policies(arguments.words, MOST_ROWS)
-        policies = [services.library[match.name] for match in matches if match.name in services.library]
-    return _rows("policies, best match first", map(plain_text.policy_line, policies), len(policies))
+        return _rows("policies, best match first", map(plain_text.policy_line, policies), len(policies))
+    programs = known_programs()
+    matches = services.records.search_policies(arguments.words, MOST_ROWS + len(programs))
+    names = [match.name for match in matches]
+    policies = [services.library[name] for name in names if name in services.library]
+    others = [programs[name] for name in names if name in programs and name not in services.library]
+    lines = [plain_text.policy_line(policy) for policy in policies]
+    lines += [plain_text.program_line(info.name, info.description, info.target_workloads) for info in others]
+    lines = lines[:MOST_ROWS]
+    return _rows("policies, best match first", lines, len(lines))
 
 
 class PolicyPart(Arguments):

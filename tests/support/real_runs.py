@@ -23,9 +23,9 @@ def samples(database: Path) -> list[Measured]:
     return query(database, "select block, arm, started_at from samples order by block, position")
 
 
-def wait_for_blocks(database: Path, count: int, process: subprocess.Popen[Any]) -> list[Measured]:
-    """Wait until a run has stored `count` blocks, and return its samples."""
-    deadline = time.monotonic() + 300
+def wait_for_blocks(database: Path, count: int, process: subprocess.Popen[Any], limit_s: float = 300) -> list[Measured]:
+    """Wait until a run has stored `count` blocks, and return its samples; kill it if that takes longer."""
+    deadline = time.monotonic() + limit_s
     while time.monotonic() < deadline:
         assert process.poll() is None, "the run ended early"
         try:
@@ -35,7 +35,8 @@ def wait_for_blocks(database: Path, count: int, process: subprocess.Popen[Any]) 
         if len({block for block, _arm, _started in found}) >= count:
             return found
         time.sleep(0.1)
-    raise AssertionError(f"no {count} blocks within 300 s")
+    process.kill()
+    raise AssertionError(f"no {count} blocks within {limit_s:g} s")
 
 
 def qemu_of(parent: int) -> list[str]:

@@ -14,6 +14,7 @@ from agents.llm.exchange import ToolCall
 from agents.tools.catalog import ROLES, Services, all_tools, tools_for
 from kernel_bpf.observe.system import read_system
 from kernel_bpf.policies.library import load_library
+from kernel_bpf.policies.programs import known_programs
 from repo_store.records import RunFailure, RunStatus
 from repo_store.store import PolicyRepository
 from schedagent.core.trials.lesson import Insight, Meaning
@@ -36,7 +37,7 @@ def filled(tmp_path_factory):
 @pytest.fixture
 def records(filled, tmp_path):
     with PolicyRepository(shutil.copy(filled[0], tmp_path)) as repository:
-        repository.sync_policies(WHOLE_LIBRARY.values())
+        repository.sync_policies([*WHOLE_LIBRARY.values(), *known_programs().values()])
         yield repository
 
 
@@ -103,6 +104,10 @@ class TestPolicies:
         assert "- longest_first (bundled): " in told
         assert "none" in ask(services, "search_policies", words="xyzzy")
         assert all(f"- {name} " in ask(services, "search_policies") for name in WHOLE_LIBRARY)
+
+    def test_search_names_schedulers_that_only_a_person_can_name(self, services):
+        listed = ask(services, "search_policies", words="games")
+        assert "- scx_lavd (a program; only a person names it, by --scheduler): Latency-criticality" in listed
 
     def test_summary(self, services):
         told = ask(services, "show_policy", policy="batch")
