@@ -10,6 +10,7 @@ import os
 import shlex
 import tomllib
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -86,8 +87,7 @@ class InstalledPrograms:
 
     def find(self, name: str) -> Path | None:
         """Return the program of a name; None if no folder has one that can be executed."""
-        places = (folder / name for folder in self.folders)
-        return next((place for place in places if place.is_file() and os.access(place, os.X_OK)), None)
+        return next((folder / name for folder in self.folders if _is_executable(folder / name)), None)
 
     def program(self, name: str, arguments: Collection[str]) -> SchedulerProgram | None:
         """Return a scheduler by its name, ready to be tried; None if there is none, or it cannot be."""
@@ -103,9 +103,10 @@ class InstalledPrograms:
 
     def _names(self) -> Iterator[str]:
         for folder in self.folders:
-            for path in folder.glob(f"{PREFIX}*") if folder.is_dir() else ():
-                if path.is_file() and os.access(path, os.X_OK) and path.name.isprintable():
-                    yield path.name
+            with suppress(OSError):  # a folder of others, or none
+                for entry in os.scandir(folder):
+                    if entry.name.startswith(PREFIX) and entry.name.isprintable() and _is_executable(Path(entry.path)):
+                        yield entry.name
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,14 @@ class ListedProgram:
         return "installed" if self.path else "not installed"
 
 
+def _is_executable(path: Path) -> bool:
+    """Whether this user could start a file; not, if that cannot even be seen."""
+    try:
+        return path.is_file() and os.access(path, os.X_OK)
+    except OSError:
+        return False
+
+
 def list_programs(installed: InstalledPrograms) -> dict[str, ListedProgram]:
     """Return the well-known schedulers by name, and those that are installed though nothing is known of them."""
     known = known_programs()
@@ -144,13 +153,13 @@ def read_program(path: Path, arguments: tuple[str, ...]) -> SchedulerProgram:
         UsageError: it is not there, is no program, cannot be read, or is a script, which starts something else.
     """
     place = path.absolute()
-    if not place.exists():
-        raise UsageError(f"the scheduler {path} is not there", "check its path, or install it")
-    if not place.is_file():
-        raise UsageError(f"the scheduler {path} is no regular file", "give the program")
-    if not os.access(place, os.X_OK):
-        raise UsageError(f"the scheduler {path} is not executable", f"chmod +x {shlex.quote(str(path))}")
     try:
+        if not place.exists():
+            raise UsageError(f"the scheduler {path} is not there", "check its path, or install it")
+        if not place.is_file():
+            raise UsageError(f"the scheduler {path} is no regular file", "give the program")
+        if not os.access(place, os.X_OK):
+            raise UsageError(f"the scheduler {path} is not executable", f"chmod +x {shlex.quote(str(path))}")
         with place.open("rb") as file:
             start = file.read(4)
         digest = digest_of(place)

@@ -54,13 +54,21 @@ def read_scheduler(word: str, library: Mapping[str, PolicyInfo], installed: Inst
     if not arguments and first in library:
         return Proposal(Origin.CONFIGURE, first, reason=_REASON)
     if first.endswith((".c", ".o")):
-        return _brought(word, Path(first).expanduser(), arguments)
+        return _brought(word, _place(first), arguments)
     if "/" in first:
-        return _started(Path(first).expanduser(), arguments)
+        return _started(_place(first), arguments)
     path = installed.find(first)
     if path is None:
         raise _unknown(first, library)
     return _started(path, arguments)
+
+
+def _place(text: str) -> Path:
+    """Return a path as a shell would take it; a ~name that is no user's stands for itself."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        return Path(text)
 
 
 def _started(path: Path, arguments: Sequence[str]) -> Proposal:
@@ -79,6 +87,8 @@ def _brought(word: str, source: Path, arguments: Sequence[str]) -> Proposal:
         text = read_source(source).decode()
     except PolicyError as error:
         raise UsageError(f"--scheduler {word!r}: {error.message}", error.hint) from None
+    except OSError as error:
+        raise UsageError(f"--scheduler {word!r} cannot be read: {error.strerror}") from None
     path = str(source.absolute())
     return Proposal(Origin.BROUGHT, info.name, source=text, manifest=write_manifest(info), path=path, reason=_REASON)
 

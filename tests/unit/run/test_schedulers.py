@@ -92,6 +92,8 @@ def test_a_source_that_nobody_documented_is_read_as_well(read, tmp_path):
         ("longest_first --fast", "longest_first is a policy of the library, which takes no arguments"),
         ("./nowhere/scx_x", "the scheduler nowhere/scx_x is not there"),
         ("/", "is no regular file"),
+        ("~nobody-here/scx_x", "the scheduler ~nobody-here/scx_x is not there"),
+        (f"{'x' * 300}.bpf.c", "cannot be read: File name too long"),
         ("/etc/passwd", "is not executable hint: chmod +x /etc/passwd"),
         ("./nowhere.bpf.c", "is not there, or no regular file"),
         (f"{RAW} --fast", "a source takes no arguments"),

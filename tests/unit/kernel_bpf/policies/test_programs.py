@@ -6,7 +6,8 @@ import shutil
 
 import pytest
 
-from kernel_bpf.policies.programs import PREFIX, InstalledPrograms, known_programs, list_programs
+from kernel_bpf.policies.programs import PREFIX, InstalledPrograms, known_programs, list_programs, read_program
+from schedagent.core.errors import UsageError
 from schedagent.core.trials.workload import Goal
 
 KNOWN = known_programs()
@@ -59,6 +60,14 @@ def test_what_can_be_executed_is_found_the_first_folder_first(folders):
     assert installed.program("scx_lavd", ["--performance"]).arguments == ("--performance",)
     assert installed.program("scx_script", []) is None, "what it starts is not known"
     assert installed.program("scx_nowhere", []) is None
+
+
+def test_a_folder_that_cannot_be_looked_into_holds_nothing(folders):
+    long = InstalledPrograms((folders / ("x" * 300), folders / "first" / "scx_data", folders / "second"))
+    assert long.names() == ["scx_both", "scx_lavd"]
+    assert long.find("scx_lavd") == folders / "second" / "scx_lavd"
+    with pytest.raises(UsageError, match="cannot be read: File name too long"):
+        read_program(folders / ("x" * 300), ())
 
 
 def test_a_list_has_the_known_ones_and_what_else_is_installed(folders):
