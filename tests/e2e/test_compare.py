@@ -23,7 +23,10 @@ from tests.support.loaders import build_loader
 from tests.support.paths import FIXTURES
 from tests.support.real_runs import PROGRAM, Measured, qemu_of, query, samples, wait_for_blocks
 
-pytestmark = [pytest.mark.vm, pytest.mark.e2e, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.vm, pytest.mark.e2e, pytest.mark.timeout(1800)]
+
+LIMIT_S = 600
+"""For a block of runs, with all gates before it."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ def compared(folder: Path, environment: Mapping[str, str]) -> Comparison:
     argv += [word for scheduler in schedulers for word in ("--scheduler", scheduler)]
     argv += ["--budget-minutes", "4", "--json"]
     with subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as stopped:
-        wait_for_blocks(database, 1, stopped)
+        wait_for_blocks(database, 1, stopped, LIMIT_S)
         stopped.send_signal(signal.SIGINT)
         _out, complaint = stopped.communicate(timeout=10)
     left = qemu_of(stopped.pid)
@@ -91,7 +94,7 @@ def compared(folder: Path, environment: Mapping[str, str]) -> Comparison:
     killed = subprocess.Popen(resume, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         stored = {block for block, _arm, _started in samples(database)}
-        before = wait_for_blocks(database, len(stored) + 1, killed)
+        before = wait_for_blocks(database, len(stored) + 1, killed, LIMIT_S)
     finally:
         killed.kill()
         killed.wait()
