@@ -571,6 +571,15 @@ def run_measured(job: jobs.RunWorkload, output: Output, layers: Sequence[Layer],
             scheduler.close()
 
 
+def look_after(accounting: Accounting, layers: Sequence[Layer], scheduler: Scheduler | None) -> None:
+    """See now and then to what fills up while the command runs."""
+    accounting.look()
+    for layer in layers:
+        layer.look()
+    if scheduler:
+        scheduler.drain()
+
+
 def run_under(
     scheduler: Scheduler | None, job: jobs.RunWorkload, output: Output, layers: Sequence[Layer], calibration_ns: int
 ) -> jobs.RunAnswer:
@@ -580,14 +589,7 @@ def run_under(
         settle()
         if recorder:
             recorder.start()
-
-        def look() -> None:
-            accounting.look()
-            for layer in layers:
-                layer.look()
-            if scheduler:
-                scheduler.drain()
-
+        look = partial(look_after, accounting, layers, scheduler)
         accounting.start(scheduler.pids if scheduler else ())
         watch = Watch(output, scheduler.enabled if scheduler else lambda: True, look, job.idle_limit_s)
         start_ns = time.monotonic_ns()
