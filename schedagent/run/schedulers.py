@@ -94,6 +94,8 @@ def _brought(word: str, source: Path, arguments: Sequence[str]) -> Proposal:
 
 
 def _unknown(name: str, library: Mapping[str, PolicyInfo]) -> UsageError:
+    if name == "default":
+        return UsageError("--scheduler default: the default scheduler is always among them", "leave it out")
     if name in library:
         return UsageError(f"--scheduler: {name} is a policy of the library, which takes no arguments", _EXAMPLES)
     if name in known_programs():

@@ -91,6 +91,7 @@ def test_a_source_that_nobody_documented_is_read_as_well(read, tmp_path):
         ("longest_frist", "neither a policy of the library nor a program of PATH hint: did you mean longest_first?"),
         ("longest_first --fast", "longest_first is a policy of the library, which takes no arguments"),
         ("./nowhere/scx_x", "the scheduler nowhere/scx_x is not there"),
+        ("default", "the default scheduler is always among them hint: leave it out"),
         ("/", "is no regular file"),
         ("~nobody-here/scx_x", "the scheduler ~nobody-here/scx_x is not there"),
         (f"{'x' * 300}.bpf.c", "cannot be read: File name too long"),
