@@ -84,7 +84,8 @@ def joined(plan: Plan, named: Sequence[CandidatePolicy], choice: Choice, limit: 
     room = max(0, limit - len(choice.candidates))
     every = (*named, *plan.candidates[:room], *choice.candidates)
     candidates = tuple({candidate.key: candidate for candidate in every}.values())
-    words = f"{', '.join(candidate.label for candidate in named)} as named" if named else ""
+    names = (candidate.label if candidate.loads_itself else candidate.policy for candidate in named)
+    words = f"{', '.join(names)} as named" if named else ""
     installed = (
         f"installed: {', '.join(candidate.label for candidate in choice.candidates)}" if choice.candidates else ""
     )

@@ -132,5 +132,6 @@ def test_one_sees_no_more_of_the_host_than_the_workload_does(run, folder):
     failure = run("looks", folder / "secret").failure
     assert "hidden: No such file or directory" in failure
     assert "chroot: Operation not permitted" in failure
+    assert "cgroup: Read-only file system" in failure
     assert "init: Permission denied" in failure
     assert os.access(folder / "secret", os.R_OK)

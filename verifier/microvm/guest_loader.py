@@ -126,9 +126,7 @@ class LoaderProgram:
         self._root = root
         self._host = host
         self._output = Output(0, 0)
-        self._before = kernel_state()
-        self._seq = self._before.enable_seq + 1
-        self._ops = ""
+        self._seq = kernel_state().enable_seq + 1
         self._log: KernelLog | None = None
         self._status: int | None = None
         CGROUP.mkdir(exist_ok=True)
@@ -153,7 +151,6 @@ class LoaderProgram:
                 limit = f"after {self._start.attach_timeout_s:g} s"
                 return f"its program put no policy in charge: {limit} sched_ext is {state.state!r}{self._words()}"
             time.sleep(_POLL_S)
-        self._ops = state.ops
         self._log = KernelLog.follow(state.ops)
         self._cpu_ns = Group(CGROUP).cpu_ns()
         return ""
@@ -229,7 +226,7 @@ class LoaderProgram:
     @property
     def _ending(self) -> str:
         if self._status is not None and self._status < 0:
-            return f"its program was ended by {signal.Signals(-self._status).name}"
+            return f"its program was ended by signal {-self._status}"
         return f"its program ended with exit status {self._status}"
 
     def _ejection(self) -> str:
@@ -290,6 +287,7 @@ def enclose(root: Path, host: Path) -> None:
     for kind, place in (("tracefs", "sys/kernel/tracing"), ("bpf", "sys/fs/bpf"), ("cgroup2", "sys/fs/cgroup")):
         with suppress(OSError):  # a kernel without it
             linux.mount(kind, root / place, kind)
-    linux.mount_read_only(root / "proc/sys")
+    for place in ("proc/sys", "sys/fs/cgroup"):  # what it set there would stay, and it would leave its cgroup
+        linux.mount_read_only(root / place)
     linux.unmount(host)
     os.chroot(root)
