@@ -260,7 +260,7 @@ class RunNodes:
             suited_programs(self._profile(run_id), known_programs()),
             self._programs,
             run.workload.goal,
-            limit=max(1, self._options.candidates // 2),
+            limit=self._options.candidates // 2,
             failed={pattern.candidate_key for pattern in antipatterns},
         )
 

@@ -160,3 +160,8 @@ def test_a_brought_policy_stays_in_its_run(script):
     won.drive(won.create())
     later = replace(script, options=RunOptions(1, 600, 3, rules=RULES))
     assert "mine_own_schedu" not in arms(later.drive(later.create()))
+
+
+def test_the_only_candidate_of_a_plan_is_the_planners(script):
+    planned = replace(script, options=RunOptions(1, 600, 1, rules=RULES), programs=Shelf(), ratios={})
+    assert list(arms(planned.drive(planned.create()))) == ["longest_first"]
