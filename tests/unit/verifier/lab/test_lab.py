@@ -9,19 +9,21 @@ import re
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 
-from schedagent.core.errors import HostBusy, KernelRejected, MetricError, VmLost, WorkloadFailed
+from schedagent.core.errors import HostBusy, KernelRejected, MetricError, UsageError, VmLost, WorkloadFailed
 from schedagent.core.policies.artifact import PolicyArtifact
 from schedagent.core.policies.policy import CandidatePolicy
+from schedagent.core.policies.program import SchedulerProgram, digest_of
 from schedagent.core.process.shell_text import quoted
 from schedagent.core.readings import metric as metric_reading
 from schedagent.core.trials.objective import Direction, Guard, Metric
 from schedagent.core.trials.trial import DEFAULT_ARM
 from schedagent.core.trials.usage import CommandUsage, Usage
 from schedagent.core.trials.workload import Goal, Observation, WorkloadCommand
-from verifier.lab.vm import Cell, LabPolicy, TrialSession, twice
+from verifier.lab.vm import Cell, LabPolicy, LabProgram, TrialSession, twice
 from verifier.microvm import jobs
 from verifier.microvm.topology import SHAPED, Topology
 from verifier.proving.prove import SHAPED_PHASES, Depth, phases_at
@@ -415,3 +417,47 @@ def test_what_held_once_is_not_lost_by_a_second_look_that_shows_nothing_and_what
 def test_nothing_is_measured_again_for_a_policy_that_failed_anyway():
     _answer, phases = proved(shown(("starvation", False), undecided=BOTH), THERE)
     assert phases == [HERE, ["groups"]]
+
+
+class TestPrograms:
+    """Runs under a scheduler that loads its policy itself."""
+
+    @pytest.fixture
+    def arm(self, tmp_path):
+        file = tmp_path / "scx_ours"
+        file.write_bytes(b"\x7fELF")
+        return LabProgram(CandidatePolicy.of_program(SchedulerProgram(str(file), ("-s", "1"), digest_of(file))), 7.0)
+
+    def test_the_guest_starts_it_and_its_own_cpu_time_stands_beside_the_works(self, arm):
+        usage = asdict(Usage(3, 4, left_behind=()))
+        lab = Lab(replace(ANSWER, usage=usage, loader=jobs.LoaderAnswer("", 55)))
+        sample = TrialSession(lab, WORKLOAD).run_candidate(arm)
+        [job] = lab.asked
+        assert job.loader == jobs.LoaderStart([arm.candidate.program.path, "-s", "1"], 7.0)
+        assert (job.policy, sample.arm, sample.failure) == (None, arm.candidate.key, "")
+        assert (sample.cpu_ns, sample.usage.loader_cpu_ns) == (4_000_000_000, 55)
+
+    def test_what_went_wrong_with_it_is_the_failure_of_the_run(self, arm):
+        nothing = jobs.RunAnswer(0, 0, None, 0, 1000, "", "", None, loader=jobs.LoaderAnswer("its program ended"))
+        assert TrialSession(Lab(nothing), WORKLOAD).run_candidate(arm).failure == "its program ended"
+        hung = replace(ANSWER, loader=jobs.LoaderAnswer("its program was still running"))
+        assert TrialSession(Lab(hung), WORKLOAD).run_candidate(arm).failure == "its program was still running"
+        ejected = replace(ANSWER, policy_exit="stall", exit_status=None, loader=jobs.LoaderAnswer(""))
+        assert TrialSession(Lab(ejected), WORKLOAD).run_candidate(arm).failure == "the kernel ejected the policy: stall"
+
+    def test_the_default_scheduler_runs_after_it_was_in_charge_and_gone(self, arm):
+        lab = Lab(ANSWER)
+        assert TrialSession(lab, WORKLOAD).run_default(arm).arm == DEFAULT_ARM
+        [job] = lab.asked
+        assert (job.loader.argv[1:], job.attached) == (["-s", "1"], False)
+
+    def test_another_file_under_its_name_ends_the_run(self, arm):
+        Path(arm.candidate.program.path).write_bytes(b"\x7fELF, rebuilt")
+        with pytest.raises(UsageError, match="has changed since this run began"):
+            TrialSession(Lab(ANSWER), WORKLOAD).run_candidate(arm)
+
+    def test_it_travels_as_json(self, arm):
+        job = arm.placed(TrialSession(Lab(), WORKLOAD)._job(None))
+        assert jobs.RunWorkload.from_json(job.to_json()) == job
+        answer = replace(ANSWER, loader=jobs.LoaderAnswer("why", 5))
+        assert jobs.RunAnswer.from_json(answer.to_json()) == answer
