@@ -62,7 +62,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("compare")
     folder.chmod(0o755)
     shutil.copytree(FIXTURES / "cproject", folder / "cproject")
-    shutil.copy(FIXTURES / "policies" / "correct" / "raw_fifo.bpf.c", folder)
+    for name in ("raw_fifo.bpf.c", "raw_fifo.toml"):
+        shutil.copy(FIXTURES / "policies" / "correct" / name, folder)
     kernel = open_lab(load_settings()).kernel
     target = prepare_target(kernel.vmlinuz, kernel.release, load_settings().cache_dir)
     (folder / "fifo.bpf.o").write_bytes(compile_policy(load_library()["fifo"].source, "fifo", target).object_bytes)
