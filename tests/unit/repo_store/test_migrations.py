@@ -278,7 +278,7 @@ def test_what_is_stored_today_is_what_0004_stored(path, tmp_path, monkeypatch):
 
 REPORT_FIELDS_AFTER_0004 = (
     *("tunables", "declares", "reads", "depth", "coverage", "verified_at", "lacks", "needs"),
-    *("classed", "word", "tolerable", "topologies"),
+    *("classed", "word", "tolerable", "topologies", "topology"),
 )
 WORKLOAD_FIELDS_AFTER_0004 = (
     *("objective", "metrics", "guards", "preset", "shell", "ignore_failure", "setup", "cleanup", "units"),
