@@ -48,8 +48,17 @@ _FLAGS = (
 )
 """v3 because clang 19 refuses 32-bit atomics below it; -g because CO-RE and the loader live on BTF."""
 
-_SYSTEM_HEADERS = ("bpf", "linux", "asm-generic", "asm")
-"""Folders of /usr/include that policies written elsewhere use; asm may lie in the folder of the architecture."""
+_SYSTEM_INCLUDE = "/usr/include"
+_SYSTEM_HEADERS = (
+    *("bpf", "linux", "asm-generic", "asm", "bits", "sys/cdefs.h", "sys/types.h", "sys/select.h"),
+    *("errno.h", "string.h", "strings.h", "stdint.h", "inttypes.h", "limits.h", "endian.h"),
+    *("features.h", "features-time64.h", "stdc-predef.h"),
+)
+"""What policies written elsewhere include of /usr/include: the interfaces of libbpf and the kernel, and of libc the
+headers that need no library. Some lie in the folder of the architecture, which clang does not search for BPF."""
+
+_LIBC_STUBS = "gnu/stubs.h"
+"""What features.h asks for which functions are stubs: libc has one for each word size, and none for BPF."""
 
 _ARCHITECTURES = {"x86_64": "x86", "aarch64": "arm64"}
 ENTRY = re.compile("[0-9a-f]{32}")
@@ -71,12 +80,12 @@ def compile_policy(
 ) -> PolicyArtifact:
     """Compile one policy for one kernel.
 
-    The source is the only file of its folder that clang can see: what it includes must be ours, the kernel's, the
-    system's BPF headers, or in one of `include_dirs`.
+    The source is the only file of its folder that clang can see: what it includes must be in one of `include_dirs`,
+    ours, the kernel's, or the system's BPF headers.
 
     Args:
         name: policy name, for the artifact.
-        include_dirs: searched after the policy headers and before the kernel's vmlinux.h.
+        include_dirs: searched before our headers, so that an author's common.bpf.h is the author's own.
         cache_dir: compiled objects are kept in its subfolder objects; None keeps none.
 
     Raises:
@@ -201,11 +210,11 @@ def prepare(source_name: str, target: KernelTarget, include_dirs: Sequence[Path]
     clang = find_clang()[0].resolve()
     machine = platform.machine()
     resources = _resource_folder(clang)
-    ours = {"include": BPF_INCLUDE} | {f"include{number}": path for number, path in enumerate(include_dirs, 1)}
+    searched = {f"include{number}": path for number, path in enumerate(include_dirs, 1)} | {"include": BPF_INCLUDE}
     flags = [*_FLAGS, f"-resource-dir={resources}", f"-D__TARGET_ARCH_{_ARCHITECTURES.get(machine, machine)}"]
-    flags += [f"-I{name}" for name in ours]
+    flags += [f"-I{name}" for name in searched]
     flags += ["-isystem", KERNEL_FOLDER]  # warnings in a generated header are nobody's
-    folders = {f"{sandbox.WORKPLACE}/{name}": path.resolve() for name, path in ours.items()}
+    folders = {f"{sandbox.WORKPLACE}/{name}": path.resolve() for name, path in searched.items()}
     folders[f"{sandbox.WORKPLACE}/kernel"] = target.header_dir
     name = source_name if _PLAIN_NAME.fullmatch(source_name) else "policy.bpf.c"
     folders[f"{resources}/include"] = resources / "include"
@@ -220,12 +229,21 @@ def _resource_folder(clang: Path) -> Path:
 
 
 def _system_headers() -> dict[str, Path]:
-    """The headers of libbpf and of the kernel's user interface."""
-    headers: dict[str, Path] = {}
-    for name in _SYSTEM_HEADERS:
-        choices = (Path("/usr/include", name), Path("/usr/include", f"{platform.machine()}-linux-gnu", name))
-        headers |= {f"/usr/include/{name}": path for path in choices if path.is_dir()}
-    return headers
+    """What is there of _SYSTEM_HEADERS, and our gnu/stubs.h: path inside -> file or folder."""
+    roots = (Path(_SYSTEM_INCLUDE), Path(_SYSTEM_INCLUDE, f"{platform.machine()}-linux-gnu"))
+    headers = {
+        f"{_SYSTEM_INCLUDE}/{name}": _where_it_lies(path)
+        for name in _SYSTEM_HEADERS
+        for path in (root / name for root in roots)
+        if path.exists()
+    }
+    return {**headers, f"{_SYSTEM_INCLUDE}/{_LIBC_STUBS}": BPF / "libc" / _LIBC_STUBS}
+
+
+def _where_it_lies(headers: Path) -> Path:
+    """Return the folder whose files a folder of headers only links to, as Debian's linux-libc-dev has it for asm."""
+    first = next((entry for entry in sorted(headers.glob("*.h"))), headers)
+    return first.resolve().parent if first.is_symlink() else headers
 
 
 def _run_clang(text: bytes, setting: Setting) -> tuple[Compiled, list[str]]:
