@@ -10,17 +10,21 @@ import functools
 import hashlib
 import json
 import logging
+import os
 import platform
 import re
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from kernel_bpf import BPF
 from kernel_bpf.build import sandbox
+from kernel_bpf.build.externs import kfuncs, with_own_names
 from kernel_bpf.build.inlined import inlined_calls
 from kernel_bpf.build.source import read_source
 from kernel_bpf.build.target import KernelTarget, find_bpftool
@@ -41,6 +45,9 @@ KERNEL_FOLDER = "kernel"
 """Where clang finds vmlinux.h: a name inside the sandbox, and in clang's messages."""
 
 LIMITS = sandbox.SandboxLimits()
+_LINKED_LIMIT_BYTES = 64 << 20
+"""Of what the linker writes: each part may bring a MiB of zeros for its arena; what is too large to be deployed is told
+by its size."""
 
 _FLAGS = (
     *("-target", "bpf", "-mcpu=v3", "-O2", "-g", "-Wall", "-std=gnu11"),
@@ -76,6 +83,7 @@ def compile_policy(
     target: KernelTarget,
     *,
     include_dirs: Sequence[Path] = (),
+    parts: Sequence[Path] = (),
     cache_dir: Path | None = None,
 ) -> PolicyArtifact:
     """Compile one policy for one kernel.
@@ -86,23 +94,34 @@ def compile_policy(
     Args:
         name: policy name, for the artifact.
         include_dirs: searched before our headers, so that an author's common.bpf.h is the author's own.
+        parts: further sources, each compiled by itself; libbpf's linker makes one object of all.
         cache_dir: compiled objects are kept in its subfolder objects; None keeps none.
 
     Raises:
-        UsageError: the source, or a folder of headers, cannot be used.
-        CompileError: it is no C text, clang refused it, with clang's own lines, or it took more than its share.
+        UsageError: a source, or a folder of headers, cannot be used.
+        CompileError: it is no C text, clang or the linker refused it, with their own lines, or it took more than its
+            share.
         SetupError: there is no usable clang, or no sandbox to run it in.
     """
-    text = read_source(source)
-    setting = prepare(source.name, target, include_dirs)
+    texts = [read_source(path) for path in (source, *parts)]
+    settings = [prepare(path.name, target, include_dirs) for path in (source, *parts)]
+    with ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0))) as pool:
+        objects = list(pool.map(lambda text, setting: _compiled(text, setting, cache_dir), texts, settings))
+    digests = [hashlib.sha256(text).hexdigest() for text in texts]
+    whole = _linked(objects) if parts else objects[0]
+    digest = hashlib.sha256(" ".join(digests).encode()).hexdigest() if parts else digests[0]
+    return PolicyArtifact(name, whole.content, digest, target.btf_build_id, whole.messages, whole.inlined)
+
+
+def _compiled(text: bytes, setting: Setting, cache_dir: Path | None) -> Compiled:
+    """Return the object of one source, from the cache if it is there."""
     entry = _entry(cache_dir, text, setting) if cache_dir else None
     compiled = _recall(entry) if entry else None
     if compiled is None:
         compiled, read_files = _run_clang(text, setting)
         if entry:
             _remember(entry, compiled, [setting.outside(file) for file in read_files if file != setting.source])
-    digest = hashlib.sha256(text).hexdigest()
-    return PolicyArtifact(name, compiled.content, digest, target.btf_build_id, compiled.messages, compiled.inlined)
+    return compiled
 
 
 class Compiled(NamedTuple):
@@ -269,17 +288,31 @@ def shown(printed: bytes) -> str:
     return "\n".join([*shown_lines[:_SHOWN_LINES], *more])
 
 
-def _without_dwarf(compiled: Path) -> bytes:
-    """Return the object as libbpf's linker writes it: the same programs and BTF, but a tenth of the size."""
-    linked = compiled.with_name("linked.o")
+def _linked(objects: Sequence[Compiled]) -> Compiled:
+    """Return several objects as one; of a function whose name two of them have, nobody knows where it was inlined."""
+    with tempfile.TemporaryDirectory(prefix="schedagent-link-") as folder:
+        files = [Path(folder, f"part{number}.o") for number in range(len(objects))]
+        taken: set[bytes] = set()
+        for number, (file, part) in enumerate(zip(files, objects, strict=True)):
+            file.write_bytes(with_own_names(part.content, taken, f"part{number}"))
+            taken |= kfuncs(part.content)
+        content = _without_dwarf(*files)
+    owners = Counter(name for part in objects for name in {call.function for call in part.inlined})
+    inlined = tuple(call for part in objects for call in part.inlined if owners[call.function] == 1)
+    return Compiled(content, "\n".join(part.messages for part in objects if part.messages), inlined)
+
+
+def _without_dwarf(*compiled: Path) -> bytes:
+    """Return objects as libbpf's linker makes one of them: the same programs and BTF, but a tenth of the size."""
+    linked = compiled[0].with_name("linked.o")
     linked.touch()
-    inside = {path: f"{sandbox.WORKPLACE}/{path.name}" for path in (compiled, linked)}
+    inside = {path: f"{sandbox.WORKPLACE}/{path.name}" for path in (*compiled, linked)}
     ran = sandbox.run(
         Path(find_bpftool()),
-        ["gen", "object", inside[linked], inside[compiled]],
-        reads={inside[compiled]: compiled},
+        ["gen", "object", inside[linked], *(inside[path] for path in compiled)],
+        reads={inside[path]: path for path in compiled},
         writes={inside[linked]: linked},
-        limits=LIMITS,
+        limits=replace(LIMITS, output_bytes=_LINKED_LIMIT_BYTES),
     )
     if ran.status != 0:
         raise CompileError(f"bpftool cannot link the object: {shown(ran.stderr) or ran.stopped or ran.status}")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 
+from schedagent.core.policies.rodata import Rodata
 from verifier.logic.walk.calls import names
 from verifier.logic.walk.events import Walk
 from verifier.logic.walk.terms import Term, TermKind, linear
@@ -27,15 +28,17 @@ _LOADER_PREFIX = "__"
 """Names that begin so are set by our loader, too: the kernel's enumerators, by the convention of the scx headers."""
 
 
-def sentence(image: BpfImage, unfilled: Sequence[str], given: Collection[str]) -> str:
+def sentence(image: BpfImage, unfilled: Sequence[str], given: Collection[str], assumed: Rodata) -> str:
     """Return in one sentence what the object lacks, and what is assumed of it.
 
     Args:
         unfilled: maps that none of its programs fills.
         given: variables that are set before it is loaded.
+        assumed: what somebody says that its loader sets; it is in the object already.
     """
     if not image.ops:
         return ""
+    given = {*given, *(name for name, _value in assumed.constants)}
     constants = [each.name for each in image.variables.values()
                  if each.section.startswith(".rodata") and each.volatile and not any(each.content)
                  and not each.name.startswith(_LOADER_PREFIX) and each.name not in given]  # fmt: skip
@@ -49,6 +52,7 @@ def sentence(image: BpfImage, unfilled: Sequence[str], given: Collection[str]) -
     ]
     listed = "; ".join(part for part in lacking if part)
     judged = f"it is judged as it is, with flags {image.ops[0].numbers.get('flags', 0):#x}"
+    judged += f"; assumed of its loader: {assumed.summary}" if assumed else ""
     lacks = f"Without its own loader it lacks {listed}" if listed else "It needs no loader of its own"
     return f"{lacks}; {judged}."
 

@@ -8,7 +8,9 @@ kernel's need no check: clang refuses them if the names are the same, else libbp
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,6 +33,8 @@ _OPS = "struct sched_ext_ops"
 _EXIT_INFO = "struct scx_exit_info *"
 _GPL = ("GPL", "GPL v2", "GPL and additional rights", "Dual BSD/GPL", "Dual MIT/GPL", "Dual MPL/GPL")
 """What license_is_gpl_compatible() of include/linux/license.h accepts."""
+
+_UNLICENSED = 'there is no licence: char _license[] SEC("license") = "GPL";'
 
 _DATA_SECTIONS = (
     ".data",
@@ -59,6 +63,38 @@ _TRUSTED_FOLDERS = ("include/", f"{KERNEL_FOLDER}/", "/usr/include/")
 
 _COMPARISONS = frozenset({"==", "!=", "<", ">", "<=", ">="})
 _NUMBER_TOKENS = frozenset("0123456789abcdefxulABCDEFXUL()+-*/|&^~<> ")
+
+
+def check_sources(
+    sources: Sequence[tuple[str, bytes]],
+    target: KernelTarget,
+    *,
+    tunables: Sequence[Tunable] = (),
+    include_dirs: Sequence[Path] = (),
+    cache_dir: Path | None = None,
+    standing: Standing = Standing.DERIVED,
+) -> tuple[Finding, ...]:
+    """Check the sources of one policy, the first one's findings first; the licence may stand in any of them.
+
+    Args:
+        sources: file name and text of each.
+        tunables, include_dirs, cache_dir, standing: as for `check_source`.
+
+    Raises:
+        CompileError, SetupError: as `check_source`.
+    """
+
+    def check(source: tuple[str, bytes]) -> tuple[Finding, ...]:
+        name, text = source
+        return check_source(
+            text, name, target, tunables=tunables, include_dirs=include_dirs, cache_dir=cache_dir, standing=standing
+        )
+
+    with ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0))) as pool:
+        checked = list(pool.map(check, sources))
+    licensed = not all(any(map(_is_unlicensed, findings)) for findings in checked)
+    unique = dict.fromkeys(each for findings in checked for each in findings if not (licensed and _is_unlicensed(each)))
+    return tuple(unique)
 
 
 def check_source(
@@ -206,8 +242,11 @@ def _check_license(tree: Tree) -> Iterator[Finding]:
             if texts and texts[0] not in _GPL:
                 yield _error(27, node.place, f"the licence is {texts[0]!r}, and sched_ext is for GPL programs only")
             return
-    start = SourcePlace(tree.source, 1, 1, 0, 0)
-    yield _error(27, start, 'there is no licence: char _license[] SEC("license") = "GPL";')
+    yield _error(27, SourcePlace(tree.source, 1, 1, 0, 0), _UNLICENSED)
+
+
+def _is_unlicensed(finding: Finding) -> bool:
+    return finding.message == _UNLICENSED
 
 
 def _section(node: Node) -> str:
