@@ -31,6 +31,7 @@ from kernel_bpf.build.target import KernelTarget, find_bpftool
 from schedagent.core.errors import CompileError, SetupError, UsageError
 from schedagent.core.installation import this_installation
 from schedagent.core.policies.artifact import InlinedCall, PolicyArtifact
+from schedagent.core.policies.renamed import advice_on
 from schedagent.core.process import proc
 from schedagent.core.retention.folder import mark_used, trim
 from schedagent.core.retention.limits import RETENTION
@@ -51,9 +52,11 @@ by its size."""
 
 _FLAGS = (
     *("-target", "bpf", "-mcpu=v3", "-O2", "-g", "-Wall", "-std=gnu11"),
+    "-Wno-incompatible-function-pointer-types",
     *("-fno-color-diagnostics", "-fno-crash-diagnostics", "-fdebug-compilation-dir=.", "-ffile-prefix-map=/usr=usr"),
 )
-"""v3 because clang 19 refuses 32-bit atomics below it; -g because CO-RE and the loader live on BTF."""
+"""v3 because clang 19 refuses 32-bit atomics below it; -g because CO-RE and the loader live on BTF. Callbacks that the
+macros of libbpf write take their context, whatever the ops struct says: upstream compiles them with this flag, too."""
 
 _SYSTEM_INCLUDE = "/usr/include"
 _SYSTEM_HEADERS = (
@@ -274,10 +277,19 @@ def _run_clang(text: bytes, setting: Setting) -> tuple[Compiled, list[str]]:
         ran = setting.run(text, arguments, writes={dependencies.name: dependencies})
         messages = shown(ran.stderr)
         if ran.status != 0:
-            raise CompileError(f"{setting.source} does not compile:\n{messages or f'status {ran.status}'}")
+            raise CompileError(
+                f"{setting.source} does not compile:\n{messages or f'status {ran.status}'}", _hint(messages)
+            )
         output.write_bytes(ran.stdout)
         compiled = Compiled(_without_dwarf(output), messages, inlined_calls(ran.stdout))
         return compiled, _read_dependencies(dependencies.read_text(errors="replace"))
+
+
+def _hint(messages: str) -> str:
+    """Say what to do about what clang does not know."""
+    if "file not found" in messages:
+        return "give the folder of the header, be it that of the source, with --include DIR"
+    return advice_on(messages)
 
 
 def shown(printed: bytes) -> str:

@@ -23,6 +23,9 @@ _LOOKS = names(
 _ARRAYS = frozenset({2, 6})
 """BPF_MAP_TYPE_ARRAY and _PERCPU_ARRAY of include/uapi/linux/bpf.h."""
 
+_UNSIZED = frozenset({4, 7, 29, 32})
+"""Of PERF_EVENT_ARRAY, STACK_TRACE, TASK_STORAGE and CGRP_STORAGE nobody has to say how many elements they hold."""
+
 _MOST_NAMED = 5
 _LOADER_PREFIX = "__"
 """Names that begin so are set by our loader, too: the kernel's enumerators, by the convention of the scx headers."""
@@ -45,9 +48,11 @@ def sentence(image: BpfImage, unfilled: Sequence[str], given: Collection[str], a
     programs = [
         each.name for each in image.functions.values() if each.is_program and each.section.startswith("syscall")
     ]
+    unsized = [each.name for each in image.maps.values() if not each.max_entries and each.type not in _UNSIZED]
     lacking = [
         _counted(constants, "constant that is 0", "constants that are 0"),
         _counted(programs, "program that nobody runs", "programs that nobody runs"),
+        _counted(unsized, "map without a size", "maps without a size"),
         _counted(unfilled, "map that nobody fills", "maps that nobody fills"),
     ]
     listed = "; ".join(part for part in lacking if part)

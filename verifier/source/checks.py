@@ -20,6 +20,7 @@ from kernel_bpf.build.target import KernelTarget, features
 from kernel_bpf.load.btf import Btf
 from schedagent.core.errors import CompileError
 from schedagent.core.policies.policy import Standing, Tunable
+from schedagent.core.rules import FindingClass
 from schedagent.core.verification import Finding, Severity
 from verifier.source.values import Argument, Role, Values, bare, call_parts, roles
 
@@ -57,6 +58,7 @@ _HIDING_ATTRIBUTES = {
     "WeakRefAttr": "weakref",
     "AsmLabelAttr": "asm label",
 }
+_ASSEMBLER_TEXT = "assembler in a function: what it does is not to be seen in C"
 _ASSEMBLER = frozenset({"GCCAsmStmt", "MSAsmStmt"})
 _TRUSTED_FOLDERS = ("include/", f"{KERNEL_FOLDER}/", "/usr/include/")
 """Folders in the sandbox that hold our headers, the kernel's types and what the system has; not an author's."""
@@ -124,11 +126,12 @@ def check_source(
             f"{tree.renamed.file}:{tree.renamed.line}: a #line directive renames this place",
             "remove it: findings must name the lines that people will look at",
         )
-    assembler = () if standing is Standing.BUNDLED else check_assembler(tree)
+    assembler: Iterable[Finding] = () if standing is Standing.BUNDLED else check_assembler(tree)
     documented = {tunable.name: tunable for tunable in tunables}
     findings = check_tree(tree, ops_members(tree, target), features(target), documented)
     if standing is Standing.FOREIGN:
         findings = tuple(_as_input(finding) for finding in findings)
+        assembler = (replace(finding, classed=FindingClass.HOUSE) for finding in assembler)
     return (*assembler, *findings)
 
 
@@ -276,7 +279,7 @@ def check_assembler(tree: Tree) -> Iterator[Finding]:
     """
     for node in tree.walk():
         if node.kind in _ASSEMBLER and not node.spelled.file.startswith(_TRUSTED_FOLDERS):
-            yield _error(27, node.begin, "assembler in a function: what it does is not to be seen in C")
+            yield _error(27, node.begin, _ASSEMBLER_TEXT)
 
 
 def _check_section(node: Node) -> Iterator[Finding]:

@@ -28,6 +28,8 @@ _ENUM_VALUE = 11
 _LIKELY_BYTES = 16
 """A call that is not known may write so much through a pointer to the stack."""
 
+_TO_KERNEL = 1
+"""addr_space_cast from address space 1 to 0 (Documentation/bpf/standardization/instruction-set.rst, bpf_arena.c)."""
 _FIELD_OFFSET = 0
 _MOST_PRINTED = 12
 """MAX_BPRINTF_VARARGS of kernel/bpf/helpers.c."""
@@ -137,8 +139,8 @@ class Machine:
         if op.from_register and op.raw.offset in (8, 16, 32):  # movsx, cpu v4
             extended = self.terms.extend(value, op.raw.offset)
             return extended if op.bits == 64 else self.terms.zext(extended)
-        if op.from_register and op.raw.offset == 1 and op.bits == 64:  # cast between address spaces
-            return value
+        if op.from_register and op.raw.offset == 1 and op.bits == 64:  # into an arena, which is what it then points at
+            return self.terms.make(TermKind.PURE, calls.ARENA, (value,)) if op.raw.imm == _TO_KERNEL else value
         return value if op.bits == 64 else self.terms.zext(value)
 
     # --- memory
