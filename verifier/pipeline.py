@@ -356,7 +356,8 @@ class _Passage:
         )
         if self._standing() is Standing.FOREIGN or self._info.rodata:
             given = dict(self._candidate.tunables)
-            self._lacks = lacks.sentence(self._image, report.unfilled, given, self._info.rodata)
+            assumed, handed_over = self._info.rodata, report.handed_over
+            self._lacks = lacks.sentence(self._image, report.unfilled, given, assumed, handed_over)
         return self._settled(report.summary, report.findings)
 
     def _kernel_verifier(self) -> Passed:

@@ -127,6 +127,10 @@ def _compiled(text: bytes, setting: Setting, cache_dir: Path | None) -> Compiled
     return compiled
 
 
+class StoppedError(CompileError):
+    """Clang reached a limit of its sandbox."""
+
+
 class Compiled(NamedTuple):
     """An object, what clang printed, and where it inlined calls."""
 
@@ -207,7 +211,7 @@ class Setting:
                 limits=limits or LIMITS,
             )
         if ran.stopped:
-            raise CompileError(f"clang was stopped on {self.source}: {ran.stopped}")
+            raise StoppedError(f"clang was stopped on {self.source}: {ran.stopped}")
         if ran.crashed:
             raise CompileError(f"clang crashed on {self.source}", "simplify the source: less nesting")
         return ran

@@ -20,6 +20,11 @@ _LOOKS = names(
     "bpf_map_lookup_elem bpf_map_lookup_percpu_elem bpf_map_pop_elem bpf_map_peek_elem bpf_for_each_map_elem "
     "bpf_user_ringbuf_drain"
 )
+_PUTS = names("bpf_map_push_elem bpf_ringbuf_reserve bpf_ringbuf_output")
+_TAKES = names("bpf_map_pop_elem bpf_user_ringbuf_drain")
+_QUEUES = frozenset({22, 23, 27, 31})
+"""BPF_MAP_TYPE_QUEUE, _STACK, _RINGBUF and _USER_RINGBUF."""
+
 _ARRAYS = frozenset({2, 6})
 """BPF_MAP_TYPE_ARRAY and _PERCPU_ARRAY of include/uapi/linux/bpf.h."""
 
@@ -31,13 +36,16 @@ _LOADER_PREFIX = "__"
 """Names that begin so are set by our loader, too: the kernel's enumerators, by the convention of the scx headers."""
 
 
-def sentence(image: BpfImage, unfilled: Sequence[str], given: Collection[str], assumed: Rodata) -> str:
+def sentence(
+    image: BpfImage, unfilled: Sequence[str], given: Collection[str], assumed: Rodata, handed_over: bool = False
+) -> str:
     """Return in one sentence what the object lacks, and what is assumed of it.
 
     Args:
         unfilled: maps that none of its programs fills.
         given: variables that are set before it is loaded.
         assumed: what somebody says that its loader sets; it is in the object already.
+        handed_over: whether it hands tasks to a program in user space, see `hands_over`.
     """
     if not image.ops:
         return ""
@@ -57,6 +65,7 @@ def sentence(image: BpfImage, unfilled: Sequence[str], given: Collection[str], a
     ]
     listed = "; ".join(part for part in lacking if part)
     judged = f"it is judged as it is, with flags {image.ops[0].numbers.get('flags', 0):#x}"
+    judged += "; it needs its own program in user space, which hands tasks back that it is given" if handed_over else ""
     judged += f"; assumed of its loader: {assumed.summary}" if assumed else ""
     lacks = f"Without its own loader it lacks {listed}" if listed else "It needs no loader of its own"
     return f"{lacks}; {judged}."
@@ -74,6 +83,16 @@ def unfilled_maps(image: BpfImage, walk: Walk) -> tuple[str, ...]:
         touched.update(name for term in event.arguments[seen:] for name in _maps(term))
     arrays = {each.name for each in image.maps.values() if each.type in _ARRAYS}
     return tuple(sorted(looked - touched - arrays))
+
+
+def hands_over(image: BpfImage, walk: Walk) -> bool:
+    """Whether programs put elements into a queue that none of them takes from, and take from one that none fills."""
+    put, taken = set[str](), set[str]()
+    for event in walk.events:
+        seen = put if event.name in _PUTS else taken if event.name in _TAKES else None
+        if seen is not None and event.arguments:
+            seen.update(name for name in _maps(event.arguments[0]) if image.maps[name].type in _QUEUES)
+    return bool(put - taken) and bool(taken - put)
 
 
 def _maps(term: Term) -> Iterator[str]:

@@ -228,7 +228,7 @@ def _target(btf: Btf, type_id: int, kind: BtfKind, what: str) -> Type:
 def read_struct_ops(
     elf: ElfObject, btf: Btf, placements: Placements, function_at: Callable[[int, int], str]
 ) -> tuple[tuple[OpsStruct, ...], tuple[str, ...]]:
-    """Return the sched_ext_ops structs, and the names of struct_ops variables of other types.
+    """Return the sched_ext_ops structs, and the names of struct_ops variables of other types, with their types.
 
     Args:
         function_at: (section index, offset) -> name of the function that begins there; raises PolicyError if none does.
@@ -249,7 +249,7 @@ def read_struct_ops(
             if essential(definition.name) == OPS_TYPE:
                 schedulers.append(_OpsReader(elf, btf, section, function_at).read(variable, definition))
             else:
-                others.append(variable.name)
+                others.append(f"{variable.name} ({definition.name})")
     return tuple(schedulers), tuple(others)
 
 

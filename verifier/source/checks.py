@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from kernel_bpf.build.compile import KERNEL_FOLDER
+from kernel_bpf.build.compile import KERNEL_FOLDER, StoppedError
 from kernel_bpf.build.syntax import Macro, Node, SourcePlace, Tree, parse_source
 from kernel_bpf.build.target import KernelTarget, features
 from kernel_bpf.load.btf import Btf
@@ -35,6 +35,7 @@ _EXIT_INFO = "struct scx_exit_info *"
 _GPL = ("GPL", "GPL v2", "GPL and additional rights", "Dual BSD/GPL", "Dual MIT/GPL", "Dual MPL/GPL")
 """What license_is_gpl_compatible() of include/linux/license.h accepts."""
 
+_TOO_LARGE = "its syntax tree is too large to be read: what only the source shows is not looked for, as in an object"
 _UNLICENSED = 'there is no licence: char _license[] SEC("license") = "GPL";'
 
 _DATA_SECTIONS = (
@@ -88,9 +89,14 @@ def check_sources(
 
     def check(source: tuple[str, bytes]) -> tuple[Finding, ...]:
         name, text = source
-        return check_source(
-            text, name, target, tunables=tunables, include_dirs=include_dirs, cache_dir=cache_dir, standing=standing
-        )
+        try:
+            return check_source(
+                text, name, target, tunables=tunables, include_dirs=include_dirs, cache_dir=cache_dir, standing=standing
+            )
+        except StoppedError:
+            if standing is not Standing.FOREIGN:
+                raise
+            return (Finding(27, Severity.NOTE, "", name, 1, _TOO_LARGE, classed=FindingClass.HOUSE),)
 
     with ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0))) as pool:
         checked = list(pool.map(check, sources))

@@ -177,15 +177,17 @@ class _Works:
     def _rounds(self, site: Site) -> int:
         """The rounds of bpf_for(i, start, end): those of the largest difference; the kernel counts in an int.
 
-        KERNEL_ROUNDS if nothing says how many, one less if the code says that they are more.
+        KERNEL_ROUNDS if nothing says how many, or the code itself says as many as the kernel allows; less than that if
+        the code says more.
         """
         most = 0
         for event in self._events.get(site, ()):
             if len(event.arguments) < 3:
                 return KERNEL_ROUNDS
             start, end = (self.bounds.of_int(value, event.facts) for value in event.arguments[1:3])
-            constant = event.arguments[1].is_const and event.arguments[2].is_const
-            most = max(most, min(end[1] - start[0], KERNEL_ROUNDS - 2) if constant else end[1] - start[0])
+            rounds = end[1] - start[0]
+            constant = event.arguments[1].is_const and event.arguments[2].is_const and rounds != KERNEL_ROUNDS
+            most = max(most, min(rounds, KERNEL_ROUNDS - 2) if constant else rounds)
         return min(most, KERNEL_ROUNDS)
 
     def _call(self, code: Code, index: int) -> Work:

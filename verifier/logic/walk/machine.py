@@ -30,6 +30,8 @@ _LIKELY_BYTES = 16
 
 _TO_KERNEL = 1
 """addr_space_cast from address space 1 to 0 (Documentation/bpf/standardization/instruction-set.rst, bpf_arena.c)."""
+_KCONFIG, _MOST_HZ = ".kconfig", 1000
+"""Where externs of the kernel's configuration stand, and the most ticks in a second (kernel/Kconfig.hz)."""
 _FIELD_OFFSET = 0
 _MOST_PRINTED = 12
 """MAX_BPRINTF_VARARGS of kernel/bpf/helpers.c."""
@@ -114,7 +116,7 @@ class Machine:
         kind = _ADDRESSES.get(ref.kind)
         if kind is None:
             return self._relocated(ref, op.raw.imm)
-        place = self.terms.make(kind, ref.name)
+        place = self.terms.make(kind, f"{ref.name} {ref.symbol}" if ref.name == _KCONFIG else ref.name)
         return self.terms.alu("add", place, self.terms.const(ref.offset)) if ref.kind is Ref.VARIABLE else place
 
     def _alu(self, state: State, op: Op) -> bool:
@@ -167,6 +169,8 @@ class Machine:
         base, offset = pointer(address)
         if base.kind is TermKind.CONTEXT:
             return self._argument(offset // 8)
+        if base.kind is TermKind.GLOBAL and base.name == f"{_KCONFIG} CONFIG_HZ":
+            return self.terms.const(_MOST_HZ, "CONFIG_HZ")
         if base.kind is TermKind.CALL and base.name == "bpf_iter_num_next" and base.parts[2]:
             return self._index(base, site)
         if base.kind is TermKind.GLOBAL and base.name.startswith(".rodata"):
