@@ -113,7 +113,7 @@ class RemoteVerifier:
                     "source": None if info.is_object else content.decode(),
                     "object_base64": base64.b64encode(content).decode() if info.is_object else None,
                     "headers": headers,
-                    "parts": [(path.name, path.read_bytes().decode()) for path in info.parts],
+                    "parts": tuple((path.name, path.read_bytes().decode()) for path in info.parts),
                     "rodata": info.rodata.table,
                     "documented": info.tunables,
                     "inputs": info.inputs,

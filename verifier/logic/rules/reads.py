@@ -80,6 +80,13 @@ _POINTERS = names(
 )
 """Fields that lead to another object; the others are numbers, which may be an address of the policy's choice."""
 
+_POINTERS_BESIDES = names(
+    "task_struct.thread_pid task_struct.signal task_struct.sched_task_group task_struct.last_wakee "
+    "task_struct.mempolicy task_struct.sched_class signal_struct.pids pid.numbers upid.ns task_group.css "
+    "cgroup_subsys_state.cgroup cgroup_subsys_state.parent cgroup.root cgroup.dom_cgrp rq.sd sched_domain.parent"
+)
+"""Those that schedulers of the field follow, too."""
+
 _TEXTS = names("scx_exit_info.reason scx_exit_info.msg scx_exit_info.dump kernfs_node.name")
 """Fields that point at a text which may be copied as a whole."""
 
@@ -212,7 +219,8 @@ def _is_object(term: Term, standing: Standing = Standing.DERIVED) -> bool:
     if term.kind in (TermKind.CALL, TermKind.PURE):
         return term.name in _HANDED_OUT
     if term.kind is TermKind.FIELD:
-        followed = term.name in _POINTERS or (standing is Standing.FOREIGN and _is_besides(term.name))
+        name = re.sub(r"\[\d+\]", "", term.name)
+        followed = name in _POINTERS or (standing is Standing.FOREIGN and name in _POINTERS_BESIDES)
         return followed and _is_object(term.parts[0], standing)
     return term.kind is TermKind.ARGUMENT
 
