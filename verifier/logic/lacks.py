@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 
-from schedagent.core.policies.rodata import Rodata
+from schedagent.core.policies.rodata import NOTHING_SET, Rodata
 from verifier.logic.walk.calls import names
 from verifier.logic.walk.events import Walk
 from verifier.logic.walk.terms import Term, TermKind, linear
@@ -37,7 +37,11 @@ _LOADER_PREFIX = "__"
 
 
 def sentence(
-    image: BpfImage, unfilled: Sequence[str], given: Collection[str], assumed: Rodata, handed_over: bool = False
+    image: BpfImage,
+    unfilled: Sequence[str],
+    given: Collection[str],
+    assumed: Rodata = NOTHING_SET,
+    handed_over: bool = False,
 ) -> str:
     """Return in one sentence what the object lacks, and what is assumed of it.
 

@@ -116,7 +116,7 @@ def static(monkeypatch):
 
     def check_logic(_image, _features, _enums, tunables, **_origin):
         found.judged = tunables
-        return SimpleNamespace(summary="9 callbacks", findings=found.logic, unfilled=())
+        return SimpleNamespace(summary="9 callbacks", findings=found.logic, unfilled=(), handed_over=False)
 
     def judge(answer, standing, include_dirs):
         found.marks = answer.passed, standing, include_dirs
