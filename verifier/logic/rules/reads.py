@@ -68,8 +68,9 @@ _BESIDES = names(
 """Structs of which schedulers of the field read more: rule 32 has what they read as an input."""
 
 _PRIVATE = names(
-    "stack stack_canary thread files fs mm active_mm sighand pending blocked real_blocked saved_sigmask sas_ss_sp audit_context "
-    "seccomp security journal_info bio_list io_context ptrace_message last_siginfo io_uring cred ptracer_cred real_cred"
+    "stack stack_canary thread files fs mm active_mm sighand pending blocked real_blocked saved_sigmask sas_ss_sp "
+    "audit_context seccomp security journal_info bio_list io_context ptrace_message last_siginfo io_uring cred "
+    "ptracer_cred real_cred"
 )
 """Fields of a task that are nobody's business, whoever asks."""
 
