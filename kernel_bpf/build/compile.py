@@ -47,8 +47,8 @@ KERNEL_FOLDER = "kernel"
 
 LIMITS = sandbox.SandboxLimits()
 _LINKED_LIMIT_BYTES = 64 << 20
-"""Of what the linker writes: each part may bring a MiB of zeros for its arena; what is too large to be deployed is told
-by its size."""
+"""Of what the linker writes: each part may bring a MiB of zeros for its arena, and an object that is too large to be
+deployed is refused with its size."""
 
 _FLAGS = (
     *("-target", "bpf", "-mcpu=v3", "-O2", "-g", "-Wall", "-std=gnu11"),
