@@ -19,9 +19,9 @@ _SECTIONS = frozenset(
 """Programs besides the callbacks: what tells that a task changed its program, came or went; what only a loader runs."""
 
 _OBSERVED = re.compile(
-    r"(tp_btf/|raw_tp/|raw_tracepoint/|tracepoint/sched/|tp/sched/)?(sched|cgroup|task|cpuhp|futex|ipi)_\w+"
+    r"(tp_btf/|raw_tp/|raw_tracepoint/|tracepoint/sched/|tp/sched/)(sched|cgroup|task|cpuhp|futex|ipi)_\w+"
     r"|(tp|tracepoint)/syscalls/sys_(enter|exit)_(futex\w*|sched_\w+)"
-    r"|(fentry|fexit)/(_*futex_\w+|do_futex|bpf_scx_reg|cpuset_write_resmask)"
+    r"|(fentry|fexit)/(_*futex_\w+|do_futex|bpf_scx_reg|scx_\w+|cpuset_write_resmask)"
 )
 """Programs that watch what scheduling is about, as schedulers of the field do: they see tasks, cgroups, locks."""
 

@@ -63,7 +63,8 @@ _BESIDES = names(
     "task_struct cgroup cgroup_root cgroup_subsys cgroup_subsys_state percpu_ref percpu_ref_data kernfs_node css_set "
     "task_group pid upid pid_namespace signal_struct nsproxy rq cfs_rq sched_entity sched_avg sched_ext_entity "
     "sched_class sched_domain psi_group_cpu kernel_cpustat kernel_stat vm_event_state sugov_cpu cpufreq_policy "
-    "mempolicy class_rcu_t cpuset sched_statistics load_weight cpumask scx_dispatch_q"
+    "mempolicy class_rcu_t cpuset sched_statistics load_weight cpumask scx_dispatch_q "
+    "bpf_perf_event_value"
 )
 """Structs of which schedulers of the field read more: rule 32 has what they read as an input."""
 

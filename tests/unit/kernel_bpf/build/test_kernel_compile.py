@@ -10,6 +10,7 @@ from kernel_bpf.build import compile as compiler
 from kernel_bpf.build.compile import compile_policy
 from kernel_bpf.build.target import KernelTarget
 from schedagent.core.errors import CompileError, SetupError, UsageError
+from schedagent.core.policies.renamed import advice
 from tests.support.paths import FIXTURES
 
 TINY = FIXTURES / "tiny_kernel"
@@ -157,3 +158,23 @@ def test_folder_of_links_stands_for_the_folder_that_they_lead_to(tmp_path):
     (tmp_path / "linked/types.h").symlink_to("../real/types.h")
     assert compiler._where_it_lies(tmp_path / "linked") == tmp_path / "real"
     assert compiler._where_it_lies(tmp_path / "real") == tmp_path / "real"
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        (
+            "void f(void) { scx_bpf_consume(7); }",
+            "scx_bpf_consume() is gone since 6.18: use scx_bpf_dsq_move_to_local()",
+        ),
+        ('#include "intf.h"\n', "give the folder of the header, be it that of the source, with --include DIR"),
+        ("int f(void) { return missing; }", ""),
+    ],
+)
+def test_what_clang_does_not_know_is_answered_with_what_to_do(tmp_path, text, hint):
+    source = tmp_path / "unknown.bpf.c"
+    source.write_text(text)
+    (tmp_path / "intf.h").touch()
+    with pytest.raises(CompileError) as caught:
+        compile_policy(source, "unknown", TARGET)
+    assert caught.value.hint == hint
