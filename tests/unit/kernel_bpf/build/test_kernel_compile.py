@@ -165,7 +165,7 @@ def test_folder_of_links_stands_for_the_folder_that_they_lead_to(tmp_path):
     [
         (
             "void f(void) { scx_bpf_consume(7); }",
-            "scx_bpf_consume() is gone since 6.18: use scx_bpf_dsq_move_to_local()",
+            advice("scx_bpf_consume"),
         ),
         ('#include "intf.h"\n', "give the folder of the header, be it that of the source, with --include DIR"),
         ("int f(void) { return missing; }", ""),
