@@ -183,7 +183,7 @@ class Subject:
         self.report(rule, Severity.ERROR, where, line, message)
 
     def unusual(self, rule: int, where: str, line: Line | None, message: str) -> None:
-        """Report what none of our policies does: what a person brings may, and the report says so."""
+        """Report what none of our policies does: what a person brings may, and its report notes it."""
         classed = FindingClass.HOUSE if self.standing is Standing.FOREIGN else None
         self.report(rule, Severity.ERROR, where, line, message, classed=classed)
 
