@@ -307,7 +307,7 @@ def oracle_line(report: VerificationReport, oracle: OracleResult) -> str:
     excused = "does not hold, and is excused: the policy declares so"
     holds = "holds" if oracle.ok else excused if report.excuses(oracle) else "DOES NOT HOLD"
     return (
-        f"- {oracle.name} (rule {oracle.rule}) {holds}: {oracle.figure(oracle.measured)}, at most "
+        f"- {oracle.title} (rule {oracle.rule}) {holds}: {oracle.figure(oracle.measured)}, at most "
         f"{oracle.figure(oracle.bound)}; {short(oracle.detail, 300)}"
     )
 

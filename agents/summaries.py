@@ -184,7 +184,7 @@ def rejection_text(report: VerificationReport) -> str:
     for oracle in report.oracles:
         if not oracle.ok:
             measured = f"{oracle.measured:.3g}, bound {oracle.bound:.3g} {oracle.unit}"
-            lines.append(f"oracle {oracle.name} (rule {oracle.rule}): {measured}. {short(oracle.detail, DETAIL)}")
+            lines.append(f"oracle {oracle.title} (rule {oracle.rule}): {measured}. {short(oracle.detail, DETAIL)}")
             lines.append(f"  repair: {RULES[oracle.rule].repair}")
     lines.append(_middle_cut(marked(gate.detail), DETAIL))
     return "\n".join(lines)

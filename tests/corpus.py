@@ -45,6 +45,7 @@ class Entry:
         rule, gate: what a broken one must be rejected for, and where at the latest.
         oracle: which oracle must show it, if a run must; else empty.
         about: one sentence.
+        topology: of the guest that alone shows it; empty if the flat one does.
     """
 
     kind: str
@@ -53,6 +54,7 @@ class Entry:
     gate: str = ""
     oracle: str = ""
     about: str = ""
+    topology: str = ""
 
     @property
     def name(self) -> str:
@@ -123,7 +125,8 @@ def _entries(kind: str) -> Iterator[Entry]:
     for fields in tomllib.loads((folder / "corpus.toml").read_text())["policy"]:
         info = _made(policy_from_file(folder / fields["file"]), fields, correct=kind == "correct")
         about = fields.get("mistake") or fields["sentence"]
-        yield Entry(kind, info, fields.get("rule", 0), fields.get("gate", ""), fields.get("oracle", ""), about)
+        rest = (fields.get(name, "") for name in ("gate", "oracle"))
+        yield Entry(kind, info, fields.get("rule", 0), *rest, about, fields.get("topology", ""))
 
 
 def _made(info: PolicyInfo, fields: Mapping[str, Any], *, correct: bool) -> PolicyInfo:

@@ -33,7 +33,8 @@ def measured(oracle: OracleResult) -> Finding:
     """Return the error for an oracle that does not hold: what a machine shows is never a matter of house style."""
     house = RULES[oracle.rule].finding_class is FindingClass.HOUSE
     classed = FindingClass.UNSAFE if house else None
-    return Finding(oracle.rule, Severity.ERROR, oracle.name, "", 0, oracle.detail, classed=classed)
+    detail = f"on {oracle.topology}: {oracle.detail}" if oracle.topology else oracle.detail
+    return Finding(oracle.rule, Severity.ERROR, oracle.name, "", 0, detail, classed=classed)
 
 
 def needed(findings: Sequence[Finding], held: Collection[str], info: PolicyInfo) -> tuple[str, ...]:

@@ -51,7 +51,7 @@ from schedagent.core.verification import (
     Verified,
     worst_first,
 )
-from verifier import classes, ejection, submission
+from verifier import classes, ejection, shapes, submission
 from verifier.coverage import measure
 from verifier.coverage.judge import Judgement
 from verifier.coverage.trusted import is_composed
@@ -59,6 +59,7 @@ from verifier.lab.vm import LabPolicy
 from verifier.logic import lacks
 from verifier.logic.checks import check_logic
 from verifier.microvm import jobs
+from verifier.microvm.topology import SHAPED, Topology
 from verifier.object.image import BpfImage
 from verifier.object.reader import read_object
 from verifier.proving.identity import NOTHING_WORN
@@ -79,6 +80,8 @@ class Cell(Protocol):
     def load(self) -> jobs.LoadAnswer: ...
 
     def prove(self, depth: Depth, phases: Sequence[str]) -> jobs.ProveAnswer: ...
+
+    def prove_on(self, topology: Topology, depth: Depth) -> jobs.ProveAnswer: ...
 
     def close(self) -> None: ...
 
@@ -132,6 +135,8 @@ class Verifier:
         depth: how long the proving ground works on a policy.
         scope, cgroup: what tokens allow, see core.token.DeploymentToken.
         static_only: stop after the scheduling logic, without a VM.
+        topologies: guests of other shapes that policies are proved on besides the flat one; None for SHAPED, from
+            standard depth on, bundled policies from thorough on.
         report_cache: reports of policies that passed before; None proves everything again.
         on_gate: called with each result as it comes.
     """
@@ -144,6 +149,7 @@ class Verifier:
     scope: Scope = Scope.FULL
     cgroup: str = ""
     static_only: bool = False
+    topologies: tuple[Topology, ...] | None = None
     report_cache: ReportCache | None = None
     on_gate: Callable[[GateResult], None] = field(default=lambda _result: None)
 
@@ -194,6 +200,7 @@ class _Passage:
         self._lacks = ""
         self._measured: measure.Measured | None = None
         self._proved: jobs.ProveAnswer | None = None
+        self._shaped: dict[Topology, tuple[OracleResult, ...]] = {}
         self._gates: list[GateResult] = []
         self._announced = 0
         self._steps: dict[str, Callable[[], Passed]] = {
@@ -280,6 +287,7 @@ class _Passage:
             coverage=cached.coverage if cached else self._coverage(),
             lacks=self._lacks,
             needs=self._needs(cached.oracles if cached else self._oracles()),
+            topologies=cached.topologies if cached else tuple(map(str, self._shaped)),
         )
 
     def _standing(self) -> Standing:
@@ -288,7 +296,7 @@ class _Passage:
     def _needs(self, oracles: Sequence[OracleResult]) -> tuple[str, ...]:
         """What somebody has to declare or accept before there can be a token; see classes.needed."""
         findings = [finding for result in self._gates for finding in result.findings]
-        held = {oracle.name for oracle in oracles if oracle.ok}
+        held = {oracle.name for oracle in oracles if oracle.ok} - {oracle.name for oracle in oracles if not oracle.ok}
         return classes.needed(findings, held, self._info) if findings else ()
 
     def _coverage(self) -> Coverage | None:
@@ -427,8 +435,44 @@ class _Passage:
         return standing is not Standing.BUNDLED and not is_composed(self._info)
 
     def _proving(self) -> Passed:
+        """The flat guest first, then those of other shapes, unless the first shows something unsafe."""
+        unfair = None
+        try:
+            flat = self._proving_flat()
+        except GateFailed as failure:
+            if not failure.tolerable:
+                raise
+            flat, unfair = Passed(str(failure), failure.findings), failure
+        began = time.monotonic()
+        failures = [bad for topology in self._topologies() if (bad := self._proving_on(topology))]
+        if failures:
+            findings = worst_first([*flat.findings, *(finding for bad in failures for finding in bad.findings)])
+            message = shapes.together(flat.detail if unfair else "", failures)
+            raise GateFailed(message, findings, tolerable=all(bad.tolerable for bad in failures))
+        if unfair:
+            raise unfair
+        also = f"; proved on {', '.join(map(str, self._shaped))}, too" if self._shaped else ""
+        return replace(flat, detail=flat.detail + also, seconds=(flat.seconds or 0.0) + time.monotonic() - began)
+
+    def _topologies(self) -> Sequence[Topology]:
+        """The shapes that this policy is proved on besides the flat one."""
+        if self._verifier.topologies is not None:
+            return self._verifier.topologies
+        least = Depth.THOROUGH if self._standing() is Standing.BUNDLED else Depth.STANDARD
+        return (SHAPED,) if self._verifier.depth.value >= least.value else ()
+
+    def _proving_on(self, topology: Topology) -> shapes.ShapeFailure | None:
+        assert self._cell is not None, "the gates before this one opened it"
+        try:
+            answer = self._cell.prove_on(topology, self._verifier.depth)
+        except KernelRejected as error:
+            return shapes.refusal_of(topology, error)
+        self._shaped[topology] = shapes.results_of(answer)
+        return shapes.failure_of(topology, answer, self._info.declares)
+
+    def _proving_flat(self) -> Passed:
         answer = self._answer()
-        oracles = [oracle for oracle in self._oracles() if OVERHEAD not in RULES[oracle.rule].gates]
+        oracles = [oracle for oracle in self._flat_oracles() if OVERHEAD not in RULES[oracle.rule].gates]
         if answer.exit_text:
             ejected_for = ejection.finding(ejection.rule_of_exit(answer.exit_text), answer.exit_text)
             raise GateFailed(f"the kernel ejected it: {answer.exit_text}", (*ejected_for, *self._failed(oracles)))
@@ -471,7 +515,7 @@ class _Passage:
 
     def _overhead(self) -> Passed:
         """What was measured must hold; what could not be measured leaves the gate without a verdict."""
-        oracles = [oracle for oracle in self._oracles() if OVERHEAD in RULES[oracle.rule].gates]
+        oracles = [oracle for oracle in self._flat_oracles() if OVERHEAD in RULES[oracle.rule].gates]
         judged = self._judge(oracles, "")
         self._decided(OVERHEAD, "the overhead")
         return judged
@@ -510,7 +554,10 @@ class _Passage:
         return [classes.measured(oracle) for oracle in bad]
 
     def _oracles(self) -> tuple[OracleResult, ...]:
-        return tuple(OracleResult(**result) for result in self._proved.results) if self._proved else ()
+        return (*self._flat_oracles(), *(oracle for results in self._shaped.values() for oracle in results))
+
+    def _flat_oracles(self) -> tuple[OracleResult, ...]:
+        return shapes.results_of(self._proved) if self._proved else ()
 
     def _answer(self) -> jobs.ProveAnswer:
         if self._proved is None:
@@ -534,7 +581,8 @@ class _Passage:
         machine = [] if self._verifier.static_only else [*self._verifier.benches[0].ground.versions, find_clang()[1]]
         info = self._info
         policy = [self._artifacts[0].digest, self._candidate.key, info.declares, info.reads, self._standing()]
-        return digest_subject([*policy, kernels, machine, self._verifier.depth.name])
+        shapes_proved = [str(topology) for topology in self._topologies()]
+        return digest_subject([*policy, kernels, machine, self._verifier.depth.name, shapes_proved])
 
     def _sign(self, report: VerificationReport) -> str:
         """Sign what passed, and what of it rests on its submitter's word; our own policies' words are ours."""

@@ -35,6 +35,9 @@ _WANTED = {
     "rq": ("scx",),
     "scx_rq": ("local_dsq",),
 }
+WATCHDOG_LIMIT = "scx_sched.watchdog_timeout"
+"""In the layout's offsets where each policy has a time limit of its own, as in 7.2; 6.18 has one variable for it."""
+
 _ROOT, _PER_CPU, _RUN_QUEUES = "scx_root", "__per_cpu_offset", "runqueues"
 
 
@@ -99,6 +102,9 @@ def kernel_layout() -> Layout:
             if missing:
                 raise BpfError(f"struct {name} of this kernel has no member {', '.join(missing)}")
             offsets |= {f"{name}.{member}": places[member] for member in members}
+        sched, _, limit = WATCHDOG_LIMIT.partition(".")
+        if (place := btf.offsets(sched).get(limit)) is not None:
+            offsets[WATCHDOG_LIMIT] = place
     wanted, addresses = {_ROOT, _PER_CPU, _RUN_QUEUES}, {}
     with SYMBOLS.open() as lines:
         for line in lines:

@@ -11,7 +11,7 @@ import typer
 
 from schedagent import api
 from schedagent.cli.common import EXIT_FAILED, EXIT_NO, Json, guarded, print_json, settings
-from schedagent.cli.guide.completion import depths, policies, scopes
+from schedagent.cli.guide.completion import depths, policies, scopes, topologies
 from schedagent.core.errors import UsageError
 from schedagent.core.verification import VerificationOutcome
 
@@ -68,6 +68,14 @@ def verify(
     depth: Annotated[
         str, typer.Option(metavar="[quick|standard|thorough|deep]", help="How long to prove it.", autocompletion=depths)
     ] = "standard",
+    topology: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[flat|NxLxCxT]",
+            help="Shape of a further guest to prove it on; may be repeated.",
+            autocompletion=topologies,
+        ),
+    ] = None,
     static: Annotated[
         bool, typer.Option("--static", help="Run only the gates that need no VM; no token is issued.")
     ] = False,
@@ -93,6 +101,10 @@ def verify(
     Of a source only its own file and the folders of --include are seen, the one it lies in included.
     What a scheduler's own loader sets stands in a file: [rodata] slice_ns = 5000000, [ops] flags and timeout_ms.
 
+    After a flat guest of this machine's size, policies are proved on one of 8 CPUs with 2 NUMA nodes, 4 last-level
+    caches and pairs of threads, 2x2x1x2 (not quick, and bundled ones only thorough). --topology names others, as
+    nodes x caches of a node x cores of a cache x threads of a core; --topology flat does without.
+
     Example: schedagent verify longest_first --set slice_us=5000
     """
 
@@ -102,7 +114,7 @@ def verify(
 
         chosen = VerifyOptions(
             tuple(include or ()), tuple(tunables or ()), kernel, scope, depth, static, fresh, html, object_file,
-            tuple(accept or ()), tuple(parts or ()), rodata,
+            tuple(accept or ()), tuple(parts or ()), rodata, tuple(topology or ()),
         )  # fmt: skip
         report = api.verify(file, options=chosen, settings=settings(), on_gate=GatePrinter(quiet=as_json))
         if as_json:

@@ -180,7 +180,7 @@ _RULES = (
     Rule(28, "the work of a callback is bounded, loops within loops and calls included, and so is all memory",
          "what can loop for long, cannot be followed or grows stalls the machine or eats its memory",
          "use bpf_for() with a constant bound, loop less within loops, give every map max_entries",
-         (LOGIC, KERNEL, PROVING), ("memory growth",)),
+         (LOGIC, KERNEL, PROVING), ("memory growth", "kernel memory growth")),
     Rule(29, "no task waits longer than the starvation bound; weights are respected unless declared otherwise",
          "somebody's task stands still although the machine works",
          "serve the task that waits longest after a bounded time, whatever the order says",

@@ -160,6 +160,7 @@ class OracleResult:
         measured, bound: the figure and what it is compared with.
         unit: of both: "s", "ratio", "tasks".
         detail: one sentence with the other figures, for people.
+        topology: of the guest that it was measured in, such as "2x2x1x2"; empty for the flat one.
     """
 
     name: str
@@ -169,6 +170,12 @@ class OracleResult:
     bound: float
     unit: str
     detail: str
+    topology: str = ""
+
+    @property
+    def title(self) -> str:
+        """Its name, and the guest's topology if that is not flat."""
+        return f"{self.name} on {self.topology}" if self.topology else self.name
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -258,6 +265,7 @@ class VerificationReport:
         coverage: what of it ran while it was proved; None if it was not proved.
         lacks: one sentence: what the object lacks without a loader of its own, and what was assumed; empty if it has
             none or was never read.
+        topologies: guests of other shapes that it was proved on besides the flat one, such as "2x2x1x2".
         needs: words that have to be declared or accepted before a token is issued, see Finding.accepted_as, and
             "rule N" for what nobody can accept.
     """
@@ -281,6 +289,7 @@ class VerificationReport:
     coverage: Coverage | None = None
     lacks: str = ""
     needs: tuple[str, ...] = ()
+    topologies: tuple[str, ...] = ()
 
     @property
     def safe(self) -> bool | None:
@@ -357,7 +366,8 @@ class VerificationReport:
 
     def clears(self, finding: Finding) -> bool:
         """Whether the proving ground showed that what a warning fears does not happen."""
-        return any(oracle.ok for oracle in self.oracles if oracle.name == finding.cleared_by)
+        shown = [oracle.ok for oracle in self.oracles if oracle.name == finding.cleared_by]
+        return bool(shown) and all(shown)
 
     def excuses(self, oracle: OracleResult) -> bool:
         """Whether an oracle does not hold and need not: the policy declares that it does not seek what it checks."""
@@ -373,7 +383,9 @@ class VerificationReport:
         """
         content = asdict(self)
         del content["token"], content["verified_by"]
-        _forget_empty(content, "tunables declares reads verified_at depth coverage lacks needs")
+        _forget_empty(content, "tunables declares reads verified_at depth coverage lacks needs topologies")
+        for oracle in content["oracles"]:
+            _forget_empty(oracle, "topology")
         for gate in content["gates"]:
             del gate["seconds"]
             _forget_empty(gate, "tolerable")

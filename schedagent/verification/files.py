@@ -23,6 +23,7 @@ from schedagent.core.settings import Settings
 from schedagent.core.token import Scope
 from schedagent.core.verification import GateResult, VerificationReport
 from schedagent.run.opening import open_local_verifier, open_remote_verifier, whole_library
+from verifier.microvm.topology import FLAT_NAME, SHAPED, Topology
 from verifier.pipeline import Verifier
 from verifier.proving.prove import Depth
 from verifier.service.client import RemoteVerifier
@@ -46,6 +47,7 @@ class VerifyOptions:
         parts: further sources that are linked with the first.
         rodata: file with what the policy's own loader would set.
         accepts: what is accepted of the policy by name, see core.policies.policy.is_acceptable.
+        topologies: shapes to prove it on besides the flat guest, or "flat" for none; empty for the verifier's choice.
     """
 
     include_dirs: tuple[Path, ...] = ()
@@ -60,6 +62,7 @@ class VerifyOptions:
     accepts: tuple[str, ...] = ()
     parts: tuple[Path, ...] = ()
     rodata: Path | None = None
+    topologies: tuple[str, ...] = ()
 
 
 def verify_file(
@@ -133,6 +136,7 @@ def check_options(options: VerifyOptions) -> None:
         (options.object_file, "--object", "is written only after all gates"),
         (options.scope != VerifyOptions.scope, "--scope", "is of the token, which is issued only after all gates"),
         (options.depth != VerifyOptions.depth, "--depth", "is of the proving ground, which does not run"),
+        (options.topologies, "--topology", "is of the proving ground, which does not run"),
     ):
         if given:
             raise UsageError(f"{option} {reason}", f"leave out --static, or {option}")
@@ -154,20 +158,23 @@ def choose_verifier(settings: Settings, options: VerifyOptions) -> Verifier | Re
     Raises:
         UsageError: the depth is not known, or is for the service to choose.
     """
-    depth = read_depth(options.depth)
+    depth, topologies = read_depth(options.depth), read_topologies(options.topologies)
     only = dataclasses.replace(settings, kernel_release=options.kernel) if options.kernel else settings
     service = None if options.static_only else settings.verifier_service
     if service:
-        if depth is not Depth.STANDARD or options.fresh:
+        if depth is not Depth.STANDARD or options.fresh or options.topologies:
             raise UsageError(
-                "the verifier service decides on depth and cached reports itself", "leave out --depth and --fresh"
+                "the verifier service decides on depth, topologies and cached reports itself",
+                "leave out --depth, --topology and --fresh",
             )
         return open_remote_verifier(service, settings, options.kernel)
     verifier = open_local_verifier(
         only, all_kernels=not (options.kernel or options.static_only), sign=not options.static_only
     )
     report_cache = None if options.fresh else verifier.report_cache
-    return dataclasses.replace(verifier, depth=depth, static_only=options.static_only, report_cache=report_cache)
+    return dataclasses.replace(
+        verifier, depth=depth, static_only=options.static_only, report_cache=report_cache, topologies=topologies
+    )
 
 
 def read_assignments(assignments: Sequence[str]) -> dict[str, int]:
@@ -193,6 +200,24 @@ def read_depth(text: str) -> Depth:
     except KeyError:
         known = ", ".join(depth.name.lower() for depth in Depth)
         raise UsageError(f"--depth {text!r} is not known", f"use one of: {known}") from None
+
+
+def read_topologies(words: Sequence[str]) -> tuple[Topology, ...] | None:
+    """Read the words of --topology; None if there are none.
+
+    Raises:
+        UsageError: one of them is no topology, or they contradict each other.
+    """
+    if FLAT_NAME in words and set(words) != {FLAT_NAME}:
+        raise UsageError(
+            f"--topology {FLAT_NAME} means no other guest than the flat one",
+            f"leave it out: with --topology {SHAPED} a policy is proved on the flat guest, too",
+        )
+    try:
+        named = dict.fromkeys(Topology.parse(word) for word in words if word != FLAT_NAME)
+    except ValueError as error:
+        raise UsageError(f"--topology: {error}", f"or {FLAT_NAME}, for no other guest than the flat one") from None
+    return tuple(named) if words else None
 
 
 def read_scope(text: str) -> tuple[Scope, str]:

@@ -121,7 +121,7 @@ def _oracle_row(report: VerificationReport, oracle: OracleResult) -> list[str]:
     measures = f"<small>Measured: {text(info.measures)}.</small>" if info else ""
     figures = [f'<span class="number">{text(oracle.figure(value))}</span>' for value in (oracle.measured, oracle.bound)]
     held = word(oracle_word(report, oracle))
-    return [text(oracle.name), str(oracle.rule), held, *figures, text(oracle.detail) + measures]
+    return [text(oracle.title), str(oracle.rule), held, *figures, text(oracle.detail) + measures]
 
 
 def _kernels(report: VerificationReport) -> Iterator[str]:

@@ -92,7 +92,7 @@ def show_end(report: VerificationReport) -> None:
         console.print(oracle_table(report))
     for oracle in report.oracles:
         if report.excuses(oracle):
-            _say(console, f"excused: it is declared or accepted that the policy does not seek {oracle.name!r}")
+            _say(console, f"excused: it is declared or accepted that the policy does not seek {oracle.title!r}")
     if report.coverage:
         _say(console, f"coverage: {report.coverage.summary}")
     if report.reads:
@@ -140,7 +140,7 @@ def oracle_table(report: VerificationReport) -> Table:
     for oracle in report.oracles:
         word = oracle_word(report, oracle)
         figures = oracle.figure(oracle.measured), oracle.figure(oracle.bound)
-        table.add_row(oracle.name, str(oracle.rule), Text(word, style=_ORACLE_COLOURS[word]), *figures)
+        table.add_row(oracle.title, str(oracle.rule), Text(word, style=_ORACLE_COLOURS[word]), *figures)
     return table
 
 

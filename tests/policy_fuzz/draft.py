@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -117,7 +118,7 @@ class Draft:
 
     def _dispatch(self) -> str:
         tries = " ||\n    ".join(self.serve)
-        keep = self.slice_ns.replace("(p", "(prev").replace("p->", "prev->")
+        keep = re.sub(r"\bp\b", "prev", self.slice_ns)
         return f"{self.first}\nif ({tries})\n\treturn;\nif (wants_cpu(prev))\n\ttask_set_slice(prev, {keep});"
 
 

@@ -26,6 +26,8 @@ START = """\
 
 char _license[] SEC("license") = "GPL";
 
+struct scx_dump_ctx;
+
 #define ENUM(type, name) bpf_core_enum_value(enum type, name)
 #define LOCAL		 ENUM(scx_dsq_id_flags, SCX_DSQ_LOCAL)
 #define LOCAL_ON	 ENUM(scx_dsq_id_flags, SCX_DSQ_LOCAL_ON)
@@ -93,8 +95,11 @@ SIGNATURES = {
     "init_task": ("s32", "struct task_struct *p, struct scx_init_task_args *args"),
     "init": ("s32", ""),
     "exit": ("void", "struct scx_exit_info *info"),
+    "cpu_offline": ("void", "s32 cpu"),
+    "cgroup_set_weight": ("void", "struct cgroup *cgrp, u32 weight"),
+    "dump": ("void", "struct scx_dump_ctx *to"),
 }
-SLEEPABLE = ("init", "init_task")
+SLEEPABLE = ("init", "init_task", "cpu_offline", "cgroup_set_weight")
 
 
 @dataclass(frozen=True)

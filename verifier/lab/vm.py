@@ -37,8 +37,9 @@ from verifier.microvm.image import ANSWER_TIMEOUT_S, SnapshotStore
 from verifier.microvm.kernels import KernelImage
 from verifier.microvm.kvm import qemu_version
 from verifier.microvm.machine import Machine
+from verifier.microvm.topology import Topology
 from verifier.proving.identity import NOTHING_WORN, Worn
-from verifier.proving.prove import COVERAGE, PHASES, STALL, Depth, Phase, chosen, phases_at
+from verifier.proving.prove import COVERAGE, PHASES, SHAPED_PHASES, STALL, Depth, Phase, chosen, phases_at
 
 log = logging.getLogger(__name__)
 
@@ -167,15 +168,21 @@ class VmLab:
         """What proofs of this lab depend on besides the kernel: the machine's size and QEMU."""
         return (str(self.cpus), str(self.memory_mib), "kvm" if self.kvm else "tcg", qemu_version())
 
-    def open(self, *, hostfs: bool, more_cpus: int = 0) -> Machine:
+    def open(self, *, hostfs: bool, more_cpus: int = 0, topology: Topology | None = None) -> Machine:
         """Return a fresh machine that has answered; raise VmLost if two in a row do not.
 
         Args:
             hostfs: see the two profiles.
             more_cpus: so many more than usual.
+            topology: how many CPUs instead, and how they are arranged.
         """
         machine = self._snapshots.open(
-            self.kernel, cpus=self.cpus + more_cpus, memory_mib=self.memory_mib, kvm=self.kvm, hostfs=hostfs
+            self.kernel,
+            cpus=topology.cpus if topology else self.cpus + more_cpus,
+            memory_mib=self.memory_mib,
+            kvm=self.kvm,
+            hostfs=hostfs,
+            topology=topology,
         )
         if hostfs:
             machine.call(jobs.MountHost(self._hidden), ANSWER_TIMEOUT_S)
@@ -244,6 +251,7 @@ class Cell:
         self._policy = policy
         self._machine: Machine | None = None
         self._more_cpus = 0
+        self._topology: Topology | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -297,12 +305,28 @@ class Cell:
                 answer = twice(attempt)
             if answer.undecided and not failed(answer):
                 answer = with_second(answer, twice(partial(attempt, phases_of(answer.undecided), copied=False)))
-        if doubtful(answer):
-            raise HostBusy(
-                f"a CPU of the machine stood still for {answer.stalled_s:.1f} s while the policy failed, twice",
-                "verify again when this host has less to do",
-            )
-        return answer
+        return beyond_doubt(answer)
+
+    def prove_on(self, topology: Topology, depth: Depth) -> jobs.ProveAnswer:
+        """Take the policy through what only a guest of this shape shows; raises as `prove`.
+
+        What fails there is looked at twice: with more CPUs than the host has, each of them stands still at times.
+        """
+
+        def attempt() -> jobs.ProveAnswer:
+            self.close()
+            self._topology = topology
+            try:
+                return self._prove(depth, SHAPED_PHASES)
+            finally:
+                self._topology = None
+
+        with self._lab.measuring():
+            answer = twice(attempt)
+            if doubtful(answer) or perhaps_host_stalled(answer.exit_text):
+                answer = twice(attempt)
+        results = [result | {"topology": str(topology)} for result in answer.results]
+        return beyond_doubt(replace(answer, results=results), f"the {topology} machine")
 
     def _prove(self, depth: Depth, phases: Sequence[Phase], *, copied: bool = False) -> jobs.ProveAnswer:
         """Run phases in this machine, or a fresh one, and use it up; in each the crew wears other constants first.
@@ -316,6 +340,8 @@ class Cell:
         job = jobs.Prove(self._policy.message(), depth.value, names, worn, list(self._policy.reads))
         if copied and self._policy.copy:
             job = self._policy.copy.added_to(job)
+        if self._topology:
+            job = replace(job, stretch=stretch_of(self._topology.cpus, len(os.sched_getaffinity(0))))
         try:
             return jobs.ProveAnswer.from_json(self._call(job, LOAD_TIMEOUT_S + 4 * depth.value))
         finally:
@@ -324,7 +350,7 @@ class Cell:
 
     def _call(self, job: jobs.Message, timeout_s: float) -> Mapping[str, Any]:
         if self._machine is None:
-            self._machine = self._lab.open(hostfs=False, more_cpus=self._more_cpus)
+            self._machine = self._lab.open(hostfs=False, more_cpus=self._more_cpus, topology=self._topology)
         try:
             return self._machine.call(job, timeout_s)
         except VmLost:
@@ -610,6 +636,25 @@ def doubtful(answer: jobs.ProveAnswer) -> bool:
         return False
     log.warning("a CPU of the machine stood still for %.1f s while a policy failed", answer.stalled_s)
     return True
+
+
+def beyond_doubt(answer: jobs.ProveAnswer, machine: str = "the machine") -> jobs.ProveAnswer:
+    """Return the answer; raise HostBusy if the host may have made it what it is."""
+    if doubtful(answer):
+        raise HostBusy(
+            f"a CPU of {machine} stood still for {answer.stalled_s:.1f} s while the policy failed, twice",
+            "verify again when this host has less to do",
+        )
+    return answer
+
+
+def stretch_of(cpus: int, host_cpus: int) -> float:
+    """How much wider bounds in seconds are in a machine of more CPUs than the host has.
+
+    Half of what a task waits for are slices of others, which pass by the clock, and half is work, which then takes as
+    many times longer as there are CPUs too many: the root is between the two.
+    """
+    return max(1.0, math.sqrt(cpus / host_cpus))
 
 
 def cpu_model() -> str:

@@ -29,7 +29,7 @@ from typing import Any
 from kernel_bpf.load import linux
 from kernel_bpf.load.btf import kernel_constants
 from kernel_bpf.load.libbpf import libbpf
-from kernel_bpf.load.queue_counts import kernel_layout
+from kernel_bpf.load.queue_counts import WATCHDOG_LIMIT, kernel_layout
 from kernel_bpf.load.sched_ext import CONSTANT_PREFIX, LoadedPolicy
 from schedagent.core.errors import BpfError, SchedagentError
 from verifier.microvm import guest_costs, jobs
@@ -89,8 +89,6 @@ def main() -> None:
     port = open_port()
     warm_up()
     kernel_constants(CONSTANT_PREFIX)  # once, before the snapshot: emulated, it takes seconds
-    with suppress(BpfError):
-        kernel_layout()  # likewise
     HOST_SIDE.begin(port)
     gc.freeze()
     send(port, {"answer": {"ready": True}})
@@ -113,7 +111,10 @@ class HostSide:
 
     def begin(self, port: int) -> None:
         """Talk through this port; look up, once and before the snapshot, where the kernel keeps its clocks."""
-        self._port, self.lines, self._place = port, lines(port), find_clocks()
+        self._port, self.lines, limit_offset = port, lines(port), 0
+        with suppress(BpfError):
+            limit_offset = kernel_layout().offsets.get(WATCHDOG_LIMIT, 0)  # emulated, it takes seconds
+        self._place = find_clocks(limit_offset)
         if RCU_STALLS.exists():
             RCU_STALLS.write_text("1")  # time that leaps would look like one
 
@@ -131,11 +132,11 @@ class HostSide:
                 time.sleep(0.001)
             time.clock_settime(time.CLOCK_REALTIME, time.time() + _ANOTHER_DATE_S)
             time.sleep(_CATCH_UP_S)
-            self._granted(0)
+            self._granted(ahead_s, ran=True)
         return time.monotonic() >= before_s + ahead_s
 
-    def _granted(self, ahead_s: int) -> bool:
-        wish = jobs.MoveClock(asdict(self._place), int(time.time()), ahead_s)
+    def _granted(self, ahead_s: int, *, ran: bool = False) -> bool:
+        wish = jobs.MoveClock(asdict(self._place), int(time.time()), ahead_s, ran)
         send(self._port, {"wish": wish.to_json()})
         return bool(json.loads(next(self.lines))["granted"])
 
@@ -623,8 +624,9 @@ class Cell:
     def run_prove(self, job: jobs.Prove) -> jobs.ProveAnswer:
         """Take a policy through the phases of the proving ground."""
         worn = Worn(**{trait: tuple(values) for trait, values in job.worn.items()})
-        conditions = Conditions(worn, job.reads, Clock(HOST_SIDE.move_clock))
-        proof = prove.prove(partial(self._load, job.policy), job.seconds, job.phases, conditions, copy_of(job))
+        conditions = Conditions(worn, job.reads, Clock(HOST_SIDE.move_clock), job.stretch)
+        loaded = partial(self._load, job.policy, watchdog_ms=int(prove.WATCHDOG_MS * job.stretch))
+        proof = prove.prove(loaded, job.seconds, job.phases, conditions, copy_of(job))
         marks = proof.marks
         return jobs.ProveAnswer(
             exit_text=proof.exit_text,

@@ -34,7 +34,8 @@ from schedagent.core.retention.limits import RETENTION
 from schedagent.core.retention.lock import locked
 from verifier.microvm import jobs
 from verifier.microvm.kernels import KernelImage, config_text, module_closure, read_module
-from verifier.microvm.machine import KERNEL_ARGUMENTS, Machine, MachineSpec
+from verifier.microvm.machine import KERNEL_ARGUMENTS, SHAPED_CPU, Machine, MachineSpec
+from verifier.microvm.topology import Topology
 
 log = logging.getLogger(__name__)
 
@@ -195,7 +196,16 @@ class SnapshotStore:
         self.folder = folder
         self._verified: set[Path] = set()
 
-    def open(self, kernel: KernelImage, *, cpus: int, memory_mib: int, kvm: bool, hostfs: bool) -> Machine:
+    def open(
+        self,
+        kernel: KernelImage,
+        *,
+        cpus: int,
+        memory_mib: int,
+        kvm: bool,
+        hostfs: bool,
+        topology: Topology | None = None,
+    ) -> Machine:
         """Return a fresh machine that has answered, restored from its snapshot, which is built first if need be.
 
         A snapshot that cannot be restored is checked, rebuilt if it is damaged, and tried once more.
@@ -204,9 +214,9 @@ class SnapshotStore:
             SetupError: the folder cannot be written, or a tool is missing.
             VmLost: the machine could neither be restored nor booted.
         """
-        key = snapshot_key(kernel, cpus=cpus, memory_mib=memory_mib, kvm=kvm, hostfs=hostfs)
+        key = snapshot_key(kernel, cpus=cpus, memory_mib=memory_mib, kvm=kvm, hostfs=hostfs, topology=topology)
         place = self.folder / key
-        spec = MachineSpec(kernel.vmlinuz, place / "initrd", cpus, memory_mib, kvm, hostfs)
+        spec = MachineSpec(kernel.vmlinuz, place / "initrd", cpus, memory_mib, kvm, hostfs, topology=topology)
         self._ensure(place, spec, kernel)
         mark_used(place)
         try:
@@ -282,7 +292,9 @@ def restored(spec: MachineSpec, state: Path) -> Machine:
 
 
 @functools.cache
-def snapshot_key(kernel: KernelImage, *, cpus: int, memory_mib: int, kvm: bool, hostfs: bool) -> str:
+def snapshot_key(
+    kernel: KernelImage, *, cpus: int, memory_mib: int, kvm: bool, hostfs: bool, topology: Topology | None = None
+) -> str:
     """Name a snapshot by all that its state depends on."""
     qemu = shutil.which("qemu-system-x86_64")
     if qemu is None:
@@ -294,6 +306,7 @@ def snapshot_key(kernel: KernelImage, *, cpus: int, memory_mib: int, kvm: bool, 
     parts = [
         file_digest(kernel.vmlinuz), contents, KERNEL_ARGUMENTS, cpu_flags() if kvm else "",
         status.st_size, status.st_mtime_ns, cpus, memory_mib, kvm, hostfs,
+        [SHAPED_CPU, *topology.qemu_arguments(memory_mib)] if topology else [],
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
 

@@ -218,6 +218,7 @@ class Prove(Message):
         phases: their names.
         worn: fields of verifier.proving.identity.Worn: constants of the policy's object, for the crew to wear.
         reads: what the policy declares to go by, see core.policies.policy.READABLE.
+        stretch: bounds in seconds, and the watchdog's, are so many times as wide.
         copy_base64: the policy's object with probes, see verifier.coverage; empty if there is none.
         copy_section: where its probes leave their marks.
         copy_inputs: maps of the copy to fill for tasks of our own, "history" and "classes".
@@ -233,6 +234,7 @@ class Prove(Message):
     copy_section: str = ""
     copy_inputs: list[str] = field(default_factory=list)
     copy_hotplug: bool = False
+    stretch: float = 1.0
     nested: ClassVar[Mapping[str, type[Message]]] = {"policy": PolicyLoad}
 
 
@@ -267,17 +269,19 @@ class ProveAnswer(Message):
 
 @dataclass(frozen=True)
 class MoveClock(Message):
-    """What the guest wishes amid a job, as {"wish": ...}, and waits for: its clocks set ahead, or the watchdog let be.
+    """What the guest wishes amid a job, as {"wish": ...}, and waits for: its clocks set ahead, or that all ran since.
 
     Args:
         place: fields of verifier.microvm.clock.place.ClockPlace.
         wall_s: what the wall clock shows, in whole seconds since 1970.
-        ahead_s: by so many seconds; 0 for the rest, see verifier.microvm.clock.move.rest_watchdog.
+        ahead_s: by so many seconds.
+        ran: they were, and every task ran since; see verifier.microvm.clock.move.rest_watchdog.
     """
 
     place: dict[str, int]
     wall_s: int
     ahead_s: int
+    ran: bool = False
 
 
 @dataclass(frozen=True)

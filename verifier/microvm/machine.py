@@ -31,6 +31,7 @@ from verifier.microvm import jobs
 from verifier.microvm.clock.debugger import PORT_ID, Debugger
 from verifier.microvm.clock.move import move_clocks, rest_watchdog
 from verifier.microvm.clock.place import ClockPlace
+from verifier.microvm.topology import Topology
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +40,9 @@ KERNEL_ARGUMENTS = (
 )
 """`oops=panic panic=-1` with -no-reboot turns every kernel fault into the end of QEMU, which we see at once.
 `mitigations=off` only saves time under emulation and is the same for every arm of a comparison."""
+
+SHAPED_CPU = "max,vendor=GenuineIntel"
+"""For a guest of a certain shape: the kernel asks AMD's CPUs for shared caches by a leaf that emulation lacks."""
 
 KVM_DEVICE = Path("/dev/kvm")
 
@@ -69,6 +73,7 @@ class MachineSpec:
         hostfs: give it the host's root file system, read-only over 9p.
         disks: raw images, each a virtio disk; what the guest writes to them is gone with the machine.
         arguments: the kernel's command line.
+        topology: how the CPUs are arranged; None for CPUs that share nothing.
     """
 
     kernel: Path
@@ -79,6 +84,7 @@ class MachineSpec:
     hostfs: bool
     disks: tuple[Path, ...] = ()
     arguments: str = KERNEL_ARGUMENTS
+    topology: Topology | None = None
 
 
 class GuestFault(VmLost):
@@ -323,10 +329,10 @@ class Machine:
             self.command("human-monitor-command", **{"command-line": f"gdbserver chardev:{PORT_ID}"})
             self._debugged = True
         debugger = Debugger(self._debugger)
-        if wish.ahead_s:
-            granted = move_clocks(debugger, place, wish.wall_s, wish.ahead_s)
+        if wish.ran:
+            granted = rest_watchdog(debugger, place, wish.ahead_s)
         else:
-            granted = rest_watchdog(debugger, place)
+            granted = move_clocks(debugger, place, wish.wall_s, wish.ahead_s)
         self.command("cont")
         self._agent.send({"granted": granted})
 
@@ -418,10 +424,14 @@ def qemu_argv(
 ) -> Sequence[str]:
     """The QEMU command line; the integers are inherited file descriptors, `kvm` is None for emulation."""
     accel = ["-accel", "tcg,thread=multi", "-cpu", "max"] if kvm is None else kvm_arguments(kvm)
+    cpus_and_memory = ["-smp", str(spec.cpus), "-m", f"{spec.memory_mib}M"]
+    if spec.topology:
+        cpus_and_memory = spec.topology.qemu_arguments(spec.memory_mib)
+        accel += ["-cpu", SHAPED_CPU] * (kvm is None)
     argv = [
         "qemu-system-x86_64", "-name", "schedagent", "-machine", "q35,usb=off,smbus=off,sata=off,vmport=off,i8042=off",
         *accel,
-        "-smp", str(spec.cpus), "-m", f"{spec.memory_mib}M",
+        *cpus_and_memory,
         "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-nic", "none",
         "-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
         "-kernel", f"/dev/fd/{kernel}", "-initrd", f"/dev/fd/{initrd}", "-append", spec.arguments,

@@ -137,14 +137,19 @@ def probes_in(code: bytes) -> Iterator[int]:
             yield store[2]
 
 
+def left_out() -> str:
+    """Say, by sysfs, that the policy leaves normal tasks to others; empty if it is in charge of all."""
+    return "" if kernel_state().switch_all else "it schedules only tasks of policy SCHED_EXT: switch_all is 0"
+
+
 def outsiders(ground: Ground) -> str:
     """Say why the policy does not schedule the tasks of the proving ground; empty if it does.
 
-    sysfs says whether it is in charge of all normal tasks, /proc/PID/sched of which class a task is, and the kernel's
-    counts that its turns came out of queues of this policy.
+    Besides sysfs, /proc/PID/sched says of which class a task is, and the kernel's counts say that its turns came out
+    of queues of this policy.
     """
-    if not kernel_state().switch_all:
-        return "it schedules only tasks of policy SCHED_EXT: switch_all is 0"
+    if why := left_out():
+        return why
     with Crew() as crew:
         before = _inserts()
         tasks = [crew.start("free task", work.hog), crew.start("sleeper", work.sleeper)]

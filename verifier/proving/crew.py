@@ -154,11 +154,15 @@ class Task:
 class Crew:
     """The tasks of one phase; leaving the `with` block kills them all.
 
+    Args:
+        reap_limit_s: they have so long to die together.
+
     Attributes:
         undead: names of tasks that did not die although they were killed: they never got a CPU.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, reap_limit_s: float = REAP_LIMIT_S) -> None:
+        self._reap_limit_s = reap_limit_s
         self.tasks: list[Task] = []
         self.undead: list[str] = []
 
@@ -185,7 +189,7 @@ class Crew:
         left = [task for task in self.tasks if task not in died]
         for task in left:
             os.kill(task.pid, signal.SIGKILL)
-        deadline = time.monotonic() + REAP_LIMIT_S
+        deadline = time.monotonic() + self._reap_limit_s
         while left and time.monotonic() < deadline:
             left = [task for task in left if not os.waitpid(task.pid, os.WNOHANG)[0]]
             time.sleep(0.002)

@@ -66,11 +66,13 @@ class Conditions:
         worn: constants of the policy's object, for the crew to wear.
         reads: what the policy declares to go by (core.policies.policy.READABLE): no group is judged by that.
         clock: the machine's.
+        stretch: bounds in seconds are so many times as wide, because the machine has more CPUs than the host.
     """
 
     worn: Worn = NOTHING_WORN
     reads: Collection[str] = ()
     clock: Clock = field(default_factory=Clock)
+    stretch: float = 1.0
 
 
 PLAIN = Conditions()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -22,7 +22,7 @@ from kernel_bpf.load.sched_ext import LoadedPolicy, kernel_state
 from schedagent.core.errors import BpfError, PolicyError
 from schedagent.core.terminal.foreign import quote
 from verifier.proving import work
-from verifier.proving.crew import Crew, Task
+from verifier.proving.crew import REAP_LIMIT_S, Crew, Task
 from verifier.proving.ground import Load
 from verifier.proving.oracle import OracleInfo, OracleResult
 
@@ -93,28 +93,39 @@ _POLL_S = 0.005
 _HOG_PRIORITY = 10
 
 
-def cpu_hotplug(policy: LoadedPolicy, seconds: float) -> list[OracleResult]:
-    """Take a CPU away from busy tasks and give it back, under a policy that is attached; end the policy."""
+def cpu_hotplug(
+    policy: LoadedPolicy,
+    seconds: float,
+    stretch: float = 1.0,
+    start: Callable[[Crew], Sequence[Task]] | None = None,
+) -> list[OracleResult]:
+    """Take a CPU away from busy tasks and give it back, under a policy that is attached; end the policy.
+
+    Args:
+        stretch: see ground.Conditions.
+        start: starts the tasks, the first of them pinned to the CPU that goes away; start_tasks if None.
+    """
     waits: list[Wait] = []
-    with Crew() as crew:
-        tasks = start_tasks(crew)
-        until_all_ran(tasks, "its start")
-        refused = go_and_come(tasks, waits, seconds / 4)
+    bound_s = RUN_AGAIN_BOUND_S * stretch
+    with Crew(REAP_LIMIT_S * stretch) as crew:
+        tasks = (start or start_tasks)(crew)
+        until_all_ran(tasks, "its start", bound_s)
+        refused = go_and_come(tasks, waits, seconds / 4, bound_s)
         problem, ending = judge_hotplug_end(policy)
         policy.close()
-        waits.append(until_all_ran(tasks, "the policy's end"))
+        waits.append(until_all_ran(tasks, "the policy's end", bound_s))
     detail = f"CPU {last_cpu()} went and came back; {ending}; {figures(waits)}"
-    return [judge(CPU_HOTPLUG, waits, refused or problem, detail)]
+    return [judge(CPU_HOTPLUG.stretched(stretch), waits, refused or problem, detail)]
 
 
-def go_and_come(tasks: Sequence[Task], waits: list[Wait], pause_s: float) -> str:
+def go_and_come(tasks: Sequence[Task], waits: list[Wait], pause_s: float, bound_s: float = RUN_AGAIN_BOUND_S) -> str:
     """Take the CPU away and give it back; return why the kernel refused, empty if it did not."""
     try:
         for online in ("0", "1"):
             switch_cpu(online)
             if online == "1":  # a task pinned to a CPU that goes away may run anywhere afterwards
                 os.sched_setaffinity(tasks[0].pid, {last_cpu()})
-            waits.append(until_all_ran(tasks, "the CPU came back" if online == "1" else "the CPU went"))
+            waits.append(until_all_ran(tasks, "the CPU came back" if online == "1" else "the CPU went", bound_s))
             time.sleep(pause_s)
     except OSError as error:
         return f"the CPU could not be switched: {error.strerror}"
@@ -281,7 +292,7 @@ def figures(waits: Sequence[Wait]) -> str:
     return "; ".join([within, *(f"{wait.seconds:.2f} s after {wait.after}: {wait.known}" for wait in late)])
 
 
-def until_all_ran(tasks: Sequence[Task], after: str) -> Wait:
+def until_all_ran(tasks: Sequence[Task], after: str, bound_s: float = RUN_AGAIN_BOUND_S) -> Wait:
     """Wait until each task has used CPU time, or has not within the bound.
 
     The fork storm sleeps while its child runs, so what children use counts as well.
@@ -289,7 +300,7 @@ def until_all_ran(tasks: Sequence[Task], after: str) -> Wait:
     looked = start = time.monotonic()
     between_s = 0.0
     waiting = [(task, task.family_ns()) for task in tasks]
-    while waiting and looked - start <= RUN_AGAIN_BOUND_S:
+    while waiting and looked - start <= bound_s:
         time.sleep(_POLL_S)
         waiting = [(task, used_ns) for task, used_ns in waiting if task.family_ns() == used_ns]
         now = time.monotonic()

@@ -29,6 +29,9 @@ EATEN_MIB, EATER_LIMIT_MIB = 8, 4
 
 CGROUPS = Path("/sys/fs/cgroup")
 _MOVE_WEIGHTS = (("proving-a", 50), ("proving-b", 200))
+_EMPTY_GROUPS = (("proving-limited", "cpu.max", "50000 100000"), ("proving-idle", "cpu.idle", "1"))
+"""For what a policy does when a cgroup is given a limit or made idle; no task is in them."""
+
 
 STARVATION_BOUND_S = 2.4
 _SHORT_OF = (
@@ -132,6 +135,10 @@ class Gap:
         if used_ns > self._used_ns:
             self._since_s, self._used_ns = now_s, used_ns
 
+    def open_s(self, now_s: float) -> float:
+        """How long the gap lasts that has not ended."""
+        return now_s - self._since_s
+
 
 class GapWatch:
     """Follows the gaps of several tasks."""
@@ -144,6 +151,10 @@ class GapWatch:
         """Read every task's CPU time once."""
         for task, gap in self.gaps.items():
             gap.look(time.monotonic(), task.cpu_ns())
+
+    def longest_open(self, now_s: float) -> float:
+        """The longest of the gaps that have not ended, in seconds."""
+        return max(gap.open_s(now_s) for gap in self.gaps.values())
 
     def longest(self, tasks: Iterable[Task]) -> float:
         """The longest gap of these tasks, in seconds."""
@@ -226,6 +237,8 @@ def start(crew: Crew, cpus: Sequence[int], spinner: Spinner | None) -> Mix:
     """Start every task of the mix."""
     first, last = cpus[0], cpus[-1]
     groups = [cgroup(name, "cpu.weight", str(weight)) for name, weight in _MOVE_WEIGHTS]
+    for name, file, value in _EMPTY_GROUPS:
+        cgroup(name, file, value)
     there, back = os.pipe(), os.pipe()
     pinned = [crew.start(f"hog pinned to CPU {cpu}", work.pinned(cpu, work.hog)) for cpu in (first, last)]
     hogs = [crew.start(f"hog {number}", work.hog) for number in range(len(cpus) - 1)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from schedagent.core.verification import OracleResult
 
@@ -40,6 +40,10 @@ class OracleInfo:
     unit: str
     measures: str
     reason: str
+
+    def stretched(self, stretch: float) -> OracleInfo:
+        """The same oracle with a bound that is so many times as wide."""
+        return replace(self, bound=self.bound * stretch)
 
     def judge(self, measured: float, detail: str) -> OracleResult:
         """Compare a figure with the bound."""

@@ -199,6 +199,8 @@ def test_a_socket_in_the_settings_is_asked(tmp_path, other, monkeypatch):
     assert found == RemoteVerifier(Path("/run/v.sock"), on_gate=found.on_gate, kernel="7.3.4", trusted=(trusted,))
     chosen = choose_verifier(settings, VerifyOptions(kernel="6.18"))
     assert chosen == RemoteVerifier(Path("/run/v.sock"), on_gate=chosen.on_gate, kernel="6.18", trusted=(trusted,))
+    with pytest.raises(UsageError, match="the verifier service decides on depth, topologies"):
+        choose_verifier(settings, VerifyOptions(topologies=("flat",)))
 
 
 PROGRAM = """

@@ -1,6 +1,7 @@
 """The grammar fuzzer draws what it says: the same policies for a seed, every second one with the fault it names."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 
@@ -35,6 +36,11 @@ def test_every_block_of_the_faults_is_drawn():
     assert {fault.kind for fault in faults if fault.channel} == harms
     assert len({fault.channel for fault in faults if fault.channel}) == len(set(CHANNELS))
     assert len({fault.condition for fault in faults if fault.channel}) >= len(set(CONDITIONS)) - 1
+
+
+def test_dispatch_means_the_task_that_ran_and_nothing_else_that_begins_with_its_letter():
+    draft = replace(SAMPLE[0].draft, slice_ns="(passes >> 30 && p->scx.weight < pace(p) ? 1 : 2)")
+    assert "(passes >> 30 && prev->scx.weight < pace(prev) ? 1 : 2)" in draft.text()
 
 
 @pytest.mark.parametrize("number", range(7, 11))

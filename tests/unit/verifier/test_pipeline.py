@@ -25,6 +25,7 @@ from verifier import pipeline, submission
 from verifier import report_cache as report_cache_module
 from verifier.coverage.judge import Judgement
 from verifier.microvm import jobs
+from verifier.microvm.topology import Topology
 from verifier.pipeline import KernelBench, Verifier
 from verifier.proving.identity import NOTHING_WORN
 from verifier.proving.prove import COVERAGE, Depth
@@ -60,6 +61,8 @@ class Ground:
     asked: list = field(default_factory=list)
     phases: list = field(default_factory=list)
     closed: int = 0
+    shapes: list = field(default_factory=list)
+    on_shape: object = jobs.ProveAnswer("", [], {}, {})
     versions: tuple = ("2", "512", "tcg", "QEMU 10")
 
     def cell(self, policy):
@@ -92,6 +95,13 @@ class Cell:
 
     def prove(self, _depth, phases):
         return self.ground.prove(self.policy, phases)
+
+    def prove_on(self, topology, _depth):
+        self.ground.shapes.append(topology)
+        if isinstance(self.ground.on_shape, Exception):
+            raise self.ground.on_shape
+        results = [result | {"topology": str(topology)} for result in self.ground.on_shape.results]
+        return replace(self.ground.on_shape, results=results)
 
     def close(self):
         self.ground.closed += 1
@@ -194,7 +204,7 @@ def test_all_gates_pass_in_order_and_a_token_is_issued(candidate, info, signer):
     assert details["kernel verifier"] == "2 programs accepted, 123 instructions walked"
     assert details["proving ground"] == (
         "2 oracles hold; kernel events: SCX_EV_DISPATCH 7; 3 of 4 branches ran, 2 of 2 queues were used;"
-        " never: fifo.bpf.c:9"
+        " never: fifo.bpf.c:9; proved on 2x2x1x2, too"
     )
     assert details["overhead"] == "1 oracles hold"
 
@@ -677,3 +687,83 @@ def test_what_never_ran_of_a_persons_own_is_only_noted(candidate, info, signer, 
     assert report.passed
     assert report.findings == static.never_ran
     assert static.marks[1] is Standing.FOREIGN
+
+
+def shaped(*results, exit_text=""):
+    return jobs.ProveAnswer(exit_text, list(results), {}, {"domains": 3.0})
+
+
+def test_from_which_depth_on_policies_are_proved_on_another_shape(candidate, info, monkeypatch):
+    def shapes_at(**fields):
+        ground = Ground()
+        report = verify(ground, candidate, info, **fields).report
+        assert report.topologies == tuple(map(str, ground.shapes))
+        return [str(topology) for topology in ground.shapes]
+
+    assert shapes_at() == ["2x2x1x2"]
+    assert shapes_at(depth=Depth.QUICK) == []
+    assert shapes_at(topologies=()) == []
+    named = (Topology(1, 2, 2, 1), Topology(1, 4, 1, 1))
+    assert shapes_at(topologies=named, depth=Depth.QUICK) == ["1x2x2x1", "1x4x1x1"]
+    monkeypatch.setattr(submission, "standing", lambda *_policy: Standing.BUNDLED)
+    assert shapes_at() == []
+    assert shapes_at(depth=Depth.THOROUGH) == ["2x2x1x2"]
+    assert shapes_at(topologies=named) == ["1x2x2x1", "1x4x1x1"]
+
+
+def test_what_fails_on_a_shape_fails_the_gate_and_names_the_shape(candidate, info, signer):
+    late = oracle("starvation", 29, ok=False, detail="hog pinned to CPU 7 went 4.90 s without CPU time")
+    verified = verify(Ground(on_shape=shaped(late)), candidate, info, signer)
+    assert_closed(verified, "proving ground", "starvation on 2x2x1x2: hog pinned to CPU 7 went 4.90 s")
+    [finding] = [each for each in verified.report.findings if each.where == "starvation"]
+    assert finding.message.startswith("on 2x2x1x2: hog pinned")
+    assert [each.title for each in verified.report.oracles if not each.ok] == ["starvation on 2x2x1x2"]
+    assert verified.report.safe is False
+
+
+def test_an_ejection_on_a_shape_names_the_shape_and_its_rule(candidate, info, signer):
+    ejected = shaped(exit_text="error: invalid CPU -17 from ops.select_cpu()")
+    verified = verify(Ground(on_shape=ejected), candidate, info, signer)
+    assert_closed(verified, "proving ground", "on 2x2x1x2 the kernel ejected it: error: invalid CPU -17")
+    verified = verify(Ground(on_shape=KernelRejected("ops.init() failed (-7)")), candidate, info, signer)
+    assert_closed(verified, "proving ground", "on 2x2x1x2: ops.init() failed (-7)")
+    assert verified.report.safe is False
+
+
+def test_a_host_too_busy_for_a_shape_leaves_the_gate_without_a_verdict(candidate, info, signer):
+    busy = HostBusy("a CPU of the machine stood still for 0.4 s", "verify again when this host has less to do")
+    verified = verify(Ground(on_shape=busy), candidate, info, signer)
+    assert_closed(verified, "proving ground", "no verdict: a CPU of the machine stood still", SKIPPED)
+
+
+def test_what_is_only_unfair_is_looked_at_on_the_shape_as_well(candidate, info, signer):
+    slow = oracle("work conservation", 20, ok=False, detail="half of the time idle")
+    lost = oracle("starvation", 29, ok=False, detail="5 s")
+    unfair = verify(Ground(results=(slow,)), candidate, info, signer).report
+    assert unfair.safe
+    assert unfair.topologies == ("2x2x1x2",)
+    report = verify(Ground(results=(slow,), on_shape=shaped(lost)), candidate, info, signer).report
+    assert report.safe is False
+    assert "half of the time idle; starvation on 2x2x1x2: 5 s" in report.failure.detail
+    declared = replace(info, declares=("work conservation",))
+    assert verify(Ground(on_shape=shaped(slow)), candidate, declared, signer).report.passed
+    assert verify(Ground(on_shape=shaped(slow)), candidate, info, signer).report.safe
+
+
+def test_what_is_unsafe_on_the_flat_guest_needs_no_other(candidate, info, signer):
+    ground = Ground(exit_text="runnable task stall")
+    verify(ground, candidate, info, signer)
+    assert not ground.shapes
+
+
+def test_the_shapes_are_part_of_what_a_report_and_its_token_are_about(candidate, info, signer, tmp_path):
+    reports = ReportCache(tmp_path / "reports", lambda _token, _digest: True)
+    flat = verify(Ground(), candidate, info, signer, report_cache=reports, topologies=()).report
+    ground = Ground(on_shape=shaped(oracle("starvation", 29, detail="0.2 s")))
+    report = verify(ground, candidate, info, signer, report_cache=reports).report
+    assert report.subject != flat.subject
+    assert report.digest != flat.digest
+    assert ground.shapes, "the report of the flat guest was taken for that of both"
+    again = verify(ground, candidate, info, signer, report_cache=reports).report
+    assert (again.digest, len(ground.shapes)) == (report.digest, 1)
+    assert again.oracles == report.oracles

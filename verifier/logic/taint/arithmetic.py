@@ -341,7 +341,7 @@ def _modulo(left: Value, right: Value, blame: Blame) -> Value:
         wrong |= left.kinds & COUNTS
     if right.kinds & COUNTS and left.is_constant:
         wrong |= right.kinds & COUNTS
-    kinds = left.kinds & PLACES
+    kinds = left.kinds & (PLACES | Kind.BITS)
     if right.kinds & (Kind.CPUS | Kind.ALLOWED):
         kinds |= Kind.CPU
     if right.kinds & Kind.NODES:
@@ -364,7 +364,10 @@ def _mask(left: Value, right: Value, blame: Blame) -> Value:
     wrong |= _wrong_flags(left, mask)
     if left.kinds & COUNTS and right.is_constant:
         wrong |= left.kinds & COUNTS
-    return replace(result, kinds=left.kinds & PLACES, labels=result.labels | (blame(wrong) if wrong else 0))
+    kinds = (left.kinds | right.kinds) & (PLACES | Kind.BITS)
+    if left.kinds & Kind.FLAGS and not wrong & Kind.FLAGS:
+        kinds |= Kind.BITS
+    return replace(result, kinds=kinds, labels=result.labels | (blame(wrong) if wrong else 0))
 
 
 def _wrong_flags(value: Value, mask: int | None) -> int:
@@ -402,7 +405,7 @@ def _shifted_flags(value: Value, distance: int, blame: Blame) -> Value:
     if distance in (31, 63):
         bit = int(2.0**distance * value.scale)
         wrong = Kind.NONE if bit & ~_FREE_FLAGS == 0 else Kind.FLAGS
-        return replace(FREE, labels=value.labels | (blame(wrong) if wrong else 0))
+        return replace(FREE, kinds=Kind.BITS, labels=value.labels | (blame(wrong) if wrong else 0))
     return replace(value, scale=value.scale * 2.0**distance, changed=True)
 
 
@@ -417,7 +420,7 @@ def _other(left: Value, right: Value, blame: Blame) -> Value:
     if left.is_constant or right.is_constant:
         wrong |= kinds & COUNTS
     return replace(
-        _result(left, right), kinds=kinds & PLACES, size=left.size + right.size,
+        _result(left, right), kinds=kinds & (PLACES | Kind.BITS), size=left.size + right.size,
         labels=left.labels | right.labels | (blame(wrong) if wrong else 0),
     )  # fmt: skip
 

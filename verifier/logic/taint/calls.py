@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from verifier.logic.taint import arithmetic, kernel
 from verifier.logic.taint.flow import OUTSIDE, State
-from verifier.logic.taint.operations import Operations
+from verifier.logic.taint.maps import Maps
 from verifier.logic.taint.values import (
     CLOCKS,
     COUNTS,
@@ -26,17 +26,12 @@ from verifier.logic.taint.values import (
     join,
     pointer,
 )
-from verifier.logic.walk.calls import LRU_HASH, LRU_PERCPU_HASH, canonical, takes_struct
+from verifier.logic.walk.calls import canonical, takes_struct
 from verifier.logic.walk.code import Op
 from verifier.object.image import Ref
 
 ORDER = CLOCKS | DURATIONS
 """A key may be a time."""
-
-_FORGETFUL = frozenset({LRU_HASH, LRU_PERCPU_HASH})
-
-_HASHES = frozenset({1, 5, 9, 10, 13})
-"""BPF_MAP_TYPE_HASH and its kin: what is in them depends on the keys that were put in."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +53,10 @@ _WHICH = ("which task is served", _NOTHING)
 _QUEUE = ("which queue a task enters", _NOTHING)
 _SLICE = ("how long a task may run", DURATIONS)
 _KEY = ("the order of tasks", ORDER)
-_FLAGS = ("how a task is inserted", _NOTHING)
+_FLAGS = ("how a task is inserted", Kind.BITS)
 _SERVED = "whether a queue is served"
 _SOURCE = ("which queue is served", _NOTHING)
-_CPU = ("which CPU is chosen", _NOTHING)
+_CPU = ("which CPU is chosen", Kind.BITS)
 _CHOSEN = "which CPU is chosen"
 _ENDED = "whether the policy ends"
 
@@ -113,8 +108,8 @@ _STRUCT_FORM = {
 """Forms with a struct of arguments (since 6.19): position -> its offset in the struct; None: not in it."""
 
 
-class Calls(Operations):
-    """The last of the three parts of the machine."""
+class Calls(Maps):
+    """The last of the four parts of the machine."""
 
     def call(self, state: State, op: Op) -> None:
         """Any call."""
@@ -191,7 +186,7 @@ class Calls(Operations):
             spread = [arguments[0], None, None, None, None]  # flags are there since 7.1
         self._decisions(name, spread)
         if handler is not None:
-            return handler(self, state, name, arguments)
+            return _as_code(name, handler(self, state, name, arguments))
         labels = self._labels_of(state, spread) | self._labels_of_cpu(name, spread)
         if name in kernel.CALL_KINDS:
             return self._of_kind(kernel.CALL_KINDS[name], name, labels, spread)
@@ -204,7 +199,7 @@ class Calls(Operations):
         if name in kernel.RETURNS_OBJECT:
             return pointer(Target(Area("kernel", ""), 0), labels=labels)
         if name in kernel.FREE_CALLS or name in kernel.CALL_INPUTS:
-            return FREE.with_labels(labels)
+            return _as_code(name, FREE.with_labels(labels))
         labels |= self.label(kernel.UNKNOWN)
         for value in arguments:
             self._write_through(state, value, labels)
@@ -249,164 +244,6 @@ class Calls(Operations):
                 self.decide(what, value.labels)
             else:
                 self.decide(what, arithmetic.used_as(value, allowed, self.blame))
-
-    def _labels_of(self, state: State, arguments: list[Value | None]) -> int:
-        """The labels of arguments, and of what they point to in our own memory."""
-        labels = 0
-        for value in arguments:
-            if value is not None:
-                labels |= value.labels | self.content(state, value).labels
-        return labels
-
-    def content(self, state: State, value: Value, size: int = 512) -> Value:
-        """All that lies behind a pointer of ours, as one value."""
-        held: Value | None = None
-        for target in value.points:
-            if target.area.kind in ("stack", "variable", "heap", "map"):
-                held = join(held, self.read_place(state, target, size))
-            elif target.area.kind == "kernel" and target.area.name:
-                held = join(held, self.field(target.area.name, 1))
-        return held or Value(fixed=True, size=0.0)
-
-    def _write_through(self, state: State, value: Value | None, labels: int, size: int = 8) -> None:
-        """A call writes to memory of ours."""
-        for target in value.points if value is not None else ():
-            if target.area.kind in ("stack", "variable", "heap", "map"):
-                place = Target(target.area, None, target.offset if target.offset is not None else target.base)
-                self.write(state, place, size, FREE.with_labels(labels))
-
-    # --- maps
-
-    def _key_labels(self, state: State, table: str, key: Value | None) -> int:
-        """What a lookup by this key tells, beside what is in the map."""
-        info = self.image.maps.get(table)
-        size = info.key_size if info is not None and info.key_size else 8
-        if key is None:
-            return 0
-        value = self.content(state, key, size)
-        by_pid = bool(value.kinds & Kind.PID) and not value.changed and info is not None and info.type in _HASHES
-        if by_pid and self.memory.keyed_by_pid.get(table, False):
-            return key.labels | value.labels
-        return key.labels | arithmetic.used_as(value, Kind.NONE, self.blame)
-
-    def lookup(self, state: State, name: str, arguments: list[Value | None]) -> Value | None:
-        """bpf_map_lookup_elem and its like."""
-        table, key = arguments[0], arguments[1]
-        if table is None:
-            return None
-        targets, labels = [], table.labels
-        for target in table.points:
-            if target.area.kind != "map":
-                continue
-            labels |= self._key_labels(state, target.area.name, key)
-            self.readers[target.area].add(self.routine.name)
-            labels |= self.memory.presence[target.area.name]
-            info = self.image.maps.get(target.area.name)
-            if info is not None and info.inner is not None:
-                targets.append(Target(Area("map", f"{target.area.name}.inner"), 0))
-                continue
-            if info is not None and info.type in _HASHES and self.labelling and target.area not in self.memory.written:
-                labels |= self.label("map values")
-            forgets = info is not None and info.type in _FORGETFUL and key is not None
-            if forgets and key is not None and self.content(state, key, self._key_size(target.area.name)).is_constant:
-                labels |= self.label("counters")  # it is there until enough others have come
-            targets.append(Target(target.area, 0))
-        return pointer(*targets, labels=labels)
-
-    def update(self, state: State, name: str, arguments: list[Value | None]) -> Value | None:
-        """bpf_map_update_elem and bpf_map_push_elem: the content of a buffer goes into the map."""
-        table = arguments[0]
-        key, value = (arguments[1], arguments[2]) if "update" in name else (None, arguments[1])
-        for target in table.points if table is not None else ():
-            if target.area.kind != "map":
-                continue
-            labels = self.context
-            if key is not None:
-                held = self.content(state, key, self._key_size(target.area.name))
-                by_pid = bool(held.kinds & Kind.PID) and not held.changed and OUTSIDE not in self.routine.members
-                known = self.memory.keyed_by_pid.get(target.area.name, True)
-                if self.memory.keyed_by_pid.get(target.area.name) != (known and by_pid):
-                    self.memory.keyed_by_pid[target.area.name] = known and by_pid
-                    self.touch(target.area)
-                labels |= key.labels | (held.labels if by_pid else arithmetic.used_as(held, Kind.NONE, self.blame))
-            self._present(target.area, labels)
-            if value is not None:
-                self._copy(state, value, target.area, labels if key is None else 0)
-        return FREE.with_labels(self.context)
-
-    def _key_size(self, table: str) -> int:
-        info = self.image.maps.get(table)
-        return info.key_size if info is not None and info.key_size else 8
-
-    def _present(self, area: Area, labels: int) -> None:
-        """What decides which keys are in a map."""
-        if self.memory.presence[area.name] | labels != self.memory.presence[area.name]:
-            self.memory.presence[area.name] |= labels
-            self.touch(area)
-
-    def _copy(self, state: State, source: Value, area: Area, labels: int) -> None:
-        """Copy what a pointer shows into an area, part by part."""
-        info = self.image.maps.get(area.name)
-        length = info.value_size if info is not None and info.value_size else 8
-        for origin in source.points:
-            own = origin.area == Area("stack", self.routine.name)
-            if not own or origin.offset is None:
-                held = self.content(state, source, length)
-                self.write(state, Target(area, None), 8, held.with_labels(labels | source.labels))
-                continue
-            for (offset, size), value in list(state.stack.items()):
-                if origin.offset <= offset < origin.offset + length:
-                    place = Target(area, offset - origin.offset)
-                    self.write(state, place, size, value.with_labels(labels | source.labels))
-
-    def pop(self, state: State, name: str, arguments: list[Value | None]) -> Value | None:
-        """bpf_map_pop_elem and bpf_map_peek_elem."""
-        table, buffer = arguments[0], arguments[1]
-        labels = 0
-        held: Value | None = None
-        for target in table.points if table is not None else ():
-            self.readers[target.area].add(self.routine.name)
-            labels |= self.memory.presence[target.area.name]
-            info = self.image.maps.get(target.area.name)
-            size = info.value_size if info is not None and info.value_size else 8
-            held = join(held, self.read_place(state, Target(target.area, None), size))
-            for place in buffer.points if buffer is not None else ():
-                for part in self._parts(target.area, size):
-                    value = self.read_place(state, Target(target.area, *part[:1]), part[1])
-                    if value is not None:
-                        at = None if place.offset is None else place.offset + (part[0] or 0)
-                        self.write(state, Target(place.area, at, place.base), part[1], value)
-        return FREE.with_labels(labels)
-
-    def _parts(self, area: Area, size: int) -> list[tuple[int | None, int]]:
-        known = list(self.memory.cells.get(area, {}))
-        return known or [(0, size)]
-
-    def storage(self, state: State, name: str, arguments: list[Value | None]) -> Value | None:
-        """bpf_task_storage_get and its like: a record that belongs to the task, as long as nobody marks some tasks."""
-        table, owner, flags = arguments[0], arguments[1], arguments[3]
-        if table is None or owner is None:
-            return None
-        targets, labels = [], table.labels | owner.labels
-        creates = flags is None or flags.const != 0
-        for target in table.points:
-            if creates:
-                self._present(target.area, self.context | owner.labels)
-                if arguments[2] is not None and arguments[2].points:
-                    self._copy(state, arguments[2], target.area, 0)
-            self.readers[target.area].add(self.routine.name)
-            labels |= self.memory.presence[target.area.name]
-            targets.append(Target(target.area, 0))
-        return pointer(*targets, labels=labels)
-
-    def delete(self, state: State, name: str, arguments: list[Value | None]) -> Value | None:
-        """What decides that a record goes decides what is found later."""
-        for target in arguments[0].points if arguments[0] is not None else ():
-            labels = self.context
-            if "storage" not in name:
-                labels |= self._key_labels(state, target.area.name, arguments[1])
-            self._present(target.area, labels)
-        return FREE.with_labels(self.context)
 
     # --- the kernel's memory
 
@@ -573,6 +410,11 @@ class Calls(Operations):
         areas = pointer(*(target for target in owner.points)) if owner is not None else None
         self._callback(state, arguments[1], [areas, pointer(), areas, None, None], member="timer")
         return FREE
+
+
+def _as_code(name: str, value: Value | None) -> Value | None:
+    """The result of a call, marked if it is an error code."""
+    return replace(value, kinds=Kind.BITS) if value is not None and name in kernel.ERROR_CODES else value
 
 
 Handler = Callable[[Calls, State, str, list[Value | None]], Value | None]

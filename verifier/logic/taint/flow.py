@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from verifier.logic.taint import arithmetic
+from verifier.logic.taint import arithmetic, kernel
 from verifier.logic.taint.graph import Block
 from verifier.logic.taint.memory import Memory
 from verifier.logic.taint.values import (
@@ -285,6 +285,8 @@ class Flow(ABC):
             target = target._replace(area=Area("written", area.name))
         if OUTSIDE in self.routine.members and area.kind in ("map", "variable"):
             value = value.with_labels(self.label("map values"))
+        if area.kind in ("map", "variable"):
+            value = value.with_labels(self.event())
         recent = self.routine.recent and not self.shadow
         if value.labels and (self.stores.get(target.area) is None):
             self.stores[target.area] = self.routine.code.ops[self.index].line
@@ -294,6 +296,10 @@ class Flow(ABC):
         cascaded = bool(self.pacing - {own}) or (self.slow_timer and "timer" in self.routine.members)
         if self.memory.store(target, size, value, site, recent=recent, sums=sums, cascaded=cascaded):
             self.touch(target.area)
+
+    def event(self) -> int:
+        """The labels of what only happens in some callbacks, if we are in one of them."""
+        return self.label(*{kernel.EVENTS[member] for member in self.routine.members if member in kernel.EVENTS})
 
     def touch(self, area: Area) -> None:
         """What an area holds has changed: whoever reads it is looked at again."""

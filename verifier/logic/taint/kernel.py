@@ -91,6 +91,13 @@ FIELD_KINDS: Mapping[str, int] = {
     "task_struct.recent_used_cpu": Kind.CPU,
     "rq.cpu": Kind.CPU,
     "rq.scx.clock": Kind.TIME,
+    "task_struct.scx.flags": Kind.BITS,
+    "sched_ext_entity.flags": Kind.BITS,
+    "task_struct.scx.dsq_flags": Kind.BITS,
+    "task_struct.in_iowait": Kind.BITS,
+    "task_struct.__state": Kind.BITS,
+    "task_struct.state": Kind.BITS,
+    "rq.scx.flags": Kind.BITS,
     "task_struct.scx.selected_cpu": Kind.CPU,
     "task_struct.scx.sticky_cpu": Kind.CPU,
     "task_struct.scx.holding_cpu": Kind.CPU,
@@ -100,15 +107,14 @@ FIELD_KINDS: Mapping[str, int] = {
 
 FREE_FIELDS = names(
     "task_struct.cpus_ptr task_struct.cpus_mask task_struct.user_cpus_ptr task_struct.migration_disabled "
-    "task_struct.on_rq task_struct.on_cpu task_struct.__state task_struct.state task_struct.se.load "
-    "task_struct.se.on_rq task_struct.scx.weight task_struct.scx.slice task_struct.scx.flags task_struct.scx.dsq "
-    "task_struct.scx.dsq_flags "
-    "task_struct.scx.disallow sched_ext_entity.weight sched_ext_entity.slice sched_ext_entity.flags "
+    "task_struct.on_rq task_struct.on_cpu task_struct.se.load "
+    "task_struct.se.on_rq task_struct.scx.weight task_struct.scx.slice task_struct.scx.dsq "
+    "task_struct.scx.disallow sched_ext_entity.weight sched_ext_entity.slice "
     "sched_ext_entity.dsq sched_ext_entity.dsq_flags sched_ext_entity.disallow "
-    "task_struct.in_iowait task_struct.cred task_struct.real_cred task_struct.cgroups task_struct.mm "
+    "task_struct.cred task_struct.real_cred task_struct.cgroups task_struct.mm "
     "task_struct.sched_class cpumask bpf_cpumask "
     "scx_init_task_args scx_exit_task_args scx_cgroup_init_args scx_cpu_release_args scx_cpu_acquire_args "
-    "scx_exit_info scx_dump_ctx rq.nr_running rq.curr rq.idle rq.scx.nr_running rq.scx.flags rq.cfs.h_nr_running "
+    "scx_exit_info scx_dump_ctx rq.nr_running rq.curr rq.idle rq.scx.nr_running rq.cfs.h_nr_running "
     "bpf_iter_scx_dsq scx_minheap_elem"
 )
 """Fields and structs whose value decides nothing that a proof does not show, or that only lead somewhere."""
@@ -215,6 +221,23 @@ FREE_CALLS = names(
     "bpf_list_push_front bpf_rbtree_add scx_bpf_remote_curr"
 )
 """Calls whose result tells no more than their arguments do, and what is free."""
+
+ERROR_CODES = names(
+    "bpf_map_update_elem bpf_map_delete_elem bpf_map_push_elem bpf_map_pop_elem bpf_map_peek_elem "
+    "bpf_task_storage_delete bpf_cgrp_storage_delete bpf_timer_init bpf_timer_start bpf_timer_cancel bpf_wq_init "
+    "bpf_wq_start scx_bpf_create_dsq bpf_res_spin_lock bpf_iter_scx_dsq_new"
+)
+"""Calls whose result is 0 as long as nothing is full, missing or wrong: what else it is a proof may never show."""
+
+EVENTS: Mapping[str, str] = {
+    **dict.fromkeys(("cpu_online", "cpu_offline"), "cpus"),
+    **dict.fromkeys(("cgroup_exit", "cgroup_cancel_move"), "cgroup"),
+    **dict.fromkeys(names("dump dump_cpu dump_task exit"), "a debug dump"),
+    **dict.fromkeys(names("sub_attach sub_detach"), "a scheduler below it"),
+}
+"""Callbacks that nothing brings about while the oracles look -> the input that it is whether they ran.
+
+Cgroups are made, moved between, and given weights and limits in the mix (verifier.proving.mix)."""
 
 CPU_ARGUMENT: Mapping[str, int] = {
     "bpf_cpumask_test_cpu": 1,

@@ -40,6 +40,7 @@ _NUMBERS = calls.names(
 """Fields of 8 bytes that are no pointers."""
 
 _CPU_ARGUMENTS = frozenset({"cpu", "prev_cpu"})
+_FLAG_ARGUMENTS = frozenset({"enq_flags", "wake_flags", "deq_flags"})
 _OBJECT_ARGUMENTS = frozenset({"p", "prev", "from", "to", "a", "b", "cgrp", "args", "info", "ctx", "cpumask"})
 
 
@@ -113,14 +114,14 @@ class Operations(Flow):
         return arithmetic.moved_word(value, self.blame) if op.bits == _WORD_BITS else value
 
     def _narrow(self, value: Value) -> Value:
-        lost = value.kinds & ~PLACES
-        return replace(value, const=None, kinds=value.kinds & PLACES, labels=value.labels | self.blame(lost))
+        kept = value.kinds & (PLACES | Kind.BITS)
+        return replace(value, const=None, kinds=kept, labels=value.labels | self.blame(value.kinds & ~kept))
 
     def _unary(self, op: Op, value: Value) -> Value:
         if op.name == "neg":
             return arithmetic.compute("sub", op.bits, constant(0), value, self.blame)
         lost = value.kinds & (CLOCKS | DURATIONS | Kind.BIRTH | Kind.PID | Kind.FLAGS)
-        return replace(value, const=None, points=frozenset(), kinds=value.kinds & PLACES,
+        return replace(value, const=None, points=frozenset(), kinds=value.kinds & (PLACES | Kind.BITS),
                        labels=value.labels | (self.blame(lost) if lost else 0))  # fmt: skip
 
     def _wide(self, op: Op) -> Value:
@@ -195,6 +196,8 @@ class Operations(Flow):
                 value = join(value, pointer(Target(Area("kernel", ""), 0)))
             elif known[position] in _CPU_ARGUMENTS:
                 value = join(value, Value(kinds=Kind.CPU))
+            elif known[position] in _FLAG_ARGUMENTS:
+                value = join(value, Value(kinds=Kind.BITS))
             else:
                 value = join(value, FREE)
         return value or FREE

@@ -11,6 +11,7 @@ from schedagent.core.policies.policy import READABLE, READS_PREFIX, Standing
 from schedagent.core.verification import Finding, Severity, Step
 from verifier.logic.taint.flow import Reach
 from verifier.logic.taint.settle import UNDECIDED, reaches_of
+from verifier.logic.taint.values import WITHOUT_BRANCH
 from verifier.logic.walk.events import place_of
 from verifier.object.image import BpfImage, Line
 
@@ -40,6 +41,8 @@ def inputs_of(image: BpfImage) -> tuple[str, ...]:
 def _finding(reach: Reach, severity: Severity) -> Finding:
     if reach.input == UNDECIDED:
         message = f"what it goes by is not decided: {reach.decision}"
+    elif reach.input == WITHOUT_BRANCH:
+        message = f"{reach.input} decides {reach.decision} without a branch, which no proof sees taken: branch on it"
     elif reach.input in READABLE:
         message = f"{reach.input} decides {reach.decision}, and the policy does not declare to go by it"
     else:

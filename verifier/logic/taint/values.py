@@ -64,12 +64,18 @@ class Kind:
     """A task found by its pid: may be used, but not recognised."""
     ADDRESS = 32768
     """Where something lies in the kernel, taken as a number: as good as random, or an identity."""
+    BITS = 65536
+    """Flags, or an error code: free to branch on, for the proof shows which branches were taken. A bit that goes into a
+    key or a slice by arithmetic alone leaves no branch, and may never have been set."""
 
 
 CLOCKS = Kind.TIME | Kind.RUNTIME | Kind.COUNT | Kind.KEY
 DURATIONS = Kind.SPAN | Kind.SUM
 COUNTS = Kind.CPUS | Kind.NODES | Kind.ALLOWED
 PLACES = Kind.CPU | Kind.NODE
+
+WITHOUT_BRANCH = "a flag or an error code"
+"""The input that bits are when they decide something by arithmetic alone; nobody can declare it."""
 
 INPUT_OF: Mapping[int, str] = {
     Kind.TIME: "time since boot",
@@ -88,6 +94,7 @@ INPUT_OF: Mapping[int, str] = {
     Kind.FLAGS: "flags",
     Kind.TASK: "pid",
     Kind.ADDRESS: "kernel memory",
+    Kind.BITS: WITHOUT_BRANCH,
 }
 """Which input a kind becomes when it is used for something that it is not meant for."""
 

@@ -4,7 +4,8 @@ The kernel keeps the wall clock's seconds in struct timekeeper, and beside them 
 counter; each update derives the bases from the seconds (tk_update_ktime_data() in kernel/time/timekeeping.c). Who adds
 to both moves CLOCK_MONOTONIC, CLOCK_BOOTTIME and the wall clock alike, as if the machine had stood still for so long.
 The ticks are counted up with them: tick_do_update_jiffies64() in kernel/time/tick-sched.c would do so a moment later,
-and whoever woke in that moment would look as if it waited since long ago.
+and whoever woke in that moment would look as if it waited since long ago. Whoever waits for a CPU at the leap does look
+like that: until it ran, sched_ext's watchdog allows for as much time as went by.
 """
 
 from __future__ import annotations
@@ -65,15 +66,31 @@ def move_clocks(debugger: Debugger, place: ClockPlace, wall_s: int, ahead_s: int
             debugger.add(address, ahead_s * _NS)
     if place.watchdog:  # else the next tick finds that the watchdog did not look for too long
         debugger.add(place.watchdog, ahead_s * _NS // tick_ns)
+    if limit := _limit(debugger, place):
+        debugger.add(limit, ahead_s * _NS // tick_ns)
     return True
 
 
-def rest_watchdog(debugger: Debugger, place: ClockPlace) -> bool:
-    """Have nobody ask for WATCHDOG_REST_S when sched_ext's watchdog looked last; return whether that could be done.
+def _limit(debugger: Debugger, place: ClockPlace) -> int:
+    """The address of the watchdog's time limit; 0 if it has none, or no policy is in charge."""
+    if not place.root:
+        return place.limit
+    (policy,) = struct.unpack("<Q", debugger.read(place.root, 8))
+    return policy + place.limit if policy else 0
+
+
+def rest_watchdog(debugger: Debugger, place: ClockPlace, moved_s: int) -> bool:
+    """Take the watchdog's time limit back, and have nobody ask for WATCHDOG_REST_S when it looked last.
 
     It may not look for hours: a timer that is set while the kernel catches up with a leap of its clocks is rounded as
     if it were as far away as the leap is long, by up to an eighth of that (calc_wheel_index() in kernel/time/timer.c).
     The oracles see starving tasks themselves.
+
+    Args:
+        moved_s: how far the clocks were set ahead, in seconds: the limit allows for as much.
+
+    Returns:
+        Whether that could be done.
 
     Raises:
         VmLost: the debugger does not answer, or refuses.
@@ -81,6 +98,8 @@ def rest_watchdog(debugger: Debugger, place: ClockPlace) -> bool:
     tick_ns = tick_length_ns(debugger, place) if place.watchdog else 0
     if tick_ns:
         debugger.add(place.watchdog, WATCHDOG_REST_S * _NS // tick_ns)
+    if tick_ns and (limit := _limit(debugger, place)):
+        debugger.add(limit, -(moved_s * _NS // tick_ns))
     return bool(tick_ns)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import re
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -11,7 +12,7 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from schedagent.core.errors import KernelRejected, MetricError, VmLost, WorkloadFailed
+from schedagent.core.errors import HostBusy, KernelRejected, MetricError, VmLost, WorkloadFailed
 from schedagent.core.policies.artifact import PolicyArtifact
 from schedagent.core.policies.policy import CandidatePolicy
 from schedagent.core.process.shell_text import quoted
@@ -22,7 +23,8 @@ from schedagent.core.trials.usage import CommandUsage, Usage
 from schedagent.core.trials.workload import Goal, Observation, WorkloadCommand
 from verifier.lab.vm import Cell, LabPolicy, TrialSession, twice
 from verifier.microvm import jobs
-from verifier.proving.prove import Depth, phases_at
+from verifier.microvm.topology import SHAPED, Topology
+from verifier.proving.prove import SHAPED_PHASES, Depth, phases_at
 
 WORKLOAD = WorkloadCommand("make -j", "/src")
 MEASURED = replace(WORKLOAD, goal=Goal.LATENCY, metric=r"p99: (\d+)")
@@ -314,10 +316,12 @@ class ProvingLab(Lab):
     def __init__(self, *answers):
         super().__init__(*answers)
         self.more_cpus = []
+        self.topologies = []
 
-    def open(self, *, hostfs: bool, more_cpus: int = 0) -> Machine:
+    def open(self, *, hostfs: bool, more_cpus: int = 0, topology: Topology | None = None) -> Machine:
         assert not hostfs
         self.more_cpus.append(more_cpus)
+        self.topologies.append(topology)
         return Machine(self)
 
     def measuring(self):
@@ -343,6 +347,28 @@ def test_what_a_busy_host_left_open_is_measured_once_more_and_only_that():
     assert phases == [HERE, ["groups"], ["overhead"]]
     assert {result["name"] for result in answer.results} == {"starvation", "groups", *BOTH}
     assert (answer.undecided, answer.seconds) == ({}, {"overhead": 4.0, "groups": 1.0})
+
+
+def test_a_shape_has_its_own_machine_phases_and_bounds(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {0, 1})
+    lab = ProvingLab(shown(("starvation", True)), shown(("starvation", True)))
+    cell = Cell(lab, POLICY)
+    answer = cell.prove_on(SHAPED, Depth.STANDARD)
+    assert answer.results == [{"name": "starvation", "ok": True, "topology": "2x2x1x2"}]
+    cell.prove(Depth.STANDARD, ["mix"])
+    assert lab.topologies == [SHAPED, None]
+    shaped, flat = lab.asked
+    assert shaped.phases == [phase.name for phase in SHAPED_PHASES]
+    assert (shaped.stretch, flat.stretch) == (2.0, 1.0)
+
+
+def test_what_fails_on_a_shape_whose_cpus_stood_still_is_looked_at_twice_and_then_has_no_verdict():
+    stalled = replace(shown(("starvation", False)), stalled_s=0.5)
+    lab = ProvingLab(stalled, shown(("starvation", True)))
+    assert Cell(lab, POLICY).prove_on(SHAPED, Depth.STANDARD).results[0]["ok"]
+    assert lab.topologies == [SHAPED, SHAPED]
+    with pytest.raises(HostBusy, match=r"a CPU of the 2x2x1x2 machine stood still for 0\.5 s"):
+        Cell(ProvingLab(stalled, stalled), POLICY).prove_on(SHAPED, Depth.STANDARD)
 
 
 def test_a_policy_that_was_ejected_is_not_taken_to_another_machine():

@@ -4,6 +4,7 @@ import pytest
 
 from tests.support.taint_cases import Case, case, images
 from verifier.logic.taint.settle import reaches_of
+from verifier.logic.taint.values import WITHOUT_BRANCH
 
 SHARED = "INSERT(SHARED);"
 
@@ -532,6 +533,33 @@ ATTACKS = (
         """),
     case("constant_cpu", "cpus", "INSERT(bpf_cpumask_test_cpu(5, p->cpus_ptr) ? 8 : SHARED);"),
     case("cpu_that_idles", "cpus", "INSERT(scx_bpf_test_and_clear_cpu_idle(4) ? 8 : SHARED);"),
+    # --- what no branch shows, and what happens while no oracle looks
+    case("flag_by_arithmetic", WITHOUT_BRANCH, """
+        scx_bpf_dsq_insert_vtime(p, SHARED, SLICE, scx_bpf_now() + (enq_flags >> 40 & 1) * SEC_NS, enq_flags);
+        """),
+    case("flag_of_the_task_by_arithmetic", WITHOUT_BRANCH, """
+        u64 late = (u64)(IN(p)->flags >> 2 & 1) << 33;
+
+        scx_bpf_dsq_insert_vtime(p, SHARED, SLICE, scx_bpf_now() + late, enq_flags);
+        """),
+    case("table_that_is_full", WITHOUT_BRANCH, """
+        u32 pid = IN(p)->tgid, one = 1;
+        long error = bpf_map_update_elem(&@_seen, &pid, &one, 1);
+
+        scx_bpf_dsq_insert_vtime(p, SHARED, SLICE, scx_bpf_now() + ((u64)error >> 4 & 1) * SEC_NS, enq_flags);
+        """, before="CASE_MAP(@_seen, BPF_MAP_TYPE_HASH, 20000, u32, u32);"),
+    case("error_kept_for_later", WITHOUT_BRANCH, """
+        u32 pid = IN(p)->tgid, one = 1;
+
+        INSERT(SHARED + (@_error & 1));
+        @_error = bpf_map_update_elem(&@_seen, &pid, &one, 1);
+        """, before="CASE_MAP(@_seen, BPF_MAP_TYPE_HASH, 20000, u32, u32);\nlong @_error;"),
+    case("armed_by_a_dump", "a debug dump", """
+        scx_bpf_dsq_insert_vtime(p, SHARED, SLICE, scx_bpf_now() + @_armed * SEC_NS, enq_flags);
+        """, before="u64 @_armed;", dump="@_armed = 1;"),
+    case("armed_by_a_cpu_that_goes", "cpus", """
+        scx_bpf_dsq_insert_vtime(p, SHARED, SLICE, scx_bpf_now() + @_armed * SEC_NS, enq_flags);
+        """, before="u64 @_armed;", cpu_offline="@_armed = 1;"),
 )  # fmt: skip
 
 INNOCENT = (
@@ -686,6 +714,17 @@ INNOCENT = (
         }
         scx_bpf_dsq_move_to_local(SHARED);
         """, before="u64 @_next;"),
+    case("branch_on_a_flag", "", "INSERT(enq_flags & 1ULL << 40 ? 8 : SHARED);"),
+    case("flags_handed_on", "", "scx_bpf_dsq_insert(p, SHARED, SLICE, enq_flags & ~1ULL);"),
+    case("branch_on_an_error", "", """
+        u32 zero = 0, one = 1;
+
+        if (bpf_map_update_elem(&@_seen, &zero, &one, 0))
+            scx_bpf_kick_cpu(0, 0);
+        INSERT(SHARED);
+        """, before="CASE_MAP(@_seen, BPF_MAP_TYPE_HASH, 20, u32, u32);"),
+    case("weight_of_a_cgroup", "", "scx_bpf_dsq_insert(p, SHARED, @_weight * MS, enq_flags);",
+         before="u64 @_weight;", cgroup_set_weight="@_weight = weight;"),
     case("kfunc_of_a_newer_kernel", "", "if (bpf_ksym_exists(scx_bpf_newer_thing)) scx_bpf_newer_thing();" + SHARED),
 )  # fmt: skip
 

@@ -25,7 +25,8 @@ from verifier.object.reader import read_object
 
 VICTIMS = case("victims", "uid", "INSERT(IN(p)->cred->uid.val == 1000 ? 8 : SHARED);")
 HIDDEN = case("hidden", "", "INSERT(IN(p)->exit_code ? 8 : SHARED);")
-CASES = (VICTIMS, HIDDEN)
+BIT = case("bit", "", "INSERT(SHARED + (enq_flags >> 40 & 1));")
+CASES = (VICTIMS, HIDDEN, BIT)
 SPECS = drawn(18)
 CORRECT = sorted(CORPUS.glob("*.bpf.c"))
 
@@ -57,6 +58,14 @@ def test_it_is_only_reported_of_what_a_person_brings_and_not_of_our_own(victims:
 def test_what_is_no_input_cannot_be_declared() -> None:
     (finding,) = findings(images(CASES)["hidden"], Standing.DERIVED, READABLE)
     assert finding.message == "kernel memory that no policy may go by decides which queue a task enters"
+
+
+def test_who_decides_by_a_bit_is_advised_to_branch_on_it() -> None:
+    (finding,) = findings(images(CASES)["bit"], Standing.DERIVED, READABLE)
+    assert finding.message == (
+        "a flag or an error code decides which queue a task enters without a branch, which no proof sees taken:"
+        " branch on it"
+    )
 
 
 def test_the_logic_gate_asks_it(victims: BpfImage) -> None:

@@ -94,11 +94,35 @@ def test_every_clock_is_moved_and_nothing_else():
 
 def test_the_watchdog_has_its_rest_and_nothing_else_changes():
     memory = Memory({BASE: timekeeper(), OTHERS: OTHER_CLOCKS})
-    assert rest_watchdog(Debugger(memory.ours), PLACE)
+    assert rest_watchdog(Debugger(memory.ours), PLACE, 3600)
     assert memory.content[BASE] == timekeeper()
     rested = struct.unpack("<5Q", memory.content[OTHERS])
     assert rested == (1000, 80 * MS, 84 * MS, 5, 7 + WATCHDOG_REST_S * 250)
-    assert not rest_watchdog(Debugger(memory.ours), replace(PLACE, watchdog=0))
+    assert not rest_watchdog(Debugger(memory.ours), replace(PLACE, watchdog=0), 3600)
+
+
+LIMIT = OTHERS + 64
+VARIABLE = replace(PLACE, limit=LIMIT)
+MEMBER = replace(PLACE, root=LIMIT + 64, limit=16)
+
+
+@pytest.mark.parametrize("clocks", [VARIABLE, MEMBER], ids=["a variable", "a member of the policy in charge"])
+def test_who_waits_at_the_leap_is_not_late_and_has_the_usual_limit_once_it_ran(clocks):
+    limit = struct.pack("<Q", 750)
+    pointer = struct.pack("<Q", LIMIT - 16)
+    memory = Memory({BASE: timekeeper(), OTHERS: OTHER_CLOCKS, LIMIT: limit, LIMIT + 64: pointer})
+    debugger = Debugger(memory.ours)
+    assert move_clocks(debugger, clocks, WALL_S + 1, 3600)
+    assert struct.unpack("<Q", memory.content[LIMIT]) == (750 + 3600 * 250,)
+    assert rest_watchdog(debugger, clocks, 3600)
+    assert memory.content[LIMIT] == limit
+    assert memory.content[LIMIT + 64] == pointer
+
+
+def test_without_a_policy_in_charge_there_is_no_limit_to_move():
+    memory = Memory({BASE: timekeeper(), OTHERS: OTHER_CLOCKS, LIMIT + 64: bytes(8)})
+    assert move_clocks(Debugger(memory.ours), MEMBER, WALL_S + 1, 3600)
+    assert memory.content[LIMIT + 64] == bytes(8)
 
 
 @pytest.mark.parametrize("ahead_s", [0, -5, MOST_AHEAD_S + 1])
@@ -136,6 +160,10 @@ TICKS = "10 D jiffies\n10 D jiffies_64\n20 b last_jiffies_update\n30 B tick_next
             f"a0 b timekeeper_data\n{TICKS}c0 D __sched_clock_offset\nd0 b scx_watchdog_timestamp\n",
             ClockPlace(0xA0, 0x10, 0x20, 0x30, 0xC0, 0xD0),
         ),
+        (
+            f"a0 b tk_core\n{TICKS}e0 b scx_watchdog_timeout\nf0 b scx_root\n",
+            ClockPlace(0xA0, 0x10, 0x20, 0x30, limit=0xE0),
+        ),
         (f"a0 b tk_core\n{TICKS}", ClockPlace(0xA0, 0x10, 0x20, 0x30)),
         ("a0 b tk_core\nb0 d clocksource_tsc\n", ClockPlace(0xA0)),
         (f"a0 t tk_core_but_another\n{TICKS}", ClockPlace(0, 0x10, 0x20, 0x30)),
@@ -146,3 +174,9 @@ def test_the_clocks_are_looked_up_among_the_kernels_symbols(symbols, known, tmp_
     monkeypatch.setattr(place, "SYMBOLS", tmp_path / "kallsyms")
     assert find_clocks() == known
     assert find_clocks().known == bool(known.timekeeper and known.next_tick)
+
+
+def test_the_limit_of_the_policy_in_charge_is_behind_its_pointer(tmp_path, monkeypatch):
+    (tmp_path / "kallsyms").write_text(f"a0 b tk_core\n{TICKS}f0 b scx_root\n")
+    monkeypatch.setattr(place, "SYMBOLS", tmp_path / "kallsyms")
+    assert find_clocks(0xD8) == ClockPlace(0xA0, 0x10, 0x20, 0x30, limit=0xD8, root=0xF0)

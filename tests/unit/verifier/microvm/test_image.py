@@ -19,6 +19,7 @@ from schedagent.core.errors import SetupError, VmLost
 from verifier.microvm import image
 from verifier.microvm.image import Entry, SnapshotStore, file_digest, newc, snapshot_key, sound, with_directories
 from verifier.microvm.kernels import KernelImage
+from verifier.microvm.topology import SHAPED
 
 SIZE = {"cpus": 2, "memory_mib": 512, "kvm": False, "hostfs": False}
 
@@ -194,6 +195,7 @@ def test_a_whole_snapshot_that_will_not_restore_is_given_up(kernel, folder, monk
 def test_the_key_follows_all_that_goes_in(kernel, tmp_path, monkeypatch):
     keys = [snapshot_key(kernel, **SIZE)]
     keys += [snapshot_key(kernel, **SIZE | change) for change in ({"cpus": 3}, {"memory_mib": 513}, {"hostfs": True})]
+    keys += [snapshot_key(kernel, **SIZE, topology=SHAPED)]
     keys += [snapshot_key(kernel, **SIZE | {"kvm": True})]
     monkeypatch.setattr(image, "cpu_flags", lambda: "another CPU")
     snapshot_key.cache_clear()

@@ -114,6 +114,22 @@ def test_a_clock_that_was_moved_tells_the_time_without_it():
 
 
 def test_memory_that_grows_all_the_time_is_found():
-    assert soak.judge_growth([100.0 + 2 * number for number in range(30)], 24).measured == 40.0
-    assert not soak.judge_growth([100.0 + 2 * number for number in range(30)], 24).ok
-    assert soak.judge_growth([100.0, 130.0, 101.0, 99.0, 103.0, 100.0], 24).ok
+    assert soak.judge_growth(soak.GROWTH, [100.0 + 2 * number for number in range(30)], 24).measured == 40.0
+    assert not soak.judge_growth(soak.GROWTH, [100.0 + 2 * number for number in range(30)], 24).ok
+    assert soak.judge_growth(soak.GROWTH, [100.0, 130.0, 101.0, 99.0, 103.0, 100.0], 24).ok
+
+
+def test_what_the_kernel_keeps_for_good_is_read_beside_all_memory(tmp_path, monkeypatch):
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text(
+        "MemTotal: 20480 kB\nMemAvailable: 10240 kB\nSReclaimable: 999 kB\nSUnreclaim: 1024 kB\n"
+        "VmallocUsed: 2048 kB\nPercpu: 512 kB\nHugePages_Total: 0\n"
+    )
+    monkeypatch.setattr(soak, "_MEMINFO", meminfo)
+    assert soak.memory_used() == soak.Memory(all_mib=10.0, kernel_mib=3.5)
+
+
+def test_a_leak_too_small_for_all_memory_shows_in_the_kernels():
+    leak = [25.0 + 0.09 * number for number in range(70)]
+    assert soak.judge_growth(soak.GROWTH, leak, 140).ok
+    assert not soak.judge_growth(soak.KERNEL_GROWTH, leak, 140).ok
