@@ -16,7 +16,7 @@ LINK_DIR ?= $(HOME)/.local/bin
 INSTALLATION = $(BIN)/python -m deploy.setup.installation --prefix "$(PREFIX)" --destdir "$(DESTDIR)"
 C_SOURCES = find kernel_bpf tests -name '*.[ch]' -not -name vmlinux.h -print0
 
-.PHONY: help venv setup demo demo-llm test test-unit test-vm test-in-vm test-host test-verifier test-pages older-kernel promtool docs picture man mutation fuzz-socket fuzz-policies linters check check-deb bench bench-verdict bench-oracles kernel link install uninstall purge deb fmt lock clean
+.PHONY: help venv setup demo demo-llm test test-unit test-vm test-in-vm test-host test-verifier test-field test-pages older-kernel promtool docs picture man mutation fuzz-socket fuzz-policies linters check check-deb bench bench-verdict bench-oracles kernel link install uninstall purge deb fmt lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -44,6 +44,9 @@ test-in-vm: setup older-kernel # the second part of make test
 
 test-verifier: setup older-kernel ## take the corpus of broken and correct policies through every gate; prints a table
 	$(BIN)/python -m tests.corpus
+
+test-field: setup ## take the kernel's own schedulers and tests through the static gates (needs the network once)
+	$(BIN)/python -m tests.field
 
 older-kernel: setup # policies are checked on it, too; a mirror that has none is no error
 	@$(BIN)/schedagent kernels fetch --older

@@ -66,7 +66,7 @@ from verifier.proving.identity import NOTHING_WORN
 from verifier.proving.prove import COVERAGE, ORACLES, PHASES, Depth, phases_at
 from verifier.report_cache import ReportCache, digest_subject, verifier_version
 from verifier.signer import Signer, longest_lifetime_s
-from verifier.source.checks import check_source
+from verifier.source.checks import check_sources
 from verifier.wardrobe import worn_for
 
 log = logging.getLogger(__name__)
@@ -310,17 +310,16 @@ class _Passage:
         accepted = f"{len(configured)} tunables accepted"
         if self._info.is_object:
             return Passed(f"a compiled object was given; {accepted}", status=GateStatus.NOT_APPLICABLE)
-        content = read_source(self._info.source)
-        findings = check_source(
-            content,
-            self._info.source.name,
+        sources = [(path.name, read_source(path)) for path in (self._info.source, *self._info.parts)]
+        findings = check_sources(
+            sources,
             self._verifier.target,
             tunables=self._info.tunables,
             include_dirs=self._verifier.include_dirs,
             cache_dir=self._verifier.cache_dir,
             standing=self._standing(),
         )
-        return self._settled(f"{len(content)} bytes; {accepted}", findings)
+        return self._settled(f"{sum(len(text) for _name, text in sources)} bytes; {accepted}", findings)
 
     def _settled(self, detail: str, findings: Sequence[Finding]) -> Passed:
         """Fail a static gate if there is an error among what is found, as far as it counts for this policy."""
@@ -344,7 +343,7 @@ class _Passage:
         first = self._artifacts[0]
         size = f"{len(first.object_bytes)} bytes for {self._verifier.target.release}"
         if self._info.is_object:
-            return Passed(size, status=GateStatus.NOT_APPLICABLE)
+            return Passed(f"{size}; {first.log}".removesuffix("; "), status=GateStatus.NOT_APPLICABLE)
         return Passed(size)
 
     def _build(self, target: KernelTarget) -> PolicyArtifact:
@@ -363,8 +362,10 @@ class _Passage:
             reads=self._info.reads,
             accepted_reader=lambda: submission.accepted_reader(target, self._verifier.cache_dir),
         )
-        if self._standing() is Standing.FOREIGN:
-            self._lacks = lacks.sentence(self._image, report.unfilled, dict(self._candidate.tunables))
+        if self._standing() is Standing.FOREIGN or self._info.rodata:
+            given = dict(self._candidate.tunables)
+            assumed, handed_over = self._info.rodata, report.handed_over
+            self._lacks = lacks.sentence(self._image, report.unfilled, given, assumed, handed_over)
         return self._settled(report.summary, report.findings)
 
     def _kernel_verifier(self) -> Passed:

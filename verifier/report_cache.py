@@ -27,7 +27,10 @@ ENTRY = re.compile(r"[0-9a-f]{32}\.json")
 log = logging.getLogger(__name__)
 
 _ROOT = Path(__file__).resolve().parents[1]
-_CODE = ("verifier/**/*.py", "kernel_bpf/**/*.py", "kernel_bpf/bpf/include/*.h", "schedagent/core/**/*.py")
+_CODE = (
+    *("verifier/**/*.py", "kernel_bpf/**/*.py", "schedagent/core/**/*.py"),
+    *("kernel_bpf/bpf/include/*.h", "kernel_bpf/bpf/libc/**/*.h"),
+)
 
 
 @functools.cache

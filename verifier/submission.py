@@ -5,20 +5,23 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from kernel_bpf.build.compile import compile_policy
 from kernel_bpf.build.inlined import inlined_calls
 from kernel_bpf.build.source import read_source
-from kernel_bpf.build.target import KernelTarget
+from kernel_bpf.build.target import KernelTarget, enum_values
 from kernel_bpf.policies.library import load_library
 from schedagent.core.deployment import LARGEST_OBJECT_BYTES
 from schedagent.core.errors import PolicyError
 from schedagent.core.policies.artifact import PolicyArtifact
+from schedagent.core.policies.embedded import scheduler_inside
 from schedagent.core.policies.policy import PolicyInfo, Standing, Tunable
 from schedagent.core.policies.proposal import Origin
 from verifier.logic.rules.reads import reader
 from verifier.object.reader import read_object
+from verifier.object.rodata import with_rodata
 
 _STRIP = "leave its debug information out, which the kernel does not read: llvm-strip -g FILE.bpf.o"
 
@@ -31,16 +34,29 @@ _NAME = re.compile(r"[A-Za-z0-9_]{1,100}")
 
 
 def build(info: PolicyInfo, target: KernelTarget, include_dirs: Sequence[Path], cache_dir: Path) -> PolicyArtifact:
-    """Compile a policy for a kernel; an object is taken as it is.
+    """Compile a policy for a kernel; an object is taken as it is. What its loader is assumed to set is set in it.
 
     Raises:
         PolicyError: the file cannot be read, or the object is too large to be deployed.
+        UsageError: the object has no such variable, or it cannot have that value.
         CompileError: clang refused it, with clang's own lines.
     """
+    artifact = _as_brought(info, target, include_dirs, cache_dir)
+    if not info.rodata:
+        return artifact
+    content = with_rodata(artifact.object_bytes, info.rodata, enum_values(target))
+    return replace(artifact, object_bytes=content)
+
+
+def _as_brought(
+    info: PolicyInfo, target: KernelTarget, include_dirs: Sequence[Path], cache_dir: Path
+) -> PolicyArtifact:
     if info.is_object:
-        content = _read_object(info.source)
-        return PolicyArtifact(info.name, content, "", target.btf_build_id, inlined=inlined_calls(content))
-    artifact = compile_policy(info.source, info.name, target, include_dirs=include_dirs, cache_dir=cache_dir)
+        content, origin = _read_object(info.source)
+        return PolicyArtifact(info.name, content, "", target.btf_build_id, origin, inlined_calls(content))
+    artifact = compile_policy(
+        info.source, info.name, target, include_dirs=include_dirs, parts=info.parts, cache_dir=cache_dir
+    )
     if len(artifact.object_bytes) > LARGEST_OBJECT_BYTES:
         raise _too_large(f"{len(artifact.object_bytes)} bytes came out of the compiler", "")
     return artifact
@@ -53,7 +69,8 @@ def standing(info: PolicyInfo, include_dirs: Sequence[Path]) -> Standing:
     Raises:
         PolicyError: the source cannot be read.
     """
-    if not info.is_object and not include_dirs and read_source(info.source) in _bundled():
+    alone = not (info.is_object or include_dirs or info.parts or info.rodata)
+    if alone and read_source(info.source) in _bundled():
         return Standing.BUNDLED
     return Standing.DERIVED if info.origin in _MADE else Standing.FOREIGN
 
@@ -97,7 +114,12 @@ def declared_tunables(artifact: PolicyArtifact) -> tuple[Tunable, ...]:
     )
 
 
-def _read_object(path: Path) -> bytes:
+def _read_object(path: Path) -> tuple[bytes, str]:
+    """Return an object, and where it lay if it is that of a program."""
+    if path.suffix != ".o":
+        content, count = scheduler_inside(path)
+        others = f", and {count - 1} other BPF objects" if count > 1 else ""
+        return content, f"{path.name} holds it{others}"
     try:
         if not path.is_file():
             raise PolicyError(f"{path} is not a regular file")
@@ -107,7 +129,7 @@ def _read_object(path: Path) -> bytes:
         raise PolicyError(f"{path} cannot be read: {error.strerror}") from None
     if len(content) > LARGEST_OBJECT_BYTES:
         raise _too_large(f"{path.name} is larger", _STRIP)
-    return content
+    return content, ""
 
 
 def _too_large(what: str, hint: str) -> PolicyError:

@@ -10,23 +10,28 @@ import functools
 import hashlib
 import json
 import logging
+import os
 import platform
 import re
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from kernel_bpf import BPF
 from kernel_bpf.build import sandbox
+from kernel_bpf.build.externs import kfuncs, with_own_names
 from kernel_bpf.build.inlined import inlined_calls
 from kernel_bpf.build.source import read_source
 from kernel_bpf.build.target import KernelTarget, find_bpftool
 from schedagent.core.errors import CompileError, SetupError, UsageError
 from schedagent.core.installation import this_installation
 from schedagent.core.policies.artifact import InlinedCall, PolicyArtifact
+from schedagent.core.policies.renamed import advice_on
 from schedagent.core.process import proc
 from schedagent.core.retention.folder import mark_used, trim
 from schedagent.core.retention.limits import RETENTION
@@ -41,15 +46,29 @@ KERNEL_FOLDER = "kernel"
 """Where clang finds vmlinux.h: a name inside the sandbox, and in clang's messages."""
 
 LIMITS = sandbox.SandboxLimits()
+_LINKED_LIMIT_BYTES = 64 << 20
+"""Of what the linker writes: each part may bring a MiB of zeros for its arena, and an object that is too large to be
+deployed is refused with its size."""
 
 _FLAGS = (
     *("-target", "bpf", "-mcpu=v3", "-O2", "-g", "-Wall", "-std=gnu11"),
+    "-Wno-incompatible-function-pointer-types",
     *("-fno-color-diagnostics", "-fno-crash-diagnostics", "-fdebug-compilation-dir=.", "-ffile-prefix-map=/usr=usr"),
 )
-"""v3 because clang 19 refuses 32-bit atomics below it; -g because CO-RE and the loader live on BTF."""
+"""v3 because clang 19 refuses 32-bit atomics below it; -g because CO-RE and the loader live on BTF. Callbacks that the
+macros of libbpf write take their context, whatever the ops struct says: upstream compiles them with this flag, too."""
 
-_SYSTEM_HEADERS = ("bpf", "linux", "asm-generic", "asm")
-"""Folders of /usr/include that policies written elsewhere use; asm may lie in the folder of the architecture."""
+_SYSTEM_INCLUDE = "/usr/include"
+_SYSTEM_HEADERS = (
+    *("bpf", "linux", "asm-generic", "asm", "bits", "sys/cdefs.h", "sys/types.h", "sys/select.h"),
+    *("errno.h", "string.h", "strings.h", "stdint.h", "inttypes.h", "limits.h", "endian.h"),
+    *("features.h", "features-time64.h", "stdc-predef.h"),
+)
+"""What policies written elsewhere include of /usr/include: the interfaces of libbpf and the kernel, and of libc the
+headers that need no library. Some lie in the folder of the architecture, which clang does not search for BPF."""
+
+_LIBC_STUBS = "gnu/stubs.h"
+"""What features.h asks for which functions are stubs: libc has one for each word size, and none for BPF."""
 
 _ARCHITECTURES = {"x86_64": "x86", "aarch64": "arm64"}
 ENTRY = re.compile("[0-9a-f]{32}")
@@ -67,33 +86,49 @@ def compile_policy(
     target: KernelTarget,
     *,
     include_dirs: Sequence[Path] = (),
+    parts: Sequence[Path] = (),
     cache_dir: Path | None = None,
 ) -> PolicyArtifact:
     """Compile one policy for one kernel.
 
-    The source is the only file of its folder that clang can see: what it includes must be ours, the kernel's, the
-    system's BPF headers, or in one of `include_dirs`.
+    The source is the only file of its folder that clang can see: what it includes must be in one of `include_dirs`,
+    ours, the kernel's, or the system's BPF headers.
 
     Args:
         name: policy name, for the artifact.
-        include_dirs: searched after the policy headers and before the kernel's vmlinux.h.
+        include_dirs: searched before our headers, so that an author's common.bpf.h is the author's own.
+        parts: further sources, each compiled by itself; libbpf's linker makes one object of all.
         cache_dir: compiled objects are kept in its subfolder objects; None keeps none.
 
     Raises:
-        UsageError: the source, or a folder of headers, cannot be used.
-        CompileError: it is no C text, clang refused it, with clang's own lines, or it took more than its share.
+        UsageError: a source, or a folder of headers, cannot be used.
+        CompileError: it is no C text, clang or the linker refused it, with their own lines, or it took more than its
+            share.
         SetupError: there is no usable clang, or no sandbox to run it in.
     """
-    text = read_source(source)
-    setting = prepare(source.name, target, include_dirs)
+    texts = [read_source(path) for path in (source, *parts)]
+    settings = [prepare(path.name, target, include_dirs) for path in (source, *parts)]
+    with ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0))) as pool:
+        objects = list(pool.map(lambda text, setting: _compiled(text, setting, cache_dir), texts, settings))
+    digests = [hashlib.sha256(text).hexdigest() for text in texts]
+    whole = _linked(objects) if parts else objects[0]
+    digest = hashlib.sha256(" ".join(digests).encode()).hexdigest() if parts else digests[0]
+    return PolicyArtifact(name, whole.content, digest, target.btf_build_id, whole.messages, whole.inlined)
+
+
+def _compiled(text: bytes, setting: Setting, cache_dir: Path | None) -> Compiled:
+    """Return the object of one source, from the cache if it is there."""
     entry = _entry(cache_dir, text, setting) if cache_dir else None
     compiled = _recall(entry) if entry else None
     if compiled is None:
         compiled, read_files = _run_clang(text, setting)
         if entry:
             _remember(entry, compiled, [setting.outside(file) for file in read_files if file != setting.source])
-    digest = hashlib.sha256(text).hexdigest()
-    return PolicyArtifact(name, compiled.content, digest, target.btf_build_id, compiled.messages, compiled.inlined)
+    return compiled
+
+
+class StoppedError(CompileError):
+    """Clang reached a limit of its sandbox."""
 
 
 class Compiled(NamedTuple):
@@ -176,7 +211,7 @@ class Setting:
                 limits=limits or LIMITS,
             )
         if ran.stopped:
-            raise CompileError(f"clang was stopped on {self.source}: {ran.stopped}")
+            raise StoppedError(f"clang was stopped on {self.source}: {ran.stopped}")
         if ran.crashed:
             raise CompileError(f"clang crashed on {self.source}", "simplify the source: less nesting")
         return ran
@@ -201,11 +236,11 @@ def prepare(source_name: str, target: KernelTarget, include_dirs: Sequence[Path]
     clang = find_clang()[0].resolve()
     machine = platform.machine()
     resources = _resource_folder(clang)
-    ours = {"include": BPF_INCLUDE} | {f"include{number}": path for number, path in enumerate(include_dirs, 1)}
+    searched = {f"include{number}": path for number, path in enumerate(include_dirs, 1)} | {"include": BPF_INCLUDE}
     flags = [*_FLAGS, f"-resource-dir={resources}", f"-D__TARGET_ARCH_{_ARCHITECTURES.get(machine, machine)}"]
-    flags += [f"-I{name}" for name in ours]
+    flags += [f"-I{name}" for name in searched]
     flags += ["-isystem", KERNEL_FOLDER]  # warnings in a generated header are nobody's
-    folders = {f"{sandbox.WORKPLACE}/{name}": path.resolve() for name, path in ours.items()}
+    folders = {f"{sandbox.WORKPLACE}/{name}": path.resolve() for name, path in searched.items()}
     folders[f"{sandbox.WORKPLACE}/kernel"] = target.header_dir
     name = source_name if _PLAIN_NAME.fullmatch(source_name) else "policy.bpf.c"
     folders[f"{resources}/include"] = resources / "include"
@@ -220,12 +255,21 @@ def _resource_folder(clang: Path) -> Path:
 
 
 def _system_headers() -> dict[str, Path]:
-    """The headers of libbpf and of the kernel's user interface."""
-    headers: dict[str, Path] = {}
-    for name in _SYSTEM_HEADERS:
-        choices = (Path("/usr/include", name), Path("/usr/include", f"{platform.machine()}-linux-gnu", name))
-        headers |= {f"/usr/include/{name}": path for path in choices if path.is_dir()}
-    return headers
+    """What is there of _SYSTEM_HEADERS, and our gnu/stubs.h: path inside -> file or folder."""
+    roots = (Path(_SYSTEM_INCLUDE), Path(_SYSTEM_INCLUDE, f"{platform.machine()}-linux-gnu"))
+    headers = {
+        f"{_SYSTEM_INCLUDE}/{name}": _where_it_lies(path)
+        for name in _SYSTEM_HEADERS
+        for path in (root / name for root in roots)
+        if path.exists()
+    }
+    return {**headers, f"{_SYSTEM_INCLUDE}/{_LIBC_STUBS}": BPF / "libc" / _LIBC_STUBS}
+
+
+def _where_it_lies(headers: Path) -> Path:
+    """Return the folder whose files a folder of headers only links to, as Debian's linux-libc-dev has it for asm."""
+    first = next((entry for entry in sorted(headers.glob("*.h"))), headers)
+    return first.resolve().parent if first.is_symlink() else headers
 
 
 def _run_clang(text: bytes, setting: Setting) -> tuple[Compiled, list[str]]:
@@ -237,10 +281,19 @@ def _run_clang(text: bytes, setting: Setting) -> tuple[Compiled, list[str]]:
         ran = setting.run(text, arguments, writes={dependencies.name: dependencies})
         messages = shown(ran.stderr)
         if ran.status != 0:
-            raise CompileError(f"{setting.source} does not compile:\n{messages or f'status {ran.status}'}")
+            raise CompileError(
+                f"{setting.source} does not compile:\n{messages or f'status {ran.status}'}", _hint(messages)
+            )
         output.write_bytes(ran.stdout)
         compiled = Compiled(_without_dwarf(output), messages, inlined_calls(ran.stdout))
         return compiled, _read_dependencies(dependencies.read_text(errors="replace"))
+
+
+def _hint(messages: str) -> str:
+    """Say what to do about what clang does not know."""
+    if "file not found" in messages:
+        return "give the folder of the header, be it that of the source, with --include DIR"
+    return advice_on(messages)
 
 
 def shown(printed: bytes) -> str:
@@ -251,17 +304,31 @@ def shown(printed: bytes) -> str:
     return "\n".join([*shown_lines[:_SHOWN_LINES], *more])
 
 
-def _without_dwarf(compiled: Path) -> bytes:
-    """Return the object as libbpf's linker writes it: the same programs and BTF, but a tenth of the size."""
-    linked = compiled.with_name("linked.o")
+def _linked(objects: Sequence[Compiled]) -> Compiled:
+    """Return several objects as one; of a function whose name two of them have, nobody knows where it was inlined."""
+    with tempfile.TemporaryDirectory(prefix="schedagent-link-") as folder:
+        files = [Path(folder, f"part{number}.o") for number in range(len(objects))]
+        taken: set[bytes] = set()
+        for number, (file, part) in enumerate(zip(files, objects, strict=True)):
+            file.write_bytes(with_own_names(part.content, taken, f"part{number}"))
+            taken |= kfuncs(part.content)
+        content = _without_dwarf(*files)
+    owners = Counter(name for part in objects for name in {call.function for call in part.inlined})
+    inlined = tuple(call for part in objects for call in part.inlined if owners[call.function] == 1)
+    return Compiled(content, "\n".join(part.messages for part in objects if part.messages), inlined)
+
+
+def _without_dwarf(*compiled: Path) -> bytes:
+    """Return objects as libbpf's linker makes one of them: the same programs and BTF, but a tenth of the size."""
+    linked = compiled[0].with_name("linked.o")
     linked.touch()
-    inside = {path: f"{sandbox.WORKPLACE}/{path.name}" for path in (compiled, linked)}
+    inside = {path: f"{sandbox.WORKPLACE}/{path.name}" for path in (*compiled, linked)}
     ran = sandbox.run(
         Path(find_bpftool()),
-        ["gen", "object", inside[linked], inside[compiled]],
-        reads={inside[compiled]: compiled},
+        ["gen", "object", inside[linked], *(inside[path] for path in compiled)],
+        reads={inside[path]: path for path in compiled},
         writes={inside[linked]: linked},
-        limits=LIMITS,
+        limits=replace(LIMITS, output_bytes=_LINKED_LIMIT_BYTES),
     )
     if ran.status != 0:
         raise CompileError(f"bpftool cannot link the object: {shown(ran.stderr) or ran.stopped or ran.status}")

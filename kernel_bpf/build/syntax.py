@@ -42,6 +42,9 @@ _PRECOMPILED = "vmlinux.pch"
 _VARIANTS = ((), ("-DBPF_NO_KFUNC_PROTOTYPES=",))
 """How vmlinux.h is precompiled: as it is, and without its prototypes of kfuncs (the macro is bpftool's)."""
 
+_BUFFERS = frozenset({"<built-in>", "<command line>", "<scratch space>"})
+"""What clang calls text that lies in no file."""
+
 _HEADER = "vmlinux.h"
 ENTRY = re.compile(r"[0-9a-f]{32}-[0-9a-f]{32}\.pch")
 """Names of precompiled headers in their folder of the cache."""
@@ -285,12 +288,17 @@ def _fill_in(tree: dict[str, Any]) -> SourcePlace | None:
         value = waiting.pop()
         if isinstance(value, dict) and "offset" in value:
             file, line = value.setdefault("file", file), value.setdefault("line", line)
-            if renamed is None and ("presumedFile" in value or "presumedLine" in value):
+            if renamed is None and _is_renamed(value):
                 renamed = _place(value, "")
         else:
             parts = list(value.values()) if isinstance(value, dict) else value
             waiting.extend(part for part in reversed(parts) if isinstance(part, dict | list))
     return renamed
+
+
+def _is_renamed(location: Mapping[str, Any]) -> bool:
+    """Whether a #line directive renamed a place; of clang's own buffers, as of the macros it predefines, clang does."""
+    return ("presumedFile" in location or "presumedLine" in location) and location["file"] not in _BUFFERS
 
 
 def _place(location: Mapping[str, Any], which: str) -> SourcePlace:

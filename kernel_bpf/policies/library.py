@@ -6,6 +6,7 @@ Writing one is the business of kernel_bpf.policies.manifest.
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any, TypeVar
 
 from kernel_bpf import BPF
 from schedagent.core.errors import PolicyError, UsageError
+from schedagent.core.policies.embedded import is_program
 from schedagent.core.policies.policy import DECLARABLE, READABLE, PolicyInfo, Tunable
 from schedagent.core.trials.workload import WorkloadClass
 
@@ -43,7 +45,8 @@ def find_policy(name: str, library: Mapping[str, PolicyInfo]) -> PolicyInfo:
 
 
 def policy_from_file(source: Path) -> PolicyInfo:
-    """Describe a policy outside the library, source or object: by the .toml beside it, else by its file name alone.
+    """Describe a policy outside the library, source, object, or program that holds one: by the .toml beside it, else by
+    its file name alone.
 
     Raises:
         UsageError: the file is not there, or its name cannot be a policy name.
@@ -53,6 +56,8 @@ def policy_from_file(source: Path) -> PolicyInfo:
     if not source.is_file():
         raise UsageError(f"policy {source} is not there, or no regular file")
     name = source.name.removesuffix(suffix)
+    if not suffix and is_program(source):  # which may hold an object: /usr/bin/scx_bpfland
+        name, suffix = re.sub(r"\W", "_", name, flags=re.ASCII), "program"
     if not suffix or not name.isidentifier() or not name.isascii():
         raise UsageError(f"{source.name!r} does not name a policy", "call it like a C identifier: my_policy.bpf.c")
     documentation = source.with_name(f"{name}.toml")

@@ -39,12 +39,18 @@ def verify(
         Path,
         typer.Argument(
             metavar="FILE|NAME",
-            help="Source FILE.bpf.c, object FILE.bpf.o, or NAME of a policy of the library.",
+            help="FILE.bpf.c, FILE.bpf.o, a program with one inside, or NAME of the library.",
             autocompletion=policies,
         ),
     ],
     include: Annotated[
         list[Path] | None, typer.Option(metavar="DIR", help="Folder with headers of the source; may be repeated.")
+    ] = None,
+    parts: Annotated[
+        list[Path] | None, typer.Option("--with", metavar="FILE", help="Further source to link; may be repeated.")
+    ] = None,
+    rodata: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="TOML file: what its own loader would set in it.")
     ] = None,
     tunables: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Value of a tunable; may be repeated.")
@@ -92,6 +98,9 @@ def verify(
     A policy that is unfair, or goes by an input that it does not declare, may be safe to try and still gets no token,
     unless that is accepted by name: --accept weights, --accept reads:comm.
 
+    Of a source only its own file and the folders of --include are seen, the one it lies in included.
+    What a scheduler's own loader sets stands in a file: [rodata] slice_ns = 5000000, [ops] flags and timeout_ms.
+
     After a flat guest of this machine's size, policies are proved on one of 8 CPUs with 2 NUMA nodes, 4 last-level
     caches and pairs of threads, 2x2x1x2 (not quick, and bundled ones only thorough). --topology names others, as
     nodes x caches of a node x cores of a cache x threads of a core; --topology flat does without.
@@ -105,7 +114,7 @@ def verify(
 
         chosen = VerifyOptions(
             tuple(include or ()), tuple(tunables or ()), kernel, scope, depth, static, fresh, html, object_file,
-            tuple(accept or ()), tuple(topology or ()),
+            tuple(accept or ()), tuple(parts or ()), rodata, tuple(topology or ()),
         )  # fmt: skip
         report = api.verify(file, options=chosen, settings=settings(), on_gate=GatePrinter(quiet=as_json))
         if as_json:

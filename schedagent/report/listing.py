@@ -172,7 +172,9 @@ def _exchange(exchange: Exchange) -> dict[str, Any]:
 
 
 def _policy(policy: PolicyInfo) -> dict[str, Any]:
-    return {**dataclasses.asdict(policy), "source": str(policy.source)}
+    fields = dataclasses.asdict(policy)
+    del fields["parts"], fields["rodata"]  # of what somebody brings; none of a library
+    return {**fields, "source": str(policy.source)}
 
 
 def _program(program: ListedProgram) -> dict[str, Any]:

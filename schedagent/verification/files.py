@@ -18,6 +18,7 @@ from schedagent.core.policies.policy import (
     PolicyInfo,
     is_acceptable,
 )
+from schedagent.core.policies.rodata import load_rodata
 from schedagent.core.settings import Settings
 from schedagent.core.token import Scope
 from schedagent.core.verification import GateResult, VerificationReport
@@ -43,6 +44,8 @@ class VerifyOptions:
         fresh: do not use a cached report.
         html: file to write the report to.
         object_file: file to write the compiled object to, if it passed every gate.
+        parts: further sources that are linked with the first.
+        rodata: file with what the policy's own loader would set.
         accepts: what is accepted of the policy by name, see core.policies.policy.is_acceptable.
         topologies: shapes to prove it on besides the flat guest, or "flat" for none; empty for the verifier's choice.
     """
@@ -57,6 +60,8 @@ class VerifyOptions:
     html: Path | None = None
     object_file: Path | None = None
     accepts: tuple[str, ...] = ()
+    parts: tuple[Path, ...] = ()
+    rodata: Path | None = None
     topologies: tuple[str, ...] = ()
 
 
@@ -74,9 +79,10 @@ def verify_file(
         SetupError: there is no such kernel, or a tool is missing.
     """
     check_options(options)
-    info = find(settings, file).accepting(options.accepts)
-    if options.include_dirs and info.is_object:
-        raise UsageError(f"--include is for a source, and {file} is compiled already", "leave it out")
+    info = with_files(find(settings, file).accepting(options.accepts), options.parts, options.rodata)
+    if (options.include_dirs or options.parts) and info.is_object:
+        option = "--include" if options.include_dirs else "--with"
+        raise UsageError(f"{option} is for a source, and {file} is compiled already", "leave it out")
     for folder in options.include_dirs:
         if not folder.is_dir():
             raise UsageError(f"--include {folder} is not a directory")
@@ -103,6 +109,17 @@ def verify_file(
     if options.object_file and verified.report.passed and verified.artifact:
         write_object(verified.artifact.object_bytes, options.object_file)
     return verified.report
+
+
+def with_files(info: PolicyInfo, parts: Sequence[Path], rodata: Path | None) -> PolicyInfo:
+    """Return a policy with further sources, and with what its own loader would set; raise UsageError if one of the
+    files cannot be used.
+    """
+    for part in parts:
+        if part.suffix != ".c" or not part.is_file():
+            raise UsageError(f"--with {part} is no C source that is there", "give the sources of one scheduler")
+    values = load_rodata(rodata) if rodata else info.rodata
+    return dataclasses.replace(info, parts=(*info.parts, *parts), rodata=values)
 
 
 def check_options(options: VerifyOptions) -> None:

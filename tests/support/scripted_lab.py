@@ -236,6 +236,7 @@ class Verifier:
     depth: object = None
     static_only: bool = False
     report_cache: object = None
+    topologies: object = None
 
     def compile(self, info) -> PolicyArtifact:
         return PolicyArtifact(info.name, info.name.encode(), "source", "btf")

@@ -25,7 +25,11 @@ _CONTINUED = re.compile(r"\\[ \t]*\r?\n")
 
 def leaves_headers_alone(info: PolicyInfo, include_dirs: Sequence[Path]) -> bool:
     """Whether a source is compiled with our headers as they are, and with no others beside the kernel's."""
-    if info.is_object or any(path != info.source for folder in include_dirs for path in folder.rglob("*")):
+    if (
+        info.is_object
+        or info.parts
+        or any(path != info.source for folder in include_dirs for path in folder.rglob("*"))
+    ):
         return False
     try:
         text = _CONTINUED.sub("", read_source(info.source).decode())
@@ -42,7 +46,7 @@ def _words() -> frozenset[str]:
 
 def is_composed(info: PolicyInfo) -> bool:
     """Whether a source is, byte by byte, what our composer makes of the spec that it carries."""
-    if info.is_object:
+    if info.is_object or info.parts or info.rodata:
         return False
     try:
         text = read_source(info.source).decode()

@@ -13,7 +13,7 @@ from types import MappingProxyType
 
 from schedagent.core.policies.policy import Standing
 from schedagent.core.verification import Finding, Severity
-from verifier.logic.lacks import unfilled_maps
+from verifier.logic.lacks import hands_over, unfilled_maps
 from verifier.logic.rules import allowed as allowed_rules
 from verifier.logic.rules import declared as declared_rules
 from verifier.logic.rules import memory as memory_rules
@@ -31,6 +31,7 @@ from verifier.logic.walk.events import Walk
 from verifier.logic.walk.flow import Walker
 from verifier.object.image import BpfImage, OpsStruct
 
+_CID_OPS = "sched_ext_ops_cid"
 _ORDER = ("init", "exit", "init_task", "enqueue", "select_cpu", "dispatch")
 
 
@@ -61,6 +62,7 @@ class LogicReport:
         callbacks: one entry per walked callback or program.
         dsqs_created, dsqs_drained: distinct DSQs, or families of them, that are created and drained.
         unfilled: maps that are looked at, and that no program of the object writes to.
+        handed_over: whether tasks are handed to a program in user space.
     """
 
     findings: tuple[Finding, ...]
@@ -68,6 +70,7 @@ class LogicReport:
     dsqs_created: int
     dsqs_drained: int
     unfilled: tuple[str, ...] = ()
+    handed_over: bool = False
 
     @property
     def errors(self) -> tuple[Finding, ...]:
@@ -134,6 +137,7 @@ def check_logic(
         tuple(CallbackWalk(e.member, e.paths, e.steps, e.joined, e.exhausted) for e in walk.entries),
         *_queue_counts(subject),
         unfilled_maps(image, walk),
+        hands_over(image, walk),
     )
 
 
@@ -149,8 +153,17 @@ def _configured(image: BpfImage, tunables: Mapping[str, int]) -> BpfImage:
 
 
 def _no_scheduler(image: BpfImage) -> LogicReport:
+    """Say in one sentence what it is instead."""
     others = ", ".join(image.other_struct_ops)
-    text = "the object defines no sched_ext_ops, so it is no scheduler" + (f" (it has: {others})" if others else "")
+    sections = sorted({each.section.partition("/")[0] for each in image.functions.values() if each.is_program})
+    if any(name.endswith(f"({_CID_OPS})") for name in image.other_struct_ops):
+        text = f"{others}: a scheduler that numbers CPUs by topology (cids); no rule here is about those yet"
+    elif others:
+        text = f"it is BPF, and no scheduler: it defines {others}, and no sched_ext_ops"
+    else:
+        text = (
+            f"it is BPF, and no scheduler: it has programs of {', '.join(sections) or 'no kind'}, and no sched_ext_ops"
+        )
     return LogicReport((Finding(27, Severity.ERROR, "", "", 0, text),), (), 0, 0)
 
 

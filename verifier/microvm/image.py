@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import gzip
 import hashlib
 import importlib.util
 import json
@@ -32,7 +33,7 @@ from schedagent.core.retention.folder import mark_used, trim
 from schedagent.core.retention.limits import RETENTION
 from schedagent.core.retention.lock import locked
 from verifier.microvm import jobs
-from verifier.microvm.kernels import KernelImage, module_closure, read_module
+from verifier.microvm.kernels import KernelImage, config_text, module_closure, read_module
 from verifier.microvm.machine import KERNEL_ARGUMENTS, SHAPED_CPU, Machine, MachineSpec
 from verifier.microvm.topology import Topology
 
@@ -148,12 +149,15 @@ def with_directories(entries: Sequence[Entry]) -> tuple[Entry, ...]:
 
 @functools.cache
 def initrd_entries(kernel: KernelImage) -> tuple[Entry, ...]:
-    """What the initramfs for a kernel is made from: the agent, and the modules for 9p and overlay in load order."""
+    """What the initramfs for a kernel is made from: the agent, the modules for 9p and overlay in load order, and the
+    kernel's configuration where libbpf looks for it (extern ... __kconfig)."""
     modules = [
         Entry(f"/modules/{number:02}-{path.name.partition('.')[0]}.ko", 0o100644, read_module(path))
         for number, path in enumerate(module_closure(kernel, GUEST_MODULES))
     ]
-    return with_directories([*agent_entries(), Entry("/modules", 0o40755), *modules])
+    text = gzip.compress(config_text(kernel.config).encode(), mtime=0)
+    config = Entry(f"/boot/config-{kernel.release}", 0o100644, text)
+    return with_directories([*agent_entries(), Entry("/modules", 0o40755), *modules, config])
 
 
 def build_initrd(kernel: KernelImage) -> bytes:

@@ -30,7 +30,7 @@ LICENSE_SECTION = "license"
 EXTERN_SECTIONS = (".ksyms", ".kconfig")
 OPS_SECTIONS = (".struct_ops.link", ".struct_ops", "?.struct_ops.link", "?.struct_ops")
 _NOT_DATA = (MAPS_SECTION, LICENSE_SECTION, "version", *EXTERN_SECTIONS, *OPS_SECTIONS)
-_OPS_TYPE = "sched_ext_ops"
+OPS_TYPE = "sched_ext_ops"
 _FLAVOUR = re.compile(r"(.*[^_])___[^_]")
 _POINTER_BYTES = 8
 _REFERENCE_BYTES = 4
@@ -228,7 +228,7 @@ def _target(btf: Btf, type_id: int, kind: BtfKind, what: str) -> Type:
 def read_struct_ops(
     elf: ElfObject, btf: Btf, placements: Placements, function_at: Callable[[int, int], str]
 ) -> tuple[tuple[OpsStruct, ...], tuple[str, ...]]:
-    """Return the sched_ext_ops structs, and the names of struct_ops variables of other types.
+    """Return the sched_ext_ops structs, and the names of struct_ops variables of other types, with their types.
 
     Args:
         function_at: (section index, offset) -> name of the function that begins there; raises PolicyError if none does.
@@ -246,10 +246,10 @@ def read_struct_ops(
             )
         for variable in placed:
             definition = btf.resolve(variable.type_id)
-            if essential(definition.name) == _OPS_TYPE:
+            if essential(definition.name) == OPS_TYPE:
                 schedulers.append(_OpsReader(elf, btf, section, function_at).read(variable, definition))
             else:
-                others.append(variable.name)
+                others.append(f"{variable.name} ({definition.name})")
     return tuple(schedulers), tuple(others)
 
 
@@ -280,7 +280,7 @@ class _OpsReader:
                 if callback := self._callback(variable.offset + offset, raw, f"{variable.name}.{member.name}"):
                     callbacks[member.name] = callback
             elif kind.kind in (BtfKind.INT, BtfKind.ENUM, BtfKind.ENUM64):
-                numbers[member.name] = int.from_bytes(raw, "little", signed=_is_signed(kind))
+                numbers[member.name] = int.from_bytes(raw, "little", signed=is_signed(kind))
             elif member.name == "name":
                 name = _printable(raw.partition(b"\0")[0], f"the name of {variable.name!r}")
         stray = [place for place in self._relocations if 0 <= place - variable.offset < variable.size]
@@ -300,7 +300,8 @@ class _OpsReader:
         return self._function_at(relocation.symbol.section, relocation.symbol.value)
 
 
-def _is_signed(described: Type) -> bool:
+def is_signed(described: Type) -> bool:
+    """Whether an INT or an enumeration may be negative."""
     return bool(described.group(0)[0] & _INT_SIGNED) if described.kind is BtfKind.INT else described.flag
 
 

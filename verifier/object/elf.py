@@ -75,6 +75,7 @@ class Section:
         content: its bytes in the file; none for NOBITS.
         size: what it takes in memory.
         link, info: as in the section header.
+        offset: of its content in the file.
     """
 
     index: int
@@ -85,6 +86,7 @@ class Section:
     size: int
     link: int
     info: int
+    offset: int = 0
 
 
 @dataclass(frozen=True)
@@ -203,7 +205,7 @@ def _in_file(kind: int, size: int) -> bool:
 
 
 def _section(file: bytes, index: int, fields: tuple[int, ...], names: bytes) -> Section:
-    name, kind, flags, _address, _offset, size, link, info, _alignment, _entry_size = fields
+    name, kind, flags, _address, offset, size, link, info, _alignment, _entry_size = fields
     if index == 0:
         return Section(0, "", 0, False, b"", 0, 0, 0)
     return Section(
@@ -215,6 +217,7 @@ def _section(file: bytes, index: int, fields: tuple[int, ...], names: bytes) -> 
         size=size,
         link=link,
         info=info,
+        offset=offset,
     )
 
 

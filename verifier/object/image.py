@@ -178,7 +178,7 @@ class BpfImage:
         maps: by name; data sections are no maps here.
         variables: by name.
         ops: every sched_ext_ops the object defines, in order.
-        other_struct_ops: names of struct_ops variables of other types.
+        other_struct_ops: names of struct_ops variables of other types, each with its type: "tcp (tcp_congestion_ops)".
         license: content of the license section.
         sections: bytes of each section for variables.
         enums: every enumerator value that the object's own BTF knows: "scx_dsq_id_flags.SCX_DSQ_LOCAL" -> value.

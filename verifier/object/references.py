@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from enum import IntEnum
 
+from schedagent.core.errors import PolicyError
 from verifier.object import declarations
 from verifier.object.btf import Btf, BtfKind, Type
 from verifier.object.btf_ext import NO_RECORDS, BtfExt
@@ -157,7 +158,9 @@ class References:
     def _extern(self, symbol: Symbol) -> Reference:
         extern = self._externs.get(symbol.name)
         if extern is None:
-            raise malformed(f"the extern symbol {symbol.name!r} has no type in section .ksyms or .kconfig")
+            raise PolicyError(
+                f"{symbol.name}() is defined in none of the sources", "give the one that defines it, too: --with FILE"
+            )
         if extern.is_function:
             return Reference(Ref.KFUNC, essential(symbol.name), symbol.name, weak=symbol.weak)
         if extern.section == ".kconfig":

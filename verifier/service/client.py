@@ -18,6 +18,7 @@ from typing import BinaryIO
 
 from schedagent.core.errors import SetupError, TokenError, UsageError
 from schedagent.core.policies.artifact import PolicyArtifact
+from schedagent.core.policies.embedded import scheduler_inside
 from schedagent.core.policies.policy import CandidatePolicy, PolicyInfo
 from schedagent.core.process.machine_lock import LAB_LOCK
 from schedagent.core.token import Scope, check, decode, digest_inputs
@@ -102,8 +103,8 @@ class RemoteVerifier:
 
     def _request(self, action: str, candidate: CandidatePolicy, info: PolicyInfo) -> VerifyRequest:
         try:
-            content = info.source.read_bytes()
-            headers = {} if info.is_object else collect_headers(info.source, self.include_dirs)
+            content = _content(info.source)
+            headers = {} if info.is_object else self._headers((info.source, *info.parts))
             return VerifyRequest.model_validate(
                 {
                     "version": 1,
@@ -112,6 +113,8 @@ class RemoteVerifier:
                     "source": None if info.is_object else content.decode(),
                     "object_base64": base64.b64encode(content).decode() if info.is_object else None,
                     "headers": headers,
+                    "parts": tuple((path.name, path.read_bytes().decode()) for path in info.parts),
+                    "rodata": info.rodata.table,
                     "documented": info.tunables,
                     "inputs": info.inputs,
                     "declares": info.declares,
@@ -128,6 +131,15 @@ class RemoteVerifier:
             raise UsageError(f"{error.filename} cannot be read: {error.strerror}") from None
         except ValueError as error:
             raise UsageError(f"policy {info.name} cannot be sent to the verifier service: {error}") from None
+
+    def _headers(self, sources: Sequence[Path]) -> dict[str, str]:
+        """Return what the sources include; raise UsageError if two mean different headers by one path."""
+        headers: dict[str, str] = {}
+        for source in sources:
+            for path, text in collect_headers(source, self.include_dirs).items():
+                if headers.setdefault(path, text) != text:
+                    raise UsageError(f"{source} includes another {path} than a source that it is linked with")
+        return headers
 
     def _ask(self, request: VerifyRequest) -> FinalAnswer:
         """Send a request and return the last answer, reporting gates and waits on the way."""
@@ -168,6 +180,11 @@ class RemoteVerifier:
             f"the verifier service at {self.socket_path} cannot be used: {why}",
             "start it: schedagent verifier serve; or verify in this process: unset SCHEDAGENT_VERIFIER_SOCKET",
         )
+
+
+def _content(source: Path) -> bytes:
+    """Return a source or an object; of a program the object in it."""
+    return source.read_bytes() if source.suffix in (".c", ".o") else scheduler_inside(source).content
 
 
 def collect_headers(source: Path, include_dirs: tuple[Path, ...]) -> dict[str, str]:

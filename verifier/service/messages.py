@@ -17,6 +17,7 @@ from schedagent.core.deployment import MOST_ENTRIES
 from schedagent.core.errors import SchedagentError, SetupError, UsageError
 from schedagent.core.policies.artifact import PolicyArtifact
 from schedagent.core.policies.policy import DECLARABLE, READABLE, Tunable
+from schedagent.core.policies.rodata import read_rodata
 from schedagent.core.token import Scope
 from schedagent.core.verification import GateResult, VerificationReport
 
@@ -27,6 +28,8 @@ HEADER_PATH = re.compile(rf"{_HEADER_PART}(/{_HEADER_PART}){{0,7}}")
 
 _SHOWN_MISTAKES = 3
 
+MOST_PARTS = 64
+PartName = Annotated[str, Field(pattern=r"\A[A-Za-z0-9][A-Za-z0-9_.+-]{0,99}\.c\z")]
 U64 = Annotated[int, Field(ge=0, lt=1 << 64)]
 Number = Annotated[int, Field(ge=-(1 << 63), lt=1 << 64)]
 Entries = Annotated[tuple[tuple[U64, U64], ...], Field(max_length=MOST_ENTRIES)]
@@ -51,6 +54,8 @@ class VerifyRequest(Message):
         policy: its name.
         source, object_base64: C source, or a compiled object; one of them.
         headers: what the source includes, text by relative path; no file of the verifier's machine is ever opened.
+        parts: file names and texts of further sources that are linked with it.
+        rodata: what its loader would set, as in a file of core.policies.rodata.
         documented: the tunables with their ranges.
         inputs: maps the loader fills: history, classes.
         declares: oracles that it does not mean to satisfy, see core.policy.PolicyInfo.
@@ -67,6 +72,8 @@ class VerifyRequest(Message):
     source: str | None = None
     object_base64: str | None = None
     headers: Annotated[dict[str, str], Field(max_length=MOST_HEADERS)] = {}
+    parts: Annotated[tuple[tuple[PartName, str], ...], Field(max_length=MOST_PARTS)] = ()
+    rodata: dict[str, Any] = {}
     documented: Annotated[tuple[Tunable, ...], Field(max_length=256)] = ()
     inputs: Annotated[tuple[Literal["history", "classes"], ...], Field(max_length=2)] = ()
     declares: Annotated[tuple[str, ...], Field(max_length=len(DECLARABLE))] = ()
@@ -97,6 +104,12 @@ class VerifyRequest(Message):
             raise ValueError(f"reads may hold {', '.join(READABLE)}")
         if self.object_base64 is not None:
             _bytes(self.object_base64)
+            if self.parts:
+                raise ValueError("an object is linked already: parts are for a source")
+        try:
+            read_rodata(self.rodata, "rodata")
+        except UsageError as error:
+            raise ValueError(error.message) from None
         return self
 
     @property

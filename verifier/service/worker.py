@@ -12,6 +12,7 @@ from schedagent.core.errors import SchedagentError, SetupError
 from schedagent.core.policies.artifact import PolicyArtifact
 from schedagent.core.policies.policy import CandidatePolicy, PolicyInfo
 from schedagent.core.policies.proposal import Origin
+from schedagent.core.policies.rodata import read_rodata
 from schedagent.core.process.child import Child
 from schedagent.core.process.machine_lock import LAB_LOCK
 from schedagent.core.token import Scope
@@ -58,6 +59,7 @@ def unpack(request: VerifyRequest, folder: Path) -> Submission:
     content = request.object_bytes
     place = folder / request.places[0 if content is None else 1]
     _write(place, (request.source or "").encode(errors="surrogatepass") if content is None else content)
+    parts = [_part(folder.with_name("parts") / str(number), *part) for number, part in enumerate(request.parts)]
     defaults = {tunable.name: tunable.default for tunable in request.documented}
     chosen = tuple(sorted({**defaults, **request.tunables}.items()))
     candidate = CandidatePolicy(request.policy, chosen, request.history, request.classes)
@@ -72,9 +74,18 @@ def unpack(request: VerifyRequest, folder: Path) -> Submission:
         source=place,
         declares=request.declares,
         reads=request.reads,
+        parts=tuple(parts),
+        rodata=read_rodata(request.rodata, "rodata"),
         origin=Origin.GENERATE,  # whoever asks over a socket is not asked where it comes from
     )
     return Submission(candidate, info, folder, request.kernel, request.scope, request.cgroup)
+
+
+def _part(folder: Path, name: str, text: str) -> Path:
+    """Write a further source into a folder of its own: two may have one name, and none is a header."""
+    folder.mkdir(parents=True)
+    _write(folder / name, text.encode(errors="surrogatepass"))
+    return folder / name
 
 
 def _write(path: Path, content: bytes) -> None:

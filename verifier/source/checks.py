@@ -8,16 +8,19 @@ kernel's need no check: clang refuses them if the names are the same, else libbp
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from kernel_bpf.build.compile import KERNEL_FOLDER
+from kernel_bpf.build.compile import KERNEL_FOLDER, StoppedError
 from kernel_bpf.build.syntax import Macro, Node, SourcePlace, Tree, parse_source
 from kernel_bpf.build.target import KernelTarget, features
 from kernel_bpf.load.btf import Btf
 from schedagent.core.errors import CompileError
 from schedagent.core.policies.policy import Standing, Tunable
+from schedagent.core.rules import FindingClass
 from schedagent.core.verification import Finding, Severity
 from verifier.source.values import Argument, Role, Values, bare, call_parts, roles
 
@@ -31,6 +34,9 @@ _OPS = "struct sched_ext_ops"
 _EXIT_INFO = "struct scx_exit_info *"
 _GPL = ("GPL", "GPL v2", "GPL and additional rights", "Dual BSD/GPL", "Dual MIT/GPL", "Dual MPL/GPL")
 """What license_is_gpl_compatible() of include/linux/license.h accepts."""
+
+_TOO_LARGE = "its syntax tree is too large to be read: what only the source shows is not looked for, as in an object"
+_UNLICENSED = 'there is no licence: char _license[] SEC("license") = "GPL";'
 
 _DATA_SECTIONS = (
     ".data",
@@ -53,12 +59,50 @@ _HIDING_ATTRIBUTES = {
     "WeakRefAttr": "weakref",
     "AsmLabelAttr": "asm label",
 }
+_ASSEMBLER_TEXT = "assembler in a function: what it does is not to be seen in C"
 _ASSEMBLER = frozenset({"GCCAsmStmt", "MSAsmStmt"})
 _TRUSTED_FOLDERS = ("include/", f"{KERNEL_FOLDER}/", "/usr/include/")
 """Folders in the sandbox that hold our headers, the kernel's types and what the system has; not an author's."""
 
 _COMPARISONS = frozenset({"==", "!=", "<", ">", "<=", ">="})
 _NUMBER_TOKENS = frozenset("0123456789abcdefxulABCDEFXUL()+-*/|&^~<> ")
+
+
+def check_sources(
+    sources: Sequence[tuple[str, bytes]],
+    target: KernelTarget,
+    *,
+    tunables: Sequence[Tunable] = (),
+    include_dirs: Sequence[Path] = (),
+    cache_dir: Path | None = None,
+    standing: Standing = Standing.DERIVED,
+) -> tuple[Finding, ...]:
+    """Check the sources of one policy, the first one's findings first; the licence may stand in any of them.
+
+    Args:
+        sources: file name and text of each.
+        tunables, include_dirs, cache_dir, standing: as for `check_source`.
+
+    Raises:
+        CompileError, SetupError: as `check_source`.
+    """
+
+    def check(source: tuple[str, bytes]) -> tuple[Finding, ...]:
+        name, text = source
+        try:
+            return check_source(
+                text, name, target, tunables=tunables, include_dirs=include_dirs, cache_dir=cache_dir, standing=standing
+            )
+        except StoppedError:
+            if standing is not Standing.FOREIGN:
+                raise
+            return (Finding(27, Severity.NOTE, "", name, 1, _TOO_LARGE, classed=FindingClass.HOUSE),)
+
+    with ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0))) as pool:
+        checked = list(pool.map(check, sources))
+    licensed = not all(any(map(_is_unlicensed, findings)) for findings in checked)
+    unique = dict.fromkeys(each for findings in checked for each in findings if not (licensed and _is_unlicensed(each)))
+    return tuple(unique)
 
 
 def check_source(
@@ -88,11 +132,12 @@ def check_source(
             f"{tree.renamed.file}:{tree.renamed.line}: a #line directive renames this place",
             "remove it: findings must name the lines that people will look at",
         )
-    assembler = () if standing is Standing.BUNDLED else check_assembler(tree)
+    assembler: Iterable[Finding] = () if standing is Standing.BUNDLED else check_assembler(tree)
     documented = {tunable.name: tunable for tunable in tunables}
     findings = check_tree(tree, ops_members(tree, target), features(target), documented)
     if standing is Standing.FOREIGN:
         findings = tuple(_as_input(finding) for finding in findings)
+        assembler = (replace(finding, classed=FindingClass.HOUSE) for finding in assembler)
     return (*assembler, *findings)
 
 
@@ -206,8 +251,11 @@ def _check_license(tree: Tree) -> Iterator[Finding]:
             if texts and texts[0] not in _GPL:
                 yield _error(27, node.place, f"the licence is {texts[0]!r}, and sched_ext is for GPL programs only")
             return
-    start = SourcePlace(tree.source, 1, 1, 0, 0)
-    yield _error(27, start, 'there is no licence: char _license[] SEC("license") = "GPL";')
+    yield _error(27, SourcePlace(tree.source, 1, 1, 0, 0), _UNLICENSED)
+
+
+def _is_unlicensed(finding: Finding) -> bool:
+    return finding.message == _UNLICENSED
 
 
 def _section(node: Node) -> str:
@@ -237,7 +285,7 @@ def check_assembler(tree: Tree) -> Iterator[Finding]:
     """
     for node in tree.walk():
         if node.kind in _ASSEMBLER and not node.spelled.file.startswith(_TRUSTED_FOLDERS):
-            yield _error(27, node.begin, "assembler in a function: what it does is not to be seen in C")
+            yield _error(27, node.begin, _ASSEMBLER_TEXT)
 
 
 def _check_section(node: Node) -> Iterator[Finding]:

@@ -13,6 +13,7 @@ from typing import Self
 from schedagent.core.errors import TunableError
 from schedagent.core.policies.program import SchedulerProgram
 from schedagent.core.policies.proposal import Origin
+from schedagent.core.policies.rodata import NOTHING_SET, Rodata
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,8 @@ class PolicyInfo:
         documented: whether a .toml describes all this; else its object may have tunables that `tunables` does not list.
         origin: whether it came with the program, or how it was made.
         parent: the policy that was patched to make it; empty for all others.
+        parts: further sources that are linked with `source` into one object.
+        rodata: what is set in the object as its own loader would set it.
     """
 
     name: str
@@ -122,11 +125,13 @@ class PolicyInfo:
     origin: Origin = Origin.BUNDLED
     parent: str = ""
     reads: tuple[str, ...] = ()
+    parts: tuple[Path, ...] = ()
+    rodata: Rodata = NOTHING_SET
 
     @property
     def is_object(self) -> bool:
-        """Whether a compiled object was brought instead of a source."""
-        return self.source.suffix == ".o"
+        """Whether a compiled object, or a program that holds one, was brought instead of a source."""
+        return self.source.suffix != ".c"
 
     @property
     def source_digest(self) -> str:

@@ -159,6 +159,8 @@ def test_what_a_shell_takes_is_not_refused(folders, command):
         (["verify", POLICIES / "fifo.bpf.c", "--set", "slice_us"], "'slice_us' is not tunable=number"),
         (["verify", POLICIES / "fifo.bpf.c", "--set", "slice_us=abc"], "'slice_us=abc' is not tunable=number"),
         (["verify", POLICIES / "fifo.bpf.c", "--include", "/not/here"], "--include /not/here is not a directory"),
+        (["verify", FIFO, "--with", "/not/here.bpf.c"], "--with /not/here.bpf.c is no C source that is there"),
+        (["verify", FIFO, "--rodata", "/not/here.toml"], "--rodata /not/here.toml cannot be read: No such file"),
         (["verify", FIFO, "--static", "--object", "x.o"], "--object is written only after all gates hint: leave out"),
         (["verify", FIFO, "--static", "--scope", "partial"], "--scope is of the token, which is issued only after all"),
         (["verify", FIFO, "--static", "--depth", "quick"], "--depth is of the proving ground, which does not run"),

@@ -117,7 +117,7 @@ def static(monkeypatch):
         return PolicyArtifact(name, read_source(source) + target.release.encode(), "digest", target.btf_build_id)
 
     monkeypatch.setattr(submission, "compile_policy", compile_policy)
-    monkeypatch.setattr(pipeline, "check_source", lambda *_arguments, **_options: found.source)
+    monkeypatch.setattr(pipeline, "check_sources", lambda *_arguments, **_options: found.source)
     monkeypatch.setattr(pipeline, "read_object", lambda object_bytes, _inlined: object_bytes)
     monkeypatch.setattr(pipeline.lacks, "sentence", lambda *_object: found.lacks)
     monkeypatch.setattr(pipeline, "worn_for", lambda _image: NOTHING_WORN)
@@ -126,7 +126,7 @@ def static(monkeypatch):
 
     def check_logic(_image, _features, _enums, tunables, **_origin):
         found.judged = tunables
-        return SimpleNamespace(summary="9 callbacks", findings=found.logic, unfilled=())
+        return SimpleNamespace(summary="9 callbacks", findings=found.logic, unfilled=(), handed_over=False)
 
     def judge(answer, standing, include_dirs):
         found.marks = answer.passed, standing, include_dirs

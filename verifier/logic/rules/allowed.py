@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 
+from schedagent.core.policies.renamed import advice
 from schedagent.core.verification import Severity
-from verifier.logic.rules.subject import Subject
+from verifier.logic.rules.subject import Subject, reached_from
 from verifier.logic.walk import calls
 from verifier.logic.walk.calls import names
 from verifier.logic.walk.events import Event
@@ -15,6 +17,13 @@ _SECTIONS = frozenset(
     {"syscall", "tp_btf/sched_process_exec", "tp_btf/sched_process_exit", "tp_btf/sched_process_fork"}
 )
 """Programs besides the callbacks: what tells that a task changed its program, came or went; what only a loader runs."""
+
+_OBSERVED = re.compile(
+    r"(tp_btf/|raw_tp/|raw_tracepoint/|tracepoint/sched/|tp/sched/)(sched|cgroup|task|cpuhp|futex|ipi)_\w+"
+    r"|(tp|tracepoint)/syscalls/sys_(enter|exit)_(futex\w*|sched_\w+)"
+    r"|(fentry|fexit)/(_*futex_\w+|do_futex|bpf_scx_reg|scx_\w+|cpuset_write_resmask)"
+)
+"""Programs that watch what scheduling is about, as schedulers of the field do: they see tasks, cgroups, locks."""
 
 _LICENSES = frozenset({"GPL", "GPL v2", "GPL and additional rights", "Dual BSD/GPL", "Dual MIT/GPL", "Dual MPL/GPL"})
 
@@ -28,6 +37,13 @@ _HELPERS = names(
     "timer_init timer_set_callback timer_start timer_cancel kptr_xchg strncmp"
 )
 """Maps, time, who and where, timers. Reading has its own rules (`reads`); nothing hands bytes to user space."""
+
+_HELPERS_BESIDES = names(
+    "trace_printk trace_vprintk snprintf get_current_task ringbuf_reserve ringbuf_submit ringbuf_discard "
+    "ringbuf_output ringbuf_query user_ringbuf_drain dynptr_data dynptr_read dynptr_from_mem perf_event_output "
+    "perf_event_read perf_event_read_value get_func_ip"
+)
+"""What schedulers of the field do besides: they print for their authors, and talk with their own programs."""
 
 _KFUNCS = names(
     # kernel/sched/ext.c and ext_idle.c
@@ -60,6 +76,20 @@ _KFUNCS = names(
 )
 """By today's or the former name; a ___variant, the form with a struct (__scx_bpf_) and an _impl count as their name."""
 
+_KFUNCS_BESIDES = names(
+    "bpf_arena_alloc_pages bpf_arena_free_pages bpf_arena_reserve_pages bpf_iter_css_new bpf_iter_css_next "
+    "bpf_iter_css_destroy bpf_iter_bits_new bpf_iter_bits_next bpf_iter_bits_destroy bpf_cpumask_populate "
+    "bpf_res_spin_lock bpf_res_spin_unlock bpf_res_spin_lock_irqsave bpf_res_spin_unlock_irqrestore "
+    "bpf_local_irq_save bpf_local_irq_restore bpf_preempt_disable bpf_preempt_enable bpf_rdonly_cast "
+    "bpf_cast_to_kern_ctx bpf_get_cpu_time_counter bpf_cpu_time_counter_to_ns bpf_strcmp bpf_strnlen"
+)
+"""Memory of its own in pages, further iterators and locks: none of ours has them."""
+
+_SYMBOLS_BESIDES = ("sd_", "sched_", "nr_", "kernel_cpustat", "kernel_stat", "psi_", "sugov_cpu", "vm_event_states",
+                    "runqueues", "cpu_", "scx_", "__per_cpu", "CONFIG_", "LINUX_")  # fmt: skip
+"""How the names of kernel variables begin that schedulers of the field read: rule 32 has them as inputs."""
+
+
 _SYMBOLS = frozenset({"sd_llc_id", "jiffies"})
 """Kernel variables that a policy may read by name: the cache that CPUs share, and the time."""
 
@@ -90,6 +120,9 @@ _MAP_TYPES: Mapping[int, str] = {
 }  # fmt: skip
 """enum bpf_map_type: what keeps the policy's numbers. Nothing that hands records to user space, programs or packets."""
 
+_MAP_TYPES_BESIDES = frozenset({4, 7, 11, 27, 30, 31, 33})
+"""PERF_EVENT_ARRAY, STACK_TRACE, LPM_TRIE, RINGBUF, BLOOM_FILTER, USER_RINGBUF and ARENA: the field has them."""
+
 _MAP_FLAGS = 0x1 | 0x2 | 0x80 | 0x400 | 0x1000
 """BPF_F_NO_PREALLOC, _NO_COMMON_LRU, _RDONLY_PROG, _MMAPABLE and _INNER_MAP."""
 
@@ -99,14 +132,24 @@ def check(subject: Subject) -> None:
     _check_object(subject)
     for ops in subject.image.ops:
         _check_flags(subject, ops)
-    for function in subject.image.functions.values():
-        _check_function(subject, function)
+    for name in reached(subject):
+        _check_function(subject, subject.image.functions[name])
+    made = {queue.term for event in subject.events("scx_bpf_create_dsq", member="init_task")
+            for queue in subject.queues(event.arguments[0])}  # fmt: skip
     for event in subject.events("scx_bpf_destroy_dsq"):
-        if event.member in subject.ops.callbacks and event.member not in calls.MAY_SLEEP:
+        of_its_task = {queue.term for queue in subject.queues(event.arguments[0])} <= made
+        if event.member in subject.ops.callbacks and event.member not in calls.MAY_SLEEP and not of_its_task:
             subject.error(27, event, f"{event.member} destroys a DSQ: the next insert into it ends the policy")
-    _check_reached(subject)
+    _check_present(subject)
     for info in subject.image.maps.values():
         _check_map(subject, info)
+
+
+def reached(subject: Subject) -> list[str]:
+    """Return the functions that a program reaches: libbpf loads no others, such as those of headers."""
+    programs = [function.name for function in subject.image.functions.values() if function.is_program]
+    entered = {name for program in programs for name in reached_from(subject.image, program)}
+    return [name for name in subject.image.functions if name in entered]
 
 
 def _refuse(subject: Subject, text: str, where: str = "") -> None:
@@ -154,11 +197,13 @@ def _check_function(subject: Subject, function: Function) -> None:
     if function.is_program and kind != "struct_ops" and function.section not in _SECTIONS:
         accepted = ", ".join(("struct_ops", *sorted(_SECTIONS)))
         text = f"{function.name} is a program of section {function.section}; accepted are {accepted}"
-        subject.report(27, Severity.ERROR, function.name, first, text)
+        report = subject.unusual if _OBSERVED.fullmatch(function.section) else subject.forbidden
+        report(27, function.name, first, text)
     for instruction in function.instructions:
         text = _forbidden(instruction)
         if text:
-            subject.report(27, Severity.ERROR, _member_of(subject, function), instruction.line, text)
+            report = subject.unusual if _is_besides(instruction) else subject.forbidden
+            report(27, _member_of(subject, function), instruction.line, text)
 
 
 def _forbidden(instruction: Instruction) -> str:
@@ -177,6 +222,18 @@ def _forbidden(instruction: Instruction) -> str:
     return ""
 
 
+def _is_besides(instruction: Instruction) -> bool:
+    """Whether schedulers of the field use what an instruction refers to, although none of ours does."""
+    ref = instruction.ref
+    if ref is None:
+        return False
+    if ref.kind is Ref.HELPER:
+        return ref.name.removeprefix("bpf_") in _HELPERS_BESIDES
+    return (ref.kind is Ref.KFUNC and ref.name.removesuffix("_impl") in _KFUNCS_BESIDES) or (
+        ref.kind is Ref.KSYM and ref.name.startswith(_SYMBOLS_BESIDES)
+    )
+
+
 def is_known_kfunc(name: str) -> bool:
     """Whether a policy may call a kfunc of this name."""
     return name.partition("___")[0].removesuffix("_impl").removeprefix("__") in _KFUNCS
@@ -186,12 +243,12 @@ def _member_of(subject: Subject, function: Function) -> str:
     return next((m for m, name in subject.ops.callbacks.items() if name == function.name), function.name)
 
 
-def _check_reached(subject: Subject) -> None:
+def _check_present(subject: Subject) -> None:
     """Kfuncs that a feasible path calls although the target does not have them."""
     for event in _events_of_sched_ext(subject) if subject.features else ():
         essential = event.raw.rpartition("___")[0] if "___" in event.raw else event.raw
         if essential not in subject.features and event.raw not in subject.features:
-            subject.error(27, event, f"this kernel has no {essential}()")
+            subject.error(27, event, advice(essential) or f"this kernel has no {essential}()")
 
 
 def _events_of_sched_ext(subject: Subject) -> Iterator[Event]:
@@ -200,7 +257,8 @@ def _events_of_sched_ext(subject: Subject) -> Iterator[Event]:
 
 def _check_map(subject: Subject, info: MapInfo) -> None:
     for wrong in _wrong_with_map(info):
-        subject.report(27, Severity.ERROR, "", info.line, f"map {info.name} {wrong}")
+        report = subject.unusual if info.type in _MAP_TYPES_BESIDES and not info.pinning else subject.forbidden
+        report(27, "", info.line, f"map {info.name} {wrong}")
     if info.inner is not None:
         _check_map(subject, info.inner)
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from schedagent.core.rules import FindingClass
 from schedagent.core.verification import Severity
+from verifier.logic.rules.bounds import COUNTED_CPUS
 from verifier.logic.rules.placement import allowed, may_use_all
 from verifier.logic.rules.queues import Queue, QueueKind, is_cpu, may_be, must_be
 from verifier.logic.rules.subject import Drain, Insert, Subject, calls_any
@@ -145,9 +146,40 @@ def _check_everywhere(subject: Subject, insert: Insert, drains: list[Drain]) -> 
         return
     if len(set(restrictions)) > 1 and any(text.startswith("not ") for text in restrictions):
         return
+    if {_known_cpu(insert.event.facts, _is_cpu_of(insert.task))} & {_known_cpu(drain.event.facts, _dispatching)
+                                                                   for drain in drains} - {None}:  # fmt: skip
+        return  # the task is on the CPU that looks there
     line = drains[0].event.line
     subject.error(19, insert.event, f"{insert.queue} is not always drained: line {line.line if line else 0} is only "
                                     f"reached where {restrictions[0]}")  # fmt: skip
+
+
+def _is_cpu_of(task: Term) -> Callable[[Term], bool]:
+    def is_cpu_of(term: Term) -> bool:
+        term = low_half(term)
+        return term.kind is TermKind.PURE and term.name == "scx_bpf_task_cpu" and term.parts[1] == (task,)
+
+    return is_cpu_of
+
+
+def _known_cpu(facts: Facts, is_wanted: Callable[[Term], bool]) -> int | None:
+    """Return the number that a path knows a CPU by, None if it knows none."""
+    for key, known in facts.items():
+        if isinstance(key, Condition):
+            if key.operator == "eq" and known is True and key.right.is_const and is_wanted(key.left):
+                return key.right.value
+        elif isinstance(known, Range) and known.low == known.high and is_wanted(key[1]):
+            return known.low
+    return None
+
+
+def _admits_all(key: Condition, known: object) -> bool:
+    """Whether a comparison only leaves out CPUs beyond those that are counted for: if (cpu >= MAX_CPUS) return."""
+    if key.operator == "eq" or not isinstance(known, bool):
+        return False
+    if known:
+        return key.right.is_const and _dispatching(key.left) and key.right.value >= COUNTED_CPUS
+    return key.left.is_const and _dispatching(key.right) and key.left.value >= COUNTED_CPUS - 1
 
 
 def _restriction(facts: Facts) -> str:
@@ -156,11 +188,13 @@ def _restriction(facts: Facts) -> str:
         if isinstance(key, Condition):
             if key.operator == "eq" and key.right.is_const and _is_prev(key.left) and key.right.value == 0 and known:
                 return "prev is NULL"
+            if _admits_all(key, known):
+                continue
             about = [t for side in (key.left, key.right) for t in inside(side) if _dispatching(t)]
             others = [t for side in (key.left, key.right) for t in (side,) if not t.is_const and not _mentions_cpu(t)]
             if about and not others and not _calls_inside(key):
                 return ("" if known else "not ") + f"{describe(key.left)} {_SIGN[key.operator]} {describe(key.right)}"
-        elif isinstance(known, Range) and _dispatching(key[1]) and key[0] == 32 and known.high < 1024:
+        elif isinstance(known, Range) and _dispatching(key[1]) and key[0] == 32 and known.high < COUNTED_CPUS - 1:
             return f"{describe(key[1])} <= {known.high}"
     return ""
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from schedagent.core.policies.policy import Standing
 from schedagent.core.verification import Severity
+from verifier.logic.rules.allowed import reached
 from verifier.logic.rules.bounds import Bounds
 from verifier.logic.rules.subject import Subject, reached_from
 from verifier.logic.walk import calls
@@ -55,12 +56,38 @@ _STRUCTS = names(
 )
 """What may be read as a whole: arguments of callbacks."""
 
+_ARGUMENTS = re.compile(r"scx_bpf_\w+_args")
+"""The structs that kfuncs of sched_ext take their arguments in: a policy makes them itself."""
+
+_BESIDES = names(
+    "task_struct cgroup cgroup_root cgroup_subsys cgroup_subsys_state percpu_ref percpu_ref_data kernfs_node css_set "
+    "task_group pid upid pid_namespace signal_struct nsproxy rq cfs_rq sched_entity sched_avg sched_ext_entity "
+    "sched_class sched_domain psi_group_cpu kernel_cpustat kernel_stat vm_event_state sugov_cpu cpufreq_policy "
+    "mempolicy class_rcu_t cpuset sched_statistics load_weight cpumask scx_dispatch_q "
+    "bpf_perf_event_value"
+)
+"""Structs of which schedulers of the field read more: rule 32 has what they read as an input."""
+
+_PRIVATE = names(
+    "stack stack_canary thread files fs mm active_mm sighand pending blocked real_blocked saved_sigmask sas_ss_sp "
+    "audit_context seccomp security journal_info bio_list io_context ptrace_message last_siginfo io_uring cred "
+    "ptracer_cred real_cred"
+)
+"""Fields of a task that are nobody's business, whoever asks."""
+
 _POINTERS = names(
     "task_struct.mm task_struct.group_leader task_struct.real_parent task_struct.parent task_struct.cgroups "
     "task_struct.cred task_struct.real_cred task_struct.nsproxy css_set.dfl_cgrp cgroup.kn kernfs_node.parent "
     "kernfs_node.__parent nsproxy.pid_ns_for_children rq.curr task_struct.scx.dsq task_struct.cpus_ptr"
 )
 """Fields that lead to another object; the others are numbers, which may be an address of the policy's choice."""
+
+_POINTERS_BESIDES = names(
+    "task_struct.thread_pid task_struct.signal task_struct.sched_task_group task_struct.last_wakee "
+    "task_struct.mempolicy task_struct.sched_class signal_struct.pids pid.numbers upid.ns task_group.css "
+    "cgroup_subsys_state.cgroup cgroup_subsys_state.parent cgroup.root cgroup.dom_cgrp rq.sd sched_domain.parent"
+)
+"""Those that schedulers of the field follow, too."""
 
 _TEXTS = names("scx_exit_info.reason scx_exit_info.msg scx_exit_info.dump kernfs_node.name")
 """Fields that point at a text which may be copied as a whole."""
@@ -133,16 +160,22 @@ def check(subject: Subject, bounds: Bounds, *, accepted_reader: Callable[[], str
 def is_readable(field: str) -> bool:
     """Whether a policy may read a field, such as "task_struct.scx.weight"."""
     struct, _dot, path = re.sub(r"\[\d+\]", "", field).partition(".")
-    return struct in _STRUCTS or path in _READABLE.get(struct, ())
+    return struct in _STRUCTS or _ARGUMENTS.fullmatch(struct) is not None or path in _READABLE.get(struct, ())
+
+
+def _is_besides(field: str) -> bool:
+    """Whether schedulers of the field may read a field, too."""
+    struct, _dot, path = field.partition(".")
+    return struct in _BESIDES and re.split(r"[.\[]", path)[0] not in _PRIVATE
 
 
 def _check_fields(subject: Subject) -> None:
-    for function in subject.image.functions.values():
-        for instruction in function.instructions:
+    for name in reached(subject):
+        for instruction in subject.image.functions[name].instructions:
             ref = instruction.ref
             if ref is not None and ref.kind is Ref.FIELD and ref.core_kind == 0 and not is_readable(ref.name):
-                text = f"{ref.name} is no field that a scheduler needs"
-                subject.report(27, Severity.ERROR, function.name, instruction.line, text)
+                report = subject.unusual if _is_besides(ref.name) else subject.forbidden
+                report(27, name, instruction.line, f"{ref.name} is no field that a scheduler needs")
 
 
 def _check_load(subject: Subject, load: Load) -> None:
@@ -159,7 +192,13 @@ def _check_load(subject: Subject, load: Load) -> None:
             )
         if wrong:
             text = f"reads {load.size} bytes at offset {signed(constant)}, which names no field of a kernel struct"
-            subject.report(27, Severity.ERROR, load.member, load.line, text)
+            report = subject.unusual if _may_be_own(subject, base) else subject.forbidden
+            report(27, load.member, load.line, text)
+
+
+def _may_be_own(subject: Subject, base: Term) -> bool:
+    """Whether a pointer out of a map may lead to an object of the policy's own, as bpf_obj_new() makes them."""
+    return base.name == "bpf_kptr_xchg" and any(True for _made in subject.events("bpf_obj_new", "bpf_percpu_obj_new"))
 
 
 def _extent(address: Term) -> int:
@@ -173,12 +212,18 @@ def _is_own(term: Term) -> bool:
     return base.kind in (TermKind.STACK, TermKind.GLOBAL) or (base.kind is TermKind.CALL and base.name in _OWN)
 
 
-def _is_object(term: Term) -> bool:
+def _is_read(subject: Subject, field: str) -> bool:
+    return is_readable(field) or (subject.standing is Standing.FOREIGN and _is_besides(field))
+
+
+def _is_object(term: Term, standing: Standing = Standing.DERIVED) -> bool:
     """Whether a pointer was handed out by the kernel, or leads from such an object to another one."""
     if term.kind in (TermKind.CALL, TermKind.PURE):
         return term.name in _HANDED_OUT
     if term.kind is TermKind.FIELD:
-        return term.name in _POINTERS and _is_object(term.parts[0])
+        name = re.sub(r"\[\d+\]", "", term.name)
+        followed = name in _POINTERS or (standing is Standing.FOREIGN and name in _POINTERS_BESIDES)
+        return followed and _is_object(term.parts[0], standing)
     return term.kind is TermKind.ARGUMENT
 
 
@@ -186,8 +231,8 @@ def _check_copy(subject: Subject, bounds: Bounds, event: Event) -> None:
     """bpf_probe_read_kernel(to, size, address)."""
     size = bounds.of(event.arguments[1], event.facts)[1]
     for source in subject.walk.may_be(event.arguments[2]):
-        named = source.kind is TermKind.ADDRESS and is_readable(source.name) and size <= _extent(source)
-        if not (named and _is_object(source.parts[0])) and not _is_own(source):
+        named = source.kind is TermKind.ADDRESS and _is_read(subject, source.name) and size <= _extent(source)
+        if not (named and _is_object(source.parts[0], subject.standing)) and not _is_own(source):
             subject.error(27, event, f"{event.raw}() reads at an address that is no field of a kernel object")
 
 
@@ -244,11 +289,11 @@ def _check_printed(subject: Subject, bounds: Bounds, event: Event) -> None:
     first = 1 if event.name == "scx_bpf_exit_bstr" else 0  # after the exit code
     text = _format(subject, bounds, event.arguments[first])
     if text is None:
-        subject.error(27, event, f"{event.raw}() is given a format that is not constant")
+        subject.unusual(27, event.member, event.line, f"{event.raw}() is given a format that is not constant")
         return
     rest = _CONVERSION.sub(lambda match: match[1] if match[1] == "s" else "", text)
     if "%" in rest:
-        subject.error(27, event, f"{event.raw}() prints more than numbers and names: {text!r}")
+        subject.unusual(27, event.member, event.line, f"{event.raw}() prints more than numbers and names: {text!r}")
     values = iter(event.printed)
     for conversion in _CONVERSION.findall(text):
         value = next(values, None) if conversion != "%" else None
@@ -258,7 +303,11 @@ def _check_printed(subject: Subject, bounds: Bounds, event: Event) -> None:
 
 
 def _is_name(term: Term) -> bool:
-    return term.kind is TermKind.ADDRESS and term.name == "task_struct.comm"
+    """Whether a text is the name of a task, or stands in the object itself."""
+    if term.kind is TermKind.ADDRESS:
+        return term.name == "task_struct.comm"
+    addends = linear(term)[1]
+    return len(addends) == 1 and addends[0][0].kind is TermKind.GLOBAL and addends[0][0].name.startswith(".rodata")
 
 
 def _format(subject: Subject, bounds: Bounds, address: Term) -> str | None:

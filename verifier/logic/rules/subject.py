@@ -178,6 +178,15 @@ class Subject:
         if self.standing is not Standing.BUNDLED:
             self.error(rule, event, message)
 
+    def forbidden(self, rule: int, where: str, line: Line | None, message: str) -> None:
+        """Report what no policy may do."""
+        self.report(rule, Severity.ERROR, where, line, message)
+
+    def unusual(self, rule: int, where: str, line: Line | None, message: str) -> None:
+        """Report what none of our policies does: what a person brings may, and its report notes it."""
+        classed = FindingClass.HOUSE if self.standing is Standing.FOREIGN else None
+        self.report(rule, Severity.ERROR, where, line, message, classed=classed)
+
     def start_of(self, member: str) -> Line | None:
         """Return the first line of a callback."""
         function = self.callback(member)

@@ -16,7 +16,7 @@ from verifier.logic.rules.subject import Subject, reached_from
 from verifier.logic.walk import calls
 from verifier.logic.walk.code import Code
 from verifier.logic.walk.events import Event, Site
-from verifier.logic.walk.loops import KERNEL_ROUNDS, NOTHING, UNBOUNDED, Loops, Nest, Work
+from verifier.logic.walk.loops import KERNEL_ROUNDS, NOTHING, SIMULATED, UNBOUNDED, Loops, Nest, Work
 from verifier.logic.walk.terms import TermKind, describe
 from verifier.object.image import Line, Ref
 
@@ -83,7 +83,15 @@ def _check_work(subject: Subject, works: _Works, member: str, function: str) -> 
     loops = " x ".join(_times(nest) for nest in work.nest) or "no loops"
     amount = "without a bound" if work.instructions >= UNBOUNDED else f"of up to {work.instructions:,} instructions"
     text = f"{member} may do work {amount} (rounds: {loops}); accepted are {limit:,}"
-    _report(subject, member, line, text)
+    if subject.standing is Standing.FOREIGN and any(_is_unknown(nest.rounds) for nest in work.nest):
+        subject.report(28, Severity.WARNING, member, line, text, cleared_by="starvation")
+    else:
+        _report(subject, member, line, text)
+
+
+def _is_unknown(rounds: int) -> bool:
+    """Whether nothing in the code bounds a loop, and the kernel alone does."""
+    return rounds == SIMULATED or rounds > KERNEL_ROUNDS
 
 
 def _times(nest: Nest) -> str:
@@ -118,7 +126,10 @@ def _check_iterators(subject: Subject) -> None:
                 continue
             if ref.name.startswith("bpf_iter_"):
                 text = f"{ref.name}() is called on an iterator that is not a local variable of {code.name}"
-                _report(subject, code.name, op.line, text)
+                if subject.standing is Standing.FOREIGN:
+                    subject.report(28, Severity.WARNING, code.name, op.line, text, cleared_by="starvation")
+                else:
+                    _report(subject, code.name, op.line, text)
 
 
 def _check_timer(subject: Subject, bounds: Bounds, event: Event) -> None:
@@ -164,13 +175,19 @@ class _Works:
         ).work()
 
     def _rounds(self, site: Site) -> int:
-        """The rounds of bpf_for(i, start, end): those of the largest difference; the kernel counts in an int."""
+        """The rounds of bpf_for(i, start, end): those of the largest difference; the kernel counts in an int.
+
+        KERNEL_ROUNDS if nothing says how many, or the code itself says as many as the kernel allows; less than that if
+        the code says more.
+        """
         most = 0
         for event in self._events.get(site, ()):
             if len(event.arguments) < 3:
                 return KERNEL_ROUNDS
             start, end = (self.bounds.of_int(value, event.facts) for value in event.arguments[1:3])
-            most = max(most, end[1] - start[0])
+            rounds = end[1] - start[0]
+            constant = event.arguments[1].is_const and event.arguments[2].is_const and rounds != KERNEL_ROUNDS
+            most = max(most, min(rounds, KERNEL_ROUNDS - 2) if constant else rounds)
         return min(most, KERNEL_ROUNDS)
 
     def _call(self, code: Code, index: int) -> Work:

@@ -290,3 +290,7 @@ _RENAMED = {
 def takes_struct(name: str) -> bool:
     """Whether this is the form that takes its last arguments in a struct (since 6.19)."""
     return name.startswith("__scx_bpf_")
+
+
+ARENA = "a pointer into the arena"
+"""What the walk calls an address in memory that the policy shares with its own program, see BPF_MAP_TYPE_ARENA."""

@@ -28,6 +28,10 @@ _ENUM_VALUE = 11
 _LIKELY_BYTES = 16
 """A call that is not known may write so much through a pointer to the stack."""
 
+_TO_KERNEL = 1
+"""addr_space_cast from address space 1 to 0 (Documentation/bpf/standardization/instruction-set.rst, bpf_arena.c)."""
+_KCONFIG, _MOST_HZ = ".kconfig", 1000
+"""Where externs of the kernel's configuration stand, and the most ticks in a second (kernel/Kconfig.hz)."""
 _FIELD_OFFSET = 0
 _MOST_PRINTED = 12
 """MAX_BPRINTF_VARARGS of kernel/bpf/helpers.c."""
@@ -112,7 +116,7 @@ class Machine:
         kind = _ADDRESSES.get(ref.kind)
         if kind is None:
             return self._relocated(ref, op.raw.imm)
-        place = self.terms.make(kind, ref.name)
+        place = self.terms.make(kind, f"{ref.name} {ref.symbol}" if ref.name == _KCONFIG else ref.name)
         return self.terms.alu("add", place, self.terms.const(ref.offset)) if ref.kind is Ref.VARIABLE else place
 
     def _alu(self, state: State, op: Op) -> bool:
@@ -137,8 +141,8 @@ class Machine:
         if op.from_register and op.raw.offset in (8, 16, 32):  # movsx, cpu v4
             extended = self.terms.extend(value, op.raw.offset)
             return extended if op.bits == 64 else self.terms.zext(extended)
-        if op.from_register and op.raw.offset == 1 and op.bits == 64:  # cast between address spaces
-            return value
+        if op.from_register and op.raw.offset == 1 and op.bits == 64:  # into an arena, which is what it then points at
+            return self.terms.make(TermKind.PURE, calls.ARENA, (value,)) if op.raw.imm == _TO_KERNEL else value
         return value if op.bits == 64 else self.terms.zext(value)
 
     # --- memory
@@ -165,6 +169,8 @@ class Machine:
         base, offset = pointer(address)
         if base.kind is TermKind.CONTEXT:
             return self._argument(offset // 8)
+        if base.kind is TermKind.GLOBAL and base.name == f"{_KCONFIG} CONFIG_HZ":
+            return self.terms.const(_MOST_HZ, "CONFIG_HZ")
         if base.kind is TermKind.CALL and base.name == "bpf_iter_num_next" and base.parts[2]:
             return self._index(base, site)
         if base.kind is TermKind.GLOBAL and base.name.startswith(".rodata"):

@@ -10,6 +10,7 @@ from kernel_bpf.build import compile as compiler
 from kernel_bpf.build.compile import compile_policy
 from kernel_bpf.build.target import KernelTarget
 from schedagent.core.errors import CompileError, SetupError, UsageError
+from schedagent.core.policies.renamed import advice
 from tests.support.paths import FIXTURES
 
 TINY = FIXTURES / "tiny_kernel"
@@ -129,3 +130,51 @@ def test_unwritable_cache_costs_only_time(tmp_path, caplog):
     artifact = compile_policy(TINY / "tiny.bpf.c", "tiny", TARGET, cache_dir=blocked)
     assert artifact.object_bytes
     assert "cannot keep the compiled policy" in caplog.text
+
+
+LIBC = ("errno.h", "string.h", "stdint.h", "limits.h", "inttypes.h", "sys/types.h", "linux/errno.h", "asm/types.h")
+
+
+def test_headers_of_libc_that_need_no_library_are_there(tmp_path):
+    source = tmp_path / "libc.bpf.c"
+    includes = "".join(f"#include <{name}>\n" for name in LIBC)
+    source.write_text(f"{includes}uint64_t most = UINT64_MAX - ENOMEM - INT_MAX;\n")
+    assert compile_policy(source, "libc", TARGET).log == ""
+
+
+def test_headers_of_the_author_come_before_ours(tmp_path):
+    (tmp_path / "common.bpf.h").write_text("#define OF_THE_AUTHOR 1\n")
+    source = tmp_path / "own.bpf.c"
+    source.write_text(
+        '#include <common.bpf.h>\nint x = OF_THE_AUTHOR;\nchar l[] __attribute__((section("license"))) = "GPL";\n'
+    )
+    assert compile_policy(source, "own", TARGET, include_dirs=[tmp_path]).log == ""
+
+
+def test_folder_of_links_stands_for_the_folder_that_they_lead_to(tmp_path):
+    for name in ("real", "linked"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "real/types.h").touch()
+    (tmp_path / "linked/types.h").symlink_to("../real/types.h")
+    assert compiler._where_it_lies(tmp_path / "linked") == tmp_path / "real"
+    assert compiler._where_it_lies(tmp_path / "real") == tmp_path / "real"
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        (
+            "void f(void) { scx_bpf_consume(7); }",
+            advice("scx_bpf_consume"),
+        ),
+        ('#include "intf.h"\n', "give the folder of the header, be it that of the source, with --include DIR"),
+        ("int f(void) { return missing; }", ""),
+    ],
+)
+def test_what_clang_does_not_know_is_answered_with_what_to_do(tmp_path, text, hint):
+    source = tmp_path / "unknown.bpf.c"
+    source.write_text(text)
+    (tmp_path / "intf.h").touch()
+    with pytest.raises(CompileError) as caught:
+        compile_policy(source, "unknown", TARGET)
+    assert caught.value.hint == hint

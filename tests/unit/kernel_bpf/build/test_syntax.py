@@ -71,6 +71,11 @@ def test_line_directives_do_not_hide_the_true_place(directive):
     assert (tree.renamed.file, tree.renamed.line) == ("x.bpf.c", 3)
 
 
+@pytest.mark.parametrize("expression", ["__INT_MAX__", "__ATOMIC_RELAXED", "__LINE__", "GLUE(1, 2)"])
+def test_what_the_compiler_defines_is_no_renamed_place(expression):
+    assert parse(f"#define GLUE(a, b) a##b\nint x = {expression};\n").renamed is None
+
+
 def test_headers_are_no_renamed_places(tmp_path):
     (tmp_path / "own.h").write_text("int a;\n")
     assert parse('#include "vmlinux.h"\n#include "own.h"\nint b;\n', include_dirs=[tmp_path]).renamed is None

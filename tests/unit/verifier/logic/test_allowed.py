@@ -7,6 +7,9 @@ from dataclasses import replace
 import pytest
 
 from schedagent.core.policies.policy import Standing
+from schedagent.core.policies.renamed import advice, advice_on
+from schedagent.core.rules import FindingClass
+from schedagent.core.verification import Severity
 from tests.support.small_policy import SIGNATURES, check, compiled
 from verifier.logic.checks import check_logic
 from verifier.logic.rules.allowed import is_known_kfunc
@@ -21,6 +24,7 @@ struct cred___x { u32 uid; u64 securebits; } __attribute__((preserve_access_inde
 struct task_struct___x {
     char comm[16];
     u64 stack_canary;
+    u32 wakee_flips;
     struct mm_struct___x *mm;
     struct cred___x *cred;
 } __attribute__((preserve_access_index));
@@ -261,3 +265,54 @@ def test_objects_must_be_taken_out_again(tmp_path):
     assert check(tmp_path, before=before, tick=make + "exit_kind = !!thing;").found(28)
     dropped = make + "if (thing)\n\tbpf_obj_drop_impl(thing, NULL);"
     assert not check(tmp_path, before=before, tick=dropped).found(28)
+
+
+UNUSUAL = {
+    "a helper that prints": {"tick": 'bpf_printk("%d", p->pid);'},
+    "a program that sees switches": {"before": 'SEC("tp_btf/sched_switch")\nint look(u64 *ctx) { return 0; }\n'},
+    "another field of a task": {"before": FLAVOURS, "tick": "seen = X(p)->wakee_flips;"},
+    "a ring buffer": {
+        "before": 'struct {\n__uint(type, 27);\n__uint(max_entries, 4096);\n} ring SEC(".maps");',
+        "tick": "bpf_ringbuf_output(&ring, &exit_kind, 4, 0);",
+    },
+    "an arena": {"before": 'struct {\n__uint(type, 33);\n__uint(max_entries, 4);\n} pages SEC(".maps");'},
+}
+
+
+@pytest.mark.parametrize("what", UNUSUAL)
+def test_what_only_our_policies_do_without_is_house(what, tmp_path):
+    image = compiled(tmp_path, **UNUSUAL[what])
+    classes = {
+        standing: {each.finding_class for each in check_logic(image, frozenset(), standing=standing).errors}
+        for standing in (Standing.DERIVED, Standing.FOREIGN)
+    }
+    assert classes == {Standing.DERIVED: {FindingClass.UNSAFE}, Standing.FOREIGN: {FindingClass.HOUSE}}
+
+
+@pytest.mark.parametrize("what", ["a secret of a task", "credentials beyond ids"])
+def test_secrets_of_tasks_stay_secrets(what, images):
+    changes = REFUSED.get(what) or {"before": FLAVOURS, "tick": "seen = X(p)->stack_canary;"}
+    found = check_logic(images(what, changes), frozenset(), standing=Standing.FOREIGN).errors
+    assert FindingClass.UNSAFE in {each.finding_class for each in found if each.rule == 27}
+
+
+def test_a_function_that_nobody_calls_is_not_judged(tmp_path):
+    unused = "__weak int of_a_header(u64 *where) { return bpf_probe_write_user(where, where, 8); }"
+    assert check_logic(compiled(tmp_path, before=unused), frozenset()).errors == ()
+
+
+def test_a_large_arena_is_for_a_run_to_clear(tmp_path):
+    large = 'struct {\n__uint(type, 33);\n__uint(max_entries, 1 << 20);\n} pages SEC(".maps");'
+    report = check_logic(compiled(tmp_path, before=large), frozenset(), standing=Standing.FOREIGN)
+    assert [(each.rule, each.cleared_by) for each in report.findings if each.severity is Severity.WARNING] == [
+        (28, "memory growth")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("scx_bpf_dispatch", "scx_bpf_dsq_insert"), ("scx_bpf_consume", "scx_bpf_dsq_move_to_local")]
+)
+def test_a_kfunc_that_is_gone_is_answered_with_the_new_name(old, new):
+    assert advice(old) == f"{old}() is gone since 6.18: use {new}()"
+    assert advice_on(f"x.c:1:1: error: call to undeclared function '{old}'; ISO C99") == advice(old)
+    assert advice(new) == ""

@@ -742,3 +742,20 @@ def test_cpu_of_another_mask_is_no_answer_of_select_cpu(mask, own, tmp_path):
     checked = check(tmp_path, before=RECORDS + DOMAINS, select_cpu=body)
     assert [finding.cleared_by for finding in checked.found(1, WARNING)] == ([] if own else ["affinity"])
     assert checked.report.errors == ()
+
+
+@pytest.mark.parametrize(
+    ("enqueue", "guard", "drained"),
+    [
+        ("if (scx_bpf_task_cpu(p) != 0)\n\tscx_bpf_dsq_insert(p, LOCAL, SLICE, 0);\n"
+         "else\n\tscx_bpf_dsq_insert(p, SHARED, SLICE, 0);", "cpu == 0", True),
+        ("scx_bpf_dsq_insert(p, SHARED, SLICE, 0);", "cpu == 0", False),
+        ("if (scx_bpf_task_cpu(p) != 1)\n\tscx_bpf_dsq_insert(p, LOCAL, SLICE, 0);\n"
+         "else\n\tscx_bpf_dsq_insert(p, SHARED, SLICE, 0);", "cpu == 0", False),
+        ("scx_bpf_dsq_insert(p, SHARED, SLICE, 0);", "cpu < 512", True),
+        ("scx_bpf_dsq_insert(p, SHARED, SLICE, 0);", "cpu <= 510", False),
+    ],
+)  # fmt: skip
+def test_a_queue_that_one_cpu_drains_is_for_tasks_on_that_cpu(tmp_path, enqueue, guard, drained):
+    dispatch = f"if ({guard})\n\tscx_bpf_dsq_move_to_local(SHARED);"
+    assert (check(tmp_path, enqueue=enqueue, dispatch=dispatch).found(19) == []) is drained

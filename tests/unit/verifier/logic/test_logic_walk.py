@@ -320,6 +320,6 @@ def test_object_without_a_scheduler_is_refused():
     (finding,) = check_logic(empty, frozenset()).findings
     assert (finding.rule, finding.message) == (
         27,
-        "the object defines no sched_ext_ops, so it is no scheduler (it has: cc)",
+        "it is BPF, and no scheduler: it defines cc, and no sched_ext_ops",
     )
     assert bytecode_checks.check_logic(empty, frozenset()).summary.startswith("0 callbacks")

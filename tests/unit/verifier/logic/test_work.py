@@ -203,3 +203,16 @@ def test_may_goto_is_as_many_rounds_as_the_kernel_allows():
     (finding,) = (each for each in report.findings if "may do work" in each.message)
     assert f"{KERNEL_ROUNDS + 1:,}" in finding.message
     assert WORK_MAX < RARE_WORK_MAX
+
+
+UNKNOWN = {"before": SUM, "tick": "s32 i;\n\nbpf_for(i, 0, (s32)sum)\n\tsum += i * sum;"}
+
+
+def test_a_loop_of_a_foreign_policy_that_nothing_bounds_is_for_a_run_to_clear(tmp_path):
+    image = compiled(tmp_path, **UNKNOWN)
+    severity = {
+        standing: [each.severity for each in check_logic(image, frozenset(), standing=standing).findings
+                   if "may do work" in each.message]
+        for standing in (Standing.DERIVED, Standing.FOREIGN)
+    }  # fmt: skip
+    assert severity == {Standing.DERIVED: [Severity.ERROR], Standing.FOREIGN: [Severity.WARNING]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import hashlib
 import os
 import subprocess
@@ -278,3 +279,12 @@ def test_a_snapshot_is_used_whenever_a_machine_is_opened(kernel, folder):
     os.utime(place_of(folder), (1, 1))
     store.open(kernel, **SIZE)
     assert place_of(folder).stat().st_mtime > time.time() - 60
+
+
+def test_a_guest_has_its_kernels_configuration_where_libbpf_looks_for_it(tmp_path, monkeypatch):
+    (tmp_path / "config").write_text("CONFIG_HZ=250\n")
+    monkeypatch.setattr(image, "agent_entries", lambda: ())
+    monkeypatch.setattr(image, "module_closure", lambda _kernel, _modules: [])
+    kernel = KernelImage("7.3.4+deb13-amd64", tmp_path, tmp_path / "config", tmp_path, "cache")
+    entries = {entry.path: entry.content for entry in image.initrd_entries(kernel)}
+    assert gzip.decompress(entries["/boot/config-7.3.4+deb13-amd64"]) == b"CONFIG_HZ=250\n"

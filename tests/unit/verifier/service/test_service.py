@@ -11,14 +11,15 @@ import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
 import pytest
 
-from schedagent.core.errors import CompileError, SetupError, TokenError
+from schedagent.core.errors import CompileError, SetupError, TokenError, UsageError
 from schedagent.core.policies.policy import CandidatePolicy, PolicyInfo, Tunable
+from schedagent.core.policies.rodata import read_rodata
 from schedagent.core.process.listener import Admission, Peer, listen, peer_of
 from schedagent.core.process.machine_lock import LAB_LOCK
 from schedagent.core.token import Scope, check, decode, digest_inputs
@@ -26,7 +27,8 @@ from schedagent.core.trusted import load_trusted
 from schedagent.core.verification import GateStatus
 from tests.support.verifier_service_process import Service, alive, answers, running, wait_for
 from verifier.service.client import RemoteVerifier
-from verifier.service.messages import MOST_HEADERS
+from verifier.service.messages import MOST_HEADERS, MOST_PARTS, read_request
+from verifier.service.worker import unpack
 from verifier.signer import Signer
 
 SLICE = Tunable("slice_us", "u64", "us", 500, 100_000, 5000, "longer turns")
@@ -238,6 +240,14 @@ class TestHostileRequests:
             {"documented": [{"name": "a"}]},
             {"unknown": 1},
             {"headers": {f"{number}.h": "" for number in range(MOST_HEADERS + 1)}},
+            {"parts": [["../x.bpf.c", ""]]},
+            {"parts": [["x.h", ""]]},
+            {"parts": [["x.c", ""]] * (MOST_PARTS + 1)},
+            {"source": None, "object_base64": "AA==", "parts": [["x.c", ""]]},
+            {"rodata": {"rodata": {"a b": 1}}},
+            {"rodata": {"maps": {}}},
+            {"rodata": {"rodata": {"a": 1.5}}},
+            {"rodata": {"ops": {"enqueue": 1}}},
         ],
         ids=lambda changes: json.dumps(changes)[:40],
     )
@@ -507,6 +517,16 @@ def connect_as_nobody(path):
     return subprocess.run(words, capture_output=True, check=True, timeout=20).stdout
 
 
+def test_parts_and_what_a_loader_sets_are_unpacked_beside_the_headers(tmp_path):
+    rodata = read_rodata({"rodata": {"a": 1, "b": [1, 2]}, "ops": {"flags": ["SCX_OPS_ENQ_LAST"]}}, "it")
+    sent = request(parts=[["x.bpf.c", "int x;"], ["x.bpf.c", "int y;"]], rodata=rodata.table)
+    submission = unpack(read_request(json.dumps(sent).encode()), tmp_path / "files")
+    assert submission.info.rodata == rodata
+    assert [path.name for path in submission.info.parts] == ["x.bpf.c"] * 2
+    assert [path.read_text() for path in submission.info.parts] == ["int x;", "int y;"]
+    assert not any(path.is_relative_to(submission.include_dir) for path in submission.info.parts)
+
+
 class TestHeaders:
     def test_they_reach_the_service(self, service, tmp_path):
         (tmp_path / "near.h").write_text("N")
@@ -514,3 +534,19 @@ class TestHeaders:
         report = client(service).verify(candidate_of(info), info).report
         assert "near.h=N" in report.gates[0].detail
         assert report.gates[0].status is GateStatus.PASSED
+
+    def test_parts_do_so_with_theirs(self, service, tmp_path):
+        (tmp_path / "near.h").write_text("N")
+        info = replace(info_of(tmp_path, "good", "int x;\n"), parts=(tmp_path / "part.bpf.c",))
+        info.parts[0].write_text('#include "near.h"\n')
+        assert "near.h=N" in client(service).verify(candidate_of(info), info).report.gates[0].detail
+
+    def test_two_headers_of_one_path_are_refused(self, service, tmp_path):
+        for name in ("one", "two"):
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "near.h").write_text(name)
+            (tmp_path / name / "part.bpf.c").write_text('#include "near.h"\n')
+        parts = tuple(tmp_path / name / "part.bpf.c" for name in ("one", "two"))
+        info = replace(info_of(tmp_path, "good", "int x;\n"), parts=parts)
+        with pytest.raises(UsageError, match="includes another near"):
+            client(service).verify(candidate_of(info), info)

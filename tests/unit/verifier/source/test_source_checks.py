@@ -6,16 +6,18 @@ from pathlib import Path
 
 import pytest
 
+from kernel_bpf.build import syntax
 from kernel_bpf.build.compile import BPF_INCLUDE
 from kernel_bpf.build.syntax import parse_source
 from kernel_bpf.build.target import KernelTarget
 from kernel_bpf.policies.library import load_library
 from schedagent.core.errors import CompileError
-from schedagent.core.policies.policy import Tunable
+from schedagent.core.policies.policy import Standing, Tunable
+from schedagent.core.rules import FindingClass
 from schedagent.core.settings import load_settings
 from schedagent.core.verification import Finding, Severity
 from tests.support.paths import FIXTURES
-from verifier.source.checks import check_assembler, check_source, check_tree, ops_members
+from verifier.source.checks import check_assembler, check_source, check_sources, check_tree, ops_members
 
 TINY = FIXTURES / "tiny_kernel"
 TARGET = KernelTarget("tiny", "0" * 40, TINY / "none", TINY)
@@ -371,3 +373,47 @@ def test_a_real_kernel_tells_where_the_members_of_the_ops_are(newest):
     found = only(list(check_source(text, "fifo.bpf.c", target, tunables=policy.tunables, cache_dir=cache_dir)))
     assert (found.rule, found.where) == (26, "fifo")
     assert BPF_INCLUDE.name not in found.file
+
+
+@pytest.fixture
+def target(tmp_path):
+    """The tiny kernel, with a list of its features."""
+    (tmp_path / "features.txt").write_text("")
+    (tmp_path / "vmlinux.h").write_bytes((TINY / "vmlinux.h").read_bytes())
+    return KernelTarget("tiny", "0" * 40, TINY / "none", tmp_path)
+
+
+ASSEMBLER = b'char _license[] SEC("license") = "GPL";\nint f(void)\n{\n\tasm volatile("");\n\treturn 0;\n}\n'
+HEAD = b'#include "vmlinux.h"\n#include <bpf/bpf_helpers.h>\n'
+
+
+def test_assembler_is_refused_of_a_derived_policy_and_noted_of_a_foreign_one(target):
+    found = {
+        standing: [each.finding_class for each in check_source(HEAD + ASSEMBLER, "x.bpf.c", target, standing=standing)]
+        for standing in Standing
+    }
+    assert found == {
+        Standing.DERIVED: [FindingClass.UNSAFE],
+        Standing.FOREIGN: [FindingClass.HOUSE],
+        Standing.BUNDLED: [],
+    }
+
+
+def test_one_of_several_sources_has_the_licence(target):
+    rest = HEAD + b"int g(void)\n{\n\treturn 0;\n}\n"
+    licensed = HEAD + b'char _license[] SEC("license") = "GPL";\n'
+    assert check_sources([("x.bpf.c", licensed), ("y.bpf.c", rest)], target) == ()
+    assert [each.file for each in check_sources([("x.bpf.c", rest), ("y.bpf.c", rest)], target)] == [
+        "x.bpf.c",
+        "y.bpf.c",
+    ]
+
+
+def test_a_tree_too_large_to_be_read_is_a_note_on_what_a_person_brings(target, monkeypatch):
+    monkeypatch.setattr(syntax, "TREE_LIMIT_BYTES", 64 << 10)
+    monkeypatch.setattr(syntax, "_precompile", lambda *_arguments: None)
+    sources = [("x.bpf.c", HEAD + b'char _license[] SEC("license") = "GPL";\n')]
+    (note,) = check_sources(sources, target, standing=Standing.FOREIGN)
+    assert (note.severity, note.finding_class) == (Severity.NOTE, FindingClass.HOUSE)
+    with pytest.raises(CompileError, match="clang was stopped"):
+        check_sources(sources, target)
