@@ -67,6 +67,7 @@ from verifier.proving.prove import COVERAGE, ORACLES, PHASES, Depth, phases_at
 from verifier.report_cache import ReportCache, digest_subject, verifier_version
 from verifier.signer import Signer, longest_lifetime_s
 from verifier.source.checks import check_sources
+from verifier.steps import GateFailed, Passed, attempt, kernel_words
 from verifier.wardrobe import worn_for
 
 log = logging.getLogger(__name__)
@@ -101,26 +102,6 @@ class KernelBench:
 
     ground: ProvingGround
     target: KernelTarget
-
-
-class GateFailed(PolicyError):
-    """A gate failed; the message is its detail, and `tolerable` as in core.verification.GateResult."""
-
-    def __init__(self, message: str, findings: Sequence[Finding] = (), *, tolerable: bool = False) -> None:
-        super().__init__(message)
-        self.findings = tuple(findings)
-        self.tolerable = tolerable
-
-
-@dataclass(frozen=True)
-class Passed:
-    """What a gate that lets a policy through reports; `seconds` if the time was spent in an earlier gate."""
-
-    detail: str
-    findings: tuple[Finding, ...] = ()
-    status: GateStatus = GateStatus.PASSED
-    seconds: float | None = None
-    tolerable: bool = False
 
 
 @dataclass
@@ -259,7 +240,7 @@ class _Passage:
             not_run = f"not run, because gate {failed.gate!r} did not pass"
             self._gates.append(GateResult(gate, GateStatus.SKIPPED, not_run))
         else:
-            result = _attempt(gate, self._steps[gate])
+            result = attempt(gate, self._steps[gate])
             same = any(result.status is GateStatus.FAILED and result.detail == each.detail for each in self._gates)
             self._gates.append(replace(result, detail="for the same reason") if same else result)
 
@@ -375,8 +356,8 @@ class _Passage:
         """
         results = [self._on_kernel(bench) for bench in self._verifier.benches]
         self._kernels = results
-        others = "; ".join(f"{result.release}: {_kernel_words(result)}" for result in results[1:])
-        answers = _kernel_words(results[0]) + (f"; {others}" if others else "")
+        others = "; ".join(f"{result.release}: {kernel_words(result)}" for result in results[1:])
+        answers = kernel_words(results[0]) + (f"; {others}" if others else "")
         if results[0].status is GateStatus.FAILED:
             raise GateFailed(
                 results[0].detail, ejection.finding(ejection.rule_of_refusal(results[0].detail), "see the kernel's log")
@@ -607,35 +588,7 @@ class _Passage:
 _NOT_PASSED = (GateStatus.FAILED, GateStatus.SKIPPED)
 
 
-def _attempt(gate: str, step: Callable[[], Passed]) -> GateResult:
-    """Run one gate: what is wrong with the policy fails it, a lost VM or a busy host leaves it undecided, anything else
-    is raised.
-    """
-    started = time.monotonic()
-    try:
-        passed = step()
-    except GateFailed as error:
-        passed = Passed(str(error), error.findings, GateStatus.FAILED, tolerable=error.tolerable)
-    except (PolicyError, UsageError, BpfError) as error:
-        passed = Passed(str(error), (), GateStatus.FAILED)
-    except HostBusy as error:
-        passed = Passed(f"no verdict: {error.message}; {error.hint}", status=GateStatus.SKIPPED)
-    except VmLost as error:
-        lost = f"no verdict, the VM was lost twice: {error.message}"
-        passed = Passed(lost, status=GateStatus.SKIPPED)
-    seconds = time.monotonic() - started if passed.seconds is None else passed.seconds
-    return GateResult(gate, passed.status, passed.detail, round(seconds, 3), passed.findings, passed.tolerable)
-
-
 def _gate_of(oracle: str) -> str:
     """The gate that an oracle belongs to; one that this version does not know is in the proving ground."""
     info = ORACLES.get(oracle)
     return OVERHEAD if info and OVERHEAD in RULES[info.rule].gates else PROVING
-
-
-def _kernel_words(result: KernelResult) -> str:
-    """One kernel's answer in a few words."""
-    if result.status is not GateStatus.PASSED:
-        return f"{result.status.value}: {result.detail.splitlines()[0] if result.detail else ''}"
-    walked = sum(stats.get("verified_instructions", 0) for stats in result.programs.values())
-    return f"{len(result.programs)} programs accepted, {walked} instructions walked"

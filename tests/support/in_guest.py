@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.paths import ROOT
-from verifier.lab.vm import twice
+from verifier.lab.doubt import twice
 from verifier.microvm import jobs
 from verifier.microvm.image import SnapshotStore
 from verifier.microvm.kernels import KernelImage

@@ -15,7 +15,6 @@ import resource
 import select
 import signal
 import socket
-import stat
 import struct
 import time
 import traceback
@@ -37,6 +36,7 @@ from verifier.microvm import guest_costs, jobs
 from verifier.microvm.clock.place import ClockPlace, find_clocks
 from verifier.microvm.guest_loader import LoadedHere, LoaderProgram, Scheduler
 from verifier.microvm.guest_output import Output
+from verifier.microvm.guest_tree import HOST, ROOT, forget_setup, fresh_tree, mount_host, setup_tree
 from verifier.microvm.guest_usage import Accounting, Group, Idleness, Layer, memory_bytes
 from verifier.microvm.recorder import Recorder
 from verifier.proving import prove, strangers
@@ -44,13 +44,6 @@ from verifier.proving.coverage import Copy
 from verifier.proving.ground import Clock, Conditions
 from verifier.proving.identity import Worn
 
-HOST = Path("/host")
-TRIAL = Path("/trial")
-SETUP = Path("/setup")
-MASK = Path("/mask")
-"""Where the files that the setup command wrote are kept, if there was one: the layer beneath every run's own."""
-
-ROOT = TRIAL / "root"
 CGROUP = Path("/sys/fs/cgroup/workload")
 GROUP = Group(CGROUP)
 DEVICE_LINKS = {"fd": "/proc/self/fd", "stdin": "fd/0", "stdout": "fd/1", "stderr": "fd/2"}
@@ -73,9 +66,6 @@ _ANOTHER_DATE_S = 333 * 86400 + 5 * 3600
 _LEAP_LIMIT_S, _CALM_S, _CATCH_UP_S = 1.0, 0.03, 0.05
 _CALIBRATION_ROUNDS = 60_000
 _LOOK_S = 0.25
-_LAYER_SHARE = 0.9
-"""Of the free memory, that a throw-away layer may fill: processes need some as well."""
-
 _SETTLE_ROUNDS = 5
 _KILL_LIMIT_S = 10.0
 _SIOCSIFFLAGS, _IFF_UP = 0x8914, 1  # linux/sockios.h, linux/if.h
@@ -246,92 +236,6 @@ def hello(job: jobs.Hello) -> jobs.HelloAnswer:
     return jobs.HelloAnswer(os.uname().release, os.cpu_count() or 1, memory_bytes() >> 20)
 
 
-def mount_host(job: jobs.MountHost) -> None:
-    """Mount the host's tree, read-only, cached: it cannot change under us in a way that a trial may see."""
-    options = "trans=virtio,version=9p2000.L,msize=512000,cache=loose"
-    linux.mount(jobs.HOST_TAG, HOST, "9p", linux.MS_RDONLY, options)
-    MASK.mkdir()
-    linux.mount("tmpfs", MASK, "tmpfs", 0, "size=1m,mode=0755")
-    for path in job.hidden:
-        hide(Path(path.lstrip("/")))
-
-
-def hide(path: Path) -> None:
-    """Put a whiteout above a file or folder of the host, which leaves no trace of it in any overlay.
-
-    A character device 0:0 is one (Documentation/filesystems/overlayfs.rst, "whiteouts and opaque directories"). The
-    folders above it are made like the host's, whose owners and modes they stand for. What lies behind a link is hidden
-    by its own path.
-    """
-    for folder in reversed(path.parents[:-1]):
-        with suppress(FileExistsError):
-            try:
-                status = (HOST / folder).lstat()
-            except OSError:
-                return
-            if not stat.S_ISDIR(status.st_mode):
-                return
-            (MASK / folder).mkdir()
-            (MASK / folder).chmod(stat.S_IMODE(status.st_mode))
-            os.chown(MASK / folder, status.st_uid, status.st_gid)
-    if os.path.lexists(HOST / path) and not os.path.lexists(MASK / path):
-        os.mknod(MASK / path, stat.S_IFCHR, os.makedev(0, 0))
-
-
-@contextmanager
-def fresh_tree() -> Iterator[tuple[Layer, ...]]:
-    """A throw-away writable view of the host's tree, with the kernel's file systems in it, at ROOT.
-
-    Yields:
-        Its layers.
-    """
-    mount_layer(TRIAL)
-    try:
-        yield from mounted_tree(TRIAL, lower_layers())
-    finally:
-        linux.unmount(TRIAL)
-
-
-def mount_layer(folder: Path) -> None:
-    """Mount a throw-away layer that leaves some of the memory that is free now."""
-    folder.mkdir(exist_ok=True)
-    linux.mount("tmpfs", folder, "tmpfs", 0, f"size={int(available_bytes() * _LAYER_SHARE)}")
-    for name in ("upper", "work"):
-        (folder / name).mkdir()
-
-
-def available_bytes() -> int:
-    """Memory that can be had without taking it from anybody (MemAvailable in /proc/meminfo)."""
-    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    return int(fields["MemAvailable"].split()[0]) << 10
-
-
-def lower_layers() -> str:
-    """What lies beneath a run's own layer, the topmost first."""
-    kept = SETUP / "upper"
-    return f"{kept}:{MASK}:{HOST}" if kept.is_dir() else f"{MASK}:{HOST}"
-
-
-def mounted_tree(layer: Path, lower: str) -> Iterator[tuple[Layer, ...]]:
-    """Mount the tree above `lower` that is written to `layer`, yield its layers, and take it all away again."""
-    ROOT.mkdir(parents=True, exist_ok=True)
-    linux.mount("overlay", ROOT, "overlay", 0, f"lowerdir={lower},upperdir={layer}/upper,workdir={layer}/work")
-    try:
-        linux.mount("proc", ROOT / "proc", "proc")
-        linux.mount("sysfs", ROOT / "sys", "sysfs", linux.MS_RDONLY)
-        linux.mount("devtmpfs", ROOT / "dev", "devtmpfs")
-        linux.mount("devpts", ROOT / "dev/pts", "devpts", 0, "ptmxmode=666")
-        linux.mount("tmpfs", ROOT / "dev/shm", "tmpfs")
-        linux.mount("tmpfs", ROOT / "run", "tmpfs")
-        memory = [Layer(ROOT / name, ROOT / name, f"/{name}") for name in ("dev/shm", "run")]
-        yield (Layer(layer, layer / "upper", "/"), *memory)
-    finally:
-        kill_workload()
-        for name in ("run", "dev/shm", "dev/pts", "dev", "sys", "proc", ""):
-            with suppress(OSError):
-                linux.unmount(ROOT / name)
-
-
 def kill_workload() -> None:
     """Kill whatever the workload left behind and wait until it is gone; raise TimeoutError if it stays."""
     (CGROUP / "cgroup.kill").write_text("1")
@@ -499,19 +403,18 @@ def load(policy: jobs.PolicyLoad, watchdog_ms: int = TRIAL_WATCHDOG_MS) -> Loade
 
 def run_setup(job: jobs.RunSetup) -> jobs.SetupAnswer:
     """Run the setup command, and keep the files it wrote beneath all runs that follow, unless it failed."""
-    mount_layer(SETUP)
-    with contextmanager(mounted_tree)(SETUP, f"{MASK}:{HOST}"), closing(Output(job.uid, job.gid)) as output:
+    with setup_tree(kill_workload), closing(Output(job.uid, job.gid)) as output:
         ended = wait(spawn(job, job.command, output.writer), job.timeout_s, Watch(output))
         answer = jobs.SetupAnswer(ended.status, output.printed().text)
     if answer.status != 0:
-        linux.unmount(SETUP)
+        forget_setup()
     return answer
 
 
 def run_workload(job: jobs.RunWorkload) -> jobs.RunAnswer:
     """Calibrate, prepare, attach, run, detach, clean up; each time on a pristine tree."""
     calibration_ns = calibrate()
-    with fresh_tree() as layers, closing(Output(job.uid, job.gid)) as output:
+    with fresh_tree(kill_workload) as layers, closing(Output(job.uid, job.gid)) as output:
         if job.prepare:
             ended = wait(spawn(job, job.prepare, output.writer), job.timeout_s, Watch(output))
             printed = output.printed()
@@ -679,7 +582,7 @@ class Cell:
 CELL = Cell()
 HANDLERS: dict[str, Callable[[Any], jobs.Message | None]] = {
     "Hello": hello,
-    "MountHost": mount_host,
+    "MountHost": lambda job: mount_host(job.hidden),
     "RunSetup": run_setup,
     "RunWorkload": run_workload,
     "LoadPolicy": CELL.load_policy,

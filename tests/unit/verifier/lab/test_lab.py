@@ -23,7 +23,8 @@ from schedagent.core.trials.objective import Direction, Guard, Metric
 from schedagent.core.trials.trial import DEFAULT_ARM
 from schedagent.core.trials.usage import CommandUsage, Usage
 from schedagent.core.trials.workload import Goal, Observation, WorkloadCommand
-from verifier.lab.vm import Cell, LabPolicy, LabProgram, TrialSession, twice
+from verifier.lab.doubt import twice
+from verifier.lab.vm import Cell, LabPolicy, LabProgram, TrialSession
 from verifier.microvm import jobs
 from verifier.microvm.topology import SHAPED, Topology
 from verifier.proving.prove import SHAPED_PHASES, Depth, phases_at

@@ -9,7 +9,7 @@ from itertools import pairwise
 import pytest
 
 from schedagent.core.rules import RULES
-from verifier.lab.vm import STALL_S, doubtful
+from verifier.lab.doubt import STALL_S, doubtful
 from verifier.microvm import jobs
 from verifier.proving import conservation, crowd, mix, prove, shares, work
 from verifier.proving.crew import Record

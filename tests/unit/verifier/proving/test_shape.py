@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from verifier.lab.vm import stretch_of
+from verifier.lab.doubt import stretch_of
 from verifier.proving import lifecycle, mix, shape
 from verifier.proving.crew import Record
 from verifier.proving.prove import ORACLES, PHASES, SHAPED_PHASES, WATCHDOG_MS, Depth, chosen
