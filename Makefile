@@ -40,7 +40,7 @@ test: ## run all tests, those in the micro-VM included; it fails at the end if o
 	@$(MAKE) -j1 --keep-going test-unit test-in-vm
 
 test-in-vm: setup older-kernel # the second part of make test
-	$(PYTEST) -m "not bench" --timeout 900 tests/vm tests/e2e
+	$(PYTEST) -m "not bench" --timeout 900 --durations 30 tests/vm tests/e2e
 
 test-verifier: setup older-kernel ## take the corpus of broken and correct policies through every gate; prints a table
 	$(BIN)/python -m tests.corpus
@@ -55,7 +55,7 @@ promtool: setup # out of Debian's package prometheus, unpacked into the cache fo
 	@$(BIN)/python -m tests.support.promtool
 
 test-unit: setup promtool ## run the tests that need no micro-VM, side by side: most of their time they wait
-	$(PYTEST) -n $$((2 * $$(nproc))) --dist loadfile --no-loadscope-reorder --timeout 240 tests/unit
+	$(PYTEST) -n $$((2 * $$(nproc))) --dist loadfile --no-loadscope-reorder --timeout 240 --durations 30 tests/unit
 
 test-vm: setup ## run only the tests that need the micro-VM
 	$(PYTEST) -m "vm or e2e"

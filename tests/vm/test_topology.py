@@ -24,8 +24,10 @@ from verifier.proving.prove import SHAPED_PHASES, Depth
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(300)]
 
 CORPUS = load_corpus()
-ON_TWO_CPUS = ("kicks_the_first_two", "two_bits_of_the_cpu")
-BY_DOMAIN = ("llc_queues", "node_queues")
+SHOWN = ("kicks_the_first_two", "two_bits_of_the_cpu")
+"""Of the policies that only a shape shows: an unfair and an unsafe one. `make test-verifier` takes them all."""
+
+BY_DOMAIN = ("node_queues",)
 
 SYSFS = """
 import json
@@ -107,13 +109,13 @@ def rules_broken_on(cell, topology):
     return {number for number, rule in RULES.items() if failed & set(rule.checks)}
 
 
-@pytest.mark.parametrize("entry", [entry for entry in CORPUS if entry.topology], ids=named)
+@pytest.mark.parametrize("entry", [entry for entry in CORPUS if entry.name in SHOWN], ids=named)
 def test_what_only_another_shape_shows(entry, cell_of):
     with cell_of(entry) as cell:
         assert entry.rule in rules_broken_on(cell, Topology.parse(entry.topology))
 
 
-@pytest.mark.parametrize("entry", [entry for entry in CORPUS if entry.name in ON_TWO_CPUS], ids=named)
+@pytest.mark.parametrize("entry", [entry for entry in CORPUS if entry.name in SHOWN], ids=named)
 def test_two_flat_cpus_do_not_show_it(entry, cell_of):
     with cell_of(entry) as cell:
         answer = cell.prove(Depth.QUICK, ["work conservation", "mix"])
