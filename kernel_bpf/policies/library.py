@@ -16,6 +16,7 @@ from kernel_bpf import BPF
 from schedagent.core.errors import PolicyError, UsageError
 from schedagent.core.policies.embedded import is_program
 from schedagent.core.policies.policy import DECLARABLE, READABLE, PolicyInfo, Tunable
+from schedagent.core.policies.rodata import Rodata, read_rodata
 from schedagent.core.trials.workload import WorkloadClass
 
 POLICIES = BPF / "policies"
@@ -104,6 +105,7 @@ def read_manifest(text: str, where: str, source: Path) -> PolicyInfo:
         reads=table.take_words("reads", READABLE, default=()),
         classes=table.take_numbers("classes", CLASS_NUMBERS),
         tunables=tuple(map(_read_tunable, table.take_tables("tunables"))),
+        rodata=table.take_rodata("loader"),
         source=source,
     )
     table.finish()
@@ -180,6 +182,16 @@ class _Table:
             if type(number) is not int or number not in accepted:
                 raise PolicyError(f"{self.where}: {key} has {word!r} = {number!r}, not a class number")
         return tuple(numbers.items())
+
+    def take_rodata(self, key: str) -> Rodata:
+        """Return what the policy's own loader would set; nothing if the key is missing."""
+        values = self._values.pop(key, {})
+        if not isinstance(values, dict):
+            raise PolicyError(f"{self.where}: {key} must be tables: [{key}.rodata], [{key}.ops]")
+        try:
+            return read_rodata(values, f"{self.where}: {key}")
+        except UsageError as error:
+            raise PolicyError(error.message, error.hint) from None
 
     def take_tables(self, key: str) -> list[_Table]:
         """Return an array of tables; empty if the key is missing."""

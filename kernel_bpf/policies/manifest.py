@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from schedagent.core.policies.policy import PolicyInfo, Tunable
+from schedagent.core.policies.rodata import Rodata
 
 _WIDTH = 118
 
@@ -24,7 +25,21 @@ def write_manifest(info: PolicyInfo) -> str:
     lines += [f"declares = {_words(info.declares)}"] if info.declares else []
     lines += [f"reads = {_words(info.reads)}"] if info.reads else []
     lines += [f"classes = {_numbers(info.classes)}"] if info.classes else []
-    return "\n".join([*lines, *map(_entry, info.tunables)]) + "\n"
+    return "\n".join([*lines, *map(_entry, info.tunables), *_loader(info.rodata)]) + "\n"
+
+
+def _loader(rodata: Rodata) -> Iterator[str]:
+    """What the policy's own loader would set, as `read_rodata` takes it."""
+    for section, values in rodata.table.items():
+        if values:
+            yield f"\n[loader.{section}]"
+            yield from (f"{name} = {_value(value)}" for name, value in values.items())
+
+
+def _value(value: int | str | list[int] | list[str]) -> str:
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_value, value)) + "]"
+    return _text(value) if isinstance(value, str) else str(value)
 
 
 def _entry(tunable: Tunable) -> str:

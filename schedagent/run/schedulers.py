@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from agents.execution import Verifier
@@ -17,6 +17,7 @@ from schedagent.core.errors import PolicyError, UsageError
 from schedagent.core.policies.artifact import PolicyArtifact
 from schedagent.core.policies.policy import CandidatePolicy, PolicyInfo
 from schedagent.core.policies.proposal import Origin, Proposal
+from schedagent.core.policies.rodata import load_rodata
 from schedagent.core.verification import Verified
 
 MOST_SCHEDULERS = 16
@@ -78,12 +79,18 @@ def _started(path: Path, arguments: Sequence[str]) -> Proposal:
 
 def _brought(word: str, source: Path, arguments: Sequence[str]) -> Proposal:
     """Return a source as the run keeps it: by its text, so that what is measured is what was given."""
-    if arguments:
-        raise UsageError(f"--scheduler {word!r}: a source takes no arguments", _EXAMPLES)
+    match list(arguments):
+        case []:
+            rodata = None
+        case ["--rodata", file]:
+            rodata = load_rodata(Path(file).expanduser())
+        case _:
+            raise UsageError(f"--scheduler {word!r}: a source takes no arguments but --rodata FILE.toml", _EXAMPLES)
     if source.suffix == ".o":
         raise UsageError(f"--scheduler {word!r} is a compiled object", "give its source, NAME.bpf.c")
     try:
         info = policy_from_file(source)
+        info = replace(info, rodata=rodata) if rodata is not None else info
         text = read_source(source).decode()
     except PolicyError as error:
         raise UsageError(f"--scheduler {word!r}: {error.message}", error.hint) from None

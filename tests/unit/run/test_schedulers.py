@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from kernel_bpf.policies.library import load_library
+from kernel_bpf.policies.library import load_library, read_manifest
 from kernel_bpf.policies.programs import InstalledPrograms
 from schedagent.core.errors import UsageError
 from schedagent.core.policies.policy import CandidatePolicy
 from schedagent.core.policies.program import digest_of
 from schedagent.core.policies.proposal import Origin
+from schedagent.core.policies.rodata import load_rodata
 from schedagent.run.options import RunOptions
 from schedagent.run.schedulers import MOST_SCHEDULERS, SourceVerifier, read_include, read_schedulers
 from tests.support.paths import FIXTURES
@@ -75,6 +76,13 @@ def test_a_source_is_kept_by_its_text_and_its_documentation(read):
     assert named.path == str(RAW)
 
 
+def test_what_a_sources_own_loader_sets_comes_with_its_documentation(read, tmp_path):
+    values = tmp_path / "its values.toml"
+    values.write_text('[rodata]\nslice_ns = 5000000\nname = "x"\ncpus = [1, -2]\n[ops]\nflags = ["SCX_OPS_ENQ_LAST"]\n')
+    (named,) = read(f"{RAW} --rodata '{values}'")
+    assert read_manifest(named.manifest, "it", RAW).rodata == load_rodata(values)
+
+
 def test_a_source_that_nobody_documented_is_read_as_well(read, tmp_path):
     bare = tmp_path / "My_Own.bpf.c"
     bare.write_text(RAW.read_text())
@@ -97,7 +105,8 @@ def test_a_source_that_nobody_documented_is_read_as_well(read, tmp_path):
         (f"{'x' * 300}.bpf.c", "cannot be read: File name too long"),
         ("/etc/passwd", "is not executable hint: chmod +x /etc/passwd"),
         ("./nowhere.bpf.c", "is not there, or no regular file"),
-        (f"{RAW} --fast", "a source takes no arguments"),
+        (f"{RAW} --fast", "a source takes no arguments but --rodata FILE.toml"),
+        (f"{RAW} --rodata /nowhere.toml", "--rodata /nowhere.toml cannot be read: No such file or directory"),
         ("./mine.bpf.o", "is a compiled object hint: give its source"),
         ("scx_true \x1b[31m", "holds what cannot be printed"),
     ],

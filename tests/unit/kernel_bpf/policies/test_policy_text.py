@@ -14,10 +14,12 @@ from kernel_bpf.policies.manifest import write_manifest
 from kernel_bpf.policies.policy_text import check_name, declares, inputs, reads, tunables, with_name
 from schedagent.core.errors import PolicyError
 from schedagent.core.policies.policy import DECLARABLE, PolicyInfo, Tunable
+from schedagent.core.policies.rodata import read_rodata
 from schedagent.core.trials.workload import WorkloadClass
 from tests.support.random_specs import drawn
 
 LIBRARY = load_library()
+LOADER_OPS = ({}, {"timeout_ms": 5000, "flags": 2}, {"flags": ["SCX_OPS_ENQ_LAST", "SCX_OPS_ENQ_EXITING"]})
 OPS = 'struct sched_ext_ops old = {\n\t.exit = (void *)old_exit,\n\t.name = "old",\n};\n'
 
 
@@ -219,6 +221,16 @@ def tunable(draw, name):
 
 
 @st.composite
+def rodata(draw):
+    numbers = st.integers(-(1 << 63), (1 << 64) - 1)
+    texts = st.text(st.characters(categories=("L", "N", "P", "S")), max_size=20)
+    constants = st.dictionaries(
+        st.from_regex(r"[a-z_]{1,8}", fullmatch=True), numbers | texts | st.lists(numbers, max_size=3), max_size=3
+    )
+    return read_rodata({"rodata": draw(constants), "ops": draw(st.sampled_from(LOADER_OPS))}, "it")
+
+
+@st.composite
 def described(draw):
     names = draw(st.lists(st.from_regex(r"[a-z_]{1,20}", fullmatch=True), max_size=4, unique=True))
     return PolicyInfo(
@@ -232,6 +244,7 @@ def described(draw):
         source=Path("x.bpf.c"),
         declares=tuple(draw(st.lists(st.sampled_from(DECLARABLE), unique=True))),
         classes=tuple(draw(st.dictionaries(WORDS, st.integers(0, (1 << 32) - 1), max_size=4)).items()),
+        rodata=draw(rodata()),
     )
 
 
