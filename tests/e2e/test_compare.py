@@ -25,7 +25,8 @@ from tests.support.real_runs import PROGRAM, Measured, qemu_of, query, samples, 
 
 pytestmark = [pytest.mark.vm, pytest.mark.e2e, pytest.mark.timeout(1800)]
 
-PARTS = "CFLAGS=-O0 build/rng.o build/strbuf.o build/checksum.o"
+BUILD = "make -j2"
+PARTS = " CFLAGS=-O0 build/rng.o build/strbuf.o build/checksum.o"
 """All of the build takes ten emulated seconds, four times a block."""
 
 LIMIT_S = 600
@@ -85,7 +86,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> Mappi
 def compared(folder: Path, environment: Mapping[str, str]) -> Comparison:
     database = Path(environment["SCHEDAGENT_STATE"], "repository.sqlite")
     schedulers = [f"scx_ours {folder}/fifo.bpf.o good", "longest_first", str(folder / "raw_fifo.bpf.c")]
-    argv = [*PROGRAM, "compare", f"make -j2 {PARTS}", "--prepare", "make clean", "--dir", str(folder / "cproject")]
+    argv = [*PROGRAM, "compare", BUILD + PARTS, "--prepare", "make clean", "--dir", str(folder / "cproject")]
     argv += [word for scheduler in schedulers for word in ("--scheduler", scheduler)]
     argv += ["--budget-minutes", "2", "--json"]
     with subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as stopped:
