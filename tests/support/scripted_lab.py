@@ -48,6 +48,7 @@ from schedagent.run.nodes import RunNodes, TimeBudget
 from schedagent.run.opening import approvals_of, open_models
 from schedagent.run.options import RunOptions
 from schedagent.run.progress import PlainReporter
+from tests.support.paths import FIXTURES
 from verifier.signer import Signer
 
 MS = 1_000_000
@@ -57,8 +58,9 @@ COSTS = MachineCosts(kappa=20.0, lab_switch_ns=60_000.0, host_switch_ns=2000.0)
 RULES = TrialRules(maximum_pairs=8)
 OPTIONS = RunOptions(iterations=2, budget_s=600, candidates=2, rules=RULES)
 SLICE = Tunable("slice_us", "u64", "us", 500, 100_000, 5000, "longer turns")
+SOURCE = FIXTURES / "policies" / "correct" / "raw_fifo.bpf.c"
 LIBRARY = {
-    name: PolicyInfo(name, "d", ("batch-long-tail",), "a", "l", (SLICE,), inputs, Path(__file__))
+    name: PolicyInfo(name, "d", ("batch-long-tail",), "a", "l", (SLICE,), inputs, SOURCE)
     for name, inputs in {"longest_first": ("history",), "plain": (), "turns": ()}.items()
 }
 """A small library of its own: three policies for the work that `long_tail` shows, the name deciding the order."""

@@ -42,6 +42,7 @@ struct task_struct___in {
 	struct task_struct *real_parent;
 	struct sched_entity se;
 	u64 exit_code;
+	u32 in_iowait;
 } __attribute__((preserve_access_index));
 
 #define IN(p)  ((struct task_struct___in *)(p))

@@ -365,8 +365,6 @@ def _mask(left: Value, right: Value, blame: Blame) -> Value:
     if left.kinds & COUNTS and right.is_constant:
         wrong |= left.kinds & COUNTS
     kinds = (left.kinds | right.kinds) & (PLACES | Kind.BITS)
-    if left.kinds & Kind.FLAGS and not wrong & Kind.FLAGS:
-        kinds |= Kind.BITS
     return replace(result, kinds=kinds, labels=result.labels | (blame(wrong) if wrong else 0))
 
 
@@ -405,7 +403,7 @@ def _shifted_flags(value: Value, distance: int, blame: Blame) -> Value:
     if distance in (31, 63):
         bit = int(2.0**distance * value.scale)
         wrong = Kind.NONE if bit & ~_FREE_FLAGS == 0 else Kind.FLAGS
-        return replace(FREE, kinds=Kind.BITS, labels=value.labels | (blame(wrong) if wrong else 0))
+        return replace(FREE, labels=value.labels | (blame(wrong) if wrong else 0))
     return replace(value, scale=value.scale * 2.0**distance, changed=True)
 
 

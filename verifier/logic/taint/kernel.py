@@ -232,7 +232,7 @@ ERROR_CODES = names(
 EVENTS: Mapping[str, str] = {
     **dict.fromkeys(("cpu_online", "cpu_offline"), "cpus"),
     **dict.fromkeys(("cgroup_exit", "cgroup_cancel_move"), "cgroup"),
-    **dict.fromkeys(names("dump dump_cpu dump_task exit"), "a debug dump"),
+    **dict.fromkeys(names("dump dump_cpu dump_task"), "a debug dump"),
     **dict.fromkeys(names("sub_attach sub_detach"), "a scheduler below it"),
 }
 """Callbacks that nothing brings about while the oracles look -> the input that it is whether they ran.

@@ -538,7 +538,7 @@ ATTACKS = (
         scx_bpf_dsq_insert_vtime(p, SHARED, SLICE, scx_bpf_now() + (enq_flags >> 40 & 1) * SEC_NS, enq_flags);
         """),
     case("flag_of_the_task_by_arithmetic", WITHOUT_BRANCH, """
-        u64 late = (u64)(IN(p)->flags >> 2 & 1) << 33;
+        u64 late = (u64)IN(p)->in_iowait << 33;
 
         scx_bpf_dsq_insert_vtime(p, SHARED, SLICE, scx_bpf_now() + late, enq_flags);
         """),

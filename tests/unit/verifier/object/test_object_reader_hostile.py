@@ -180,7 +180,7 @@ FUNCTIONS = {
         code(elf.ld_imm64() + elf.EXIT, (0, "far", 1))(parts),
         more_symbols(Named("far", 0xFFF1))(parts),
     ),
-    "'stranger' has no type": lambda parts: (
+    "stranger() is defined in none of the sources": lambda parts: (
         code(elf.CALL_SYMBOL + elf.EXIT, (0, "stranger", elf.R_CALL))(parts),
         more_symbols(Named("stranger"))(parts),
     ),
