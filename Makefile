@@ -67,11 +67,12 @@ linters: venv # Debian packages that only checking needs
 	@$(BIN)/python -m schedagent.setup.packages --linters
 
 check: setup promtool linters ## types, lint, formats, import rules, shell, container files, manual pages, Prometheus, Grafana
-	$(BIN)/mypy
 	$(BIN)/ruff check --quiet
 	$(BIN)/ruff format --quiet --check
 	$(C_SOURCES) | xargs -0 -r clang-format-19 --dry-run -Werror
-	$(PYTEST) -q tests/architecture tests/lint tests/unit/metrics/test_prometheus.py tests/unit/metrics/test_dashboards.py
+	$(BIN)/mypy & types=$$!; failed=0; \
+	  $(PYTEST) -q tests/architecture tests/lint tests/unit/metrics/test_prometheus.py tests/unit/metrics/test_dashboards.py || failed=1; \
+	  wait $$types || failed=1; exit $$failed
 
 check-deb: venv linters ## have lintian check the whole Debian package (make check: with few libraries)
 	$(BIN)/python -m deploy.setup.package --lint build

@@ -88,7 +88,7 @@ def compared(folder: Path, environment: Mapping[str, str]) -> Comparison:
     schedulers = [f"scx_ours {folder}/fifo.bpf.o good", "longest_first", str(folder / "raw_fifo.bpf.c")]
     argv = [*PROGRAM, "compare", BUILD + PARTS, "--prepare", "make clean", "--dir", str(folder / "cproject")]
     argv += [word for scheduler in schedulers for word in ("--scheduler", scheduler)]
-    argv += ["--budget-minutes", "2", "--json"]
+    argv += ["--budget-minutes", "1.5", "--json"]
     with subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as stopped:
         wait_for_blocks(database, 1, stopped, LIMIT_S)
         stopped.send_signal(signal.SIGINT)
