@@ -83,6 +83,8 @@ class Memory:
     written: set[Area] = field(default_factory=set)
     keyed_by_pid: dict[str, bool] = field(default_factory=dict)
     _variables: dict[str, Variable] = field(default_factory=dict)
+    _loaded: dict[Area, dict[tuple[Target, int, bool], Value | None]] = field(default_factory=lambda: defaultdict(dict))
+    """What was loaded since an area changed last: most loads of a round are those of the round before."""
 
     def __post_init__(self) -> None:
         for variable in self.image.variables.values():
@@ -121,6 +123,8 @@ class Memory:
         cell.sites[site] = recent
         changed = (cell.value, cell.sums, cell.step, cell.recent) != before
         cell.stored += changed
+        if changed:
+            self._loaded.pop(target.area, None)
         return changed
 
     def _grow(self, cell: Cell, target: Target, value: Value, site: tuple[str, int], *, cascaded: bool) -> None:
@@ -147,6 +151,12 @@ class Memory:
 
     def load(self, target: Target, size: int) -> Value | None:
         """What may be loaded there; None if nothing is known to be stored."""
+        known, key = self._loaded[target.area], (target, size, self.seeded)
+        if key not in known:
+            known[key] = self._load(target, size)
+        return known[key]
+
+    def _load(self, target: Target, size: int) -> Value | None:
         loaded = self._initial(target, size) if self.seeded else None
         for (offset, width), cell in self.cells.get(target.area, {}).items():
             if cell.value is None or not _overlap(target, size, offset, width):
