@@ -20,6 +20,7 @@ from verifier.lab.vm import LabProgram
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(400)]
 
 LOSE = 3
+KCONFIG = '#include "queues.bpf.h"\nextern int CONFIG_HZ __kconfig;\n'
 WORK = (
     "cat /sys/kernel/sched_ext/state /sys/kernel/sched_ext/root/ops 2>/dev/null; timeout 1 sh -c 'while :; do :; done'"
 )
@@ -35,7 +36,10 @@ def folder(tmp_path_factory):
     target = prepare_target(kernel.vmlinuz, kernel.release, load_settings().cache_dir)
     loses = folder / "trouble.bpf.c"
     loses.write_text((FIXTURES / "policies" / loses.name).read_text().replace("u32 fault = 0;", f"u32 fault = {LOSE};"))
-    for name, source in (("fifo", load_library()["fifo"].source), ("loses", loses)):
+    fifo = load_library()["fifo"].source
+    asks = folder / "asks.bpf.c"  # a value of the kernel's configuration, which libbpf looks up
+    asks.write_text(KCONFIG + fifo.read_text().replace("return create", "return CONFIG_HZ < 1 ? -22 : create"))
+    for name, source in (("fifo", fifo), ("loses", loses), ("asks", asks)):
         (folder / f"{name}.bpf.o").write_bytes(compile_policy(source, name, target).object_bytes)
     build_loader(folder)
     (folder / "script").write_text("#!/nowhere/at/all\n")
@@ -75,6 +79,10 @@ def test_a_good_one_is_in_charge_while_the_workload_runs(run):
     assert sample.usage.failure is None
     assert 0 < sample.usage.loader_cpu_ns < sample.cpu_ns
     assert "scx_ours" not in {row.comm for row in sample.usage.commands}
+
+
+def test_one_may_ask_for_the_kernels_configuration(run):
+    assert run("good", policy="asks").failure == ""
 
 
 @pytest.mark.parametrize(

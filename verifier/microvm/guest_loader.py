@@ -44,6 +44,8 @@ CAPABILITIES = (linux.CAP_DAC_READ_SEARCH, linux.CAP_IPC_LOCK, linux.CAP_SYS_NIC
 """What loading and steering a policy takes. Not among them: what would lead out of the tree (SYS_PTRACE, SYS_CHROOT,
 SYS_ADMIN, MKNOD), or into the kernel or the machine (SYS_MODULE, SYS_RAWIO, SYS_BOOT)."""
 
+KERNEL_CONFIG = Path("/boot", f"config-{os.uname().release}")
+
 _POLL_S = 0.01
 _LONG_POLL_S = 0.05
 
@@ -265,6 +267,7 @@ class LoaderProgram:
         try:
             (CGROUP / "cgroup.procs").write_text("0")
             os.setsid()
+            show_config(self._root, KERNEL_CONFIG)
             enclose(self._root, self._host)
             os.chdir("/")
             os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
@@ -279,6 +282,14 @@ class LoaderProgram:
             os.write(self._output.writer, f"it cannot be started: {error.strerror}\n".encode())
         finally:
             os._exit(126)
+
+
+def show_config(root: Path, config: Path) -> None:
+    """Put the configuration of the running kernel where libbpf looks for it (/boot/config-RELEASE, for __kconfig)."""
+    if config.exists():
+        place = root / config.relative_to("/")
+        place.parent.mkdir(exist_ok=True)
+        place.write_bytes(config.read_bytes())
 
 
 def enclose(root: Path, host: Path) -> None:
