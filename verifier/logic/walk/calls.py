@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from schedagent.core.policies.renamed import RENAMED
+
 
 def names(text: str) -> frozenset[str]:
     """Return the set of the names in a text."""
@@ -273,18 +275,7 @@ def canonical(name: str) -> str:
     name = name.partition("___")[0].removesuffix("_impl")
     if name.startswith("__scx_bpf_"):
         name = name[2:]
-    return _RENAMED.get(name, name)
-
-
-_RENAMED = {
-    "scx_bpf_dispatch": "scx_bpf_dsq_insert",
-    "scx_bpf_dispatch_vtime": "scx_bpf_dsq_insert_vtime",
-    "scx_bpf_consume": "scx_bpf_dsq_move_to_local",
-    "scx_bpf_dispatch_from_dsq": "scx_bpf_dsq_move",
-    "scx_bpf_dispatch_vtime_from_dsq": "scx_bpf_dsq_move_vtime",
-    "scx_bpf_dispatch_from_dsq_set_slice": "scx_bpf_dsq_move_set_slice",
-    "scx_bpf_dispatch_from_dsq_set_vtime": "scx_bpf_dsq_move_set_vtime",
-}
+    return RENAMED.get(name, name)
 
 
 def takes_struct(name: str) -> bool:
