@@ -8,9 +8,7 @@ proved. Of the bundled ones two are proved elsewhere, and are only loaded here.
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
-from typing import NoReturn
 
 import pytest
 
@@ -20,6 +18,7 @@ from schedagent.core.policies.policy import CandidatePolicy
 from schedagent.core.rules import GATES, KERNEL, PROVING, RULES
 from schedagent.core.verification import Severity, VerificationOutcome
 from tests.corpus import POLICIES, complaint, corpus_verifier, judge, load_corpus
+from tests.support.no_verdict import no_verdict
 from verifier.lab.vm import LabPolicy
 from verifier.proving.prove import PHASES, Depth
 from verifier.submission import build
@@ -36,22 +35,11 @@ SHOWN = (
 )
 """Broken policies that fail by a wide margin, one or more for each phase but those in test_proving_ground.py."""
 
-BUSY = 1.5
-"""Load by CPUs from which on the host has other work besides the lab's machine, which takes them all."""
-
 PROVED_ELSEWHERE = {
     "fair": "test_verifier_service.py, which wants it to pass every gate",
     "longest_first": "tests/e2e/test_optimize.py and test_wheel.py, which do so too",
 }
 """Bundled policies that need not be proved once more, and where they are."""
-
-
-def no_verdict(why: str) -> NoReturn:
-    """No verdict is neither a pass nor a failure on a host that has more to do than it has CPUs; else it is a fault."""
-    load, cpus = os.getloadavg()[0], os.cpu_count() or 1
-    if load > BUSY * cpus:
-        pytest.skip(f"this host was too busy (load {load:.1f} on {cpus} CPUs): {why}")
-    pytest.fail(f"no verdict on a quiet host: {why}")
 
 
 def named(entry):
