@@ -1,4 +1,4 @@
-"""The rules on what only the source shows: tunables without a range, copied constants, names that tasks are told by.
+"""The rules on what only the source shows: tunables without a range, copied constants, tasks known by name.
 
     findings = check_source(text, "fifo.bpf.c", target, tunables=info.tunables)
 
