@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from schedagent.core.policies.renamed import advice
 from schedagent.core.verification import Severity
-from verifier.logic.rules.subject import Subject, reached_from
+from verifier.logic.rules.subject import Subject
 from verifier.logic.walk import calls
 from verifier.logic.walk.calls import names
 from verifier.logic.walk.events import Event
@@ -148,7 +148,7 @@ def check(subject: Subject) -> None:
 def reached(subject: Subject) -> list[str]:
     """Return the functions that a program reaches: libbpf loads no others, such as those of headers."""
     programs = [function.name for function in subject.image.functions.values() if function.is_program]
-    entered = {name for program in programs for name in reached_from(subject.image, program)}
+    entered = {name for program in programs for name in subject.image.reached_from(program)}
     return [name for name in subject.image.functions if name in entered]
 
 

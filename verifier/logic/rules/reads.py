@@ -17,7 +17,7 @@ from schedagent.core.policies.policy import Standing
 from schedagent.core.verification import Severity
 from verifier.logic.rules.allowed import reached
 from verifier.logic.rules.bounds import Bounds
-from verifier.logic.rules.subject import Subject, reached_from
+from verifier.logic.rules.subject import Subject
 from verifier.logic.walk import calls
 from verifier.logic.walk.calls import names
 from verifier.logic.walk.events import Event, Load
@@ -119,7 +119,7 @@ def reader(image: BpfImage) -> str:
 
     Its code is compared with that of our own header: whatever else reads user memory may keep what it reads.
     """
-    functions = [image.functions[name] for name in sorted(reached_from(image, READER))]
+    functions = [image.functions[name] for name in sorted(image.reached_from(READER))]
     parts = [[function.section, *map(_essence, function.instructions)] for function in functions]
     return "" if not parts else hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
@@ -253,7 +253,7 @@ def _check_user_memory(subject: Subject, accepted_reader: Callable[[], str]) -> 
     if not reads_user_memory(subject.image):
         return
     ours = reader(subject.image) == accepted_reader() != ""
-    allowed = reached_from(subject.image, READER) if ours else frozenset()
+    allowed = subject.image.reached_from(READER) if ours else frozenset()
     for function in subject.image.functions.values():
         for instruction in function.instructions:
             ref = instruction.ref

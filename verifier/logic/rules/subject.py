@@ -13,7 +13,7 @@ from verifier.logic.walk.calls import canonical, names
 from verifier.logic.walk.events import Event, Exit, Trail, Walk, place_of, steps
 from verifier.logic.walk.facts import Condition, Facts, Range, range_of
 from verifier.logic.walk.terms import MASK32, Term, TermKind, low_half
-from verifier.object.image import BpfImage, Function, Line, OpsStruct, Ref
+from verifier.object.image import BpfImage, Function, Line, OpsStruct
 
 FLAT_IDLE = names("scx_bpf_get_idle_cpumask scx_bpf_get_idle_smtmask scx_bpf_pick_idle_cpu scx_bpf_pick_any_cpu")
 """Idle kfuncs that the per-node mode forbids (kernel/sched/ext_idle.c)."""
@@ -193,24 +193,11 @@ class Subject:
         return next((each.line for each in function.instructions if each.line), None) if function else None
 
 
-def reached_from(image: BpfImage, name: str) -> frozenset[str]:
-    """Return a function and those that it calls or hands to the kernel, directly or not."""
-    reached, waiting = {name} & image.functions.keys(), [name]
-    while waiting:
-        function = image.functions.get(waiting.pop())
-        called = {each.ref.name for each in (function.instructions if function else ())
-                  if each.ref is not None and each.ref.kind is Ref.FUNCTION}  # fmt: skip
-        called &= image.functions.keys()
-        waiting += called - reached
-        reached |= called
-    return frozenset(reached)
-
-
 def calls_any(image: BpfImage, name: str, functions: frozenset[str]) -> bool:
     """Whether a function, or one that it calls, calls one of these kfuncs or helpers, if only in a dead branch."""
     return any(
         each.ref is not None and canonical(each.ref.name) in functions
-        for called in reached_from(image, name)
+        for called in image.reached_from(name)
         for each in image.functions[called].instructions
     )
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from schedagent.core.policies.policy import Standing
 from schedagent.core.verification import Severity
 from verifier.logic.rules.bounds import Bounds
-from verifier.logic.rules.subject import Subject, reached_from
+from verifier.logic.rules.subject import Subject
 from verifier.logic.walk import calls
 from verifier.logic.walk.code import Code
 from verifier.logic.walk.events import Event, Site
@@ -111,7 +111,7 @@ def _check_size(subject: Subject) -> None:
         text = f"the object has {total:,} instructions; accepted are {INSTRUCTIONS_IN_ALL:,}"
         _report(subject, "", None, text)
     for entry in subject.walk.entries:
-        size = sum(len(functions[name].instructions) for name in reached_from(subject.image, entry.function))
+        size = sum(len(functions[name].instructions) for name in subject.image.reached_from(entry.function))
         if size > INSTRUCTIONS_MAX:
             text = f"{entry.member} has {size:,} instructions with all that it calls; accepted are {INSTRUCTIONS_MAX:,}"
             _report(subject, entry.member, subject.start_of(entry.member), text)

@@ -635,6 +635,7 @@ def test_claimed_cpu_is_what_select_cpu_returns(body, silent, tmp_path):
 
 
 CREATE_RECORD = "bpf_task_storage_get(&records, p, NULL, 1)"
+DELETE_RECORD = "bpf_task_storage_delete(&records, p)"
 LOST = "u64 *record = bpf_task_storage_get(&records, p, NULL, 0);\ns32 cpu;\nif (!record)\n\treturn;\n" + LEAVE
 
 
@@ -642,6 +643,12 @@ LOST = "u64 *record = bpf_task_storage_get(&records, p, NULL, 0);\ns32 cpu;\nif 
     ("init_task", "lost"),
     [
         (f"if (!{CREATE_RECORD})\n\treturn -12;\nreturn 0;", False),
+        (
+            f"if (!{CREATE_RECORD})\n\treturn -12;\n"
+            f"if (p->pid == 7) {{\n\t{DELETE_RECORD};\n\treturn -1;\n}}\nreturn 0;",
+            False,
+        ),
+        (f"if (!{CREATE_RECORD})\n\treturn -12;\nif (p->pid == 7)\n\t{DELETE_RECORD};\nreturn 0;", True),
         (f"{CREATE_RECORD};\nreturn 0;", True),
         (f"if (args->fork)\n\treturn 0;\nif (!{CREATE_RECORD})\n\treturn -12;\nreturn 0;", True),
         ("bpf_task_storage_get(&records, p, NULL, 0);\nreturn 0;", True),
@@ -654,12 +661,20 @@ def test_record_that_every_task_has_cannot_be_missing(init_task, lost, tmp_path)
     assert bool(checked.found(18)) is lost
 
 
-def test_record_that_is_deleted_may_be_missing(tmp_path):
+FORGET = f"static __noinline int forget(struct task_struct *p) {{ return {DELETE_RECORD}; }}"
+
+
+@pytest.mark.parametrize(
+    ("forgets", "lost"),
+    [({"tick": f"{DELETE_RECORD};"}, True), ({"exit_task": "forget(p);"}, False),
+     ({"exit_task": "forget(p);", "tick": "forget(p);"}, True)],
+)  # fmt: skip
+def test_record_that_is_deleted_may_be_missing(forgets, lost, tmp_path):
     checked = check(
-        tmp_path, before=RECORDS, enqueue=LOST, init_task=f"if (!{CREATE_RECORD})\n\treturn -12;\nreturn 0;",
-        tick="bpf_task_storage_delete(&records, p);",
+        tmp_path, before=RECORDS + FORGET, enqueue=LOST,
+        init_task=f"if (!{CREATE_RECORD})\n\treturn -12;\nreturn 0;", **forgets,
     )  # fmt: skip
-    assert checked.found(18)
+    assert bool(checked.found(18)) is lost
 
 
 OWN_VTIME = {
