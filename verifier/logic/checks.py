@@ -120,11 +120,12 @@ def check_logic(
     walk = _walk(image, ops, features, values)
     subject = Subject(image, ops, walk, values, features, standing, frozenset(reads))
     declared_rules.check(subject)
-    for rules in (placement_rules, queue_rules, task_rules, time_rules):
+    for rules in (placement_rules, queue_rules, task_rules):
         rules.check(subject)
+    bounds = Bounds(read_variables(image, walk))
+    time_rules.check(subject, bounds)
     allowed_rules.check(subject)
     memory_rules.check(subject)
-    bounds = Bounds(read_variables(image, walk))
     read_rules.check(subject, bounds, accepted_reader=accepted_reader)
     work_rules.check(subject, bounds)
     subject.findings.extend(taint_rule.findings(image, standing, reads))
@@ -200,7 +201,9 @@ def _check_explored(subject: Subject, walk: Walk) -> None:
 
 def _queue_counts(subject: Subject) -> tuple[int, int]:
     created = {
-        queue.term for event in subject.events("scx_bpf_create_dsq") for queue in subject.queues(event.arguments[0])
+        queue.term
+        for event in subject.events("scx_bpf_create_dsq")
+        for queue in subject.queues(event.arguments[0], event.facts)
     }
     drained = {drain.queue.term for drain in subject.drains()}
     return len(created), min(len(created), len(drained))

@@ -135,9 +135,9 @@ def check(subject: Subject) -> None:
     for name in reached(subject):
         _check_function(subject, subject.image.functions[name])
     made = {queue.term for event in subject.events("scx_bpf_create_dsq", member="init_task")
-            for queue in subject.queues(event.arguments[0])}  # fmt: skip
+            for queue in subject.queues(event.arguments[0], event.facts)}  # fmt: skip
     for event in subject.events("scx_bpf_destroy_dsq"):
-        of_its_task = {queue.term for queue in subject.queues(event.arguments[0])} <= made
+        of_its_task = {queue.term for queue in subject.queues(event.arguments[0], event.facts)} <= made
         if event.member in subject.ops.callbacks and event.member not in calls.MAY_SLEEP and not of_its_task:
             subject.error(27, event, f"{event.member} destroys a DSQ: the next insert into it ends the policy")
     _check_present(subject)

@@ -42,7 +42,7 @@ def check(subject: Subject) -> None:
 
 def _created(subject: Subject) -> Iterator[tuple[Event, Queue]]:
     for event in subject.events("scx_bpf_create_dsq"):
-        for queue in subject.queues(event.arguments[0]):
+        for queue in subject.queues(event.arguments[0], event.facts):
             yield event, queue
 
 
@@ -304,7 +304,7 @@ def _check_claims(subject: Subject, path: Exit) -> None:
 def _check_kicked(subject: Subject, path: Exit, drains: list[Drain]) -> None:
     """Whether the CPU that is kicked is the one that looks where the task waits, if only one CPU does."""
     marks = path.marks
-    for queue in subject.queues(marks.queue) if marks.queue is not None and marks.kicks else ():
+    for queue in subject.queues(marks.queue, path.facts) if marks.queue is not None and marks.kicks else ():
         looks = [drain for drain in drains if may_be(queue, drain.queue)]
         if queue.joined or len(queue.addends) != 1 or not looks or not all(_of_one_cpu(each.queue) for each in looks):
             continue

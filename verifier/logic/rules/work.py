@@ -83,7 +83,8 @@ def _check_work(subject: Subject, works: _Works, member: str, function: str) -> 
     loops = " x ".join(_times(nest) for nest in work.nest) or "no loops"
     amount = "without a bound" if work.instructions >= UNBOUNDED else f"of up to {work.instructions:,} instructions"
     text = f"{member} may do work {amount} (rounds: {loops}); accepted are {limit:,}"
-    if subject.standing is Standing.FOREIGN and any(_is_unknown(nest.rounds) for nest in work.nest):
+    longest = max((nest.rounds for nest in work.nest), default=0)
+    if subject.standing is Standing.FOREIGN and (_is_unknown(longest) or work.instructions <= RARE_WORK_MAX):
         subject.report(28, Severity.WARNING, member, line, text, cleared_by="starvation")
     else:
         _report(subject, member, line, text)

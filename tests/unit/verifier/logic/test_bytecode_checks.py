@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from schedagent.core.rules import LOGIC, OVERHEAD, PROVING, RULES, SOURCE
+from schedagent.core.policies.policy import Standing
+from schedagent.core.rules import LOGIC, OVERHEAD, PROVING, RULES, SOURCE, FindingClass
 from schedagent.core.verification import Severity
 from tests.support.small_policy import check, compiled
 from verifier.logic.checks import check_logic
@@ -774,3 +775,128 @@ def test_cpu_of_another_mask_is_no_answer_of_select_cpu(mask, own, tmp_path):
 def test_a_queue_that_one_cpu_drains_is_for_tasks_on_that_cpu(tmp_path, enqueue, guard, drained):
     dispatch = f"if ({guard})\n\tscx_bpf_dsq_move_to_local(SHARED);"
     assert (check(tmp_path, enqueue=enqueue, dispatch=dispatch).found(19) == []) is drained
+
+
+KEPT = """
+volatile s64 level;
+struct load { u64 level; };
+struct {
+    __uint(type, BPF_MAP_TYPE_TASK_STORAGE);
+    __uint(map_flags, 1);
+    __type(key, int);
+    __type(value, struct load);
+} loads SEC(".maps");
+"""
+USED = """
+struct load *load = bpf_task_storage_get(&loads, p, NULL, 0);
+
+if (load)
+    scx_bpf_cpuperf_set(0, load->level >= 768 ? 1024 : load->level <= LEAST ? 512 : load->level);
+"""
+FROM_LOADER = "scx_bpf_cpuperf_set(0, level < 0 ? 1024 : level < 1024 ? level : 1024);"
+
+
+@pytest.mark.parametrize(
+    ("running", "classes"),
+    [
+        (USED.replace("LEAST", "256"), set()),
+        (USED.replace("LEAST", "100"), {FindingClass.UNFAIR}),
+        (USED.replace(">= 768", ">= 7680").replace("LEAST", "256"), {FindingClass.UNSAFE}),
+        (FROM_LOADER, {FindingClass.UNFAIR}),
+        ("level = p->scx.weight;\n" + FROM_LOADER, {FindingClass.UNSAFE}),
+    ],
+    ids=["kept within a share", "less than a share", "more than all", "what a loader sets", "what the policy sets"],
+)
+def test_how_fast_a_cpu_runs_is_known_however_wide_the_number(running, classes, tmp_path):
+    image = compiled(tmp_path, before=KEPT, running=running)
+    report = check_logic(image, frozenset(), standing=Standing.FOREIGN)
+    slow = [finding for finding in report.findings if finding.rule == 11]
+    assert {finding.finding_class for finding in slow} == classes
+    assert all(finding.accepted_as for finding in slow if finding.finding_class is FindingClass.UNFAIR)
+    assert bool(check(tmp_path, before=KEPT, running=running).found(11)) is bool(classes)
+
+
+TIMED = """
+struct clock { struct bpf_timer timer; };
+struct {
+    __uint(type, BPF_MAP_TYPE_ARRAY);
+    __uint(max_entries, 1);
+    __type(key, u32);
+    __type(value, struct clock);
+} clocks SEC(".maps");
+
+static int tick_over(void *map, int *key, struct clock *clock)
+{
+    struct task_struct *p = bpf_task_from_pid(1);
+
+    if (p) {
+        p->scx.slice = GIVEN;
+        bpf_task_release(p);
+    }
+    return 0;
+}
+"""
+START_CLOCK = """
+u32 key = 0;
+struct clock *clock = bpf_map_lookup_elem(&clocks, &key);
+
+if (!clock)
+    return -1;
+bpf_timer_init(&clock->timer, &clocks, 1);
+bpf_timer_set_callback(&clock->timer, tick_over);
+bpf_timer_start(&clock->timer, 1000000, 0);
+return scx_bpf_create_dsq(SHARED, -1);
+"""
+ENDLESS = "scx_bpf_dsq_insert(p, SHARED, -1ULL, enq_flags);"
+
+
+@pytest.mark.parametrize(
+    ("elsewhere", "preempted"),
+    [
+        ({"before": TIMED.replace("GIVEN", "SLICE"), "init": START_CLOCK}, True),
+        ({"before": TIMED.replace("GIVEN", "-1ULL"), "init": START_CLOCK}, False),
+        ({"tick": "p->scx.slice = SLICE;"}, True),
+        ({"running": "p->scx.slice = SLICE;"}, False),
+        ({}, False),
+    ],
+    ids=["by a timer", "a timer that gives more", "at a tick", "as it begins", "by nothing"],
+)
+def test_an_endless_slice_ends_where_a_running_task_is_given_another(elsewhere, preempted, tmp_path):
+    checked = check(tmp_path, enqueue=ENDLESS, **elsewhere)
+    assert bool(checked.found(21)) is not preempted
+    assert bool(checked.found(21, Severity.WARNING)) is preempted
+
+
+CREATED = """
+s32 i, error = 0;
+
+bpf_for(i, 0, scx_bpf_nr_cpu_ids()) {
+    error = scx_bpf_create_dsq(i, -1);
+    if (error)
+        return error;
+}
+return scx_bpf_create_dsq(SHARED, -1);
+"""
+STOLEN = """
+s32 i, other = -2;
+
+bpf_for(i, 0, scx_bpf_nr_cpu_ids())
+    if (scx_bpf_dsq_nr_queued(i) > 1)
+        other = i;
+if (LOOKED)
+    scx_bpf_dsq_move_to_local((u64)other);
+scx_bpf_dsq_move_to_local(SHARED);
+"""
+
+
+@pytest.mark.parametrize(("looked", "wrong"), [("other >= 0", False), ("1", True)])
+def test_a_queue_that_was_looked_for_is_one_that_was_found(looked, wrong, tmp_path):
+    checked = check(tmp_path, init=CREATED, dispatch=STOLEN.replace("LOOKED", looked))
+    assert bool(checked.found(8)) is wrong
+
+
+def test_a_number_less_a_small_one_is_no_bit_of_the_kernel_s(tmp_path):
+    behind = (
+        "u64 *next = (u64 *)&next_queue;\nscx_bpf_dsq_move_to_local(*next - 96);\nscx_bpf_dsq_move_to_local(SHARED);"
+    )
+    assert not check(tmp_path, before="u64 next_queue;", dispatch=behind).found(8)

@@ -206,10 +206,12 @@ def test_may_goto_is_as_many_rounds_as_the_kernel_allows():
 
 
 UNKNOWN = {"before": SUM, "tick": "s32 i;\n\nbpf_for(i, 0, (s32)sum)\n\tsum += i * sum;"}
+LONG = {"before": SUM, "tick": "s32 i;\n\nbpf_for(i, 0, 1 << 20)\n\tsum += i * sum;"}
 
 
-def test_a_loop_of_a_foreign_policy_that_nothing_bounds_is_for_a_run_to_clear(tmp_path):
-    image = compiled(tmp_path, **UNKNOWN)
+@pytest.mark.parametrize("work", [UNKNOWN, LONG], ids=["no bound but the kernel's", "long, and bounded"])
+def test_work_of_a_foreign_policy_that_may_be_little_is_for_a_run_to_clear(work, tmp_path):
+    image = compiled(tmp_path, **work)
     severity = {
         standing: [each.severity for each in check_logic(image, frozenset(), standing=standing).findings
                    if "may do work" in each.message]
