@@ -45,8 +45,8 @@ MAY_REFUSE = ("init_task", "cgroup_init", "cgroup_prep_move")
 """Callbacks whose error the kernel hands on to whoever asked."""
 
 _STORAGES = frozenset({"bpf_task_storage_get", "bpf_cgrp_storage_get"})
-_ALLOCATIONS = frozenset({"bpf_cpumask_create", "bpf_obj_new", "bpf_percpu_obj_new"})
-"""What returns NULL for want of memory, and for no other reason (kernel/bpf/cpumask.c, kernel/bpf/helpers.c)."""
+_ALLOCATIONS = frozenset({"bpf_cpumask_create", "bpf_obj_new", "bpf_percpu_obj_new", "bpf_arena_alloc_pages"})
+"""What returns NULL for want of memory, and for no other reason (kernel/bpf/cpumask.c, helpers.c and arena.c)."""
 
 
 class Callback(Protocol):

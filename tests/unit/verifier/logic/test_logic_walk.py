@@ -11,8 +11,10 @@ from schedagent.core.verification import Severity
 from verifier.logic import checks as bytecode_checks
 from verifier.logic.checks import check_logic
 from verifier.logic.walk import calls, flow
+from verifier.logic.walk.code import prepare
 from verifier.logic.walk.flow import Walker
-from verifier.logic.walk.terms import TermKind, describe
+from verifier.logic.walk.state import State
+from verifier.logic.walk.terms import TermKind, Terms, describe, pointer
 from verifier.object.image import BpfImage, Function, Instruction, MapInfo, OpsStruct, Ref, Reference
 
 MOV, MOV32, ADD, LSH, RSH, OR = 0xB7, 0xB4, 0x07, 0x67, 0x77, 0x47
@@ -156,6 +158,17 @@ def test_nothing_stays_known_of_a_buffer_that_was_filled_again():
     )
     rows = (*fill, (MOV, 0, 0, 0, 1), (JEQ, 6, 0, 1, 7), (EXIT, 0, 0, 0, 0), *fill, (MOV, 0, 0, 0, 2))
     assert results(*rows, (JEQ, 6, 0, 1, 7), (MOV, 0, 0, 0, 3), (EXIT, 0, 0, 0, 0)) == ["1", "2", "3"]
+
+
+def test_an_address_in_the_arena_stays_one_when_what_it_was_loaded_from_is_loaded_again():
+    terms = Terms()
+    record = terms.make(TermKind.CALL, "bpf_task_storage_get", 7, ())
+    data = terms.make(TermKind.LOAD, 9, record, 8)
+    kept = terms.alu("add", terms.make(TermKind.PURE, calls.ARENA, (data,)), terms.const(16))
+    state = State(prepare(function((EXIT, 0, 0, 0, 0)), {}), [kept, data])
+    state.remake(record, terms)
+    assert [pointer(value)[0].name == calls.ARENA for value in state.regs] == [True, False]
+    assert kept not in state.regs
 
 
 def test_a_callback_of_a_loop_gets_another_number_in_every_round():
