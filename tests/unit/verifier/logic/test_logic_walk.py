@@ -166,7 +166,7 @@ def test_an_address_in_the_arena_stays_one_when_what_it_was_loaded_from_is_loade
     data = terms.make(TermKind.LOAD, 9, record, 8)
     kept = terms.alu("add", terms.make(TermKind.PURE, calls.ARENA, (data,)), terms.const(16))
     state = State(prepare(function((EXIT, 0, 0, 0, 0)), {}), [kept, data])
-    state.remake(record, terms)
+    state.remake(data, terms)
     assert [pointer(value)[0].name == calls.ARENA for value in state.regs] == [True, False]
     assert kept not in state.regs
 
