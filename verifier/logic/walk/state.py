@@ -115,8 +115,8 @@ class State:
     def _before(self, term: Term, value: Term, place: object, terms: Terms) -> Term:
         """Return a new name for what a place holds of a term; what has that name already is renamed first.
 
-        The counter of an earlier round is still a number of that loop, and an address in the arena one there; nothing is
-        known of anything else.
+        The counter of an earlier round is still a number of that loop, and an address in the arena lies there; nothing
+        is known of anything else.
         """
         if low_half(value) is term and term.kind is TermKind.INDEX:
             site, start, end = term.parts
