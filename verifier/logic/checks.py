@@ -194,9 +194,13 @@ def _check_explored(subject: Subject, walk: Walk) -> None:
         if entry.unreadable:
             text = f"{entry.function} cannot be followed: {entry.unreadable}"
             subject.report(28, Severity.ERROR, entry.member, None, text)
-        if entry.exhausted:
+        if entry.exhausted and entry.steps > 1:
             text = f"not every path of {entry.member} can be followed: after {entry.steps:,} steps there are more"
             subject.report(28, severity, entry.member, subject.start_of(entry.member), text)
+    unseen = [entry.member for entry in walk.entries if entry.exhausted and entry.steps <= 1]
+    if unseen:
+        text = f"the steps of all programs were used up before {len(unseen)} of them: {', '.join(unseen)}"
+        subject.report(28, severity, "", None, text)
 
 
 def _queue_counts(subject: Subject) -> tuple[int, int]:

@@ -63,7 +63,7 @@ _BESIDES = names(
     "task_struct cgroup cgroup_root cgroup_subsys cgroup_subsys_state percpu_ref percpu_ref_data kernfs_node css_set "
     "task_group pid upid pid_namespace signal_struct nsproxy rq cfs_rq sched_entity sched_avg sched_ext_entity "
     "sched_class sched_domain psi_group_cpu kernel_cpustat kernel_stat vm_event_state sugov_cpu cpufreq_policy "
-    "mempolicy class_rcu_t cpuset sched_statistics load_weight cpumask scx_dispatch_q "
+    "atomic_t pcpu_hot mempolicy class_rcu_t cpuset sched_statistics load_weight cpumask scx_dispatch_q "
     "bpf_perf_event_value"
 )
 """Structs of which schedulers of the field read more: rule 32 has what they read as an input."""
@@ -303,11 +303,15 @@ def _check_printed(subject: Subject, bounds: Bounds, event: Event) -> None:
 
 
 def _is_name(term: Term) -> bool:
-    """Whether a text is the name of a task, or stands in the object itself."""
+    """Whether a text is the name of a task, or stands in the object itself or in the kernel's configuration."""
     if term.kind is TermKind.ADDRESS:
         return term.name == "task_struct.comm"
     addends = linear(term)[1]
-    return len(addends) == 1 and addends[0][0].kind is TermKind.GLOBAL and addends[0][0].name.startswith(".rodata")
+    return (
+        len(addends) == 1
+        and addends[0][0].kind is TermKind.GLOBAL
+        and addends[0][0].name.startswith((".rodata", ".kconfig "))
+    )
 
 
 def _format(subject: Subject, bounds: Bounds, address: Term) -> str | None:

@@ -80,6 +80,10 @@ class Subject:
         """Whether an ops flag is set."""
         return bool(self.ops.numbers.get("flags", 0) & self.enums.get(name, 0))
 
+    def is_seen(self, member: str) -> bool:
+        """Whether all that a callback does was seen: only then it is known what it does not do."""
+        return not any(entry.member == member and entry.exhausted for entry in self.walk.entries)
+
     def callback(self, member: str) -> Function | None:
         return self.image.functions.get(self.ops.callbacks.get(member, ""))
 

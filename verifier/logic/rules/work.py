@@ -109,13 +109,18 @@ def _check_size(subject: Subject) -> None:
     functions = subject.image.functions
     total = sum(len(function.instructions) for function in functions.values())
     if total > INSTRUCTIONS_IN_ALL:
-        text = f"the object has {total:,} instructions; accepted are {INSTRUCTIONS_IN_ALL:,}"
-        _report(subject, "", None, text)
+        _report_size(subject, "", f"the object has {total:,} instructions; accepted are {INSTRUCTIONS_IN_ALL:,}")
     for entry in subject.walk.entries:
         size = sum(len(functions[name].instructions) for name in subject.image.reached_from(entry.function))
         if size > INSTRUCTIONS_MAX:
             text = f"{entry.member} has {size:,} instructions with all that it calls; accepted are {INSTRUCTIONS_MAX:,}"
-            _report(subject, entry.member, subject.start_of(entry.member), text)
+            _report_size(subject, entry.member, text)
+
+
+def _report_size(subject: Subject, member: str, text: str) -> None:
+    """What a person brings may be long: it is followed as far as anything, and what is not followed says so."""
+    if subject.standing is not Standing.BUNDLED:
+        subject.unusual(28, member, subject.start_of(member) if member else None, text)
 
 
 def _check_iterators(subject: Subject) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from verifier.logic.walk.calls import CPU_ARGUMENTS, MOST_CPUS, RESULT_RANGES
+from verifier.logic.walk.calls import CPU_ARGUMENTS, MOST_CPUS, ONLY_ERROR, RESULT_RANGES
 from verifier.logic.walk.terms import MASK32, Term, TermKind, Terms, fits_32_bits, linear, low_half, signed
 
 
@@ -131,10 +131,21 @@ def _same(condition: Condition, left: Range, right: Range) -> bool | None:
     """Whether two values are equal, by their ranges; an address that cannot be NULL is not 0."""
     if condition.right.is_const and condition.right.value == 0 and condition.bits == 64 and _never_null(condition.left):
         return False
+    if _is_no_error_of(condition.left, condition.right):
+        return False
     if left.low == left.high == right.low == right.high:
         return True
     disjoint = left.high < right.low or right.high < left.low
     return False if disjoint or left.signed_high < right.signed_low or right.signed_high < left.signed_low else None
+
+
+def _is_no_error_of(result: Term, number: Term) -> bool:
+    """Whether a number is negative, and not the one negative number that a call returns."""
+    call = low_half(result)
+    if not number.is_const or call.kind is not TermKind.CALL or call.name not in ONLY_ERROR:
+        return False
+    value = signed(number.value, 32)
+    return value < 0 and value != ONLY_ERROR[call.name]
 
 
 def _below(low: int, high: int, other_low: int, other_high: int) -> bool | None:

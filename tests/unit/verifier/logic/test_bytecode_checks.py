@@ -900,3 +900,100 @@ def test_a_number_less_a_small_one_is_no_bit_of_the_kernel_s(tmp_path):
         "u64 *next = (u64 *)&next_queue;\nscx_bpf_dsq_move_to_local(*next - 96);\nscx_bpf_dsq_move_to_local(SHARED);"
     )
     assert not check(tmp_path, before="u64 next_queue;", dispatch=behind).found(8)
+
+
+FIELD_OF_RECORD = """
+u64 *record = bpf_task_storage_get(&records, p, NULL, 0);
+
+return record ? *(volatile u64 *)record & MASK : prev_cpu;
+"""
+
+
+@pytest.mark.parametrize(("mask", "severity"), [("0xfffffff", Severity.WARNING), ("3", Severity.ERROR)])
+def test_a_cpu_in_a_bit_field_is_one_that_was_kept(mask, severity, tmp_path):
+    checked = check(tmp_path, before=RECORDS, select_cpu=FIELD_OF_RECORD.replace("MASK", mask))
+    assert [finding.severity for finding in checked.report.findings if finding.rule == 1] == [severity]
+
+
+@pytest.mark.parametrize(("error", "lost"), [("-16", True), ("-1", False)])
+def test_an_idle_cpu_is_picked_or_none_is(error, lost, tmp_path):
+    enqueue = f"s32 cpu = scx_bpf_pick_idle_cpu(p->cpus_ptr, 0);\nif (cpu == {error})\n\treturn;\n"
+    checked = check(tmp_path, enqueue=enqueue + "scx_bpf_dsq_insert(p, SHARED, SLICE, enq_flags);")
+    assert bool(checked.found(18)) is lost
+
+
+HOME = """
+u32 home = LIMIT;
+
+if ((u32)cpu * 4 <= 4 * (LIMIT - 1))
+    home = homes[(u32)cpu & 511];
+scx_bpf_dsq_move_to_local(home);
+"""
+
+
+@pytest.mark.parametrize(("limit", "wrong"), [("512", False), ("64", True)])
+def test_a_cpu_beyond_those_that_are_counted_for_dispatches_nothing(limit, wrong, tmp_path):
+    checked = check(tmp_path, before="const u32 homes[512] = { SHARED };", dispatch=HOME.replace("LIMIT", limit))
+    assert bool(checked.found(8)) is wrong
+
+
+LANES = """
+s32 i, error;
+
+bpf_for(i, 0, 8) {
+    error = scx_bpf_create_dsq(i, -1);
+    if (error)
+        return error;
+}
+return 0;
+"""
+IN_TURN = """
+s32 i;
+
+bpf_for(i, 0, 8)
+    scx_bpf_dsq_move_to_local(i);
+"""
+BY_FLAG = """
+u64 lane = lanes[p->pid & 7] & 7;
+
+if (fifo[lane & 7])
+    scx_bpf_dsq_insert(p, LANE, SLICE, enq_flags);
+else
+    scx_bpf_dsq_insert_vtime(p, LANE, SLICE, p->scx.dsq_vtime, enq_flags);
+"""
+
+
+@pytest.mark.parametrize(("lane", "severity"), [("lane", Severity.WARNING), ("3", Severity.ERROR)])
+def test_an_order_that_each_queue_of_a_family_has_for_itself_is_for_a_run_to_show(lane, severity, tmp_path):
+    image = compiled(
+        tmp_path, before="u64 lanes[8], fifo[8];", init=LANES, dispatch=IN_TURN, enqueue=BY_FLAG.replace("LANE", lane)
+    )
+    for standing, expected in ((Standing.FOREIGN, severity), (Standing.DERIVED, Severity.ERROR)):
+        report = check_logic(image, frozenset(), standing=standing)
+        assert [each.severity for each in report.findings if each.rule == 4] == [expected]
+
+
+PERIODS = """
+struct period { u64 ns, flags; };
+struct period periods[1] = { { 1000000, 1 } };
+"""
+START_EACH = """
+u32 key;
+
+bpf_for(key, 0, 1) {
+    struct clock *clock = bpf_map_lookup_elem(&clocks, &key);
+
+    if (!clock)
+        return -1;
+    bpf_timer_init(&clock->timer, &clocks, 1);
+    bpf_timer_set_callback(&clock->timer, tick_over);
+    bpf_timer_start(&clock->timer, periods[key].ns, 0);
+}
+return scx_bpf_create_dsq(SHARED, -1);
+"""
+
+
+@pytest.mark.parametrize(("period", "short"), [("1000000", False), ("1000", True)])
+def test_a_period_in_a_table_is_known(period, short, tmp_path):
+    before = TIMED.replace("GIVEN", "SLICE") + PERIODS.replace("1000000", period)
+    assert bool(check(tmp_path, before=before, init=START_EACH).found(28)) is short

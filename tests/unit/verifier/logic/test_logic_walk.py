@@ -250,6 +250,23 @@ def test_what_cannot_be_followed_to_its_end_is_an_error_in_every_callback(member
                      Standing.BUNDLED: (28, Severity.NOTE, FindingClass.UNSAFE)}  # fmt: skip
 
 
+def test_programs_that_were_never_looked_at_are_one_finding_and_prove_no_absence(monkeypatch):
+    """Whether a queue is drained shows in all of dispatch only; what is not looked at is said once."""
+    monkeypatch.setattr(flow, "TOTAL_BUDGET", 40)
+    insert = (*ARGUMENTS, (MOV_REG, 1, 6, 0, 0), (MOV, 2, 0, 0, 7), (MOV, 3, 0, 0, 5_000_000), (MOV, 4, 0, 0, 0),
+              kfunc("scx_bpf_dsq_insert"), (EXIT, 0, 0, 0, 0))  # fmt: skip
+    callbacks = {"enqueue": "first", "select_cpu": "pad", "dispatch": "second", "tick": "third"}
+    ops = OpsStruct("t", callbacks, {"timeout_ms": 5000}, "t", "")
+    plain = function((MOV, 0, 0, 0, 0), (EXIT, 0, 0, 0, 0))
+    named = {"first": function(*insert, name="first"), "pad": replace(diamonds(20), name="pad"),
+             "second": replace(plain, name="second"), "third": replace(plain, name="third")}  # fmt: skip
+    report = check_logic(BpfImage(named, {}, {}, (ops,), (), "GPL", {}), frozenset(), standing=Standing.FOREIGN)
+    assert [each.message for each in report.findings if each.rule == 28 and not each.where] == [
+        "the steps of all programs were used up before 2 of them: dispatch, tick"
+    ]
+    assert 19 not in {each.rule for each in report.findings}
+
+
 def test_no_callback_uses_up_what_the_others_have(monkeypatch):
     monkeypatch.setattr(flow, "STEP_BUDGET", 100)
     padded = diamonds(20)
