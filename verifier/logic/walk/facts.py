@@ -153,6 +153,9 @@ def _below(low: int, high: int, other_low: int, other_high: int) -> bool | None:
 
 
 def _never_null(term: Term) -> bool:
+    """Whether a value is an address, or one with an index added: the kernel refuses one that could leave its object."""
+    if term.kind is TermKind.LINEAR:
+        return any(factor == 1 and atom.kind is TermKind.GLOBAL for atom, factor in term.parts[1])
     return term.kind in (
         TermKind.STACK,
         TermKind.MAP,
