@@ -112,6 +112,10 @@ def _solved(terms: Terms, bits: int, left: Term, right: Term) -> tuple[Term, Ter
     return addends[0][0], terms.const((right.value - constant) & ((1 << bits) - 1))
 
 
+_LARGEST_OFFSET = 1 << 29
+"""More than the variables of any object take, and nearer to 0 than any address of the kernel's memory on x86-64."""
+
+
 def decide(facts: Facts, condition: Condition) -> bool | None:
     """Return whether a condition holds, None if the path does not decide it."""
     if condition.left is condition.right:
@@ -128,8 +132,9 @@ def decide(facts: Facts, condition: Condition) -> bool | None:
 
 
 def _same(condition: Condition, left: Range, right: Range) -> bool | None:
-    """Whether two values are equal, by their ranges; an address that cannot be NULL is not 0."""
-    if condition.right.is_const and condition.right.value == 0 and condition.bits == 64 and _never_null(condition.left):
+    """Whether two values are equal, by their ranges; an address that cannot be NULL, less an offset, is not 0."""
+    nearly_null = condition.right.is_const and -_LARGEST_OFFSET < signed(condition.right.value) <= 0
+    if condition.bits == 64 and nearly_null and _never_null(condition.left):
         return False
     if _is_no_error_of(condition.left, condition.right):
         return False
