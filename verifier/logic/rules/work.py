@@ -16,7 +16,7 @@ from verifier.logic.rules.subject import Subject
 from verifier.logic.walk import calls
 from verifier.logic.walk.code import Code
 from verifier.logic.walk.events import Event, Site
-from verifier.logic.walk.loops import KERNEL_ROUNDS, NOTHING, SIMULATED, UNBOUNDED, Loops, Nest, Work
+from verifier.logic.walk.loops import KERNEL_ROUNDS, NOTHING, QUEUED_TASKS, SIMULATED, UNBOUNDED, Loops, Nest, Work
 from verifier.logic.walk.terms import TermKind, describe
 from verifier.object.image import Line, Ref
 
@@ -52,6 +52,9 @@ _COSTS: Mapping[str, int] = {
 }  # fmt: skip
 """Estimates, in instructions; an inlined helper or kfunc is a few, one that takes a lock some hundreds."""
 
+_REFUSALS = 2
+"""How often a loop over a queue is passed beyond its tasks: when the iterator gives none, and as it is left."""
+
 _OTHER_COST = 100
 _CALLBACK_COST = 10
 _BYTES_PER_UNIT = 8
@@ -83,8 +86,9 @@ def _check_work(subject: Subject, works: _Works, member: str, function: str) -> 
     loops = " x ".join(_times(nest) for nest in work.nest) or "no loops"
     amount = "without a bound" if work.instructions >= UNBOUNDED else f"of up to {work.instructions:,} instructions"
     text = f"{member} may do work {amount} (rounds: {loops}); accepted are {limit:,}"
-    longest = max((nest.rounds for nest in work.nest), default=0)
-    if subject.standing is Standing.FOREIGN and (_is_unknown(longest) or work.instructions <= RARE_WORK_MAX):
+    unknown = any(_is_unknown(nest.rounds) for nest in work.nest)
+    queued = work.instructions <= RARE_WORK_MAX and any(_goes_through_a_queue(nest.rounds) for nest in work.nest)
+    if subject.standing is Standing.FOREIGN and (unknown or queued):
         subject.report(28, Severity.WARNING, member, line, text, cleared_by="starvation")
     else:
         _report(subject, member, line, text)
@@ -93,6 +97,11 @@ def _check_work(subject: Subject, works: _Works, member: str, function: str) -> 
 def _is_unknown(rounds: int) -> bool:
     """Whether nothing in the code bounds a loop, and the kernel alone does."""
     return rounds == SIMULATED or rounds > KERNEL_ROUNDS
+
+
+def _goes_through_a_queue(rounds: int) -> bool:
+    """Whether a loop has as many rounds as tasks are assumed to wait in a queue: how many do, a run shows."""
+    return 0 < rounds - QUEUED_TASKS <= _REFUSALS
 
 
 def _times(nest: Nest) -> str:
