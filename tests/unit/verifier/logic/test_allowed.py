@@ -275,6 +275,24 @@ UNUSUAL = {
         "before": 'struct {\n__uint(type, 27);\n__uint(max_entries, 4096);\n} ring SEC(".maps");',
         "tick": "bpf_ringbuf_output(&ring, &exit_kind, 4, 0);",
     },
+    "a program that sees who calls a driver": {
+        "before": 'SEC("kprobe/nvidia_open")\nint look(u64 *ctx) { return 0; }\n'
+    },
+    "a kfunc that prints": {
+        "before": "int bpf_stream_vprintk_impl(int to, const char *text, const void *values, u32 size, void *) __ksym;",
+        "tick": 'bpf_stream_vprintk_impl(1, "x", NULL, 0, NULL);',
+    },
+    "a program that sees programs start": {
+        "before": 'SEC("tracepoint/syscalls/sys_enter_execve")\nint look(u64 *ctx) { return 0; }\n'
+    },
+    "whether it may be interrupted": {
+        "before": "extern const int __preempt_count __ksym;",
+        "tick": "exit_kind = *(int *)bpf_this_cpu_ptr(&__preempt_count);",
+    },
+    "a lock of its own": {
+        "before": "typedef struct { int counter; } __attribute__((preserve_access_index)) atomic_t;\natomic_t held;",
+        "tick": "exit_kind = ((volatile atomic_t *)&held)->counter;",
+    },
     "an arena": {"before": 'struct {\n__uint(type, 33);\n__uint(max_entries, 4);\n} pages SEC(".maps");'},
 }
 
@@ -307,6 +325,22 @@ def test_a_large_arena_is_for_a_run_to_clear(tmp_path):
     assert [(each.rule, each.cleared_by) for each in report.findings if each.severity is Severity.WARNING] == [
         (28, "memory growth")
     ]
+
+
+def test_what_is_taken_besides_an_arena_is_said_without_it(tmp_path):
+    large = 'struct {\n__uint(type, 33);\n__uint(max_entries, 1 << 20);\n} pages SEC(".maps");\n'
+    image = compiled(tmp_path, before=large + "".join(DECLARED.format(2, "1 << 21", i) for i in range(5)))
+    (error,) = (each for each in check_logic(image, frozenset(), standing=Standing.FOREIGN).errors if each.rule == 28)
+    assert "it may take 80 MiB of memory besides its arena" in error.message
+
+
+def test_the_kernel_s_configuration_may_be_printed(images):
+    configured = {
+        "before": 'extern const char CONFIG_LOCALVERSION[64] SEC(".kconfig") __weak;',
+        "tick": PRINT % ("%s", "(u64)CONFIG_LOCALVERSION"),
+    }
+    report = check_logic(images("configured", configured), frozenset(), standing=Standing.FOREIGN)
+    assert not [each for each in report.errors if each.rule == 27]
 
 
 @pytest.mark.parametrize(
