@@ -21,11 +21,12 @@ _SECTIONS = frozenset(
 _OBSERVED = re.compile(
     r"(tp_btf/|raw_tp/|raw_tracepoint/|tracepoint/sched/|tp/sched/)(sched|cgroup|task|cpuhp|futex|ipi)_\w+"
     r"|(tp|tracepoint)/syscalls/sys_(enter|exit)_(futex\w*|sched_\w+|execve(at)?)"
-    r"|(kprobe|kretprobe)/\w+"
+    r"|(kprobe|kretprobe)/(nvidia|nouveau|amdgpu|i915|xe|drm)_\w+"
     r"|(fentry|fexit)/(_*futex_\w+|do_futex|bpf_scx_reg|scx_\w+|cpuset_write_resmask)"
 )
 """Programs that watch what scheduling is about, as schedulers of the field do: they see tasks, cgroups, locks, and who
-calls a driver; what they read has its own rules, and rule 32 has what they keep as an input."""
+calls a graphics driver, not what anybody types or sends. What they read has its own rules, and rule 32 has what they
+keep as an input."""
 
 _LICENSES = frozenset({"GPL", "GPL v2", "GPL and additional rights", "Dual BSD/GPL", "Dual MIT/GPL", "Dual MPL/GPL"})
 

@@ -350,3 +350,14 @@ def test_a_kfunc_that_is_gone_is_answered_with_the_new_name(old, new):
     assert advice(old) == f"{old}() is gone since 6.18: use {new}()"
     assert advice_on(f"x.c:1:1: error: call to undeclared function '{old}'; ISO C99") == advice(old)
     assert advice(new) == ""
+
+
+@pytest.mark.parametrize(
+    "traced", ["kprobe/tty_write", "kprobe/input_event", "kretprobe/vfs_read", "fentry/tcp_sendmsg"]
+)
+def test_watching_what_people_type_or_send_is_unsafe_whoever_wrote_it(traced, tmp_path):
+    image = compiled(tmp_path, before=f'SEC("{traced}")\nint look(u64 *ctx) {{ return 0; }}\n')
+    for standing in (Standing.DERIVED, Standing.FOREIGN):
+        assert FindingClass.UNSAFE in {
+            each.finding_class for each in check_logic(image, frozenset(), standing=standing).errors
+        }
