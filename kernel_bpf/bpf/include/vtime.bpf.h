@@ -12,6 +12,14 @@
 
 #include "queues.bpf.h"
 
+#ifndef SCHEDAGENT_CGROUPS_BPF_H
+/* CPU time in ns as the virtual time of a task. */
+static __always_inline u64 virtual_time(struct task_struct *p, u64 used_ns)
+{
+	return used_ns * WEIGHT_DEFAULT / p->scx.weight;
+}
+#endif
+
 /* How often a CPU looks for tasks that wait too long, and how far. */
 #define RESCUE_PERIOD_NS (50 * NSEC_PER_MSEC)
 #define RESCUE_DEPTH	 64
@@ -165,7 +173,7 @@ static __always_inline u64 vtime_stop(struct task_struct *p)
 		return 0;
 	used = p->se.sum_exec_runtime - vt->exec_start;
 	vt->exec_start += used;
-	vt->vtime += used * WEIGHT_DEFAULT / p->scx.weight;
+	vt->vtime += virtual_time(p, used);
 	settle_credit(p, vt->queue, used);
 	return used;
 }
@@ -269,6 +277,15 @@ struct {
 	__type(value, u64);
 } rescue_time SEC(".maps");
 
+/* Or the clock would leap to the task's vtime, and all others become due. */
+static __always_inline void forgive_debt(struct vtask *vt)
+{
+	u64 *clock = clock_of(vt->queue);
+
+	if (clock && time_before(*clock, vt->vtime))
+		vt->vtime = *clock;
+}
+
 /*
  * Take from @queue a task that this CPU may run and that waits too long, looking
  * from its head, or with DSQ_ITER_REV from its end.
@@ -287,8 +304,10 @@ static __always_inline bool rescue_from(u64 queue, s32 cpu, u64 earliest,
 		if (!vt || !time_before(vt->queued_at, earliest))
 			continue;
 		if (bpf_cpumask_test_cpu(cpu, p->cpus_ptr) &&
-		    scx_bpf_dsq_move(LOOP_ITERATOR, p, DSQ_LOCAL, 0))
+		    scx_bpf_dsq_move(LOOP_ITERATOR, p, DSQ_LOCAL, 0)) {
+			forgive_debt(vt);
 			return true;
+		}
 	}
 	return false;
 }
