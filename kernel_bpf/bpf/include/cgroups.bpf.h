@@ -74,6 +74,12 @@ struct cgroup_task {
 	u32 generation; /* of that node */
 	s64 claim;	/* 0: it does not want to run */
 	bool placed;	/* node is that of its cgroup */
+
+	/* For bandwidth.bpf.h: what it took of its budgets, and where it goes. */
+	u64 taken_ns;
+	u64 queue;
+	u64 key;
+	u64 slice_ns;
 };
 
 struct {
@@ -395,14 +401,24 @@ static __always_inline void cgroup_task_move(struct task_struct *p,
 	{                                                                \
 		cgroup_reweigh(cgrp, 0, idle);                           \
 	}
-#define CGROUP_IDLE_OP(policy) \
-	.cgroup_set_idle = (void *)policy##_cgroup_set_idle,
 #define INIT_IDLE(args) ((args)->sched_idle)
 #else
 #define CGROUP_IDLE_CALLBACK(policy)
-#define CGROUP_IDLE_OP(policy)
 #define INIT_IDLE(args) false
 #endif
+
+#define CGROUP_WEIGHT_CALLBACKS(policy)                                    \
+	void SCX_CALLBACK(policy##_cgroup_move, struct task_struct *p,     \
+			  struct cgroup *from, struct cgroup *to)          \
+	{                                                                  \
+		cgroup_task_move(p, to);                                   \
+	}                                                                  \
+	void SCX_CALLBACK(policy##_cgroup_set_weight, struct cgroup *cgrp, \
+			  u32 weight)                                      \
+	{                                                                  \
+		cgroup_reweigh(cgrp, weight, -1);                          \
+	}                                                                  \
+	CGROUP_IDLE_CALLBACK(policy)
 
 #define CGROUP_CALLBACKS(policy)                                              \
 	s32 SCX_CALLBACK_SLEEPABLE(policy##_cgroup_init, struct cgroup *cgrp, \
@@ -415,28 +431,25 @@ static __always_inline void cgroup_task_move(struct task_struct *p,
 	{                                                                     \
 		cgroup_leave(cgrp);                                           \
 	}                                                                     \
-	void SCX_CALLBACK(policy##_cgroup_move, struct task_struct *p,        \
-			  struct cgroup *from, struct cgroup *to)             \
-	{                                                                     \
-		cgroup_task_move(p, to);                                      \
-	}                                                                     \
-	void SCX_CALLBACK(policy##_cgroup_set_weight, struct cgroup *cgrp,    \
-			  u32 weight)                                         \
-	{                                                                     \
-		cgroup_reweigh(cgrp, weight, -1);                             \
-	}                                                                     \
-	CGROUP_IDLE_CALLBACK(policy)
+	CGROUP_WEIGHT_CALLBACKS(policy)
 
-#define CGROUP_OPS(policy)                                       \
-	.cgroup_init = (void *)policy##_cgroup_init,             \
-	.cgroup_exit = (void *)policy##_cgroup_exit,             \
-	.cgroup_move = (void *)policy##_cgroup_move,             \
-	.cgroup_set_weight = (void *)policy##_cgroup_set_weight, \
-	CGROUP_IDLE_OP(policy)
+#ifdef HAVE_CGROUP_SET_IDLE
+#define CGROUP_OPS(policy)         \
+	CGROUP_WEIGHT_OPS(policy), \
+		.cgroup_set_idle = (void *)policy##_cgroup_set_idle
+#else
+#define CGROUP_OPS(policy) CGROUP_WEIGHT_OPS(policy)
+#endif
+
+#define CGROUP_WEIGHT_OPS(policy)                    \
+	.cgroup_init = (void *)policy##_cgroup_init, \
+	.cgroup_exit = (void *)policy##_cgroup_exit, \
+	.cgroup_move = (void *)policy##_cgroup_move, \
+	.cgroup_set_weight = (void *)policy##_cgroup_set_weight
 
 #else
 #define CGROUP_CALLBACKS(policy)
-#define CGROUP_OPS(policy)
+#define CGROUP_OPS(policy) .flags = 0
 #endif
 
 #endif

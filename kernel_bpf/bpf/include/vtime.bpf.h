@@ -12,6 +12,10 @@
 
 #include "queues.bpf.h"
 
+#ifndef SCHEDAGENT_BANDWIDTH_BPF_H
+#define charge_budget(p, used_ns)
+#endif
+
 #ifndef SCHEDAGENT_CGROUPS_BPF_H
 /* CPU time in ns as the virtual time of a task. */
 static __always_inline u64 virtual_time(struct task_struct *p, u64 used_ns)
@@ -175,6 +179,7 @@ static __always_inline u64 vtime_stop(struct task_struct *p)
 	vt->exec_start += used;
 	vt->vtime += virtual_time(p, used);
 	settle_credit(p, vt->queue, used);
+	charge_budget(p, used);
 	return used;
 }
 
@@ -190,6 +195,9 @@ static __always_inline bool vtime_continue(struct task_struct *prev,
 	if (!wants_cpu(prev))
 		return false;
 	vtime_stop(prev);
+	slice_ns = granted_slice(prev, slice_ns);
+	if (!slice_ns)
+		return false;
 	vt = vtask_of(prev);
 	if (vt)
 		advance_clock(vt);
@@ -254,8 +262,9 @@ static __always_inline bool deadline_dispatch(u32 class, s32 cpu,
 {
 	u64 due = due_queue(class, cpu, running_queue(prev));
 
-	if (deadline_precedes(prev, due, slack_ns))
-		return vtime_continue(prev, slice_ns);
+	if (deadline_precedes(prev, due, slack_ns) &&
+	    vtime_continue(prev, slice_ns))
+		return true;
 	return dsq_move_to_local(due) ||
 	       dsq_move_to_local(cpu_queue(class, cpu)) ||
 	       dsq_move_to_local(shared_queue(class)) ||

@@ -15,7 +15,7 @@
  * CPUs share one queue, which costs cache warmth and, on large machines, lock
  * contention.
  */
-#include "cgroups.bpf.h"
+#include "bandwidth.bpf.h"
 #include "vtime.bpf.h"
 
 /* Time a task runs before the next one does. 500 to 100000. */
@@ -45,8 +45,7 @@ void SCX_CALLBACK(fair_enqueue, struct task_struct *p, u64 enq_flags)
 	u64 queue = task_queue(p, 0), slice = slice_ns(p);
 	u64 key = vtime_key(p, queue, slice, starvation_ns());
 
-	dsq_insert_vtime(p, queue, slice, key, enq_flags);
-	wake_idle_cpu(p);
+	join_queue(p, queue, slice, key, enq_flags);
 }
 
 void SCX_CALLBACK(fair_dispatch, s32 cpu, struct task_struct *prev)
@@ -72,6 +71,7 @@ void SCX_CALLBACK(fair_stopping, struct task_struct *p, bool runnable)
 
 void SCX_CALLBACK(fair_quiescent, struct task_struct *p, u64 deq_flags)
 {
+	return_budget(p);
 	cgroup_quiescent(p);
 }
 
@@ -85,7 +85,7 @@ s32 SCX_CALLBACK_SLEEPABLE(fair_init_task, struct task_struct *p,
 
 s32 SCX_CALLBACK_SLEEPABLE(fair_init)
 {
-	return create_queues(1);
+	return create_limits() ?: create_queues(1);
 }
 
 void SCX_CALLBACK(fair_exit, struct scx_exit_info *ei)
@@ -98,7 +98,7 @@ void SCX_CALLBACK(fair_dump, struct scx_dump_ctx *dump)
 	dump_queues(1);
 }
 
-CGROUP_CALLBACKS(fair)
+LIMIT_CALLBACKS(fair)
 
 SEC(".struct_ops.link")
 struct sched_ext_ops fair = {
@@ -113,7 +113,7 @@ struct sched_ext_ops fair = {
 	.init = (void *)fair_init,
 	.exit = (void *)fair_exit,
 	.dump = (void *)fair_dump,
-	CGROUP_OPS(fair)
+	LIMIT_OPS(fair),
 	.timeout_ms = WATCHDOG_MS,
 	.exit_dump_len = DUMP_BYTES,
 	.name = "fair",
