@@ -47,6 +47,8 @@ struct cgroup_node {
 	u32 generation; /* of its use for a cgroup */
 	s64 runnable;	/* claims of its tasks and children that want to run */
 	s64 claim;	/* what of that its parent counts */
+	s64 tasks;	/* claims of its own tasks */
+	u64 vtime;	/* for lead.bpf.h */
 };
 
 struct {
@@ -80,6 +82,8 @@ struct cgroup_task {
 	u64 queue;
 	u64 key;
 	u64 slice_ns;
+
+	u64 exec_start; /* for lead.bpf.h */
 };
 
 struct {
@@ -120,11 +124,12 @@ static __always_inline u32 cgroup_node_of(struct cgroup *cgrp)
 }
 
 /*
- * Add @claim to what is runnable in a node, and to its ancestors what changes
+ * Add @claim, of which its own tasks have @of_tasks, to what is runnable in a node, and to its ancestors what changes
  * there: a cgroup has its claim while anything below it wants to run. A node
  * that serves another cgroup by now is left alone.
  */
-static __noinline void cgroup_claim(u32 index, u32 generation, s64 claim)
+static __noinline void cgroup_claim(u32 index, u32 generation, s64 claim,
+				    s64 of_tasks)
 {
 	struct cgroup_node *node;
 	bool first = true;
@@ -141,6 +146,8 @@ static __noinline void cgroup_claim(u32 index, u32 generation, s64 claim)
 			return;
 		}
 		node->runnable += claim;
+		node->tasks += of_tasks;
+		of_tasks = 0;
 		due = node->idle ? IDLE_CLAIM : CLAIM_OF(node->weight);
 		if (index == ROOT_NODE || node->runnable <= 0)
 			due = 0;
@@ -191,7 +198,8 @@ static __always_inline void cgroup_quiescent(struct task_struct *p)
 	if (!task || !task->claim)
 		return;
 	__sync_fetch_and_add(&runnable_claims, -task->claim);
-	cgroup_claim(task->claimed_of, task->generation, -task->claim);
+	cgroup_claim(task->claimed_of, task->generation, -task->claim,
+		     -task->claim);
 	task->claim = 0;
 }
 
@@ -212,7 +220,8 @@ static __always_inline void cgroup_runnable(struct task_struct *p)
 	task->generation = node->generation;
 	task->claim = CLAIM_OF(p->scx.weight);
 	__sync_fetch_and_add(&runnable_claims, task->claim);
-	cgroup_claim(task->claimed_of, task->generation, task->claim);
+	cgroup_claim(task->claimed_of, task->generation, task->claim,
+		     task->claim);
 }
 
 /*
@@ -357,13 +366,14 @@ static __always_inline void cgroup_leave(struct cgroup *cgrp)
 	parent = node->parent;
 	claim = node->claim;
 	node->runnable = 0;
+	node->tasks = 0;
 	node->claim = 0;
 	node->generation++;
 	node->weight = 0;
 	bpf_spin_unlock(&node->lock);
 	above = cgroup_node_at(parent);
 	if (above && claim)
-		cgroup_claim(parent, above->generation, -claim);
+		cgroup_claim(parent, above->generation, -claim, 0);
 }
 
 /* For ops.cgroup_set_weight and ops.cgroup_set_idle. */
@@ -379,7 +389,7 @@ static __always_inline void cgroup_reweigh(struct cgroup *cgrp, u32 weight,
 		node->weight = weight;
 	if (idle >= 0)
 		node->idle = idle;
-	cgroup_claim(index, node->generation, 0);
+	cgroup_claim(index, node->generation, 0, 0);
 }
 
 /* For ops.cgroup_move; the task is in no queue, and claims nothing. */
