@@ -7,8 +7,9 @@
  * Each cgroup has a virtual time, which grows by the CPU time of its own tasks
  * divided by their effective weight. Together they are due what all have used,
  * and so much does the clock advance. A cgroup that cannot use what it is due,
- * for want of tasks, falls behind by LEAD_CREDIT_NS at most; what it leaves is
- * everybody's, so the clock goes on by that.
+ * for want of tasks, falls behind by LEAD_CREDIT_NS at most, and none gets ahead
+ * by more than is waited for (LEAD_MAX_NS). What is forgotten there is everybody
+ * else's, so the clock goes by that: leads and lags stay even.
  *
  * Loses: cgroups whose tasks are pinned to a few busy CPUs of many are all
  * behind, and not told apart.
@@ -36,6 +37,31 @@ static __always_inline s64 all_claims(void)
 	return all < CLAIM_OF(1) ? CLAIM_OF(1) : all;
 }
 
+/* The virtual time that all together are due in @ns, with every CPU busy. */
+static __always_inline u64 as_lead(u64 ns)
+{
+	return ns * CLAIM_OF(WEIGHT_DEFAULT) * nr_cpus / all_claims();
+}
+
+/*
+ * For ops.runnable, instead of cgroup_runnable(). A cgroup that had nothing to
+ * do left nothing to anybody: it begins beside the others.
+ */
+static __always_inline void lead_runnable(struct task_struct *p)
+{
+	struct cgroup_task *task = cgroup_task_of(p);
+	struct cgroup_node *node;
+	u64 now = lead_clock;
+
+	if (!task)
+		return;
+	cgroup_task_place(p, task);
+	node = cgroup_node_at(task->node);
+	if (node && node->tasks <= 0 && time_before(node->vtime, now))
+		node->vtime = now;
+	cgroup_runnable(p);
+}
+
 /* For ops.running. */
 static __always_inline void lead_start(struct task_struct *p)
 {
@@ -50,8 +76,8 @@ static __always_inline void lead_charge(struct task_struct *p)
 {
 	struct cgroup_task *task = cgroup_task_of(p);
 	struct cgroup_node *node;
-	u64 used, weight, earliest, behind;
-	s64 claims;
+	s64 claims, ahead, beyond;
+	u64 used, weight;
 
 	if (!task)
 		return;
@@ -71,14 +97,18 @@ static __always_inline void lead_charge(struct task_struct *p)
 				     weight);
 	__sync_fetch_and_add(&lead_clock,
 			     used * CLAIM_OF(WEIGHT_DEFAULT) / all_claims());
-	earliest = lead_clock - LEAD_CREDIT_NS;
-	if (!time_before(node->vtime, earliest))
+	ahead = node->vtime - lead_clock;
+	beyond = 0;
+	if (ahead < -(s64)LEAD_CREDIT_NS)
+		beyond = ahead + LEAD_CREDIT_NS;
+	else if (ahead > (s64)as_lead(LEAD_MAX_NS))
+		beyond = ahead - as_lead(LEAD_MAX_NS);
+	if (!beyond)
 		return;
-	behind = earliest - node->vtime;
-	__sync_fetch_and_add(&node->vtime, behind);
-	__sync_fetch_and_add(&lead_clock,
-			     behind * (weight >> 8) /
-				     ((u64)all_claims() << (WEIGHT_SHIFT - 8)));
+	__sync_fetch_and_add(&node->vtime, -beyond);
+	weight = (weight >> 8) * (beyond < 0 ? -beyond : beyond) /
+		 ((u64)all_claims() << (WEIGHT_SHIFT - 8));
+	__sync_fetch_and_add(&lead_clock, beyond < 0 ? weight : -weight);
 }
 
 /*
@@ -96,10 +126,8 @@ static __always_inline u64 lead_ns(struct task_struct *p)
 	node = cgroup_node_at(task->node);
 	if (!node || time_before(node->vtime, lead_clock))
 		return 0;
-	lead = node->vtime - lead_clock;
-	if (lead > LEAD_MAX_NS)
-		lead = LEAD_MAX_NS;
-	lead = lead * all_claims() / CLAIM_OF(WEIGHT_DEFAULT) / nr_cpus;
+	lead = (node->vtime - lead_clock) * all_claims() /
+	       CLAIM_OF(WEIGHT_DEFAULT) / nr_cpus;
 	return lead < LEAD_MAX_NS ? lead : LEAD_MAX_NS;
 }
 

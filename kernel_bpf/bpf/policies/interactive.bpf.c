@@ -98,7 +98,7 @@ void SCX_CALLBACK(interactive_dispatch, s32 cpu, struct task_struct *prev)
 
 void SCX_CALLBACK(interactive_runnable, struct task_struct *p, u64 enq_flags)
 {
-	cgroup_runnable(p);
+	lead_runnable(p);
 }
 
 void SCX_CALLBACK(interactive_running, struct task_struct *p)

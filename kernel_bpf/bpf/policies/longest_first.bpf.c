@@ -75,7 +75,7 @@ void SCX_CALLBACK(longest_first_dispatch, s32 cpu, struct task_struct *prev)
 
 void SCX_CALLBACK(longest_first_runnable, struct task_struct *p, u64 enq_flags)
 {
-	cgroup_runnable(p);
+	lead_runnable(p);
 }
 
 void SCX_CALLBACK(longest_first_running, struct task_struct *p)
