@@ -25,7 +25,7 @@ from kernel_bpf.build.source import read_source
 from kernel_bpf.build.target import KernelTarget, enum_values, features
 from schedagent.core.errors import BpfError, HostBusy, KernelRejected, PolicyError, UsageError, VmLost
 from schedagent.core.policies.artifact import PolicyArtifact
-from schedagent.core.policies.policy import CandidatePolicy, PolicyInfo, Standing
+from schedagent.core.policies.policy import CGROUP_LIMITS, CGROUP_WEIGHTS, CandidatePolicy, PolicyInfo, Standing
 from schedagent.core.rules import (
     ATTACH,
     COMPILE,
@@ -58,6 +58,7 @@ from verifier.coverage.trusted import is_composed
 from verifier.lab.vm import LabPolicy
 from verifier.logic import lacks
 from verifier.logic.checks import check_logic
+from verifier.logic.rules.limits import CALLBACKS as LIMIT_CALLBACKS
 from verifier.microvm import jobs
 from verifier.microvm.topology import SHAPED, Topology
 from verifier.object.image import BpfImage
@@ -403,8 +404,17 @@ class _Passage:
         return Passed("state and root/ops confirmed it", seconds=max(0.0, spent))
 
     def _phases(self) -> list[str]:
-        phases = [phase.name for phase in phases_at(self._verifier.depth, strange=self._is_strange())]
+        at_this_depth = phases_at(self._verifier.depth, strange=self._is_strange())
+        left_out = self._not_claimed()
+        phases = [phase.name for phase in at_this_depth if phase.name not in left_out]
         return [*phases, COVERAGE] if self._measured else phases
+
+    def _not_claimed(self) -> set[str]:
+        """The phases of rule 31 that measure what the policy does not claim to keep, or cannot."""
+        told = self._image.ops[0].callbacks if self._image and self._image.ops else {}
+        lacking = {word for member, (word, _file) in LIMIT_CALLBACKS.items() if word not in self._info.declares}
+        kept = {word for member, (word, _file) in LIMIT_CALLBACKS.items() if member in told}
+        return {CGROUP_WEIGHTS, CGROUP_LIMITS} - (kept & lacking)
 
     def _is_measured(self) -> bool:
         """Whether what runs of the policy is measured."""

@@ -16,6 +16,7 @@ from schedagent.core.verification import Finding, Severity
 from verifier.logic.lacks import hands_over, unfilled_maps
 from verifier.logic.rules import allowed as allowed_rules
 from verifier.logic.rules import declared as declared_rules
+from verifier.logic.rules import limits as limit_rules
 from verifier.logic.rules import memory as memory_rules
 from verifier.logic.rules import placement as placement_rules
 from verifier.logic.rules import queue as queue_rules
@@ -124,6 +125,7 @@ def check_logic(
         rules.check(subject)
     allowed_rules.check(subject)
     memory_rules.check(subject)
+    limit_rules.check(subject)
     bounds = Bounds(read_variables(image, walk))
     read_rules.check(subject, bounds, accepted_reader=accepted_reader)
     work_rules.check(subject, bounds)

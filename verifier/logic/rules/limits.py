@@ -1,0 +1,33 @@
+"""Rule 31: cpu.weight, cpu.idle and cpu.max of cgroups, which the kernel hands to a policy that takes them."""
+
+from __future__ import annotations
+
+from schedagent.core.policies.policy import CGROUP_LIMITS, CGROUP_WEIGHTS, Standing
+from schedagent.core.verification import Finding, Severity
+from verifier.logic.rules.subject import Subject
+
+RULE = 31
+
+CALLBACKS = {
+    "cgroup_set_weight": (CGROUP_WEIGHTS, "cpu.weight"),
+    "cgroup_set_idle": (CGROUP_WEIGHTS, "cpu.idle"),
+    "cgroup_set_bandwidth": (CGROUP_LIMITS, "cpu.max"),
+}
+"""Callback -> what the policy cannot keep without it, and the file whose value it brings."""
+
+
+def check(subject: Subject) -> None:
+    """Note which limits of cgroups the policy is not told of: a token takes its word, or somebody's, for each kind."""
+    if subject.standing is Standing.BUNDLED:
+        return
+    for word in (CGROUP_WEIGHTS, CGROUP_LIMITS):
+        missing = [
+            (member, file)
+            for member, (kind, file) in CALLBACKS.items()
+            if kind == word and member not in subject.ops.callbacks and f"sched_ext_ops.{member}" in subject.features
+        ]
+        if missing:
+            members = ", ".join(member for member, _file in missing)
+            files = " and ".join(file for _member, file in missing)
+            text = f"without {members} it is not told of {files}: those stop holding for every cgroup of the machine"
+            subject.findings.append(Finding(RULE, Severity.NOTE, "", "", 0, text, word=word))
