@@ -149,10 +149,16 @@ static __always_inline bool wants_cpu(const struct task_struct *prev)
 	return prev && (prev->scx.flags & TASK_QUEUED);
 }
 
-static __always_inline void keep_running(struct task_struct *prev, u64 slice_ns)
+/* Let @prev continue, if it wants to and may. */
+static __always_inline bool keep_running(struct task_struct *prev, u64 slice_ns)
 {
-	if (wants_cpu(prev))
-		task_set_slice(prev, slice_ns);
+	if (!wants_cpu(prev))
+		return false;
+	slice_ns = granted_slice(prev, slice_ns);
+	if (!slice_ns)
+		return false;
+	task_set_slice(prev, slice_ns);
+	return true;
 }
 
 /* The key of the first task in a vtime-ordered queue, if there is one. */

@@ -38,7 +38,7 @@ def test_only_what_differs_from_the_default_is_a_limit(root):
 
 
 def test_a_policy_is_refused_for_what_it_does_not_keep():
-    with pytest.raises(Refused, match=r"/a would lose cpu\.max .*20000 100000") as refused:
+    with pytest.raises(Refused, match=r'"/a" would lose cpu\.max "20000 100000"') as refused:
         check_limits((MAX, WEIGHT), {CGROUP_LIMITS})
     assert "cpu.weight" not in refused.value.message
     assert "--accept cgroup-limits" in refused.value.hint
