@@ -25,7 +25,7 @@ from kernel_bpf.build.source import read_source
 from kernel_bpf.build.target import KernelTarget, enum_values, features
 from schedagent.core.errors import BpfError, HostBusy, KernelRejected, PolicyError, UsageError, VmLost
 from schedagent.core.policies.artifact import PolicyArtifact
-from schedagent.core.policies.policy import CGROUP_LIMITS, CGROUP_WEIGHTS, CandidatePolicy, PolicyInfo, Standing
+from schedagent.core.policies.policy import CandidatePolicy, PolicyInfo, Standing
 from schedagent.core.rules import (
     ATTACH,
     COMPILE,
@@ -64,7 +64,7 @@ from verifier.microvm.topology import SHAPED, Topology
 from verifier.object.image import BpfImage
 from verifier.object.reader import read_object
 from verifier.proving.identity import NOTHING_WORN
-from verifier.proving.prove import COVERAGE, ORACLES, PHASES, Depth, phases_at
+from verifier.proving.prove import CGROUPS, COVERAGE, ORACLES, PHASES, Depth, phases_at
 from verifier.report_cache import ReportCache, digest_subject, verifier_version
 from verifier.signer import Signer, longest_lifetime_s
 from verifier.source.checks import check_sources
@@ -405,16 +405,14 @@ class _Passage:
 
     def _phases(self) -> list[str]:
         at_this_depth = phases_at(self._verifier.depth, strange=self._is_strange())
-        left_out = self._not_claimed()
+        left_out = () if self._claims_limits() else (CGROUPS,)
         phases = [phase.name for phase in at_this_depth if phase.name not in left_out]
         return [*phases, COVERAGE] if self._measured else phases
 
-    def _not_claimed(self) -> set[str]:
-        """The phases of rule 31 that measure what the policy does not claim to keep, or cannot."""
-        told = self._image.ops[0].callbacks if self._image and self._image.ops else {}
-        lacking = {word for member, (word, _file) in LIMIT_CALLBACKS.items() if word not in self._info.declares}
-        kept = {word for member, (word, _file) in LIMIT_CALLBACKS.items() if member in told}
-        return {CGROUP_WEIGHTS, CGROUP_LIMITS} - (kept & lacking)
+    def _claims_limits(self) -> bool:
+        """Whether it has a callback for a limit of cgroups, and does not declare that it keeps none of that kind."""
+        known = self._image.ops[0].callbacks if self._image and self._image.ops else {}
+        return any(member in known and word not in self._info.declares for member, (word, _) in LIMIT_CALLBACKS.items())
 
     def _is_measured(self) -> bool:
         """Whether what runs of the policy is measured."""

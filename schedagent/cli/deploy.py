@@ -37,7 +37,7 @@ _WISHED = ("rolled back", "replaced", "its process ended")
 
 
 Accept = Annotated[
-    list[Literal["cgroup-limits"]] | None,
+    list[str] | None,
     typer.Option(metavar="WHAT", help="cgroup-limits: with stage full, limits of cgroups end."),
 ]
 

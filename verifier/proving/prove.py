@@ -38,6 +38,9 @@ The kernel looks every half of it (scx_watchdog_workfn() in kernel/sched/ext.c):
 the starvation bound, which the oracles measure themselves.
 """
 
+CGROUPS = "cgroups"
+"""The phase of rule 31, for policies that have a callback for a limit of cgroups."""
+
 COVERAGE = "coverage"
 """The round under the copy with probes, among the seconds of the phases."""
 
@@ -96,8 +99,7 @@ PHASES = (
     ),
     Phase("shares", 1.6, 1.6, shares.ORACLES, under_load=shares.prove),
     Phase("pinned crowd", 0.6, 0.6, crowd.ORACLES, under_load=crowd.prove),
-    Phase("cgroup weights", 1.8, 1.8, limits.WEIGHT_ORACLES, Depth.STANDARD, under_load=limits.prove_weights),
-    Phase("cgroup limits", 1.3, 1.3, limits.LIMIT_ORACLES, Depth.STANDARD, under_load=limits.prove_limits),
+    Phase(CGROUPS, 3.0, 3.0, limits.ORACLES, Depth.STANDARD, under_load=limits.prove),
     Phase("soak", 20.0, 8.0, soak.ORACLES, Depth.DEEP, under_load=soak.prove),
     Phase("CPU hotplug", 0.5, 0.4, (lifecycle.CPU_HOTPLUG,), ending=lifecycle.cpu_hotplug),
     Phase("overhead", 1.9, 1.6, overhead.ORACLES, alone=overhead.prove),

@@ -25,7 +25,7 @@
 /* How late the timer is at most, and how many tasks it looks at at once. */
 #define LIMIT_LATE_NS  (10 * NSEC_PER_MSEC)
 #define LIMIT_SOON_NS  (100 * NSEC_PER_USEC)
-#define LIMIT_RELEASES 512
+#define LIMIT_RELEASES 32
 
 /* What a cgroup owes is forgotten beyond a second's quota: it bounds the wait. */
 #define LIMIT_DEBT_US	 1000000ULL
@@ -134,12 +134,11 @@ static __noinline u64 budget_empty_until(u32 index, u64 now)
 	return until;
 }
 
-/* Add to the budgets of a node and those above; the least that is left. */
-static __noinline s64 add_budget(u32 index, s64 ns)
+/* The least budget of a node and those above, of @wanted at most. */
+static __noinline s64 least_budget(u32 index, s64 wanted, u64 now)
 {
 	struct cgroup_limit *limit;
 	struct cgroup_node *node;
-	s64 least = SLICE_MAX_NS, budget;
 	u32 level;
 
 	bpf_for(level, 0, CGROUPS_DEPTH) {
@@ -148,15 +147,35 @@ static __noinline s64 add_budget(u32 index, s64 ns)
 		if (!limit || !node)
 			break;
 		if (limit->quota_ns) {
-			budget = __sync_fetch_and_add(&limit->budget_ns, ns);
-			if (budget + ns < least)
-				least = budget + ns;
+			refill_budget(limit, now);
+			if (limit->budget_ns < wanted)
+				wanted = limit->budget_ns;
 		}
 		if (index == ROOT_NODE)
 			break;
 		index = node->parent;
 	}
-	return least;
+	return wanted;
+}
+
+/* Add to the budgets of a node and those above. */
+static __noinline void add_budget(u32 index, s64 ns)
+{
+	struct cgroup_limit *limit;
+	struct cgroup_node *node;
+	u32 level;
+
+	bpf_for(level, 0, CGROUPS_DEPTH) {
+		limit = cgroup_limit_at(index);
+		node = cgroup_node_at(index);
+		if (!limit || !node)
+			break;
+		if (limit->quota_ns)
+			__sync_fetch_and_add(&limit->budget_ns, ns);
+		if (index == ROOT_NODE)
+			break;
+		index = node->parent;
+	}
 }
 
 /* The task used its CPU for @used_ns of what it had taken. */
@@ -190,24 +209,19 @@ static __always_inline u64 granted_slice(struct task_struct *p, u64 slice_ns)
 
 	if (!nr_limits || !task)
 		return slice_ns;
-	charge_budget(p, 0);
-	if (budget_empty_until(task->node, scx_bpf_now()))
+	left = least_budget(task->node, slice_ns, scx_bpf_now());
+	if (left <= 0)
 		return 0;
-	left = add_budget(task->node, -(s64)slice_ns);
-	task->taken_ns = slice_ns;
-	if (left >= 0)
-		return slice_ns;
-	left += slice_ns;
-	left = clamp_slice(left < 0 ? 0 : left);
-	add_budget(task->node, (s64)slice_ns - left);
-	task->taken_ns = left;
-	return left;
+	slice_ns = clamp_slice(left);
+	task->taken_ns += slice_ns;
+	add_budget(task->node, -(s64)slice_ns);
+	return slice_ns;
 }
 
 static __always_inline void start_limit_timer(u64 now, u64 due)
 {
 	struct limit_timer *timer;
-	u64 delay = LIMIT_SOON_NS;
+	u64 delay = due - now;
 	u32 zero = 0;
 
 	if (limit_timer_at && !time_before(due, limit_timer_at))
@@ -215,10 +229,10 @@ static __always_inline void start_limit_timer(u64 now, u64 due)
 	timer = bpf_map_lookup_elem(&limit_timers, &zero);
 	if (!timer)
 		return;
-	if (time_before(now + LIMIT_SOON_NS, due))
-		delay = due - now;
 	if (delay > LIMIT_LATE_NS)
-		delay = LIMIT_LATE_NS;
+		delay = time_before(due, now) ? LIMIT_SOON_NS : LIMIT_LATE_NS;
+	if (delay < LIMIT_SOON_NS)
+		delay = LIMIT_SOON_NS;
 	limit_timer_at = now + delay;
 	bpf_timer_start(&timer->timer, delay, 0);
 }
