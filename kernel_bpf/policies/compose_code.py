@@ -89,6 +89,11 @@ def _timed(spec: PolicySpec) -> list[TaskClass]:
     return [kind for kind in spec.classes if kind.order not in BY_VTIME]
 
 
+def _adapts_slices(spec: PolicySpec) -> bool:
+    """Whether slices differ between the tasks of a class."""
+    return any(kind.slice_by_weight or kind.order == LONGEST_FIRST for kind in spec.classes)
+
+
 def _has_shares(spec: PolicySpec) -> bool:
     return spec.dispatch == SHARES and len(spec.classes) > 1
 
@@ -100,7 +105,6 @@ def _has_rounds(spec: PolicySpec) -> bool:
 def includes(spec: PolicySpec) -> str:
     """The headers of the primitives that are used."""
     wanted = {
-        "cgroups": True,
         "classes": True,
         "burst": _uses_bursts(spec),
         "cgroup_name": _uses_cgroups(spec),
@@ -125,7 +129,8 @@ def predicates(spec: PolicySpec) -> Iterator[str]:
         yield _matches(kind)
     yield _class_of(spec)
     yield _class_slice(spec)
-    yield _slice_ns(spec)
+    if _adapts_slices(spec):
+        yield _slice_ns(spec)
     if _has_shares(spec):
         yield _per_class(spec, "u64", "class_share", lambda kind: [f"return {kind.name}_share;"])
     if spec.preempts:
@@ -196,19 +201,19 @@ def _class_slice(spec: PolicySpec) -> str:
 def _slice_ns(spec: PolicySpec) -> str:
     def lines(kind: TaskClass) -> list[str]:
         whole = "weighted_slice(p, slice)" if kind.slice_by_weight else "slice"
-        lighter = [f"slice = lighter_slice(p, {whole});"]
         if kind.order != LONGEST_FIRST:
-            return [*lighter, "return slice;"]
-        return [*lighter, f"return prelude_or(p, {kind.name}_prelude_us, slice);"]
+            return [f"return {whole};"]
+        weighted = [f"slice = {whole};"] if kind.slice_by_weight else []
+        return [*weighted, f"return prelude_or(p, {kind.name}_prelude_us, slice);"]
 
     about = "The slice of a task, in ns: as long as its class's, unless noted here."
     body = ["u64 slice = class_slice(class);", "", *_switch(spec.classes, lines)]
     return function("u64", "slice_ns", [_TASK, "u32 class"], body, about)
 
 
-def _slice(task: str) -> str:
+def _slice(spec: PolicySpec, task: str) -> str:
     """The call that returns a task's slice."""
-    return f"slice_ns({task}, class)"
+    return f"slice_ns({task}, class)" if _adapts_slices(spec) else "class_slice(class)"
 
 
 def _preferred_cpu(spec: PolicySpec) -> str:
@@ -248,7 +253,7 @@ def _enter(spec: PolicySpec) -> str:
 
     by_vtime = any(kind.order in BY_VTIME for kind in spec.classes)
     declared = ["u64 key;"] if any(kind.order == DEADLINE for kind in spec.classes) else []
-    declared += [f"u64 slice = {_slice('p')};"] if by_vtime else []
+    declared += [f"u64 slice = {_slice(spec, 'p')};"] if by_vtime else []
     body = [*declared, *([""] if declared else []), *_switch(spec.classes, lines)]
     about = "The task enters @queue, where its slice is also the credit of a sleeper: its key."
     return function("u64", "enter", [_TASK, "u32 class", "u64 queue"], body, about)
@@ -274,7 +279,7 @@ def _serve_by_time(spec: PolicySpec) -> str:
         "\treturn true;",
         "if (!prev)",
         "\treturn false;",
-        f"keep_running(prev, {_slice('prev')});",
+        f"keep_running(prev, {_slice(spec, 'prev')});",
         "return true;",
     ]
     return function("bool", "serve_by_time", ["u32 class", "s32 cpu", "struct task_struct *prev"], body)
@@ -352,9 +357,8 @@ def callbacks(spec: PolicySpec) -> Iterator[str]:
     yield _select_cpu(spec)
     yield _enqueue(spec)
     yield _dispatch(spec)
-    waking = ["count_wakeup(p, enq_flags);"] if _uses_wakeups(spec) else []
-    waking += ["cgroup_runnable(p);"]
-    yield callback("void", f"{name}_runnable", [_TASK, "u64 enq_flags"], waking)
+    if _uses_wakeups(spec):
+        yield callback("void", f"{name}_runnable", [_TASK, "u64 enq_flags"], ["count_wakeup(p, enq_flags);"])
     running = ["vtime_start(p);"]
     stopping = ["charge(p);"]
     if spec.preempts:
@@ -364,18 +368,17 @@ def callbacks(spec: PolicySpec) -> Iterator[str]:
     yield callback("void", f"{name}_stopping", [_TASK, "bool runnable"], stopping)
     sleeping = ["burst_end(p, deq_flags);"] if _uses_bursts(spec) else []
     sleeping += ["prelude_restart(p, deq_flags);"] if uses_history(spec) else []
-    sleeping += ["cgroup_quiescent(p);"]
-    yield callback("void", f"{name}_quiescent", [_TASK, "u64 deq_flags"], sleeping)
+    if sleeping:
+        yield callback("void", f"{name}_quiescent", [_TASK, "u64 deq_flags"], sleeping)
     yield _init_task(spec)
     yield callback("s32", f"{name}_init", [], ["return create_queues(NR_CLASSES);"], sleepable=True)
     yield callback("void", f"{name}_exit", ["struct scx_exit_info *ei"], ["record_exit(ei);"])
     yield callback("void", f"{name}_dump", ["struct scx_dump_ctx *dump"], ["dump_queues(NR_CLASSES);"])
-    yield f"CGROUP_CALLBACKS({name})"
 
 
 def _select_cpu(spec: PolicySpec) -> str:
     parameters = [_TASK, "s32 prev_cpu", "u64 wake_flags"]
-    body = ["u32 class = class_of(p);", f"u64 slice = {_slice('p')};"]
+    body = ["u32 class = class_of(p);", f"u64 slice = {_slice(spec, 'p')};"]
     if _uses_placement(spec):
         body += [
             "s32 cpu = preferred_cpu(p, class, prev_cpu);",
@@ -398,12 +401,12 @@ def _select_cpu(spec: PolicySpec) -> str:
 def _enqueue(spec: PolicySpec) -> str:
     body = [
         "u32 class = class_of(p);",
-        f"u64 queue = task_queue(p, class), slice = {_slice('p')};",
+        f"u64 queue = task_queue(p, class), slice = {_slice(spec, 'p')};",
         "u64 key = enter(p, class, queue);",
         "",
         *(["refresh_class(class);"] if _has_shares(spec) else []),
+        "dsq_insert_vtime(p, queue, slice, key, enq_flags);",
     ]
-    body += ["dsq_insert_vtime(p, queue, slice, key, enq_flags);"]
     if spec.preempts:
         body += [
             "if (wake_idle_cpu(p))",
@@ -436,7 +439,6 @@ def _dispatch(spec: PolicySpec) -> str:
 def _init_task(spec: PolicySpec) -> str:
     calls = {
         "vtask_init": True,
-        "cgroup_task_init": True,
         "burst_init": _uses_bursts(spec),
         "prelude_init": uses_history(spec),
         "wakeups_init": _uses_wakeups(spec),
@@ -450,8 +452,8 @@ def _init_task(spec: PolicySpec) -> str:
 
 def ops_struct(spec: PolicySpec) -> str:
     """The ops struct, which stands last."""
-    lines = [f".{member} = (void *){spec.name}_{member}," for member in MEMBERS]
-    lines += [f"CGROUP_OPS({spec.name}),"]
+    optional = {"runnable": _uses_wakeups(spec), "quiescent": _uses_bursts(spec) or uses_history(spec)}
+    lines = [f".{member} = (void *){spec.name}_{member}," for member in MEMBERS if optional.get(member, True)]
     lines += [".timeout_ms = WATCHDOG_MS,", ".exit_dump_len = DUMP_BYTES,", f'.name = "{spec.name}",']
     written = "\n".join(f"\t{line}" for line in lines)
     return f'SEC(".struct_ops.link")\nstruct sched_ext_ops {spec.name} = {{\n{written}\n}};'

@@ -210,7 +210,8 @@ def _limitations(spec: PolicySpec) -> str:
 
 
 def declares(spec: PolicySpec) -> tuple[str, ...]:
-    """What the policy does not seek, see core.policy.DECLARABLE: weights, and throughput where slices are very short.
+    """What the policy does not seek, see core.policy.DECLARABLE: limits of cgroups, weights, and throughput where slices
+    are very short.
 
     Weights hold where tasks that differ in nothing but weight share a class by virtual time, no other class may keep
     them waiting, and a light one does not wait for so many slices that the starvation bound serves it.
@@ -219,16 +220,15 @@ def declares(spec: PolicySpec) -> tuple[str, ...]:
     kept &= len(spec.classes) == 1 or spec.dispatch != PRIORITY
     kept &= not any(True for kind in spec.classes for _ in kind.match.bounds())
     longest_us = max(kind.number("slice_us") for kind in spec.classes)
-    served_rarely = spec.starvation_ms * 1000 >= SLICES_IN_BOUND * longest_us
-    kept &= served_rarely
+    kept &= spec.starvation_ms * 1000 >= SLICES_IN_BOUND * longest_us
     brief = any(kind.number("slice_us") < SHORT_SLICE_US for kind in spec.classes)
-    words = {"weights": not kept, "saturated machine": brief, CGROUP_WEIGHTS: not kept, CGROUP_LIMITS: True}
-    return tuple(word for word, is_declared in words.items() if is_declared)
+    seeks = {"weights": kept, "saturated machine": not brief, CGROUP_WEIGHTS: False, CGROUP_LIMITS: False}
+    return tuple(word for word, sought in seeks.items() if not sought)
 
 
 def reads(spec: PolicySpec) -> tuple[str, ...]:
     """The inputs that the primitives of a spec go by, see core.policies.policy.READABLE."""
-    inputs = {"cgroup"}
+    inputs: set[str] = set()
     for kind in spec.classes:
         if kind.match.programs or kind.order == LONGEST_FIRST:
             inputs |= {"comm", "arguments", "map values"}
