@@ -210,8 +210,8 @@ def _limitations(spec: PolicySpec) -> str:
 
 
 def declares(spec: PolicySpec) -> tuple[str, ...]:
-    """What the policy does not seek, see core.policy.DECLARABLE: limits of cgroups, weights, and throughput where slices
-    are very short.
+    """What the policy does not seek, see core.policy.DECLARABLE: limits of cgroups; weights, and throughput where
+    slices are very short.
 
     Weights hold where tasks that differ in nothing but weight share a class by virtual time, no other class may keep
     them waiting, and a light one does not wait for so many slices that the starvation bound serves it.
