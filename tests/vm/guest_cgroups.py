@@ -146,7 +146,7 @@ def main(words: list[str]) -> None:
             figures[name] = measured(name)
             ended = policy.detach()
             assert ended is None or not ended.ejected, ended
-    print(json.dumps(figures))
+    sys.stdout.write(json.dumps(figures) + "\n")
 
 
 if __name__ == "__main__":
