@@ -9,9 +9,9 @@
  * queue of its own, ordered by the time at which that is filled again.
  *
  * Include it before vtime.bpf.h and queues.bpf.h. The policy enqueues with
- * join_queue(), puts LIMIT_CALLBACKS() before its ops struct and LIMIT_OPS()
+ * join_queue(), puts LIMIT_CALLBACKS before its ops struct and LIMIT_OPS
  * into it, instead of those of cgroups.bpf.h, and calls create_limits() in init
- * and return_budget() in quiescent. LIMIT_OPS() sets SCX_OPS_ENQ_LAST: a task
+ * and return_budget() in quiescent. LIMIT_OPS sets SCX_OPS_ENQ_LAST: a task
  * that is alone on its CPU would otherwise go on without asking.
  */
 #ifndef SCHEDAGENT_BANDWIDTH_BPF_H
@@ -369,35 +369,35 @@ static __always_inline void cgroup_unlimit(struct cgroup *cgrp)
 	__sync_fetch_and_add(&nr_limits, -1);
 }
 
-#define LIMIT_CALLBACKS(policy)                                               \
-	s32 SCX_CALLBACK_SLEEPABLE(policy##_cgroup_init, struct cgroup *cgrp, \
-				   struct scx_cgroup_init_args *args)         \
-	{                                                                     \
-		cgroup_enter(cgrp, args->weight, INIT_IDLE(args));            \
-		cgroup_limit(cgrp, args->bw_period_us, args->bw_quota_us,     \
-			     args->bw_burst_us);                              \
-		return 0;                                                     \
-	}                                                                     \
-	void SCX_CALLBACK(policy##_cgroup_exit, struct cgroup *cgrp)          \
-	{                                                                     \
-		cgroup_unlimit(cgrp);                                         \
-		cgroup_leave(cgrp);                                           \
-	}                                                                     \
-	void SCX_CALLBACK(policy##_cgroup_set_bandwidth, struct cgroup *cgrp, \
-			  u64 period_us, u64 quota_us, u64 burst_us)          \
-	{                                                                     \
-		cgroup_limit(cgrp, period_us, quota_us, burst_us);            \
-	}                                                                     \
-	CGROUP_WEIGHT_CALLBACKS(policy)
+#define LIMIT_CALLBACKS                                                     \
+	s32 SCX_CALLBACK_SLEEPABLE(limits_cgroup_init, struct cgroup *cgrp, \
+				   struct scx_cgroup_init_args *args)       \
+	{                                                                   \
+		cgroup_enter(cgrp, args->weight, INIT_IDLE(args));          \
+		cgroup_limit(cgrp, args->bw_period_us, args->bw_quota_us,   \
+			     args->bw_burst_us);                            \
+		return 0;                                                   \
+	}                                                                   \
+	void SCX_CALLBACK(limits_cgroup_exit, struct cgroup *cgrp)          \
+	{                                                                   \
+		cgroup_unlimit(cgrp);                                       \
+		cgroup_leave(cgrp);                                         \
+	}                                                                   \
+	void SCX_CALLBACK(limits_cgroup_set_bandwidth, struct cgroup *cgrp, \
+			  u64 period_us, u64 quota_us, u64 burst_us)        \
+	{                                                                   \
+		cgroup_limit(cgrp, period_us, quota_us, burst_us);          \
+	}                                                                   \
+	CGROUP_WEIGHT_CALLBACKS
 
-#define LIMIT_OPS(policy)                                                      \
-	CGROUP_OPS(policy),                                                    \
-		.cgroup_set_bandwidth = (void *)policy##_cgroup_set_bandwidth, \
+#define LIMIT_OPS                                                            \
+	CGROUP_OPS,                                                          \
+		.cgroup_set_bandwidth = (void *)limits_cgroup_set_bandwidth, \
 		.flags = SCX_OPS_ENQ_LAST
 
 #else
-#define LIMIT_CALLBACKS(policy) CGROUP_CALLBACKS(policy)
-#define LIMIT_OPS(policy)	CGROUP_OPS(policy)
+#define LIMIT_CALLBACKS CGROUP_CALLBACKS
+#define LIMIT_OPS	CGROUP_OPS
 #endif
 
 #endif

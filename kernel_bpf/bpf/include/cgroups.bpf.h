@@ -10,7 +10,7 @@
  * their own ones, and where no cgroup differs they are the same.
  *
  * Include it before vtime.bpf.h: virtual time then grows by effective weights.
- * The policy puts CGROUP_CALLBACKS() before its ops struct and CGROUP_OPS() into
+ * The policy puts CGROUP_CALLBACKS before its ops struct and CGROUP_OPS into
  * it, and calls cgroup_task_init(), cgroup_runnable() and cgroup_quiescent().
  * A kernel that tells no policy of cgroups has neither callback, and all tasks
  * are in the root.
@@ -405,61 +405,60 @@ static __always_inline void cgroup_task_move(struct task_struct *p,
 }
 
 #ifdef HAVE_CGROUP_SET_IDLE
-#define CGROUP_IDLE_CALLBACK(policy)                                     \
-	void SCX_CALLBACK(policy##_cgroup_set_idle, struct cgroup *cgrp, \
-			  bool idle)                                     \
-	{                                                                \
-		cgroup_reweigh(cgrp, 0, idle);                           \
+#define CGROUP_IDLE_CALLBACK                                           \
+	void SCX_CALLBACK(limits_cgroup_set_idle, struct cgroup *cgrp, \
+			  bool idle)                                   \
+	{                                                              \
+		cgroup_reweigh(cgrp, 0, idle);                         \
 	}
 #define INIT_IDLE(args) ((args)->sched_idle)
 #else
-#define CGROUP_IDLE_CALLBACK(policy)
+#define CGROUP_IDLE_CALLBACK
 #define INIT_IDLE(args) false
 #endif
 
-#define CGROUP_WEIGHT_CALLBACKS(policy)                                    \
-	void SCX_CALLBACK(policy##_cgroup_move, struct task_struct *p,     \
-			  struct cgroup *from, struct cgroup *to)          \
-	{                                                                  \
-		cgroup_task_move(p, to);                                   \
-	}                                                                  \
-	void SCX_CALLBACK(policy##_cgroup_set_weight, struct cgroup *cgrp, \
-			  u32 weight)                                      \
-	{                                                                  \
-		cgroup_reweigh(cgrp, weight, -1);                          \
-	}                                                                  \
-	CGROUP_IDLE_CALLBACK(policy)
+#define CGROUP_WEIGHT_CALLBACKS                                          \
+	void SCX_CALLBACK(limits_cgroup_move, struct task_struct *p,     \
+			  struct cgroup *from, struct cgroup *to)        \
+	{                                                                \
+		cgroup_task_move(p, to);                                 \
+	}                                                                \
+	void SCX_CALLBACK(limits_cgroup_set_weight, struct cgroup *cgrp, \
+			  u32 weight)                                    \
+	{                                                                \
+		cgroup_reweigh(cgrp, weight, -1);                        \
+	}                                                                \
+	CGROUP_IDLE_CALLBACK
 
-#define CGROUP_CALLBACKS(policy)                                              \
-	s32 SCX_CALLBACK_SLEEPABLE(policy##_cgroup_init, struct cgroup *cgrp, \
-				   struct scx_cgroup_init_args *args)         \
-	{                                                                     \
-		cgroup_enter(cgrp, args->weight, INIT_IDLE(args));            \
-		return 0;                                                     \
-	}                                                                     \
-	void SCX_CALLBACK(policy##_cgroup_exit, struct cgroup *cgrp)          \
-	{                                                                     \
-		cgroup_leave(cgrp);                                           \
-	}                                                                     \
-	CGROUP_WEIGHT_CALLBACKS(policy)
+#define CGROUP_CALLBACKS                                                    \
+	s32 SCX_CALLBACK_SLEEPABLE(limits_cgroup_init, struct cgroup *cgrp, \
+				   struct scx_cgroup_init_args *args)       \
+	{                                                                   \
+		cgroup_enter(cgrp, args->weight, INIT_IDLE(args));          \
+		return 0;                                                   \
+	}                                                                   \
+	void SCX_CALLBACK(limits_cgroup_exit, struct cgroup *cgrp)          \
+	{                                                                   \
+		cgroup_leave(cgrp);                                         \
+	}                                                                   \
+	CGROUP_WEIGHT_CALLBACKS
 
 #ifdef HAVE_CGROUP_SET_IDLE
-#define CGROUP_OPS(policy)         \
-	CGROUP_WEIGHT_OPS(policy), \
-		.cgroup_set_idle = (void *)policy##_cgroup_set_idle
+#define CGROUP_OPS \
+	CGROUP_WEIGHT_OPS, .cgroup_set_idle = (void *)limits_cgroup_set_idle
 #else
-#define CGROUP_OPS(policy) CGROUP_WEIGHT_OPS(policy)
+#define CGROUP_OPS CGROUP_WEIGHT_OPS
 #endif
 
-#define CGROUP_WEIGHT_OPS(policy)                    \
-	.cgroup_init = (void *)policy##_cgroup_init, \
-	.cgroup_exit = (void *)policy##_cgroup_exit, \
-	.cgroup_move = (void *)policy##_cgroup_move, \
-	.cgroup_set_weight = (void *)policy##_cgroup_set_weight
+#define CGROUP_WEIGHT_OPS                          \
+	.cgroup_init = (void *)limits_cgroup_init, \
+	.cgroup_exit = (void *)limits_cgroup_exit, \
+	.cgroup_move = (void *)limits_cgroup_move, \
+	.cgroup_set_weight = (void *)limits_cgroup_set_weight
 
 #else
-#define CGROUP_CALLBACKS(policy)
-#define CGROUP_OPS(policy) .flags = 0
+#define CGROUP_CALLBACKS
+#define CGROUP_OPS .flags = 0
 #endif
 
 #endif

@@ -98,7 +98,7 @@ void SCX_CALLBACK(fair_dump, struct scx_dump_ctx *dump)
 	dump_queues(1);
 }
 
-LIMIT_CALLBACKS(fair)
+LIMIT_CALLBACKS
 
 SEC(".struct_ops.link")
 struct sched_ext_ops fair = {
@@ -113,7 +113,7 @@ struct sched_ext_ops fair = {
 	.init = (void *)fair_init,
 	.exit = (void *)fair_exit,
 	.dump = (void *)fair_dump,
-	LIMIT_OPS(fair),
+	LIMIT_OPS,
 	.timeout_ms = WATCHDOG_MS,
 	.exit_dump_len = DUMP_BYTES,
 	.name = "fair",

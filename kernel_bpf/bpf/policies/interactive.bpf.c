@@ -150,7 +150,7 @@ void SCX_CALLBACK(interactive_dump_task, struct scx_dump_ctx *dump,
 	scx_dump("burst %llu us\n", task_burst_us(p));
 }
 
-CGROUP_CALLBACKS(interactive)
+CGROUP_CALLBACKS
 
 SEC(".struct_ops.link")
 struct sched_ext_ops interactive = {
@@ -166,7 +166,7 @@ struct sched_ext_ops interactive = {
 	.exit = (void *)interactive_exit,
 	.dump = (void *)interactive_dump,
 	.dump_task = (void *)interactive_dump_task,
-	CGROUP_OPS(interactive),
+	CGROUP_OPS,
 	.timeout_ms = WATCHDOG_MS,
 	.exit_dump_len = DUMP_BYTES,
 	.name = "interactive",

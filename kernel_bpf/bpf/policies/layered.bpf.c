@@ -207,7 +207,7 @@ void SCX_CALLBACK(layered_dump, struct scx_dump_ctx *dump)
 	dump_queues(NR_CLASSES);
 }
 
-LIMIT_CALLBACKS(layered)
+LIMIT_CALLBACKS
 
 SEC(".struct_ops.link")
 struct sched_ext_ops layered = {
@@ -222,7 +222,7 @@ struct sched_ext_ops layered = {
 	.init = (void *)layered_init,
 	.exit = (void *)layered_exit,
 	.dump = (void *)layered_dump,
-	LIMIT_OPS(layered),
+	LIMIT_OPS,
 	.timeout_ms = WATCHDOG_MS,
 	.exit_dump_len = DUMP_BYTES,
 	.name = "layered",

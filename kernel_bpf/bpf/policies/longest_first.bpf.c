@@ -126,7 +126,7 @@ void SCX_CALLBACK(longest_first_dump_task, struct scx_dump_ctx *dump,
 		 remaining_ns(p, unknown_ms), p->se.sum_exec_runtime);
 }
 
-CGROUP_CALLBACKS(longest_first)
+CGROUP_CALLBACKS
 
 SEC(".struct_ops.link")
 struct sched_ext_ops longest_first = {
@@ -142,7 +142,7 @@ struct sched_ext_ops longest_first = {
 	.exit = (void *)longest_first_exit,
 	.dump = (void *)longest_first_dump,
 	.dump_task = (void *)longest_first_dump_task,
-	CGROUP_OPS(longest_first),
+	CGROUP_OPS,
 	.timeout_ms = WATCHDOG_MS,
 	.exit_dump_len = DUMP_BYTES,
 	.name = "longest_first",
