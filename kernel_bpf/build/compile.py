@@ -247,14 +247,22 @@ def prepare(source_name: str, target: KernelTarget, include_dirs: Sequence[Path]
     searched = {f"include{number}": path for number, path in enumerate(include_dirs, 1)} | {"include": BPF_INCLUDE}
     flags = [*_FLAGS, f"-resource-dir={resources}", f"-D__TARGET_ARCH_{_ARCHITECTURES.get(machine, machine)}"]
     flags += [f"-I{name}" for name in searched]
-    known = features(target)
-    flags += [f"-D{name}" for member, name in _CALLBACK_FLAGS.items() if f"sched_ext_ops.{member}" in known]
+    flags += _callback_flags(target)
     flags += ["-isystem", KERNEL_FOLDER]  # warnings in a generated header are nobody's
     folders = {f"{sandbox.WORKPLACE}/{name}": path.resolve() for name, path in searched.items()}
     folders[f"{sandbox.WORKPLACE}/kernel"] = target.header_dir
     name = source_name if _PLAIN_NAME.fullmatch(source_name) else "policy.bpf.c"
     folders[f"{resources}/include"] = resources / "include"
     return Setting(clang, tuple(flags), name, folders | _system_headers())
+
+
+def _callback_flags(target: KernelTarget) -> list[str]:
+    """What our headers are told of the target's callbacks: of types that are no kernel's, nothing."""
+    try:
+        known = features(target)
+    except SetupError:
+        return []
+    return [f"-D{name}" for member, name in _CALLBACK_FLAGS.items() if f"sched_ext_ops.{member}" in known]
 
 
 @functools.cache

@@ -12,7 +12,7 @@
  * join_queue(), puts LIMIT_CALLBACKS before its ops struct and LIMIT_OPS
  * into it, instead of those of cgroups.bpf.h, and calls create_limits() in init
  * and return_budget() in quiescent. LIMIT_OPS sets SCX_OPS_ENQ_LAST: a task
- * that is alone on its CPU would otherwise go on without asking.
+ * that is alone on its CPU would otherwise continue without asking.
  */
 #ifndef SCHEDAGENT_BANDWIDTH_BPF_H
 #define SCHEDAGENT_BANDWIDTH_BPF_H
