@@ -58,7 +58,6 @@ from verifier.coverage.trusted import is_composed
 from verifier.lab.vm import LabPolicy
 from verifier.logic import lacks
 from verifier.logic.checks import check_logic
-from verifier.logic.rules.limits import CALLBACKS as LIMIT_CALLBACKS
 from verifier.microvm import jobs
 from verifier.microvm.topology import SHAPED, Topology
 from verifier.object.image import BpfImage
@@ -179,6 +178,7 @@ class _Passage:
         self._worn = NOTHING_WORN
         self._cell: Cell | None = None
         self._image: BpfImage | None = None
+        self._limits: tuple[str, ...] = ()
         self._lacks = ""
         self._measured: measure.Measured | None = None
         self._proved: jobs.ProveAnswer | None = None
@@ -344,6 +344,7 @@ class _Passage:
             reads=self._info.reads,
             accepted_reader=lambda: submission.accepted_reader(target, self._verifier.cache_dir),
         )
+        self._limits = report.limits
         if self._standing() is Standing.FOREIGN or self._info.rodata:
             given = dict(self._candidate.tunables)
             assumed, handed_over = self._info.rodata, report.handed_over
@@ -410,9 +411,8 @@ class _Passage:
         return [*phases, COVERAGE] if self._measured else phases
 
     def _claims_limits(self) -> bool:
-        """Whether it has a callback for a limit of cgroups, and does not declare that it keeps none of that kind."""
-        known = self._image.ops[0].callbacks if self._image and self._image.ops else {}
-        return any(member in known and word not in self._info.declares for member, (word, _) in LIMIT_CALLBACKS.items())
+        """Whether it is told of a limit of cgroups, and does not declare that it keeps none of that kind."""
+        return any(word not in self._info.declares for word in self._limits)
 
     def _is_measured(self) -> bool:
         """Whether what runs of the policy is measured."""

@@ -64,6 +64,7 @@ class LogicReport:
         dsqs_created, dsqs_drained: distinct DSQs, or families of them, that are created and drained.
         unfilled: maps that are looked at, and that no program of the object writes to.
         handed_over: whether tasks are handed to a program in user space.
+        limits: kinds of limits of cgroups that it is told of, in the words of rule 31.
     """
 
     findings: tuple[Finding, ...]
@@ -72,6 +73,7 @@ class LogicReport:
     dsqs_drained: int
     unfilled: tuple[str, ...] = ()
     handed_over: bool = False
+    limits: tuple[str, ...] = ()
 
     @property
     def errors(self) -> tuple[Finding, ...]:
@@ -140,6 +142,7 @@ def check_logic(
         *_queue_counts(subject),
         unfilled_maps(image, walk),
         hands_over(image, walk),
+        limit_rules.known_limits(ops),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from schedagent.core.policies.policy import CGROUP_LIMITS, CGROUP_WEIGHTS, Standing
 from schedagent.core.verification import Finding, Severity
 from verifier.logic.rules.subject import Subject
+from verifier.object.image import OpsStruct
 
 RULE = 31
 
@@ -14,6 +15,11 @@ CALLBACKS = {
     "cgroup_set_bandwidth": (CGROUP_LIMITS, "cpu.max"),
 }
 """Callback -> what the policy cannot keep without it, and the file whose value it brings."""
+
+
+def known_limits(ops: OpsStruct) -> tuple[str, ...]:
+    """Return the kinds of limits that a policy is told of."""
+    return tuple(dict.fromkeys(word for member, (word, _file) in CALLBACKS.items() if member in ops.callbacks))
 
 
 def check(subject: Subject) -> None:
