@@ -411,7 +411,7 @@ class _Passage:
         return [*phases, COVERAGE] if self._measured else phases
 
     def _claims_limits(self) -> bool:
-        """Whether it is told of a limit of cgroups, and does not declare that it keeps none of that kind."""
+        """Whether it has a callback for a limit of cgroups, and does not declare that it keeps none of that kind."""
         return any(word not in self._info.declares for word in self._limits)
 
     def _is_measured(self) -> bool:

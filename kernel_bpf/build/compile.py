@@ -257,7 +257,7 @@ def prepare(source_name: str, target: KernelTarget, include_dirs: Sequence[Path]
 
 
 def _callback_flags(target: KernelTarget) -> list[str]:
-    """What our headers are told of the target's callbacks: of types that are no kernel's, nothing."""
+    """What our headers know of the target's callbacks: of types that are no kernel's, nothing."""
     try:
         known = features(target)
     except SetupError:

@@ -64,7 +64,7 @@ class LogicReport:
         dsqs_created, dsqs_drained: distinct DSQs, or families of them, that are created and drained.
         unfilled: maps that are looked at, and that no program of the object writes to.
         handed_over: whether tasks are handed to a program in user space.
-        limits: kinds of limits of cgroups that it is told of, in the words of rule 31.
+        limits: kinds of limits of cgroups that it has callbacks for, in the words of rule 31.
     """
 
     findings: tuple[Finding, ...]

@@ -18,12 +18,12 @@ CALLBACKS = {
 
 
 def known_limits(ops: OpsStruct) -> tuple[str, ...]:
-    """Return the kinds of limits that a policy is told of."""
+    """Return the kinds of limits that a policy has callbacks for."""
     return tuple(dict.fromkeys(word for member, (word, _file) in CALLBACKS.items() if member in ops.callbacks))
 
 
 def check(subject: Subject) -> None:
-    """Note which limits of cgroups the policy is not told of: a token takes its word, or somebody's, for each kind."""
+    """Note which limits of cgroups the policy cannot know: a token takes its word, or somebody's, for each kind."""
     if subject.standing is Standing.BUNDLED:
         return
     for word in (CGROUP_WEIGHTS, CGROUP_LIMITS):
@@ -35,5 +35,5 @@ def check(subject: Subject) -> None:
         if missing:
             members = ", ".join(member for member, _file in missing)
             files = " and ".join(file for _member, file in missing)
-            text = f"without {members} it is not told of {files}: those stop holding for every cgroup of the machine"
+            text = f"without {members} it cannot know {files}: those stop holding for every cgroup of the machine"
             subject.findings.append(Finding(RULE, Severity.NOTE, "", "", 0, text, word=word))
