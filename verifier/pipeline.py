@@ -64,7 +64,7 @@ from verifier.microvm.topology import SHAPED, Topology
 from verifier.object.image import BpfImage
 from verifier.object.reader import read_object
 from verifier.proving.identity import NOTHING_WORN
-from verifier.proving.prove import COVERAGE, ORACLES, PHASES, Depth, phases_at
+from verifier.proving.prove import CGROUPS, COVERAGE, ORACLES, PHASES, Depth, phases_at
 from verifier.report_cache import ReportCache, digest_subject, verifier_version
 from verifier.signer import Signer, longest_lifetime_s
 from verifier.source.checks import check_sources
@@ -179,6 +179,7 @@ class _Passage:
         self._worn = NOTHING_WORN
         self._cell: Cell | None = None
         self._image: BpfImage | None = None
+        self._limits: tuple[str, ...] = ()
         self._lacks = ""
         self._measured: measure.Measured | None = None
         self._proved: jobs.ProveAnswer | None = None
@@ -350,6 +351,7 @@ class _Passage:
             reads=self._info.reads,
             accepted_reader=lambda: submission.accepted_reader(target, self._verifier.cache_dir),
         )
+        self._limits = report.limits
         if self._standing() is Standing.FOREIGN or self._info.rodata:
             given = dict(self._candidate.tunables)
             assumed, handed_over = self._info.rodata, report.handed_over
@@ -410,8 +412,14 @@ class _Passage:
         return Passed("state and root/ops confirmed it", seconds=max(0.0, spent))
 
     def _phases(self) -> list[str]:
-        phases = [phase.name for phase in phases_at(self._verifier.depth, strange=self._is_strange())]
+        at_this_depth = phases_at(self._verifier.depth, strange=self._is_strange())
+        left_out = () if self._claims_limits() else (CGROUPS,)
+        phases = [phase.name for phase in at_this_depth if phase.name not in left_out]
         return [*phases, COVERAGE] if self._measured else phases
+
+    def _claims_limits(self) -> bool:
+        """Whether it has a callback for a limit of cgroups, and does not declare that it keeps none of that kind."""
+        return any(word not in self._info.declares for word in self._limits)
 
     def _is_measured(self) -> bool:
         """Whether what runs of the policy is measured."""

@@ -27,7 +27,7 @@ from kernel_bpf.build import sandbox
 from kernel_bpf.build.externs import kfuncs, with_own_names
 from kernel_bpf.build.inlined import inlined_calls
 from kernel_bpf.build.source import read_source
-from kernel_bpf.build.target import KernelTarget, find_bpftool
+from kernel_bpf.build.target import KernelTarget, features, find_bpftool
 from schedagent.core.errors import CompileError, SetupError, UsageError
 from schedagent.core.installation import this_installation
 from schedagent.core.policies.artifact import InlinedCall, PolicyArtifact
@@ -57,6 +57,14 @@ _FLAGS = (
 )
 """v3 because clang 19 refuses 32-bit atomics below it; -g because CO-RE and the loader live on BTF. Callbacks that the
 macros of libbpf write take their context, whatever the ops struct says: upstream compiles them with this flag, too."""
+
+_CALLBACK_FLAGS = {
+    "cgroup_init": "HAVE_CGROUP_OPS",
+    "cgroup_set_bandwidth": "HAVE_CGROUP_SET_BANDWIDTH",
+    "cgroup_set_idle": "HAVE_CGROUP_SET_IDLE",
+}
+"""Callbacks that not every kernel has (CONFIG_EXT_GROUP_SCHED; since 6.17; since 6.19), and what our headers know them
+by: no initializer can name a member that the target's ops struct lacks."""
 
 _SYSTEM_INCLUDE = "/usr/include"
 _SYSTEM_HEADERS = (
@@ -239,12 +247,22 @@ def prepare(source_name: str, target: KernelTarget, include_dirs: Sequence[Path]
     searched = {f"include{number}": path for number, path in enumerate(include_dirs, 1)} | {"include": BPF_INCLUDE}
     flags = [*_FLAGS, f"-resource-dir={resources}", f"-D__TARGET_ARCH_{_ARCHITECTURES.get(machine, machine)}"]
     flags += [f"-I{name}" for name in searched]
+    flags += _callback_flags(target)
     flags += ["-isystem", KERNEL_FOLDER]  # warnings in a generated header are nobody's
     folders = {f"{sandbox.WORKPLACE}/{name}": path.resolve() for name, path in searched.items()}
     folders[f"{sandbox.WORKPLACE}/kernel"] = target.header_dir
     name = source_name if _PLAIN_NAME.fullmatch(source_name) else "policy.bpf.c"
     folders[f"{resources}/include"] = resources / "include"
     return Setting(clang, tuple(flags), name, folders | _system_headers())
+
+
+def _callback_flags(target: KernelTarget) -> list[str]:
+    """What our headers know of the target's callbacks: of types that are no kernel's, nothing."""
+    try:
+        known = features(target)
+    except SetupError:
+        return []
+    return [f"-D{name}" for member, name in _CALLBACK_FLAGS.items() if f"sched_ext_ops.{member}" in known]
 
 
 @functools.cache

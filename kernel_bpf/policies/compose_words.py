@@ -12,7 +12,7 @@ from pathlib import Path
 
 from kernel_bpf.policies.compose_code import bound_name, uses_history, uses_programs
 from kernel_bpf.policies.manifest import write_manifest
-from schedagent.core.policies.policy import READABLE, PolicyInfo, Tunable
+from schedagent.core.policies.policy import CGROUP_LIMITS, CGROUP_WEIGHTS, READABLE, PolicyInfo, Tunable
 from schedagent.core.policies.spec import (
     ANY_IDLE,
     DEADLINE,
@@ -210,7 +210,8 @@ def _limitations(spec: PolicySpec) -> str:
 
 
 def declares(spec: PolicySpec) -> tuple[str, ...]:
-    """What the policy does not seek, see core.policy.DECLARABLE: weights, and throughput where slices are very short.
+    """What the policy does not seek, see core.policy.DECLARABLE: limits of cgroups; weights, and throughput where
+    slices are very short.
 
     Weights hold where tasks that differ in nothing but weight share a class by virtual time, no other class may keep
     them waiting, and a light one does not wait for so many slices that the starvation bound serves it.
@@ -221,7 +222,8 @@ def declares(spec: PolicySpec) -> tuple[str, ...]:
     longest_us = max(kind.number("slice_us") for kind in spec.classes)
     kept &= spec.starvation_ms * 1000 >= SLICES_IN_BOUND * longest_us
     brief = any(kind.number("slice_us") < SHORT_SLICE_US for kind in spec.classes)
-    return (*(() if kept else ("weights",)), *(("saturated machine",) if brief else ()))
+    seeks = {"weights": kept, "saturated machine": not brief, CGROUP_WEIGHTS: False, CGROUP_LIMITS: False}
+    return tuple(word for word, sought in seeks.items() if not sought)
 
 
 def reads(spec: PolicySpec) -> tuple[str, ...]:

@@ -36,6 +36,12 @@ KEEP_HELP = "Stay and renew the lease until it ends; Ctrl-C rolls back. Exit sta
 _WISHED = ("rolled back", "replaced", "its process ended")
 
 
+Accept = Annotated[
+    list[str] | None,
+    typer.Option(metavar="WHAT", help="cgroup-limits: with stage full, limits of cgroups end."),
+]
+
+
 def deploy(
     what: Annotated[
         str,
@@ -63,6 +69,7 @@ def deploy(
             metavar="PID", help="Instead of a cgroup: a process and its descendants.", min=0, show_default=False
         ),
     ] = 0,
+    accept: Accept = None,
     keep: Annotated[bool, typer.Option("--keep", help=KEEP_HELP)] = False,
     metric_command: Annotated[
         str, typer.Option(metavar="COMMAND", help="With --keep: prints the workload's own metric.")
@@ -94,7 +101,11 @@ def deploy(
         if metric is None and metric_every is not None:
             raise UsageError("--metric-every is for a metric", "add --metric-command or --metric-query")
         order = _order(what, report) | {"cgroup": cgroup, "stage": stage, "lease_s": lease}
-        order |= {name: value for name, value in (("again", again), ("pid", pid), ("better", metric_better)) if value}
+        order |= {
+            name: value
+            for name, value in (("again", again), ("pid", pid), ("better", metric_better), ("accept", accept))
+            if value
+        }
         if metric is not None:
             metric()  # one that cannot be measured is an error before anything is deployed
         deployment = client(socket).ask("deploy", **order)
@@ -192,6 +203,7 @@ def promote(
     deployment: Number,
     stage: Annotated[Literal["wider", "full"], typer.Option(help="How much of the machine.")] = "full",
     cgroup: Annotated[str, typer.Option(metavar="CGROUP", help="For wider: a cgroup around the present one.")] = "",
+    accept: Accept = None,
     socket: Socket = None,
     as_json: Json = False,
 ) -> None:
@@ -201,7 +213,8 @@ def promote(
     """
 
     def command() -> int:
-        promoted = client(socket).ask("promote", deployment=deployment, stage=stage, cgroup=cgroup)
+        accepted = {"accept": accept} if accept else {}
+        promoted = client(socket).ask("promote", deployment=deployment, stage=stage, cgroup=cgroup, **accepted)
         return _show_deployment(promoted, as_json)
 
     guarded(command)

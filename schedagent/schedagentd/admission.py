@@ -11,6 +11,7 @@ from schedagent.core.errors import Refused, TokenError
 from schedagent.core.terminal.foreign import quote
 from schedagent.core.token import DeploymentToken, Scope, check
 from schedagent.schedagentd.kernel import Kernel, KernelIdentity
+from schedagent.schedagentd.limits import CGROUP_LIMITS, CGROUP_WEIGHTS, check_limits
 
 CONFIGURATION = "/etc/schedagent/schedagentd.toml"
 _KTHREADD = 2
@@ -36,10 +37,12 @@ NOTHING = Accepted()
 def check_accepted(token: DeploymentToken, accepted: Accepted) -> None:
     """Refuse a policy that rests on more of its submitter's word than the configuration takes.
 
+    Whether it may ignore limits of cgroups depends on those that are set, see limits.check_limits.
+
     Raises:
         Refused: with the setting that would accept it.
     """
-    declared = [word for word in token.declares if word not in accepted.declared]
+    declared = [word for word in token.declares if word not in (*accepted.declared, CGROUP_WEIGHTS, CGROUP_LIMITS)]
     reads = [word for word in token.reads if word not in accepted.reads]
     if not (declared or reads):
         return
@@ -117,6 +120,29 @@ def check_scope(kernel: Kernel, stage: Stage, cgroup: str, direct_full: bool, in
         raise Refused(f"cgroup {cgroup} does not hold {inner}, where the policy is proven")
     if not kernel.has_cgroup(cgroup):
         raise Refused(f"there is no cgroup {cgroup}", "see: systemd-cgls")
+
+
+def check_cgroup_limits(kernel: Kernel, token: DeploymentToken, stage: Stage, accepted: bool) -> str:
+    """Refuse a full switch to a policy that would end limits of this machine's cgroups.
+
+    Args:
+        accepted: somebody accepts that it does.
+
+    Returns:
+        what was accepted, for the record; empty if nothing was.
+
+    Raises:
+        Refused: naming the cgroups and what each would lose.
+    """
+    if stage is not Stage.FULL:
+        return ""
+    try:
+        check_limits(kernel.cgroup_limits(), token.declares)
+    except Refused as refused:
+        if not accepted:
+            raise
+        return refused.message
+    return ""
 
 
 def tree_of(kernel: Kernel, stage: Stage, cgroup: str, pid: int) -> Tree:

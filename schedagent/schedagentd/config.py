@@ -19,6 +19,7 @@ AUTO, NOT_ON_EXIT = "auto", "not_on_exit"
 
 DECLARED = (
     "weights", "idle machine", "saturated machine", "work conservation", "sleeper's return", "pinned crowd",
+    "cgroup weights", "cgroup limits",
 )  # fmt: skip
 """core.policies.policy.DECLARABLE, which is not imported here; a test holds the two equal."""
 READ = (

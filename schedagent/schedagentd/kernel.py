@@ -18,6 +18,7 @@ from schedagent.core.deployment import Order, Tree, Where
 from schedagent.core.errors import BpfError, SchedagentError
 from schedagent.core.terminal import foreign
 from schedagent.schedagentd import protection
+from schedagent.schedagentd.limits import CgroupLimit, cgroup_limits
 
 PINS = Path("/sys/fs/bpf/schedagent")
 """One folder for each pinned deployment, by its number; beside it an empty one that names the end of its lease."""
@@ -117,6 +118,9 @@ class Kernel(Protocol):
 
     def has_cgroup(self, cgroup: str) -> bool:
         """Whether there is this cgroup."""
+
+    def cgroup_limits(self) -> tuple[CgroupLimit, ...]:
+        """The limits that are set on cgroups; raise Refused if that cannot be known."""
 
     def tree_of(self, pid: int) -> Tree | None:
         """The process tree that begins with a process; None if there is no such process."""
@@ -240,6 +244,9 @@ class HostKernel:
 
     def move_out(self) -> int:
         return tasks.move_out()
+
+    def cgroup_limits(self) -> tuple[CgroupLimit, ...]:
+        return cgroup_limits()
 
     def has_cgroup(self, cgroup: str) -> bool:
         return (tasks.cgroup_root() / cgroup.lstrip("/") / "cgroup.procs").exists()

@@ -30,6 +30,9 @@ LONGEST_REQUEST = 5 << 20
 LONGEST_HISTORY = RETENTION["deployments"].count
 """All that have ended, as far as they are kept."""
 MOST_MEASURED = 64
+LIMITS_ACCEPTED = "cgroup-limits"
+ACCEPTABLE = (LIMITS_ACCEPTED,)
+"""What a user may accept: that limits of cgroups end."""
 LARGEST_MEASURED = 1e18
 
 _TOKEN = re.compile(r"[A-Za-z0-9_.-]{1,65536}")
@@ -75,6 +78,7 @@ class Deploy:
         lease_s: how long without a renewal.
         again: although the circuit breaker ended it before.
         better: which way the metric is better that renewals will report; None if they report none.
+        accept: what the user accepts, of ACCEPTABLE.
     """
 
     order: Order
@@ -85,6 +89,7 @@ class Deploy:
     again: bool
     pid: int
     better: Better | None
+    accept: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -105,11 +110,12 @@ class Renew:
 
 @dataclass(frozen=True)
 class Promote:
-    """Give a proven policy more of the machine."""
+    """Give a proven policy more of the machine; `accept` as for Deploy."""
 
     deployment: int
     stage: Stage
     cgroup: str
+    accept: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -239,6 +245,7 @@ _token = accept.matching(_TOKEN, "a deployment token")
 _number = accept.whole(1, 1 << 53)
 _seconds = accept.number(1, 7 * 86400, "seconds")
 _stage = accept.one_of(Stage)
+_accepted = accept.list_of(accept.one_of(ACCEPTABLE), ", ".join(ACCEPTABLE))
 _pid = accept.whole(1, 1 << 22)
 """PID_MAX_LIMIT (include/linux/threads.h)."""
 
@@ -262,6 +269,7 @@ _VERBS: dict[str, tuple[_Fields, Callable[..., Request]]] = {
             "again": (accept.flag, False),
             "pid": (_pid, 0),
             "better": (accept.one_of(Better), None),
+            "accept": (_accepted, ()),
         },
         _deploy,
     ),
@@ -276,7 +284,12 @@ _VERBS: dict[str, tuple[_Fields, Callable[..., Request]]] = {
         Renew,
     ),
     "promote": (
-        {"deployment": (_number, _REQUIRED), "stage": (_stage, _REQUIRED), "cgroup": (_cgroup, "")},
+        {
+            "deployment": (_number, _REQUIRED),
+            "stage": (_stage, _REQUIRED),
+            "cgroup": (_cgroup, ""),
+            "accept": (_accepted, ()),
+        },
         Promote,
     ),
     "rollback": ({"deployment": (_number, 0), "to_default": (accept.flag, False)}, Rollback),

@@ -16,6 +16,7 @@ from schedagent.schedagentd import decisions
 from schedagent.schedagentd.admission import (
     Accepted,
     cgroup_of,
+    check_cgroup_limits,
     check_machine,
     check_scope,
     is_gone,
@@ -74,6 +75,7 @@ class Rollout:
         again: bool = False,
         pid: int = 0,
         better: Better | None = None,
+        accept_limits: bool = False,
     ) -> Deployment:
         """Accept a policy; it is loaded as soon as enough is known of the machine without it.
 
@@ -82,6 +84,7 @@ class Rollout:
             again: although the circuit breaker ended it before.
             pid: of the process whose tree the canary is, instead of a cgroup; 0 for none.
             better: which way the metric is better that renewals will report.
+            accept_limits: although limits of cgroups end with it.
 
         Raises:
             Refused, TokenError, RecordError: nothing was changed.
@@ -98,6 +101,7 @@ class Rollout:
         if tree is None:
             check_scope(self.kernel, stage, cgroup, self.config.direct_full)
         token = self.driver.check_token(order, order.token, stage, cgroup, self.record.used_nonces)
+        self._note_limits(uid, check_cgroup_limits(self.kernel, token, stage, accept_limits))
         accept = decisions.accept(
             order,
             content,
@@ -141,8 +145,19 @@ class Rollout:
         self.driver.carry_out(renew)
         return renew.renewed
 
-    def promote(self, number: int, stage: Stage, cgroup: str) -> Deployment:
+    def _note_limits(self, uid: int, ended: str, number: int = 0) -> None:
+        """Record who accepted that limits of cgroups end, before it is done."""
+        if ended:
+            self.record.note("accepted", f"user {uid} accepted it: {ended}", number)
+
+    def promote(
+        self, number: int, stage: Stage, cgroup: str, *, uid: int = 0, accept_limits: bool = False
+    ) -> Deployment:
         """Give what proved itself more of the machine, once the machine was measured at that scope.
+
+        Args:
+            uid: of the user who asks for it.
+            accept_limits: although limits of cgroups end with it.
 
         Raises:
             Refused, TokenError, RecordError: nothing was changed.
@@ -153,7 +168,8 @@ class Rollout:
         inner = cgroup_of(self.kernel, deployment)
         check_scope(self.kernel, stage, cgroup, self.config.direct_full, inner)
         check_machine(self.kernel, ours=True)
-        self.driver.check_token(deployment.order, deployment.order.token, stage, cgroup)
+        token = self.driver.check_token(deployment.order, deployment.order.token, stage, cgroup)
+        self._note_limits(uid, check_cgroup_limits(self.kernel, token, stage, accept_limits), number)
         promote = decisions.promote(deployment, stage, cgroup)
         self.driver.carry_out(promote)
         self._advance()

@@ -25,6 +25,7 @@ from schedagent.core.process.systemd import Notifier
 from schedagent.core.terminal.answers import plain
 from schedagent.schedagentd.messages import (
     CHANGES,
+    LIMITS_ACCEPTED,
     LONGEST_QUESTION,
     LONGEST_REQUEST,
     Deploy,
@@ -437,6 +438,7 @@ class Server:
                     request.again,
                     request.pid,
                     request.better,
+                    LIMITS_ACCEPTED in request.accept,
                 )
                 return deployment.summary(boot())
             case Renew():
@@ -445,7 +447,14 @@ class Server:
                 )
                 return renewed.summary(boot())
             case Promote():
-                return rollout.promote(request.deployment, request.stage, request.cgroup).summary(boot())
+                promoted = rollout.promote(
+                    request.deployment,
+                    request.stage,
+                    request.cgroup,
+                    uid=peer.uid,
+                    accept_limits=LIMITS_ACCEPTED in request.accept,
+                )
+                return promoted.summary(boot())
             case Rollback():
                 return {"in_charge": rollout.rollback(request.deployment, request.to_default)}
         raise AssertionError("every request has its verb")

@@ -28,6 +28,7 @@ from schedagent.core import errors
 from schedagent.core.deployment import Tree
 from schedagent.core.errors import BpfError, KernelRejected
 from schedagent.schedagentd.kernel import KernelIdentity
+from schedagent.schedagentd.limits import CgroupLimit
 
 CONTROLS = ("reset", "set", "end_policy", "take_over", "truth", "changes", "call_counts", "is_held", "release")
 """What tests call; everything else is a call of the daemon's."""
@@ -50,6 +51,7 @@ class World:
         self.moved = []
         self.cgroups = ["/build", "/build/canary", "/other"]
         self.processes = {"42": [7000, "/build/canary"]}
+        self.cgroup_limits_set = []
         self.core = None
         self.live_patches, self.lacking = [], []
         self.others = []
@@ -209,6 +211,9 @@ class World:
         count, self.moved = len(self.moved), []
         return count
 
+    def cgroup_limits(self, owner):
+        return self.cgroup_limits_set
+
     def has_cgroup(self, owner, cgroup):
         return cgroup in self.cgroups
 
@@ -317,6 +322,9 @@ class ScriptedKernel:
 
     def move_out(self):
         return self.call("move_out")
+
+    def cgroup_limits(self):
+        return tuple(CgroupLimit(*limit) for limit in self.call("cgroup_limits"))
 
     def has_cgroup(self, cgroup):
         return self.call("has_cgroup", cgroup)

@@ -16,6 +16,7 @@ from schedagent.core.verification import Finding, Severity
 from verifier.logic.lacks import hands_over, unfilled_maps
 from verifier.logic.rules import allowed as allowed_rules
 from verifier.logic.rules import declared as declared_rules
+from verifier.logic.rules import limits as limit_rules
 from verifier.logic.rules import memory as memory_rules
 from verifier.logic.rules import placement as placement_rules
 from verifier.logic.rules import queue as queue_rules
@@ -63,6 +64,7 @@ class LogicReport:
         dsqs_created, dsqs_drained: distinct DSQs, or families of them, that are created and drained.
         unfilled: maps that are looked at, and that no program of the object writes to.
         handed_over: whether tasks are handed to a program in user space.
+        limits: kinds of limits of cgroups that it has callbacks for, in the words of rule 31.
     """
 
     findings: tuple[Finding, ...]
@@ -71,6 +73,7 @@ class LogicReport:
     dsqs_drained: int
     unfilled: tuple[str, ...] = ()
     handed_over: bool = False
+    limits: tuple[str, ...] = ()
 
     @property
     def errors(self) -> tuple[Finding, ...]:
@@ -126,6 +129,7 @@ def check_logic(
     time_rules.check(subject, bounds)
     allowed_rules.check(subject)
     memory_rules.check(subject)
+    limit_rules.check(subject)
     read_rules.check(subject, bounds, accepted_reader=accepted_reader)
     work_rules.check(subject, bounds)
     subject.findings.extend(taint_rule.findings(image, standing, reads))
@@ -139,6 +143,7 @@ def check_logic(
         *_queue_counts(subject),
         unfilled_maps(image, walk),
         hands_over(image, walk),
+        limit_rules.known_limits(ops),
     )
 
 

@@ -13,7 +13,20 @@ from functools import partial
 
 from kernel_bpf.load.sched_ext import LoadedPolicy, kernel_state
 from schedagent.core.errors import KernelRejected
-from verifier.proving import conservation, coverage, crowd, groups, lifecycle, mix, overhead, shape, shares, soak, work
+from verifier.proving import (
+    conservation,
+    coverage,
+    crowd,
+    groups,
+    lifecycle,
+    limits,
+    mix,
+    overhead,
+    shape,
+    shares,
+    soak,
+    work,
+)
 from verifier.proving.crew import Crew, ForkRefused
 from verifier.proving.ground import NO_ELDERS, PLAIN, Clock, Conditions, Ground, Load, attached_ground, end
 from verifier.proving.oracle import OracleInfo, OracleResult, Undecided
@@ -24,6 +37,9 @@ WATCHDOG_MS = 3000
 The kernel looks every half of it (scx_watchdog_workfn() in kernel/sched/ext.c): after 4.5 s at the latest. Well above
 the starvation bound, which the oracles measure themselves.
 """
+
+CGROUPS = "cgroups"
+"""The phase of rule 31, for policies that have a callback for a limit of cgroups."""
 
 COVERAGE = "coverage"
 """The round under the copy with probes, among the seconds of the phases."""
@@ -36,7 +52,7 @@ class Depth(Enum):
     """How long a policy is proved, in seconds of all phases together; see `Phase.seconds` for the least of each."""
 
     QUICK = 8.0
-    STANDARD = 12.0
+    STANDARD = 13.5
     THOROUGH = 60.0
     DEEP = 90.0
     """With the soak besides: what a token that is valid for longer than a day takes."""
@@ -83,6 +99,7 @@ PHASES = (
     ),
     Phase("shares", 1.6, 1.6, shares.ORACLES, under_load=shares.prove),
     Phase("pinned crowd", 0.6, 0.6, crowd.ORACLES, under_load=crowd.prove),
+    Phase(CGROUPS, 3.0, 3.0, limits.ORACLES, Depth.STANDARD, under_load=limits.prove),
     Phase("soak", 20.0, 8.0, soak.ORACLES, Depth.DEEP, under_load=soak.prove),
     Phase("CPU hotplug", 0.5, 0.4, (lifecycle.CPU_HOTPLUG,), ending=lifecycle.cpu_hotplug),
     Phase("overhead", 1.9, 1.6, overhead.ORACLES, alone=overhead.prove),

@@ -28,6 +28,7 @@ char _license[] SEC("license") = "GPL";
 #define DSQ_LOCAL    bpf_core_enum_value(enum scx_dsq_id_flags, SCX_DSQ_LOCAL)
 #define DSQ_GLOBAL   bpf_core_enum_value(enum scx_dsq_id_flags, SCX_DSQ_GLOBAL)
 #define ENQ_WAKEUP   bpf_core_enum_value(enum scx_enq_flags, SCX_ENQ_WAKEUP)
+#define ENQ_LAST     bpf_core_enum_value(enum scx_enq_flags, SCX_ENQ_LAST)
 #define DEQ_SLEEP    bpf_core_enum_value(enum scx_deq_flags, SCX_DEQ_SLEEP)
 #define KICK_IDLE    bpf_core_enum_value(enum scx_kick_flags, SCX_KICK_IDLE)
 #define KICK_PREEMPT bpf_core_enum_value(enum scx_kick_flags, SCX_KICK_PREEMPT)

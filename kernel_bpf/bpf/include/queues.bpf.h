@@ -21,6 +21,11 @@
 
 #include "common.bpf.h"
 
+#ifndef SCHEDAGENT_BANDWIDTH_BPF_H
+/* Without limits of cgroups every slice is granted. */
+#define granted_slice(p, slice_ns) (slice_ns)
+#endif
+
 #define MAX_CPUS    512
 #define MAX_CLASSES 4
 #define CLASS_SLOTS (MAX_CPUS + 1)
@@ -94,7 +99,9 @@ static __always_inline s32 select_idle_cpu(struct task_struct *p, s32 prev_cpu,
 
 	if (cpu < 0)
 		return prev_cpu;
-	dsq_insert(p, DSQ_LOCAL, slice_ns, 0);
+	slice_ns = granted_slice(p, slice_ns);
+	if (slice_ns)
+		dsq_insert(p, DSQ_LOCAL, slice_ns, 0);
 	return cpu;
 }
 
@@ -109,6 +116,29 @@ static __always_inline bool wake_idle_cpu(const struct task_struct *p)
 	return true;
 }
 
+#ifdef SCHEDAGENT_BANDWIDTH_BPF_H
+/*
+ * The task joins @queue, or waits until its cgroup has a budget again. Returns
+ * whether it still needs a CPU.
+ */
+static __always_inline bool join_queue(struct task_struct *p, u64 queue,
+				       u64 slice_ns, u64 key, u64 enq_flags)
+{
+	u64 granted = granted_slice(p, slice_ns);
+
+	if (!granted) {
+		wait_for_budget(p, queue, slice_ns, key, enq_flags);
+		return false;
+	}
+	if (enq_flags & ENQ_LAST) {
+		dsq_insert(p, DSQ_LOCAL, granted, enq_flags);
+		return false;
+	}
+	dsq_insert_vtime(p, queue, granted, key, enq_flags);
+	return !wake_idle_cpu(p);
+}
+#endif
+
 /*
  * For ops.dispatch: does @prev want to continue? It is in no queue then, so the
  * policy has to compare it with those that are: otherwise two tasks on one CPU
@@ -119,10 +149,16 @@ static __always_inline bool wants_cpu(const struct task_struct *prev)
 	return prev && (prev->scx.flags & TASK_QUEUED);
 }
 
-static __always_inline void keep_running(struct task_struct *prev, u64 slice_ns)
+/* Let @prev continue, if it wants to and may. */
+static __always_inline bool keep_running(struct task_struct *prev, u64 slice_ns)
 {
-	if (wants_cpu(prev))
-		task_set_slice(prev, slice_ns);
+	if (!wants_cpu(prev))
+		return false;
+	slice_ns = granted_slice(prev, slice_ns);
+	if (!slice_ns)
+		return false;
+	task_set_slice(prev, slice_ns);
+	return true;
 }
 
 /* The key of the first task in a vtime-ordered queue, if there is one. */

@@ -12,6 +12,18 @@
 
 #include "queues.bpf.h"
 
+#ifndef SCHEDAGENT_BANDWIDTH_BPF_H
+#define charge_budget(p, used_ns)
+#endif
+
+#ifndef SCHEDAGENT_CGROUPS_BPF_H
+/* CPU time in ns as the virtual time of a task. */
+static __always_inline u64 virtual_time(struct task_struct *p, u64 used_ns)
+{
+	return used_ns * WEIGHT_DEFAULT / p->scx.weight;
+}
+#endif
+
 /* How often a CPU looks for tasks that wait too long, and how far. */
 #define RESCUE_PERIOD_NS (50 * NSEC_PER_MSEC)
 #define RESCUE_DEPTH	 64
@@ -165,8 +177,9 @@ static __always_inline u64 vtime_stop(struct task_struct *p)
 		return 0;
 	used = p->se.sum_exec_runtime - vt->exec_start;
 	vt->exec_start += used;
-	vt->vtime += used * WEIGHT_DEFAULT / p->scx.weight;
+	vt->vtime += virtual_time(p, used);
 	settle_credit(p, vt->queue, used);
+	charge_budget(p, used);
 	return used;
 }
 
@@ -182,6 +195,9 @@ static __always_inline bool vtime_continue(struct task_struct *prev,
 	if (!wants_cpu(prev))
 		return false;
 	vtime_stop(prev);
+	slice_ns = granted_slice(prev, slice_ns);
+	if (!slice_ns)
+		return false;
 	vt = vtask_of(prev);
 	if (vt)
 		advance_clock(vt);
@@ -246,8 +262,9 @@ static __always_inline bool deadline_dispatch(u32 class, s32 cpu,
 {
 	u64 due = due_queue(class, cpu, running_queue(prev));
 
-	if (deadline_precedes(prev, due, slack_ns))
-		return vtime_continue(prev, slice_ns);
+	if (deadline_precedes(prev, due, slack_ns) &&
+	    vtime_continue(prev, slice_ns))
+		return true;
 	return dsq_move_to_local(due) ||
 	       dsq_move_to_local(cpu_queue(class, cpu)) ||
 	       dsq_move_to_local(shared_queue(class)) ||
@@ -269,6 +286,15 @@ struct {
 	__type(value, u64);
 } rescue_time SEC(".maps");
 
+/* Or the clock would leap to the task's vtime, and all others become due. */
+static __always_inline void forgive_debt(struct vtask *vt)
+{
+	u64 *clock = clock_of(vt->queue);
+
+	if (clock && time_before(*clock, vt->vtime))
+		vt->vtime = *clock;
+}
+
 /*
  * Take from @queue a task that this CPU may run and that waits too long, looking
  * from its head, or with DSQ_ITER_REV from its end.
@@ -287,8 +313,10 @@ static __always_inline bool rescue_from(u64 queue, s32 cpu, u64 earliest,
 		if (!vt || !time_before(vt->queued_at, earliest))
 			continue;
 		if (bpf_cpumask_test_cpu(cpu, p->cpus_ptr) &&
-		    scx_bpf_dsq_move(LOOP_ITERATOR, p, DSQ_LOCAL, 0))
+		    scx_bpf_dsq_move(LOOP_ITERATOR, p, DSQ_LOCAL, 0)) {
+			forgive_debt(vt);
 			return true;
+		}
 	}
 	return false;
 }

@@ -49,11 +49,15 @@ class Tunable:
         return value
 
 
+CGROUP_WEIGHTS, CGROUP_LIMITS = "cgroup weights", "cgroup limits"
+"""The oracles of rule 31: cpu.weight and cpu.idle, and cpu.max."""
+
 DECLARABLE = (
     "weights", "idle machine", "saturated machine", "work conservation", "sleeper's return", "pinned crowd",
+    CGROUP_WEIGHTS, CGROUP_LIMITS,
 )  # fmt: skip
-"""Oracles of the rules whose class is unfair (20, 22, 23 and 30): a policy may declare that it does not seek what they
-measure, and whoever brings one may accept that; safety can neither be declared away nor accepted."""
+"""Oracles of the rules whose class is unfair (20, 22, 23, 30 and 31): a policy may declare that it does not seek what
+they measure, and whoever brings one may accept that; safety can neither be declared away nor accepted."""
 
 READS_PREFIX = "reads:"
 """Before an input of READABLE, where it is accepted by name: "reads:comm"."""

@@ -43,6 +43,23 @@ class TestStages:
         first, then = "started accepted loading running proven", "promoting promoted"
         assert " ".join(host.kinds) == f"{first} {then} proven {then} running"
 
+    def test_a_full_switch_that_ends_limits_of_cgroups_has_to_be_accepted(self, host):
+        host.world.cgroup_limits_set = [["/a", "cpu.max", "20000 100000"]]
+        number = host.proven(declares=("cgroup limits",))
+        with pytest.raises(Refused, match='"/a" would lose cpu.max "20000 100000"'):
+            host.rollout.promote(number, Stage.FULL, "")
+        assert host.get(number).stage is Stage.CANARY
+        host.rollout.promote(number, Stage.FULL, "", uid=7, accept_limits=True)
+        assert host.get(number).stage is Stage.FULL
+        noted = [event.detail for event in host.record.events(-1, 100) if event.kind == "accepted"]
+        assert any("user 7 accepted it" in detail and '"/a" would lose' in detail for detail in noted)
+
+    def test_a_policy_that_keeps_limits_is_promoted_beside_them(self, host):
+        host.world.cgroup_limits_set = [["/a", "cpu.max", "20000 100000"]]
+        number = host.proven(declares=("cgroup weights",))
+        host.rollout.promote(number, Stage.FULL, "")
+        assert host.get(number).stage is Stage.FULL
+
     def test_newcomers_of_the_cgroup_are_moved_in(self, host):
         host.deploy()
         host.world.moved = []

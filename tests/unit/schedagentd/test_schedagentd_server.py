@@ -510,6 +510,7 @@ OWN_MODULES = {
         "decisions",
         "driver",
         "kernel",
+        "limits",
         "messages",
         "protection",
         "record",

@@ -127,7 +127,7 @@ def static(monkeypatch):
 
     def check_logic(_image, _features, _enums, tunables, **_origin):
         found.judged = tunables
-        return SimpleNamespace(summary="9 callbacks", findings=found.logic, unfilled=(), handed_over=False)
+        return SimpleNamespace(summary="9 callbacks", findings=found.logic, unfilled=(), handed_over=False, limits=())
 
     def judge(answer, standing, include_dirs):
         found.marks = answer.passed, standing, include_dirs
