@@ -46,7 +46,7 @@ class TestStages:
     def test_a_full_switch_that_ends_limits_of_cgroups_has_to_be_accepted(self, host):
         host.world.cgroup_limits_set = [["/a", "cpu.max", "20000 100000"]]
         number = host.proven(declares=("cgroup limits",))
-        with pytest.raises(Refused, match='"/a" would lose cpu.max "20000 100000"'):
+        with pytest.raises(Refused, match=r'"/a" would lose cpu.max "20000 100000"'):
             host.rollout.promote(number, Stage.FULL, "")
         assert host.get(number).stage is Stage.CANARY
         host.rollout.promote(number, Stage.FULL, "", uid=7, accept_limits=True)
