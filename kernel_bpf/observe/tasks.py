@@ -70,14 +70,16 @@ def tree_of(pid: int) -> Tree | None:
     return Tree(pid, stat[1]) if stat else None
 
 
-def cgroup_of(tree: Tree) -> str:
-    """Return the cgroup that a tree's first process is in, as a path below the root; empty if it ended."""
+def owns_cpus(folder: Path) -> bool:
+    """Return whether a cgroup is a valid partition of CPUs: nobody else's tasks run there, but for the kernel's own.
+
+    Of an invalid one the kernel shows "root invalid (...)" (Documentation/admin-guide/cgroup-v2.rst,
+    cpuset.cpus.partition).
+    """
     try:
-        text = Path(PROC, str(tree.pid), "cgroup").read_text(errors="replace")
+        return (folder / "cpuset.cpus.partition").read_text().strip() in ("root", "isolated")
     except OSError:
-        return ""
-    paths = [line[3:] for line in text.splitlines() if line.startswith("0::")]
-    return paths[0] if paths and tree_of(tree.pid) == tree else ""
+        return False
 
 
 class Threads:

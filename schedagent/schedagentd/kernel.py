@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,8 @@ PINS = Path("/sys/fs/bpf/schedagent")
 _LEASE = "lease"
 """LEASE_NUMBER_SECONDS, by the boot clock. deploy/systemd/schedagentd-lease.service goes by it, without a program of
 ours: pins whose lease is not there or is over are removed."""
+DETACHING_S = 5.0
+"""So long may it take to detach what has a time, before the kernel does it by ending this process."""
 _LONGEST_LINE, _LONGEST_QUOTE = 1000, 2000
 
 
@@ -59,8 +62,8 @@ class Loaded(Protocol):
     def prolong(self, lease_until: float) -> None:
         """Give what is pinned a new lease; raise BpfError if that cannot be had."""
 
-    def unpin(self) -> None:
-        """Let it end with this process."""
+    def end_within(self, seconds: float) -> None:
+        """Let the kernel end this process, and with it what is not pinned, unless it is detached or left by then."""
 
     def detach(self) -> ExitInfo | None:
         """Take it away, confirmed by sysfs; raise BpfError if that cannot be confirmed."""
@@ -118,11 +121,11 @@ class Kernel(Protocol):
     def has_cgroup(self, cgroup: str) -> bool:
         """Whether there is this cgroup."""
 
+    def owns_cpus(self, cgroup: str) -> bool:
+        """Whether a cgroup has CPUs on which only its own tasks run, the kernel's own threads aside."""
+
     def tree_of(self, pid: int) -> Tree | None:
         """The process tree that begins with a process; None if there is no such process."""
-
-    def cgroup_of(self, tree: Tree) -> str:
-        """The cgroup of a tree's first process; empty if it ended."""
 
     def watch(self, where: Where, starvation_s: float) -> Watching:
         """Begin to sample a scope."""
@@ -153,19 +156,20 @@ class PinnablePolicy:
     def prolong(self, lease_until: float) -> None:
         _lease(self.folder, int(lease_until))
 
-    def unpin(self) -> None:
-        self.policy.unpin()
-        _remove(self.folder)
+    def end_within(self, seconds: float) -> None:
+        signal.setitimer(signal.ITIMER_REAL, seconds)  # SIGALRM has no handler here: it ends this process
 
     def detach(self) -> ExitInfo | None:
+        self.end_within(DETACHING_S if signal.getitimer(signal.ITIMER_REAL)[0] else 0)
         try:
             return self.policy.detach(self.detach_s)
         finally:
-            self.policy.leave()
+            self.leave()
             _remove(self.folder)
 
     def leave(self) -> None:
         self.policy.leave()
+        self.end_within(0)
 
 
 @dataclass(frozen=True)
@@ -244,11 +248,11 @@ class HostKernel:
     def has_cgroup(self, cgroup: str) -> bool:
         return (tasks.cgroup_root() / cgroup.lstrip("/") / "cgroup.procs").exists()
 
+    def owns_cpus(self, cgroup: str) -> bool:
+        return tasks.owns_cpus(tasks.cgroup_root() / cgroup.lstrip("/"))
+
     def tree_of(self, pid: int) -> Tree | None:
         return tasks.tree_of(pid)
-
-    def cgroup_of(self, tree: Tree) -> str:
-        return tasks.cgroup_of(tree)
 
     def watch(self, where: Where, starvation_s: float) -> Watching:
         return Watch(where, starvation_s, tasks.cgroup_root(), rotates=True)

@@ -25,7 +25,7 @@ from schedagent.schedagentd import record as records
 from schedagent.schedagentd import server
 from schedagent.schedagentd.__main__ import serve
 from schedagent.schedagentd.config import Config
-from schedagent.schedagentd.driver import Clock
+from schedagent.schedagentd.state import Clock
 from tests.support.deploy_orders import CANARY, PUBLIC, content_of, order_of
 from tests.support.paths import ROOT
 from tests.support.scripted_kernel import RemoteWorld, ScriptedKernel
@@ -61,6 +61,13 @@ def until(true, limit_s=20.0):
         time.sleep(0.005)
 
 
+class LimitedKernel(ScriptedKernel):
+    """One that ends this process like the real one."""
+
+    def end_within(self, seconds):
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+
+
 class Daemon:
     """One schedagentd and its folder; it is forked, so that it starts at once, and really killed.
 
@@ -74,9 +81,15 @@ class Daemon:
     def __init__(self, folder, kernel, disk=None, **config):
         folder.mkdir(exist_ok=True)
         trusted.trust(folder / "keys", PUBLIC)
-        probation = dict.fromkeys(Stage, 0.0)
+        probation = dict.fromkeys((Stage.CANARY, Stage.FULL), 0.0)
         ours = () if os.geteuid() == 0 else (pwd.getpwuid(os.geteuid()).pw_name,)
-        chosen = {"probation_s": probation, "baseline_samples": 0, "sample_s": 0.05, "users": ours} | config
+        chosen = {
+            "probation_s": probation,
+            "baseline_samples": 0,
+            "sample_s": 0.05,
+            "pulses_s": (0.02,),
+            "users": ours,
+        } | config
         self.config = replace(
             Config(), state_dir=folder / "state", socket=folder / "d.sock", keys_dir=folder / "keys", **chosen
         )
@@ -102,7 +115,7 @@ class Daemon:
             server.TICK_S, server.BURST = 0.02, burst
             if die_at >= 0:
                 _die_at(die_at)
-            serve(self.config, ScriptedKernel(RemoteWorld(self.kernel), Clock()))
+            serve(self.config, LimitedKernel(RemoteWorld(self.kernel), Clock()))
             status = 0
         except (SetupError, RecordError) as error:
             os.write(2, str(error).encode())

@@ -275,7 +275,9 @@ class Real:
             until(world.is_held)
 
     def _agent_of(self, name):
-        return Agent(self.daemon, request=request_of(name) | {"cgroup": CANARY}, lease_s=AGENT_LEASE_S)
+        return Agent(
+            self.daemon, request=request_of(name) | {"cgroup": CANARY, "stage": "canary"}, lease_s=AGENT_LEASE_S
+        )
 
     def _ask_for_rollback(self):
         child = os.fork()

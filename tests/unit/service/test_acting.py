@@ -24,13 +24,13 @@ from schedagent.run.progress import PlainReporter
 from schedagent.service.acting import Hands
 from schedagent.service.drift import make_baseline
 from schedagent.service.findings import Findings
-from schedagent.service.keeping import Keeper, next_step
+from schedagent.service.keeping import Keeper
 from tests.support.daemon_processes import Daemon, until
-from tests.support.deploy_orders import CANARY, WIDER, order_of
+from tests.support.deploy_orders import CANARY
 from tests.support.finished_runs import HARDWARE, WORKLOAD, ScriptedLab, optimise, reading, win
 
 pytestmark = pytest.mark.timeout(60)
-SERVICE = ServiceSettings(workloads=(WatchedWorkload(WORKLOAD, CANARY),), lease_s=90, promote="canary")
+SERVICE = ServiceSettings(workloads=(WatchedWorkload(WORKLOAD, CANARY),), lease_s=90)
 
 
 @pytest.fixture
@@ -256,30 +256,6 @@ def test_what_a_person_approved_is_one_token(hands, repository, settings, report
         hands.carry_out(number, reporter)
 
 
-def test_it_is_promoted_as_far_as_the_settings_say(hands, repository, settings, reporter, daemon):
-    kept(hands, repository, settings, reporter)
-    stages = []
-    for furthest in ("wider", "wider", "full"):
-        keeper = keeper_of(repository, settings, promote=furthest)
-        until(lambda: daemon.client.ask("status")["active"]["proven"])
-        keeper.tick()
-        active = daemon.client.ask("status")["active"]
-        stages.append((active["stage"], active["cgroup"]))
-    assert stages == [("wider", WIDER), ("wider", WIDER), ("full", "")]
-
-
-def test_a_refused_promotion_is_not_asked_for_again(hands, repository, settings, reporter, daemon, caplog):
-    from schedagent.core.token import Scope
-
-    kept(hands, repository, settings, reporter, scope=Scope.PARTIAL, cgroup=CANARY)
-    keeper = keeper_of(repository, settings, promote="full")
-    until(lambda: daemon.client.ask("status")["active"]["proven"])
-    keeper.tick()
-    keeper.tick()
-    assert len([line for line in caplog.messages if "stays at stage canary" in line]) == 1
-    assert daemon.client.ask("status")["active"]["stage"] == "canary"
-
-
 @pytest.mark.parametrize("trips", [False, True])
 def test_the_end_of_a_deployment_is_noted(hands, repository, settings, reporter, daemon, trips):
     number, _deployment = kept(hands, repository, settings, reporter)
@@ -349,13 +325,3 @@ def test_an_unreachable_schedagentd_is_asked_again_later(hands, repository, sett
     keeper_of(repository, settings).tick()
     assert "a lease could not be renewed" in caplog.text
     assert repository.service.request(number).progress is Progress.KEEPING
-
-
-def test_where_a_policy_goes_next():
-    assert next_step("canary", "/a/b", "canary") is None
-    assert next_step("canary", "/a/b", "wider") == ("wider", "/a")
-    assert next_step("canary", "/a", "wider") is None
-    assert next_step("canary", "/a", "full") == ("full", "")
-    assert next_step("wider", "/a", "full") == ("full", "")
-    assert next_step("full", "", "full") is None
-    assert order_of("good").policy == "good"
