@@ -92,7 +92,8 @@ class World:
         """The kernel throws the policy out; its link stays, and its record tells why."""
         words = {1026: "stall", 1024: "error", 64: "unregistered", 66: "unregistered by the kernel"}
         info = ExitInfo(kind, words.get(kind, "kind"), code, "reason", message)
-        self.policy |= {"exit": asdict(info), "enabled": False}
+        if self.policy:  # its daemon may have died a moment ago
+            self.policy |= {"exit": asdict(info), "enabled": False}
 
     def take_over(self, ops="scx_other"):
         """Another scheduler is loaded."""

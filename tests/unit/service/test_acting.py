@@ -83,9 +83,12 @@ def keeper_of(repository, settings, **changes):
 
 
 def kept(hands, repository, settings, reporter, **order):
-    """Deploy, and return the request's number and the deployment's."""
+    """Deploy, wait until the pulses are over, and return the request's number and the deployment's."""
     number = asked(repository, deployable(repository, settings, **order))
-    return number, hands.carry_out(number, reporter)["deployment"]
+    deployment = hands.carry_out(number, reporter)["deployment"]
+    client = DaemonClient(settings.daemon.socket)
+    until(lambda: (client.ask("status")["active"] or {}).get("proven"))
+    return number, deployment
 
 
 def lab_log(settings):
@@ -149,7 +152,7 @@ def test_deploying_asks_schedagentd_with_the_run_s_token(hands, repository, sett
     told = hands.carry_out(number, reporter)
     request = repository.service.request(number)
     assert (request.progress, request.deployment, request.cgroup) == (Progress.KEEPING, told["deployment"], CANARY)
-    assert (told["policy"], told["stage"], told["cgroup"]) == ("good", "canary", CANARY)
+    assert (told["policy"], told["stage"], told["cgroup"]) == ("good", "pulse", CANARY)
     assert told["lease_left_s"] <= 90
     assert repository.service.recommendation(one.id).standing is Standing.APPLIED
     assert lab_log(settings) == [f"compile good of {one.evidence['run']} for {one.evidence['kernel']}"]
@@ -220,7 +223,7 @@ def test_a_lease_is_renewed_while_the_service_lives(hands, repository, settings,
     keeper.tick()
     active = daemon.client.ask("status")["active"]
     assert (active["deployment"], active["lease_left_s"] > 2900) == (deployment, True)
-    assert active["stage"] == "canary"
+    assert active["stage"] == "full"
     assert keeper_of(repository, settings, lease_s=30).poll_s == 10
 
 
@@ -276,7 +279,6 @@ def test_the_end_of_a_deployment_is_noted(hands, repository, settings, reporter,
 def test_what_was_replaced_is_kept_on_when_it_is_restored(hands, repository, settings, reporter, daemon):
     number, first = kept(hands, repository, settings, reporter)
     keeper = keeper_of(repository, settings, lease_s=3000)
-    until(lambda: daemon.client.ask("status")["active"]["proven"])
     daemon.deploy("persons")
     keeper.tick()
     assert repository.service.request(number).progress is Progress.KEEPING
