@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import os
 import pwd
+import secrets
 import signal
 import socket
 import sqlite3
@@ -74,12 +75,14 @@ class Daemon:
     Args:
         kernel: socket of a scripted kernel.
         disk: a SmallDisk on the folder of its record; None for none.
+        policy_first: whether a policy's window comes first in every pair; None for by chance.
         die_at: kill itself with SIGKILL at this one of its BEGIN and COMMIT statements; -1 for never.
         break_at: from this one of its BEGIN statements on the disk is full.
     """
 
-    def __init__(self, folder, kernel, disk=None, **config):
+    def __init__(self, folder, kernel, disk=None, policy_first=None, **config):
         folder.mkdir(exist_ok=True)
+        self.policy_first = policy_first
         trusted.trust(folder / "keys", PUBLIC)
         probation = dict.fromkeys((Stage.CANARY, Stage.FULL), 0.0)
         ours = () if os.geteuid() == 0 else (pwd.getpwuid(os.geteuid()).pw_name,)
@@ -115,6 +118,8 @@ class Daemon:
             server.TICK_S, server.BURST = 0.02, burst
             if die_at >= 0:
                 _die_at(die_at)
+            if self.policy_first is not None:
+                secrets.randbits = lambda _bits: self.policy_first
             serve(self.config, LimitedKernel(RemoteWorld(self.kernel), Clock()))
             status = 0
         except (SetupError, RecordError) as error:
@@ -167,9 +172,9 @@ class Daemon:
 
 
 class Agent:
-    """A process of its own that keeps a deployment, as `schedagent deploy --keep` does."""
+    """A process of its own that keeps a deployment, as `schedagent deploy --keep` does, or a trial."""
 
-    def __init__(self, daemon, number=0, lease_s=1.0, request=None, **keeping):
+    def __init__(self, daemon, number=0, lease_s=1.0, request=None, trial=None, **keeping):
         """Keep what is deployed already, or deploy (and wait for the answer) in the process itself."""
         self.status = None
         self.pid = os.fork()
@@ -178,6 +183,9 @@ class Agent:
             try:
                 signal.signal(signal.SIGINT, signal.SIG_DFL)
                 os.dup2(os.open(daemon.folder / "agent", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), 2)
+                if trial:
+                    with daemon.client.trial(trial, 60.0):
+                        signal.pause()
                 if request:
                     number = daemon.client.ask("deploy", lease_s=lease_s, **request)["deployment"]
                 told = Keeper(daemon.client, number, lease_s, lambda line: os.write(2, f"{line}\n".encode()), **keeping)
