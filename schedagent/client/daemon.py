@@ -72,15 +72,17 @@ class DaemonClient:
         Raises:
             SchedagentError: it was refused, and nothing was changed.
         """
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        with (
+            socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection,
+            connection.makefile("rb") as stream,
+        ):
             with self._errors():
                 self._send(connection, "trial", {**order, "lease_s": lease_s, "again": again})
-                stream = connection.makefile("rb")
                 trial = Trial(_answer(stream))
             try:
                 yield trial
             finally:
-                with self._errors(), stream:
+                with self._errors():
                     connection.shutdown(socket.SHUT_WR)
                     trial.ended = _answer(stream)["trial"]
 

@@ -157,7 +157,7 @@ class PinnablePolicy:
         _lease(self.folder, int(lease_until))
 
     def end_within(self, seconds: float) -> None:
-        signal.setitimer(signal.ITIMER_REAL, seconds)  # SIGALRM has no handler here: it ends this process
+        end_this_process_within(seconds)
 
     def detach(self) -> ExitInfo | None:
         self.end_within(DETACHING_S if signal.getitimer(signal.ITIMER_REAL)[0] else 0)
@@ -259,6 +259,12 @@ class HostKernel:
 
     def _folder(self, number: int) -> Path:
         return self.pins / str(number)
+
+
+def end_this_process_within(seconds: float) -> None:
+    """Let the kernel end this process after a time (0: no more), whatever it is doing by then."""
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
 def _lease(folder: Path, until_s: int) -> None:

@@ -22,10 +22,12 @@ from schedagent.client.keeper import Keeper
 from schedagent.core import trusted
 from schedagent.core.deployment import Stage
 from schedagent.core.errors import RecordError, Refused, SchedagentError, SetupError
+from schedagent.schedagentd import driver, server
 from schedagent.schedagentd import record as records
-from schedagent.schedagentd import server
 from schedagent.schedagentd.__main__ import serve
 from schedagent.schedagentd.config import Config
+from schedagent.schedagentd.kernel import end_this_process_within
+from schedagent.schedagentd.rollout import Rollout
 from schedagent.schedagentd.state import Clock
 from tests.support.deploy_orders import CANARY, PUBLIC, content_of, order_of
 from tests.support.paths import ROOT
@@ -66,7 +68,7 @@ class LimitedKernel(ScriptedKernel):
     """One that ends this process like the real one."""
 
     def end_within(self, seconds):
-        signal.setitimer(signal.ITIMER_REAL, seconds)
+        end_this_process_within(seconds)
 
 
 class Daemon:
@@ -76,13 +78,14 @@ class Daemon:
         kernel: socket of a scripted kernel.
         disk: a SmallDisk on the folder of its record; None for none.
         policy_first: whether a policy's window comes first in every pair; None for by chance.
+        hangs: do nothing any more once something with a time is in charge.
         die_at: kill itself with SIGKILL at this one of its BEGIN and COMMIT statements; -1 for never.
         break_at: from this one of its BEGIN statements on the disk is full.
     """
 
-    def __init__(self, folder, kernel, disk=None, policy_first=None, **config):
+    def __init__(self, folder, kernel, disk=None, policy_first=None, hangs=False, **config):
         folder.mkdir(exist_ok=True)
-        self.policy_first = policy_first
+        self.policy_first, self.hangs = policy_first, hangs
         trusted.trust(folder / "keys", PUBLIC)
         probation = dict.fromkeys((Stage.CANARY, Stage.FULL), 0.0)
         ours = () if os.geteuid() == 0 else (pwd.getpwuid(os.geteuid()).pw_name,)
@@ -120,6 +123,9 @@ class Daemon:
                 _die_at(die_at)
             if self.policy_first is not None:
                 secrets.randbits = lambda _bits: self.policy_first
+            if self.hangs:
+                driver.GRACE_S = 0.5
+                _hang()
             serve(self.config, LimitedKernel(RemoteWorld(self.kernel), Clock()))
             status = 0
         except (SetupError, RecordError) as error:
@@ -184,7 +190,7 @@ class Agent:
                 signal.signal(signal.SIGINT, signal.SIG_DFL)
                 os.dup2(os.open(daemon.folder / "agent", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), 2)
                 if trial:
-                    with daemon.client.trial(trial, 60.0):
+                    with daemon.client.trial(trial, lease_s):
                         signal.pause()
                 if request:
                     number = daemon.client.ask("deploy", lease_s=lease_s, **request)["deployment"]
@@ -240,6 +246,18 @@ def request_of(name="good", **order):
         "report_digest": made.report_digest,
         "token": made.token,
     }
+
+
+def _hang():
+    """Let this process be stuck from the first tick on at which something with a time is in charge."""
+    tick = Rollout.tick
+
+    def stuck(rollout):
+        while rollout.driver.is_timed:
+            time.sleep(1)
+        tick(rollout)
+
+    Rollout.tick = stuck
 
 
 def _die_at(number):

@@ -282,7 +282,7 @@ class Real:
 
     def _agent_of(self, name, stage="canary"):
         if stage == "trial":
-            return Agent(self.daemon, trial=request_of(name))
+            return Agent(self.daemon, trial=request_of(name), lease_s=60)
         scope = {"stage": stage, "cgroup": CANARY if stage == "canary" else ""}
         return Agent(self.daemon, request=request_of(name) | scope, lease_s=AGENT_LEASE_S)
 
