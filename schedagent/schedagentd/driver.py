@@ -55,6 +55,8 @@ from schedagent.schedagentd.state import Active, Clock, Measuring, Pending, Wind
 
 log = logging.getLogger(__name__)
 
+BRIEF_S = 10.0
+"""In a shorter window no thread of the whole machine is looked at by itself: the kernel's watchdog sees who starves."""
 GRACE_S = 2.0
 """So much longer than its time a policy can be in charge if this process hangs: the kernel ends it then."""
 MOST_DEATHS = 3
@@ -331,7 +333,8 @@ class Driver:
             return
         if decision.kind:
             self._try_save(resting, decision.kind, decision.detail, owed=False)
-        self.pending = Pending(resting, content, self._measure(resting.where), self._open(decision.pulses, content))
+        before = self._measure(resting.where, decision.pulses.length_s)
+        self.pending = Pending(resting, content, before, self._open(decision.pulses, content))
 
     def _pulse(self, loading: Deployment, pulses: Pulses | None) -> None:
         """Load what rests: for a window, or without pulses to stay."""
@@ -360,9 +363,10 @@ class Driver:
         begun = self.clock.monotonic()
         holder = self.active or self.pending
         assert holder is not None
-        measuring = self._measure(holder.deployment.where)
+        length_s = window.pulses.length_s
+        measuring = self._measure(holder.deployment.where, length_s)
         if holder.deployment.where != "":
-            window.everybody = self._measure("")
+            window.everybody = self._measure("", length_s)
         if self.active:
             self.active.now = measuring
         elif self.pending:
@@ -403,7 +407,8 @@ class Driver:
         if timed:
             loaded.end_within((pulses.length_s if pulses else running.lease_s) + GRACE_S)
         first = self._reading(loaded)
-        self.active = Active(running, loaded, first, first, self._measure(loading.where), window)
+        now = self._measure(loading.where, pulses.length_s if pulses else math.inf)
+        self.active = Active(running, loaded, first, first, now, window)
         if not timed and not self._try_save(running, "running", f"{running.stage} {running.where}".rstrip()):
             self._end(End.NOT_LOADED, "the record could not be written")
             return False
@@ -556,10 +561,14 @@ class Driver:
             state = self.kernel.state()  # the hotplug may have come after it was read
         return KernelReading(self.clock.boot(), self.clock.monotonic(), state, enabled, exit_info)
 
-    def _measure(self, where: Where) -> Measuring:
-        """Begin to sample a scope; the first sample only begins the first interval."""
+    def _measure(self, where: Where, window_s: float = math.inf) -> Measuring:
+        """Begin to sample a scope; the first sample only begins the first interval.
+
+        Args:
+            window_s: for how long, if that is known.
+        """
         self._next_sample = self.clock.monotonic() + self._sample_s
-        measuring = Measuring(self.kernel.watch(where, self._starvation_s))
+        measuring = Measuring(self.kernel.watch(where, self._starvation_s, window_s < BRIEF_S))
         measuring.take()
         return measuring
 

@@ -14,7 +14,7 @@ from kernel_bpf.load.sched_ext import KernelState, LoadedPolicy, kernel_state
 from kernel_bpf.observe import tasks
 from kernel_bpf.observe.core_scheduling import CoreScheduling
 from kernel_bpf.observe.schedulers import Scheduler, other_schedulers
-from kernel_bpf.observe.tasks import TaskSample, Watch
+from kernel_bpf.observe.tasks import Sums, TaskSample, Watch
 from schedagent.core.deployment import Order, Tree, Where
 from schedagent.core.errors import BpfError, SchedagentError
 from schedagent.core.terminal import foreign
@@ -127,8 +127,8 @@ class Kernel(Protocol):
     def tree_of(self, pid: int) -> Tree | None:
         """The process tree that begins with a process; None if there is no such process."""
 
-    def watch(self, where: Where, starvation_s: float) -> Watching:
-        """Begin to sample a scope."""
+    def watch(self, where: Where, starvation_s: float, brief: bool = False) -> Watching:
+        """Begin to sample a scope; if briefly, then of the whole machine no thread by itself, which takes its time."""
 
 
 @dataclass(frozen=True)
@@ -254,7 +254,9 @@ class HostKernel:
     def tree_of(self, pid: int) -> Tree | None:
         return tasks.tree_of(pid)
 
-    def watch(self, where: Where, starvation_s: float) -> Watching:
+    def watch(self, where: Where, starvation_s: float, brief: bool = False) -> Watching:
+        if brief and where == "":
+            return Sums()
         return Watch(where, starvation_s, tasks.cgroup_root(), rotates=True)
 
     def _folder(self, number: int) -> Path:

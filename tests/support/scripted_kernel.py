@@ -336,7 +336,7 @@ class ScriptedKernel:
         began = self.call("process", pid)
         return Tree(pid, began) if began else None
 
-    def watch(self, where, starvation_s):
+    def watch(self, where, starvation_s, brief=False):
         kernel = self
 
         class Watching:

@@ -1,6 +1,6 @@
 """Runs inside the micro-VM as root: the real schedagentd on a real sched_ext kernel, with its unit's capabilities.
 
-Usage: guest_deploy.py TROUBLE_OBJECT [PULSES]; prints what it saw as one JSON object: the whole life of a policy, or
+Usage: guest_deploy.py STARVE_OBJECT TROUBLE_OBJECT [PULSES]; prints what it saw as one JSON object: the whole life of a policy, or
 with PULSES so many pulses of a second.
 
 This program is a real-time task above schedagentd, or it could not measure what happens to all others.
@@ -19,7 +19,8 @@ from pathlib import Path
 
 from kernel_bpf.load.sched_ext import kernel_state
 from schedagent.core.errors import SchedagentError
-from tests.support.guest_daemon import CANARY, CGROUPS, MEMBER, Daemon, own_a_cpu, prepare, request, until
+from tests.support import guest_daemon
+from tests.support.guest_daemon import CANARY, CGROUPS, MEMBER, Daemon, own_a_cpu, prepare, until
 
 CONFIG = """
 rollback = "not_on_exit"
@@ -34,6 +35,11 @@ bounds = { worse_ratio = 4, delay_floor_s = 0.5, pressure_floor = 0.9, share_flo
 SPIN = "while :; do :; done"
 CHILDREN = "while :; do /bin/sleep 0.2; done"
 POLL_S = 0.01
+
+
+def request(content: bytes, **changes: object) -> dict:
+    """What deploys starve.bpf.c, whose watchdog is patient enough for an emulated machine."""
+    return guest_daemon.request(content, **{"policy": "starve"} | changes)
 
 
 def be_real_time() -> None:
@@ -185,7 +191,7 @@ def pulses(daemon: Daemon, content: bytes) -> dict:
 
 
 def ends(daemon: Daemon, content: bytes) -> dict:
-    """What an adopted policy's own record says of its end, then a stall in a trial."""
+    """What an adopted policy's own record says of its end."""
     Path("/proc/sysrq-trigger").write_text("S")
     seen: dict = {"sysrq seen in": until(lambda: daemon.active is None)}
     seen["sysrq"] = [newest(daemon)["end"], newest(daemon)["detail"], kernel_state().state]
@@ -266,7 +272,8 @@ def windows_without_the_last(windows: Windows) -> Windows:
 
 
 def main() -> None:
-    content, count = Path(sys.argv[1]).read_bytes(), int(sys.argv[2]) if len(sys.argv) > 2 else 0
+    content, losing = (Path(path).read_bytes() for path in sys.argv[1:3])
+    count = int(sys.argv[3]) if len(sys.argv) > 3 else 0
     prepare(CONFIG)
     daemon = Daemon()
     be_real_time()
@@ -275,6 +282,7 @@ def main() -> None:
         seen = many(daemon, content, count)
     else:
         seen = {scene.__name__: scene(daemon, content) for scene in (canary, pulses, ends, killed, left)}
+        seen["stall"] = stall(daemon, losing)
     seen["ended"] = daemon.kill(signal.SIGTERM)
     sys.stdout.write("\n" + json.dumps(seen) + "\n")
 
