@@ -1,7 +1,7 @@
 """Runs inside the micro-VM as root: the real schedagentd on a real sched_ext kernel, with its unit's capabilities.
 
-Usage: guest_deploy.py STARVE_OBJECT TROUBLE_OBJECT [PULSES]; prints what it saw as one JSON object: the whole life of a policy, or
-with PULSES so many pulses of a second.
+Usage: guest_deploy.py STARVE_OBJECT TROUBLE_OBJECT [PULSES]; prints what it saw as one JSON object: the whole life of a
+policy, or with PULSES so many pulses of a second.
 
 This program is a real-time task above schedagentd, or it could not measure what happens to all others.
 """
@@ -199,14 +199,16 @@ def ends(daemon: Daemon, content: bytes) -> dict:
         daemon.client.ask("deploy", **by_pulses(content) | {"again": False})
     except SchedagentError as error:
         seen["again"] = error.message
-    with (
-        workers(SPIN, MEMBER, MEMBER, MEMBER),
-        daemon.client.trial(request(content, fault=3, order_only=True), 60, again=True) as trial,
-    ):
-        seen["stall seen in"] = until(lambda: daemon.active is None)
-    seen["stall"] = [trial.ended["end"], trial.ended["own_words"], kernel_state().state]
-    time.sleep(1.5)  # the default scheduler is in charge before a trial
     return seen
+
+
+def stall(daemon: Daemon, content: bytes) -> list:
+    """A policy that loses tasks, in a trial."""
+    time.sleep(1.5)  # the default scheduler is in charge before a trial
+    losing = request(content, policy="trouble", fault=3, order_only=True)
+    with workers(SPIN, MEMBER, MEMBER, MEMBER), daemon.client.trial(losing, 60, again=True) as trial:
+        until(lambda: daemon.active is None)
+    return [trial.ended["end"], trial.ended["own_words"], kernel_state().state]
 
 
 def killed(daemon: Daemon, content: bytes) -> dict:
