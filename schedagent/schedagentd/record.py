@@ -34,8 +34,7 @@ KEPT_TRIPS_DAYS = RETENTION["trips"].days
 KNOWN_GOOD = 3
 """So many earlier deployments are kept with their objects, one behind the other: each is restored when the one that
 replaced it has to go."""
-KEPT_TRIALS = 50
-"""Trials that have ended: hundreds a day, which must not drive out deployments."""
+KEPT_TRIALS = RETENTION["trials"].count
 KEPT_DAMAGED = RETENTION["damaged"].count
 
 LONGEST_DETAIL = 4000
