@@ -417,7 +417,7 @@ class Driver:
         return True
 
     def _take_away(self, active: Active, then: Deployment) -> bool:
-        """Detach what runs, which is to go on resting; if it did not end as it was to, all of it has ended."""
+        """Detach what runs, which rests from now on; if it did not end as it was to, all of it has ended."""
         self.active = None
         try:
             exit_info = active.loaded.detach()

@@ -2,7 +2,7 @@
 
 A pair is a window under the policy and one under the default scheduler, next to each other in time and in random order.
 Of each window the beginning, the wash-out, is left out. The pairs of one length are judged by the rule of every verdict
-(core.trials.judge): to go on to longer ones, every guard has to be shown not to be worse by more than its margin; to
+(core.trials.judge): for longer ones to follow, every guard has to be shown not to be worse by more than its margin; to
 stay, the workload's own metric has to be shown to be better, where there is one.
 """
 

@@ -257,7 +257,7 @@ class Rollout:
             pending.before.take()
 
     def _run_window(self, window: Windowed) -> None:
-        """Do what the open window of a roll-out by pulses wants now; go on with the next one when it is over."""
+        """Do what the open window of a roll-out by pulses wants now, and decide what follows when it is over."""
         boot = self.clock.boot()
         if boot < window.next_at:
             return
