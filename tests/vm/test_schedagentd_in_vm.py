@@ -5,10 +5,8 @@ It anchors tests/support/scripted_kernel.py: what that says of links, pins and p
 
 import pytest
 
-from kernel_bpf.build.compile import compile_policy
-from kernel_bpf.build.target import prepare_target
 from schedagent.core.settings import load_settings
-from tests.support.in_guest import ROOT, told_inside
+from tests.support.in_guest import guest_objects, told_inside
 from verifier.microvm.kernels import default_kernel
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(600)]
@@ -22,11 +20,7 @@ def seen(tmp_path_factory) -> dict:
     """What guest_deploy.py printed."""
     settings = load_settings()
     kernel = default_kernel(settings)
-    target = prepare_target(kernel.vmlinuz, kernel.release, settings.cache_dir)
-    objects = [tmp_path_factory.mktemp("objects") / f"{name}.o" for name in ("starve", "trouble")]
-    for path in objects:
-        source = ROOT / "tests" / "fixtures" / "policies" / f"{path.stem}.bpf.c"
-        path.write_bytes(compile_policy(source, path.stem, target).object_bytes)
+    objects = guest_objects(settings, kernel, tmp_path_factory.mktemp("objects"))
     return told_inside(settings.cache_dir, kernel, "guest_deploy.py", *objects, timeout_s=240)
 
 
