@@ -31,7 +31,7 @@ from schedagent.schedagentd.admission import (
     check_token,
     is_gone,
 )
-from schedagent.schedagentd.breaker import KernelReading
+from schedagent.schedagentd.breaker import KernelReading, judge_exit
 from schedagent.schedagentd.decisions import (
     Accept,
     Decision,
@@ -57,6 +57,8 @@ log = logging.getLogger(__name__)
 
 BRIEF_S = 10.0
 """In a shorter window no thread of the whole machine is looked at by itself: the kernel's watchdog sees who starves."""
+WAKING_S = 0.02
+"""Before the end of a window: the last samples come at least so much earlier, for a policy has to go on time."""
 GRACE_S = 2.0
 """So much longer than its time a policy can be in charge if this process hangs: the kernel ends it then."""
 MOST_DEATHS = 3
@@ -372,13 +374,18 @@ class Driver:
         elif self.pending:
             self.pending.before = measuring
         window.is_measured = True
-        window.sample_s = min(self.clock.monotonic() - begun, (window.ends_at - window.measured_from) / 4)
+        took_s = self.clock.monotonic() - begun
+        window.sample_s = min(max(2 * took_s, WAKING_S), (window.ends_at - window.measured_from) / 4)
+
+    def end_measuring(self, window: Windowed) -> None:
+        """Take the last samples of the open window, which ends in a moment."""
+        measuring = self.active.now if self.active else self.pending.before if self.pending else None
+        assert measuring is not None
+        window.shown = shown_in(measuring, window)
 
     def end_window(self, window: Windowed) -> Window | None:
         """End the open window: the default scheduler is in charge. Return what it showed; None if that ended it all."""
-        measuring = self.active.now if self.active else self.pending.before if self.pending else None
-        assert measuring is not None
-        shown = shown_in(measuring, window)
+        shown = window.shown or Window({})
         if active := self.active:
             resting = replace(active.deployment, phase=Phase.RESTING, enable_seq=-1)
             if not self._take_away(active, resting):
@@ -428,8 +435,14 @@ class Driver:
             self.taken_away_at = self.clock.boot()
         if active.deployment.stage is Stage.CANARY:
             self.kernel.move_out()
-        if exit_info and exit_info.ejected:
-            self._confirm_end(then, End.EJECTED, exit_info.what, exit_info.words)
+        state = self.kernel.state()
+        if state.state == "enabled":
+            self._confirm_end(then, End.FOREIGN, f"{quote(state.ops)} is in charge instead")
+            return False
+        if exit_info and not exit_info.is_orderly:
+            hotplugged = state.hotplug_seq != active.first.state.hotplug_seq
+            end, what = judge_exit(exit_info, hotplugged)
+            self._confirm_end(then, end, what, exit_info.words)
             return False
         return True
 

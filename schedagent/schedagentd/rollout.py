@@ -237,14 +237,14 @@ class Rollout:
     def tick(self) -> None:
         """Look at everything: called every second while `busy`."""
         driver = self.driver
+        if driver.window and self._run_window(driver.window):
+            return  # what a moment is for comes first; the rest has its turn a second later at most
         due = driver.is_sample_due()
         if driver.active:
             self._watch(driver.active, due)
         if driver.pending:
             self._wait(driver.pending, due)
         self._advance()
-        if driver.window:
-            self._run_window(driver.window)
         if not driver.is_timed:
             driver.save_unsaved()  # last: a disk may take its time
 
@@ -256,18 +256,29 @@ class Rollout:
         elif due:
             pending.before.take()
 
-    def _run_window(self, window: Windowed) -> None:
-        """Do what the open window of a roll-out by pulses wants now, and decide what follows when it is over."""
+    def _run_window(self, window: Windowed) -> bool:
+        """Do what the open window of a roll-out by pulses wants now; return whether there was something."""
         boot = self.clock.boot()
         if boot < window.next_at:
-            return
-        if not window.is_measured and boot < window.ends_at:
+            return False
+        if boot >= window.ends_at:
+            self._end_window(window)
+        elif window.is_measured:
+            self.driver.end_measuring(window)
+        else:
             self.driver.begin_measuring(window)
-            return
+        return True
+
+    def _end_window(self, window: Windowed) -> None:
+        running = self.driver.running
         shown, rested = self.driver.end_window(window), self.driver.waiting
         if shown is None or rested is None:
-            return
-        if is_gone(self.kernel, rested):
+            ended = self.ended(running.number) if running else None
+            if ended and ended.end:
+                self._follow_trip(ended, ended.end)
+        elif drop := decisions.wait_on(rested, self.clock.boot()):
+            self.driver.carry_out(drop)
+        elif is_gone(self.kernel, rested):
             self._carry_out(decisions.gone_resting(rested))
         else:
             boot = self.clock.boot()
@@ -310,9 +321,13 @@ class Rollout:
             trip = replace(trip, detail=f"{trip.detail}{named(others)}; to deploy again: {stop_hint(others)}")
         self.driver.carry_out(trip)
         log.warning("circuit breaker: %s: %s: %s", running.label, trip.end, trip.detail)
-        known = running.previous and trip.end.blames_policy
-        previous = self.record.get(running.previous) if known else None
-        self._carry_out(decisions.after_trip(running, trip.end, previous, self.driver.waiting))
+        self._follow_trip(running, trip.end)
+
+    def _follow_trip(self, tripped: Deployment, end: End) -> None:
+        """Do what follows when the circuit breaker has ended something."""
+        known = tripped.previous and end.blames_policy
+        previous = self.record.get(tripped.previous) if known else None
+        self._carry_out(decisions.after_trip(tripped, end, previous, self.driver.waiting))
 
     def _advance(self) -> None:
         """Load what waits once enough was measured; a roll-out by pulses measures for itself."""

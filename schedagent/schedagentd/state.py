@@ -78,6 +78,7 @@ class Windowed:
         everybody: of the whole machine, if that is not the measured scope; None before it is measured as well.
         is_measured: whether its wash-out is over.
         sample_s: how long sampling took, by which the last sample comes earlier.
+        shown: what was measured; None before the last sample.
     """
 
     pulses: Pulses
@@ -87,11 +88,14 @@ class Windowed:
     everybody: Measuring | None = None
     is_measured: bool = False
     sample_s: float = 0.0
+    shown: Window | None = None
 
     @property
     def next_at(self) -> float:
         """When (boot clock) something is to be done."""
-        return self.ends_at - self.sample_s if self.is_measured else self.measured_from
+        if not self.is_measured:
+            return self.measured_from
+        return self.ends_at if self.shown else self.ends_at - self.sample_s
 
 
 @dataclass

@@ -33,6 +33,7 @@ bounds = { worse_ratio = 4, delay_floor_s = 0.5, pressure_floor = 0.9, share_flo
 """Bounds wide enough for an emulated machine: what is in charge when, and for how long, is what this is about."""
 
 SPIN = "while :; do :; done"
+OTHERS = "/others"
 CHILDREN = "while :; do /bin/sleep 0.2; done"
 POLL_S = 0.01
 
@@ -81,41 +82,53 @@ def shown() -> dict:
     return {"state": state.state, "ops": state.ops, "switch_all": state.switch_all}
 
 
-def used_s(cgroup: str = MEMBER) -> float:
-    """CPU time of a cgroup."""
-    return int((CGROUPS / cgroup.lstrip("/") / "cpu.stat").read_text().split()[1]) * 1e-6
+def used_s() -> list[float]:
+    """CPU time of the measured scope, and of the others that want as much."""
+    paths = (CGROUPS / cgroup.lstrip("/") / "cpu.stat" for cgroup in (MEMBER, OTHERS))
+    return [int(path.read_text().split()[1]) * 1e-6 for path in paths]
 
 
-def share(seconds: float) -> float:
-    """CPUs that the measured scope gets from now on."""
-    used, begun = used_s(), time.monotonic()
+def part(before: list[float], after: list[float]) -> float:
+    """The measured scope's part of what both got; what real-time tasks took is in neither."""
+    scope, others = (now - then for then, now in zip(before, after, strict=True))
+    return scope / (scope + others)
+
+
+def part_of(seconds: float) -> float:
+    """The same, from now on."""
+    before = used_s()
     time.sleep(seconds)
-    return (used_s() - used) / (time.monotonic() - begun)
+    return part(before, used_s())
 
 
 class Windows:
     """When a policy was in charge, by sysfs, and what the measured scope got meanwhile and in between."""
 
     def __init__(self) -> None:
-        self.policy: list[tuple[float, float]] = []
-        self.default: list[tuple[float, float]] = []
+        self.lengths: list[float] = []
+        self.got: dict[bool, list[float]] = {True: [0.0, 0.0], False: [0.0, 0.0]}
+        """What both got so far, in pulses and in between."""
+        self.begin()
+
+    def begin(self) -> None:
+        """Look from now on."""
         self._since, self._used, self._enabled = time.monotonic(), used_s(), not is_default()
 
     def look(self) -> None:
         enabled = not is_default()
         if enabled != self._enabled:
             now, used = time.monotonic(), used_s()
-            (self.policy if self._enabled else self.default).append((now - self._since, used - self._used))
+            spent = (now_s - then_s for then_s, now_s in zip(self._used, used, strict=True))
+            self.got[self._enabled] = [sum(times) for times in zip(self.got[self._enabled], spent, strict=True)]
+            self.lengths += [now - self._since] if self._enabled else []
             self._since, self._used, self._enabled = now, used, enabled
 
     def summary(self) -> dict:
-        def cpus(windows: list[tuple[float, float]]) -> float:
-            return sum(used for _, used in windows) / sum(length for length, _ in windows)
-
-        lengths = [length for length, _ in self.policy]
-        return {"count": len(lengths), "longest_s": max(lengths), "shortest_s": min(lengths)} | {
-            "pulses": cpus(self.policy),
-            "rests": cpus(self.default[1:]),
+        pulses, rests = (part([0.0, 0.0], self.got[enabled]) for enabled in (True, False))
+        late = sorted(length - 1 for length in self.lengths)
+        return {"count": len(late), "late_s": late, "median_late_s": late[len(late) // 2]} | {
+            "pulses": pulses,
+            "rests": rests,
         }
 
 
@@ -165,11 +178,11 @@ def canary(daemon: Daemon, content: bytes) -> dict:
 
 def pulses(daemon: Daemon, content: bytes) -> dict:
     """Two busy tasks in the scope, two elsewhere, two CPUs: half of the machine is the scope's."""
-    with workers(SPIN, MEMBER, MEMBER, "/", "/"):
-        seen: dict = {"default": share(2)}
+    with workers(SPIN, MEMBER, MEMBER, OTHERS, OTHERS):
+        seen: dict = {"default": part_of(2)}
         with daemon.client.trial(request(content, order_only=True), 10, again=True) as trial:
             time.sleep(0.3)
-            seen["full switch"], seen["trial"] = share(2), shown()
+            seen["full switch"], seen["trial"] = part_of(2), shown()
         seen["after the trial"] = [kernel_state().state, trial.ended["end"], trial.ended["detail"]]
         windows = Windows()
         number = watch(daemon, content, windows)
@@ -258,25 +271,19 @@ def left(daemon: Daemon, content: bytes) -> dict:
 def many(daemon: Daemon, content: bytes, count: int) -> dict:
     """So many pulses, over as many roll-outs as that takes."""
     windows = Windows()
-    with workers(SPIN, MEMBER, MEMBER, "/", "/"):
-        while len(windows.policy) < count:
+    with workers(SPIN, MEMBER, MEMBER, OTHERS, OTHERS):
+        while len(windows.lengths) < count:
             watch(daemon, content, windows)
             daemon.client.ask("rollback", to_default=True)
-            windows = windows_without_the_last(windows)
+            windows.begin()  # what stayed until it was rolled back was no pulse
     return windows.summary()
-
-
-def windows_without_the_last(windows: Windows) -> Windows:
-    """What stayed in charge until it was rolled back was no pulse."""
-    kept = Windows()
-    kept.policy, kept.default = windows.policy, windows.default
-    return kept
 
 
 def main() -> None:
     content, losing = (Path(path).read_bytes() for path in sys.argv[1:3])
     count = int(sys.argv[3]) if len(sys.argv) > 3 else 0
     prepare(CONFIG)
+    (CGROUPS / OTHERS.lstrip("/")).mkdir()
     daemon = Daemon()
     be_real_time()
     daemon.start()

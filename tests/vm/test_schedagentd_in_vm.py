@@ -11,8 +11,8 @@ from verifier.microvm.kernels import default_kernel
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(600)]
 
-LONGEST_S = 1.5
-"""A pulse of a second, and what no window may be longer by."""
+LATE_S, EMULATED_S = 0.5, 2.5
+"""What no window may be longer by; and how long an emulated machine may be stopped by its host meanwhile."""
 
 
 @pytest.fixture(scope="module")
@@ -40,19 +40,19 @@ def test_what_is_on_probation_ends_with_the_daemon(seen):
 
 
 def test_in_a_pulse_the_scope_gets_what_a_full_switch_gives(seen):
-    """Half of the machine, where a canary by partial switch got what others left: a tenth of that."""
+    """Half of what there is, where a canary by partial switch got a twentieth: what the others left."""
     pulses = seen["pulses"]
-    assert pulses["default"] == pytest.approx(1.0, rel=0.15)
-    assert pulses["full switch"] == pytest.approx(1.0, rel=0.25)
-    assert pulses["windows"]["pulses"] == pytest.approx(pulses["full switch"], rel=0.25)
-    assert pulses["windows"]["rests"] == pytest.approx(pulses["default"], rel=0.15)
+    assert pulses["default"] == pytest.approx(0.5, abs=0.1)
+    assert pulses["full switch"] == pytest.approx(0.5, abs=0.12)
+    assert pulses["windows"]["pulses"] == pytest.approx(pulses["full switch"], abs=0.12)
+    assert pulses["windows"]["rests"] == pytest.approx(pulses["default"], abs=0.1)
 
 
 def test_no_pulse_is_longer_than_it_was_to_be(seen):
     windows = seen["pulses"]["windows"]
     assert windows["count"] >= 6
-    assert windows["longest_s"] < LONGEST_S
-    assert windows["shortest_s"] > 0.8
+    assert -0.2 < windows["median_late_s"] < LATE_S
+    assert windows["late_s"][-1] < LATE_S + EMULATED_S
 
 
 def test_a_trial_is_in_charge_of_everybody_and_ends_with_its_client(seen):

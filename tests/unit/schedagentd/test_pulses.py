@@ -275,12 +275,13 @@ class TestWindows:
         otherwise = {"another": End.NOT_LOADED, "ejected": None}
         assert host.get(number).end is (expected | (in_pulse if in_charge else otherwise))[fault]
 
-    def test_an_error_at_the_very_end_of_a_pulse_counts(self, host):
+    @pytest.mark.parametrize(("kind", "end"), [(1024, End.EJECTED), (65, End.EXITED), (1026, End.STALL)])
+    def test_an_end_of_its_own_at_the_very_end_of_a_pulse_counts(self, host, kind, end):
         number = host.pulse().number
         host.wait(1.5)
-        host.world.hooks["before detach"] = lambda: host.world.end_policy(1024)
+        host.world.hooks["before detach"] = lambda: host.world.end_policy(kind)
         host.wait(1)
-        assert (host.get(number).end, host.running, host.driver.waiting) == (End.EJECTED, None, None)
+        assert (host.get(number).end, host.running, host.driver.waiting) == (end, None, None)
         with pytest.raises(Refused, match="ended by the circuit breaker"):
             host.pulse()
 
