@@ -254,7 +254,7 @@ def renew(
     return Renew(renewed, token, tuple(metric))
 
 
-def promote(deployment: Deployment, coin: Coin, now: Moment, config: Config) -> Rest:
+def promote(deployment: Deployment, coin: Coin, now: Moment, config: Config) -> tuple[Rest, *tuple[Pulse, ...]]:
     """Take a proven canary on to the whole machine, by pulses.
 
     Raises:
@@ -270,7 +270,7 @@ def promote(deployment: Deployment, coin: Coin, now: Moment, config: Config) -> 
     return begin_pulses(deployment, coin, now.boot, config)
 
 
-def begin_pulses(deployment: Deployment, coin: Coin, boot: float, config: Config) -> Rest:
+def begin_pulses(deployment: Deployment, coin: Coin, boot: float, config: Config) -> tuple[Rest, *tuple[Pulse, ...]]:
     """Begin the roll-out by pulses; the default scheduler is in charge before the first one."""
     pulses = Pulses(config.pulses_s, policy_first=coin())
     resting = replace(
@@ -283,7 +283,7 @@ def begin_pulses(deployment: Deployment, coin: Coin, boot: float, config: Config
         baseline={},
         pulse_s=pulses.length_s,
     )
-    return Rest(resting, pulses, "pulses", f"of {', '.join(f'{length:g}' for length in config.pulses_s)} s")
+    return _begin_length(Rest(resting, pulses, "pulses", f"of {', '.join(f'{each:g}' for each in config.pulses_s)} s"))
 
 
 def roll_back(
@@ -477,7 +477,7 @@ def after_window(
             passed = f"{len(pulses.compared)} pairs of pulses of {pulses.length_s:g} s show no harm"
             longer = pulses.longer()
             resting = replace(resting, pulse_s=longer.length_s, pairs=0)
-            return (Rest(resting, longer, "longer pulses", f"{longer.length_s:g} s; {passed}"),)
+            return _begin_length(Rest(resting, longer, "longer pulses", f"{longer.length_s:g} s; {passed}"))
         case Going.STAY:
             baseline = pulses.baseline() if config.baseline_samples else {}
             full = replace(resting, stage=Stage.FULL, phase=Phase.LOADING, pulse_s=0.0, since=boot, baseline=baseline)
@@ -485,6 +485,12 @@ def after_window(
         case end, detail:
             return Drop(end, detail), *_back_from(resting)
     raise AssertionError("every outcome has its decision")
+
+
+def _begin_length(rest: Rest) -> tuple[Rest, *tuple[Pulse, ...]]:
+    """Rest, and end that at once if the policy's window is the first one."""
+    following = _next_window(rest.resting, rest.pulses)
+    return (rest, following) if isinstance(following, Pulse) else (rest,)
 
 
 def _next_window(resting: Deployment, pulses: Pulses) -> Rest | Pulse:

@@ -340,7 +340,8 @@ class Driver:
 
     def _pulse(self, loading: Deployment, pulses: Pulses | None) -> None:
         """Load what rests: for a window, or without pulses to stay."""
-        assert self.pending is not None
+        if self.pending is None:  # it ended before
+            return
         content = self.pending.content
         try:
             check_machine(self.kernel, ours=False)

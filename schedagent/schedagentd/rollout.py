@@ -214,11 +214,11 @@ class Rollout:
         """
         self._require_nothing_waits()
         deployment = decisions.find(number, self.driver.running, self.driver.waiting)
-        rest = decisions.promote(deployment, self._coin, self.driver.now, self.config)
+        rest, *pulse = decisions.promote(deployment, self._coin, self.driver.now, self.config)
         check_machine(self.kernel, ours=True)
         self.driver.check_token(deployment.order, deployment.order.token, rest.resting.stage, "")
-        self.driver.carry_out(rest)
-        return self.driver.waiting or self.record.get(number) or deployment
+        self._carry_out((rest, *pulse))
+        return self.driver.waiting or self.driver.running or self.ended(number) or deployment
 
     def rollback(self, number: int = 0, to_default: bool = False) -> str:
         """End what waits and what runs, or only the one named; then the last known good, or the default scheduler.
@@ -341,7 +341,7 @@ class Rollout:
             self.driver.carry_out(decisions.load(pending.deployment, self.driver.running, measured, boot, self.config))
         waiting = self.driver.waiting
         if waiting is not None and waiting.stage is Stage.PULSE:
-            self.driver.carry_out(decisions.begin_pulses(waiting, self._coin, self.clock.boot(), self.config))
+            self._carry_out(decisions.begin_pulses(waiting, self._coin, self.clock.boot(), self.config))
 
     # This process begins and ends
 

@@ -119,10 +119,13 @@ class TestPromote:
         return decisions.promote(running, lambda: True, NOW, CONFIG)
 
     def test_a_proven_canary_rests_before_its_first_pulse(self):
-        rest = self.promote(deployment(proven=True, pinned=True, previous=3, baseline={DELAY: GOOD}))
+        rest, pulse = self.promote(deployment(proven=True, pinned=True, previous=3, baseline={DELAY: GOOD}))
         assert (rest.resting.stage, rest.resting.phase, rest.resting.pulse_s) == (Stage.PULSE, Phase.RESTING, 1.0)
         assert (rest.resting.proven, rest.resting.pinned, rest.resting.previous) == (False, False, 3)
         assert (rest.pulses.lengths_s, rest.pulses.policy_first, rest.kind) == (CONFIG.pulses_s, True, "pulses")
+        assert (pulse.pulses, pulse.loading.phase) == (rest.pulses, Phase.LOADING)
+        [alone] = decisions.promote(deployment(proven=True), lambda: False, NOW, CONFIG)
+        assert alone.resting.phase is Phase.RESTING
 
     @pytest.mark.parametrize(
         ("running", "why"),

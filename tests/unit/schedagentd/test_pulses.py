@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 import sqlite3
 
 import pytest
@@ -194,6 +195,24 @@ class TestWindows:
         host.wait(3.9)
         assert seen.lengths == pytest.approx([1.0, 1.0])
         assert host.world.enable_seq == 2
+
+    @pytest.mark.parametrize("seed", range(4))
+    def test_each_window_is_counted_for_whoever_was_in_charge(self, host, seed):
+        tosses = random.Random(seed)
+        host.rollout._coin = lambda: tosses.random() < 0.5
+        host.pulse(cgroup=MEMBER)
+        pairs, stages = [], set()
+        for _tenth in range(1100):
+            host.world.delay_s = 0.0015 if host.running else 0.001
+            if host.driver.window is None:
+                break
+            host.wait(0.1)
+            if host.driver.window:
+                pairs += [pair for pair in host.driver.window.pulses.pairs if pair not in pairs]
+                stages.add(host.driver.window.pulses.length)
+        assert (host.get(1).stage, stages) == (Stage.FULL, {0, 1})
+        assert len(pairs) >= 6
+        assert all(pair.policy.values[DELAY] > pair.default.values[DELAY] + 0.0003 for pair in pairs)
 
     def test_no_window_is_longer_than_its_length_though_ticks_are_late(self, host):
         seen = Kernel(host)
