@@ -77,6 +77,11 @@ def is_default() -> bool:
     return kernel_state().state == "disabled"
 
 
+def is_enabled() -> bool:
+    """Whether a policy schedules tasks: while one is being enabled or disabled the kernel itself does."""
+    return kernel_state().state == "enabled"
+
+
 def shown() -> dict:
     state = kernel_state()
     return {"state": state.state, "ops": state.ops, "switch_all": state.switch_all}
@@ -112,10 +117,10 @@ class Windows:
 
     def begin(self) -> None:
         """Look from now on."""
-        self._since, self._used, self._enabled = time.monotonic(), used_s(), not is_default()
+        self._since, self._used, self._enabled = time.monotonic(), used_s(), is_enabled()
 
     def look(self) -> None:
-        enabled = not is_default()
+        enabled = is_enabled()
         if enabled != self._enabled:
             now, used = time.monotonic(), used_s()
             spent = (now_s - then_s for then_s, now_s in zip(self._used, used, strict=True))
