@@ -58,7 +58,7 @@ log = logging.getLogger(__name__)
 BRIEF_S = 10.0
 """In a shorter window no thread of the whole machine is looked at by itself: the kernel's watchdog sees who starves."""
 WAKING_S = 0.02
-"""Before the end of a window: the last samples come at least so much earlier, for a policy has to go on time."""
+"""Before the end of a window: the last samples come at least so much earlier, for a policy is taken away on time."""
 GRACE_S = 2.0
 """So much longer than its time a policy can be in charge if this process hangs: the kernel ends it then."""
 MOST_DEATHS = 3
