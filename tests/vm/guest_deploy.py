@@ -119,6 +119,11 @@ class Windows:
         """Look from now on."""
         self._since, self._used, self._enabled = time.monotonic(), used_s(), is_enabled()
 
+    @property
+    def lasts_s(self) -> float:
+        """For how long a policy has been in charge; 0 while none is."""
+        return time.monotonic() - self._since if self._enabled else 0.0
+
     def look(self) -> None:
         enabled = is_enabled()
         if enabled != self._enabled:
@@ -152,7 +157,7 @@ def watch(daemon: Daemon, content: bytes, windows: Windows) -> int:
     while True:
         windows.look()
         time.sleep(POLL_S)
-        if time.monotonic() > asked_at + 0.5 and not is_default():
+        if windows.lasts_s > 2 and time.monotonic() > asked_at + 0.5:  # asking takes its time, and so do looks then
             asked_at = time.monotonic()
             active = daemon.active
             if active and active["stage"] == "full":
