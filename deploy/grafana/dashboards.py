@@ -239,6 +239,13 @@ DASHBOARDS: Mapping[str, tuple[str, str, Mapping[str, Sequence[Panel]]]] = {
                     {"{{when}}": "schedagent_deployment_workload_metric{%}"},
                     note="In its own unit, if its keeper reports one.",
                 ),
+                Panel("Length of the pulses", "s", {"pulse": "schedagent_deployment_pulse_seconds{%}"}),
+                Panel(
+                    "Pairs of pulses compared",
+                    "none",
+                    {"pairs": "schedagent_deployment_pulse_pairs{%}"},
+                    note="Of the present length: 6 at least, 20 at most.",
+                ),
                 Panel(
                     "How deployments ended",
                     "none",
@@ -263,7 +270,7 @@ DASHBOARDS: Mapping[str, tuple[str, str, Mapping[str, Sequence[Panel]]]] = {
                     note="What the kernel had to repair; far above ten a second schedagentd ends the policy.",
                 ),
                 stat("Survives schedagentd", "none", "schedagent_deployment_pinned{%}", words=YES_NO),
-                stat("One waits", "none", "schedagent_deployment_waiting{%}", words=YES_NO),
+                stat("One waits or rests", "none", "schedagent_deployment_waiting{%}", words=YES_NO),
             ),
             "Verifier": (
                 Panel(

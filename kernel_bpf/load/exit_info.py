@@ -62,7 +62,7 @@ _EXIT_KINDS = {
 }
 """enum scx_exit_kind (kernel/sched/ext_internal.h; the last two appeared in 7.x)."""
 
-_HOTPLUG_KIND = 66
+_UNREGISTERED, _HOTPLUG_KIND = 64, 66
 _RESTART = 1 << 48
 _HOTPLUG = 1 << 32
 """enum scx_exit_code: SCX_ECODE_ACT_RESTART and SCX_ECODE_RSN_HOTPLUG (kernel/sched/ext_internal.h, since 6.12)."""
@@ -86,6 +86,11 @@ class ExitInfo:
     reason: str
     message: str
     source: str = "its own record"
+
+    @property
+    def is_orderly(self) -> bool:
+        """Whether its loader took it away."""
+        return self.kind == _UNREGISTERED
 
     @property
     def ejected(self) -> bool:

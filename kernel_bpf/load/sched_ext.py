@@ -271,10 +271,6 @@ class LoadedPolicy:
             self._object.unpin()
             raise
 
-    def unpin(self) -> None:
-        """Let the policy end with this process; idempotent."""
-        self._object.unpin()
-
     def leave(self) -> None:
         """Free what this process holds; a policy that is pinned stays in charge."""
         self._attached = False

@@ -70,14 +70,16 @@ def tree_of(pid: int) -> Tree | None:
     return Tree(pid, stat[1]) if stat else None
 
 
-def cgroup_of(tree: Tree) -> str:
-    """Return the cgroup that a tree's first process is in, as a path below the root; empty if it ended."""
+def owns_cpus(folder: Path) -> bool:
+    """Return whether a cgroup is a valid partition of CPUs: nobody else's tasks run there, but for the kernel's own.
+
+    Of an invalid one the kernel shows "root invalid (...)" (Documentation/admin-guide/cgroup-v2.rst,
+    cpuset.cpus.partition).
+    """
     try:
-        text = Path(PROC, str(tree.pid), "cgroup").read_text(errors="replace")
+        return (folder / "cpuset.cpus.partition").read_text().strip() in ("root", "isolated")
     except OSError:
-        return ""
-    paths = [line[3:] for line in text.splitlines() if line.startswith("0::")]
-    return paths[0] if paths and tree_of(tree.pid) == tree else ""
+        return False
 
 
 class Threads:
@@ -220,7 +222,7 @@ class Watch:
             seen[thread] = _Seen(ran, delay, runs, since, before is not None)
         self._seen, self._at = seen, now
         waited_s, runs, ran_s = self._sums()
-        return TaskSample(now, self._stalled_s(), waited_s, runs, ran_s, tuple(starved))
+        return TaskSample(now, _stalled_s(self._pressure), waited_s, runs, ran_s, tuple(starved))
 
     def _sums(self) -> tuple[float, int, float]:
         """How long tasks waited (s), how often they ran, and for how long (s)."""
@@ -253,12 +255,14 @@ class Watch:
         """CPU time of each task at the last sample, by thread id."""
         return {thread: seen.ran for thread, seen in self._seen.items()}
 
-    def _stalled_s(self) -> float | None:
-        """PSI's total of the scope; None where the kernel has none."""
-        try:
-            return int(self._pressure.read_text().partition("total=")[2].split()[0]) * _US if self._pressure else None
-        except (OSError, ValueError, IndexError):
-            return None
+
+class Sums:
+    """The whole machine's counters by the kernel's own sums: quick, however many threads there are, but names none."""
+
+    def sample(self) -> TaskSample:
+        """Read the sums and the machine's PSI; nothing has run where the kernel does not show them."""
+        waited_s, runs, ran_s = machine_sums() or (0.0, 0, 0.0)
+        return TaskSample(time.monotonic(), _stalled_s(_pressure_file("", PROC)), waited_s, runs, ran_s)
 
 
 def machine_sums() -> tuple[float, int, float] | None:
@@ -281,6 +285,14 @@ def machine_sums() -> tuple[float, int, float] | None:
 def all_threads() -> list[int]:
     """Ids of all threads of the machine."""
     return list(_threads(processes()))
+
+
+def _stalled_s(pressure: Path | None) -> float | None:
+    """PSI's total in a file; None where the kernel has none."""
+    try:
+        return int(pressure.read_text().partition("total=")[2].split()[0]) * _US if pressure else None
+    except (OSError, ValueError, IndexError):
+        return None
 
 
 def _pressure_file(where: Where, root: Path) -> Path | None:

@@ -31,14 +31,15 @@ Number = Annotated[
 SHORTEST_KEPT_S = 10.0
 """Three renewals in a shorter one would be more than schedagentd takes of one user."""
 METRIC_EVERY_S = 5.0
-KEEP_HELP = "Stay and renew the lease until it ends; Ctrl-C rolls back. Exit status 3: the circuit breaker ended it."
+KEEP_HELP = "Stay and renew the lease until it ends; Ctrl-C rolls back. Exit status 3: it was not good enough."
 
+_NOT_GOOD = ("not shown to do no harm", "no gain shown")
 _WISHED = ("rolled back", "replaced", "its process ended")
 
 
 Accept = Annotated[
     list[str] | None,
-    typer.Option(metavar="WHAT", help="cgroup-limits: with stage full, limits of cgroups end."),
+    typer.Option(metavar="WHAT", help="cgroup-limits: limits of cgroups end, as the policy keeps none."),
 ]
 
 
@@ -56,9 +57,12 @@ def deploy(
         typer.Option(metavar="FILE", help="Of an object: output of `schedagent verify --json`, with the token."),
     ] = None,
     cgroup: Annotated[
-        str, typer.Option(metavar="CGROUP", help="Tasks to begin with, such as /system.slice/build.service.")
+        str, typer.Option(metavar="CGROUP", help="Whose tasks are measured, such as /system.slice/build.service.")
     ] = "",
-    stage: Annotated[Literal["canary", "full"], typer.Option(help="full only where schedagentd allows it.")] = "canary",
+    stage: Annotated[
+        Literal["pulse", "canary", "full"],
+        typer.Option(help="canary: a cgroup that owns its CPUs; full: if allowed."),
+    ] = "pulse",
     lease: Annotated[
         float, typer.Option(min=1, metavar="SECONDS", help="Time until it ends unless it is renewed.")
     ] = 600.0,
@@ -89,7 +93,7 @@ def deploy(
 ) -> None:
     """Run a verified policy on this machine.
 
-    It begins with the tasks of one cgroup or process tree.
+    It is in charge for a second at a time, then for longer, if that does nobody harm.
 
     Example: schedagent deploy 20261130-020455-3fa91c --pid 4711 --keep
     """
@@ -140,7 +144,7 @@ def _keep(
     metric: Metric | None,
     every_s: float,
 ) -> int:
-    """Keep a deployment; return 0 if it ended as somebody wished, 3 if the circuit breaker ended it, else 1.
+    """Keep a deployment; return 0 if it ended as somebody wished, 3 if the policy was not good enough, else 1.
 
     Ctrl-C rolls it back: whoever stops watching in person does not want to wait for the lease.
     """
@@ -155,7 +159,7 @@ def _keep(
         ended = keeper.roll_back() or deployment
     _show_deployment(ended, as_json)
     _show_restored(daemon)
-    return EXIT_NO if ended["tripped"] else 0 if ended["end"] in _WISHED else EXIT_FAILED
+    return EXIT_NO if ended["tripped"] or ended["end"] in _NOT_GOOD else 0 if ended["end"] in _WISHED else EXIT_FAILED
 
 
 def _show_restored(daemon: DaemonClient) -> None:
@@ -199,23 +203,15 @@ def renew(
     guarded(command)
 
 
-def promote(
-    deployment: Number,
-    stage: Annotated[Literal["wider", "full"], typer.Option(help="How much of the machine.")] = "full",
-    cgroup: Annotated[str, typer.Option(metavar="CGROUP", help="For wider: a cgroup around the present one.")] = "",
-    accept: Accept = None,
-    socket: Socket = None,
-    as_json: Json = False,
-) -> None:
-    """Give a proven policy more of the machine.
+def promote(deployment: Number, accept: Accept = None, socket: Socket = None, as_json: Json = False) -> None:
+    """Take a proven canary on to the whole machine, by pulses.
 
-    Example: schedagent promote 1 --stage full
+    Example: schedagent promote 1
     """
 
     def command() -> int:
         accepted = {"accept": accept} if accept else {}
-        promoted = client(socket).ask("promote", deployment=deployment, stage=stage, cgroup=cgroup, **accepted)
-        return _show_deployment(promoted, as_json)
+        return _show_deployment(client(socket).ask("promote", deployment=deployment, **accepted), as_json)
 
     guarded(command)
 

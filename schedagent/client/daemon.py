@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,19 @@ TIMEOUT_S = 60.0
 
 _LONGEST_ANSWER = 64 << 20
 _SIDE = "schedagentd: "
+
+
+@dataclass
+class Trial:
+    """A trial that schedagentd runs.
+
+    Args:
+        deployment: what it answered when the policy was in charge.
+        ended: the same when the default scheduler was again, with `end` and `detail`; None before.
+    """
+
+    deployment: dict[str, Any]
+    ended: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -46,6 +59,33 @@ class DaemonClient:
         with self._request(verb, fields) as stream:
             return _answer(stream)
 
+    @contextmanager
+    def trial(self, order: Mapping[str, Any], lease_s: float, again: bool = False) -> Iterator[Trial]:
+        """Have a policy in charge of this machine while the block runs, for `lease_s` at most.
+
+        Before it and afterwards the default scheduler is. It is as well when this process ends, however that comes.
+
+        Args:
+            order: what is loaded and its token, as verification.deployable.deployment_fields returns it.
+            again: although the circuit breaker ended it before.
+
+        Raises:
+            SchedagentError: it was refused, and nothing was changed.
+        """
+        with (
+            socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection,
+            connection.makefile("rb") as stream,
+        ):
+            with self._errors():
+                self._send(connection, "trial", {**order, "lease_s": lease_s, "again": again})
+                trial = Trial(_answer(stream))
+            try:
+                yield trial
+            finally:
+                with self._errors():
+                    connection.shutdown(socket.SHUT_WR)
+                    trial.ended = _answer(stream)["trial"]
+
     def events(self, after: int = -1, follow: bool = True) -> Iterator[dict[str, Any]]:
         """Yield events: those after number `after` (-1: none) and, if `follow`, whatever happens until it ends."""
         with self._request("events", {"after": after, "follow": follow}, patient=follow) as stream:
@@ -60,17 +100,25 @@ class DaemonClient:
 
     @contextmanager
     def _request(self, verb: str, fields: dict[str, Any], patient: bool = False) -> Iterator[BinaryIO]:
+        with self._errors(), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            self._send(connection, verb, fields)
+            if patient:
+                connection.settimeout(None)
+            with connection.makefile("rb") as stream:
+                yield stream
+
+    def _send(self, connection: socket.socket, verb: str, fields: Mapping[str, Any]) -> None:
         request = json.dumps({"version": VERSION, "verb": verb, **fields}).encode() + b"\n"
+        connection.settimeout(self.timeout_s)
+        connection.connect(str(self.path))
+        with suppress(BrokenPipeError, ConnectionResetError):  # it refused half-way; its answer says why
+            connection.sendall(request)
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Say of errors of the socket what they mean."""
         try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-                connection.settimeout(self.timeout_s)
-                connection.connect(str(self.path))
-                with suppress(BrokenPipeError, ConnectionResetError):  # it refused half-way; its answer says why
-                    connection.sendall(request)
-                if patient:
-                    connection.settimeout(None)
-                with connection.makefile("rb") as stream:
-                    yield stream
+            yield
         except TimeoutError:
             raise SetupError(f"schedagentd at {self.path} did not answer within {self.timeout_s:g} s") from None
         except PermissionError:

@@ -176,7 +176,7 @@ class Keeper:
                 self._show(summary)
                 return None
         if may_return(status, self._number):
-            self._stand_by(status["active"]["deployment"])
+            self._stand_by((status["active"] or status["waiting"])["deployment"])
             return None
         return self._end()
 
@@ -195,13 +195,15 @@ class Keeper:
         self._renewed_at, self._shown_state = time.monotonic(), ()
 
     def _show(self, summary: dict[str, Any]) -> None:
-        state = tuple(summary[name] for name in ("phase", "stage", "proven", "pinned", "next_stage"))
-        if state == self._shown_state:
-            return
-        self._shown_state = state
-        words = " and ".join([summary["phase"], *(name for name in ("proven", "pinned") if summary[name])])
-        following = f"; next: stage {summary['next_stage']}" if summary["next_stage"] else ""
-        self._report(f"deployment {summary['deployment']}: {words}, stage {summary['stage']}{following}")
+        if summary["stage"] == "pulse":  # it runs and rests, once a second at first
+            words, length = "rolling out", f" of {summary['pulse_s']:g} s"
+        else:
+            words = " and ".join([summary["phase"], *(name for name in ("proven", "pinned") if summary[name])])
+            length = ""
+        state = (words, summary["stage"], length)
+        if state != self._shown_state:
+            self._shown_state = state
+            self._report(f"deployment {summary['deployment']}: {words}, stage {summary['stage']}{length}")
 
     def _renew_if_due(self) -> None:
         if self._standing_by:
@@ -248,8 +250,8 @@ def is_of(summary: Mapping[str, Any], number: int) -> bool:
 
 
 def may_return(status: Mapping[str, Any], number: int) -> bool:
-    """Whether schedagentd would restore the deployment of that number if it had to take away what runs."""
-    return bool(status["active"]) and number in status.get("restorable", ())
+    """Whether schedagentd would restore the deployment of that number if it had to take away what runs or rests."""
+    return bool(status["active"] or status["waiting"]) and number in status.get("restorable", ())
 
 
 def _number(text: Any, what: str) -> float:

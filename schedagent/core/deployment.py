@@ -27,31 +27,26 @@ MOST_ENTRIES = 1 << 14
 
 
 class Stage(StrEnum):
-    """How much of the machine a policy schedules."""
+    """How much of the machine a policy schedules, and for how long."""
 
+    TRIAL = "trial"
+    """Every normal task, once and for seconds."""
+    PULSE = "pulse"
+    """Every normal task, for windows that become longer; the default scheduler is in charge in between."""
     CANARY = "canary"
-    """The tasks of one cgroup or of one process tree, and their children."""
-    WIDER = "wider"
-    """The tasks of a cgroup around those."""
+    """The tasks of one cgroup that owns its CPUs, and their children."""
     FULL = "full"
-    """Every normal task."""
+    """Every normal task, for as long as its lease is renewed."""
 
     @property
     def scope(self) -> Scope:
         """The token's word for it."""
-        return Scope.FULL if self is Stage.FULL else Scope.PARTIAL
+        return Scope.PARTIAL if self is Stage.CANARY else Scope.FULL
 
-    def is_beyond(self, other: Stage) -> bool:
-        """Whether it takes more of the machine than `other`."""
-        return other in _SMALLER[self]
-
-
-_SMALLER = {
-    Stage.CANARY: frozenset[Stage](),
-    Stage.WIDER: frozenset({Stage.CANARY}),
-    Stage.FULL: frozenset({Stage.CANARY, Stage.WIDER}),
-}
-"""The stages that take less of the machine, by stage."""
+    @property
+    def is_timed(self) -> bool:
+        """Whether a policy is taken away at a moment that is known before it is loaded."""
+        return self in (Stage.TRIAL, Stage.PULSE)
 
 
 class Phase(StrEnum):
@@ -63,6 +58,8 @@ class Phase(StrEnum):
     """About to be given to the kernel, or just given; not confirmed."""
     RUNNING = "running"
     """In charge, confirmed by sysfs."""
+    RESTING = "resting"
+    """Between two pulses: nothing of it is loaded."""
     ENDING = "ending"
     """About to be taken away; not confirmed. Only records of earlier versions have it."""
     ENDED = "ended"
@@ -87,6 +84,9 @@ class End(StrEnum):
     FOREIGN = "another scheduler"
     CORE_SCHEDULING = "core scheduling"
     BLIND = "sched_ext's state cannot be read"
+    NOT_SHOWN = "not shown to do no harm"
+    NO_GAIN = "no gain shown"
+    OVER = "its time is over"
     ROLLED_BACK = "rolled back"
     REPLACED = "replaced"
     GONE = "its process ended"
@@ -100,15 +100,14 @@ class End(StrEnum):
         """Whether the circuit breaker did it."""
         return self in TRIPS
 
-    def counts_at(self, stage: Stage) -> bool:
+    @property
+    def counts(self) -> bool:
         """Whether the same object is not loaded again, for a while, unless that is asked for.
 
-        What the policy itself did counts at every stage. That tasks waited for too long counts on the whole machine
-        only: at a partial stage normal tasks come first (the fair class ranks above SCHED_EXT, kernel/sched/sched.h),
-        and so their load alone can starve the policy's. Being worse than before never counts: nobody can tell it from a
-        morning on which everybody does more.
+        What the policy itself did counts, and that tasks waited for too long under it. Being worse than before never
+        does: nobody can tell it from a morning on which everybody does more.
         """
-        return self in _OWN_DOING or (self in _WAITED and stage is Stage.FULL)
+        return self in _OWN_DOING | _WAITED
 
     @property
     def blames_policy(self) -> bool:
@@ -129,8 +128,8 @@ TRIPS = _MISBEHAVED | {
     End.BLIND,
 }
 """Ends that the circuit breaker decides: the policy misbehaved, or nobody can vouch for it any more."""
-BLAMES = _MISBEHAVED | {End.NOT_LOADED}
-"""Ends that are the policy's own fault."""
+BLAMES = _MISBEHAVED | {End.NOT_LOADED, End.NOT_SHOWN, End.NO_GAIN}
+"""Ends that are the policy's own fault, or that it was not good enough."""
 
 
 @dataclass(frozen=True)
@@ -187,7 +186,8 @@ class Deployment:
     Args:
         number: counts up; names it.
         order: what is loaded.
-        stage, cgroup, tree: how much of the machine it has, or waits for if nothing of it is loaded.
+        stage: how much of the machine it has, or waits for if nothing of it is loaded.
+        cgroup, tree: whose tasks a canary has; at other stages whose tasks are measured, "" and None for everybody's.
         phase: how far it has come.
         uid: user who asked for it.
         boot_id: boot of the kernel that the times belong to.
@@ -195,7 +195,8 @@ class Deployment:
         token_until: when (boot clock) its token expires: no lease goes beyond.
         created_at: Unix time.
         since: when (boot clock) the present stage or phase began.
-        next_stage, next_cgroup: where it goes once that has been measured before; None for nowhere.
+        pulse_s, pairs: how long its pulses are at present, 0 for none; and how many pairs of windows of that length
+            were compared.
         better: which way the metric is better that its keeper reports; None if it reports none.
         enable_seq: number of its enabling in the kernel; -1 if it was never confirmed.
         proven: it survived the probation of its stage.
@@ -223,8 +224,8 @@ class Deployment:
     created_at: float
     since: float
     tree: Tree | None = None
-    next_stage: Stage | None = None
-    next_cgroup: str = ""
+    pulse_s: float = 0.0
+    pairs: int = 0
     better: Better | None = None
     enable_seq: int = -1
     proven: bool = False
@@ -249,7 +250,7 @@ class Deployment:
 
     @property
     def where(self) -> Where:
-        """Whose tasks it has."""
+        """Whose tasks it has, or are measured."""
         return self.tree or self.cgroup
 
     def to_json(self) -> dict[str, Any]:
@@ -269,7 +270,6 @@ class Deployment:
                 "stage": Stage(stored["stage"]),
                 "phase": Phase(stored["phase"]),
                 "tree": Tree(**stored["tree"]) if stored.get("tree") else None,
-                "next_stage": Stage(stored["next_stage"]) if stored["next_stage"] else None,
                 "better": Better(stored["better"]) if stored.get("better") else None,
                 "baseline": {name: Spread(**spread) for name, spread in stored["baseline"].items()},
                 "end": End(stored["end"]) if stored["end"] else None,
@@ -291,8 +291,8 @@ class Deployment:
             "phase": self.phase,
             "proven": self.proven,
             "pinned": self.pinned,
-            "next_stage": self.next_stage,
-            "next_cgroup": self.next_cgroup,
+            "pulse_s": self.pulse_s,
+            "pairs": self.pairs,
             "created_at": self.created_at,
             "since_s": round(boot_now - self.since, 1) if alive else None,
             "lease_left_s": round(self.lease_until - boot_now, 1) if alive else None,

@@ -20,7 +20,6 @@ _QUIET = re.compile(f"{_TIME}-{_TIME}")
 _EVERY = re.compile(r"([1-9][0-9]{0,4})([mhd])")
 _UNITS_S = {"m": 60, "h": 3600, "d": 86400}
 LONGEST_EVERY_S = 7 * 86400
-STAGES = ("canary", "wider", "full")
 """Of schedagentd, from the least of the machine to all of it."""
 
 
@@ -66,7 +65,6 @@ class ServiceSettings:
         every, at: schedule of optimising each workload, such as "24h" or "02:00" (local time); empty for none.
         quiet: hours in which the service begins nothing by itself, such as "22:00-06:00" (local time); empty for none.
         runs_per_day, deployments_per_day: the most that it begins by itself in 24 hours.
-        promote: how far the service promotes a deployment that is proven: canary, wider or full.
         lease_s: for how long each renewal holds: a policy outlives the service by this.
         iterations, candidates, budget_minutes: of the service's runs, as for `schedagent optimize`.
         socket: of schedagentd.
@@ -87,7 +85,6 @@ class ServiceSettings:
     quiet: str = ""
     runs_per_day: int = 2
     deployments_per_day: int = 1
-    promote: str = "canary"
     lease_s: float = 600.0
     iterations: int = 2
     candidates: int = 3
@@ -220,7 +217,6 @@ _ACCEPTED: dict[str, Accept] = {
     "quiet": _checked(quiet_minutes),
     "runs_per_day": accept.whole(0, 1000),
     "deployments_per_day": accept.whole(0, 1000),
-    "promote": accept.one_of(STAGES),
     "lease_s": accept.number(30, 3600, "seconds"),
     "iterations": accept.whole(1, 100),
     "candidates": accept.whole(1, 8),

@@ -52,9 +52,9 @@ POLICIES = (*sorted(path.stem for path in POLICY_FOLDER.glob("*.toml")), OTHER)
 """The bundled policies; policies derived on a machine are "other", there may be any number of them."""
 GATE_NAMES = _words(GATES)
 EVENT_KINDS = (
-    *("accepted", "loading", "running", "proven", "promoting", "promoted", "pinned", "not_pinned", "renewed"),
+    *("accepted", "loading", "pulses", "longer_pulses", "trial", "running", "proven", "pinned", "not_pinned"),
     *("ended", "tripped", "restoring", "not_restored", "adopted", "left", "not_removed", "started", "record_lost"),
-    *("not_promoted", "another_scheduler", OTHER),
+    *("renewed", "another_scheduler", OTHER),
 )
 """The kinds of events that schedagentd reports."""
 SCX_STATES = ("disabled", "enabling", "enabled", "disabling", OTHER)
@@ -92,7 +92,9 @@ TRIPS = counter(
 )
 EVENTS = counter("deployment_events", "Events of schedagentd, by kind.", kind=EVENT_KINDS)
 IN_CHARGE = gauge("deployment_in_charge", "1 while a policy that schedagentd deployed is in charge, 0 while none is.")
-WAITING = gauge("deployment_waiting", "1 while an accepted deployment waits for its baseline, else 0.")
+WAITING = gauge("deployment_waiting", "1 while a deployment waits for its baseline or rests between pulses, else 0.")
+PULSE = gauge("deployment_pulse_seconds", "How long the pulses of a roll-out are at present.", sparse=True)
+PAIRS = gauge("deployment_pulse_pairs", "Pairs of windows of that length that were compared.", sparse=True)
 INFO = gauge("deployment_info", "1, with what is in charge.", sparse=True, policy=POLICIES, stage=STAGES)
 PROVEN = gauge("deployment_proven", "1 if what is in charge survived the probation of its stage.", sparse=True)
 PINNED = gauge("deployment_pinned", "1 if what is in charge would survive the end of schedagentd.", sparse=True)
@@ -203,8 +205,8 @@ BUDGET = gauge(
 FAMILIES: Mapping[str, tuple[Family, ...]] = {
     "": (UP, SCRAPE_DURATION, SCRAPE_ERRORS, BUILD_INFO),
     "schedagentd": (
-        *(ENDED, TRIPS, EVENTS, IN_CHARGE, WAITING, INFO, PROVEN, PINNED, STAGE_AGE, LEASE_LEFT, TOKEN_LEFT),
-        *(SCOPE_DELAY, SCOPE_PRESSURE, SCOPE_SHARE, SCOPE_METRIC, UNSAVED, FOREIGN),
+        *(ENDED, TRIPS, EVENTS, IN_CHARGE, WAITING, PULSE, PAIRS, INFO, PROVEN, PINNED, STAGE_AGE),
+        *(LEASE_LEFT, TOKEN_LEFT, SCOPE_DELAY, SCOPE_PRESSURE, SCOPE_SHARE, SCOPE_METRIC, UNSAVED, FOREIGN),
     ),
     "kernel": (
         *(SCX_AVAILABLE, SCX_STATE, SCX_SWITCH_ALL, SCX_ENABLES, SCX_REJECTED, SCX_HOTPLUGS, SCX_EVENT, SCX_BYPASS),

@@ -76,11 +76,14 @@ def _totals(totals: Mapping[str, Any]) -> Readings:
 def _deployment(status: Mapping[str, Any]) -> Readings:
     """What is in charge now; families of what is absent have no series."""
     active = status["active"]
+    pulsing = next((each for each in (active, status["waiting"]) if each and each["pulse_s"]), None)
     readings: Readings = {
         catalog.IN_CHARGE: {_ONE: float(active is not None)},
         catalog.WAITING: {_ONE: float(status["waiting"] is not None)},
         catalog.UNSAVED: {_ONE: len(status["unsaved"])},
         catalog.FOREIGN: {_ONE: float(status["foreign"] is not None)},
+        catalog.PULSE: {_ONE: pulsing["pulse_s"]} if pulsing else {},
+        catalog.PAIRS: {_ONE: pulsing["pairs"]} if pulsing else {},
     }
     if active is None:
         return readings

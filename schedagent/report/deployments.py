@@ -62,13 +62,13 @@ def render_deployment(deployment: Mapping[str, Any]) -> str:
 def _running(deployment: Mapping[str, Any]) -> Iterator[str]:
     tree = f"process {deployment['pid']} and its descendants" if deployment["pid"] else "the whole machine"
     phase = deployment["phase"]
-    mark = "proven" if deployment["proven"] else "on probation" if phase == "running" else phase
+    probation = phase == "running" and deployment["stage"] in ("canary", "full")
+    mark = "proven" if deployment["proven"] else "on probation" if probation else phase
     where = one_line(deployment["cgroup"]) or tree
     yield f"  stage {deployment['stage']} ({where}) for {duration(deployment['since_s'])}, {mark}"
+    if deployment["pulse_s"]:
+        yield f"  pulses of {deployment['pulse_s']:g} s, {deployment['pairs']} pairs compared"
     yield f"  lease ends in {duration(deployment['lease_left_s'])}, token in {duration(deployment['token_left_s'])}"
-    if deployment["next_stage"]:
-        stage = f"{deployment['next_stage']} {deployment['next_cgroup']}".rstrip()
-        yield f"  next: stage {stage}; its baseline is being measured"
 
 
 def render_history(deployments: Sequence[Mapping[str, Any]], recorded: int = 0) -> str:

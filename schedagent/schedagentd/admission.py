@@ -96,30 +96,39 @@ def check_machine(kernel: Kernel, ours: bool) -> None:
         )
 
 
-def check_scope(kernel: Kernel, stage: Stage, cgroup: str, direct_full: bool, inner: str = "") -> None:
-    """Refuse a stage that comes too early, or a cgroup that does not fit it.
+def check_scope(kernel: Kernel, stage: Stage, cgroup: str, direct_full: bool) -> None:
+    """Refuse a stage that a deployment cannot begin with here, or a cgroup that is not there.
 
     Args:
+        cgroup: whose tasks a canary has, or are measured; empty for everybody's.
         direct_full: a deployment may begin with the full stage.
-        inner: cgroup that a promotion has to contain; empty for a deployment that begins.
 
     Raises:
         Refused: with what to do.
     """
-    if stage is Stage.FULL:
-        if cgroup:
-            raise Refused("the full stage is for the whole machine, not for a cgroup")
-        if not inner and not direct_full:
-            raise Refused("a deployment begins with stage canary", "or allow it: direct_full in the configuration")
-        return
-    if stage is Stage.WIDER and not inner:
-        raise Refused("a deployment begins with stage canary", "promote it when it is proven")
-    if not cgroup:
-        raise Refused(f"stage {stage} needs a cgroup or a process", "name one: --cgroup /build.slice, --pid 42")
-    if inner and not f"{inner}/".startswith(f"{cgroup}/"):
-        raise Refused(f"cgroup {cgroup} does not hold {inner}, where the policy is proven")
-    if not kernel.has_cgroup(cgroup):
+    if stage is Stage.TRIAL:
+        raise Refused("a trial is no stage of a deployment", "begin with stage pulse")
+    if stage is Stage.FULL and not direct_full:
+        raise Refused("a deployment begins with stage pulse", "or allow it: direct_full in the configuration")
+    if cgroup and not kernel.has_cgroup(cgroup):
         raise Refused(f"there is no cgroup {cgroup}", "see: systemd-cgls")
+    if stage is Stage.CANARY:
+        check_canary(kernel, cgroup)
+
+
+def check_canary(kernel: Kernel, cgroup: str) -> None:
+    """Refuse a canary that would only get what everybody else leaves.
+
+    Raises:
+        Refused: with what to do.
+    """
+    if not cgroup:
+        raise Refused("stage canary needs a cgroup", "name one that owns its CPUs: --cgroup /build.slice")
+    if not kernel.owns_cpus(cgroup):
+        raise Refused(
+            f"cgroup {cgroup} does not own its CPUs: tasks of the default scheduler come before those of a canary",
+            "deploy with stage pulse; or make it a partition, see cpuset.cpus.partition in cgroups(7)",
+        )
 
 
 def check_cgroup_limits(kernel: Kernel, token: DeploymentToken, stage: Stage, accepted: bool) -> str:
@@ -134,7 +143,7 @@ def check_cgroup_limits(kernel: Kernel, token: DeploymentToken, stage: Stage, ac
     Raises:
         Refused: naming the cgroups and what each would lose.
     """
-    if stage is not Stage.FULL:
+    if stage is Stage.CANARY:
         return ""
     try:
         check_limits(kernel.cgroup_limits(), token.declares)
@@ -146,25 +155,15 @@ def check_cgroup_limits(kernel: Kernel, token: DeploymentToken, stage: Stage, ac
 
 
 def tree_of(kernel: Kernel, stage: Stage, cgroup: str, pid: int) -> Tree:
-    """Return the process tree that is to be a canary; raise Refused if it cannot be one."""
-    if stage is not Stage.CANARY or cgroup:
-        raise Refused("a process tree is for stage canary, and without a cgroup")
+    """Return the process tree whose tasks are to be measured; raise Refused if that cannot be."""
+    if stage is Stage.CANARY or cgroup:
+        raise Refused("a process tree is measured, without a cgroup; a canary is a cgroup", "begin with stage pulse")
     if pid <= _KTHREADD:
         raise Refused(f"process {pid} has every process of its kind below it", "name one, or a cgroup")
     tree = kernel.tree_of(pid)
     if tree is None:
         raise Refused(f"there is no process {pid}", "see: pstree -p")
     return tree
-
-
-def cgroup_of(kernel: Kernel, deployment: Deployment) -> str:
-    """Return the cgroup that a wider one has to contain; raise Refused if its process ended."""
-    if deployment.tree is None:
-        return deployment.cgroup
-    cgroup = kernel.cgroup_of(deployment.tree)
-    if not cgroup:
-        raise Refused(f"{deployment.tree} ended", "see: schedagent status")
-    return cgroup
 
 
 def is_gone(kernel: Kernel, deployment: Deployment) -> bool:

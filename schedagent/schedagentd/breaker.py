@@ -81,7 +81,7 @@ def judge_reading(first: KernelReading, before: KernelReading, now: KernelReadin
     if not now.state.available:
         return End.BLIND, "/sys/kernel/sched_ext cannot be read: nothing can be confirmed any more"
     if now.exit is not None:
-        return _of_exit(now.exit, hotplugged=now.state.hotplug_seq != first.state.hotplug_seq)
+        return judge_exit(now.exit, hotplugged=now.state.hotplug_seq != first.state.hotplug_seq)
     if not now.enabled and now.state.enable_seq != first.state.enable_seq:
         return End.FOREIGN, f"{quote(now.state.ops)} is in charge instead"
     if not now.enabled and now.state.state == "disabled":
@@ -89,7 +89,7 @@ def judge_reading(first: KernelReading, before: KernelReading, now: KernelReadin
     return _of_counters(first, before, now, bounds) if now.enabled else None  # ending: its exit info will say why
 
 
-def _of_exit(info: ExitInfo, hotplugged: bool) -> Trip:
+def judge_exit(info: ExitInfo, hotplugged: bool) -> Trip:
     """Return what an exit record means. It is the policy's own word: the kernel has to confirm that a CPU came or went.
 
     Args:

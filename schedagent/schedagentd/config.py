@@ -16,6 +16,7 @@ from schedagent.schedagentd.breaker import Bounds
 
 CONFIG = Path("/etc/schedagent/schedagentd.toml")
 AUTO, NOT_ON_EXIT = "auto", "not_on_exit"
+MOST_LENGTHS, LONGEST_PULSE_S = 8, 3600.0
 
 DECLARED = (
     "weights", "idle machine", "saturated machine", "work conservation", "sleeper's return", "pinned crowd",
@@ -41,9 +42,11 @@ class Config:
         users: names of those who, besides root, may deploy and roll back.
         rollback: auto ends what runs with this process; not_on_exit lets what proved itself survive it.
         direct_full: allow a deployment that begins with the full stage.
+        pulses_s: how long the pulses are, one length after the other.
+        longest_trial_s, trials_per_hour: how long a trial may be, and how many there may be.
         accept_declared: oracles that a policy may declare away; see core.policies.policy.DECLARABLE.
         accept_reads: inputs that a policy may declare to go by; see core.policies.policy.READABLE.
-        probation_s: how long a stage lasts before what runs counts as proven, by stage.
+        probation_s: how long a canary, or the full stage, lasts before what runs counts as proven.
         longest_lease_s: no lease is longer.
         sample_s: how often tasks are looked at while something is deployed.
         baseline_samples: how many intervals are measured before a stage begins; 0 for none, nothing is compared then.
@@ -58,11 +61,12 @@ class Config:
     users: tuple[str, ...] = ()
     rollback: str = AUTO
     direct_full: bool = False
+    pulses_s: tuple[float, ...] = (1.0, 5.0, 30.0, 300.0)
+    longest_trial_s: float = 600.0
+    trials_per_hour: int = 240
     accept_declared: tuple[str, ...] = ()
     accept_reads: tuple[str, ...] = ()
-    probation_s: Mapping[Stage, float] = field(
-        default_factory=lambda: {Stage.CANARY: 300.0, Stage.WIDER: 600.0, Stage.FULL: 1800.0}
-    )
+    probation_s: Mapping[Stage, float] = field(default_factory=lambda: {Stage.CANARY: 300.0, Stage.FULL: 1800.0})
     longest_lease_s: float = 3600.0
     sample_s: float = 5.0
     baseline_samples: int = LEAST_SAMPLES
@@ -100,9 +104,22 @@ def _checked(table: object, accepted: Mapping[str, Callable[[Any], Any]], where:
 
 
 def _probation(value: object) -> dict[Stage, float]:
-    stages = {str(stage): accept.number(0, 30 * 86400) for stage in Stage}
+    stages = {str(stage): accept.number(0, 30 * 86400) for stage in Config().probation_s}
     chosen = _checked(value, stages, "probation_s")
     return {**Config().probation_s, **{Stage(name): seconds for name, seconds in chosen.items()}}
+
+
+def _pulses(value: object) -> tuple[float, ...]:
+    accepted = ValueError(f"1 to {MOST_LENGTHS} lengths from 1 to {LONGEST_PULSE_S:g}, each longer than the one before")
+    if not isinstance(value, list) or not 1 <= len(value) <= MOST_LENGTHS:
+        raise accepted
+    try:
+        lengths = tuple(accept.number(1, LONGEST_PULSE_S)(length) for length in value)
+    except ValueError:
+        raise accepted from None
+    if list(lengths) != sorted(set(lengths)):
+        raise accepted
+    return lengths
 
 
 def _bounds(value: object) -> Bounds:
@@ -117,6 +134,9 @@ _ACCEPTED: dict[str, Callable[[Any], Any]] = {
     "users": accept.list_of(accept.line, "user names"),
     "rollback": accept.one_of((AUTO, NOT_ON_EXIT)),
     "direct_full": accept.flag,
+    "pulses_s": _pulses,
+    "longest_trial_s": accept.number(1, LONGEST_PULSE_S),
+    "trials_per_hour": accept.whole(0, 3600),
     "accept_declared": accept.list_of(accept.one_of(DECLARED), ", ".join(DECLARED)),
     "accept_reads": accept.list_of(accept.one_of(READ), ", ".join(READ)),
     "probation_s": _probation,

@@ -14,12 +14,16 @@ from schedagent.core.deployment import Deployment, End, Order, Phase, Stage, Tre
 from schedagent.core.errors import Refused
 from schedagent.core.terminal.foreign import one_line
 from schedagent.core.token import DeploymentToken
-from schedagent.core.welch import METRIC, TIMES_IN_A_ROW, Better, Spread
+from schedagent.core.welch import TIMES_IN_A_ROW, Better, Spread
 from schedagent.schedagentd.breaker import Bounds, KernelReading, judge_reading, judge_spreads, measures
 from schedagent.schedagentd.config import NOT_ON_EXIT, Config
+from schedagent.schedagentd.pulses import Coin, Going, Pulses, Window, judge_pulses
 
 LONGEST_DETAIL = 3500
 """Characters of why a deployment ended, and of what the policy said of that: each is one printable line."""
+
+REST_S, HOUR_S = 1.0, 3600.0
+"""How long the default scheduler is in charge before a trial; what trials are counted in."""
 
 # What may be decided
 
@@ -52,10 +56,15 @@ class Renew:
 
 
 @dataclass(frozen=True)
-class Promote:
-    """Store where a deployment goes next, and begin to measure the machine there."""
+class Try:
+    """Load a policy for one trial, which ends by itself.
 
-    promoted: Deployment
+    Args:
+        deployment: not numbered yet.
+    """
+
+    deployment: Deployment
+    content: bytes
 
 
 @dataclass(frozen=True)
@@ -66,10 +75,25 @@ class Load:
 
 
 @dataclass(frozen=True)
-class Widen:
-    """Take what runs to its next stage; the full one needs it loaded again."""
+class Rest:
+    """Let the default scheduler be in charge for a window of a roll-out by pulses.
 
-    wider: Deployment
+    Args:
+        kind, detail: of the event; empty for none.
+    """
+
+    resting: Deployment
+    pulses: Pulses
+    kind: str = ""
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Pulse:
+    """Load what rests: for a window of its roll-out, or without pulses to stay."""
+
+    loading: Deployment
+    pulses: Pulses | None
 
 
 @dataclass(frozen=True)
@@ -114,7 +138,7 @@ class Leave:
     """Let go of what is pinned, for the next process to take over."""
 
 
-Decision = Accept | Renew | Promote | Load | Widen | Prove | Pin | Drop | EndWith | Restore | Leave
+Decision = Accept | Renew | Try | Load | Rest | Pulse | Prove | Pin | Drop | EndWith | Restore | Leave
 
 
 @dataclass(frozen=True)
@@ -171,11 +195,37 @@ def accept(
     return Accept(deployment, content, token)
 
 
-def token_scope(deployment: Deployment) -> tuple[Stage, str]:
-    """Return the stage and cgroup that a newer token has to allow: the next ones of what is being promoted."""
-    if deployment.next_stage is not None:
-        return deployment.next_stage, deployment.next_cgroup
-    return deployment.stage, deployment.cgroup
+def check_trial(ended: float, begun: Sequence[float], boot: float, config: Config) -> None:
+    """Refuse a trial that comes too soon.
+
+    Args:
+        ended: when (boot clock) the last policy was taken away.
+        begun: when the trials of the last hour began.
+
+    Raises:
+        Refused: with what to do.
+    """
+    if boot < ended + REST_S:
+        raise Refused(f"a policy was in charge {boot - ended:.1f} s ago", f"try again {REST_S:g} s after it")
+    if len(begun) >= config.trials_per_hour:
+        raise Refused(
+            f"there were {len(begun)} trials within an hour, as many as are allowed",
+            f"the next one is allowed in {max(begun[0] + HOUR_S - boot, 0) / 60:.0f} min; or set trials_per_hour",
+        )
+
+
+def trial(accepted: Accept) -> Try:
+    """Return what an accepted policy is to be for a trial: it is loaded at once."""
+    return Try(replace(accepted.deployment, phase=Phase.LOADING), accepted.content)
+
+
+def in_charge(loading: Deployment, enable_seq: int, boot: float) -> Deployment:
+    """Return a deployment as it is when the kernel has confirmed it; a trial's time begins only now."""
+    since = loading.since if loading.stage is Stage.PULSE else boot
+    running = replace(loading, phase=Phase.RUNNING, enable_seq=enable_seq, since=since)
+    if loading.stage is not Stage.TRIAL:
+        return running
+    return replace(running, lease_until=min(boot + loading.lease_s, loading.token_until))
 
 
 def renew(
@@ -204,20 +254,36 @@ def renew(
     return Renew(renewed, token, tuple(metric))
 
 
-def check_promotion(deployment: Deployment, stage: Stage, now: Moment, config: Config) -> None:
-    """Raise Refused unless what runs may have more of the machine now."""
-    if not stage.is_beyond(deployment.stage):
-        raise Refused(f"{deployment.label} is at stage {deployment.stage} already, not before {stage}")
+def promote(deployment: Deployment, coin: Coin, now: Moment, config: Config) -> tuple[Rest, *tuple[Pulse, ...]]:
+    """Take a proven canary on to the whole machine, by pulses.
+
+    Raises:
+        Refused: it is none, or on probation.
+    """
+    if deployment.stage is not Stage.CANARY or deployment.phase is not Phase.RUNNING:
+        raise Refused(f"{deployment.label} is at stage {deployment.stage}", "a canary that runs is promoted")
     if not deployment.proven:
         left_s = config.probation_s[deployment.stage] - (now.boot - deployment.since)
         raise Refused(
             f"{deployment.label} is on probation for {max(0.0, left_s):.0f} s more", "promote it when it is proven"
         )
+    return begin_pulses(deployment, coin, now.boot, config)
 
 
-def promote(deployment: Deployment, stage: Stage, cgroup: str) -> Promote:
-    """Give what proved itself more of the machine, once the machine was measured at that scope."""
-    return Promote(replace(deployment, next_stage=stage, next_cgroup=cgroup))
+def begin_pulses(deployment: Deployment, coin: Coin, boot: float, config: Config) -> tuple[Rest, *tuple[Pulse, ...]]:
+    """Begin the roll-out by pulses; the default scheduler is in charge before the first one."""
+    pulses = Pulses(config.pulses_s, policy_first=coin())
+    resting = replace(
+        deployment,
+        stage=Stage.PULSE,
+        phase=Phase.RESTING,
+        since=boot,
+        proven=False,
+        pinned=False,
+        baseline={},
+        pulse_s=pulses.length_s,
+    )
+    return _begin_length(Rest(resting, pulses, "pulses", f"of {', '.join(f'{each:g}' for each in config.pulses_s)} s"))
 
 
 def roll_back(
@@ -234,6 +300,7 @@ def roll_back(
     decisions: list[Decision] = []
     if waiting and named in (None, waiting):
         decisions.append(Drop(End.ROLLED_BACK, "asked for"))
+        decisions += [] if to_default or waiting.phase is not Phase.RESTING else _back_from(waiting)
     if running and named in (None, running):
         decisions.append(EndWith(End.ROLLED_BACK, "asked for"))
         decisions += [] if to_default else _back_from(running)
@@ -261,6 +328,8 @@ def at_once(
         return EndWith(*trip)
     if now.boot < running.lease_until:
         return None
+    if running.stage is Stage.TRIAL:
+        return EndWith(End.OVER, f"{running.lease_s:g} s")
     expired = running.token_until <= running.lease_until
     return EndWith(End.LEASE_LAPSED, "its token expired" if expired else "nobody renewed it")
 
@@ -293,12 +362,15 @@ def compare(
         worse: how many times in a row it was worse before this sample.
     """
     if sample.starved:
-        shown = ", ".join(sample.starved[:5])
-        detail = f"runnable for {bounds.starvation_s:g} s without running: {shown}"
-        return Comparison(worse, EndWith(End.STARVATION, detail))
+        return Comparison(worse, _starved(sample.starved, bounds))
     trip = judge_spreads(running.baseline, now, measures(bounds, running.better))
     worse = worse + 1 if trip else 0
     return Comparison(worse, EndWith(*trip) if trip and worse >= TIMES_IN_A_ROW else None)
+
+
+def _starved(tasks: Sequence[str], bounds: Bounds) -> EndWith:
+    shown = ", ".join(tasks[:5])
+    return EndWith(End.STARVATION, f"runnable for {bounds.starvation_s:g} s without running: {shown}")
 
 
 def after_trip(
@@ -314,19 +386,24 @@ def after_trip(
     decisions: list[Decision] = []
     if previous and end.blames_policy and previous.order.digest != ended.order.digest:
         decisions.append(Restore(previous.number))
-    if waiting and end.counts_at(ended.stage) and waiting.order.digest == ended.order.digest:
+    if waiting and end.counts and waiting.order.digest == ended.order.digest:
         decisions.append(Drop(End.NOT_LOADED, f"the circuit breaker ended the same object: deployment {ended.number}"))
     return tuple(decisions)
 
 
 def gone(running: Deployment) -> tuple[Decision, ...]:
-    """End a canary whose process ended: what is left of its tree is no canary of anything."""
+    """End what runs if the process ended whose tasks are measured."""
     return EndWith(End.GONE, str(running.tree)), *_back_from(running)
+
+
+def gone_resting(resting: Deployment) -> tuple[Decision, ...]:
+    """The same of what rests between two pulses."""
+    return Drop(End.GONE, str(resting.tree)), *_back_from(resting)
 
 
 def prove(running: Deployment, boot: float, config: Config) -> Prove | None:
     """Note that what runs survived the probation of its stage."""
-    if running.proven or not _is_over(running, boot, config):
+    if running.stage.is_timed or running.proven or not _is_over(running, boot, config):
         return None
     return Prove(replace(running, proven=True))
 
@@ -344,8 +421,12 @@ def pin(running: Deployment, pinnable: bool, boot: float, config: Config) -> Pin
 
 
 def wait_on(waiting: Deployment, boot: float) -> Drop | None:
-    """Give up what waits if its lease lapsed."""
-    return Drop(End.NOT_LOADED, "its lease lapsed first") if boot >= waiting.lease_until else None
+    """Give up what waits, or rests between pulses, if its lease lapsed."""
+    if boot < waiting.lease_until:
+        return None
+    if waiting.phase is Phase.RESTING:
+        return Drop(End.LEASE_LAPSED, "between two pulses")
+    return Drop(End.NOT_LOADED, "its lease lapsed first")
 
 
 def is_enough(samples: int, metric: Sequence[float] | None, config: Config) -> bool:
@@ -362,34 +443,61 @@ def is_enough(samples: int, metric: Sequence[float] | None, config: Config) -> b
 def load(
     waiting: Deployment, running: Deployment | None, measured: Mapping[str, Spread], boot: float, config: Config
 ) -> Load:
-    """Load what waits; the last known good is what runs if it is proven, else the one before that."""
+    """Load what waits, or let it rest before its first pulse.
+
+    The last known good is what runs if it is proven, else the one before that.
+    """
     previous = (running.number if running.proven else running.previous) if running else 0
     baseline = measured if config.baseline_samples else {}
-    return Load(replace(waiting, phase=Phase.LOADING, previous=previous, baseline=baseline, since=boot))
+    phase = Phase.RESTING if waiting.stage is Stage.PULSE else Phase.LOADING
+    return Load(replace(waiting, phase=phase, previous=previous, baseline=baseline, since=boot))
 
 
-def widen(running: Deployment, measured: Mapping[str, Spread], boot: float, config: Config) -> Widen:
-    """Take what runs to its next stage, where it is on probation again.
+def after_window(
+    resting: Deployment, before: Pulses, shown: Window, coin: Coin, boot: float, config: Config
+) -> tuple[Decision, ...]:
+    """Return what follows after a window of a roll-out, while the default scheduler is in charge.
 
-    Its own metric is still compared with the time before the first stage.
+    Args:
+        resting: the deployment.
+        before: what was so before that window.
+        shown: what was measured in it.
     """
-    stage = running.next_stage
-    assert stage is not None, "it is being promoted"
-    metric = {name: spread for name, spread in running.baseline.items() if name == METRIC}
-    wider = replace(
-        running,
-        stage=stage,
-        cgroup=running.next_cgroup,
-        tree=None,
-        next_stage=None,
-        next_cgroup="",
-        phase=Phase.LOADING if stage is Stage.FULL else Phase.RUNNING,
-        proven=False,
-        pinned=False,
-        baseline={**(measured if config.baseline_samples else {}), **metric},
-        since=boot,
-    )
-    return Widen(wider)
+    if shown.starved and before.is_policy_next:
+        starved = _starved(shown.starved, config.bounds)
+        return Drop(starved.end, starved.detail), *_back_from(resting)
+    pulses = before.ended(shown, coin)
+    if pulses.first is not None:
+        return (_next_window(resting, pulses),)
+    going = judge_pulses(pulses, config.bounds, resting.better)
+    match going:
+        case Going.ON:
+            return (_next_window(resting, pulses),)
+        case Going.LONGER:
+            passed = f"{len(pulses.compared)} pairs of pulses of {pulses.length_s:g} s show no harm"
+            longer = pulses.longer()
+            resting = replace(resting, pulse_s=longer.length_s, pairs=0)
+            return _begin_length(Rest(resting, longer, "longer pulses", f"{longer.length_s:g} s; {passed}"))
+        case Going.STAY:
+            baseline = pulses.baseline() if config.baseline_samples else {}
+            full = replace(resting, stage=Stage.FULL, phase=Phase.LOADING, pulse_s=0.0, since=boot, baseline=baseline)
+            return (Pulse(full, None),)
+        case end, detail:
+            return Drop(end, detail), *_back_from(resting)
+    raise AssertionError("every outcome has its decision")
+
+
+def _begin_length(rest: Rest) -> tuple[Rest, *tuple[Pulse, ...]]:
+    """Rest, and end that at once if the policy's window is the first one."""
+    following = _next_window(rest.resting, rest.pulses)
+    return (rest, following) if isinstance(following, Pulse) else (rest,)
+
+
+def _next_window(resting: Deployment, pulses: Pulses) -> Rest | Pulse:
+    resting = replace(resting, pairs=len(pulses.pairs))
+    if pulses.is_policy_next:
+        return Pulse(replace(resting, phase=Phase.LOADING), pulses)
+    return Rest(resting, pulses)
 
 
 # This process begins and ends
@@ -455,8 +563,6 @@ def ended(deployment: Deployment, end: End, detail: str, unix: float, own_words:
         detail=one_line(detail, LONGEST_DETAIL),
         own_words=one_line(own_words, LONGEST_DETAIL),
         pinned=False,
-        next_stage=None,
-        next_cgroup="",
         ended_at=unix,
     )
 

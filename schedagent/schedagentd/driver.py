@@ -11,10 +11,9 @@ the record is written: neither a full disk nor a slow one, whose kernel threads 
 from __future__ import annotations
 
 import logging
-import time
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import replace
 
 from kernel_bpf.observe.schedulers import named, stop_hint
 from kernel_bpf.observe.tasks import TaskSample
@@ -22,10 +21,17 @@ from schedagent.core.deployment import Deployment, End, Order, Phase, Stage, Whe
 from schedagent.core.errors import BpfError, RecordError, Refused, SchedagentError, TokenError
 from schedagent.core.terminal.foreign import quote
 from schedagent.core.token import CLOCK_SKEW_S, DeploymentToken, read_signed
-from schedagent.core.welch import LEAST_SAMPLES, Spread
 from schedagent.schedagentd import decisions
-from schedagent.schedagentd.admission import NOTHING, Accepted, check_accepted, check_machine, check_token, is_gone
-from schedagent.schedagentd.breaker import KernelReading, summarise
+from schedagent.schedagentd.admission import (
+    NOTHING,
+    Accepted,
+    check_accepted,
+    check_canary,
+    check_machine,
+    check_token,
+    is_gone,
+)
+from schedagent.schedagentd.breaker import KernelReading, judge_exit
 from schedagent.schedagentd.decisions import (
     Accept,
     Decision,
@@ -35,102 +41,30 @@ from schedagent.schedagentd.decisions import (
     Load,
     Moment,
     Pin,
-    Promote,
     Prove,
+    Pulse,
     Renew,
+    Rest,
     Restore,
-    Widen,
+    Try,
 )
-from schedagent.schedagentd.kernel import Kernel, Loaded, Watching, further_lines, one_line
+from schedagent.schedagentd.kernel import Kernel, Loaded, further_lines, one_line
+from schedagent.schedagentd.pulses import Pulses, Window, wash_out_s
 from schedagent.schedagentd.record import Record
+from schedagent.schedagentd.state import Active, Clock, Measuring, Pending, Windowed, shown_in
 
 log = logging.getLogger(__name__)
 
-_MOST_SAMPLES = 5 * LEAST_SAMPLES
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+BRIEF_S = 10.0
+"""In a shorter window no thread of the whole machine is looked at by itself: the kernel's watchdog sees who starves."""
+WAKING_S = 0.02
+"""Before the end of a window: the last samples come at least so much earlier, for a policy is taken away on time."""
+GRACE_S = 2.0
+"""So much longer than its time a policy can be in charge if this process hangs: the kernel ends it then."""
 MOST_DEATHS = 3
 """So often may this process have died under a pinned policy that is taken over again: it may be the policy's doing."""
 KEEP_TIME_S = 120.0
 """How often it is stored how late it is."""
-
-
-class Clock:
-    """The clocks of this machine, in seconds."""
-
-    def unix(self) -> float:
-        """The time of day, which people and daemons may set."""
-        return time.time()
-
-    def boot(self) -> float:
-        """Since boot, suspended or not; nobody can set it."""
-        return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-    def monotonic(self) -> float:
-        """Since boot, without the time suspended."""
-        return time.monotonic()
-
-    def boot_id(self) -> str:
-        """Which boot that was."""
-        return _BOOT_ID.read_text().strip()
-
-
-@dataclass
-class Measuring:
-    """Samples of one scope, and of the workload's own metric as its keeper reports it.
-
-    Args:
-        metric: None until the first report, which is left out: some of it was measured before.
-    """
-
-    watch: Watching
-    samples: list[TaskSample] = field(default_factory=list)
-    metric: list[float] | None = None
-
-    def take(self) -> TaskSample:
-        """Sample now; old ones are forgotten."""
-        sample = self.watch.sample()
-        self.samples = [*self.samples[-_MOST_SAMPLES:], sample]
-        return sample
-
-    def report(self, values: Sequence[float]) -> None:
-        """Take what was measured of the workload's own metric; old values are forgotten."""
-        if values:
-            self.metric = [] if self.metric is None else [*self.metric, *values][-_MOST_SAMPLES:]
-
-    def summary(self) -> dict[str, Spread]:
-        """All of it in short."""
-        return summarise(self.samples, self.metric or ())
-
-
-@dataclass
-class Active:
-    """What is in charge now.
-
-    Args:
-        first, before: the reading when its stage began, and the last one.
-        now: of its tasks, since its stage began.
-        step: of the scope that it is about to get; None while it is not being promoted.
-        worse: how many times in a row it was worse than the baseline.
-        pinnable: False once pinning it failed.
-    """
-
-    deployment: Deployment
-    loaded: Loaded
-    first: KernelReading
-    before: KernelReading
-    now: Measuring
-    step: Measuring | None = None
-    worse: int = 0
-    pinnable: bool = True
-
-
-@dataclass
-class Pending:
-    """What was accepted and waits until enough is known of the machine without it."""
-
-    deployment: Deployment
-    content: bytes
-    before: Measuring
 
 
 class Driver:
@@ -157,6 +91,10 @@ class Driver:
         self.kernel, self.record, self.public_keys, self.clock = kernel, record, public_keys, clock
         self.active: Active | None = None
         self.pending: Pending | None = None
+        self.trials: list[float] = []
+        """When (boot clock) the latest trials began."""
+        self.taken_away_at = -math.inf
+        """When (boot clock) a policy was taken away for the last time."""
         self.unsaved: dict[int, Deployment] = {}
         """What ended while the record could not be written, by number."""
         self._sample_s, self._starvation_s = sample_s, starvation_s
@@ -173,13 +111,29 @@ class Driver:
 
     @property
     def waiting(self) -> Deployment | None:
-        """The deployment that waits to be loaded."""
+        """The deployment that waits to be loaded, or rests between two pulses."""
         return self.pending.deployment if self.pending else None
+
+    @property
+    def window(self) -> Windowed | None:
+        """The open window of a roll-out by pulses."""
+        holder = self.active or self.pending
+        return holder.window if holder else None
+
+    @property
+    def trials_within_an_hour(self) -> list[float]:
+        """When (boot clock) the trials of the last hour began."""
+        return [began for began in self.trials if began > self.clock.boot() - decisions.HOUR_S]
 
     @property
     def now(self) -> Moment:
         """What time it is."""
         return Moment(self._boot_id, self.clock.boot(), self.clock.unix())
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether what runs is to be taken away at a moment that is known: nothing may wait for a disk."""
+        return self.active is not None and self.active.deployment.stage.is_timed
 
     @property
     def in_charge(self) -> str:
@@ -200,7 +154,7 @@ class Driver:
 
     def sample(self, active: Active) -> TaskSample:
         """Sample the tasks of what runs; newcomers of its scope are moved in first."""
-        if active.deployment.stage is not Stage.FULL:
+        if active.deployment.stage is Stage.CANARY:
             self.kernel.move_in(active.deployment.where)
         return active.now.take()
 
@@ -214,14 +168,18 @@ class Driver:
     def check_token(
         self, order: Order, token: str, stage: Stage, cgroup: str, used: frozenset[str] = frozenset()
     ) -> DeploymentToken:
-        """Return the token if it allows this order here and now; raise TokenError, Refused or RecordError otherwise."""
+        """Return the token if it allows this order here and now; raise TokenError, Refused or RecordError otherwise.
+
+        Args:
+            cgroup: whose tasks a canary has; at other stages they are everybody's.
+        """
         return check_token(
             order,
             token,
             self.public_keys(),
             self.kernel.identity(),
             stage.scope,
-            cgroup,
+            cgroup if stage is Stage.CANARY else "",
             self.clock.unix(),
             self.record.last_seen,
             self.record.tokens_from,
@@ -265,19 +223,21 @@ class Driver:
         """Carry out a decision.
 
         Raises:
-            RecordError: an Accept, Renew or Promote could not be stored, and nothing was changed.
+            RecordError: an Accept, Renew or Try could not be stored, and nothing was changed.
         """
         match decision:
             case Accept():
                 self._accept(decision)
             case Renew():
                 self._renew(decision)
-            case Promote(promoted):
-                self._promote(promoted)
+            case Try(deployment, content):
+                self._try(deployment, content)
             case Load(loading):
                 self._load(loading)
-            case Widen(wider):
-                self._widen(wider)
+            case Rest():
+                self._rest(decision)
+            case Pulse(loading, pulses):
+                self._pulse(loading, pulses)
             case Prove(proven):
                 self._prove(proven)
             case Pin(pinned):
@@ -300,7 +260,8 @@ class Driver:
     def _renew(self, decision: Renew) -> None:
         renewed = decision.renewed
         kind = "renewed" if decision.token else ""  # an event each minute would drown the others
-        self.record.save(renewed, kind, "with a newer token", decision.token)
+        if decision.token or not self.is_timed:  # a slow disk must not make a pulse longer; its end is stored with it
+            self.record.save(renewed, kind, "with a newer token", decision.token)
         self._became(renewed)
         self._prolong(renewed)
         if self.pending and self.pending.deployment.number == renewed.number:
@@ -308,11 +269,10 @@ class Driver:
         elif self.active and self.active.deployment.number == renewed.number:
             self.active.now.report(decision.metric)
 
-    def _promote(self, promoted: Deployment) -> None:
-        assert self.active is not None
-        self.record.save(promoted, "promoting", f"to {promoted.next_stage} {promoted.next_cgroup}".rstrip())
-        self._became(promoted)
-        self.active.step = self._measure(promoted.next_cgroup)
+    def _try(self, deployment: Deployment, content: bytes) -> None:
+        self.trials = [*self.trials_within_an_hour, self.clock.boot()]
+        what = f"for {deployment.lease_s:g} s by user {deployment.uid}"
+        self._attach(self.record.begin(deployment, content, None, "trial", what), content)
 
     def _load(self, loading: Deployment) -> None:
         assert self.pending is not None
@@ -322,40 +282,17 @@ class Driver:
             if is_gone(self.kernel, loading):
                 raise Refused(f"{loading.tree} ended")
             self.check_token(loading.order, loading.order.token, loading.stage, loading.cgroup)
-            self.record.save(loading, "loading")
+            self.record.save(loading, "" if loading.phase is Phase.RESTING else "loading")
         except SchedagentError as error:  # what runs stays
             self._drop(End.NOT_LOADED, one_line(error))
             return
         self.pending = None
         if self.active:
             self._end(End.REPLACED, f"by deployment {loading.number}")
-        if not self._attach(loading, content) and loading.previous:
+        if loading.phase is Phase.RESTING:
+            self.pending = Pending(loading, content, self._measure(loading.where))
+        elif not self._attach(loading, content) and loading.previous:
             self._restore(loading.previous)
-
-    def _widen(self, wider: Deployment) -> None:
-        active = self.active
-        assert active is not None
-        loads = wider.stage is Stage.FULL
-        try:
-            check_machine(self.kernel, ours=True)
-            self.check_token(wider.order, wider.order.token, wider.stage, wider.cgroup)
-            content = self.record.content(wider.order.digest) if loads else b""
-            if content is None:
-                raise Refused("its object is not kept any more")
-            self.record.save(wider, "promoted", f"to {wider.stage} {wider.cgroup}".rstrip())
-        except SchedagentError as error:  # it stays as it is
-            active.step = None
-            active.deployment = replace(active.deployment, next_stage=None, next_cgroup="")
-            self._try_save(active.deployment, "not promoted", one_line(error))
-            return
-        if loads:
-            if self._take_away(active, wider, End.NOT_LOADED):
-                self._attach(wider, content)
-            return
-        active.loaded.unpin()
-        self.kernel.move_in(wider.cgroup)
-        first = self._reading(active.loaded)
-        self.active = Active(wider, active.loaded, first, first, self._measure(wider.cgroup))
 
     def _prove(self, proven: Deployment) -> None:
         assert self.active is not None
@@ -385,36 +322,129 @@ class Driver:
         self.active.loaded.leave()
         self.active = None
 
+    # A roll-out by pulses
+
+    def _rest(self, decision: Rest) -> None:
+        """Open a window of the default scheduler."""
+        resting = decision.resting
+        content = self.pending.content if self.pending else self.record.content(resting.order.digest)
+        if self.active and not self._take_away(self.active, resting):  # a canary that is promoted
+            return
+        if content is None:
+            self._confirm_end(resting, End.NOT_LOADED, "its object is not kept any more")
+            return
+        if decision.kind:
+            self._try_save(resting, decision.kind, decision.detail, owed=False)
+        before = self._measure(resting.where, decision.pulses.length_s)
+        self.pending = Pending(resting, content, before, self._open(decision.pulses, content))
+
+    def _pulse(self, loading: Deployment, pulses: Pulses | None) -> None:
+        """Load what rests: for a window, or without pulses to stay."""
+        if self.pending is None:  # it ended before
+            return
+        content = self.pending.content
+        try:
+            check_machine(self.kernel, ours=False)
+            self.check_token(loading.order, loading.order.token, loading.stage, loading.cgroup)
+            self.record.save(loading, "" if pulses else "loading")
+        except SchedagentError as error:
+            self._drop(End.NOT_LOADED, one_line(error))
+        else:
+            self.pending = None
+            if self._attach(loading, content, pulses):
+                return
+        if loading.previous:
+            self._restore(loading.previous)
+
+    def _open(self, pulses: Pulses, content: bytes) -> Windowed:
+        """A window that begins now."""
+        boot, length_s = self.clock.boot(), pulses.length_s
+        return Windowed(pulses, content, boot + wash_out_s(length_s), boot + length_s)
+
+    def begin_measuring(self, window: Windowed) -> None:
+        """Measure from now on: the wash-out of the open window is over."""
+        begun = self.clock.monotonic()
+        holder = self.active or self.pending
+        assert holder is not None
+        length_s = window.pulses.length_s
+        measuring = self._measure(holder.deployment.where, length_s)
+        if holder.deployment.where != "":
+            window.everybody = self._measure("", length_s)
+        if self.active:
+            self.active.now = measuring
+        elif self.pending:
+            self.pending.before = measuring
+        window.is_measured = True
+        took_s = self.clock.monotonic() - begun
+        window.sample_s = min(max(2 * took_s, WAKING_S), (window.ends_at - window.measured_from) / 4)
+
+    def end_measuring(self, window: Windowed) -> None:
+        """Take the last samples of the open window, which ends in a moment."""
+        measuring = self.active.now if self.active else self.pending.before if self.pending else None
+        assert measuring is not None
+        window.shown = shown_in(measuring, window)
+
+    def end_window(self, window: Windowed) -> Window | None:
+        """End the open window: the default scheduler is in charge. Return what it showed; None if that ended it all."""
+        shown = window.shown or Window({})
+        if active := self.active:
+            resting = replace(active.deployment, phase=Phase.RESTING, enable_seq=-1)
+            if not self._take_away(active, resting):
+                return None
+            self._try_save(resting, "", "", owed=False)
+            self.pending = Pending(resting, window.content, active.now)
+        return shown
+
     # Giving to the kernel, taking away, restoring
 
-    def _attach(self, loading: Deployment, content: bytes) -> bool:
-        """Give a policy to the kernel; return whether it is in charge and the record knows it."""
-        partial = loading.stage is not Stage.FULL
+    def _attach(self, loading: Deployment, content: bytes, pulses: Pulses | None = None) -> bool:
+        """Give a policy to the kernel; return whether it is in charge, and the record knows it.
+
+        What has a time is not written to the record once it is in charge: a disk may make it longer. That it was about
+        to be loaded is written.
+        """
+        partial, timed = loading.stage is Stage.CANARY, loading.stage.is_timed
         try:
             loaded = self.kernel.load(loading.number, loading.order, content, partial)
         except SchedagentError as error:
             log.warning("%s: %s", loading.label, error)
             self._confirm_end(loading, End.NOT_LOADED, one_line(error), further_lines(error))
             return False
-        running = replace(loading, phase=Phase.RUNNING, enable_seq=loaded.enable_seq, since=self.clock.boot())
+        running = decisions.in_charge(loading, loaded.enable_seq, self.clock.boot())
+        window = self._open(pulses, content) if pulses else None
+        if timed:
+            loaded.end_within((pulses.length_s if pulses else running.lease_s) + GRACE_S)
         first = self._reading(loaded)
-        self.active = Active(running, loaded, first, first, self._measure(loading.where))
-        if not self._try_save(running, "running", f"{running.stage} {running.where}".rstrip()):
+        now = self._measure(loading.where, pulses.length_s if pulses else math.inf)
+        self.active = Active(running, loaded, first, first, now, window)
+        if not timed and not self._try_save(running, "running", f"{running.stage} {running.where}".rstrip()):
             self._end(End.NOT_LOADED, "the record could not be written")
             return False
         if partial:
             self.kernel.move_in(running.where)
         return True
 
-    def _take_away(self, active: Active, then: Deployment, failed: End) -> bool:
-        """Detach what runs, so that it can be loaded again; if that fails it has ended."""
+    def _take_away(self, active: Active, then: Deployment) -> bool:
+        """Detach what runs, which rests from now on; if it did not end as it was to, all of it has ended."""
         self.active = None
         try:
-            active.loaded.detach()
+            exit_info = active.loaded.detach()
         except BpfError as error:
-            self._confirm_end(then, failed, one_line(error))
+            self._confirm_end(then, End.BLIND, one_line(error))
             return False
-        self.kernel.move_out()
+        finally:
+            self.taken_away_at = self.clock.boot()
+        if active.deployment.stage is Stage.CANARY:
+            self.kernel.move_out()
+        state = self.kernel.state()
+        if state.state == "enabled":
+            self._confirm_end(then, End.FOREIGN, f"{quote(state.ops)} is in charge instead")
+            return False
+        if exit_info and not exit_info.is_orderly:
+            hotplugged = state.hotplug_seq != active.first.state.hotplug_seq
+            end, what = judge_exit(exit_info, hotplugged)
+            self._confirm_end(then, end, what, exit_info.words)
+            return False
         return True
 
     def _end(self, end: End, detail: str) -> None:
@@ -427,7 +457,8 @@ class Driver:
         except BpfError as error:
             log.error("%s", error)
             detail = f"{detail}; {one_line(error)}"
-        if active.deployment.stage is not Stage.FULL:
+        self.taken_away_at = self.clock.boot()
+        if active.deployment.stage is Stage.CANARY:
             self.kernel.move_out()
         if own_words:
             log.info("%s says of its end: %s", active.deployment.label, own_words)
@@ -448,6 +479,8 @@ class Driver:
                 raise Refused(f"the circuit breaker ended the same object meanwhile: {trip}")
             if is_gone(self.kernel, before):
                 raise Refused(f"{before.tree} ended")
+            if before.stage is Stage.CANARY:
+                check_canary(self.kernel, before.cgroup)
             check_machine(self.kernel, ours=False)
             token = self.check_token(before.order, before.order.token, before.stage, before.cgroup)
             restored = decisions.restored(before, token, self.now)
@@ -542,10 +575,14 @@ class Driver:
             state = self.kernel.state()  # the hotplug may have come after it was read
         return KernelReading(self.clock.boot(), self.clock.monotonic(), state, enabled, exit_info)
 
-    def _measure(self, where: Where) -> Measuring:
-        """Begin to sample a scope; the first sample only begins the first interval."""
+    def _measure(self, where: Where, window_s: float = math.inf) -> Measuring:
+        """Begin to sample a scope; the first sample only begins the first interval.
+
+        Args:
+            window_s: for how long, if that is known.
+        """
         self._next_sample = self.clock.monotonic() + self._sample_s
-        measuring = Measuring(self.kernel.watch(where, self._starvation_s))
+        measuring = Measuring(self.kernel.watch(where, self._starvation_s, window_s < BRIEF_S))
         measuring.take()
         return measuring
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from kernel_bpf.load.sched_ext import KernelState, LoadedPolicy, kernel_state
 from kernel_bpf.observe import tasks
 from kernel_bpf.observe.core_scheduling import CoreScheduling
 from kernel_bpf.observe.schedulers import Scheduler, other_schedulers
-from kernel_bpf.observe.tasks import TaskSample, Watch
+from kernel_bpf.observe.tasks import Sums, TaskSample, Watch
 from schedagent.core.deployment import Order, Tree, Where
 from schedagent.core.errors import BpfError, SchedagentError
 from schedagent.core.terminal import foreign
@@ -25,6 +26,8 @@ PINS = Path("/sys/fs/bpf/schedagent")
 _LEASE = "lease"
 """LEASE_NUMBER_SECONDS, by the boot clock. deploy/systemd/schedagentd-lease.service goes by it, without a program of
 ours: pins whose lease is not there or is over are removed."""
+DETACHING_S = 5.0
+"""So long may it take to detach what has a time, before the kernel does it by ending this process."""
 _LONGEST_LINE, _LONGEST_QUOTE = 1000, 2000
 
 
@@ -60,8 +63,8 @@ class Loaded(Protocol):
     def prolong(self, lease_until: float) -> None:
         """Give what is pinned a new lease; raise BpfError if that cannot be had."""
 
-    def unpin(self) -> None:
-        """Let it end with this process."""
+    def end_within(self, seconds: float) -> None:
+        """Let the kernel end this process, and with it what is not pinned, unless it is detached or left by then."""
 
     def detach(self) -> ExitInfo | None:
         """Take it away, confirmed by sysfs; raise BpfError if that cannot be confirmed."""
@@ -122,14 +125,14 @@ class Kernel(Protocol):
     def cgroup_limits(self) -> tuple[CgroupLimit, ...]:
         """The limits that are set on cgroups; raise Refused if that cannot be known."""
 
+    def owns_cpus(self, cgroup: str) -> bool:
+        """Whether a cgroup has CPUs on which only its own tasks run, the kernel's own threads aside."""
+
     def tree_of(self, pid: int) -> Tree | None:
         """The process tree that begins with a process; None if there is no such process."""
 
-    def cgroup_of(self, tree: Tree) -> str:
-        """The cgroup of a tree's first process; empty if it ended."""
-
-    def watch(self, where: Where, starvation_s: float) -> Watching:
-        """Begin to sample a scope."""
+    def watch(self, where: Where, starvation_s: float, brief: bool = False) -> Watching:
+        """Begin to sample a scope; if briefly, then of the whole machine no thread by itself, which takes its time."""
 
 
 @dataclass(frozen=True)
@@ -157,19 +160,20 @@ class PinnablePolicy:
     def prolong(self, lease_until: float) -> None:
         _lease(self.folder, int(lease_until))
 
-    def unpin(self) -> None:
-        self.policy.unpin()
-        _remove(self.folder)
+    def end_within(self, seconds: float) -> None:
+        end_this_process_within(seconds)
 
     def detach(self) -> ExitInfo | None:
+        self.end_within(DETACHING_S if signal.getitimer(signal.ITIMER_REAL)[0] else 0)
         try:
             return self.policy.detach(self.detach_s)
         finally:
-            self.policy.leave()
+            self.leave()
             _remove(self.folder)
 
     def leave(self) -> None:
         self.policy.leave()
+        self.end_within(0)
 
 
 @dataclass(frozen=True)
@@ -251,17 +255,25 @@ class HostKernel:
     def has_cgroup(self, cgroup: str) -> bool:
         return (tasks.cgroup_root() / cgroup.lstrip("/") / "cgroup.procs").exists()
 
+    def owns_cpus(self, cgroup: str) -> bool:
+        return tasks.owns_cpus(tasks.cgroup_root() / cgroup.lstrip("/"))
+
     def tree_of(self, pid: int) -> Tree | None:
         return tasks.tree_of(pid)
 
-    def cgroup_of(self, tree: Tree) -> str:
-        return tasks.cgroup_of(tree)
-
-    def watch(self, where: Where, starvation_s: float) -> Watching:
+    def watch(self, where: Where, starvation_s: float, brief: bool = False) -> Watching:
+        if brief and where == "":
+            return Sums()
         return Watch(where, starvation_s, tasks.cgroup_root(), rotates=True)
 
     def _folder(self, number: int) -> Path:
         return self.pins / str(number)
+
+
+def end_this_process_within(seconds: float) -> None:
+    """Let the kernel end this process after a time (0: no more), whatever it is doing by then."""
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
 def _lease(folder: Path, until_s: int) -> None:

@@ -74,7 +74,8 @@ class Deploy:
 
     Args:
         order, content: what, with its token; the object.
-        stage, cgroup, pid: how much of the machine, to begin with; of cgroup and pid one at most.
+        stage: how much of the machine, to begin with.
+        cgroup, pid: whose tasks a canary has, or are measured; one of them at most.
         lease_s: how long without a renewal.
         again: although the circuit breaker ended it before.
         better: which way the metric is better that renewals will report; None if they report none.
@@ -110,11 +111,27 @@ class Renew:
 
 @dataclass(frozen=True)
 class Promote:
-    """Give a proven policy more of the machine; `accept` as for Deploy."""
+    """Take a proven canary on to the whole machine, by pulses; `accept` as for Deploy."""
 
     deployment: int
-    stage: Stage
-    cgroup: str
+    accept: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Put a policy in charge for a bounded time, which ends before if the connection does.
+
+    Args:
+        order, content: what, with its token; the object.
+        lease_s: how long, from the moment on when it is in charge.
+        again: although the circuit breaker ended it before.
+        accept: as for Deploy.
+    """
+
+    order: Order
+    content: bytes
+    lease_s: float
+    again: bool
     accept: tuple[str, ...] = ()
 
 
@@ -126,8 +143,8 @@ class Rollback:
     to_default: bool
 
 
-Request = Status | Policies | History | Events | Deploy | Renew | Promote | Rollback
-CHANGES = (Deploy, Renew, Promote, Rollback)
+Request = Status | Policies | History | Events | Deploy | Trial | Renew | Promote | Rollback
+CHANGES = (Deploy, Trial, Renew, Promote, Rollback)
 """Requests that only configured users may make."""
 
 _Fields = Mapping[str, tuple[Callable[[Any], Any], Any]]
@@ -233,10 +250,19 @@ def _entries(value: Any) -> tuple[tuple[int, int], ...]:
 
 
 def _deploy(**fields: Any) -> Deploy:
+    return Deploy(*_ordered(fields), **fields)
+
+
+def _trial(**fields: Any) -> Trial:
+    return Trial(*_ordered(fields), **fields)
+
+
+def _ordered(fields: dict[str, Any]) -> tuple[Order, bytes]:
+    """Take what is to be loaded out of the fields of a request."""
     content = fields.pop("object_base64")
     names = ("policy", "tunables", "history", "classes", "report_digest", "token")
     order = Order(digest=hashlib.sha256(content).hexdigest(), **{name: fields.pop(name) for name in names})
-    return Deploy(order, content, **fields)
+    return order, content
 
 
 _cgroup = accept.or_empty(accept.cgroup)
@@ -249,6 +275,16 @@ _accepted = accept.list_of(accept.one_of(ACCEPTABLE), ", ".join(ACCEPTABLE))
 _pid = accept.whole(1, 1 << 22)
 """PID_MAX_LIMIT (include/linux/threads.h)."""
 
+_ORDER: _Fields = {
+    "policy": (accept.matching(C_NAME, "a name of C"), _REQUIRED),
+    "object_base64": (_content, _REQUIRED),
+    "tunables": (_tunables, _REQUIRED),
+    "history": (_entries, ()),
+    "classes": (_entries, ()),
+    "report_digest": (_digest, _REQUIRED),
+    "token": (_token, _REQUIRED),
+}
+
 _VERBS: dict[str, tuple[_Fields, Callable[..., Request]]] = {
     "status": ({}, Status),
     "policies": ({}, Policies),
@@ -256,14 +292,8 @@ _VERBS: dict[str, tuple[_Fields, Callable[..., Request]]] = {
     "events": ({"after": (accept.whole(-1, 1 << 53), -1), "follow": (accept.flag, True)}, Events),
     "deploy": (
         {
-            "policy": (accept.matching(C_NAME, "a name of C"), _REQUIRED),
-            "object_base64": (_content, _REQUIRED),
-            "tunables": (_tunables, _REQUIRED),
-            "history": (_entries, ()),
-            "classes": (_entries, ()),
-            "report_digest": (_digest, _REQUIRED),
-            "token": (_token, _REQUIRED),
-            "stage": (_stage, Stage.CANARY),
+            **_ORDER,
+            "stage": (_stage, Stage.PULSE),
             "cgroup": (_cgroup, ""),
             "lease_s": (_seconds, 600.0),
             "again": (accept.flag, False),
@@ -272,6 +302,10 @@ _VERBS: dict[str, tuple[_Fields, Callable[..., Request]]] = {
             "accept": (_accepted, ()),
         },
         _deploy,
+    ),
+    "trial": (
+        {**_ORDER, "lease_s": (_seconds, _REQUIRED), "again": (accept.flag, False), "accept": (_accepted, ())},
+        _trial,
     ),
     "renew": (
         {
@@ -283,14 +317,6 @@ _VERBS: dict[str, tuple[_Fields, Callable[..., Request]]] = {
         },
         Renew,
     ),
-    "promote": (
-        {
-            "deployment": (_number, _REQUIRED),
-            "stage": (_stage, _REQUIRED),
-            "cgroup": (_cgroup, ""),
-            "accept": (_accepted, ()),
-        },
-        Promote,
-    ),
+    "promote": ({"deployment": (_number, _REQUIRED), "accept": (_accepted, ())}, Promote),
     "rollback": ({"deployment": (_number, 0), "to_default": (accept.flag, False)}, Rollback),
 }

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-from schedagent.core.deployment import Deployment, End, Event, Phase
+from schedagent.core.deployment import Deployment, End, Event, Phase, Stage
 from schedagent.core.errors import RecordError, SetupError
 from schedagent.core.retention.limits import RETENTION
 from schedagent.core.terminal.foreign import one_line
@@ -34,6 +34,7 @@ KEPT_TRIPS_DAYS = RETENTION["trips"].days
 KNOWN_GOOD = 3
 """So many earlier deployments are kept with their objects, one behind the other: each is restored when the one that
 replaced it has to go."""
+KEPT_TRIALS = RETENTION["trials"].count
 KEPT_DAMAGED = RETENTION["damaged"].count
 
 LONGEST_DETAIL = 4000
@@ -261,7 +262,7 @@ class Record:
             "UPDATE deployments SET phase = ?, body = ? WHERE number = ?",
             (deployment.phase, json.dumps(deployment.to_json()), deployment.number),
         )
-        if deployment.phase is Phase.ENDED and deployment.end and deployment.end.counts_at(deployment.stage):
+        if deployment.phase is Phase.ENDED and deployment.end and deployment.end.counts:
             row = (deployment.order.digest, deployment.end, deployment.ended_at)
             self._database.execute("INSERT OR REPLACE INTO tripped VALUES (?, ?, ?)", row)
         if kind:
@@ -292,11 +293,13 @@ class Record:
         wanted = {deployment.order.digest for deployment in (*unfinished, *behind)}
         numbers = json.dumps([deployment.number for deployment in behind])
         database.execute("DELETE FROM events WHERE number <= (SELECT max(number) FROM events) - ?", (KEPT_EVENTS,))
-        database.execute(
-            "DELETE FROM deployments WHERE phase = ? AND number <= (SELECT max(number) FROM deployments) - ?"
-            " AND number NOT IN (SELECT value FROM json_each(?))",
-            (Phase.ENDED, KEPT_DEPLOYMENTS, numbers),
-        )
+        for trials, most in (("=", KEPT_TRIALS), ("!=", KEPT_DEPLOYMENTS)):
+            some = f"SELECT number FROM deployments WHERE json_extract(body, '$.stage') {trials} ?"
+            database.execute(
+                f"DELETE FROM deployments WHERE phase = ? AND number IN ({some} ORDER BY number DESC LIMIT -1 OFFSET ?)"
+                " AND number NOT IN (SELECT value FROM json_each(?))",
+                (Phase.ENDED, Stage.TRIAL, most, numbers),
+            )
         database.execute(
             "DELETE FROM tripped WHERE digest NOT IN (SELECT digest FROM tripped ORDER BY at DESC, digest LIMIT ?)",
             (KEPT_TRIPS,),

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import logging
+import math
+import secrets
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 from kernel_bpf.load.sched_ext import KernelState
 from kernel_bpf.observe.schedulers import named, stop_hint
-from schedagent.core.deployment import Deployment, End, Order, Stage
+from schedagent.core.deployment import Deployment, End, Order, Phase, Stage
 from schedagent.core.errors import RecordError, Refused
 from schedagent.core.welch import Better
 from schedagent.schedagentd import decisions
 from schedagent.schedagentd.admission import (
     Accepted,
-    cgroup_of,
     check_cgroup_limits,
     check_machine,
     check_scope,
@@ -24,9 +25,11 @@ from schedagent.schedagentd.admission import (
 )
 from schedagent.schedagentd.config import Config
 from schedagent.schedagentd.decisions import Decision, EndWith
-from schedagent.schedagentd.driver import Active, Clock, Driver
+from schedagent.schedagentd.driver import Driver
 from schedagent.schedagentd.kernel import Kernel
+from schedagent.schedagentd.pulses import Coin
 from schedagent.schedagentd.record import KEPT_TRIPS_DAYS, Record
+from schedagent.schedagentd.state import Active, Clock, Pending, Windowed
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +39,7 @@ class Rollout:
 
     Args:
         public_keys: returns the keys, in PEM, whose tokens count now.
+        coin: decides the order of the windows of each pair.
     """
 
     def __init__(
@@ -45,7 +49,9 @@ class Rollout:
         config: Config,
         public_keys: Callable[[], Sequence[bytes]],
         clock: Clock | None = None,
+        coin: Coin = lambda: bool(secrets.randbits(1)),
     ) -> None:
+        self._coin = coin
         self.kernel, self.record, self.config, self.clock = kernel, record, config, clock or Clock()
         accepted = Accepted(frozenset(config.accept_declared), frozenset(config.accept_reads))
         self.driver = Driver(
@@ -56,6 +62,15 @@ class Rollout:
     def busy(self) -> bool:
         """Whether `tick` has to be called every second."""
         return bool(self.driver.active or self.driver.pending or self.driver.unsaved)
+
+    @property
+    def next_in_s(self) -> float:
+        """In how many seconds `tick` has to be called at the latest, besides; infinite for nothing."""
+        window, running = self.driver.window, self.driver.running
+        moments = [window.next_at] if window else []
+        if running and running.stage is Stage.TRIAL:
+            moments.append(running.lease_until)
+        return min(moments, default=math.inf) - self.clock.boot()
 
     @property
     def in_charge(self) -> str:
@@ -81,8 +96,9 @@ class Rollout:
 
         Args:
             content: the object; `order.digest` is its digest.
+            cgroup: whose tasks a canary has, or are measured.
             again: although the circuit breaker ended it before.
-            pid: of the process whose tree the canary is, instead of a cgroup; 0 for none.
+            pid: of the process whose tree is measured, instead of a cgroup; 0 for none.
             better: which way the metric is better that renewals will report.
             accept_limits: although limits of cgroups end with it.
 
@@ -91,15 +107,9 @@ class Rollout:
         """
         self._require_nothing_waits()
         check_machine(self.kernel, ours=self.driver.active is not None)
-        if (trip := self.record.trip_of(order.digest, self.clock.unix())) and not again:
-            raise Refused(
-                f"this object was ended by the circuit breaker before: {trip}",
-                f"deploy another; this one in {KEPT_TRIPS_DAYS} days, or now if the cause is known: "
-                "schedagent deploy --again",
-            )
+        self._check_trips(order, again)
+        check_scope(self.kernel, stage, cgroup, self.config.direct_full)
         tree = tree_of(self.kernel, stage, cgroup, pid) if pid else None
-        if tree is None:
-            check_scope(self.kernel, stage, cgroup, self.config.direct_full)
         token = self.driver.check_token(order, order.token, stage, cgroup, self.record.used_nonces)
         self._note_limits(uid, check_cgroup_limits(self.kernel, token, stage, accept_limits))
         accept = decisions.accept(
@@ -121,6 +131,71 @@ class Rollout:
         self._advance()
         return self.record.get(accepted.number) or accepted
 
+    def trial(
+        self,
+        uid: int,
+        order: Order,
+        content: bytes,
+        lease_s: float,
+        again: bool = False,
+        accept_limits: bool = False,
+    ) -> Deployment:
+        """Put a policy in charge of the whole machine at once, for a time that begins when it is; it ends by itself.
+
+        One token allows any number of trials, as long as it is valid and not used for a deployment.
+
+        Raises:
+            Refused, TokenError, RecordError: nothing was changed.
+        """
+        if busy := self.driver.running or self.driver.waiting:
+            raise Refused(f"{busy.label} is at stage {busy.stage}: there is one at a time", "wait until it has ended")
+        if not 0 < lease_s <= self.config.longest_trial_s:
+            raise Refused(
+                f"a trial of {lease_s:g} s", f"at most {self.config.longest_trial_s:g} s, see longest_trial_s"
+            )
+        driver = self.driver
+        decisions.check_trial(driver.taken_away_at, driver.trials_within_an_hour, self.clock.boot(), self.config)
+        check_machine(self.kernel, ours=False)
+        self._check_trips(order, again)
+        token = driver.check_token(order, order.token, Stage.TRIAL, "", self.record.used_nonces)
+        self._note_limits(uid, check_cgroup_limits(self.kernel, token, Stage.TRIAL, accept_limits))
+        accepted = decisions.accept(
+            order,
+            content,
+            token,
+            uid=uid,
+            stage=Stage.TRIAL,
+            cgroup="",
+            tree=None,
+            lease_s=lease_s,
+            better=None,
+            now=driver.now,
+            config=self.config,
+        )
+        driver.carry_out(decisions.trial(accepted))
+        begun = driver.running or next(iter(self.record.history(1)))
+        if begun.phase is Phase.ENDED:
+            raise Refused(f"{begun.label} {begun.end}: {begun.detail}")
+        return begun
+
+    def end_trial(self, number: int) -> None:
+        """End the trial of that number, if it has not ended: its client is done, or gone."""
+        running = self.driver.running
+        if running and running.number == number and running.stage is Stage.TRIAL:
+            self.driver.carry_out(EndWith(End.OVER, "its client is done"))
+
+    def ended(self, number: int) -> Deployment | None:
+        """Return a deployment that has ended, though the record may not know yet; None if it is not kept."""
+        return self.driver.unsaved.get(number) or self.record.get(number)
+
+    def _check_trips(self, order: Order, again: bool) -> None:
+        if (trip := self.record.trip_of(order.digest, self.clock.unix())) and not again:
+            raise Refused(
+                f"this object was ended by the circuit breaker before: {trip}",
+                f"deploy another; this one in {KEPT_TRIPS_DAYS} days, or now if the cause is known: "
+                "schedagent deploy --again",
+            )
+
     def renew(
         self, number: int, lease_s: float, token: str = "", report_digest: str = "", metric: Sequence[float] = ()
     ) -> Deployment:
@@ -137,8 +212,7 @@ class Rollout:
         order, newer = deployment.order, None
         if token:
             order = replace(order, token=token, report_digest=report_digest)
-            stage, cgroup = decisions.token_scope(deployment)
-            newer = self.driver.check_token(order, token, stage, cgroup, self.record.used_nonces)
+            newer = self.driver.check_token(order, token, deployment.stage, deployment.cgroup, self.record.used_nonces)
         else:
             self.driver.check_renewal(order)
         renew = decisions.renew(deployment, order, newer, metric, lease_s, self.driver.now, self.config)
@@ -150,30 +224,24 @@ class Rollout:
         if ended:
             self.record.note("accepted", f"user {uid} accepted it: {ended}", number)
 
-    def promote(
-        self, number: int, stage: Stage, cgroup: str, *, uid: int = 0, accept_limits: bool = False
-    ) -> Deployment:
-        """Give what proved itself more of the machine, once the machine was measured at that scope.
+    def promote(self, number: int, *, uid: int = 0, accept_limits: bool = False) -> Deployment:
+        """Take a proven canary on to the whole machine, by pulses.
 
         Args:
             uid: of the user who asks for it.
             accept_limits: although limits of cgroups end with it.
 
         Raises:
-            Refused, TokenError, RecordError: nothing was changed.
+            Refused, TokenError: nothing was changed.
         """
         self._require_nothing_waits()
         deployment = decisions.find(number, self.driver.running, self.driver.waiting)
-        decisions.check_promotion(deployment, stage, self.driver.now, self.config)
-        inner = cgroup_of(self.kernel, deployment)
-        check_scope(self.kernel, stage, cgroup, self.config.direct_full, inner)
+        rest, *pulse = decisions.promote(deployment, self._coin, self.driver.now, self.config)
         check_machine(self.kernel, ours=True)
-        token = self.driver.check_token(deployment.order, deployment.order.token, stage, cgroup)
-        self._note_limits(uid, check_cgroup_limits(self.kernel, token, stage, accept_limits), number)
-        promote = decisions.promote(deployment, stage, cgroup)
-        self.driver.carry_out(promote)
-        self._advance()
-        return self.record.get(number) or promote.promoted
+        token = self.driver.check_token(deployment.order, deployment.order.token, rest.resting.stage, "")
+        self._note_limits(uid, check_cgroup_limits(self.kernel, token, rest.resting.stage, accept_limits), number)
+        self._carry_out((rest, *pulse))
+        return self.driver.waiting or self.driver.running or self.ended(number) or deployment
 
     def rollback(self, number: int = 0, to_default: bool = False) -> str:
         """End what waits and what runs, or only the one named; then the last known good, or the default scheduler.
@@ -192,18 +260,52 @@ class Rollout:
     def tick(self) -> None:
         """Look at everything: called every second while `busy`."""
         driver = self.driver
+        if driver.window and self._run_window(driver.window):
+            return  # what a moment is for comes first; the rest has its turn a second later at most
         due = driver.is_sample_due()
         if driver.active:
             self._watch(driver.active, due)
         if driver.pending:
-            if drop := decisions.wait_on(driver.pending.deployment, self.clock.boot()):
-                driver.carry_out(drop)
-            elif due:
-                driver.pending.before.take()
-        if driver.active and driver.active.step and due:
-            driver.active.step.take()
+            self._wait(driver.pending, due)
         self._advance()
-        driver.save_unsaved()  # last: a disk may take its time
+        if not driver.is_timed:
+            driver.save_unsaved()  # last: a disk may take its time
+
+    def _wait(self, pending: Pending, due: bool) -> None:
+        """Drop what waits if there is a cause; else sample the machine without it."""
+        waiting = pending.deployment
+        if drop := decisions.wait_on(waiting, self.clock.boot()):
+            self.driver.carry_out(drop)
+        elif due:
+            pending.before.take()
+
+    def _run_window(self, window: Windowed) -> bool:
+        """Do what the open window of a roll-out by pulses wants now; return whether there was something."""
+        boot = self.clock.boot()
+        if boot < window.next_at:
+            return False
+        if boot >= window.ends_at:
+            self._end_window(window)
+        elif window.is_measured:
+            self.driver.end_measuring(window)
+        else:
+            self.driver.begin_measuring(window)
+        return True
+
+    def _end_window(self, window: Windowed) -> None:
+        running = self.driver.running
+        shown, rested = self.driver.end_window(window), self.driver.waiting
+        if shown is None or rested is None:
+            ended = self.ended(running.number) if running else None
+            if ended and ended.end:
+                self._follow_trip(ended, ended.end)
+        elif drop := decisions.wait_on(rested, self.clock.boot()):
+            self.driver.carry_out(drop)
+        elif is_gone(self.kernel, rested):
+            self._carry_out(decisions.gone_resting(rested))
+        else:
+            boot = self.clock.boot()
+            self._carry_out(decisions.after_window(rested, window.pulses, shown, self._coin, boot, self.config))
 
     def _watch(self, active: Active, due: bool) -> None:
         """End what runs if there is a cause; else note that its probation is over, if it is."""
@@ -216,7 +318,9 @@ class Rollout:
             sample = self.driver.sample(active)
             compared = decisions.compare(running, sample, active.now.summary(), active.worse, self.config.bounds)
             active.worse, trip = compared.worse, compared.decision
-        if trip is not None:
+        if trip is not None and trip.end is End.OVER:
+            self.driver.carry_out(trip)
+        elif trip is not None:
             self._trip(running, trip)
         elif due and is_gone(self.kernel, running):
             self._carry_out(decisions.gone(running))
@@ -240,21 +344,27 @@ class Rollout:
             trip = replace(trip, detail=f"{trip.detail}{named(others)}; to deploy again: {stop_hint(others)}")
         self.driver.carry_out(trip)
         log.warning("circuit breaker: %s: %s: %s", running.label, trip.end, trip.detail)
-        known = running.previous and trip.end.blames_policy
-        previous = self.record.get(running.previous) if known else None
-        self._carry_out(decisions.after_trip(running, trip.end, previous, self.driver.waiting))
+        self._follow_trip(running, trip.end)
+
+    def _follow_trip(self, tripped: Deployment, end: End) -> None:
+        """Do what follows when the circuit breaker has ended something."""
+        known = tripped.previous and end.blames_policy
+        previous = self.record.get(tripped.previous) if known else None
+        self._carry_out(decisions.after_trip(tripped, end, previous, self.driver.waiting))
 
     def _advance(self) -> None:
-        """Load what waits, or widen what runs, once enough was measured."""
-        pending, active, boot = self.driver.pending, self.driver.active, self.clock.boot()
-        if pending:
-            metric = (pending.before.metric or ()) if pending.deployment.better is not None else None
-            if decisions.is_enough(len(pending.before.samples), metric, self.config):
-                measured, running = pending.before.summary(), self.driver.running
-                self.driver.carry_out(decisions.load(pending.deployment, running, measured, boot, self.config))
-                return
-        if active and active.step and decisions.is_enough(len(active.step.samples), None, self.config):
-            self.driver.carry_out(decisions.widen(active.deployment, active.step.summary(), boot, self.config))
+        """Load what waits once enough was measured; a roll-out by pulses measures for itself."""
+        pending, boot = self.driver.pending, self.clock.boot()
+        if pending is None or pending.window is not None:
+            return
+        by_pulses = pending.deployment.stage is Stage.PULSE
+        metric = (pending.before.metric or ()) if pending.deployment.better is not None else None
+        if by_pulses or decisions.is_enough(len(pending.before.samples), metric, self.config):
+            measured = {} if by_pulses else pending.before.summary()
+            self.driver.carry_out(decisions.load(pending.deployment, self.driver.running, measured, boot, self.config))
+        waiting = self.driver.waiting
+        if waiting is not None and waiting.stage is Stage.PULSE:
+            self._carry_out(decisions.begin_pulses(waiting, self._coin, self.clock.boot(), self.config))
 
     # This process begins and ends
 
@@ -281,7 +391,7 @@ class Rollout:
             "active": running.summary(boot) if running else None,
             "measured": {name: asdict(spread) for name, spread in measured.items()},
             "waiting": waiting.summary(boot) if waiting else None,
-            "restorable": self._restorable(running),
+            "restorable": self._restorable(running or waiting),
             "rollback": self.config.rollback,
             "unsaved": sorted(self.driver.unsaved),
             "foreign": self._foreign(state),
@@ -343,7 +453,6 @@ class Rollout:
             self.driver.carry_out(decision)
 
     def _require_nothing_waits(self) -> None:
-        active = self.driver.active
-        waiting = self.driver.waiting or (active.deployment if active and active.step else None)
-        if waiting:
-            raise Refused(f"{waiting.label} waits to be loaded", "wait, or: schedagent rollback")
+        if waiting := self.driver.waiting or (self.driver.running if self.driver.is_timed else None):
+            busy = f"is at stage {waiting.stage}" if waiting.stage.is_timed else "waits to be loaded"
+            raise Refused(f"{waiting.label} {busy}", "wait, or: schedagent rollback")

@@ -37,6 +37,7 @@ from schedagent.schedagentd.messages import (
     Request,
     Rollback,
     Status,
+    Trial,
     read_request,
 )
 from schedagent.schedagentd.rollout import Rollout
@@ -123,6 +124,7 @@ class Connection:
         limit: longest request, in bytes.
         deadline: when (monotonic) it must have asked, or read its answer; None for one that reads events.
         after: number of the last event that was sent to it; None for one that does not read events.
+        trial: number of the trial that ends with it; 0 for none.
         closing: close it when everything is written.
         pieces: in how many its request has come so far.
         behind: whether there are events that it has not been sent yet.
@@ -135,6 +137,7 @@ class Connection:
     received: bytearray = field(default_factory=bytearray)
     unsent: bytearray = field(default_factory=bytearray)
     after: int | None = None
+    trial: int = 0
     closing: bool = False
     pieces: int = 0
     behind: bool = False
@@ -185,16 +188,18 @@ class Server:
             elif (connection := self._connections.get(key.fd)) is not None:
                 self._serve(connection, events)
         now = self._rest()
-        if self._rollout.busy and now >= self._next_tick:
+        if self._rollout.busy and (now >= self._next_tick or self._rollout.next_in_s <= 0):
             self._next_tick = now + TICK_S
             self._rollout.tick()
-        self._rollout.driver.keep_time()
+        if not self._rollout.driver.is_timed:
+            self._rollout.driver.keep_time()
         for connection in list(self._connections.values()):
             if connection.deadline is not None and now >= connection.deadline:
                 if not connection.closing:
                     self._answer(connection, _fault(UsageError(f"nothing was asked within {REQUEST_S:g} s")))
                 self._close(connection)
         self._send_events()
+        self._end_connections_of_trials()
         if now >= self._next_notice:
             self._next_notice = now + NOTICE_S
             self._notifier.tell(f"WATCHDOG=1\nSTATUS={self._rollout.in_charge}")
@@ -216,7 +221,7 @@ class Server:
             waits.append(self._notifier.watchdog_s / 3)
         now = time.monotonic()
         if self._rollout.busy:
-            waits.append(self._next_tick - now)
+            waits += [self._next_tick - now, self._rollout.next_in_s]
         if any(connection.behind for connection in self._connections.values()):
             waits.append(TICK_S)
         waits += [
@@ -267,9 +272,11 @@ class Server:
             except OSError:
                 piece = b""
             if not piece:
-                self._close(connection)
+                self._hang_up(connection)
                 return
-            if connection.after is not None and not connection.closing:
+            if connection.trial and not connection.closing:
+                self._hang_up(connection)
+            elif connection.after is not None and not connection.closing:
                 self._answer(connection, _fault(UsageError("who reads events has asked; nothing more may be said")))
             elif not connection.closing:
                 self._receive(connection, piece)
@@ -304,6 +311,9 @@ class Server:
             self._require_leave(connection.peer, request)
             if isinstance(request, Events):
                 self._begin_stream(connection, request)
+                return
+            if isinstance(request, Trial):
+                self._begin_trial(connection, request)
                 return
             answer = {"ok": self._do(connection.peer, request)}
         except SchedagentError as error:
@@ -359,6 +369,37 @@ class Server:
         if self._connections.pop(connection.socket.fileno(), None) is not None:
             self._selector.unregister(connection.socket)
             connection.socket.close()
+
+    # Trials
+
+    def _begin_trial(self, connection: Connection, request: Trial) -> None:
+        """Put a policy in charge for as long as its client stays, at most for its time."""
+        rollout = self._rollout
+        begun = rollout.trial(
+            connection.peer.uid,
+            request.order,
+            request.content,
+            request.lease_s,
+            request.again,
+            accept_limits=LIMITS_ACCEPTED in request.accept,
+        )
+        connection.trial, connection.deadline = begun.number, None
+        self._send(connection, [{"ok": begun.summary(rollout.clock.boot())}])
+
+    def _hang_up(self, connection: Connection) -> None:
+        """Close the connection of a peer that is gone, or done: its trial ends with it."""
+        if not connection.trial:
+            self._close(connection)
+            return
+        self._rollout.end_trial(connection.trial)
+
+    def _end_connections_of_trials(self) -> None:
+        """Send to clients of trials that have ended how they did."""
+        running = self._rollout.driver.running
+        for connection in list(self._connections.values()):
+            if connection.trial and not connection.closing and (not running or running.number != connection.trial):
+                ended = self._rollout.ended(connection.trial)
+                self._answer(connection, {"ok": {"trial": ended and ended.summary(self._rollout.clock.boot())}})
 
     # Events
 
@@ -448,11 +489,7 @@ class Server:
                 return renewed.summary(boot())
             case Promote():
                 promoted = rollout.promote(
-                    request.deployment,
-                    request.stage,
-                    request.cgroup,
-                    uid=peer.uid,
-                    accept_limits=LIMITS_ACCEPTED in request.accept,
+                    request.deployment, uid=peer.uid, accept_limits=LIMITS_ACCEPTED in request.accept
                 )
                 return promoted.summary(boot())
             case Rollback():

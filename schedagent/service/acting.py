@@ -163,7 +163,7 @@ class Hands:
         compile_policy = partial(self.lab.compile, self.repository, run_id)
         fields = handover(self.repository, run_id, compile_policy, recommendation.policy)
         deployment = _running_already(client, fields.pop("digest"), fields["tunables"]) or client.ask(
-            "deploy", **fields, stage="canary", cgroup=cgroup, lease_s=self.settings.daemon.lease_s
+            "deploy", **fields, stage="pulse", cgroup=cgroup, lease_s=self.settings.daemon.lease_s
         )
         number = deployment["deployment"]
         note = f"deployment {number}"

@@ -15,7 +15,7 @@ from schedagent.client.daemon import DaemonClient
 from schedagent.client.keeper import is_of, may_return
 from schedagent.core.errors import RepositoryError, SchedagentError
 from schedagent.core.recommendation import ApplyRequest, Progress, Standing
-from schedagent.core.service_settings import STAGES, ServiceSettings
+from schedagent.core.service_settings import ServiceSettings
 from schedagent.service.drift import RECENT, InARow, busy, worse
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ Answer = Mapping[str, Any]
 
 
 class Keeper:
-    """Renews the leases of the requests that were deployed, promotes them as configured, and notes their ends.
+    """Renews the leases of the requests that were deployed, and notes their ends.
 
     Args:
         records: with the requests and what was measured.
@@ -48,7 +48,6 @@ class Keeper:
         self._now = now
         self._worse = InARow()
         self._judged: dict[int, float] = {}
-        self._refused: set[tuple[int, str]] = set()
         self.wants_token: set[int] = set()
         """Numbers of requests whose deployment would end soon with its token."""
 
@@ -84,8 +83,6 @@ class Keeper:
             self._client.ask("renew", deployment=request.deployment, lease_s=self._settings.lease_s)
             if deployment["token_left_s"] < TOKEN_LEFT_S:
                 self.wants_token.add(request.number)
-            if deployment["phase"] == "running" and deployment["proven"] and not deployment["next_stage"]:
-                self._promote(request, deployment)
 
     def _note_end(self, request: ApplyRequest) -> None:
         """Store why a deployment ended."""
@@ -113,30 +110,3 @@ class Keeper:
         worsened = worse(baseline, latest)
         surely = self._worse.enough(str(request.number), bool(worsened))
         return "; ".join(map(str, worsened)) if surely else ""
-
-    def _promote(self, request: ApplyRequest, deployment: Answer) -> None:
-        """Take a proven policy one stage further, if the settings want that and schedagentd allows it."""
-        step = next_step(deployment["stage"], deployment["cgroup"], self._settings.promote)
-        if step is None or (request.deployment, step[0]) in self._refused:
-            return
-        try:
-            self._client.ask("promote", deployment=request.deployment, stage=step[0], cgroup=step[1])
-        except SchedagentError as error:
-            self._refused.add((request.deployment, step[0]))
-            log.warning("deployment %d stays at stage %s: %s", request.deployment, deployment["stage"], error.message)
-
-
-def next_step(stage: str, cgroup: str, furthest: str) -> tuple[str, str] | None:
-    """Return the stage and cgroup that a proven policy goes to next; None if it has gone far enough.
-
-    Wider is the cgroup around the present one; where only the root is around it, the next stage is full.
-
-    Args:
-        furthest: stage at which it stays.
-    """
-    if STAGES.index(stage) >= STAGES.index(furthest):
-        return None
-    around = cgroup.rpartition("/")[0]
-    if stage == STAGES[0] and around:
-        return STAGES[1], around
-    return (STAGES[2], "") if furthest == STAGES[2] else None

@@ -1,4 +1,4 @@
-"""What schedagentd costs while nothing is deployed: memory and CPU time. Source of the bounds: issue 5."""
+"""What schedagentd costs while nothing is deployed (bounds: issue 5), and 200 pulses in the guest."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ import pytest
 
 from schedagent.client.daemon import DaemonClient
 from schedagent.core.errors import SetupError
+from schedagent.core.settings import load_settings
+from tests.support.in_guest import guest_objects, told_inside
 from tests.support.paths import ROOT
+from verifier.microvm.kernels import default_kernel
 
 pytestmark = [pytest.mark.bench, pytest.mark.timeout(120)]
 
@@ -56,3 +59,19 @@ def test_idle(tmp_path):
     finally:
         process.terminate()
         process.wait(10)
+
+
+PULSES, LATE_S = 200, 0.5
+
+
+@pytest.mark.vm
+@pytest.mark.timeout(3600)
+def test_pulses(tmp_path):
+    """None is longer than the second that it was to be, by more than half a second."""
+    settings = load_settings()
+    kernel = default_kernel(settings)
+    objects = guest_objects(settings, kernel, tmp_path)
+    seen = told_inside(settings.cache_dir, kernel, "guest_deploy.py", *objects, PULSES, timeout_s=3000)
+    print(f"\n{seen}")
+    assert seen["count"] >= PULSES
+    assert seen["late_s"][-1] < LATE_S

@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.host, pytest.mark.timeout(900)]
 CARRIED = "/mnt"
 INSTALL = f"dpkg --force-unsafe-io --install {CARRIED}/schedagent_*.deb"
 PYTHON = "/usr/lib/schedagent/venv/bin/python3 -I"
-CANARY, WIDER, OUTSIDE = "/work.slice/builder.service", "/work.slice", "/system.slice/clerk.service"
+MEASURED, OUTSIDE = "/work.slice", "/system.slice/clerk.service"
 NORMAL, SCHED_EXT = "0", "7"
 TRUSTED = "/etc/schedagent/trusted"
 STATE = "/var/lib/schedagentd"
@@ -26,7 +26,8 @@ CONFIG = """
 rollback = "not_on_exit"
 sample_s = 1
 baseline_samples = 12
-probation_s = { canary = 15, wider = 6, full = 6 }
+pulses_s = [1, 3]
+probation_s = { canary = 15, full = 6 }
 longest_lease_s = 3600
 bounds = { worse_ratio = 4, delay_floor_s = 0.2, pressure_floor = 0.9, starvation_s = 30 }
 """
@@ -67,9 +68,9 @@ class Host:
         self.guest.run(f"cat > {path} <<'END'\n{text.strip()}\nEND\nsystemctl restart schedagentd")
 
     def deploy(self, name: str, report: str, words: str = "", **options) -> str:
-        """Deploy an object that was carried in, to the canary's cgroup."""
+        """Deploy an object that was carried in, measured in one slice."""
         files = f"{CARRIED}/{name}.bpf.o --report {CARRIED}/{report}.json"
-        return self.schedagent(f"deploy {files} --cgroup {CANARY} {words}".rstrip(), **options)
+        return self.schedagent(f"deploy {files} --cgroup {MEASURED} {words}".rstrip(), **options)
 
     def status(self) -> dict:
         """What schedagentd says."""
@@ -119,8 +120,8 @@ def host(guest):
 
 
 def running(host: Host, report: str, words: str = "", name: str = "trouble") -> int:
-    """Deploy and wait until it runs as a canary; return its number."""
-    number = int(re.search(r"deployment (\d+)", host.deploy(name, report, words)).group(1))
+    """Deploy at stage full and wait until it runs; return its number."""
+    number = int(re.search(r"deployment (\d+)", host.deploy(name, report, f"--stage full {words}")).group(1))
     host.until(f"active and active['deployment'] == {number} and active['phase'] == 'running'")
     return number
 
@@ -190,36 +191,27 @@ def test_the_units_are_sound_and_confined(guest):
         assert float(score) < 5, f"{unit} is exposed"
 
 
-def test_a_canary(guest, host):
-    """Deploy what was verified outside, to one cgroup"""
+def test_pulses(guest, host):
+    """Deploy what was verified outside: by pulses, the default scheduler in between, until it stays"""
     guest.run(f"install -m 644 {CARRIED}/verifier.pem {TRUSTED}/verifier.pem")
     host.configure(CONFIG)
     for unit, place in (("builder", "--slice=work.slice"), ("baker", "--slice=work.slice"), ("clerk", "")):
         guest.run(f"systemd-run --quiet --unit={unit} {place} sh -c '{WORKER}'")
-    number = running(host, f"{VERIFIED}-1", "--lease 900", name=VERIFIED)
+    assert "does not own its CPUs" in host.deploy(VERIFIED, f"{VERIFIED}-1", "--stage canary", status=1)
+    number = int(re.search(r"deployment (\d+)", host.deploy(VERIFIED, f"{VERIFIED}-1", "--lease 900")).group(1))
     assert number == 1
+    host.until("active and active['stage'] == 'pulse'")
     host.schedagent("status")
+    host.until("waiting and waiting['phase'] == 'resting'", 30)
+    host.schedagent("status")
+    host.until("active and active['stage'] == 'full' and active['pinned']", 240)
     assert host.kernel()[0] == "enabled"
     guest.run("grep . /sys/kernel/sched_ext/state /sys/kernel/sched_ext/root/ops /sys/kernel/sched_ext/switch_all")
-    assert host.policies(CANARY) == SCHED_EXT
-    assert host.policies("/work.slice/baker.service") == NORMAL
-    assert host.policies(OUTSIDE) == NORMAL
-
-
-def test_promoting_it(guest, host):
-    """Promote it, as far as the whole machine"""
-    host.schedagent("promote 1 --stage wider --cgroup /work.slice", status=1)
-    host.until("active['pinned']")
-    host.schedagent(f"promote 1 --stage wider --cgroup {WIDER}")
-    host.until("active['stage'] == 'wider' and active['pinned']")
-    assert host.policies("/work.slice/baker.service") == SCHED_EXT
-    assert host.policies(OUTSIDE) == NORMAL
-    host.schedagent("promote 1 --stage full")
-    host.until("active['stage'] == 'full' and active['pinned']")
-    assert host.policies(OUTSIDE) == NORMAL
     assert guest.run("cat /sys/kernel/sched_ext/switch_all") == "1"
+    assert {host.policies(cgroup) for cgroup in (f"{MEASURED}/builder.service", OUTSIDE)} == {NORMAL}
+    host.schedagent("promote 1", status=1)
     host.schedagent(f"renew 1 --lease 900 --report {CARRIED}/{VERIFIED}-2.json")
-    host.schedagent("status")
+    host.schedagent("history --limit 1")
 
 
 def test_an_upgrade_of_the_daemon(guest, host):
@@ -272,14 +264,14 @@ def test_rolling_back(guest, host):
     assert "default scheduler" in host.schedagent("rollback")
     assert host.ended(1)["end"] == "rolled back"
     assert host.pins() == ""
-    assert {host.policies(cgroup) for cgroup in (CANARY, OUTSIDE)} == {NORMAL}
+    assert host.policies(OUTSIDE) == NORMAL
 
 
 def test_an_unknown_verifier(guest, host):
     """What a key signed that nobody trusts is refused"""
     assert "token" in host.deploy("trouble", "harmless", status=1)
     guest.run(f"install -m 644 {CARRIED}/test.pem {TRUSTED}/test.pem")
-    host.configure(CONFIG.replace("baseline_samples = 12", "baseline_samples = 0"))
+    host.configure(CONFIG.replace("baseline_samples = 12", "baseline_samples = 0\ndirect_full = true"))
 
 
 def test_the_daemon_is_killed_while_a_policy_is_on_probation(guest, host):
@@ -289,7 +281,7 @@ def test_the_daemon_is_killed_while_a_policy_is_on_probation(guest, host):
     assert guest.until("grep -q disabled /sys/kernel/sched_ext/state", 20) < DETECTED_S
     host.until("newest['phase'] == 'ended'")
     assert host.ended(number)["end"] == "schedagentd or the machine died during its probation"
-    assert host.policies(CANARY) == NORMAL
+    assert host.policies(OUTSIDE) == NORMAL
 
 
 def test_a_lease_that_nobody_renews(guest, host):

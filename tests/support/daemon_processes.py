@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import os
 import pwd
+import secrets
 import signal
 import socket
 import sqlite3
@@ -21,11 +22,13 @@ from schedagent.client.keeper import Keeper
 from schedagent.core import trusted
 from schedagent.core.deployment import Stage
 from schedagent.core.errors import RecordError, Refused, SchedagentError, SetupError
+from schedagent.schedagentd import driver, server
 from schedagent.schedagentd import record as records
-from schedagent.schedagentd import server
 from schedagent.schedagentd.__main__ import serve
 from schedagent.schedagentd.config import Config
-from schedagent.schedagentd.driver import Clock
+from schedagent.schedagentd.kernel import end_this_process_within
+from schedagent.schedagentd.rollout import Rollout
+from schedagent.schedagentd.state import Clock
 from tests.support.deploy_orders import CANARY, PUBLIC, content_of, order_of
 from tests.support.paths import ROOT
 from tests.support.scripted_kernel import RemoteWorld, ScriptedKernel
@@ -61,22 +64,38 @@ def until(true, limit_s=20.0):
         time.sleep(0.005)
 
 
+class LimitedKernel(ScriptedKernel):
+    """One that ends this process like the real one."""
+
+    def end_within(self, seconds):
+        end_this_process_within(seconds)
+
+
 class Daemon:
     """One schedagentd and its folder; it is forked, so that it starts at once, and really killed.
 
     Args:
         kernel: socket of a scripted kernel.
         disk: a SmallDisk on the folder of its record; None for none.
+        policy_first: whether a policy's window comes first in every pair; None for by chance.
+        hangs: do nothing any more once something with a time is in charge.
         die_at: kill itself with SIGKILL at this one of its BEGIN and COMMIT statements; -1 for never.
         break_at: from this one of its BEGIN statements on the disk is full.
     """
 
-    def __init__(self, folder, kernel, disk=None, **config):
+    def __init__(self, folder, kernel, disk=None, policy_first=None, hangs=False, **config):
         folder.mkdir(exist_ok=True)
+        self.policy_first, self.hangs = policy_first, hangs
         trusted.trust(folder / "keys", PUBLIC)
-        probation = dict.fromkeys(Stage, 0.0)
+        probation = dict.fromkeys((Stage.CANARY, Stage.FULL), 0.0)
         ours = () if os.geteuid() == 0 else (pwd.getpwuid(os.geteuid()).pw_name,)
-        chosen = {"probation_s": probation, "baseline_samples": 0, "sample_s": 0.05, "users": ours} | config
+        chosen = {
+            "probation_s": probation,
+            "baseline_samples": 0,
+            "sample_s": 0.05,
+            "pulses_s": (0.02,),
+            "users": ours,
+        } | config
         self.config = replace(
             Config(), state_dir=folder / "state", socket=folder / "d.sock", keys_dir=folder / "keys", **chosen
         )
@@ -102,7 +121,12 @@ class Daemon:
             server.TICK_S, server.BURST = 0.02, burst
             if die_at >= 0:
                 _die_at(die_at)
-            serve(self.config, ScriptedKernel(RemoteWorld(self.kernel), Clock()))
+            if self.policy_first is not None:
+                secrets.randbits = lambda _bits: self.policy_first
+            if self.hangs:
+                driver.GRACE_S = 0.5
+                _hang()
+            serve(self.config, LimitedKernel(RemoteWorld(self.kernel), Clock()))
             status = 0
         except (SetupError, RecordError) as error:
             os.write(2, str(error).encode())
@@ -154,9 +178,9 @@ class Daemon:
 
 
 class Agent:
-    """A process of its own that keeps a deployment, as `schedagent deploy --keep` does."""
+    """A process of its own that keeps a deployment, as `schedagent deploy --keep` does, or a trial."""
 
-    def __init__(self, daemon, number=0, lease_s=1.0, request=None, **keeping):
+    def __init__(self, daemon, number=0, lease_s=1.0, request=None, trial=None, **keeping):
         """Keep what is deployed already, or deploy (and wait for the answer) in the process itself."""
         self.status = None
         self.pid = os.fork()
@@ -165,6 +189,9 @@ class Agent:
             try:
                 signal.signal(signal.SIGINT, signal.SIG_DFL)
                 os.dup2(os.open(daemon.folder / "agent", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), 2)
+                if trial:
+                    with daemon.client.trial(trial, lease_s):
+                        signal.pause()
                 if request:
                     number = daemon.client.ask("deploy", lease_s=lease_s, **request)["deployment"]
                 told = Keeper(daemon.client, number, lease_s, lambda line: os.write(2, f"{line}\n".encode()), **keeping)
@@ -219,6 +246,18 @@ def request_of(name="good", **order):
         "report_digest": made.report_digest,
         "token": made.token,
     }
+
+
+def _hang():
+    """Let this process be stuck from the first tick on at which something with a time is in charge."""
+    tick = Rollout.tick
+
+    def stuck(rollout):
+        while rollout.driver.is_timed:
+            time.sleep(1)
+        tick(rollout)
+
+    Rollout.tick = stuck
 
 
 def _die_at(number):

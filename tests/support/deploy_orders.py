@@ -16,7 +16,8 @@ from tests.support.scripted_kernel import BUILD_ID, RELEASE
 
 KEY = ed25519.Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 PUBLIC = KEY.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-CANARY, WIDER = "/build/canary", "/build"
+CANARY, MEMBER = "/build/canary", "/build"
+"""A cgroup that owns its CPUs, and one that does not."""
 
 
 class FakeClock:

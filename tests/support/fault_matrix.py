@@ -17,16 +17,18 @@ OUTCOMES = {
     ON: "the fault harms nothing that runs: it stays (or waits on), watched, and a stall after the fault still ends it "
     "within 2 s",
     STAYS: "what is proven and pinned stays in charge, and the next schedagentd takes it over",
-    NOTHING_YET: "cannot happen: (1) nothing is loaded yet that could fail",
+    NOTHING_YET: "cannot happen: (1) nothing is loaded that could fail",
 }
 
 STEPS = {
     "waiting": "accepted; its baseline is being measured",
     "loading": "given to the kernel, not confirmed yet",
-    "canary": "runs, on probation",
+    "canary": "runs in a cgroup that owns its CPUs, on probation",
     "proven": "survived its probation",
-    "promoting": "the baseline of its next stage is being measured",
-    "full": "runs at stage full",
+    "pulse": "in charge of the whole machine, for a window",
+    "resting": "between two pulses",
+    "full": "runs at stage full, on probation",
+    "trial": "in charge of the whole machine, for the time of a trial",
     "pinned": "proven, and meant to survive schedagentd (`not_on_exit`)",
     "ending": "rolled back, and being taken away; one before it was proven",
     "restoring": "it tripped, and the one before it is being loaded again",
@@ -38,30 +40,33 @@ STEPS = {
 
 REAL, SCRIPTED = "real", "scripted"
 
+_LATER = (DEFAULT, DEFAULT, ON, ON, DEFAULT, ON)
+_RESTORED = (KNOWN, DEFAULT, KNOWN, KNOWN, KNOWN, DEFAULT)
+_DIES = (DEFAULT,) * 8 + (STAYS,) + (DEFAULT,) * 6
+_DISK = (DEFAULT,) * 2 + (ON,) * 2 + (DEFAULT,) * 2 + (ON,) * 3 + _LATER
+_CLOCK = (DEFAULT,) + (ON,) * 3 + (DEFAULT,) * 2 + (ON,) * 3 + (DEFAULT, KNOWN, ON, ON, DEFAULT, ON)
+_EJECTED = (NOTHING_YET,) + (DEFAULT,) * 4 + (NOTHING_YET,) + (DEFAULT,) * 3 + _RESTORED
+
 FAULTS: dict[str, tuple[str, str, tuple[str, ...]]] = {
-    "kill -9 schedagentd": (REAL, "", (DEFAULT,) * 6 + (STAYS,) + (DEFAULT,) * 6),
-    "kill -9 agent": (REAL, "its lease lapses", (DEFAULT,) * 7 + (KNOWN, KNOWN, DEFAULT, DEFAULT, KNOWN, DEFAULT)),
-    "kill -9 both": (REAL, "pinned: its lease lapses", (DEFAULT,) * 13),
-    "SIGTERM": (REAL, "", (DEFAULT,) * 6 + (STAYS,) + (DEFAULT,) * 6),
-    "second schedagentd": (REAL, "it refuses to start", (ON,) * 7 + (KNOWN, KNOWN, ON, ON, KNOWN, ON)),
-    "full disk": (
+    "kill -9 schedagentd": (REAL, "", _DIES),
+    "kill -9 agent": (
         REAL,
-        "ENOSPC; stored later",
-        (DEFAULT, DEFAULT) + (ON,) * 5 + (DEFAULT, DEFAULT, ON, ON, DEFAULT, ON),
+        "its lease lapses; a trial ends at once",
+        (DEFAULT,) * 9 + (KNOWN, KNOWN, DEFAULT, DEFAULT, KNOWN, DEFAULT),
     ),
-    "read-only disk": (
-        SCRIPTED,
-        "stored later",
-        (DEFAULT, DEFAULT) + (ON,) * 5 + (DEFAULT, DEFAULT, ON, ON, DEFAULT, ON),
-    ),
-    "clock set back a year": (SCRIPTED, "", (DEFAULT,) + (ON,) * 6 + (DEFAULT, KNOWN, ON, ON, DEFAULT, ON)),
-    "clock set ahead a year": (SCRIPTED, "", (DEFAULT,) + (ON,) * 6 + (DEFAULT, KNOWN, ON, ON, DEFAULT, ON)),
-    "corrupt record": (SCRIPTED, "at the next start; kept aside", (DEFAULT,) * 13),
-    "token expires": (SCRIPTED, "", (DEFAULT,) * 13),
-    "lease lapses": (SCRIPTED, "", (DEFAULT,) * 7 + (KNOWN, DEFAULT, DEFAULT, DEFAULT, KNOWN, DEFAULT)),
-    "stall": (SCRIPTED, "", (NOTHING_YET,) + (DEFAULT,) * 6 + (KNOWN, DEFAULT, KNOWN, KNOWN, KNOWN, DEFAULT)),
-    "error": (SCRIPTED, "", (NOTHING_YET,) + (DEFAULT,) * 6 + (KNOWN, DEFAULT, KNOWN, KNOWN, KNOWN, DEFAULT)),
-    "sysfs unreadable": (SCRIPTED, "", (DEFAULT,) * 13),
+    "kill -9 both": (REAL, "pinned: its lease lapses", (DEFAULT,) * 15),
+    "SIGTERM": (REAL, "", _DIES),
+    "second schedagentd": (REAL, "it refuses to start", (ON,) * 9 + (KNOWN, KNOWN, ON, ON, KNOWN, ON)),
+    "full disk": (REAL, "ENOSPC; stored later", _DISK),
+    "read-only disk": (SCRIPTED, "stored later", _DISK),
+    "clock set back a year": (SCRIPTED, "", _CLOCK),
+    "clock set ahead a year": (SCRIPTED, "", _CLOCK),
+    "corrupt record": (SCRIPTED, "at the next start; kept aside", (DEFAULT,) * 15),
+    "token expires": (SCRIPTED, "", (DEFAULT,) * 15),
+    "lease lapses": (SCRIPTED, "", (DEFAULT,) * 9 + (KNOWN, DEFAULT, DEFAULT, DEFAULT, KNOWN, DEFAULT)),
+    "stall": (SCRIPTED, "", _EJECTED),
+    "error": (SCRIPTED, "", _EJECTED),
+    "sysfs unreadable": (SCRIPTED, "", (DEFAULT,) * 15),
 }
 """Of each fault: with real processes or over a scripted clock and kernel, what people should know, outcome by step."""
 

@@ -11,7 +11,8 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import ed25519
@@ -27,7 +28,8 @@ from tests.support.unit_commands import UNITS
 
 FOLDER = Path("/tmp/schedagentd-test")
 CGROUPS = Path("/sys/fs/cgroup")
-CANARY, WIDER = "/jobs/canary", "/jobs"
+CANARY, MEMBER = "/canary", "/jobs"
+"""One that is given a CPU of its own, and one that never is."""
 KEY = ed25519.Ed25519PrivateKey.generate()
 PUBLIC = KEY.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 
@@ -38,12 +40,28 @@ def prepare(config: str) -> None:
         mount("bpf", "/sys/fs/bpf", "bpf")
     if not (CGROUPS / "cgroup.procs").exists():
         mount("cgroup2", CGROUPS, "cgroup2")
-    (CGROUPS / CANARY.lstrip("/")).mkdir(parents=True)
+    for cgroup in (CANARY, MEMBER):
+        (CGROUPS / cgroup.lstrip("/")).mkdir(parents=True)
     FOLDER.mkdir(parents=True, exist_ok=True)
     (FOLDER / "c.toml").write_text(
         f'state_dir = "{FOLDER}/state"\nsocket = "{FOLDER}/s"\nkeys_dir = "{FOLDER}/keys"\n{config}'
     )
     trusted.trust(FOLDER / "keys", PUBLIC)
+
+
+@contextmanager
+def own_a_cpu(cgroup: str) -> Iterator[None]:
+    """Make a cgroup a partition with the last CPU, for a while."""
+    folder = CGROUPS / cgroup.lstrip("/")
+    (CGROUPS / "cgroup.subtree_control").write_text("+cpuset")
+    (folder / "cpuset.cpus").write_text(str(os.cpu_count() - 1))
+    (folder / "cpuset.cpus.partition").write_text("root")
+    try:
+        yield
+    finally:
+        (folder / "cpuset.cpus.partition").write_text("member")
+        (folder / "cpuset.cpus").write_text("\n")
+        (CGROUPS / "cgroup.subtree_control").write_text("-cpuset")
 
 
 class Daemon:
@@ -102,8 +120,12 @@ def until(true, limit_s: float = 20.0) -> float:
     return time.monotonic() - begun
 
 
-def request(content: bytes, fault: int = 0, **changes: object) -> dict:
-    """What deploys a policy with the tunables of trouble.bpf.c, with a token for it."""
+def request(content: bytes, fault: int = 0, order_only: bool = False, **changes: object) -> dict:
+    """What deploys a policy with the tunables of trouble.bpf.c as a canary, with a token for it.
+
+    Args:
+        order_only: what a trial takes: no stage, cgroup or lease.
+    """
     now = int(time.time())
     tunables = (("fault", fault), ("slice_us", 5000))
     token = DeploymentToken(
@@ -120,12 +142,11 @@ def request(content: bytes, fault: int = 0, **changes: object) -> dict:
         nonce=secrets.token_hex(16),
         key_id=key_id(PUBLIC),
     )
-    return {
+    order = {
         "policy": "trouble",
         "object_base64": base64.b64encode(content).decode(),
         "tunables": dict(tunables),
         "report_digest": "ef" * 32,
         "token": encode(token, KEY.sign),
-        "cgroup": CANARY,
-        "lease_s": 600,
-    } | changes
+    }
+    return order | ({} if order_only else {"stage": "canary", "cgroup": CANARY, "lease_s": 600}) | changes

@@ -8,11 +8,24 @@ import time
 from pathlib import Path
 from typing import Any
 
+from kernel_bpf.build.compile import compile_policy
+from kernel_bpf.build.target import prepare_target
+from schedagent.core.settings import Settings
 from tests.support.paths import ROOT
 from verifier.lab.doubt import twice
 from verifier.microvm import jobs
 from verifier.microvm.image import SnapshotStore
 from verifier.microvm.kernels import KernelImage
+
+
+def guest_objects(settings: Settings, kernel: KernelImage, folder: Path) -> list[Path]:
+    """Compile the policies of guest_deploy.py for a kernel."""
+    target = prepare_target(kernel.vmlinuz, kernel.release, settings.cache_dir)
+    objects = [folder / f"{name}.o" for name in ("starve", "trouble")]
+    for path in objects:
+        source = ROOT / "tests" / "fixtures" / "policies" / f"{path.stem}.bpf.c"
+        path.write_bytes(compile_policy(source, path.stem, target).object_bytes)
+    return objects
 
 
 def told_inside(cache_dir: Path, kernel: KernelImage, program: str, *words: object, timeout_s: float) -> Any:

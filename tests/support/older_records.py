@@ -31,6 +31,7 @@ CREATE TABLE totals (
     PRIMARY KEY (what, stage, name)
 ) STRICT;
 """
+_KNOWN_GOOD_MEMBERS = {"tree": None, "better": None, "restores": 0, "own_words": ""}
 _LATER_MEMBERS = {"tree": None, "better": None}
 SECRET = "what a policy collected"
 
@@ -39,6 +40,7 @@ OLDER = {
     "counting": (0, _FIRST + _TOTALS, {}),
     "unnumbered": (0, _FIRST + _TOTALS, _LATER_MEMBERS),
     "dumping": (3, _FIRST + _TOTALS, _LATER_MEMBERS | {"dump": SECRET}),
+    "partial": (4, _FIRST + _TOTALS, _KNOWN_GOOD_MEMBERS),
 }
 """Of each: the version it is marked with, its tables, and what its bodies hold besides those of the first."""
 
@@ -46,21 +48,31 @@ BOOT = "boot-0"
 NONCE, SEEN = "ab" * 16, 1_700_000_000.0
 
 
-def write(folder, name):
-    """Write an older record with one deployment that ended by a trip, one that ran, and a used token."""
+def write(folder, name, **changes):
+    """Write an older record with one deployment that ended by a trip, one that ran, and a used token.
+
+    Args:
+        changes: members of the one that ran.
+    """
     version, tables, members = OLDER[name]
     folder.mkdir(mode=0o700)
     with closing(sqlite3.connect(folder / FILE)) as database, database:
         database.executescript(tables)
         for number, phase in ((1, "ended"), (2, "running")):
-            body = _body(number, phase) | members
+            body = _body(number, phase) | members | (changes if phase == "running" else {})
+            if version == 4:
+                del body["dump"]
             database.execute(
                 "INSERT INTO deployments VALUES (?, ?, ?, ?)",
                 (number, phase, body["order"]["digest"], json.dumps(body)),
             )
             database.execute("INSERT OR IGNORE INTO objects VALUES (?, ?)", (body["order"]["digest"], content_of()))
             database.execute("INSERT INTO events VALUES (?, ?, 'accepted', ?, 'canary')", (number, SEEN, number))
-        for digest, cause in (("ab", "exited by itself"), ("cd", "stall"), ("ef", "lease lapsed")):
+        if "totals" in tables:
+            rows = [("ended", "canary", "stall", 2), ("ended", "wider", "stall", 3), ("ended", "wider", "replaced", 4)]
+            database.executemany("INSERT INTO totals VALUES (?, ?, ?, ?)", rows)
+        trips = (("ab", "exited by itself"), ("cd", "stall"), ("ef", "lease lapsed"))
+        for digest, cause in trips[:1] if version == 4 else trips:
             database.execute("INSERT INTO tripped VALUES (?, ?, ?)", (digest * 32, cause, SEEN))
         database.execute("INSERT INTO nonces VALUES (?, ?)", (NONCE, int(SEEN) + 86400))
         database.execute("INSERT INTO moments VALUES ('last seen', ?)", (SEEN,))

@@ -9,7 +9,7 @@ from schedagent.schedagentd.rollout import Rollout
 from tests.support.deploy_orders import CANARY, PUBLIC, FakeClock, content_of, order_of
 from tests.support.scripted_kernel import ScriptedKernel, World
 
-PROBATION = {Stage.CANARY: 60.0, Stage.WIDER: 120.0, Stage.FULL: 300.0}
+PROBATION = {Stage.CANARY: 60.0, Stage.FULL: 300.0}
 UID = 1000
 
 
@@ -20,13 +20,16 @@ class Host:
         self.folder, self.world, self.clock = folder, World(), FakeClock()
         self.config = Config(probation_s=PROBATION, baseline_samples=0, **config)
         self.daemons = 0
+        self.policy_first = False
         self.start()
 
     def start(self):
         self.daemons += 1
-        kernel = ScriptedKernel(self.world, self.clock, f"daemon {self.daemons}")
+        self.kernel = ScriptedKernel(self.world, self.clock, f"daemon {self.daemons}")
         self.record = Record.open(self.folder)
-        self.rollout = Rollout(kernel, self.record, self.config, lambda: [PUBLIC], self.clock)
+        self.rollout = Rollout(
+            self.kernel, self.record, self.config, lambda: [PUBLIC], self.clock, lambda: self.policy_first
+        )
         self.rollout.reconcile()
         return self
 
@@ -53,12 +56,22 @@ class Host:
         asked = order_of(name, now=self.clock.unix(), cgroup=within, **order)
         return self.rollout.deploy(UID, asked, content_of(name), stage, cgroup, lease_s, again, pid, better)
 
+    def trial(self, name="good", lease_s=30.0, again=False, **order):
+        asked = order_of(name, now=self.clock.unix(), **order)
+        return self.rollout.trial(UID, asked, content_of(name), lease_s, again)
+
     def wait(self, seconds, step_s=1.0, renewing=False):
-        for _second in range(round(seconds / step_s)):
-            self.clock.now += step_s
+        """Let time pass, and call the roll-out whenever it wants to be."""
+        end = self.clock.now + seconds
+        while self.clock.now < end - 1e-9:
+            self.clock.now = min(end, self.clock.now + min(step_s, max(self.rollout.next_in_s, 1e-3)))
             if renewing and self.driver.active:
                 self.rollout.renew(self.driver.active.deployment.number, 600.0)
             self.rollout.tick()
+
+    def pulse(self, name="good", **fields):
+        """Deploy by pulses; its first window begins."""
+        return self.deploy(name, **{"stage": Stage.PULSE, "cgroup": "", "lease_s": 3600.0} | fields)
 
     @property
     def driver(self):

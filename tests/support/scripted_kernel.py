@@ -33,7 +33,7 @@ from schedagent.schedagentd.limits import CgroupLimit
 CONTROLS = ("reset", "set", "end_policy", "take_over", "truth", "changes", "call_counts", "is_held", "release")
 """What tests call; everything else is a call of the daemon's."""
 
-CHANGES = ("load", "adopt", "pin", "unpin", "detach", "leave", "remove_pins", "move_in", "move_out")
+CHANGES = ("load", "adopt", "pin", "detach", "leave", "remove_pins", "move_in", "move_out")
 
 RELEASE, BUILD_ID = "7.3.4+deb13-amd64", "cd" * 20
 
@@ -50,7 +50,8 @@ class World:
         self.events = {}
         self.moved = []
         self.cgroups = ["/build", "/build/canary", "/other"]
-        self.processes = {"42": [7000, "/build/canary"]}
+        self.owning = ["/build/canary"]
+        self.processes = {"42": 7000}
         self.cgroup_limits_set = []
         self.core = None
         self.live_patches, self.lacking = [], []
@@ -93,7 +94,8 @@ class World:
         """The kernel throws the policy out; its link stays, and its record tells why."""
         words = {1026: "stall", 1024: "error", 64: "unregistered", 66: "unregistered by the kernel"}
         info = ExitInfo(kind, words.get(kind, "kind"), code, "reason", message)
-        self.policy |= {"exit": asdict(info), "enabled": False}
+        if self.policy:  # its daemon may have died a moment ago
+            self.policy |= {"exit": asdict(info), "enabled": False}
 
     def take_over(self, ops="scx_other"):
         """Another scheduler is loaded."""
@@ -175,10 +177,6 @@ class World:
     def prolong(self, owner, lease_until):
         self.policy["lease"] = lease_until
 
-    def unpin(self, owner):
-        if self.policy:
-            self.policy["pin"] = None
-
     def detach(self, owner, seq):
         if not self.policy or self.policy["seq"] != seq:
             return None
@@ -217,8 +215,11 @@ class World:
     def has_cgroup(self, owner, cgroup):
         return cgroup in self.cgroups
 
+    def owns_cpus(self, owner, cgroup):
+        return cgroup in self.owning
+
     def process(self, owner, pid):
-        """When a process began, and its cgroup."""
+        """When a process began."""
         return self.processes.get(f"{pid}")
 
     def sample(self, owner, cgroup, at):
@@ -260,14 +261,16 @@ class ScriptedLoaded:
     def prolong(self, lease_until):
         self._kernel.call("prolong", lease_until)
 
-    def unpin(self):
-        self._kernel.call("unpin")
+    def end_within(self, seconds):
+        self._kernel.end_within(seconds)
 
     def detach(self):
+        self.end_within(0)
         told = self._kernel.call("detach", self._seq)
         return ExitInfo(**told) if told else None
 
     def leave(self):
+        self.end_within(0)
         self._kernel.call("leave", self._seq)
 
 
@@ -276,6 +279,11 @@ class ScriptedKernel:
 
     def __init__(self, world, clock, owner="daemon"):
         self.world, self._clock, self._owner = world, clock, owner
+        self.limits_s = []
+
+    def end_within(self, seconds):
+        """Keep what the real one would give to setitimer()."""
+        self.limits_s.append(seconds)
 
     def call(self, name, *values):
         hooks = self.world.hooks if isinstance(self.world, World) else {}
@@ -329,15 +337,14 @@ class ScriptedKernel:
     def has_cgroup(self, cgroup):
         return self.call("has_cgroup", cgroup)
 
+    def owns_cpus(self, cgroup):
+        return self.call("owns_cpus", cgroup)
+
     def tree_of(self, pid):
-        told = self.call("process", pid)
-        return Tree(pid, told[0]) if told else None
+        began = self.call("process", pid)
+        return Tree(pid, began) if began else None
 
-    def cgroup_of(self, tree):
-        told = self.call("process", tree.pid)
-        return told[1] if told and told[0] == tree.started else ""
-
-    def watch(self, where, starvation_s):
+    def watch(self, where, starvation_s, brief=False):
         kernel = self
 
         class Watching:

@@ -27,7 +27,7 @@ from pathlib import Path
 from schedagent.schedagentd.messages import LONGEST_QUESTION, LONGEST_REQUEST
 from schedagent.schedagentd.record import FILE, KEPT_EVENTS
 from tests.support.daemon_processes import Daemon, request_of, scripted_kernel
-from tests.support.deploy_orders import CANARY, WIDER
+from tests.support.deploy_orders import CANARY, MEMBER
 from tests.support.scripted_kernel import RemoteWorld
 
 MOST_GROWN_KIB = 4096
@@ -36,7 +36,7 @@ ANSWER_S = 20.0
 STRANGER, LOOKER, CHANGER = "nobody", "daemon", "mail"
 NASTY = [
     *(None, True, False, 0, -1, 1, 2**53, 2**64, -(2**70), 0.5, 1e308, "", "x" * 300, [], {}, [[]], {"a": 1}),
-    *("/", "/..", "/build/../..", "/a\x00b", "\u202e", "\ud800", "canary", "full", "wider", "higher", "lower"),
+    *("/", "/..", "/build/../..", "/a\x00b", "\u202e", "\ud800", "canary", "full", "pulse", "higher", "lower"),
     *([1, 2], [[1, 2]], [1e18] * 64, [1e19], [1.0] * 65, {"slice_us": 1}, "sat2.a.b.c", "ab" * 32, 42, 1 << 22),
 ]
 RAW = [
@@ -75,14 +75,18 @@ class Mutator:
                 ("policies", {}),
                 ("history", {"limit": number}),
                 ("events", {"after": number, "follow": pick([True, False])}),
-                ("deploy", pick(self._orders) | pick([{"cgroup": CANARY}, {"pid": 42}, {"stage": "full"}])),
                 (
                     "deploy",
-                    pick(self._orders) | {"cgroup": CANARY, "lease_s": 3600, "better": pick(["higher", "lower"])},
+                    pick(self._orders) | pick([{"cgroup": CANARY, "stage": "canary"}, {"pid": 42}, {"stage": "full"}]),
+                ),
+                (
+                    "deploy",
+                    pick(self._orders) | {"cgroup": MEMBER, "lease_s": 3600, "better": pick(["higher", "lower"])},
                 ),
                 ("renew", {"deployment": number, "lease_s": 3600, "metric": [float(number)]}),
                 ("renew", {"deployment": number, "token": pick(self._orders)["token"], "report_digest": "ef" * 32}),
-                ("promote", {"deployment": number, **pick([{"stage": "wider", "cgroup": WIDER}, {"stage": "full"}])}),
+                ("promote", {"deployment": number}),
+                ("trial", pick(self._orders) | {"lease_s": 1}),
                 ("rollback", pick([{}, {"deployment": number}, {"to_default": True}])),
             ]
         )
@@ -212,7 +216,7 @@ class Fuzzing:
     """One daemon, over which messages come; no limit of rates, or most of them would say nothing."""
 
     def __init__(self, folder, kernel, **config):
-        self.daemon = Daemon(folder, kernel, sample_s=60.0, **config)
+        self.daemon = Daemon(folder, kernel, sample_s=60.0, pulses_s=(3600.0,), **config)
         self.daemon.start(burst=1e9)
         self.daemon.config.socket.chmod(0o666)  # so that only the daemon itself is in the way
         self.world = RemoteWorld(kernel)
@@ -288,7 +292,7 @@ def _check_loads(run):
     with closing(sqlite3.connect(run.daemon.config.state_dir / FILE)) as database:
         [(nonces,)] = database.execute("SELECT count(*) FROM nonces").fetchall()
         [(begun,)] = database.execute("SELECT max(number) FROM deployments").fetchall()
-    assert 0 < loads <= begun + kinds["promoted"]
+    assert 0 < loads <= begun + kinds["pulses"]
     assert nonces == kinds["accepted"] + kinds["renewed"]
     assert kinds.total() < KEPT_EVENTS, "some are forgotten, so the two counts above say nothing"
     return loads

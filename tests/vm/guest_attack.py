@@ -30,7 +30,7 @@ rollback = "not_on_exit"
 direct_full = true
 baseline_samples = 0
 sample_s = 0.5
-probation_s = { canary = 1, wider = 1, full = 1 }
+probation_s = { canary = 1, full = 1 }
 """
 NOTIFY, WATCHDOG_S = FOLDER / "notify", 3.0
 LEASE_S = 6.0

@@ -155,6 +155,7 @@ RETENTION: Mapping[str, Limit] = {
         count=200,
         stays="the last three known good ones, with their objects",
     ),
+    "trials": Limit("ended trials", _RECORD, Keeper.WRITER, count=50),
     "events": Limit("events", _RECORD, Keeper.WRITER, count=10_000),
     "nonces": Limit("used tokens", _RECORD, Keeper.WRITER, days=7, stays="until they expire"),
     "damaged": Limit("damaged records, kept aside", "schedagentd's folder", Keeper.WRITER, count=3),

@@ -234,17 +234,13 @@ def judge(
     _check(comparisons, rules)
     logs = [_log_ratio(number, *pair) for number, pair in enumerate(pairs, 1)]
     alpha = (1 - rules.confidence) / comparisons
-    planned = looks(rules.minimum_pairs, rules.maximum_pairs)
-    by_look = dict(zip(planned, levels(planned, alpha), strict=True))
-    seen = max((look for look in planned if look <= len(logs)), default=0)
-    level, count = by_look.get(seen, alpha), seen or len(logs)
+    seen, level = last_look(len(logs), rules, alpha)
+    count = seen or len(logs)
     raw = trimmed(logs[:count], level)
     transferable = expected_of(hardware[:count], level) if hardware is not None and count else None
     judged = _interval(transferable) if transferable else raw
     good = judged if lower_is_better else Interval(-judged.mean, judged.half_width)
-    guarded = [replace(guard, logs=guard.logs[:count]) for guard in guards] if seen else []
-    verdicts = [judge_guard(guard, min(2 * level, 1.0)) for guard in guarded]
-    shown_broken = [verdict for verdict, guard in zip(verdicts, guarded, strict=True) if broken(verdict, guard)]
+    verdicts, shown_broken = judge_guards(guards, seen, level)
     if seen:
         verdicts.append(worst_run(pairs[:count], lower_is_better=lower_is_better))
         shown_broken += [] if verdicts[-1].held else verdicts[-1:]
@@ -259,6 +255,31 @@ def judge(
         tuple(verdicts),
         transferable,
     )
+
+
+def last_look(pairs: int, rules: TrialRules, alpha: float) -> tuple[int, float]:
+    """Return the last look that so many pairs reached, 0 for none, and its two-sided error level.
+
+    Args:
+        alpha: error of all looks together.
+    """
+    planned = looks(rules.minimum_pairs, rules.maximum_pairs)
+    by_look = dict(zip(planned, levels(planned, alpha), strict=True))
+    seen = max((look for look in planned if look <= pairs), default=0)
+    return seen, by_look.get(seen, alpha)
+
+
+def judge_guards(
+    guards: Sequence[GuardPairs], seen: int, level: float
+) -> tuple[list[GuardVerdict], list[GuardVerdict]]:
+    """Judge guards at a look: all of them, and those that are shown to have become worse; none before the first look.
+
+    Args:
+        seen, level: the look and its two-sided error level, see `last_look`.
+    """
+    guarded = [replace(guard, logs=guard.logs[:seen]) for guard in guards] if seen else []
+    verdicts = [judge_guard(guard, min(2 * level, 1.0)) for guard in guarded]
+    return verdicts, [verdict for verdict, guard in zip(verdicts, guarded, strict=True) if broken(verdict, guard)]
 
 
 def expected_of(ratios: Sequence[HardwareRatio], level: float) -> Expected:

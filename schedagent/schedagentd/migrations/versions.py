@@ -10,6 +10,7 @@ from schedagent.schedagentd.migrations import (
     v0002_totals,
     v0003_trees_and_metrics,
     v0004_known_good,
+    v0005_pulses,
 )
 
 _UPGRADES = (
@@ -17,6 +18,7 @@ _UPGRADES = (
     v0002_totals.upgrade,
     v0003_trees_and_metrics.upgrade,
     v0004_known_good.upgrade,
+    v0005_pulses.upgrade,
 )
 """The first makes version 1 of an empty file; the versions up to 3 were not numbered when they were written."""
 

@@ -76,7 +76,7 @@ def test_policies_topics_and_choices_are_offered(repository):
     assert offered("bash", "verify", "longest") == {"longest_first"}
     assert offered("bash", "optimize", "--goal", "") == {"makespan", "latency", "throughput"}
     assert offered("bash", "runs", "list", "--status", "fa") == {"failed"}
-    assert offered("bash", "promote", "--stage", "") == {"wider", "full"}
+    assert offered("bash", "deploy", "--stage", "") == {"pulse", "canary", "full"}
     assert offered("bash", "help", "") == set(topic_names())
 
 

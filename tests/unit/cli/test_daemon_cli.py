@@ -21,7 +21,7 @@ from schedagent.core.retention.limits import RETENTION
 from schedagent.report.deployments import render_event, render_history, render_status
 from schedagent.verification.deployable import deployment_fields
 from tests.support.daemon_processes import Daemon, until
-from tests.support.deploy_orders import CANARY, WIDER, content_of, order_of
+from tests.support.deploy_orders import CANARY, content_of, order_of
 from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.timeout(60)
@@ -54,7 +54,8 @@ def run(daemon, *words):
 
 def deploy(daemon, files, name="good", *options, **order):
     object_file, report = files(name, **order)
-    return run(daemon, "deploy", object_file, "--report", report, "--cgroup", CANARY, *options)
+    canary = ("--cgroup", CANARY, "--stage", "canary")
+    return run(daemon, "deploy", object_file, "--report", report, *canary, *options)
 
 
 def test_a_deployment_on_the_command_line(daemon, files):
@@ -69,7 +70,8 @@ def test_a_deployment_on_the_command_line(daemon, files):
     assert "good for tasks of policy SCHED_EXT" in output
     status, output = run(daemon, "renew", "1", "--lease", "300", "--json")
     assert json.loads(output)["lease_left_s"] > 290
-    assert run(daemon, "promote", "1", "--stage", "wider", "--cgroup", WIDER)[0] == 0
+    status, output = run(daemon, "promote", "1")
+    assert (status, "stage pulse" in output, "pulses of 0.02 s, 0 pairs compared" in output) == (0, True, True)
     assert run(daemon, "rollback") == (0, "in charge: the default scheduler\n")
     status, output = run(daemon, "history")
     assert "deployment 1: good slice_us=5000\n  ended: rolled back: asked for\n" in output

@@ -74,7 +74,7 @@ def test_choices_and_ranges_are_in_words(run):
     for choices in ("[makespan|latency|throughput]", "[none|plan|deploy|plan,deploy]"):
         assert choices in text
     assert "1 to 100]" in text
-    assert "[canary|full]" in run("deploy", "--help").stdout
+    assert "[pulse|canary|full]" in run("deploy", "--help").stdout
     assert "[-1 or\n                  more]" in run("watch", "--help").stdout
     assert "[default: 0; 0 or more]" not in run("rollback", "--help").stdout, "all, if left out"
 
@@ -86,7 +86,7 @@ def test_choices_and_ranges_are_in_words(run):
         (["renew", "1", "--lease", "soon"], "'--lease': must be a number"),
         (["optimize", "true", "--cpus", "0"], "'--cpus': must be 1 or more"),
         (["history", "--limit", "500"], "'--limit': must be 200 or less"),
-        (["promote", "1", "--stage", "big"], "'--stage': 'big' is not one of 'wider', 'full'."),
+        (["deploy", "x", "--stage", "big"], "'--stage': 'big' is not one of 'pulse', 'canary', 'full'."),
     ],
 )
 def test_what_is_wrong_with_a_value_is_said_for_people(run, words, said):

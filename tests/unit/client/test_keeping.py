@@ -63,7 +63,7 @@ class TestLease:
         assert not daemon.state["enabled"]
 
     def test_it_tells_what_happens_and_ends_with_it(self, start):
-        daemon = start(probation_s={"canary": 0.3, "wider": 0.0, "full": 0.0})
+        daemon = start(probation_s={"canary": 0.3, "full": 0.0})
         number = daemon.deploy(lease_s=1)["deployment"]
         agent = Agent(daemon, number)
         said = daemon.folder / "agent"
@@ -267,7 +267,7 @@ class TestQuery:
 def request_with(**fields):
     from tests.support.daemon_processes import request_of
 
-    return request_of() | {"cgroup": CANARY} | fields
+    return request_of() | {"cgroup": CANARY, "stage": "canary"} | fields
 
 
 @pytest.fixture
@@ -276,7 +276,7 @@ def files(tmp_path):
     object_file.write_bytes(content_of())
     token = order_of(inputs_digest=digest_inputs((), ())).token
     report.write_text(json.dumps({"policy": "good", "token": token, "passed": True}))
-    return [str(object_file), "--report", str(report), "--cgroup", CANARY]
+    return [str(object_file), "--report", str(report), "--cgroup", CANARY, "--stage", "canary"]
 
 
 class TestCommandLine:
@@ -335,5 +335,6 @@ class TestCommandLine:
         daemon = start()
         words = ["deploy", *files[:3], "--pid", "42", "--socket", str(daemon.config.socket)]
         result = CliRunner().invoke(app, words)
-        assert "stage canary (process 42 and its descendants)" in result.output
-        assert daemon.state["moved"] == ["process 42"]
+        assert "stage pulse (process 42 and its descendants)" in result.output
+        assert "pulses of 0.02 s, 0 pairs compared" in result.output
+        assert daemon.state["moved"] == []

@@ -86,7 +86,8 @@ def test_refused(check, refused, accepted):
 
 
 def ask_schedagentd(cgroup):
-    request = {"version": 1, "verb": "promote", "deployment": 1, "stage": "wider", "cgroup": cgroup}
+    order = {"policy": "fifo", "object_base64": "", "tunables": {}, "report_digest": "ab" * 32, "token": "sat3.a.b.c"}
+    request = {"version": 1, "verb": "deploy", **order, "cgroup": cgroup}
     messages.read_request(json.dumps(request).encode())
 
 

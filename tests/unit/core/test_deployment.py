@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from schedagent.core.deployment import End, Stage
+from schedagent.core.token import Scope
 
 TRIP, BLAME = "is_trip", "blames_policy"
 
@@ -33,6 +34,9 @@ MEANING = {
     End.DIED: set(),
     End.DIED_ON_PROBATION: {TRIP, BLAME},
     End.NOT_LOADED: {BLAME},
+    End.NOT_SHOWN: {BLAME},
+    End.NO_GAIN: {BLAME},
+    End.OVER: set(),
 }
 
 
@@ -46,13 +50,6 @@ def test_an_end_is_in_exactly_its_groups(end):
     assert {name for name in (TRIP, BLAME) if getattr(end, name)} == MEANING[end]
 
 
-@pytest.mark.parametrize(
-    ("stage", "smaller"),
-    [(Stage.CANARY, set()), (Stage.WIDER, {Stage.CANARY}), (Stage.FULL, {Stage.CANARY, Stage.WIDER})],
-)
-def test_a_stage_is_beyond_the_smaller_ones_only(stage, smaller):
-    assert {other for other in Stage if stage.is_beyond(other)} == smaller
-
-
-def test_every_stage_knows_the_smaller_ones():
-    assert all(isinstance(stage.is_beyond(other), bool) for stage in Stage for other in Stage)
+def test_only_a_canary_needs_no_token_for_the_whole_machine():
+    assert {stage for stage in Stage if stage.scope is Scope.PARTIAL} == {Stage.CANARY}
+    assert {stage for stage in Stage if stage.is_timed} == {Stage.TRIAL, Stage.PULSE}

@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from schedagent.core.trials.interval import T_ALLOWANCE, confidence_sequence, levels, looks, trimmed
+from schedagent.core.trials.interval import (
+    T_ALLOWANCE,
+    computed_levels,
+    confidence_sequence,
+    levels,
+    looks,
+    quantile,
+    trimmed,
+)
 
 
 def test_without_a_drift_it_is_yuen_s_interval():
@@ -41,6 +49,18 @@ def test_looks():
 def test_levels_are_those_of_the_design():
     found = [level / T_ALLOWANCE for level in levels(looks(6, 20), 0.05)]
     assert found == pytest.approx([0.0045, 0.0057, 0.0080, 0.0110, 0.0146, 0.0193, 0.0240, 0.0296], rel=0.03)
+
+
+def test_the_usual_levels_are_those_that_are_computed():
+    usual = levels(looks(6, 20), 1 - 0.95)
+    assert usual == pytest.approx(computed_levels(looks(6, 20), 0.05), rel=1e-9)
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, 6, 7, 8, 20, 41])
+def test_quantiles_are_student_s(count):
+    degrees = count - 1 - 2 * (int(0.2 * count) if count >= 8 else 0)
+    for level in (0.9, 0.1, 0.05, 0.0041, 1e-6):
+        assert quantile(count, level) == pytest.approx(stats.t.isf(level / 2, degrees), rel=1e-8)
 
 
 @pytest.mark.parametrize("alpha", [0.05, 0.05 / 3])

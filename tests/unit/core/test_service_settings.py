@@ -46,7 +46,6 @@ def test_everything_can_be_said(tmp_path):
         cgroups = ["/a.slice", "/b.slice"]
         at = "02:00"
         quiet = "22:00-06:00"
-        promote = "full"
         lease_s = 90
         socket = "/run/x.sock"
         [[daemon.workloads]]
@@ -84,7 +83,6 @@ def test_everything_can_be_said(tmp_path):
         ("[daemon]\nreading_every_s = 0.1", "reading_every_s: seconds, from 1 to 3600"),
         ("[daemon]\nreading_every_s = nan", "reading_every_s: seconds"),
         ("[daemon]\nruns_per_day = true", "runs_per_day: a whole number"),
-        ('[daemon]\npromote = "all"', "promote: canary, wider, full"),
         ('[daemon]\nsocket = "x.sock"', "socket: the absolute path"),
         ('[[daemon.workloads]]\ncommand = "make"', "workloads: number 1 needs command and dir"),
         ('[[daemon.workloads]]\ncommand = "make"\ndir = "x"', "number 1, dir: an absolute path"),

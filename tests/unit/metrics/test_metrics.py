@@ -114,6 +114,24 @@ class TestSchedagentd:
             yield made
             made.end()
 
+    @pytest.mark.parametrize("policy_first", [True, False], ids=["in a pulse", "between two"])
+    def test_pulses(self, tmp_path, policy_first):
+        with scripted_kernel(tmp_path) as kernel:
+            daemon = Daemon(tmp_path / "p", kernel, policy_first=policy_first, pulses_s=(600.0,)).start()
+            try:
+                part = DaemonPart(DaemonClient(daemon.config.socket, 5.0))
+                assert scrape(part)("deployment_pulse_seconds") is None
+                daemon.deploy("fifo", stage="pulse", cgroup="")
+                rolling = scrape(part)
+                assert (rolling("deployment_pulse_seconds"), rolling("deployment_pulse_pairs")) == (600, 0)
+                assert (rolling("deployment_in_charge"), rolling("deployment_waiting")) == (
+                    policy_first,
+                    not policy_first,
+                )
+                assert rolling("deployment_events_total", kind="pulses") == 1
+            finally:
+                daemon.end()
+
     def test_its_life(self, daemon):
         part = DaemonPart(DaemonClient(daemon.config.socket, 5.0))
         before = scrape(part)

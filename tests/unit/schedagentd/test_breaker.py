@@ -21,7 +21,7 @@ from kernel_bpf.load.sched_ext import KernelState
 from kernel_bpf.observe import tasks
 from kernel_bpf.observe.core_scheduling import CoreScheduling
 from kernel_bpf.observe.schedulers import Scheduler, stop_hint
-from kernel_bpf.observe.tasks import TaskSample, Threads, Watch, all_threads, cgroup_of, cgroup_root, move_in, tree_of
+from kernel_bpf.observe.tasks import TaskSample, Threads, Watch, all_threads, cgroup_root, move_in, owns_cpus, tree_of
 from schedagent.core.deployment import End, Tree
 from schedagent.core.errors import SetupError
 from schedagent.core.welch import DELAY, PRESSURE, Better, Spread, spread
@@ -214,10 +214,23 @@ class TestTrees:
         assert (move_in("/build", tmp_path), moved) == (3, {1, 2, 3})
 
     def test_no_such_process(self):
-        assert (tree_of(2**22), cgroup_of(Tree(2**22, 1))) == (None, "")
-        mine = tree_of(os.getpid())
-        assert cgroup_of(mine).startswith("/")
-        assert cgroup_of(Tree(mine.pid, mine.started + 1)) == ""
+        assert tree_of(2**22) is None
+
+
+@pytest.mark.parametrize(
+    ("shown", "owns"),
+    [
+        ("root\n", True),
+        ("isolated\n", True),
+        ("member\n", False),
+        ("root invalid (Cpu list empty)\n", False),
+        (None, False),
+    ],
+)
+def test_which_cgroup_owns_its_cpus(tmp_path, shown, owns):
+    if shown is not None:
+        (tmp_path / "cpuset.cpus.partition").write_text(shown)
+    assert owns_cpus(tmp_path) is owns
 
 
 @pytest.fixture

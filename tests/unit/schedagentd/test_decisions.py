@@ -14,14 +14,14 @@ from kernel_bpf.load.sched_ext import KernelState
 from kernel_bpf.observe.tasks import TaskSample
 from schedagent.core.deployment import Deployment, End, Order, Phase, Stage, Tree
 from schedagent.core.errors import Refused
-from schedagent.core.welch import DELAY, METRIC, Better, Spread
+from schedagent.core.welch import DELAY, Better, Spread
 from schedagent.schedagentd import decisions
 from schedagent.schedagentd.breaker import Bounds, KernelReading
 from schedagent.schedagentd.config import NOT_ON_EXIT, Config
-from schedagent.schedagentd.decisions import Drop, EndWith, Leave, Load, Moment, Pin, Prove, Restore, Widen
+from schedagent.schedagentd.decisions import Drop, EndWith, Leave, Load, Moment, Pin, Prove, Restore
 
 NOW = Moment("boot-1", 1000.0, 5_000_000.0)
-CONFIG = Config(probation_s={Stage.CANARY: 60.0, Stage.WIDER: 120.0, Stage.FULL: 300.0}, longest_lease_s=3600.0)
+CONFIG = Config(probation_s={Stage.CANARY: 60.0, Stage.FULL: 300.0}, longest_lease_s=3600.0)
 STAYING = replace(CONFIG, rollback=NOT_ON_EXIT)
 TRIP_BOUNDS = Bounds()
 IDLE = TaskSample(1.0, 0.0, 0.0, 0)
@@ -113,31 +113,33 @@ class TestRenew:
             self.renew(deployment(), metric=[1.0])
         assert self.renew(deployment(better=Better.LOWER), metric=[1.0]).metric == (1.0,)
 
-    def test_what_is_being_promoted_needs_a_token_for_where_it_goes(self):
-        assert decisions.token_scope(deployment()) == (Stage.CANARY, "/a")
-        promoted = deployment(next_stage=Stage.FULL)
-        assert decisions.token_scope(promoted) == (Stage.FULL, "")
-
 
 class TestPromote:
-    def test_to_a_stage_beyond_after_probation(self):
-        proven = deployment(proven=True)
-        decisions.check_promotion(proven, Stage.WIDER, NOW, CONFIG)
-        promoted = decisions.promote(proven, Stage.WIDER, "/").promoted
-        assert (promoted.stage, promoted.next_stage, promoted.next_cgroup) == (Stage.CANARY, Stage.WIDER, "/")
+    def promote(self, running):
+        return decisions.promote(running, lambda: True, NOW, CONFIG)
+
+    def test_a_proven_canary_rests_before_its_first_pulse(self):
+        rest, pulse = self.promote(deployment(proven=True, pinned=True, previous=3, baseline={DELAY: GOOD}))
+        assert (rest.resting.stage, rest.resting.phase, rest.resting.pulse_s) == (Stage.PULSE, Phase.RESTING, 1.0)
+        assert (rest.resting.proven, rest.resting.pinned, rest.resting.previous) == (False, False, 3)
+        assert (rest.pulses.lengths_s, rest.pulses.policy_first, rest.kind) == (CONFIG.pulses_s, True, "pulses")
+        assert (pulse.pulses, pulse.loading.phase) == (rest.pulses, Phase.LOADING)
+        [alone] = decisions.promote(deployment(proven=True), lambda: False, NOW, CONFIG)
+        assert alone.resting.phase is Phase.RESTING
 
     @pytest.mark.parametrize(
-        ("running", "stage", "why"),
+        ("running", "why"),
         [
-            (deployment(proven=True), Stage.CANARY, "at stage canary already"),
-            (deployment(proven=True, stage=Stage.FULL), Stage.WIDER, "at stage full already"),
-            (deployment(since=970.0), Stage.WIDER, "on probation for 30 s more"),
-            (deployment(), Stage.WIDER, "on probation for 0 s more"),
+            (deployment(proven=True, stage=Stage.FULL), "is at stage full"),
+            (deployment(stage=Stage.PULSE), "is at stage pulse"),
+            (deployment(proven=True, phase=Phase.WAITING), "is at stage canary"),
+            (deployment(since=970.0), "on probation for 30 s more"),
+            (deployment(), "on probation for 0 s more"),
         ],
     )
-    def test_what_is_refused(self, running, stage, why):
+    def test_what_is_refused(self, running, why):
         with pytest.raises(Refused, match=why):
-            decisions.check_promotion(running, stage, NOW, CONFIG)
+            self.promote(running)
 
 
 class TestRollBack:
@@ -154,6 +156,8 @@ class TestRollBack:
             (RUNNING, WAITING, 8, False, (DROP,)),
             (RUNNING, WAITING, 7, True, (END,)),
             (None, WAITING, 0, False, (DROP,)),
+            (None, replace(WAITING, phase=Phase.RESTING, previous=3), 0, False, (DROP, Restore(3))),
+            (None, replace(WAITING, phase=Phase.RESTING, previous=3), 0, True, (DROP,)),
         ],
     )
     def test_what_is_ended(self, running, waiting, number, to_default, expected):
@@ -272,8 +276,10 @@ class TestProbation:
         assert decisions.prove(deployment(), 960.0, CONFIG) == Prove(deployment(proven=True))
         assert decisions.prove(deployment(proven=True), 960.0, CONFIG) is None
 
-    def test_each_stage_has_its_own(self):
-        assert decisions.prove(deployment(stage=Stage.WIDER), 960.0, CONFIG) is None
+    def test_each_stage_has_its_own_but_what_has_a_time(self):
+        assert decisions.prove(deployment(stage=Stage.FULL), 960.0, CONFIG) is None
+        assert decisions.prove(deployment(stage=Stage.PULSE), 9e9, CONFIG) is None
+        assert decisions.prove(deployment(stage=Stage.TRIAL), 9e9, CONFIG) is None
 
     @pytest.mark.parametrize(
         ("running", "pinnable", "config", "pins"),
@@ -324,31 +330,8 @@ class TestLoading:
     def test_what_waits_has_a_lease(self):
         assert decisions.wait_on(self.WAITING, 1499.0) is None
         assert decisions.wait_on(self.WAITING, 1500.0) == Drop(End.NOT_LOADED, "its lease lapsed first")
-
-
-@pytest.mark.parametrize(("stage", "phase"), [(Stage.WIDER, Phase.RUNNING), (Stage.FULL, Phase.LOADING)])
-def test_a_wider_stage_is_on_probation_again(stage, phase):
-    running = deployment(
-        tree=Tree(42, 7),
-        cgroup="",
-        next_stage=stage,
-        next_cgroup="/b",
-        proven=True,
-        pinned=True,
-        previous=3,
-        baseline={DELAY: BAD, METRIC: BAD},
-    )
-    wider = decisions.widen(running, {DELAY: GOOD, METRIC: GOOD}, 1000.0, CONFIG)
-    assert wider == Widen(
-        deployment(
-            stage=stage,
-            cgroup="/b",
-            phase=phase,
-            since=1000.0,
-            previous=3,
-            baseline={DELAY: GOOD, METRIC: BAD},
-        )
-    ), "its own metric is compared with the time before the first stage"
+        resting = replace(self.WAITING, stage=Stage.PULSE, phase=Phase.RESTING)
+        assert decisions.wait_on(resting, 1500.0) == Drop(End.LEASE_LAPSED, "between two pulses")
 
 
 class TestThisProcess:
@@ -386,6 +369,7 @@ class TestThisProcess:
             (deployment(), (End.DIED_ON_PROBATION, "in phase running")),
             (deployment(phase=Phase.LOADING), (End.DIED_ON_PROBATION, "in phase loading")),
             (deployment(phase=Phase.WAITING), (End.DIED, "in phase waiting")),
+            (deployment(phase=Phase.RESTING), (End.DIED, "in phase resting")),
             (deployment(proven=True), (End.DIED, "in phase running")),
             (deployment(boot_id="boot-0"), (End.DIED_ON_PROBATION, "the machine was restarted")),
             (deployment(boot_id="boot-0", proven=True), (End.DIED, "the machine was restarted")),
@@ -398,7 +382,7 @@ class TestThisProcess:
         assert decisions.account_for(left, NOW) == expected
 
     def test_what_ended_goes_nowhere(self):
-        left = deployment(pinned=True, next_stage=Stage.FULL, next_cgroup="/b")
+        left = deployment(pinned=True)
         over = decisions.ended(left, End.STALL, "5 s", 9.0)
         assert (over.phase, over.end, over.detail, over.ended_at) == (Phase.ENDED, End.STALL, "5 s", 9)
-        assert (over.pinned, over.next_stage, over.next_cgroup) == (False, None, "")
+        assert not over.pinned

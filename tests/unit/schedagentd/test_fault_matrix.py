@@ -17,7 +17,7 @@ from schedagent.core.errors import RecordError, SchedagentError, TokenError
 from schedagent.schedagentd.config import NOT_ON_EXIT, Config
 from schedagent.schedagentd.record import FILE
 from tests.support.daemon_processes import Agent, Daemon, check_after_death, request_of, until
-from tests.support.deploy_orders import CANARY, WIDER, content_of, order_of
+from tests.support.deploy_orders import CANARY, content_of, order_of
 from tests.support.fault_matrix import DEFAULT, KNOWN, ON, REAL, SCRIPTED, STAYS, STEPS, cells
 from tests.support.scripted_host import PROBATION, UID, Host
 from tests.support.scripted_kernel import RemoteWorld
@@ -36,7 +36,7 @@ class Hurt:
 
     def __init__(self, folder, step, fault):
         stays = {"rollback": NOT_ON_EXIT} if step == "pinned" else {}
-        self.host, self.step, self.fault, self.accepted = Host(folder, **stays), step, fault, []
+        self.host, self.step, self.fault, self.accepted = Host(folder, direct_full=True, **stays), step, fault, []
         self.number = 0
 
     def reach(self):
@@ -49,21 +49,24 @@ class Hurt:
         if self.step == "loading":
             hooks["load"] = self.strike
         with suppress(SchedagentError):  # the one who asked is told
-            host.deploy("good", **self.order)
+            if self.step == "trial":
+                host.trial("good", **self.order | {"lease_s": LEASE_S})
+            elif self.step in ("pulse", "resting"):
+                host.pulse("good", **self.order)
+            else:
+                full = {"stage": Stage.FULL, "cgroup": ""} if self.step == "full" else {}
+                host.deploy("good", **full, **self.order)
         self.accepted.append(len(self.accepted) + 1)
         self.number = self.accepted[-1]
         if self.step in ("behind", "dropped", "both ending"):
             self.measure_first()
             self.accepted.append(host.deploy("third", **self.order).number)
-        if self.step in ("proven", "promoting", "full", "pinned"):
+        if self.step in ("proven", "pinned"):
             host.wait(61)
         match self.step:
-            case "promoting":
-                self.measure_first()
-                host.rollout.promote(self.accepted[-1], Stage.WIDER, WIDER)
-            case "full":
-                host.rollout.promote(self.accepted[-1], Stage.FULL, "")
-                host.wait(1)
+            case "pulse":
+                host.wait(1.5)
+                assert host.running == self.number
             case "ending" | "both ending":
                 hooks["before detach"] = self.strike
                 host.rollout.rollback()
@@ -149,10 +152,10 @@ def nothing_is_lost(host, accepted):
     events = host.record.events(0, 10_000)
     for number in accepted:
         kinds = [event.kind for event in events if event.deployment == number]
-        assert kinds[0] == "accepted"
+        assert kinds[0] in ("accepted", "trial")
         if host.get(number).phase is Phase.ENDED:
             assert {"ended", "tripped"} & set(kinds)
-    assert len(host.record.used_nonces) == len(accepted)
+    assert len(host.record.used_nonces) == len(accepted) - [event.kind for event in events].count("trial")
 
 
 @pytest.mark.parametrize(("fault", "step", "outcome"), cells(SCRIPTED))
@@ -167,7 +170,7 @@ def test_scripted(tmp_path, fault, step, outcome):
         with pytest.raises(TokenError, match="older than the record"):
             host.rollout.deploy(UID, order_of("another"), content_of("another"), Stage.CANARY, CANARY, 60.0)
     else:
-        hurt.wait(BASELINE_S if step == "waiting" or (step, outcome) == ("promoting", ON) else 2)
+        hurt.wait(BASELINE_S if step == "waiting" else 2)
     if outcome == DEFAULT:
         assert (host.running, host.driver.active) == (None, None)
         assert host.driver.pending is None or step == "behind"
@@ -175,7 +178,6 @@ def test_scripted(tmp_path, fault, step, outcome):
         assert (host.driver.active.deployment.order.policy, host.running) == ("first", hurt.accepted[-1] + 1)
     else:
         assert (outcome, host.running) == (ON, hurt.number)
-        assert host.driver.active.deployment.next_stage is None
         host.world.end_policy()
         hurt.wait(2)
         assert host.running is None
@@ -194,7 +196,9 @@ QUICK = {"baseline_samples": 5, "sample_s": 0.1}
 CONFIG = {
     "waiting": {"baseline_samples": 50, "sample_s": 60.0},
     "canary": {"probation_s": {"canary": 600.0}},
-    "promoting": QUICK,
+    "pulse": {"pulses_s": (1.0,)},
+    "resting": {"pulses_s": (1.0,)},
+    "full": {"probation_s": {"full": 600.0}},
     "pinned": {"rollback": NOT_ON_EXIT},
     "behind": QUICK,
     "dropped": QUICK,
@@ -208,7 +212,7 @@ class Real:
     def __init__(self, folder, kernel, step, fault):
         config = QUICK if step == "waiting" and fault in ("full disk", "second schedagentd") else CONFIG.get(step, {})
         self.disk = SmallDisk(folder / "d" / "state") if fault == "full disk" else None
-        self.daemon = Daemon(folder / "d", kernel, self.disk, **config)
+        self.daemon = Daemon(folder / "d", kernel, self.disk, policy_first=step == "pulse", **config)
         self.world = RemoteWorld(kernel)
         self.world.reset()
         self.step, self.fault = step, fault
@@ -232,6 +236,10 @@ class Real:
     def active(self):
         return self.daemon.client.ask("status")["active"]
 
+    def shown(self, name):
+        """What is shown of what is in charge; between two pulses nothing is."""
+        return (self.active or {}).get(name)
+
     def reach(self):
         daemon, world = self.daemon.start(), self.world
         if self.step == "restored":
@@ -245,21 +253,19 @@ class Real:
         if self.step == "restored":
             daemon.deploy("good")
         else:
-            self.agent = self._agent_of("good")
-        if self.step == "waiting":
+            stage = "pulse" if self.step in ("pulse", "resting", "full") else self.step
+            self.agent = self._agent_of("good", stage if stage in ("pulse", "trial") else "canary")
+        if self.step in ("waiting", "resting"):
             until(lambda: daemon.client.ask("status")["waiting"])
         elif self.step != "loading":
-            until(lambda: self.active and self.active["policy"] == "good")
-        if self.step in ("proven", "promoting", "full", "pinned"):
+            until(lambda: self.shown("policy") == "good")
+        if self.step == "full":
+            until(lambda: self.shown("stage") == "full")
+        if self.step in ("proven", "pinned"):
             until(lambda: self.active["pinned" if self.step == "pinned" else "proven"])
         if self.step in ("behind", "dropped", "both ending"):
             daemon.deploy("third", better="higher")  # nobody reports that metric, so it waits
         match self.step:
-            case "promoting":
-                daemon.client.ask("promote", deployment=1, stage="wider", cgroup=WIDER)
-                assert self.active["next_stage"] == "wider"
-            case "full":
-                daemon.client.ask("promote", deployment=1, stage="full")
             case "ending" | "both ending":
                 world.set(hold_at="detach")
                 self.asker = self._ask_for_rollback()
@@ -274,8 +280,11 @@ class Real:
         if self.step in ("loading", "ending", "both ending", "restoring"):
             until(world.is_held)
 
-    def _agent_of(self, name):
-        return Agent(self.daemon, request=request_of(name) | {"cgroup": CANARY}, lease_s=AGENT_LEASE_S)
+    def _agent_of(self, name, stage="canary"):
+        if stage == "trial":
+            return Agent(self.daemon, trial=request_of(name), lease_s=60)
+        scope = {"stage": stage, "cgroup": CANARY if stage == "canary" else ""}
+        return Agent(self.daemon, request=request_of(name) | scope, lease_s=AGENT_LEASE_S)
 
     def _ask_for_rollback(self):
         child = os.fork()
@@ -319,7 +328,8 @@ def test_real(tmp_path, kernel, fault, step, outcome):
             real.daemon.end()
         check_after_death(real.daemon, range(1, real.number + 1))
         told = [(one["kind"], one["deployment"]) for one in real.daemon.client.events(0, follow=False)]
-        assert {("accepted", number) for number in real.accepted} <= set(told)
+        begun = "trial" if step == "trial" else "accepted"
+        assert {(begun, number) for number in real.accepted} <= set(told)
     finally:
         real.close()
 
@@ -332,8 +342,10 @@ def default(real):
         daemon.start()
     if real.fault == "SIGTERM":
         assert daemon.end(signal.SIGTERM) == 0
-    lapse_s = AGENT_LEASE_S if real.fault == "kill -9 agent" else 0.0
-    if real.step == "waiting" and daemon.pid:
+    lapse_s = AGENT_LEASE_S if real.fault == "kill -9 agent" and real.step != "trial" else 0.0
+    if real.fault == "full disk" and real.step in ("pulse", "resting"):
+        lapse_s = 2 * real.daemon.config.pulses_s[0]  # until the next pulse is to begin
+    if real.step in ("waiting", "pulse", "resting") and daemon.pid:
         until(lambda: daemon.client.ask("status")["waiting"] is None, 2 + lapse_s)
     until(lambda: not daemon.state["enabled"], 2 + lapse_s)
     if daemon.pid:
@@ -346,6 +358,12 @@ def known(real):
 
 
 def on(real):
+    if real.step in ("pulse", "resting"):
+        status = real.daemon.client.ask("status")
+        assert (status["active"] or status["waiting"])["deployment"] == real.number
+        real.daemon.client.ask("rollback")
+        until(lambda: not real.daemon.state["enabled"], 2)
+        return
     until(lambda: real.active, 2)
     assert real.active["deployment"] == real.daemon.state["number"] == real.number
     real.world.end_policy()
@@ -375,4 +393,4 @@ CHECKS = {DEFAULT: default, KNOWN: known, ON: on, STAYS: stays}
 
 
 def test_every_cell_is_one_of_the_two():
-    assert len(cells(REAL)) + len(cells(SCRIPTED)) == 15 * len(STEPS) - 2
+    assert len(cells(REAL)) + len(cells(SCRIPTED)) == 15 * len(STEPS) - 4

@@ -7,7 +7,7 @@ from contextlib import closing
 
 import pytest
 
-from schedagent.core.deployment import Deployment, End, Order, Phase, Tree
+from schedagent.core.deployment import Deployment, End, Order, Phase, Stage, Tree
 from schedagent.core.errors import RecordError
 from schedagent.core.welch import Spread
 from schedagent.schedagentd.__main__ import EXIT_FAILED, main
@@ -15,7 +15,7 @@ from schedagent.schedagentd.migrations import versions
 from schedagent.schedagentd.migrations.versions import SCHEMA
 from schedagent.schedagentd.record import FILE, Record, Trip
 from tests.support import older_records
-from tests.support.deploy_orders import content_of
+from tests.support.deploy_orders import CANARY, content_of
 from tests.support.older_records import NONCE, OLDER, SECRET, SEEN
 from tests.support.scripted_host import Host
 
@@ -28,6 +28,11 @@ BODY = {
     4: """
         number order stage cgroup phase uid boot_id lease_s lease_until token_until created_at since tree next_stage
         next_cgroup better enable_seq proven pinned previous restores baseline end detail own_words ended_at;
+        policy digest tunables history classes report_digest token; pid started; count mean deviation
+    """,
+    5: """
+        number order stage cgroup phase uid boot_id lease_s lease_until token_until created_at since tree pulse_s pairs
+        better enable_seq proven pinned previous restores baseline end detail own_words ended_at;
         policy digest tunables history classes report_digest token; pid started; count mean deviation
     """,
 }
@@ -72,9 +77,51 @@ def test_an_older_record_is_brought_up_to_date(older, tmp_path):
 
 def test_a_daemon_carries_on_from_an_older_record(older):
     host = Host(older)
-    assert host.get(2).end is End.DIED, "it ran in another boot"
+    assert (host.get(2).end, host.get(2).detail) == (End.STOPPED, "the machine was restarted")
     assert host.deploy("another").number == 3
     host.record.close()
+
+
+@pytest.mark.parametrize("stage", ["canary", "wider"])
+@pytest.mark.parametrize("phase", ["waiting", "loading", "running", "ending"])
+@pytest.mark.parametrize("pinned", [True, False])
+def test_a_canary_by_partial_switch_ends_whatever_it_was_at(tmp_path, stage, phase, pinned):
+    """The daemon before pinned it, so that it is in charge still: it is taken away, and its tasks are moved back."""
+    folder = tmp_path / "state"
+    changes = {"stage": stage, "phase": phase, "pinned": pinned, "boot_id": "boot-1", "lease_until": 1e9}
+    older_records.write(folder, "partial", **changes | {"next_stage": "full"})
+    host = Host(tmp_path / "other")
+    host.record.close()
+    host.folder = folder
+    host.world.policy = {"seq": 2, "ops": "good", "partial": True, "owners": [], "pin": 2, "exit": None} | {
+        "enabled": True,
+        "number": 2,
+    }
+    host.world.set(enable_seq=2, moved=[CANARY])
+    host.start()
+    assert (host.running, host.driver.active, host.world.moved, host.kernel.pinned()) == (None, None, [], ())
+    ended = host.get(2)
+    assert (ended.end, ended.phase, ended.stage) == (End.STOPPED, Phase.ENDED, Stage.CANARY)
+    assert ended.detail.startswith("it was a canary by partial switch")
+    assert host.rollout.policies()["tripped"] == [], "nobody blames it"
+    host.record.close()
+
+
+def test_what_has_the_whole_machine_stays(tmp_path):
+    folder = tmp_path / "state"
+    older_records.write(folder, "partial", stage="full", cgroup="", pinned=True, boot_id="boot-1", lease_until=1e9)
+    with closing(Record.open(folder)) as record:
+        [running] = record.unfinished()
+        assert (running.stage, running.pinned, running.end) == (Stage.FULL, True, None)
+
+
+def test_totals_of_wider_stages_are_those_of_canaries(tmp_path):
+    older_records.write(tmp_path / "state", "partial")
+    with closing(Record.open(tmp_path / "state")) as record:
+        assert record.totals()["ended"] == [
+            {"stage": "canary", "end": "replaced", "count": 4},
+            {"stage": "canary", "end": "stall", "count": 5},
+        ]
 
 
 def test_every_body_of_an_older_record_has_the_members_of_todays(older):

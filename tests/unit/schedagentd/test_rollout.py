@@ -15,7 +15,7 @@ from schedagent.core.token import Scope, key_id
 from schedagent.core.welch import Better
 from schedagent.schedagentd.admission import Accepted
 from schedagent.schedagentd.config import DECLARED, READ, Config
-from tests.support.deploy_orders import CANARY, WIDER, content_of, order_of
+from tests.support.deploy_orders import CANARY, MEMBER, content_of, order_of
 from tests.support.scripted_host import PROBATION, UID, Host
 
 OTHER = ed25519.Ed25519PrivateKey.from_private_bytes(bytes(32))
@@ -23,7 +23,7 @@ OTHER_PUBLIC = OTHER.public_key().public_bytes(Encoding.PEM, PublicFormat.Subjec
 
 
 class TestStages:
-    def test_from_canary_to_full(self, host):
+    def test_a_canary_has_the_tasks_of_its_cgroup(self, host):
         number = host.deploy().number
         assert host.world.truth() | {"pin": None} == {
             "enabled": True,
@@ -33,32 +33,32 @@ class TestStages:
             "moved": [CANARY],
         }
         host.wait(61)
-        host.rollout.promote(number, Stage.WIDER, WIDER)
-        assert (host.get(number).stage, host.get(number).proven) == (Stage.WIDER, False)
-        assert host.world.truth()["moved"] == sorted([CANARY, WIDER])
-        host.wait(121)
-        host.rollout.promote(number, Stage.FULL, "")
-        truth = host.world.truth()
-        assert (truth["number"], truth["partial"], truth["moved"]) == (number, False, [])
-        first, then = "started accepted loading running proven", "promoting promoted"
-        assert " ".join(host.kinds) == f"{first} {then} proven {then} running"
+        assert host.get(number).proven
+        assert host.kinds == ["started", "accepted", "loading", "running", "proven"]
 
     def test_a_full_switch_that_ends_limits_of_cgroups_has_to_be_accepted(self, host):
         host.world.cgroup_limits_set = [["/a", "cpu.max", "20000 100000"]]
         number = host.proven(declares=("cgroup limits",))
         with pytest.raises(Refused, match=r'"/a" would lose cpu.max "20000 100000"'):
-            host.rollout.promote(number, Stage.FULL, "")
+            host.rollout.promote(number)
         assert host.get(number).stage is Stage.CANARY
-        host.rollout.promote(number, Stage.FULL, "", uid=7, accept_limits=True)
-        assert host.get(number).stage is Stage.FULL
+        host.rollout.promote(number, uid=7, accept_limits=True)
+        assert host.get(number).stage is Stage.PULSE
         noted = [event.detail for event in host.record.events(-1, 100) if event.kind == "accepted"]
         assert any("user 7 accepted it" in detail and '"/a" would lose' in detail for detail in noted)
 
     def test_a_policy_that_keeps_limits_is_promoted_beside_them(self, host):
         host.world.cgroup_limits_set = [["/a", "cpu.max", "20000 100000"]]
         number = host.proven(declares=("cgroup weights",))
-        host.rollout.promote(number, Stage.FULL, "")
-        assert host.get(number).stage is Stage.FULL
+        host.rollout.promote(number)
+        assert host.get(number).stage is Stage.PULSE
+
+    @pytest.mark.parametrize("stage", [Stage.PULSE, Stage.FULL])
+    def test_a_pulse_ends_limits_of_cgroups_as_well(self, tmp_path, stage):
+        host = Host(tmp_path, direct_full=True)
+        host.world.cgroup_limits_set = [["/a", "cpu.max", "20000 100000"]]
+        with pytest.raises(Refused, match='"/a" would lose'):
+            host.deploy(stage=stage, cgroup="", declares=("cgroup limits",))
 
     def test_newcomers_of_the_cgroup_are_moved_in(self, host):
         host.deploy()
@@ -70,17 +70,17 @@ class TestStages:
         number = host.deploy().number
         host.wait(30)
         with pytest.raises(Refused, match="on probation for 30 s more"):
-            host.rollout.promote(number, Stage.FULL, "")
+            host.rollout.promote(number)
         assert host.get(number).stage is Stage.CANARY
 
     @pytest.mark.parametrize(
         ("stage", "cgroup", "why"),
         [
-            (Stage.FULL, "", "begins with stage canary"),
-            (Stage.FULL, CANARY, "for the whole machine"),
-            (Stage.WIDER, WIDER, "begins with stage canary"),
+            (Stage.FULL, "", "begins with stage pulse"),
+            (Stage.TRIAL, "", "a trial is no stage"),
             (Stage.CANARY, "", "needs a cgroup"),
             (Stage.CANARY, "/nothing", "there is no cgroup"),
+            (Stage.PULSE, "/nothing", "there is no cgroup"),
         ],
     )
     def test_first_stages_that_are_refused(self, host, stage, cgroup, why):
@@ -89,19 +89,18 @@ class TestStages:
         assert host.running is None
 
     def test_promotions_that_are_refused(self, host):
-        number = host.proven(scope=Scope.PARTIAL, within=WIDER)
-        for stage, cgroup, why in (
-            (Stage.CANARY, CANARY, "is at stage canary already"),
-            (Stage.WIDER, "/other", "does not hold"),
-            (Stage.FULL, "/other", "for the whole machine"),
-        ):
-            with pytest.raises(Refused, match=why):
-                host.rollout.promote(number, stage, cgroup)
+        number = host.proven(scope=Scope.PARTIAL, within=MEMBER)
         with pytest.raises(TokenError, match="not for scope full"):
-            host.rollout.promote(number, Stage.FULL, "")
+            host.rollout.promote(number)
         with pytest.raises(Refused, match="neither running nor waiting"):
-            host.rollout.promote(number + 1, Stage.FULL, "")
-        assert host.running == number
+            host.rollout.promote(number + 1)
+        assert (host.running, host.get(number).stage) == (number, Stage.CANARY)
+
+    def test_only_a_canary_is_promoted(self, tmp_path):
+        host = Host(tmp_path / "state", direct_full=True)
+        number = host.deploy(stage=Stage.FULL, cgroup="").number
+        with pytest.raises(Refused, match="is at stage full"):
+            host.rollout.promote(number)
 
     def test_a_second_one_replaces_the_first(self, host):
         first, second = host.proven("first"), host.deploy("second").number
@@ -160,7 +159,7 @@ class TestDeclared:
         host.driver.accepted = Accepted()
         for refused in (
             lambda: host.rollout.renew(number, 600.0),
-            lambda: host.rollout.promote(number, Stage.WIDER, WIDER),
+            lambda: host.rollout.promote(number),
         ):
             with pytest.raises(Refused, match="does not accept"):
                 refused()
@@ -178,17 +177,7 @@ class TestDeclared:
 
 
 class TestTrees:
-    def test_a_canary_of_a_process_tree(self, host):
-        number = host.deploy(cgroup="", pid=42).number
-        assert host.world.truth()["moved"] == ["process 42"]
-        assert (host.get(number).tree, host.get(number).summary(0)["pid"]) == (Tree(42, 7000), 42)
-        host.wait(61)
-        for cgroup, why in (("/other", "does not hold /build/canary"), ("", "needs a cgroup")):
-            with pytest.raises(Refused, match=why):
-                host.rollout.promote(number, Stage.WIDER, cgroup)
-        host.rollout.promote(number, Stage.WIDER, WIDER)
-        assert (host.get(number).tree, host.get(number).where) == (None, WIDER)
-        assert host.world.truth()["moved"] == [WIDER, "process 42"]
+    """A process tree is what is measured; no stage is for its tasks only."""
 
     @pytest.mark.parametrize(
         ("asked", "why"),
@@ -197,42 +186,27 @@ class TestTrees:
             ({"pid": 1}, "every process of its kind"),
             ({"pid": 2}, "every process of its kind"),
             ({"pid": 42, "cgroup": CANARY}, "without a cgroup"),
-            ({"pid": 42, "stage": Stage.WIDER}, "for stage canary"),
-            ({"pid": 42, "stage": Stage.FULL}, "for stage canary"),
+            ({"pid": 42, "cgroup": CANARY, "stage": Stage.CANARY}, "a canary is a cgroup"),
         ],
     )
     def test_what_is_refused(self, host, asked, why):
         with pytest.raises(Refused, match=why):
-            host.deploy(**{"cgroup": ""} | asked)
+            host.deploy(**{"cgroup": "", "stage": Stage.PULSE} | asked)
         assert host.running is None
 
-    @pytest.mark.parametrize(("within", "scope"), [("", Scope.PARTIAL), ("", Scope.FULL), (CANARY, Scope.PARTIAL)])
-    def test_only_a_token_for_any_tasks_allows_one(self, host, within, scope):
-        """A process may leave the cgroup that a token names, though it is in it now."""
-        if within:
-            with pytest.raises(TokenError, match="not for scope partial"):
-                host.deploy(cgroup="", pid=42, scope=scope, within=within)
-            assert host.running is None
-        else:
-            host.deploy(cgroup="", pid=42, scope=scope)
-            assert host.running
-
-    @pytest.mark.parametrize("after", [{}, {"42": [7001, CANARY]}], ids=["ended", "its id is another's now"])
-    def test_it_ends_with_its_process(self, host, after):
-        first = host.proven("first")
-        number = host.deploy(cgroup="", pid=42).number
-        host.world.processes = after
-        with pytest.raises(Refused, match="on probation"):
-            host.rollout.promote(number, Stage.WIDER, WIDER)
+    def test_another_process_may_get_its_id(self, tmp_path):
+        host = Host(tmp_path / "state", direct_full=True)
+        number = host.deploy(cgroup="", pid=42, stage=Stage.FULL).number
+        assert (host.get(number).tree, host.get(number).summary(0)["pid"]) == (Tree(42, 7000), 42)
+        host.world.processes = {"42": 7001}
         host.wait(6)
-        assert (host.get(number).end, host.get(number).end.is_trip) == (End.GONE, False)
-        assert host.driver.active.deployment.order.policy == "first"
-        assert host.driver.active.deployment.number != first
+        assert (host.running, host.get(number).end, host.get(number).end.is_trip) == (None, End.GONE, False)
 
-    def test_it_is_not_loaded_for_a_process_that_ended_meanwhile(self, host):
-        host.rollout.config = Config(probation_s=PROBATION, baseline_samples=12)
-        number = host.deploy(cgroup="", pid=42).number
-        host.world.processes = {"42": [7001, CANARY]}
+    def test_it_is_not_loaded_for_a_process_that_ended_meanwhile(self, tmp_path):
+        host = Host(tmp_path / "state", direct_full=True)
+        host.rollout.config = Config(probation_s=PROBATION, baseline_samples=12, direct_full=True)
+        number = host.deploy(cgroup="", pid=42, stage=Stage.FULL).number
+        host.world.processes = {"42": 7001}
         host.wait(61)
         assert (host.running, host.get(number).end) == (None, End.NOT_LOADED)
 
@@ -271,13 +245,6 @@ class TestMetric:
         self.report(measured, number, [1.0] * 60, 30)
         assert measured.running == number
         assert "metric" not in measured.rollout.status()["measured"]
-
-    def test_each_stage_is_compared_with_the_time_before_the_first(self, measured):
-        number = measured.running
-        measured.wait(61)
-        measured.rollout.promote(number, Stage.WIDER, WIDER)
-        self.report(measured, number, [95.0] * 10, 61)
-        assert (measured.get(number).stage, measured.get(number).baseline["metric"].mean) == (Stage.WIDER, 100.0)
 
     def test_without_one_nothing_is_taken(self, host):
         number = host.deploy().number
@@ -408,12 +375,10 @@ class TestRefusals:
 
     def test_nor_is_it_promoted(self, host):
         number = host.proven()
-        host.rollout.config = Config(probation_s=PROBATION, baseline_samples=12)
-        host.rollout.promote(number, Stage.WIDER, WIDER)
         host.driver.public_keys = lambda: []
-        host.wait(61)
-        assert (host.running, host.get(number).stage, host.get(number).next_stage) == (number, Stage.CANARY, None)
-        assert "not promoted" in host.kinds
+        with pytest.raises(TokenError, match="none of the trusted ones"):
+            host.rollout.promote(number)
+        assert (host.running, host.get(number).stage) == (number, Stage.CANARY)
 
     def test_a_used_token_is_remembered_for_as_long_as_clocks_may_differ(self, host, monkeypatch):
         """It expires, another is used, the clock goes back by less than what is noticed: it is still known."""

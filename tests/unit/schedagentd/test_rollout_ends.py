@@ -15,7 +15,7 @@ from schedagent.schedagentd.breaker import Bounds
 from schedagent.schedagentd.config import Config
 from schedagent.schedagentd.driver import MOST_DEATHS
 from schedagent.schedagentd.record import FILE, Record
-from tests.support.deploy_orders import CANARY, KEY, WIDER, content_of, order_of
+from tests.support.deploy_orders import CANARY, KEY, content_of, order_of
 from tests.support.scripted_host import PROBATION, UID, Host
 from tests.support.scripted_kernel import ScriptedKernel
 
@@ -162,10 +162,9 @@ class TestWhatCounts:
     """Against an object: what the policy did, for a week; not what others did, or what others may have done."""
 
     @pytest.mark.parametrize("end", End, ids=lambda end: end.name)
-    @pytest.mark.parametrize("stage", Stage)
-    def test_only_what_the_policy_did(self, end, stage):
+    def test_only_what_the_policy_did(self, end):
         own = {End.EJECTED, End.EXITED, End.ERROR_EVENTS, End.REJECTED_TASKS, End.DIED_ON_PROBATION}
-        assert end.counts_at(stage) == (end in own or (end in (End.STALL, End.STARVATION) and stage is Stage.FULL))
+        assert end.counts == (end in own or end in (End.STALL, End.STARVATION))
 
     @pytest.mark.parametrize(
         "innocent",
@@ -176,8 +175,6 @@ class TestWhatCounts:
             lambda host: host.world.take_over(),
             lambda host: host.world.set(available=False),
             lambda host: host.world.set(core=42),
-            lambda host: host.world.set(starved=["7 (cc1)"]),
-            lambda host: host.world.end_policy(1026),
         ],
         ids=[
             "lease",
@@ -186,8 +183,6 @@ class TestWhatCounts:
             "another scheduler",
             "sysfs",
             "core scheduling",
-            "load starves it",
-            "load stalls it",
         ],
     )
     def test_an_innocent_end_keeps_nothing_away(self, host, innocent):
@@ -209,13 +204,15 @@ class TestWhatCounts:
         assert host.get(number).end is End.RUN_QUEUE_DELAY
         host.deploy()
 
-    def test_starving_the_whole_machine_does_count(self, tmp_path):
+    @pytest.mark.parametrize("stage", [Stage.CANARY, Stage.FULL])
+    def test_starving_counts_wherever_nobody_goes_first(self, tmp_path, stage):
         host = Host(tmp_path / "state", direct_full=True)
-        host.deploy(stage=Stage.FULL, cgroup="")
+        asked = {"stage": stage, "cgroup": CANARY if stage is Stage.CANARY else ""}
+        host.deploy(**asked)
         host.world.set(starved=["7 (cc1)"])
         host.wait(6)
         with pytest.raises(Refused, match="circuit breaker before: starvation"):
-            host.deploy(stage=Stage.FULL, cgroup="")
+            host.deploy(**asked)
 
     def test_it_is_forgotten_after_a_week(self, host):
         host.deploy()
@@ -366,7 +363,9 @@ class TestLastKnownGood:
         assert host.kinds[-1] == "not restored"
 
     def test_nor_a_process_tree_that_is_gone(self, host):
-        host.proven("first", cgroup="", pid=42)
+        host.rollout.config = Config(probation_s=PROBATION, baseline_samples=0, direct_full=True)
+        host.deploy("first", cgroup="", pid=42, stage=Stage.FULL)
+        host.wait(301)
         host.deploy("second")
         host.world.processes = {}
         host.world.end_policy()
@@ -477,10 +476,11 @@ class TestRestart:
         staying.kill()
         assert staying.running is None
 
-    def test_a_wider_stage_is_on_probation_again(self, staying):
+    def test_what_is_promoted_is_on_probation_again(self, staying):
         number = staying.proven()
-        staying.rollout.promote(number, Stage.WIDER, WIDER)
-        assert staying.world.truth()["pin"] is None
+        staying.rollout.promote(number)
+        staying.wait(1.5)
+        assert (staying.running, staying.world.truth()["pin"]) == (number, None)
         staying.kill()
         assert staying.running is None
 

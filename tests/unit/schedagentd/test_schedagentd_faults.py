@@ -17,7 +17,7 @@ import pytest
 from schedagent.core.errors import RecordError, Refused, SchedagentError, SetupError, TokenError
 from schedagent.schedagentd.record import FILE, Record
 from tests.support.daemon_processes import Daemon, check_after_death, request_of, until
-from tests.support.deploy_orders import CANARY, WIDER, content_of
+from tests.support.deploy_orders import CANARY, content_of
 from tests.support.scripted_kernel import RemoteWorld
 from tests.support.small_disk import SmallDisk
 
@@ -79,22 +79,20 @@ def settle(daemon, true):
 
 
 def life(daemon, requests, accepted):
-    """A whole life: a canary, proven, promoted; another instead, ended by the breaker; back, and to the default.
+    """A whole life: a canary, proven; another instead, ended by the breaker; back, a pulse, and to the default.
 
     Args:
         accepted: gets the numbers of deployments as they are accepted.
     """
-    ask = daemon.client.ask
-    first = ask("deploy", **requests[0], cgroup=CANARY)["deployment"]
+    ask, canary = daemon.client.ask, {"cgroup": CANARY, "stage": "canary"}
+    first = ask("deploy", **requests[0], **canary)["deployment"]
     accepted.append(first)
     settle(daemon, lambda told: told["proven"])
-    ask("promote", deployment=first, stage="wider", cgroup=WIDER)
-    settle(daemon, lambda told: told["proven"])
-    ask("promote", deployment=first, stage="full")
-    settle(daemon, lambda told: told["proven"])
-    accepted.append(ask("deploy", **requests[1], cgroup=CANARY)["deployment"])
+    accepted.append(ask("deploy", **requests[1], **canary)["deployment"])
     daemon.tell_kernel("end_policy")
     settle(daemon, lambda told: told["policy"] == "first")
+    ask("promote", deployment=first)
+    settle(daemon, lambda told: told["stage"] == "pulse")
     ask("rollback", to_default=True)
     if daemon.end(signal.SIGTERM) != 0:
         raise Gone
@@ -106,12 +104,12 @@ def check_tokens(daemon, requests):
     for request in requests:
         if request["policy"] in history:
             with pytest.raises(SchedagentError) as refused:
-                daemon.client.ask("deploy", **request, cgroup=CANARY)
+                daemon.client.ask("deploy", **request, cgroup=CANARY, stage="canary")
             assert isinstance(refused.value, TokenError | Refused)
 
 
 class TestKilledAtEachStep:
-    """kill -9 at each step of a life (deploy, promote twice, trip, restore, roll back):"""
+    """kill -9 at each step of a life (deploy, trip, restore, promote, a pulse, roll back):"""
 
     @pytest.mark.parametrize("rollback", ["auto", "not_on_exit"])
     @pytest.mark.parametrize("kernel_calls", [True, False], ids=["around kernel calls", "around record writes"])
@@ -122,7 +120,7 @@ class TestKilledAtEachStep:
         deployment that was accepted, and no used token is accepted again (`auto` and `not_on_exit`)"""
         for step in count():
             world.reset()
-            daemon = Daemon(tmp_path / f"d{step}", kernel, rollback=rollback)
+            daemon = Daemon(tmp_path / f"d{step}", kernel, rollback=rollback, pulses_s=(0.1,))
             daemon.start(die_at=-1 if kernel_calls else step)
             if kernel_calls:
                 world.set(kill_at=step)

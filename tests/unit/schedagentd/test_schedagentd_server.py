@@ -75,9 +75,10 @@ def raw(daemon, content):
 
 LOOKS = {"status": {}, "policies": {}, "history": {"limit": 20}}
 CHANGES = {
-    "deploy": lambda: request_of() | {"cgroup": CANARY},
+    "deploy": lambda: request_of() | {"cgroup": CANARY, "stage": "canary"},
+    "trial": lambda: request_of() | {"lease_s": 1},
     "renew": lambda: {"deployment": 1},
-    "promote": lambda: {"deployment": 1, "stage": "full"},
+    "promote": lambda: {"deployment": 1},
     "rollback": dict,
 }
 
@@ -144,7 +145,7 @@ class TestVerbs:
         assert (told["kernel"]["ops"], told["kernel"]["switch_all"]) == ("walk", False)
         assert daemon.client.ask("policies")["loaded"] == [{"ops": "walk", "ours": True, "switch_all": False}]
         assert daemon.client.ask("renew", deployment=number, lease_s=300)["lease_left_s"] > 250
-        assert daemon.client.ask("promote", deployment=number, stage="full")["stage"] == "full"
+        assert daemon.client.ask("promote", deployment=number)["stage"] == "pulse"
         assert daemon.client.ask("rollback")["in_charge"] == "the default scheduler"
         newest = daemon.client.ask("history", limit=1)["history"]
         assert [(one["deployment"], one["end"], one["phase"]) for one in newest] == [(number, "rolled back", "ended")]
@@ -193,9 +194,9 @@ WRONG = {
     "a huge number": b'{"version": 1, "verb": "renew", "deployment": ' + b"9" * 3000 + b"}\n",
     "deep": b"[" * 4000 + b"\n",
     "not UTF-8": b'{"version": 1, "verb": "\xff\xfe"}\n',
-    "up and out": b'{"version":1,"verb":"promote","deployment":1,"stage":"wider","cgroup":"/../x"}\n',
     "a text for a number": b'{"version": 1, "verb": "renew", "deployment": "1"}\n',
-    "missing": b'{"version": 1, "verb": "promote", "deployment": 1}\n',
+    "missing": b'{"version": 1, "verb": "promote"}\n',
+    "a trial without a time": b'{"version": 1, "verb": "trial", "policy": "x"}\n',
     "too long": b"x" * (LONGEST_REQUEST + 1),
 }
 
@@ -500,6 +501,9 @@ def rss_kib(pid):
 
 OWN_MODULES = {
     "schedagent.core": {"accept", "deployment", "errors", "installation", "settings", "token", "trusted", "welch"}
+    | {"trials"}
+    | {f"trials.{name}" for name in ("guards", "hardware_gain", "interval", "judge", "objective", "trial")}
+    | {"trials.usage", "trials.workload"}
     | {"process", "process.listener", "process.systemd", "retention", "retention.limits"}
     | {"terminal", "terminal.answers", "terminal.foreign", "terminal.printable"},
     "schedagent.schedagentd": {
@@ -508,6 +512,8 @@ OWN_MODULES = {
         "breaker",
         "config",
         "decisions",
+        "pulses",
+        "state",
         "driver",
         "kernel",
         "limits",
@@ -517,8 +523,8 @@ OWN_MODULES = {
     }
     | {"rollout", "server", "migrations", "migrations.versions"}
     | {
-        f"migrations.{name}"
-        for name in ("v0001_first_record", "v0002_totals", "v0003_trees_and_metrics", "v0004_known_good")
+        f"migrations.v000{name}"
+        for name in ("1_first_record", "2_totals", "3_trees_and_metrics", "4_known_good", "5_pulses")
     },
     "kernel_bpf": {"load", "observe", "observe.core_scheduling", "observe.schedulers", "observe.tasks"}
     | {

@@ -16,7 +16,7 @@ from schedagent.schedagentd import kernel, protection
 from schedagent.schedagentd.driver import KEEP_TIME_S
 from schedagent.schedagentd.kernel import HostKernel, _lease, _remove
 from schedagent.schedagentd.server import BUSY_S, REST_S, Server
-from tests.support.deploy_orders import CANARY, WIDER, content_of, order_of
+from tests.support.deploy_orders import CANARY, content_of, order_of
 from tests.support.paths import ROOT
 from tests.support.scripted_host import UID
 from tests.support.unit_commands import command
@@ -183,7 +183,7 @@ class TestLivePatches:
         with pytest.raises(TokenError, match="live patches were applied since: livepatch_1"):
             host.rollout.renew(number, 600.0)
         with pytest.raises(TokenError, match="live_patches"):
-            host.rollout.promote(number, Stage.WIDER, WIDER)
+            host.rollout.promote(number)
         host.wait(600)
         assert (host.running, host.get(number).end) == (None, End.LEASE_LAPSED)
 
@@ -224,7 +224,7 @@ class TestProtection:
         if verb == "promote":
             host.world.set(lacking=["it is no real-time task"])
             with pytest.raises(Refused, match="it is no real-time task"):
-                host.rollout.promote(first, Stage.FULL, "")
+                host.rollout.promote(first)
             assert host.running == first
         else:
             host.proven("second")

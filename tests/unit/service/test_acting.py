@@ -24,13 +24,13 @@ from schedagent.run.progress import PlainReporter
 from schedagent.service.acting import Hands
 from schedagent.service.drift import make_baseline
 from schedagent.service.findings import Findings
-from schedagent.service.keeping import Keeper, next_step
+from schedagent.service.keeping import Keeper
 from tests.support.daemon_processes import Daemon, until
-from tests.support.deploy_orders import CANARY, WIDER, order_of
+from tests.support.deploy_orders import CANARY
 from tests.support.finished_runs import HARDWARE, WORKLOAD, ScriptedLab, optimise, reading, win
 
 pytestmark = pytest.mark.timeout(60)
-SERVICE = ServiceSettings(workloads=(WatchedWorkload(WORKLOAD, CANARY),), lease_s=90, promote="canary")
+SERVICE = ServiceSettings(workloads=(WatchedWorkload(WORKLOAD, CANARY),), lease_s=90)
 
 
 @pytest.fixture
@@ -83,9 +83,12 @@ def keeper_of(repository, settings, **changes):
 
 
 def kept(hands, repository, settings, reporter, **order):
-    """Deploy, and return the request's number and the deployment's."""
+    """Deploy, wait until the pulses are over, and return the request's number and the deployment's."""
     number = asked(repository, deployable(repository, settings, **order))
-    return number, hands.carry_out(number, reporter)["deployment"]
+    deployment = hands.carry_out(number, reporter)["deployment"]
+    client = DaemonClient(settings.daemon.socket)
+    until(lambda: (client.ask("status")["active"] or {}).get("proven"))
+    return number, deployment
 
 
 def lab_log(settings):
@@ -149,7 +152,7 @@ def test_deploying_asks_schedagentd_with_the_run_s_token(hands, repository, sett
     told = hands.carry_out(number, reporter)
     request = repository.service.request(number)
     assert (request.progress, request.deployment, request.cgroup) == (Progress.KEEPING, told["deployment"], CANARY)
-    assert (told["policy"], told["stage"], told["cgroup"]) == ("good", "canary", CANARY)
+    assert (told["policy"], told["stage"], told["cgroup"]) == ("good", "pulse", CANARY)
     assert told["lease_left_s"] <= 90
     assert repository.service.recommendation(one.id).standing is Standing.APPLIED
     assert lab_log(settings) == [f"compile good of {one.evidence['run']} for {one.evidence['kernel']}"]
@@ -220,7 +223,7 @@ def test_a_lease_is_renewed_while_the_service_lives(hands, repository, settings,
     keeper.tick()
     active = daemon.client.ask("status")["active"]
     assert (active["deployment"], active["lease_left_s"] > 2900) == (deployment, True)
-    assert active["stage"] == "canary"
+    assert active["stage"] == "full"
     assert keeper_of(repository, settings, lease_s=30).poll_s == 10
 
 
@@ -256,30 +259,6 @@ def test_what_a_person_approved_is_one_token(hands, repository, settings, report
         hands.carry_out(number, reporter)
 
 
-def test_it_is_promoted_as_far_as_the_settings_say(hands, repository, settings, reporter, daemon):
-    kept(hands, repository, settings, reporter)
-    stages = []
-    for furthest in ("wider", "wider", "full"):
-        keeper = keeper_of(repository, settings, promote=furthest)
-        until(lambda: daemon.client.ask("status")["active"]["proven"])
-        keeper.tick()
-        active = daemon.client.ask("status")["active"]
-        stages.append((active["stage"], active["cgroup"]))
-    assert stages == [("wider", WIDER), ("wider", WIDER), ("full", "")]
-
-
-def test_a_refused_promotion_is_not_asked_for_again(hands, repository, settings, reporter, daemon, caplog):
-    from schedagent.core.token import Scope
-
-    kept(hands, repository, settings, reporter, scope=Scope.PARTIAL, cgroup=CANARY)
-    keeper = keeper_of(repository, settings, promote="full")
-    until(lambda: daemon.client.ask("status")["active"]["proven"])
-    keeper.tick()
-    keeper.tick()
-    assert len([line for line in caplog.messages if "stays at stage canary" in line]) == 1
-    assert daemon.client.ask("status")["active"]["stage"] == "canary"
-
-
 @pytest.mark.parametrize("trips", [False, True])
 def test_the_end_of_a_deployment_is_noted(hands, repository, settings, reporter, daemon, trips):
     number, _deployment = kept(hands, repository, settings, reporter)
@@ -300,7 +279,6 @@ def test_the_end_of_a_deployment_is_noted(hands, repository, settings, reporter,
 def test_what_was_replaced_is_kept_on_when_it_is_restored(hands, repository, settings, reporter, daemon):
     number, first = kept(hands, repository, settings, reporter)
     keeper = keeper_of(repository, settings, lease_s=3000)
-    until(lambda: daemon.client.ask("status")["active"]["proven"])
     daemon.deploy("persons")
     keeper.tick()
     assert repository.service.request(number).progress is Progress.KEEPING
@@ -349,13 +327,3 @@ def test_an_unreachable_schedagentd_is_asked_again_later(hands, repository, sett
     keeper_of(repository, settings).tick()
     assert "a lease could not be renewed" in caplog.text
     assert repository.service.request(number).progress is Progress.KEEPING
-
-
-def test_where_a_policy_goes_next():
-    assert next_step("canary", "/a/b", "canary") is None
-    assert next_step("canary", "/a/b", "wider") == ("wider", "/a")
-    assert next_step("canary", "/a", "wider") is None
-    assert next_step("canary", "/a", "full") == ("full", "")
-    assert next_step("wider", "/a", "full") == ("full", "")
-    assert next_step("full", "", "full") is None
-    assert order_of("good").policy == "good"
