@@ -152,10 +152,8 @@ def pairs_of(blocks: Sequence[Block], arm: str, *, calibration_tolerance: float 
         WorkloadFailed: failing is the rule under the default scheduler, so there is nothing to compare with.
     """
     whole = [sample for block in blocks for sample in block.samples if not sample.failure]
-    usual = Usual(
-        median([sample.calibration_ns for sample in whole] or [0]),
-        median(map(_others_share, whole) if whole else [0.0]),
-    )
+    probes_ns, shares = [sample.calibration_ns for sample in whole], [_others_share(sample) for sample in whole]
+    usual = Usual(median(probes_ns or [0]), median(shares or [0.0]))
     pairs: list[Pair] = []
     failures: list[str] = []
     default_failures: list[str] = []
