@@ -21,7 +21,7 @@ from verifier.guest.waiting import Ended, wait
 _SESSION = 3
 """Of /proc/PID/stat behind the command, counted from 0: session (proc_pid_stat(5), 6)."""
 
-_AT_WORK_S = 0.05
+_AT_WORK_S, _KILLED_S = 0.05, 0.005
 _GONE_S = 10.0
 
 
@@ -92,8 +92,8 @@ class Command:
             for pid in pids:
                 with suppress(OSError):
                     os.kill(pid, signal.SIGKILL)
-            self._process.poll()
-            time.sleep(0.005)
+            time.sleep(_KILLED_S)
+        self._process.poll()
 
 
 class _Watch:

@@ -97,9 +97,9 @@ class HostLab:
                 sample, observation = session.observe()
             else:
                 sample = session.run_default()
+        _require_work(workload, first, sample)
         if not self._recorded:
             _own, observation = self._vm.observe(workload)
-        _require_work(workload, first, sample)
         return sample, observation
 
 

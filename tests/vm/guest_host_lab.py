@@ -1,0 +1,104 @@
+"""Runs inside the micro-VM as root: HostLab on a real sched_ext kernel, with the real schedagentd.
+
+Usage: guest_host_lab.py TROUBLE_OBJECT; prints what it saw as one JSON object.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from kernel_bpf.load.sched_ext import kernel_state
+from schedagent.core.errors import SchedagentError
+from schedagent.core.policies.artifact import PolicyArtifact
+from schedagent.core.policies.policy import CandidatePolicy
+from schedagent.core.trials.trial import Sample
+from schedagent.core.trials.workload import WorkloadCommand
+from schedagent.hostlab.lab import HostLab
+from tests.support.guest_daemon import Daemon, prepare, request, until
+from verifier.lab.vm import LabPolicy
+
+WHO = "cat /sys/kernel/sched_ext/state /sys/kernel/sched_ext/root/ops 2>/dev/null; true"
+LONG = "echo $$ > /tmp/shell; sleep 60"
+
+
+class Vm:
+    """What HostLab needs of the micro-VM's lab here."""
+
+    environment = {"PATH": "/usr/bin:/bin"}
+
+    @contextmanager
+    def measuring(self) -> Iterator[None]:
+        yield
+
+
+def figures(sample: Sample) -> dict:
+    return {
+        "printed": sample.output_tail.split(),
+        "failure": sample.failure,
+        "wall_ns": sample.wall_ns,
+        "cpu_ns": sample.cpu_ns,
+        "others_share": sample.usage.others_share if sample.usage else None,
+    }
+
+
+def one_of_each(lab: HostLab, policy: LabPolicy) -> dict:
+    workload = WorkloadCommand(f"{WHO}; i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done", "/tmp")
+    sample, observation = lab.observe(workload)
+    with lab.session(workload) as session:
+        seen = {"default": figures(session.run_default(policy)), "policy": figures(session.run_candidate(policy))}
+        seen["after it"] = kernel_state().state
+        seen["again"] = figures(session.run_candidate(policy))
+    return seen | {"observed": [figures(sample), len(observation.records)]}
+
+
+def cut_short(lab: HostLab, policy: LabPolicy, daemon: Daemon, *killed: str) -> dict:
+    """Kill who takes part in a trial, with -9."""
+    Path("/tmp/shell").unlink(missing_ok=True)
+    time.sleep(1.5)  # schedagentd wants a second between two trials
+    client = os.fork()
+    if client == 0:
+        try:
+            with lab.session(WorkloadCommand(LONG, "/tmp")) as session:
+                session.run_candidate(policy)
+        except SchedagentError:
+            os._exit(7)
+        os._exit(0)
+    until(lambda: Path("/tmp/shell").exists() and kernel_state().state == "enabled")
+    if "client" in killed:
+        os.kill(client, signal.SIGKILL)
+    if "daemon" in killed:
+        daemon.kill()
+    took = until(lambda: kernel_state().state == "disabled")
+    _pid, status = os.waitpid(client, 0)
+    shell = Path("/proc", Path("/tmp/shell").read_text().strip())
+    until(lambda: not shell.exists() or " Z " in (shell / "stat").read_text())
+    if "daemon" in killed:
+        daemon.start()
+    return {"took": took, "status": os.waitstatus_to_exitcode(status), "state": kernel_state().state}
+
+
+def main() -> None:
+    content = Path(sys.argv[1]).read_bytes()
+    prepare('rollback = "default"\nbaseline_samples = 0\nsample_s = 0.5\n')
+    daemon = Daemon()
+    daemon.start()
+    policy = LabPolicy(
+        CandidatePolicy("trouble"), PolicyArtifact("trouble", content, "", ""), token=request(content)["token"]
+    )
+    lab = HostLab(Vm(), daemon.client, recorded=True)  # type: ignore[arg-type]
+    try:
+        seen = one_of_each(lab, policy)
+        for killed in (("client",), ("daemon",), ("client", "daemon")):
+            seen["killed " + " and ".join(killed)] = cut_short(lab, policy, daemon, *killed)
+    finally:
+        daemon.kill(signal.SIGTERM)
+    sys.stdout.write("\n" + json.dumps(seen) + "\n")
+
+
+if __name__ == "__main__":
+    main()
