@@ -26,9 +26,8 @@ def seen(tmp_path_factory) -> dict:
 def test_each_run_has_its_scheduler_and_the_default_is_back_after_it(seen):
     assert seen["default"]["printed"] == ["disabled"]
     assert seen["policy"]["printed"] == ["enabled", "trouble"]
-    assert seen["again"]["printed"] == ["enabled", "trouble"], "one token allows several trials"
     assert seen["after it"] == "disabled"
-    for name in ("default", "policy", "again"):
+    for name in ("default", "policy"):
         assert seen[name]["failure"] == ""
         assert 0 < seen[name]["cpu_ns"] <= 1.2 * seen[name]["wall_ns"]
 
@@ -39,9 +38,8 @@ def test_root_sees_what_the_tasks_of_the_workload_do(seen):
     assert records >= 2, "the shell and cat"
 
 
-@pytest.mark.parametrize("killed", ["client", "daemon", "client and daemon"])
-def test_the_default_scheduler_is_back_whoever_is_killed(seen, killed):
-    cut = seen[f"killed {killed}"]
-    assert cut["took"] < 2
-    assert cut["state"] == "disabled"
-    assert cut["status"] == (-9 if "client" in killed else 7)
+def test_the_default_scheduler_is_back_when_who_measures_is_killed(seen):
+    """Kills of schedagentd, and of both, are in the matrix of its own faults."""
+    assert seen["killed"]["took"] < 2
+    assert seen["killed"]["state"] == "disabled"
+    assert seen["killed"]["status"] == -9
