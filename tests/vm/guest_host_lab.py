@@ -74,7 +74,7 @@ def cut_short(lab: HostLab, policy: LabPolicy) -> dict:
 
 def main() -> None:
     content = Path(sys.argv[1]).read_bytes()
-    prepare("baseline_samples = 0\nsample_s = 0.5\n")
+    prepare("baseline_samples = 0\nsample_s = 0.5\n[bounds]\nstarvation_s = 20\n")  # a busy host stops its CPUs
     daemon = Daemon()
     daemon.start()
     policy = LabPolicy(
