@@ -15,7 +15,7 @@ from kernel_bpf.load.sched_ext import kernel_state
 from schedagent.client.daemon import DaemonClient
 from schedagent.core.errors import KernelRejected, SchedagentError, WorkloadFailed
 from schedagent.core.process.shell_text import quoted
-from schedagent.core.trials.trial import Hardware, Sample
+from schedagent.core.trials.trial import ON_HOST, Hardware, Sample
 from schedagent.core.trials.usage import MachineCosts
 from schedagent.core.trials.workload import Observation, WorkloadCommand
 from schedagent.hostlab.machine import HostMachine, Permitted
@@ -48,7 +48,7 @@ class HostLab:
     def hardware(self) -> Hardware:
         """What results depend on here."""
         memory_mib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20
-        return Hardware(cpu_model(), len(os.sched_getaffinity(0)), memory_mib, "host", os.uname().release)
+        return Hardware(cpu_model(), len(os.sched_getaffinity(0)), memory_mib, ON_HOST, os.uname().release)
 
     def costs(self) -> MachineCosts | None:
         """Nothing separates this lab from the hardware."""

@@ -28,7 +28,7 @@ from schedagent.core.settings import REPOSITORY, Settings, hide, private_file, p
 from schedagent.core.trials.workload import WorkloadCommand
 from schedagent.report.conclusion import next_step
 from schedagent.run import opening
-from schedagent.run.options import HOST, RunOptions
+from schedagent.run.options import AUTO, HOST, RunOptions
 from schedagent.run.progress import Reporter
 from schedagent.run.state import first_state
 
@@ -49,6 +49,8 @@ def start_run(
     Args:
         run_id: the run's id, for who has to know it beforehand; empty for any.
     """
+    if options.on == AUTO and (reason := opening.why_vm(settings, options)):
+        reporter.note(f"in the micro-VM: {reason}")
     options = opening.placed(settings, options)
     with opening.open_repository(settings) as repository:
         lab = opening.open_place(settings, options)

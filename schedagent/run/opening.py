@@ -136,21 +136,22 @@ def placed(settings: Settings, options: RunOptions) -> RunOptions:
     Raises:
         UsageError: nothing can be measured on this machine, or not what was named, and that was asked for.
     """
-    from schedagent.hostlab.lab import why_not_here
-
     if options.on == VM:
         return options
-    reason = _why_programs(options) or why_not_here(DaemonClient(), default_kernel(settings).release)
+    reason = why_vm(settings, options)
     if reason and options.on == HOST:
         raise UsageError(f"--on host: {reason}", "without --on it is measured in the micro-VM")
     return dataclasses.replace(options, on=VM if reason else HOST)
 
 
-def _why_programs(options: RunOptions) -> str:
-    """Why what was named cannot be loaded on this machine; empty if it can."""
+def why_vm(settings: Settings, options: RunOptions) -> str:
+    """Return why a run cannot measure on this machine; empty if it can."""
+    from schedagent.hostlab.lab import why_not_here
+
     programs = [each.program.command for each in options.schedulers if each.program]
-    loads = f"{', '.join(programs)} would load its policy itself, as root, which is done in the micro-VM only"
-    return loads if programs else ""
+    if programs:
+        return f"{', '.join(programs)} would load its policy itself, as root, which is done in the micro-VM only"
+    return why_not_here(DaemonClient(), default_kernel(settings).release)
 
 
 def open_place(settings: Settings, options: RunOptions) -> VmLab | HostLab:
