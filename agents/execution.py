@@ -239,7 +239,7 @@ class Execution:
                 f"policy {candidate.policy} or its compiler changed since this run verified it",
                 "what was measured before and after cannot be compared: start a new run",
             )
-        return LabPolicy(candidate, artifact)
+        return LabPolicy(candidate, artifact, token=report.token or "")
 
 
 def _unverified(candidates: Sequence[CandidatePolicy], notebook: Notebook) -> list[CandidatePolicy]:

@@ -9,7 +9,8 @@
 Every function takes the settings that it works with, by default those of the environment and the configuration file,
 and raises SchedagentError, whose `message` says what failed and whose `hint` says what to do. Messages name an argument
 like the option of the command line that sets it. Functions that take minutes report how far they are to a reporter, by
-default to none. Nothing here changes how this machine schedules: workloads and policies run in a micro-VM.
+default to none. Nothing here changes how this machine schedules, unless the options of a run say that it measures on
+this machine: workloads and policies run in a micro-VM.
 """
 
 from __future__ import annotations

@@ -33,6 +33,7 @@ def compare(
     name: options_of.Name = "",
     budget_minutes: options_of.Budget = 30.0,
     timeout: options_of.Timeout = 900.0,
+    on: options_of.On = "vm",
     cpus: options_of.Cpus = None,
     memory: options_of.Memory = "",
     export_csv: options_of.ExportCsv = None,
@@ -54,7 +55,7 @@ def compare(
         from schedagent.core.readings.metric_options import Comparison
         from schedagent.core.trials.judge import TrialRules
         from schedagent.run.intake import Around, Description, command_of
-        from schedagent.run.options import RunOptions, read_memory, read_name
+        from schedagent.run.options import RunOptions, read_memory, read_name, read_place
 
         if not several(scheduler):
             raise UsageError("no scheduler is named", "name one or more: --scheduler scx_bpfland")
@@ -73,6 +74,7 @@ def compare(
             memory_mib=read_memory(memory) if memory else None,
             warmup=warmup,
             name=read_name(name),
+            on=read_place(on),
             compare=True,
         )
         named = api.naming(several(scheduler), include or (), options=options, settings=settings())

@@ -145,6 +145,12 @@ Timeout = Annotated[
         "--timeout", min=1.0, max=LONGEST_S, metavar="SECONDS", help="Longest time of one run of the command."
     ),
 ]
+On = Annotated[
+    str,
+    typer.Option(
+        "--on", metavar="[vm|host|auto]", help="Measure in the micro-VM, on this machine, or there if it can be."
+    ),
+]
 Cpus = Annotated[
     int | None,
     typer.Option("--cpus", min=1, metavar="N", help="CPUs of the micro-VM; else the host's, at most 16."),
@@ -204,6 +210,7 @@ def optimize(
     candidates: Annotated[int, typer.Option(min=1, max=8, metavar="N", help="Most candidates of a plan.")] = 3,
     budget_minutes: Budget = 30.0,
     timeout: Timeout = 900.0,
+    on: On = "vm",
     cpus: Cpus = None,
     memory: Memory = "",
     approve: Annotated[
@@ -223,6 +230,9 @@ def optimize(
     Observe the workload, try policies on it in a micro-VM, and report whether one is better than the default scheduler.
     A --scheduler of yours is tried first; so are installed scx_ programs that suit the work.
 
+    With --on host candidates pass the gates in the micro-VM, and the command runs on this machine, on its real files:
+    each run under a policy is a trial of schedagentd's, and the default scheduler is in charge between them.
+
     Example: schedagent optimize --prepare "make clean" "make -j"
     """
 
@@ -230,7 +240,7 @@ def optimize(
         from schedagent.core.readings.metric_options import Comparison
         from schedagent.core.trials.judge import TrialRules
         from schedagent.run.intake import Around, Description, command_of
-        from schedagent.run.options import RunOptions, read_approve, read_memory, read_name
+        from schedagent.run.options import RunOptions, read_approve, read_memory, read_name, read_place
 
         described = Description(
             command_of(words or (), workload),
@@ -249,6 +259,7 @@ def optimize(
             memory_mib=read_memory(memory) if memory else None,
             warmup=warmup,
             name=read_name(name),
+            on=read_place(on),
         )
         named = api.naming(several(scheduler), include or (), options=options, settings=settings())
         output = Output(export_csv, export_markdown, dry_run, quiet, as_json)

@@ -9,7 +9,7 @@ from schedagent.approval.text import token_allows
 from schedagent.core.approval import ApprovalStage
 from schedagent.core.trials.judge import TrialRules, more_pairs
 from schedagent.core.trials.race import own_blocks, shared_blocks
-from schedagent.core.trials.trial import Outcome
+from schedagent.core.trials.trial import ON_HOST, Outcome
 from schedagent.report.report import IN_PROCESS, CandidateReport, Report
 
 _SCX = "scx_"
@@ -216,11 +216,9 @@ def _model(report: Report) -> Iterator[str]:
 
 
 def _safety(report: Report) -> Iterator[str]:
-    if report.hardware.lab != "host":
-        yield (
-            f"Measured in a micro-VM ({report.hardware.lab}); nothing was changed on this machine."
-            + _who_verified(report.verified_by)
-        )
+    here = "Measured on this machine, on its real files; the default scheduler is in charge again."
+    there = f"Measured in a micro-VM ({report.hardware.lab}); nothing was changed on this machine."
+    yield (here if report.hardware.lab == ON_HOST else there) + _who_verified(report.verified_by)
 
 
 def _who_verified(verifiers: tuple[str, ...]) -> str:

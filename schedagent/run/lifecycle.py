@@ -28,7 +28,7 @@ from schedagent.core.settings import REPOSITORY, Settings, hide, private_file, p
 from schedagent.core.trials.workload import WorkloadCommand
 from schedagent.report.conclusion import next_step
 from schedagent.run import opening
-from schedagent.run.options import RunOptions
+from schedagent.run.options import AUTO, HOST, RunOptions
 from schedagent.run.progress import Reporter
 from schedagent.run.state import first_state
 
@@ -49,14 +49,30 @@ def start_run(
     Args:
         run_id: the run's id, for who has to know it beforehand; empty for any.
     """
-    sized = opening.sized(settings, options)
+    if options.on == AUTO and (reason := opening.why_vm(settings, options)):
+        reporter.note(f"in the micro-VM: {reason}")
+    options = opening.placed(settings, options)
+    lab = opening.open_place(settings, options)
+    if options.on == HOST:
+        reporter.note(_on_this_machine(workload, options))
     with opening.open_repository(settings) as repository:
-        lab = opening.open_lab(sized)
         nodes = opening.open_nodes(settings, repository, lab, options, reporter)
         run_id = repository.create_run(
             workload, lab.hardware, settings=asdict(options), seed=secrets.randbelow(1 << 31), run_id=run_id
         )
         return drive(settings, nodes, repository, run_id, reporter)
+
+
+def _on_this_machine(workload: WorkloadCommand, options: RunOptions) -> str:
+    """Say before anything runs that it does so here, and how often."""
+    runs = 2 * (options.rules.minimum_pairs + 1) + 2
+    undone = (
+        "after --prepare each time" if workload.prepare else "with nothing that undoes a run: there is no --prepare"
+    )
+    return (
+        f"on this machine: the command will run at least {runs} times, more with each candidate, in"
+        f" {workload.directory}, on its real files, {undone}"
+    )
 
 
 def resume_run(settings: Settings, run_id: str, reporter: Reporter) -> Report:

@@ -49,6 +49,9 @@ class Lab(ObservingLab, MeasuringLab, Protocol):
     def costs(self) -> MachineCosts | None:
         """Measure what separates the lab from the hardware; None if it is the hardware, or if that failed."""
 
+    def pace(self, costs: MachineCosts | None) -> float:
+        """How many times as long work takes where it is observed as on the hardware."""
+
 
 @dataclass(frozen=True)
 class Notebook:
@@ -213,9 +216,8 @@ class RunNodes:
     def _observed(self, run_id: str, costs: MachineCosts | None) -> WorkloadProfile:
         """Run the workload, and settle by what it printed how its trials are compared."""
         workload = self._repository.run(run_id).workload
-        kappa = costs.kappa if costs else 1.0
         unread = replace(workload, metric="", metrics=(), guards=())
-        sample, profile = observe(self._lab, unread, self._reporter.step, kappa=kappa)
+        sample, profile = observe(self._lab, unread, self._reporter.step, kappa=self._lab.pace(costs))
         settled = settle(workload, sample.output_tail, recognise=self._options.recognise)
         for note in settled.notes:
             self._reporter.note(note)

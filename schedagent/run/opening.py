@@ -18,12 +18,13 @@ from kernel_bpf.build.target import prepare_target
 from kernel_bpf.policies.library import load_library
 from kernel_bpf.policies.programs import InstalledPrograms, known_programs
 from repo_store.store import PolicyRepository
+from schedagent.client.daemon import DaemonClient
 from schedagent.core.errors import UsageError
 from schedagent.core.policies.policy import PolicyInfo
 from schedagent.core.settings import REPOSITORY, Settings, secret_places, workload_environment, writable
 from schedagent.core.trusted import load_trusted
 from schedagent.run.library import Library, worth_trying
-from schedagent.run.options import RunOptions
+from schedagent.run.options import HOST, VM, RunOptions
 from schedagent.run.progress import Reporter
 from schedagent.run.schedulers import SourceVerifier
 from verifier.lab.vm import VmLab
@@ -37,6 +38,7 @@ from verifier.signer import Signer
 
 if TYPE_CHECKING:
     from schedagent.approval.approvals import Approvals
+    from schedagent.hostlab.lab import HostLab
     from schedagent.run.model_agents import ModelAgents
     from schedagent.run.nodes import RunNodes
 
@@ -128,6 +130,42 @@ def sized(settings: Settings, options: RunOptions) -> Settings:
     )
 
 
+def placed(settings: Settings, options: RunOptions) -> RunOptions:
+    """Return the options with the place that they mean: of AUTO, this machine if something can be measured on it.
+
+    Raises:
+        UsageError: nothing can be measured on this machine, or not what was named, and that was asked for.
+    """
+    if options.on == VM:
+        return options
+    reason = why_vm(settings, options)
+    if reason and options.on == HOST:
+        raise UsageError(f"--on host: {reason}", "without --on it is measured in the micro-VM")
+    return dataclasses.replace(options, on=VM if reason else HOST)
+
+
+def why_vm(settings: Settings, options: RunOptions) -> str:
+    """Return why a run cannot measure on this machine; empty if it can."""
+    from schedagent.hostlab.lab import why_not_here
+
+    programs = [each.program.command for each in options.schedulers if each.program]
+    if programs:
+        return f"{', '.join(programs)} would load its policy itself, as root, which is done in the micro-VM only"
+    return why_not_here(DaemonClient(), default_kernel(settings).release)
+
+
+def open_place(settings: Settings, options: RunOptions) -> VmLab | HostLab:
+    """Build the lab in which a run measures.
+
+    Raises:
+        UsageError: this host has less than the options ask for.
+    """
+    from schedagent.hostlab.lab import HostLab
+
+    vm = open_lab(sized(settings, options))
+    return HostLab(vm, DaemonClient()) if options.on == HOST else vm
+
+
 def host_memory_mib() -> int:
     """Return the memory of this host in MiB."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20
@@ -183,7 +221,7 @@ def reopen_nodes(settings: Settings, repository: PolicyRepository, run_id: str, 
     """Build the nodes of a stored run; raise UsageError if it was started on other hardware."""
     run = repository.run(run_id)
     options = RunOptions.from_json(run.settings)
-    lab = open_lab(sized(settings, options))
+    lab = open_place(settings, options)
     if lab.hardware.key != run.hardware.key:
         raise UsageError(
             f"run {run_id} was measured on other hardware ({run.hardware}) than this ({lab.hardware})",
@@ -195,7 +233,7 @@ def reopen_nodes(settings: Settings, repository: PolicyRepository, run_id: str, 
 def open_nodes(
     settings: Settings,
     repository: PolicyRepository,
-    lab: VmLab,
+    lab: VmLab | HostLab,
     options: RunOptions,
     reporter: Reporter,
     run_id: str = "",
@@ -210,7 +248,8 @@ def open_nodes(
     library = open_run_library(settings, repository, run_id, also=options.wanted_policies)
     models = functools.partial(open_models, settings, repository, library, reporter)
     verifier = with_headers(open_verifier(settings), options.include)
-    return RunNodes(repository, lab, verifier, library, reporter, options, models, programs=installed_programs())
+    programs = None if options.on == HOST else installed_programs()
+    return RunNodes(repository, lab, verifier, library, reporter, options, models, programs=programs)
 
 
 def installed_programs() -> InstalledPrograms:

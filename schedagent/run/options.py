@@ -13,6 +13,9 @@ from schedagent.core.policies.program import SchedulerProgram
 from schedagent.core.policies.proposal import Origin, Proposal
 from schedagent.core.trials.judge import TrialRules
 
+VM, HOST, AUTO = "vm", "host", "auto"
+"""Where a workload is measured: in the micro-VM; on this machine; or on this machine if it can be."""
+
 
 @dataclass(frozen=True)
 class RunOptions:
@@ -35,6 +38,7 @@ class RunOptions:
         schedulers: what the user named: they come first in the first plan.
         include: folders with the headers of those among them that are sources.
         compare: whether those named are all that is tried: then nothing is planned, and no model is asked.
+        on: where the workload is measured: HOST, or VM.
     """
 
     iterations: int = 2
@@ -52,6 +56,7 @@ class RunOptions:
     schedulers: tuple[Proposal, ...] = ()
     include: tuple[str, ...] = ()
     compare: bool = False
+    on: str = VM
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> RunOptions:
@@ -116,6 +121,13 @@ def read_name(text: str) -> str:
             f"--name {text!r} cannot be a name", f"accepted: one line of at most {LONGEST_NAME} characters"
         )
     return name
+
+
+def read_place(text: str) -> str:
+    """Return where --on says that a workload is measured; raise UsageError if it says something else."""
+    if text not in (VM, HOST, AUTO):
+        raise UsageError(f"--on {text!r} is not known", f"accepted: {VM}, {HOST}, {AUTO}")
+    return text
 
 
 def read_approve(text: str) -> tuple[ApprovalStage, ...]:

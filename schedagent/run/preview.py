@@ -55,7 +55,8 @@ def preview_run(settings: Settings, workload: WorkloadCommand, options: RunOptio
         UsageError: this host has less than the options ask for.
         SetupError: there is no kernel for the lab.
     """
-    hardware = opening.open_lab(opening.sized(settings, options)).hardware
+    options = opening.placed(settings, options)
+    hardware = opening.open_place(settings, options).hardware
     service = settings.verifier_service
     verifier = f"the service at {service}" if service else IN_PROCESS
     models = tuple(sorted(set(map(settings.model_for, AGENTS)) - {""})) if settings.has_model else ()

@@ -186,6 +186,10 @@ class RecordedLab:
         """Never called where there is a profile, as above."""
         raise ReplayDiverged(f"the costs of the lab were not measured in the recorded run {self.run_id}")
 
+    def pace(self, _costs: MachineCosts | None) -> float:
+        """Never called where there is a profile, as above."""
+        raise ReplayDiverged(f"the workload was not observed in the recorded run {self.run_id}")
+
     @contextmanager
     def session(self, _workload: WorkloadCommand) -> Iterator[RecordedRuns]:
         """Open a session."""

@@ -286,10 +286,14 @@ class Lab:
 
     def __init__(self, script: Script) -> None:
         self._script = script
+        self.environment: dict[str, str] = {}
 
     @property
     def hardware(self) -> Hardware:
         return HARDWARE
+
+    def pace(self, costs: MachineCosts | None) -> float:
+        return costs.kappa if costs else 1.0
 
     def costs(self) -> MachineCosts | None:
         self._script.reach("costs")

@@ -11,8 +11,6 @@ import fcntl
 import gc
 import json
 import os
-import resource
-import select
 import signal
 import socket
 import struct
@@ -20,7 +18,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,6 +36,7 @@ from verifier.guest.output import Output
 from verifier.guest.recorder import Recorder
 from verifier.guest.tree import HOST, ROOT, forget_setup, fresh_tree, mount_host, setup_tree
 from verifier.guest.usage import Accounting, Group, Idleness, Layer, memory_bytes
+from verifier.guest.waiting import wait
 from verifier.microvm import jobs
 from verifier.microvm.clock.place import ClockPlace, find_clocks
 from verifier.proving import prove, strangers
@@ -276,23 +275,6 @@ def spawn(job: jobs.RunWorkload | jobs.RunSetup, command: str, output: int) -> i
         os._exit(126)
 
 
-@dataclass(frozen=True)
-class Ended:
-    """How a command ended.
-
-    Args:
-        status: its exit status, negative for a signal; None if it was given up.
-        at_ns: when (CLOCK_MONOTONIC).
-        rusage: of the shell and of all that it waited for; None if it was given up.
-        waited: whether it was given up because it did nothing for too long.
-    """
-
-    status: int | None
-    at_ns: int
-    rusage: resource.struct_rusage | None = None
-    waited: bool = False
-
-
 class Watch:
     """What the agent looks after while a command runs.
 
@@ -333,25 +315,6 @@ class Watch:
     def pause_s(self) -> float:
         """How long nobody needs to look."""
         return self._output.pause_s
-
-
-def wait(pid: int, timeout_s: float, watch: Watch) -> Ended:
-    """Wait until `pid` ends; give up if it does not end in time, does not stay healthy, or does nothing for long."""
-    deadline = time.monotonic() + timeout_s
-    pidfd = os.pidfd_open(pid)
-    try:
-        poller = select.poll()
-        poller.register(pidfd, select.POLLIN)
-        while not poller.poll(watch.pause_s * 1000):
-            if time.monotonic() > deadline or not watch.look():
-                return Ended(None, time.monotonic_ns())
-            if watch.idle:
-                return Ended(None, time.monotonic_ns(), waited=True)
-        ended_ns = time.monotonic_ns()
-    finally:
-        os.close(pidfd)
-    _pid, status, rusage = os.wait4(pid, 0)
-    return Ended(os.waitstatus_to_exitcode(status), ended_ns, rusage)
 
 
 def calibrate() -> int:

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from schedagent.core.errors import MetricError, VmLost, WorkloadFailed
 from schedagent.core.policies.artifact import PolicyArtifact
@@ -105,6 +105,7 @@ class LabPolicy:
         worn: constants of the object, for the crew of the proving ground to wear.
         reads: what the policy declares to go by, see core.policies.policy.READABLE.
         copy: its object with probes; None if there is none.
+        token: what its verification issued, for labs that load it on this host; empty for none.
     """
 
     candidate: CandidatePolicy
@@ -112,6 +113,7 @@ class LabPolicy:
     worn: Worn = NOTHING_WORN
     reads: tuple[str, ...] = ()
     copy: ProbedCopy | None = None
+    token: str = ""
 
     def message(self) -> jobs.PolicyLoad:
         """The form in which it travels to the guest."""
@@ -149,6 +151,25 @@ class LabProgram:
 
 
 LabArm = LabPolicy | LabProgram
+
+
+class LabMachine(Protocol):
+    """Where the runs of a session follow each other; see verifier.microvm.machine.Machine."""
+
+    def call(self, job: jobs.Message, timeout_s: float, /) -> Mapping[str, Any]: ...
+
+    def close(self) -> None: ...
+
+
+class Workplace(Protocol):
+    """What a session needs of its lab."""
+
+    @property
+    def environment(self) -> Mapping[str, str]: ...
+
+    def open(self, *, hostfs: bool) -> LabMachine: ...
+
+    def placed(self, arm: LabArm, job: jobs.RunWorkload) -> jobs.RunWorkload: ...
 
 
 class VmLab:
@@ -215,6 +236,14 @@ class VmLab:
         if hostfs:
             machine.call(jobs.MountHost(self._hidden), ANSWER_TIMEOUT_S)
         return machine
+
+    def placed(self, arm: LabArm, job: jobs.RunWorkload) -> jobs.RunWorkload:
+        """Return the run as one under a candidate."""
+        return arm.placed(job)
+
+    def pace(self, costs: MachineCosts | None) -> float:
+        """How many times as long work takes where it is observed as on the hardware."""
+        return costs.kappa if costs else 1.0
 
     def prove(self, policy: LabPolicy, depth: Depth, phases: Sequence[str] = ()) -> jobs.ProveAnswer:
         """Take a policy through the proving ground in a fresh sealed machine; see Cell.prove."""
@@ -389,11 +418,11 @@ class Cell:
 class TrialSession:
     """Runs one workload again and again in one machine; a lost machine is replaced once per run."""
 
-    def __init__(self, lab: VmLab, workload: WorkloadCommand) -> None:
+    def __init__(self, lab: Workplace, workload: WorkloadCommand) -> None:
         self._lab = lab
         self._workload = workload
         self._reader = OutputReader(workload)
-        self._machine: Machine | None = None
+        self._machine: LabMachine | None = None
         self._had_machine = False
 
     def close(self) -> None:
@@ -472,7 +501,7 @@ class TrialSession:
         sample, answer = twice(attempt)
         return twice(attempt) if perhaps_host_stalled(sample.policy_exit) else (sample, answer)
 
-    def _ready_machine(self) -> Machine:
+    def _ready_machine(self) -> LabMachine:
         """Return the session's machine, set up; one that replaces a lost one first runs the workload for its caches."""
         if self._machine is None:
             self._machine = self._lab.open(hostfs=True)
@@ -482,7 +511,7 @@ class TrialSession:
             self._had_machine = True
         return self._machine
 
-    def _set_up(self, machine: Machine) -> None:
+    def _set_up(self, machine: LabMachine) -> None:
         """Run the setup command, if there is one; let go of the machine if that fails."""
         workload = self._workload
         if not workload.setup:
@@ -497,7 +526,7 @@ class TrialSession:
             self.close()
             raise command_failed("--setup", workload.setup, answer.status, answer.output)
 
-    def _call(self, machine: Machine, job: jobs.RunWorkload) -> jobs.RunAnswer:
+    def _call(self, machine: LabMachine, job: jobs.RunWorkload) -> jobs.RunAnswer:
         """Give the machine a job; let go of it if it is lost."""
         try:
             loading_s = job.loader.attach_timeout_s if job.loader else 0.0
@@ -520,13 +549,13 @@ class TrialSession:
             idle_limit_s=idle_limit_s,
             **self._surroundings(),
         )
-        return policy.placed(job) if policy else job
+        return self._lab.placed(policy, job) if policy else job
 
     def _surroundings(self) -> dict[str, Any]:
         """Where and as whom every command of the workload runs."""
         return {
             "directory": self._workload.directory,
-            "environment": self._lab.environment,
+            "environment": dict(self._lab.environment),
             "uid": os.getuid(),
             "gid": os.getgid(),
             "groups": os.getgroups(),

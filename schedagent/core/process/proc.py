@@ -56,7 +56,12 @@ def run(
 
 
 def start(
-    argv: Sequence[Argument], *, output: int | None = None, pass_fds: Sequence[int] = ()
+    argv: Sequence[Argument],
+    *,
+    output: int | None = None,
+    pass_fds: Sequence[int] = (),
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
 ) -> subprocess.Popen[bytes]:
     """Start a long-running command in a session of its own, so that Ctrl-C reaches only us; the caller ends it.
 
@@ -77,6 +82,8 @@ def start(
             stderr=target,
             start_new_session=True,
             pass_fds=tuple(pass_fds),
+            cwd=cwd,
+            env=env,
         )
     except FileNotFoundError:
         raise SetupError(f"{words[0]} is not installed", this_installation().how_to_install_program(words[0])) from None

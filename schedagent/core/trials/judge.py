@@ -44,6 +44,9 @@ from schedagent.core.trials.workload import WorkloadCommand
 MINIMUM_PAIRS = 6
 """No claim from fewer: with n pairs of one sign the smallest two-sided p of a sign test is 2**(1-n); 6 give 0.03."""
 
+OTHERS_TOLERANCE = 0.1
+"""Part of a machine's CPU time by which a run's neighbours may differ from the usual ones."""
+
 _LARGEST = 700.0
 """exp() of more is no float."""
 
@@ -88,12 +91,25 @@ class Terms:
 
 
 @dataclass(frozen=True)
+class Usual:
+    """The machine as it usually was during a trial: medians.
+
+    Args:
+        probe_ns: of the calibration probe.
+        others_share: part of its CPU time that went to others than the workload.
+    """
+
+    probe_ns: float
+    others_share: float
+
+
+@dataclass(frozen=True)
 class ArmPairs:
     """What the blocks hold about one candidate.
 
     Args:
         pairs: the runs of each block that can be compared.
-        disturbed: blocks left out because a calibration probe showed a disturbed machine.
+        disturbed: blocks left out because a calibration probe, or what others used, showed a disturbed machine.
         failures: why runs of the candidate failed, one line each, the warm-up included.
         default_failures: the same of the default scheduler's runs beside them.
         runs: runs of the candidate, failed ones and the warm-up included.
@@ -129,13 +145,15 @@ def pairs_of(blocks: Sequence[Block], arm: str, *, calibration_tolerance: float 
         arm: the candidate's key.
         calibration_tolerance: a pair counts as disturbed if the probe before either of its runs deviates by more
             than this fraction from the median probe of the trial (runs that failed may have no probe and do not count).
-            A probe varies by a tenth on a quiet machine and doubles if another process takes half of the CPU.
+            A probe varies by a tenth on a quiet machine and doubles if another process takes half of the CPU. So does
+            one in which others used more, or less, of the machine than usual by OTHERS_TOLERANCE.
 
     Raises:
         WorkloadFailed: failing is the rule under the default scheduler, so there is nothing to compare with.
     """
     whole = [sample for block in blocks for sample in block.samples if not sample.failure]
-    usual_ns = median([sample.calibration_ns for sample in whole] or [0])
+    probes_ns, shares = [sample.calibration_ns for sample in whole], [_others_share(sample) for sample in whole]
+    usual = Usual(median(probes_ns or [0]), median(shares or [0.0]))
     pairs: list[Pair] = []
     failures: list[str] = []
     default_failures: list[str] = []
@@ -151,7 +169,7 @@ def pairs_of(blocks: Sequence[Block], arm: str, *, calibration_tolerance: float 
         default_failures += [f"block {block.number}: {default.failure}"] if default.failure else []
         if candidate.failure or default.failure or block.number == 0:
             continue
-        if any(_disturbed(sample, usual_ns, calibration_tolerance) for sample in (default, candidate)):
+        if any(_disturbed(sample, usual, calibration_tolerance) for sample in (default, candidate)):
             disturbed += 1
         else:
             pairs.append(Pair(default, candidate))
@@ -427,8 +445,13 @@ def _log_ratio(number: int, default: float, candidate: float) -> float:
     return math.log(candidate / default)
 
 
-def _disturbed(sample: Sample, usual_ns: float, tolerance: float) -> bool:
-    return abs(sample.calibration_ns - usual_ns) > tolerance * usual_ns
+def _others_share(sample: Sample) -> float:
+    return sample.usage.others_share if sample.usage else 0.0
+
+
+def _disturbed(sample: Sample, usual: Usual, tolerance: float) -> bool:
+    slower = abs(sample.calibration_ns - usual.probe_ns) > tolerance * usual.probe_ns
+    return slower or abs(_others_share(sample) - usual.others_share) > OTHERS_TOLERANCE
 
 
 def _check(comparisons: int, rules: TrialRules) -> None:

@@ -11,6 +11,9 @@ from enum import StrEnum
 
 from schedagent.core.trials.usage import Usage
 
+ON_HOST = "host"
+"""The lab that is this machine itself; the others are micro-VMs."""
+
 DEFAULT_ARM = ""
 """The arm key of the default scheduler; candidates use CandidatePolicy.key."""
 
@@ -23,7 +26,7 @@ class Hardware:
         cpu_model: as /proc/cpuinfo names it on the host.
         cpus: CPUs of the machine the workload ran on.
         memory_mib: its memory.
-        lab: where: "vm-tcg", "vm-kvm" or "host".
+        lab: where: "vm-tcg", "vm-kvm" or ON_HOST.
         kernel_release: uname -r of the kernel that scheduled.
     """
 

@@ -39,6 +39,7 @@ class Usage:
         full: what ran full: "memory", or a path of the throw-away layer; empty if nothing did.
         failure: why the lab says that the run cannot be compared; empty: it can, whatever its exit status is; None: its
             exit status decides.
+        others_share: part of the machine's CPU time that went to others than the workload; 0 where nothing else runs.
         loader_cpu_ns: CPU time of the program that loaded the policy, if it did that itself; part of no other figure.
     """
 
@@ -54,6 +55,7 @@ class Usage:
     full: str = ""
     failure: str | None = None
     loader_cpu_ns: int = 0
+    others_share: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any
 from schedagent.core.process.shell_text import quoted
 from schedagent.core.readings.metric_options import as_options
 from schedagent.core.trials.judge import TrialRules
+from schedagent.core.trials.trial import ON_HOST
 from schedagent.core.trials.workload import WorkloadCommand
 from schedagent.report.report import Report
 
@@ -54,5 +55,8 @@ def _bounds(report: Report) -> Iterator[str]:
         yield from ("--min-pairs", str(rules["minimum_pairs"]))
     if options.get("budget_s", _BUDGET_S) != _BUDGET_S:
         yield from ("--budget-minutes", f"{options['budget_s'] / _MINUTE_S:g}")
+    if report.hardware.lab == ON_HOST:
+        yield from ("--on", ON_HOST)
+        return
     yield from ("--cpus", str(report.hardware.cpus))
     yield from ("--memory", f"{report.hardware.memory_mib}M")
