@@ -19,7 +19,7 @@ from kernel_bpf.load import linux
 from kernel_bpf.load.sched_ext import kernel_state
 from kernel_bpf.observe.tasks import machine_sums
 from schedagent.client.daemon import DaemonClient, Trial
-from schedagent.core.errors import KernelRejected
+from schedagent.core.errors import KernelRejected, Refused
 from schedagent.core.token import decode
 from schedagent.core.trials.usage import Usage
 from schedagent.hostlab.command import Command, Left
@@ -101,6 +101,8 @@ class HostMachine:
                 in_charge = _in_charge()
                 answer = self._timed(job, output, in_charge)
                 stayed = in_charge()
+        except Refused as refused:  # of this one: what ends limits of cgroups here, or was ended here before
+            raise KernelRejected(refused.message, refused.hint) from None
         finally:
             self._rested_at = time.monotonic()
         return answer if stayed else replace(answer, policy_exit=_why(trial))

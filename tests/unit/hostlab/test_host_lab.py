@@ -18,7 +18,7 @@ import pytest
 
 from kernel_bpf.load.sched_ext import KernelState
 from schedagent.client.daemon import Trial
-from schedagent.core.errors import DaemonAbsent, KernelRejected, WorkloadFailed
+from schedagent.core.errors import DaemonAbsent, KernelRejected, Refused, WorkloadFailed
 from schedagent.core.policies.artifact import PolicyArtifact
 from schedagent.core.policies.policy import CandidatePolicy
 from schedagent.core.token import DeploymentToken, Scope, encode
@@ -74,10 +74,13 @@ class Daemon:
     ends_after_s: float | None = None
     orders: list[tuple[Mapping[str, Any], float]] = field(default_factory=list)
     begun: float = 0.0
+    refusal: str = ""
 
     @contextmanager
     def trial(self, order: Mapping[str, Any], lease_s: float) -> Iterator[Trial]:
         self.orders.append((order, lease_s))
+        if self.refusal:
+            raise Refused(self.refusal)
         self.kernel.state, self.kernel.enable_seq, self.begun = "enabled", self.kernel.enable_seq + 1, time.monotonic()
         trial = Trial({"deployment": 1})
         try:
@@ -166,6 +169,14 @@ def test_a_policy_that_is_taken_away_fails_its_run_and_not_the_default_scheduler
     assert time.monotonic() - began < 3, "nobody waits for a run that means nothing any more"
     assert sample.policy_exit == "stall: stall (kind 1026)"
     assert sample.failure == "the kernel ejected the policy: stall: stall (kind 1026)"
+
+
+def test_a_refusal_is_the_candidates_and_the_run_goes_on(lab: HostLab, daemon: Daemon, tmp_path: Path) -> None:
+    daemon.refusal = "cgroup /a would lose cpu.max"
+    with lab.session(workload("true", tmp_path)) as session:
+        with pytest.raises(KernelRejected, match=r"would lose cpu.max"):
+            session.run_candidate(POLICY)
+        assert session.run_default().failure == ""
 
 
 def test_what_a_run_leaves_behind_is_killed_and_named(lab: HostLab, tmp_path: Path) -> None:
