@@ -48,7 +48,7 @@ class Replay:
 
     def __init__(self) -> None:
         self._changes: dict[Source, int] = defaultdict(int)
-        self._read: set[Source] = set()
+        self._read: dict[Source, int] = {}
         self._runs: dict[tuple[str, int], list[_Run]] = defaultdict(list)
         self._stores: dict[tuple[object, ...], tuple[tuple[Source, int], ...]] = {}
 
@@ -58,8 +58,8 @@ class Replay:
         self._stores.clear()
 
     def reads(self, source: Source) -> None:
-        """The block that is run now looks at this."""
-        self._read.add(source)
+        """The block that is run now looks at this, and may change it later on."""
+        self._read.setdefault(source, self._changes[source])
 
     def changed(self, source: Source) -> None:
         """What a source shows is another thing from now on."""
@@ -106,7 +106,7 @@ class Replay:
         self._read.clear()
         after = before.copy()
         execute(after)
-        sources = tuple((source, self._changes[source]) for source in self._read)
+        sources = tuple(self._read.items())
         stacks = (before.shared, after.shared) if after.touched else (None, None)
         read = [before.regs[register] for register in registers.read]
         runs = self._runs[block]
