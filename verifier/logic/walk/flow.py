@@ -135,7 +135,11 @@ class Walker(Machine):
         self._waiting = [state]
         budget = min(STEP_BUDGET, TOTAL_BUDGET - sum(entry.steps for entry in self.walk.entries))
         while (self._waiting or self._meeting) and not self.entry.exhausted:
-            self._follow(self._waiting.pop() if self._waiting else self._next_meeting(), budget)
+            if self._waiting:
+                self._follow(self._waiting.pop(), budget)
+            else:
+                group, state = self._next_meeting()
+                self._follow(state, budget, arrived=group.place != _ENTRY)
         if member == "init_task":
             self.recorded = self._certain_records()
         for name, deferred in self._deferred:
@@ -170,15 +174,16 @@ class Walker(Machine):
             self._codes[name] = prepare(self.image.functions[name], self._arity)
         return self._codes[name]
 
-    def _follow(self, state: State, budget: int) -> None:
-        """Follow one path until it ends, meets one that was here before, or forks into others."""
+    def _follow(self, state: State, budget: int, *, arrived: bool = False) -> None:
+        """Follow one path until it ends, meets others, or forks; `arrived`: it is known to be the first where it is."""
         self.entry.paths += 1
         while True:
             if state.index >= len(state.code.ops):
                 self.entry.unreadable = f"{state.code.name} runs on behind its last instruction"
                 return
-            if state.index in state.code.joins and not self._arrive(state, state.index):
+            if not arrived and state.index in state.code.joins and not self._arrive(state, state.index):
                 return
+            arrived = False
             self.entry.steps += 1
             if self.entry.steps > budget:
                 self.entry.exhausted = True
@@ -272,9 +277,10 @@ class Walker(Machine):
         state.remake(term, self.terms)
         return term
 
-    def _next_meeting(self) -> State:
+    def _next_meeting(self) -> tuple[Group, State]:
         """Return the joined path that is the least far, so that what others add to it is followed once."""
-        return self._meeting.pop(min(self._meeting, key=Group.progress))
+        group = min(self._meeting, key=Group.progress)
+        return group, self._meeting.pop(group)
 
     def _join(self, state: State, group: Group) -> bool:
         """Join a path with those that came here before; false if it adds nothing to them."""
