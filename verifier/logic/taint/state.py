@@ -9,7 +9,7 @@ Stack = dict[tuple[int, int], Value]
 
 _MOST_WITHIN = 4
 _STEPS_OF_A_WALK = 8
-"""Places of one area that a pointer may reach in a loop before it is taken to go on to all of them."""
+"""Places of one area that a pointer may reach in a loop before it is taken to reach all of them."""
 
 
 class State:
