@@ -23,6 +23,7 @@ from typing import Protocol
 from kernel_bpf.build.compile import find_clang
 from kernel_bpf.build.source import read_source
 from kernel_bpf.build.target import KernelTarget, enum_values, features
+from schedagent.core.deployment import LARGEST_OBJECT_BYTES
 from schedagent.core.errors import BpfError, HostBusy, KernelRejected, PolicyError, UsageError, VmLost
 from schedagent.core.policies.artifact import PolicyArtifact
 from schedagent.core.policies.policy import CandidatePolicy, PolicyInfo, Standing
@@ -218,7 +219,7 @@ class _Passage:
                 self._pass(gate)
             self._announce()
         report = self._report(cached)
-        if report.passed and not report.needs and self._verifier.signer and self._artifacts:
+        if report.passed and not report.needs and self._verifier.signer and self._artifacts and self._is_deployable:
             report = replace(report, token=self._sign(report))
             if self._verifier.report_cache and not cached:
                 self._verifier.report_cache.store(report)
@@ -323,9 +324,15 @@ class _Passage:
         self._artifacts = [self._built[self._verifier.target].result()]
         first = self._artifacts[0]
         size = f"{len(first.object_bytes)} bytes for {self._verifier.target.release}"
+        if not self._is_deployable:
+            size += ", most of them zeros of its arena: to be judged and tried, and too large to be deployed"
         if self._info.is_object:
             return Passed(f"{size}; {first.log}".removesuffix("; "), status=GateStatus.NOT_APPLICABLE)
         return Passed(size)
+
+    @property
+    def _is_deployable(self) -> bool:
+        return len(self._artifacts[0].object_bytes) <= LARGEST_OBJECT_BYTES
 
     def _build(self, target: KernelTarget) -> PolicyArtifact:
         return submission.build(self._info, target, self._verifier.include_dirs, self._verifier.cache_dir)

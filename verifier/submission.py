@@ -13,13 +13,14 @@ from kernel_bpf.build.inlined import inlined_calls
 from kernel_bpf.build.source import read_source
 from kernel_bpf.build.target import KernelTarget, enum_values
 from kernel_bpf.policies.library import load_library
-from schedagent.core.deployment import LARGEST_OBJECT_BYTES
+from schedagent.core.deployment import LARGEST_OBJECT_BYTES, LARGEST_READ_BYTES
 from schedagent.core.errors import PolicyError
 from schedagent.core.policies.artifact import PolicyArtifact
 from schedagent.core.policies.embedded import scheduler_inside
 from schedagent.core.policies.policy import PolicyInfo, Standing, Tunable
 from schedagent.core.policies.proposal import Origin
 from verifier.logic.rules.reads import reader
+from verifier.object.elf import size_beside_arena
 from verifier.object.reader import read_object
 from verifier.object.rodata import with_rodata
 
@@ -57,8 +58,9 @@ def _as_brought(
     artifact = compile_policy(
         info.source, info.name, target, include_dirs=include_dirs, parts=info.parts, cache_dir=cache_dir
     )
-    if len(artifact.object_bytes) > LARGEST_OBJECT_BYTES:
-        raise _too_large(f"{len(artifact.object_bytes)} bytes came out of the compiler", "")
+    size = size_beside_arena(artifact.object_bytes)
+    if size > LARGEST_OBJECT_BYTES:
+        raise _too_large(f"{size} bytes came out of the compiler", "")
     return artifact
 
 
@@ -124,10 +126,10 @@ def _read_object(path: Path) -> tuple[bytes, str]:
         if not path.is_file():
             raise PolicyError(f"{path} is not a regular file")
         with path.open("rb") as file:
-            content = file.read(LARGEST_OBJECT_BYTES + 1)
+            content = file.read(LARGEST_READ_BYTES + 1)
     except OSError as error:
         raise PolicyError(f"{path} cannot be read: {error.strerror}") from None
-    if len(content) > LARGEST_OBJECT_BYTES:
+    if size_beside_arena(content) > LARGEST_OBJECT_BYTES:
         raise _too_large(f"{path.name} is larger", _STRIP)
     return content, ""
 

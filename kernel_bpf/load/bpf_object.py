@@ -22,6 +22,7 @@ from schedagent.core.errors import BpfError, KernelRejected, PolicyError, SetupE
 
 TUNABLES = ".rodata"
 STRUCT_OPS = (".struct_ops.link", ".struct_ops")
+PROGRAM_TRACING = 26
 PROGRAM_STRUCT_OPS = 27
 PROGRAM_SYSCALL = 31
 _LOG_LINES = 40
@@ -304,12 +305,24 @@ class BpfObject:
         self._pinned_sections.clear()
         self._destroy_links()
 
-    def attach_programs(self) -> None:
-        """Attach every program that attaches by itself (tracing, not struct_ops and syscall)."""
+    def attach_programs(self) -> list[str]:
+        """Attach every program that attaches by itself (tracing, not struct_ops and syscall).
+
+        Returns:
+            Names of those that trace a kernel function and cannot: EBUSY, which is what register_fentry()
+            (kernel/bpf/trampoline.c) has where the kernel's function tracer is missing or switched off.
+        """
+        untraced = []
         for program in self.programs():
             by_itself = program.type not in (PROGRAM_STRUCT_OPS, PROGRAM_SYSCALL)
             if by_itself and libbpf().bpf_program__autoattach(program.pointer):
-                self._links.append(call("bpf_program__attach", program.pointer, about=program.name))
+                try:
+                    self._links.append(call("bpf_program__attach", program.pointer, about=program.name))
+                except BpfError as error:
+                    if (program.type, error.errno) != (PROGRAM_TRACING, errno.EBUSY):
+                        raise
+                    untraced.append(program.name)
+        return untraced
 
     def attach_struct_ops(self, name: str) -> None:
         """Register a struct_ops variable with the kernel."""

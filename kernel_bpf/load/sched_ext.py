@@ -5,6 +5,7 @@ Kernel facts: kernel/sched/ext.c and Documentation/scheduler/sched-ext.rst.
 from __future__ import annotations
 
 import errno
+import logging
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,6 +18,9 @@ from kernel_bpf.load.btf import Variable, kernel_constants
 from kernel_bpf.load.exit_info import NO_RECORD, ExitInfo, ExitRecord, KernelLog
 from kernel_bpf.load.memory import MOST_BYTES
 from schedagent.core.errors import BpfError, KernelRejected, PolicyError, SetupError
+from schedagent.core.terminal.foreign import quote
+
+log = logging.getLogger(__name__)
 
 SYSFS = Path("/sys/kernel/sched_ext")
 HISTORY_MAP = "task_history"
@@ -92,6 +96,9 @@ class LoadedPolicy:
             policy.attach()
             ...
             assert policy.enabled()
+
+    Attributes:
+        untraced: its programs that could not be attached since this kernel cannot trace its functions.
     """
 
     def __init__(
@@ -104,6 +111,7 @@ class LoadedPolicy:
     ) -> None:
         self.name = policy.name
         self.ops_name = ops_name
+        self.untraced: list[str] = []
         self._object = policy
         self._ops = ops
         self._record = record
@@ -227,7 +235,9 @@ class LoadedPolicy:
         if self._log:
             self._log.skip()  # the kernel logs the end of a policy before it is disabled
         try:
-            self._object.attach_programs()
+            self.untraced = self._object.attach_programs()
+            if self.untraced:
+                log.warning("%s: this kernel cannot trace for %s", self.name, ", ".join(map(quote, self.untraced)))
             self._object.attach_struct_ops(self._ops.name)
         except BpfError as error:
             raise self._rejected(error.message, _busy_hint(error, before)) from None

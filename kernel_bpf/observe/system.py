@@ -14,6 +14,15 @@ _CPU = re.compile(r"cpu[0-9]+")
 _SHOWN_FEATURES = ("CONFIG_SCHED_CLASS_EXT", "CONFIG_SCHED_CORE", "CONFIG_DEBUG_INFO_BTF", "CONFIG_PSI", "CONFIG_HZ")
 
 
+def cpus_in(text: str) -> tuple[int, ...]:
+    """Read a list of CPUs as sysfs has it: "0-3,8"."""
+    cpus: list[int] = []
+    for part in text.strip().split(","):
+        first, _dash, last = part.partition("-")
+        cpus += range(int(first), int(last or first) + 1) if first else ()
+    return tuple(cpus)
+
+
 @dataclass(frozen=True)
 class CpuPlace:
     """Where one online CPU sits; lists are in the kernel's own form ("0-3,8").

@@ -203,7 +203,7 @@ class Watch:
         seen: dict[int, _Seen] = {}
         starved = []
         for thread in self._chosen():
-            counters = _schedstat(thread)
+            counters = schedstat(thread)
             if counters is None:
                 continue
             ran, delay, runs = counters
@@ -289,7 +289,7 @@ def _pressure_file(where: Where, root: Path) -> Path | None:
     return root / where.lstrip("/") / "cpu.pressure" if where else PROC / "pressure/cpu"
 
 
-def _schedstat(thread: int) -> tuple[int, int, int] | None:
+def schedstat(thread: int) -> tuple[int, int, int] | None:
     """Time on a CPU and in run queues (ns), and how often it ran (Documentation/scheduler/sched-stats.rst)."""
     try:
         ran, delay, runs = Path(PROC, str(thread), "schedstat").read_text().split()

@@ -13,11 +13,15 @@ from schedagent.core.welch import Better, Spread
 Entries = tuple[tuple[int, int], ...]
 
 LARGEST_OBJECT_BYTES = 2 << 20
-"""Of an object that is verified, and so of one that is deployed: what passed every gate can always be sent.
+"""Of an object that is deployed, and of one that is verified without the zeros of its arena: what passed every gate and
+has none can always be sent.
 
 schedagentd holds a request, its text and its content in memory at once. Ten times the largest object of the library
 (0.2 MiB with its BTF); what is larger is larger by debug information, which the kernel does not read.
 """
+LARGEST_READ_BYTES = 32 << 20
+"""Of an object that is judged, the zeros of its arena counted: variables there stand in the file, a MiB for each source
+that is linked. Three schedulers of the field have 9 to 22 MB of them, and less than 2 MiB besides."""
 MOST_ENTRIES = 1 << 14
 """Of each of a policy's input maps; those of the library have 4096."""
 

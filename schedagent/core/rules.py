@@ -171,7 +171,7 @@ _RULES = (
     Rule(26, "timeout_ms is set, at most 5000 for a candidate; exit information is recorded",
          "without a short timeout a lost task waits for half a minute; without exit info nobody learns why it ended",
          "set .timeout_ms = 5000, and .exit to a callback that records struct scx_exit_info",
-         (SOURCE, LOGIC, PROVING), ("provoked stall",), finding_class=FindingClass.HOUSE,
+         (LOGIC, PROVING), ("provoked stall",), finding_class=FindingClass.HOUSE,
          classed_for="our loader sets a timeout and reads the kernel's log where a policy does neither"),
     Rule(27, "only programs, helpers, kfuncs, maps, ops flags and kernel fields that are on a list; no assembler",
          "a scheduler has no business in user memory, signals, packets or anybody's secrets, and is proved as it runs",

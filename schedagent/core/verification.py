@@ -80,7 +80,8 @@ class Finding:
         path: the steps of one path that breaks the rule; empty if it is not about a path.
         cleared_by: for a warning, the oracle of the proving ground whose passing clears it.
         classed: its class, if it is not that of its rule.
-        word: by which it can be declared or accepted, if its rule and oracle do not say that: "reads:comm".
+        word: by which it can be declared or accepted, if its rule and oracle do not say that: "reads:comm",
+            "saturated machine".
     """
 
     rule: int

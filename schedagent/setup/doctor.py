@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from kernel_bpf.build import sandbox
 from kernel_bpf.build.compile import TESTED_CLANG, find_clang
@@ -22,6 +22,8 @@ from schedagent.core.errors import SchedagentError, SetupError
 from schedagent.core.installation import InstalledBy, this_installation
 from schedagent.core.process import proc
 from schedagent.core.settings import Settings, writable
+from schedagent.setup.finding import Finding, Status
+from schedagent.setup.host import host_kernel_findings
 from schedagent.setup.packages import requirement
 from verifier.microvm.kernels import default_kernel, find_kernels, host_kernel
 
@@ -31,34 +33,12 @@ if TYPE_CHECKING:
     from schedagent.core.trials.usage import MachineCosts
     from verifier.lab.vm import VmLab
 
-Status = Literal["ok", "info", "warning", "missing"]
-"""info: a fact without a judgement; warning: works, but worse; missing: the main job cannot run without it."""
-
 MODEL_TIMEOUT_S = 3.0
 LOW_DISK_MIB = 2048
 
 _STATUS_WIDTH = len("warning") + 2
 _COLOURS: dict[Status, str] = {"ok": "green", "info": "cyan", "warning": "yellow", "missing": "red"}
 _EMULATION = "emulation"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One part that the doctor examined.
-
-    Args:
-        name: what was examined.
-        status: see Status.
-        detail: version, path or figures.
-        consequence: what follows from it, if it is not well.
-        remedy: what to do: a command or a change, in a short sentence.
-    """
-
-    name: str
-    status: Status
-    detail: str
-    consequence: str = ""
-    remedy: str = ""
 
 
 def examine(settings: Settings) -> list[Finding]:
@@ -75,7 +55,7 @@ def examine(settings: Settings) -> list[Finding]:
         _kernel_image(settings),
         _own_kernel(),
         _kvm(settings),
-        *_host_kernel(),
+        *host_kernel_findings(),
         _model(settings),
     ]
 
@@ -321,16 +301,6 @@ def _kvm(settings: Settings) -> Finding:
         return Finding("KVM", "ok", probe.reason)
     remedy = probe.remedy or "use a machine that offers hardware virtualisation"
     return Finding("KVM", "warning", probe.reason, consequence, remedy)
-
-
-def _host_kernel() -> Iterator[Finding]:
-    release = os.uname().release
-    if Path("/sys/kernel/sched_ext/state").exists():
-        yield Finding("host sched_ext", "info", f"yes, in {release}")
-    else:
-        yield Finding("host sched_ext", "info", f"not in {release}", "policies run in the micro-VM only")
-    btf = Path("/sys/kernel/btf/vmlinux").exists()
-    yield Finding("host BTF", "info", "yes" if btf else "no", "" if btf else "the host itself cannot load policies")
 
 
 def _model(settings: Settings) -> Finding:

@@ -39,7 +39,7 @@ CONFINED = {
 }
 """Outside libraries and the only files that may import them."""
 
-INSIDE_THE_VM = ("verifier/microvm/guest*.py", "verifier/proving/*.py")
+INSIDE_THE_VM = ("verifier/guest/*.py", "verifier/proving/*.py")
 """These run as the guest's agent, where there is neither a user's environment nor a log to keep."""
 
 PROCESS_STARTERS = {
@@ -308,7 +308,7 @@ def test_langgraph_is_confined() -> None:
     [
         ("schedagent/run/lifecycle.py", "import langgraph.graph, agents.planning, repo_store.store, verifier.lab.vm"),
         ("agents/planning.py", "from agents import schemas\nfrom agents.llm.model import Model"),
-        ("verifier/microvm/guest.py", "import os\nos.environ['A']\nos.fork()"),
+        ("verifier/guest/agent.py", "import os\nos.environ['A']\nos.fork()"),
         (
             "verifier/x.py",
             "import subprocess\ndef f(p: subprocess.Popen[bytes]):\n    raise subprocess.TimeoutExpired('a', 1)",

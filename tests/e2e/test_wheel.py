@@ -48,7 +48,7 @@ name = "rest"
 order = "longest_first"
 """
 OPTIMIZE = 'schedagent optimize "make -j" --dir ~/src/project --prepare "make clean"'
-SHORT = "--iterations 1 --candidates 1 --budget-minutes 1"
+SHORT = "--iterations 1 --candidates 1 --budget-minutes 0.5"
 OWN_COMMANDS = re.compile(r"make (-j|clean)")
 ATTEMPTS = 3
 """A busy host may take the VM away or a policy's time; what failed is not kept, and a newcomer tries again."""

@@ -93,13 +93,15 @@ SIGNATURES = {
     "stopping": ("void", "struct task_struct *p, bool runnable"),
     "update_idle": ("void", "s32 cpu, bool idle"),
     "init_task": ("s32", "struct task_struct *p, struct scx_init_task_args *args"),
+    "exit_task": ("void", "struct task_struct *p, struct scx_exit_task_args *args"),
+    "cgroup_init": ("s32", "struct cgroup *cgrp, struct scx_cgroup_init_args *args"),
     "init": ("s32", ""),
     "exit": ("void", "struct scx_exit_info *info"),
     "cpu_offline": ("void", "s32 cpu"),
     "cgroup_set_weight": ("void", "struct cgroup *cgrp, u32 weight"),
     "dump": ("void", "struct scx_dump_ctx *to"),
 }
-SLEEPABLE = ("init", "init_task", "cpu_offline", "cgroup_set_weight")
+SLEEPABLE = ("init", "init_task", "cgroup_init", "cpu_offline", "cgroup_set_weight")
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Runs inside the micro-VM as root: drives the loader on real policies and prints what it saw as one JSON object.
 
-Usage: guest_load.py TROUBLE_OBJECT UNREADABLE_OBJECT VISITOR_OBJECT SILENT_OBJECT
+Usage: guest_load.py TROUBLE_OBJECT UNREADABLE_OBJECT VISITOR_OBJECT SILENT_OBJECT TRACED_OBJECT
 """
 
 import json
@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -110,8 +111,23 @@ def visit(foreign: bytes, tunables: dict[str, int]) -> dict[str, Any]:
             hog.wait()
 
 
+def trace(traced: bytes) -> dict[str, Any]:
+    """A policy that traces a kernel function."""
+    with LoadedPolicy.load(traced, "traced", {}, {}, {}) as policy:
+        policy.attach()
+        _join_a_thread()
+        return {"enabled": policy.enabled(), "untraced": policy.untraced, "calls": data(policy, "calls")}
+
+
+def _join_a_thread() -> None:
+    """Wait for a thread that sleeps: a futex."""
+    thread = threading.Thread(target=time.sleep, args=(0.2,))
+    thread.start()
+    thread.join()
+
+
 def main() -> None:
-    trouble, unreadable, visitor, silent = (Path(path).read_bytes() for path in sys.argv[1:5])
+    trouble, unreadable, visitor, silent, traced = (Path(path).read_bytes() for path in sys.argv[1:6])
     seen = {
         "orderly": orderly(trouble),
         "init": faulty(trouble, 1),
@@ -126,6 +142,7 @@ def main() -> None:
         "losing visitor": visit(visitor, {"lose": 1}),
         "silent": visit(silent, {}),
         "leaving": visit(silent, {"leave": 1}),
+        "traced": trace(traced),
         "at the end": asdict(kernel_state()),
     }
     sys.stdout.write("\n" + json.dumps(seen, default=asdict) + "\n")

@@ -11,7 +11,7 @@ from verifier.microvm.kernels import default_kernel
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(300)]
 
 FIXTURES = ROOT / "tests" / "fixtures"
-SOURCES = ("policies/trouble", "policies/unreadable", "foreign/sx_visitor", "foreign/sx_silent")
+SOURCES = ("policies/trouble", "policies/unreadable", "foreign/sx_visitor", "foreign/sx_silent", "foreign/sx_traced")
 INCLUDE = FIXTURES / "foreign" / "include"
 
 
@@ -138,6 +138,12 @@ def test_a_policy_that_records_nothing_is_judged_by_sysfs(seen):
     assert not leaving["enabled"] or leaving["lasted_s"] < 10
     if leaving["raised"][0] != "nothing was raised":
         assert "the policy records no exit information" in leaving["raised"][1]
+
+
+def test_a_program_that_traces_a_function_is_attached_with_its_policy(seen):
+    traced = seen["traced"]
+    assert (traced["enabled"], traced["untraced"]) == (True, [])
+    assert traced["calls"] > 1
 
 
 def test_nothing_stays_loaded(seen):

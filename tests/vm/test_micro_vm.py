@@ -16,8 +16,8 @@ from schedagent.core.errors import VmLost
 from schedagent.core.settings import load_settings
 from schedagent.run.opening import open_lab
 from tests.support.paths import ROOT
+from verifier.guest.output import CUT
 from verifier.microvm import jobs, machine
-from verifier.microvm.guest_output import CUT
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(300)]
 

@@ -12,7 +12,7 @@ from verifier.microvm.jobs import CostsAnswer
 
 log = logging.getLogger(__name__)
 
-_PROGRAM = "import json\nfrom verifier.microvm import guest_costs\nprint(json.dumps(guest_costs.measure().to_json()))"
+_PROGRAM = "import json\nfrom verifier.guest import costs\nprint(json.dumps(costs.measure().to_json()))"
 
 
 def probe_host() -> CostsAnswer:

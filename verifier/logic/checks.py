@@ -120,11 +120,12 @@ def check_logic(
     walk = _walk(image, ops, features, values)
     subject = Subject(image, ops, walk, values, features, standing, frozenset(reads))
     declared_rules.check(subject)
-    for rules in (placement_rules, queue_rules, task_rules, time_rules):
+    for rules in (placement_rules, queue_rules, task_rules):
         rules.check(subject)
+    bounds = Bounds(read_variables(image, walk))
+    time_rules.check(subject, bounds)
     allowed_rules.check(subject)
     memory_rules.check(subject)
-    bounds = Bounds(read_variables(image, walk))
     read_rules.check(subject, bounds, accepted_reader=accepted_reader)
     work_rules.check(subject, bounds)
     subject.findings.extend(taint_rule.findings(image, standing, reads))
@@ -193,14 +194,20 @@ def _check_explored(subject: Subject, walk: Walk) -> None:
         if entry.unreadable:
             text = f"{entry.function} cannot be followed: {entry.unreadable}"
             subject.report(28, Severity.ERROR, entry.member, None, text)
-        if entry.exhausted:
+        if entry.exhausted and entry.steps > 1:
             text = f"not every path of {entry.member} can be followed: after {entry.steps:,} steps there are more"
             subject.report(28, severity, entry.member, subject.start_of(entry.member), text)
+    unseen = [entry.member for entry in walk.entries if entry.exhausted and entry.steps <= 1]
+    if unseen:
+        text = f"the steps of all programs were used up before {len(unseen)} of them: {', '.join(unseen)}"
+        subject.report(28, severity, "", None, text)
 
 
 def _queue_counts(subject: Subject) -> tuple[int, int]:
     created = {
-        queue.term for event in subject.events("scx_bpf_create_dsq") for queue in subject.queues(event.arguments[0])
+        queue.term
+        for event in subject.events("scx_bpf_create_dsq")
+        for queue in subject.queues(event.arguments[0], event.facts)
     }
     drained = {drain.queue.term for drain in subject.drains()}
     return len(created), min(len(created), len(drained))

@@ -49,8 +49,8 @@ BLOCK_BYTES = 1 << 16
 _PACKAGES_ROOT = Path(__file__).resolve().parents[2]
 _LIST_FILES = """
 import json
-from verifier.microvm import guest
-guest.warm_up()
+from verifier.guest import agent
+agent.warm_up()
 maps = [line.split(maxsplit=5)[5].strip() for line in open("/proc/self/maps") if "/" in line]
 modules = [module.__spec__.origin for module in sys.modules.values() if getattr(module, "__spec__", None)]
 print(json.dumps(sorted({path for path in maps + modules if path and path.startswith("/")})))
@@ -58,7 +58,7 @@ print(json.dumps(sorted({path for path in maps + modules if path and path.starts
 _INIT = """#!{python} -ISB
 import sys
 sys.path.insert(0, "/agent")
-from verifier.microvm.guest import main
+from verifier.guest.agent import main
 main()
 """
 

@@ -317,7 +317,7 @@ class MoveClock(Message):
 
 @dataclass(frozen=True)
 class MeasureCosts(Message):
-    """Measure what a piece of work and a task switch cost in this machine; see verifier.microvm.guest_costs."""
+    """Measure what a piece of work and a task switch cost in this machine; see verifier.guest.costs."""
 
 
 @dataclass(frozen=True)

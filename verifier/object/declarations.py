@@ -95,6 +95,8 @@ def _settled(
             settled.append(variable)
             continue
         symbol = symbols.get((section.index, variable.name))
+        if linked and symbol is not None and section.name.startswith(DATA_SECTIONS) and symbol.value != variable.offset:
+            continue  # a weak one that another source overrides: libbpf's linker moves its symbol, and not its BTF
         if symbol is None or (linked and symbol.value != variable.offset):
             raise malformed(f"BTF puts {variable.name!r} into section {section.name!r}, the symbols do not")
         settled.append(replace(variable, offset=symbol.value))

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 
-from schedagent.core.deployment import LARGEST_OBJECT_BYTES
+from schedagent.core.deployment import LARGEST_OBJECT_BYTES, LARGEST_READ_BYTES
 from schedagent.core.errors import PolicyError
 
 SECTION_LIMIT = 4096
@@ -34,6 +34,7 @@ _RELOCATABLE_FILE = 1
 _MACHINE_BPF = 247
 _FIRST_RESERVED_SECTION = 0xFF00
 _GLOBAL, _WEAK = 1, 2
+_ARENA_SECTION = ".addr_space.1"
 
 
 class SectionType(IntEnum):
@@ -145,12 +146,32 @@ def read_elf(object_bytes: bytes) -> ElfObject:
     Raises:
         PolicyError: it is no BPF object, cut short, contradicts itself, or exceeds a limit of this module.
     """
-    if len(object_bytes) > LARGEST_OBJECT_BYTES:
-        raise malformed(f"{len(object_bytes)} bytes; at most {LARGEST_OBJECT_BYTES} are accepted")
+    size = size_beside_arena(object_bytes)
+    if size > LARGEST_OBJECT_BYTES:
+        raise malformed(f"{size} bytes; at most {LARGEST_OBJECT_BYTES} are accepted")
     sections = _read_sections(bytes(object_bytes))
     _check_names(sections)
     symbols = _read_symbols(sections)
     return ElfObject(sections, symbols, _read_relocations(sections, symbols))
+
+
+def size_beside_arena(object_bytes: bytes) -> int:
+    """Return how many bytes an object has, but for those of its arena's variables where all of them are zero.
+
+    libbpf copies them from the file, so the linker writes what is zero, too (bpf_object__elf_collect()).
+    """
+    size = len(object_bytes)
+    if not LARGEST_OBJECT_BYTES < size <= LARGEST_READ_BYTES:
+        return size
+    try:
+        sections = _read_sections(bytes(object_bytes))
+    except PolicyError:
+        return size
+    return size - sum(
+        len(section.content)
+        for section in sections
+        if section.name == _ARENA_SECTION and section.content.count(0) == len(section.content)
+    )
 
 
 def read_name(table: bytes, offset: int, what: str) -> str:

@@ -192,3 +192,15 @@ class BpfImage:
     license: str
     enums: Mapping[str, int]
     sections: Mapping[str, int] = field(default_factory=dict)
+
+    def reached_from(self, name: str) -> frozenset[str]:
+        """Return a function and those that it calls or hands to the kernel, directly or not."""
+        reached, waiting = {name} & self.functions.keys(), [name]
+        while waiting:
+            function = self.functions.get(waiting.pop())
+            called = {each.ref.name for each in (function.instructions if function else ())
+                      if each.ref is not None and each.ref.kind is Ref.FUNCTION}  # fmt: skip
+            called &= self.functions.keys()
+            waiting += called - reached
+            reached |= called
+        return frozenset(reached)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from kernel_bpf.load.sched_ext import LoadedPolicy
+from kernel_bpf.observe.system import cpus_in
 from verifier.proving import conservation, lifecycle, mix, work
 from verifier.proving.crew import REAP_LIMIT_S, Body, Crew, Record, Task
 from verifier.proving.ground import Ground
@@ -33,15 +34,6 @@ SPREAD_ORACLES = conservation.ORACLES
 HOTPLUG_ORACLES = (lifecycle.CPU_HOTPLUG,)
 
 LEAST_DOMAINS_S = mix.STARVATION_BOUND_S + 0.2
-
-
-def cpus_in(text: str) -> tuple[int, ...]:
-    """Read a list of CPUs as sysfs has it: "0-3,8"."""
-    cpus: list[int] = []
-    for part in text.strip().split(","):
-        first, _dash, last = part.partition("-")
-        cpus += range(int(first), int(last or first) + 1) if first else ()
-    return tuple(cpus)
 
 
 def domains(system: Path = SYSTEM) -> dict[str, tuple[int, ...]]:

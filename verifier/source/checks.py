@@ -1,4 +1,4 @@
-"""The rules on what only the source shows: the ops struct as written, tunables without a range, copied constants.
+"""The rules on what only the source shows: tunables without a range, copied constants, tasks known by name.
 
     findings = check_source(text, "fifo.bpf.c", target, tunables=info.tunables)
 
@@ -17,21 +17,17 @@ from pathlib import Path
 from kernel_bpf.build.compile import KERNEL_FOLDER, StoppedError
 from kernel_bpf.build.syntax import Macro, Node, SourcePlace, Tree, parse_source
 from kernel_bpf.build.target import KernelTarget, features
-from kernel_bpf.load.btf import Btf
 from schedagent.core.errors import CompileError
 from schedagent.core.policies.policy import Standing, Tunable
 from schedagent.core.rules import FindingClass
 from schedagent.core.verification import Finding, Severity
 from verifier.source.values import Argument, Role, Values, bare, call_parts, roles
 
-WATCHDOG_MAX_MS = 5000
 SLICE_MIN_NS, SLICE_MAX_NS = 100_000, 100_000_000
 BUILTIN_DSQ = 1 << 63
 _NAMES = 29
 """The rule that tasks told apart by their names may break."""
 
-_OPS = "struct sched_ext_ops"
-_EXIT_INFO = "struct scx_exit_info *"
 _GPL = ("GPL", "GPL v2", "GPL and additional rights", "Dual BSD/GPL", "Dual MIT/GPL", "Dual MPL/GPL")
 """What license_is_gpl_compatible() of include/linux/license.h accepts."""
 
@@ -134,7 +130,7 @@ def check_source(
         )
     assembler: Iterable[Finding] = () if standing is Standing.BUNDLED else check_assembler(tree)
     documented = {tunable.name: tunable for tunable in tunables}
-    findings = check_tree(tree, ops_members(tree, target), features(target), documented)
+    findings = check_tree(tree, features(target), documented)
     if standing is Standing.FOREIGN:
         findings = tuple(_as_input(finding) for finding in findings)
         assembler = (replace(finding, classed=FindingClass.HOUSE) for finding in assembler)
@@ -146,29 +142,16 @@ def _as_input(finding: Finding) -> Finding:
     return replace(finding, severity=Severity.NOTE, cleared_by="") if finding.rule == _NAMES else finding
 
 
-def ops_members(tree: Tree, target: KernelTarget) -> list[str]:
-    """Return the members of struct sched_ext_ops in order: the source's own declaration's, else the kernel's."""
-    for node in tree.declarations:
-        if node.kind == "RecordDecl" and node.name == "sched_ext_ops" and node.raw.get("completeDefinition"):
-            return [child.name for child in node.children if child.kind == "FieldDecl"]
-    with Btf.parse(target.vmlinux) as btf:
-        return btf.members("sched_ext_ops")
-
-
-def check_tree(
-    tree: Tree, members: Sequence[str], names: Iterable[str], documented: Mapping[str, Tunable]
-) -> tuple[Finding, ...]:
+def check_tree(tree: Tree, names: Iterable[str], documented: Mapping[str, Tunable]) -> tuple[Finding, ...]:
     """Return all findings on a syntax tree.
 
     Args:
-        members: of struct sched_ext_ops, in order.
         names: what the kernel's sched_ext has, see kernel_bpf.build.target.features.
         documented: tunables by name.
     """
     values = Values(tree)
     arguments = list(roles(tree, values))
     findings = [
-        *_check_ops(tree, values, members),
         *_check_license(tree),
         *_check_slices(tree, values, arguments, documented),
         *_check_copied_constants(tree, frozenset(name for name in names if name.startswith("SCX_"))),
@@ -184,61 +167,6 @@ def check_tree(
 
 def _error(rule: int, place: SourcePlace, message: str, where: str = "") -> Finding:
     return Finding(rule, Severity.ERROR, where, place.file, place.line, message)
-
-
-# -- rule 26: the ops struct as it is written
-
-
-def _check_ops(tree: Tree, values: Values, members: Sequence[str]) -> Iterator[Finding]:
-    for ops in tree.declarations:
-        if ops.kind == "VarDecl" and ops.type.removeprefix("const ") == _OPS and "init" in ops.raw:
-            written = _written_members(ops, members)
-            yield from _check_timeout(ops, written, values)
-            yield from _check_exit(tree, ops, written)
-
-
-def _written_members(ops: Node, members: Sequence[str]) -> dict[str, Node]:
-    """Return the members that an initialiser names, each with its value.
-
-    clang lists the values of all members in their order; what the source leaves out is an ImplicitValueInitExpr.
-    """
-    [listed] = [child for child in ops.children if child.kind == "InitListExpr"] or [Node({})]
-    return {
-        member: value
-        for member, value in zip(members, listed.children, strict=False)
-        if value.kind != "ImplicitValueInitExpr"
-    }
-
-
-def _check_timeout(ops: Node, written: Mapping[str, Node], values: Values) -> Iterator[Finding]:
-    if "timeout_ms" not in written:
-        yield _error(26, ops.place, "timeout_ms is not set: a lost task would wait for 30 s", ops.name)
-        return
-    timeout_ms = values.value(written["timeout_ms"])
-    if timeout_ms is not None and not 0 < timeout_ms <= WATCHDOG_MAX_MS:
-        message = f"timeout_ms is {timeout_ms}, accepted: 1 to {WATCHDOG_MAX_MS}"
-        yield _error(26, written["timeout_ms"].begin, message, ops.name)
-
-
-def _check_exit(tree: Tree, ops: Node, written: Mapping[str, Node]) -> Iterator[Finding]:
-    if "exit" not in written:
-        yield _error(26, ops.place, "there is no exit callback: nobody learns why the policy ended", ops.name)
-        return
-    name = bare(written["exit"]).name
-    for function in tree.declarations:  # BPF_PROG() makes a function ____name of what is written as the body of name
-        if function.kind == "FunctionDecl" and function.name == f"____{name}" and not _uses_exit_info(function):
-            yield _error(26, function.place, "the exit callback records nothing of struct scx_exit_info", name)
-
-
-def _uses_exit_info(function: Node) -> bool:
-    """Whether a function does anything with its struct scx_exit_info, other than to cast it away; if it has a body."""
-    if not any(child.kind == "CompoundStmt" for child in function.children):
-        return True
-    discarded = {part.id for node in function.walk() if node.raw.get("castKind") == "ToVoid" for part in node.walk()}
-    return any(
-        node.kind == "DeclRefExpr" and node.id not in discarded and node.type.replace("const ", "") == _EXIT_INFO
-        for node in function.walk()
-    )
 
 
 # -- rule 27: what the kernel would refuse, or what hides from readers

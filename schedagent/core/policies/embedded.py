@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from schedagent.core.deployment import LARGEST_OBJECT_BYTES
+from schedagent.core.deployment import LARGEST_READ_BYTES
 from schedagent.core.errors import PolicyError
 
 ELF_MAGIC = b"\x7fELF"
@@ -88,9 +88,9 @@ def _size(content: mmap.mmap, start: int) -> int:
     if (kind, machine, entry_size) != (_RELOCATABLE_FILE, _MACHINE_BPF, _SECTION_HEADER.size):
         return 0
     end = table + count * entry_size
-    if end > LARGEST_OBJECT_BYTES or start + end > len(content):
+    if end > LARGEST_READ_BYTES or start + end > len(content):
         return 0
     for fields in _SECTION_HEADER.iter_unpack(content[start + table : start + end]):
         if fields[1] != _NO_BITS:
             end = max(end, fields[4] + fields[5])
-    return end if end <= LARGEST_OBJECT_BYTES and start + end <= len(content) else 0
+    return end if end <= LARGEST_READ_BYTES and start + end <= len(content) else 0

@@ -322,7 +322,7 @@ class TestTasks:
 
     def test_a_runnable_task_that_does_not_run_is_starved(self, tmp_path, monkeypatch):
         (tmp_path / "cgroup.threads").write_text("41\n42\n43\n")
-        monkeypatch.setattr(tasks, "_schedstat", lambda thread: (100, 5, 7) if thread != 43 else None)
+        monkeypatch.setattr(tasks, "schedstat", lambda thread: (100, 5, 7) if thread != 43 else None)
         monkeypatch.setattr(tasks, "_runnable", lambda thread: "42 (cc1)" if thread == 42 else "")
         watch = Watch("/", 0.05, tmp_path)
         assert (watch.sample().starved, watch.sample().starved) == ((), ())
@@ -341,7 +341,7 @@ class TestTasks:
             crowd.read.append(thread)
             return crowd.runs[thread] * 1000, crowd.runs[thread] * 500, crowd.runs[thread]
 
-        monkeypatch.setattr(tasks, "_schedstat", schedstat)
+        monkeypatch.setattr(tasks, "schedstat", schedstat)
         return crowd
 
     def sample(self, crowd, watch, but=()):

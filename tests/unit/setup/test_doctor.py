@@ -16,7 +16,8 @@ from schedagent.core.installation import Installation, InstalledBy
 from schedagent.core.settings import Settings
 from schedagent.core.trials.usage import MachineCosts
 from schedagent.setup import doctor
-from schedagent.setup.doctor import Finding, emulation_bench, examine, is_ready, render, to_json
+from schedagent.setup.doctor import emulation_bench, examine, is_ready, render, to_json
+from schedagent.setup.finding import Finding
 from verifier.microvm.kvm import KvmProbe
 
 
@@ -30,7 +31,7 @@ def by_name(findings: list[Finding]) -> dict[str, Finding]:
 
 
 def test_empty_cache_lacks_a_kernel(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.uname", lambda: type("Name", (), {"release": "0.0-none"}))
+    monkeypatch.setattr("os.uname", lambda: type("Name", (), {"release": "0.0-none", "version": "#1"}))
     findings = by_name(examine(settings))
     assert findings["VM kernel"].status == "missing"
     assert findings["VM kernel"].remedy == "run: make kernel"

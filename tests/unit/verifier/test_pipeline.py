@@ -21,6 +21,7 @@ from schedagent.core.policies.policy import CandidatePolicy, PolicyInfo, Standin
 from schedagent.core.policies.proposal import Origin
 from schedagent.core.rules import GATES
 from schedagent.core.verification import Coverage, Finding, GateStatus, Place, Severity
+from tests.support.elf_parts import Part, Parts
 from verifier import pipeline, submission
 from verifier import report_cache as report_cache_module
 from verifier.coverage.judge import Judgement
@@ -510,6 +511,17 @@ def test_what_is_too_large_to_deploy_fails_at_once(candidate, info, signer, monk
     monkeypatch.setattr(submission, "compile_policy", compile_policy)
     large = verify(Ground(), candidate, info, signer)
     assert_closed(large, "compile", "2097153 bytes came out of the compiler", object_made=False)
+
+
+def test_zeros_of_an_arena_keep_an_object_from_being_deployed_and_not_from_being_judged(candidate, info, signer):
+    parts = Parts.sound()
+    parts.sections[".addr_space.1"] = Part(content=bytes(LARGEST_OBJECT_BYTES))
+    path = info.source.with_name("fifo.bpf.o")
+    path.write_bytes(parts.build())
+    report = verify(Ground(), candidate, replace(info, source=path), signer).report
+    assert report.passed
+    assert (report.gates[1].status, report.token) == (ABSENT, "")
+    assert "too large to be deployed" in report.gates[1].detail
 
 
 def test_other_kernels_are_told_of_but_do_not_close_the_gate(candidate, info, signer, static):

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from schedagent.core.policies.renamed import advice
 from schedagent.core.verification import Severity
-from verifier.logic.rules.subject import Subject, reached_from
+from verifier.logic.rules.subject import Subject
 from verifier.logic.walk import calls
 from verifier.logic.walk.calls import names
 from verifier.logic.walk.events import Event
@@ -20,10 +20,13 @@ _SECTIONS = frozenset(
 
 _OBSERVED = re.compile(
     r"(tp_btf/|raw_tp/|raw_tracepoint/|tracepoint/sched/|tp/sched/)(sched|cgroup|task|cpuhp|futex|ipi)_\w+"
-    r"|(tp|tracepoint)/syscalls/sys_(enter|exit)_(futex\w*|sched_\w+)"
+    r"|(tp|tracepoint)/syscalls/sys_(enter|exit)_(futex\w*|sched_\w+|execve(at)?)"
+    r"|(kprobe|kretprobe)/(nvidia|nouveau|amdgpu|i915|xe|drm)_\w+"
     r"|(fentry|fexit)/(_*futex_\w+|do_futex|bpf_scx_reg|scx_\w+|cpuset_write_resmask)"
 )
-"""Programs that watch what scheduling is about, as schedulers of the field do: they see tasks, cgroups, locks."""
+"""Programs that watch what scheduling is about, as schedulers of the field do: they see tasks, cgroups, locks, and who
+calls a graphics driver, not what anybody types or sends. What they read has its own rules, and rule 32 has what they
+keep as an input."""
 
 _LICENSES = frozenset({"GPL", "GPL v2", "GPL and additional rights", "Dual BSD/GPL", "Dual MIT/GPL", "Dual MPL/GPL"})
 
@@ -81,12 +84,14 @@ _KFUNCS_BESIDES = names(
     "bpf_iter_css_destroy bpf_iter_bits_new bpf_iter_bits_next bpf_iter_bits_destroy bpf_cpumask_populate "
     "bpf_res_spin_lock bpf_res_spin_unlock bpf_res_spin_lock_irqsave bpf_res_spin_unlock_irqrestore "
     "bpf_local_irq_save bpf_local_irq_restore bpf_preempt_disable bpf_preempt_enable bpf_rdonly_cast "
-    "bpf_cast_to_kern_ctx bpf_get_cpu_time_counter bpf_cpu_time_counter_to_ns bpf_strcmp bpf_strnlen"
+    "bpf_cast_to_kern_ctx bpf_get_cpu_time_counter bpf_cpu_time_counter_to_ns bpf_strcmp bpf_strnlen "
+    "bpf_stream_vprintk"
 )
-"""Memory of its own in pages, further iterators and locks: none of ours has them."""
+"""Memory of its own in pages, further iterators and locks, texts for its author: none of ours has them."""
 
 _SYMBOLS_BESIDES = ("sd_", "sched_", "nr_", "kernel_cpustat", "kernel_stat", "psi_", "sugov_cpu", "vm_event_states",
-                    "runqueues", "cpu_", "scx_", "__per_cpu", "CONFIG_", "LINUX_")  # fmt: skip
+                    "runqueues", "cpu_", "cpufreq_", "pcpu_hot", "__preempt_count", "hw_pressure",
+                     "scx_", "__per_cpu", "CONFIG_", "LINUX_")  # fmt: skip
 """How the names of kernel variables begin that schedulers of the field read: rule 32 has them as inputs."""
 
 
@@ -135,9 +140,9 @@ def check(subject: Subject) -> None:
     for name in reached(subject):
         _check_function(subject, subject.image.functions[name])
     made = {queue.term for event in subject.events("scx_bpf_create_dsq", member="init_task")
-            for queue in subject.queues(event.arguments[0])}  # fmt: skip
+            for queue in subject.queues(event.arguments[0], event.facts)}  # fmt: skip
     for event in subject.events("scx_bpf_destroy_dsq"):
-        of_its_task = {queue.term for queue in subject.queues(event.arguments[0])} <= made
+        of_its_task = {queue.term for queue in subject.queues(event.arguments[0], event.facts)} <= made
         if event.member in subject.ops.callbacks and event.member not in calls.MAY_SLEEP and not of_its_task:
             subject.error(27, event, f"{event.member} destroys a DSQ: the next insert into it ends the policy")
     _check_present(subject)
@@ -148,7 +153,7 @@ def check(subject: Subject) -> None:
 def reached(subject: Subject) -> list[str]:
     """Return the functions that a program reaches: libbpf loads no others, such as those of headers."""
     programs = [function.name for function in subject.image.functions.values() if function.is_program]
-    entered = {name for program in programs for name in reached_from(subject.image, program)}
+    entered = {name for program in programs for name in subject.image.reached_from(program)}
     return [name for name in subject.image.functions if name in entered]
 
 

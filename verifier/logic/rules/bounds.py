@@ -145,7 +145,7 @@ class Bounds:
         more = Facts(facts)
         for base, _factor in linear(low_half(term))[1]:
             part = low_half(base)
-            known = _of_cpus(part) or self._loaded(part)
+            known = _of_cpus(part) or self._loaded(part, facts)
             for bits in (32, 64):
                 now = range_of(facts, bits, part)
                 if known is not None and known[1] < 1 << 31 and known[1] < now.high:
@@ -153,13 +153,21 @@ class Bounds:
                     more[bits, part] = Range(low, max(low, known[1]), low, max(low, known[1]))
         return more
 
-    def _loaded(self, term: Term) -> tuple[int, int] | None:
+    def _loaded(self, term: Term, facts: Facts) -> tuple[int, int] | None:
+        """What a variable may hold, or an element of one whose index can be one number only."""
         if term.kind is not TermKind.LOAD:
             return None
         constant, addends = linear(term.parts[1])
-        if len(addends) != 1 or addends[0][0].kind is not TermKind.GLOBAL:
+        sections = [atom.name for atom, factor in addends if atom.kind is TermKind.GLOBAL and factor == 1]
+        for index, factor in addends:
+            if index.kind is not TermKind.GLOBAL:
+                known = range_of(facts, 32, low_half(index))
+                if known.low != known.high:
+                    return None
+                constant += factor * known.low
+        if len(sections) != 1:
             return None
-        return self.variables.bounds(Place(addends[0][0].name, constant, term.parts[2]))
+        return self.variables.bounds(Place(sections[0], constant & MASK64, term.parts[2]))
 
     def held(self, places: Held) -> Ranges:
         """Return the bounds of what registers and stack slots hold."""

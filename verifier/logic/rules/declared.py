@@ -71,13 +71,13 @@ def _check_ops(subject: Subject) -> None:
     timeout = subject.ops.numbers.get("timeout_ms", 0)
     if timeout == 0:
         text = "timeout_ms is not set, so a lost task waits for 30 s; set .timeout_ms = 5000"
-        subject.report(26, Severity.ERROR, "", None, text)
+        subject.report(26, Severity.ERROR, subject.ops.name, None, text)
     elif timeout > TIMEOUT_MAX_MS:
         text = f"timeout_ms is {timeout}; set .timeout_ms to at most {TIMEOUT_MAX_MS}"
-        subject.report(26, Severity.ERROR, "", None, text)
+        subject.report(26, Severity.ERROR, subject.ops.name, None, text)
     if "exit" not in subject.ops.callbacks:
         text = "there is no exit callback: nobody learns why the policy ended; record struct scx_exit_info in .exit"
-        subject.report(26, Severity.ERROR, "", None, text)
+        subject.report(26, Severity.ERROR, subject.ops.name, None, text)
     elif not any(name.startswith(("scx_exit_info.", "info.")) for name in subject.walk.fields):
         text = "exit looks at nothing of struct scx_exit_info: nobody learns why the policy ended"
         subject.report(26, Severity.ERROR, "exit", subject.start_of("exit"), text)

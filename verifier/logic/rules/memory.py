@@ -6,6 +6,8 @@ bpf_local_storage_elem); what exists for each CPU, task or cgroup counts for as 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from schedagent.core.policies.policy import Standing
 from schedagent.core.verification import Severity
 from verifier.logic.rules.bounds import COUNTED_CPUS
@@ -51,21 +53,24 @@ def check(subject: Subject) -> None:
         _report(subject, f"its variables take {_size(data)}; accepted are {_size(DATA_MAX)}")
     if len(image.maps) > MAPS_MAX:
         _report(subject, f"it has {len(image.maps)} maps; accepted are {MAPS_MAX}")
-    total = data + sum(sizes.values())
-    if total > MEMORY_MAX and _is_mostly_arena(subject, total):
-        text = f"its arena may grow to {_size(total)} of memory; accepted are {_size(MEMORY_MAX)}"
+    _check_total(subject, data, sizes)
+
+
+def _check_total(subject: Subject, data: int, sizes: Mapping[str, int]) -> None:
+    """Of what a person brings an arena counts by itself: its pages come as they are asked for, and a run shows how
+    many."""
+    foreign = subject.standing is Standing.FOREIGN
+    arenas = {info.name for info in subject.image.maps.values() if foreign and info.type == _ARENA}
+    others = {name: size for name, size in sizes.items() if name not in arenas}
+    total, grown = data + sum(others.values()), data + sum(sizes.values())
+    if total > MEMORY_MAX:
+        largest = max(others, key=lambda name: others[name], default="")
+        besides = " besides its arena" if arenas else ""
+        text = f"it may take {_size(total)} of memory{besides}; accepted are {_size(MEMORY_MAX)}"
+        _report(subject, f"{text} (map {largest}: {_size(others[largest])})" if others else text)
+    elif grown > MEMORY_MAX:
+        text = f"its arena may grow to {_size(grown)} of memory; accepted are {_size(MEMORY_MAX)}"
         subject.report(28, Severity.WARNING, "", None, text, cleared_by="memory growth")
-    elif total > MEMORY_MAX:
-        largest = max(sizes, key=lambda name: sizes[name], default="")
-        text = f"it may take {_size(total)} of memory; accepted are {_size(MEMORY_MAX)}"
-        _report(subject, f"{text} (map {largest}: {_size(sizes[largest])})" if sizes else text)
-
-
-def _is_mostly_arena(subject: Subject, total: int) -> bool:
-    """Whether what a person brings only has an arena that may grow: its pages come as they are asked for, and a run
-    shows how many."""
-    arenas = [map_bytes(info) for info in subject.image.maps.values() if info.type == _ARENA]
-    return subject.standing is Standing.FOREIGN and total - sum(arenas) <= MEMORY_MAX
 
 
 def _check_growth(subject: Subject) -> None:

@@ -6,7 +6,7 @@ from schedagent.core.verification import Severity
 from verifier.logic.rules.queues import QueueKind
 from verifier.logic.rules.subject import CHOOSES_CPU, Insert, Subject, truths
 from verifier.logic.walk import calls
-from verifier.logic.walk.calls import names
+from verifier.logic.walk.calls import MOST_CPUS, names
 from verifier.logic.walk.events import Exit
 from verifier.logic.walk.facts import Condition, Facts, range_of
 from verifier.logic.walk.marking import found_cpu, is_callback_task
@@ -57,12 +57,20 @@ def _check_answer(subject: Subject, path: Exit) -> None:
             _check_found(subject, path, cpu)
         elif cpu.kind is TermKind.PURE and cpu.name == "scx_bpf_nr_cpu_ids":
             subject.error(1, path, "select_cpu returns scx_bpf_nr_cpu_ids(), one more than the last CPU")
-        elif cpu.kind in (TermKind.OP, TermKind.LINEAR):
+        elif cpu.kind in (TermKind.OP, TermKind.LINEAR) and not _is_kept(cpu):
             _check_computed_answer(subject, path, cpu)
-        elif cpu.kind is TermKind.LOAD and not _tested(subject, path.facts, cpu, None):
+        elif _is_kept(cpu) and not _tested(subject, path.facts, cpu, None):
             subject.warning(
                 1, path, f"select_cpu returns {describe(cpu)} without a test that the task may use it", "affinity"
             )
+
+
+def _is_kept(cpu: Term) -> bool:
+    """Whether a CPU is what memory holds, or a part of it that is wide enough for any CPU: a bit field."""
+    if cpu.kind is TermKind.OP and cpu.parts[0].removesuffix("32") == "and" and cpu.parts[2].is_const:
+        mask = cpu.parts[2].value
+        cpu = low_half(cpu.parts[1]) if mask & (mask + 1) == 0 and mask >= MOST_CPUS - 1 else cpu
+    return cpu.kind is TermKind.LOAD
 
 
 def _check_fixed_answer(subject: Subject, path: Exit, cpu: int) -> None:

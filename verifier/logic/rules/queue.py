@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from schedagent.core.policies.policy import Standing
 from schedagent.core.rules import FindingClass
 from schedagent.core.verification import Severity
 from verifier.logic.rules.bounds import COUNTED_CPUS
@@ -14,9 +15,13 @@ from verifier.logic.walk.calls import names
 from verifier.logic.walk.events import Event, Exit
 from verifier.logic.walk.facts import Condition, Facts, Range, range_of
 from verifier.logic.walk.marking import is_callback_task, unanswered_claims
-from verifier.logic.walk.terms import Term, TermKind, describe, inside, low_half
+from verifier.logic.walk.terms import Term, TermKind, describe, inside, linear, low_half
 
 _FETCHES = names("scx_bpf_reenqueue_local scx_bpf_dsq_reenq")
+_SHOWS_EJECTION = "starvation"
+"""The kernel ejects a policy that does what only some members of a family, or of the values that were joined, would be.
+What a person brings may have a reason why they never are: a run shows it."""
+
 _ZERO_HINT = "an SCX_* number that became 0? take it with bpf_core_enum_value()"
 
 
@@ -42,7 +47,7 @@ def check(subject: Subject) -> None:
 
 def _created(subject: Subject) -> Iterator[tuple[Event, Queue]]:
     for event in subject.events("scx_bpf_create_dsq"):
-        for queue in subject.queues(event.arguments[0]):
+        for queue in subject.queues(event.arguments[0], event.facts):
             yield event, queue
 
 
@@ -56,9 +61,15 @@ def _check_target(subject: Subject, insert: Insert, created: list[Queue]) -> Non
             subject.error(3, event, f"{event.raw}() puts a task by vtime into {queue}, which is FIFO only")
     elif queue.kind is QueueKind.BAD:
         subject.error(2, event, f"{queue} has bit 63 set but is no built-in DSQ that tasks may be inserted into")
+    elif not subject.is_seen("init"):
+        return
     elif queue.kind is QueueKind.USER and not any(may_be(queue, other) for other in created):
         hint = f" ({_ZERO_HINT})" if queue.single and queue.constant == 0 else ""
-        subject.error(2, event, f"{queue} is inserted into, but init never creates it{hint}")
+        text = f"{queue} is inserted into, but init never creates it{hint}"
+        if subject.standing is Standing.FOREIGN and queue.joined:
+            subject.warning(2, event, text, _SHOWS_EJECTION)
+        else:
+            subject.error(2, event, text)
     elif queue.kind is QueueKind.OPAQUE and not created:
         subject.error(2, event, "a DSQ is inserted into, but init creates none")
 
@@ -68,8 +79,23 @@ def _check_source(subject: Subject, drain: Drain, created: list[Queue]) -> None:
     if queue.builtin or queue.kind is QueueKind.BAD:
         if event.name == "scx_bpf_dsq_move_to_local":
             subject.error(8, event, f"{event.raw}() is given {queue}; the kernel serves built-in DSQs by itself")
+    elif not subject.is_seen("init") or _names_no_cpu(event.facts):
+        return  # the latter is what a table of CPUs holds behind its end
     elif queue.kind is QueueKind.USER and not any(may_be(queue, other) for other in created):
         subject.error(8, event, f"{event.raw}() is given {queue}, which init never creates")
+
+
+def _names_no_cpu(facts: Facts) -> bool:
+    """Whether a path is only taken by a CPU beyond those that are counted for: the other side of `cpu < MAX_CPUS`."""
+    for key, known in facts.items():
+        if isinstance(key, Condition) or not isinstance(known, Range):
+            continue
+        constant, addends = linear(low_half(key[1]))
+        if len(addends) == 1 and _dispatching(addends[0][0]):
+            last = constant + addends[0][1] * (COUNTED_CPUS - 1)
+            if last < known.low:
+                return True
+    return False
 
 
 def _check_every_success(subject: Subject, inserts: list[Insert]) -> None:
@@ -95,8 +121,12 @@ def _check_orders(subject: Subject, inserts: list[Insert]) -> None:
         for other in timed:
             if must_be(untimed.queue, other.queue) or untimed.queue.term is other.queue.term:
                 line = other.event.line.line if other.event.line else 0
-                subject.error(4, untimed.event, f"{untimed.queue} is inserted into in FIFO order here and by vtime in "
-                                            f"{other.event.member} (line {line})")  # fmt: skip
+                text = f"{untimed.queue} is inserted into in FIFO order here and by vtime in {other.event.member} "
+                text += f"(line {line})"
+                if subject.standing is Standing.FOREIGN and (untimed.queue.joined or not untimed.queue.single):
+                    subject.warning(4, untimed.event, text, _SHOWS_EJECTION)
+                else:
+                    subject.error(4, untimed.event, text)
                 break
 
 
@@ -105,7 +135,7 @@ def _check_orders(subject: Subject, inserts: list[Insert]) -> None:
 
 def _check_drained(subject: Subject, inserts: list[Insert], drains: list[Drain]) -> None:
     for insert in inserts:
-        if insert.queue.builtin or insert.queue.kind is QueueKind.BAD:
+        if insert.queue.builtin or insert.queue.kind is QueueKind.BAD or not subject.is_seen("dispatch"):
             continue
         drained_by = [drain for drain in drains if may_be(insert.queue, drain.queue)]
         problem = _why_not_drained(insert, drained_by)
@@ -304,7 +334,7 @@ def _check_claims(subject: Subject, path: Exit) -> None:
 def _check_kicked(subject: Subject, path: Exit, drains: list[Drain]) -> None:
     """Whether the CPU that is kicked is the one that looks where the task waits, if only one CPU does."""
     marks = path.marks
-    for queue in subject.queues(marks.queue) if marks.queue is not None and marks.kicks else ():
+    for queue in subject.queues(marks.queue, path.facts) if marks.queue is not None and marks.kicks else ():
         looks = [drain for drain in drains if may_be(queue, drain.queue)]
         if queue.joined or len(queue.addends) != 1 or not looks or not all(_of_one_cpu(each.queue) for each in looks):
             continue

@@ -8,10 +8,11 @@ from enum import StrEnum
 
 from verifier.logic.walk.calls import CPU_ARGUMENTS
 from verifier.logic.walk.facts import Facts, range_of
-from verifier.logic.walk.terms import MASK32, Term, TermKind, describe, linear, low_half, number
+from verifier.logic.walk.terms import MASK32, Term, TermKind, describe, linear, low_half, number, signed
 
 _BUILTIN = 1 << 63
 _LOCAL_ON = _BUILTIN | 1 << 62
+_CPU_BITS = 32
 _LIKELY_CPUS = 512
 """To tell families apart: ids `base + cpu` are taken to lie within so many of their base."""
 
@@ -65,20 +66,32 @@ class Queue:
         return f"DSQ {label} ({number(self.constant)})" if label else f"DSQ {describe(self.term)}"
 
 
-def decode(term: Term, enums: Mapping[str, int], merged: Mapping[Term, set[Term]]) -> tuple[Queue, ...]:
-    """Return the DSQs that an id may mean; several where paths were joined."""
+def decode(term: Term, enums: Mapping[str, int], merged: Mapping[Term, set[Term]], facts: Facts) -> tuple[Queue, ...]:
+    """Return the DSQs that an id may mean, by what a path knows of it; several where paths were joined."""
     inner = low_half(term)
     if inner in merged:
-        values = [value for value in merged[inner] if value not in merged]
-        queues = [replace(queue, joined=True) for value in values for queue in decode(value, enums, {})]
+        values = [value for value in merged[inner] if value not in merged and _is_possible(value, inner, facts)]
+        queues = [replace(queue, joined=True) for value in values for queue in decode(value, enums, {}, facts)]
         return tuple(queues) if queues else (Queue(QueueKind.OPAQUE, term),)
     return (_decode_one(term, enums),)
+
+
+def _is_possible(value: Term, joined: Term, facts: Facts) -> bool:
+    """Whether what a path tested since leaves a number among those that were joined: `if (cpu < 0) return`."""
+    if not value.is_const:
+        return True
+    known = range_of(facts, 32, joined)
+    low_bits = value.value & MASK32
+    return known.low <= low_bits <= known.high and known.signed_low <= signed(low_bits, 32) <= known.signed_high
 
 
 def _decode_one(term: Term, enums: Mapping[str, int]) -> Queue:
     if term.is_const:
         return _decode_number(term, enums)
     constant, addends = _sum(term)
+    if constant >> _CPU_BITS == MASK32:  # something less a small number, which is no bit of the kernel's
+        opaque = any(_is_opaque(atom) for atom, _factor in addends)
+        return Queue(QueueKind.OPAQUE if opaque else QueueKind.USER, term, constant, addends)
     if constant & _LOCAL_ON == _LOCAL_ON and len(addends) == 1:
         return Queue(QueueKind.LOCAL_ON, term, cpu=low_half(addends[0][0]))
     if constant & _BUILTIN:

@@ -17,7 +17,7 @@ from schedagent.core.policies.policy import Standing
 from schedagent.core.verification import Severity
 from verifier.logic.rules.allowed import reached
 from verifier.logic.rules.bounds import Bounds
-from verifier.logic.rules.subject import Subject, reached_from
+from verifier.logic.rules.subject import Subject
 from verifier.logic.walk import calls
 from verifier.logic.walk.calls import names
 from verifier.logic.walk.events import Event, Load
@@ -63,7 +63,7 @@ _BESIDES = names(
     "task_struct cgroup cgroup_root cgroup_subsys cgroup_subsys_state percpu_ref percpu_ref_data kernfs_node css_set "
     "task_group pid upid pid_namespace signal_struct nsproxy rq cfs_rq sched_entity sched_avg sched_ext_entity "
     "sched_class sched_domain psi_group_cpu kernel_cpustat kernel_stat vm_event_state sugov_cpu cpufreq_policy "
-    "mempolicy class_rcu_t cpuset sched_statistics load_weight cpumask scx_dispatch_q "
+    "atomic_t pcpu_hot mempolicy class_rcu_t cpuset sched_statistics load_weight cpumask scx_dispatch_q "
     "bpf_perf_event_value"
 )
 """Structs of which schedulers of the field read more: rule 32 has what they read as an input."""
@@ -119,7 +119,7 @@ def reader(image: BpfImage) -> str:
 
     Its code is compared with that of our own header: whatever else reads user memory may keep what it reads.
     """
-    functions = [image.functions[name] for name in sorted(reached_from(image, READER))]
+    functions = [image.functions[name] for name in sorted(image.reached_from(READER))]
     parts = [[function.section, *map(_essence, function.instructions)] for function in functions]
     return "" if not parts else hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
@@ -253,7 +253,7 @@ def _check_user_memory(subject: Subject, accepted_reader: Callable[[], str]) -> 
     if not reads_user_memory(subject.image):
         return
     ours = reader(subject.image) == accepted_reader() != ""
-    allowed = reached_from(subject.image, READER) if ours else frozenset()
+    allowed = subject.image.reached_from(READER) if ours else frozenset()
     for function in subject.image.functions.values():
         for instruction in function.instructions:
             ref = instruction.ref
@@ -303,11 +303,15 @@ def _check_printed(subject: Subject, bounds: Bounds, event: Event) -> None:
 
 
 def _is_name(term: Term) -> bool:
-    """Whether a text is the name of a task, or stands in the object itself."""
+    """Whether a text is the name of a task, or stands in the object itself or in the kernel's configuration."""
     if term.kind is TermKind.ADDRESS:
         return term.name == "task_struct.comm"
     addends = linear(term)[1]
-    return len(addends) == 1 and addends[0][0].kind is TermKind.GLOBAL and addends[0][0].name.startswith(".rodata")
+    return (
+        len(addends) == 1
+        and addends[0][0].kind is TermKind.GLOBAL
+        and addends[0][0].name.startswith((".rodata", ".kconfig "))
+    )
 
 
 def _format(subject: Subject, bounds: Bounds, address: Term) -> str | None:

@@ -13,7 +13,7 @@ from verifier.logic.walk.calls import canonical, names
 from verifier.logic.walk.events import Event, Exit, Trail, Walk, place_of, steps
 from verifier.logic.walk.facts import Condition, Facts, Range, range_of
 from verifier.logic.walk.terms import MASK32, Term, TermKind, low_half
-from verifier.object.image import BpfImage, Function, Line, OpsStruct, Ref
+from verifier.object.image import BpfImage, Function, Line, OpsStruct
 
 FLAT_IDLE = names("scx_bpf_get_idle_cpumask scx_bpf_get_idle_smtmask scx_bpf_pick_idle_cpu scx_bpf_pick_any_cpu")
 """Idle kfuncs that the per-node mode forbids (kernel/sched/ext_idle.c)."""
@@ -80,6 +80,10 @@ class Subject:
         """Whether an ops flag is set."""
         return bool(self.ops.numbers.get("flags", 0) & self.enums.get(name, 0))
 
+    def is_seen(self, member: str) -> bool:
+        """Whether all that a callback does was seen: only then it is known what it does not do."""
+        return not any(entry.member == member and entry.exhausted for entry in self.walk.entries)
+
     def callback(self, member: str) -> Function | None:
         return self.image.functions.get(self.ops.callbacks.get(member, ""))
 
@@ -92,8 +96,9 @@ class Subject:
     def exits(self, member: str) -> Iterator[Exit]:
         return (path for path in self.walk.exits if path.member == member)
 
-    def queues(self, term: Term) -> tuple[Queue, ...]:
-        return decode(term, self.enums, self.walk.merged)
+    def queues(self, term: Term, facts: Facts) -> tuple[Queue, ...]:
+        """Return the DSQs that an id may mean where so much is known."""
+        return decode(term, self.enums, self.walk.merged, facts)
 
     def values(self, term: Term) -> tuple[Term, ...]:
         """Return a value, or the values it may be where paths were joined."""
@@ -124,19 +129,19 @@ class Subject:
             if len(arguments) < 4:
                 continue
             vtime, flags = (arguments[3], arguments[-1]) if timed else (None, arguments[3])
-            for queue in self.queues(arguments[1]):
+            for queue in self.queues(arguments[1], event.facts):
                 yield Insert(event, arguments[0], queue, arguments[2], vtime, flags)
         for event in self.events("scx_bpf_dsq_move", "scx_bpf_dsq_move_vtime"):
             if len(event.arguments) < 4:
                 continue
             vtime = event.result if event.name.endswith("vtime") else None
-            for queue in self.queues(event.arguments[2]):
+            for queue in self.queues(event.arguments[2], event.facts):
                 yield Insert(event, event.arguments[1], queue, None, vtime, event.arguments[3], moves=True)
 
     def drains(self) -> Iterator[Drain]:
         """Yield every call that takes tasks out of DSQs."""
         for event in self.events("scx_bpf_dsq_move_to_local", "scx_bpf_dsq_reenq"):
-            for queue in self.queues(event.arguments[0]) if event.arguments else ():
+            for queue in self.queues(event.arguments[0], event.facts) if event.arguments else ():
                 yield Drain(event, queue)
         for event in self.events("scx_bpf_dsq_move", "scx_bpf_dsq_move_vtime"):
             for source in self._sources(event):
@@ -148,17 +153,18 @@ class Subject:
         if task is not None and task.kind is TermKind.CALL and task.name == "bpf_iter_scx_dsq_next" and task.parts[2]:
             iterator = task.parts[2][0]
             if iterator.kind is TermKind.ITERATOR and iterator.parts[2]:
-                return self.queues(iterator.parts[2][0])
+                return self.queues(iterator.parts[2][0], event.facts)
         return ()
 
     def report(
         self, rule: int, severity: Severity, where: str, line: Line | None, message: str, *,
         trail: Trail | None = None, cleared_by: str = "", classed: FindingClass | None = None,
+        word: str = "",
     ) -> None:  # fmt: skip
         """Add a finding at the author's own line; of one rule at one place the worst is kept."""
         file, row, wrapper = place_of(line)
         path = (*steps(trail), *wrapper)
-        finding = Finding(rule, severity, where, file, row, message, path, cleared_by, classed)
+        finding = Finding(rule, severity, where, file, row, message, path, cleared_by, classed, word)
         for index, known in enumerate(self.findings):
             same_place = (known.rule, known.where, known.file, known.line) == (rule, where, file, row) and row
             if same_place or (known.rule, known.where, known.message) == (rule, where, message):
@@ -193,24 +199,11 @@ class Subject:
         return next((each.line for each in function.instructions if each.line), None) if function else None
 
 
-def reached_from(image: BpfImage, name: str) -> frozenset[str]:
-    """Return a function and those that it calls or hands to the kernel, directly or not."""
-    reached, waiting = {name} & image.functions.keys(), [name]
-    while waiting:
-        function = image.functions.get(waiting.pop())
-        called = {each.ref.name for each in (function.instructions if function else ())
-                  if each.ref is not None and each.ref.kind is Ref.FUNCTION}  # fmt: skip
-        called &= image.functions.keys()
-        waiting += called - reached
-        reached |= called
-    return frozenset(reached)
-
-
 def calls_any(image: BpfImage, name: str, functions: frozenset[str]) -> bool:
     """Whether a function, or one that it calls, calls one of these kfuncs or helpers, if only in a dead branch."""
     return any(
         each.ref is not None and canonical(each.ref.name) in functions
-        for called in reached_from(image, name)
+        for called in image.reached_from(name)
         for each in image.functions[called].instructions
     )
 

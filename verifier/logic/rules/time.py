@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from schedagent.core.policies.policy import Standing
+from schedagent.core.rules import FindingClass
 from schedagent.core.verification import Severity
+from verifier.logic.rules.bounds import Bounds
 from verifier.logic.rules.subject import Insert, Subject
 from verifier.logic.walk.events import Event, Kept, kept_at
 from verifier.logic.walk.facts import Range
@@ -17,17 +20,19 @@ CPUPERF_SHARE = 4
 """A policy may slow a CPU down to this part of full performance."""
 
 _INFINITE = MASK64
+_THROUGHPUT = "saturated machine"
+"""By what a person accepts that a policy slows CPUs down: in the guest no frequency changes, so no oracle shows it."""
 _VTIME = "task_struct.scx.dsq_vtime"
 _WEIGHTS = ("task_struct.scx.weight", "task_struct.static_prio", "task_struct.prio", "task_struct.se.load.weight",
             "scx_cgroup_init_args.weight")  # fmt: skip
 
 
-def check(subject: Subject) -> None:
+def check(subject: Subject, bounds: Bounds) -> None:
     """Report what breaks rules 10, 11, 21, 22 and 24."""
     for event in subject.events("scx_bpf_kick_cpu", "scx_bpf_kick_cid"):
         _check_kick(subject, event)
     for event in subject.events("scx_bpf_cpuperf_set", "scx_bpf_cidperf_set"):
-        _check_performance(subject, event)
+        _check_performance(subject, bounds, event)
     inserts = list(subject.inserts())
     for event, given in _slices(subject, inserts):
         for value, known in subject.ranges(event, given):
@@ -58,17 +63,25 @@ def _certain_bits(term: Term) -> int:
     return 0
 
 
-def _check_performance(subject: Subject, event: Event) -> None:
+def _check_performance(subject: Subject, bounds: Bounds, event: Event) -> None:
+    """More than full performance ejects the policy; less than a share of it is what a person may want, and accept."""
     top = subject.enums.get("SCX_CPUPERF_ONE", 1024)
     for value, known in subject.ranges(event, event.arguments[1], 32) if len(event.arguments) > 1 else ():
-        if known.low > top:
-            subject.error(11, event, f"{event.raw}() is given {known.low}; the most is SCX_CPUPERF_ONE ({top})")
-        elif known.high > top:
+        least, most = bounds.of(value, event.facts, 32)
+        low, high = max(known.low, least), min(known.high, most)
+        if low > top:
+            subject.error(11, event, f"{event.raw}() is given {low}; the most is SCX_CPUPERF_ONE ({top})")
+        elif high > top:
             subject.error(11, event, f"{event.raw}() is given {describe(value)}, which is not kept to at most "
                                      f"SCX_CPUPERF_ONE ({top})")  # fmt: skip
-        elif known.low < top // CPUPERF_SHARE:
-            subject.error(11, event, f"{event.raw}() is given {describe(value)}, which may be {known.low}: a CPU that "
-                                     f"slow starves all; the least is a quarter ({top // CPUPERF_SHARE})")  # fmt: skip
+        elif low < top // CPUPERF_SHARE:
+            text = f"{event.raw}() is given {describe(value)}, which may be {low}: a CPU that slow starves all; "
+            text += f"the least is a quarter ({top // CPUPERF_SHARE})"
+            classed, word = None, ""
+            if subject.standing is Standing.FOREIGN:
+                classed, word = FindingClass.UNFAIR, _THROUGHPUT
+            subject.report(11, Severity.ERROR, event.member, event.line, text, trail=event.trail, classed=classed,
+                           word=word)  # fmt: skip
 
 
 # --- rules 21 and 24
@@ -118,7 +131,9 @@ def _check_infinite(subject: Subject, event: Event) -> None:
 
 
 def _preempts(subject: Subject) -> bool:
-    """Whether anything interrupts a running task: a preempting kick or insert, or a slice that is set to 0."""
+    """Whether anything interrupts a running task: a preempting kick or insert, a slice that is set to 0, or another
+    slice than an endless one that it is given while it runs, by a timer or at a tick.
+    """
     preempt = subject.enums.get("SCX_KICK_PREEMPT", 2)
     for event in subject.events("scx_bpf_kick_cpu", "scx_bpf_kick_cid"):
         if len(event.arguments) > 1 and any(
@@ -128,7 +143,14 @@ def _preempts(subject: Subject) -> bool:
     head = subject.enums.get("SCX_ENQ_PREEMPT", 1 << 32)
     if any(insert.flags is not None and _certain_bits(insert.flags) & head for insert in subject.inserts()):
         return True
-    return any(given.is_const and given.value == 0 for event, given in _slices(subject, []))
+    return any(
+        given.is_const and (given.value == 0 or (given.value != _INFINITE and _while_it_runs(subject, event)))
+        for event, given in _slices(subject, [])
+    )
+
+
+def _while_it_runs(subject: Subject, event: Event) -> bool:
+    return event.member == "tick" or event.member not in subject.ops.callbacks
 
 
 # --- rule 22

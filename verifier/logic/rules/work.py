@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from schedagent.core.policies.policy import Standing
 from schedagent.core.verification import Severity
 from verifier.logic.rules.bounds import Bounds
-from verifier.logic.rules.subject import Subject, reached_from
+from verifier.logic.rules.subject import Subject
 from verifier.logic.walk import calls
 from verifier.logic.walk.code import Code
 from verifier.logic.walk.events import Event, Site
-from verifier.logic.walk.loops import KERNEL_ROUNDS, NOTHING, SIMULATED, UNBOUNDED, Loops, Nest, Work
+from verifier.logic.walk.loops import KERNEL_ROUNDS, NOTHING, QUEUED_TASKS, SIMULATED, UNBOUNDED, Loops, Nest, Work
 from verifier.logic.walk.terms import TermKind, describe
 from verifier.object.image import Line, Ref
 
@@ -52,6 +52,9 @@ _COSTS: Mapping[str, int] = {
 }  # fmt: skip
 """Estimates, in instructions; an inlined helper or kfunc is a few, one that takes a lock some hundreds."""
 
+_REFUSALS = 2
+"""How often a loop over a queue is passed beyond its tasks: when the iterator gives none, and as it is left."""
+
 _OTHER_COST = 100
 _CALLBACK_COST = 10
 _BYTES_PER_UNIT = 8
@@ -83,7 +86,9 @@ def _check_work(subject: Subject, works: _Works, member: str, function: str) -> 
     loops = " x ".join(_times(nest) for nest in work.nest) or "no loops"
     amount = "without a bound" if work.instructions >= UNBOUNDED else f"of up to {work.instructions:,} instructions"
     text = f"{member} may do work {amount} (rounds: {loops}); accepted are {limit:,}"
-    if subject.standing is Standing.FOREIGN and any(_is_unknown(nest.rounds) for nest in work.nest):
+    unknown = any(_is_unknown(nest.rounds) for nest in work.nest)
+    queued = work.instructions <= RARE_WORK_MAX and any(_goes_through_a_queue(nest.rounds) for nest in work.nest)
+    if subject.standing is Standing.FOREIGN and (unknown or queued):
         subject.report(28, Severity.WARNING, member, line, text, cleared_by="starvation")
     else:
         _report(subject, member, line, text)
@@ -92,6 +97,11 @@ def _check_work(subject: Subject, works: _Works, member: str, function: str) -> 
 def _is_unknown(rounds: int) -> bool:
     """Whether nothing in the code bounds a loop, and the kernel alone does."""
     return rounds == SIMULATED or rounds > KERNEL_ROUNDS
+
+
+def _goes_through_a_queue(rounds: int) -> bool:
+    """Whether a loop has as many rounds as tasks are assumed to wait in a queue: how many do, a run shows."""
+    return 0 < rounds - QUEUED_TASKS <= _REFUSALS
 
 
 def _times(nest: Nest) -> str:
@@ -108,13 +118,18 @@ def _check_size(subject: Subject) -> None:
     functions = subject.image.functions
     total = sum(len(function.instructions) for function in functions.values())
     if total > INSTRUCTIONS_IN_ALL:
-        text = f"the object has {total:,} instructions; accepted are {INSTRUCTIONS_IN_ALL:,}"
-        _report(subject, "", None, text)
+        _report_size(subject, "", f"the object has {total:,} instructions; accepted are {INSTRUCTIONS_IN_ALL:,}")
     for entry in subject.walk.entries:
-        size = sum(len(functions[name].instructions) for name in reached_from(subject.image, entry.function))
+        size = sum(len(functions[name].instructions) for name in subject.image.reached_from(entry.function))
         if size > INSTRUCTIONS_MAX:
             text = f"{entry.member} has {size:,} instructions with all that it calls; accepted are {INSTRUCTIONS_MAX:,}"
-            _report(subject, entry.member, subject.start_of(entry.member), text)
+            _report_size(subject, entry.member, text)
+
+
+def _report_size(subject: Subject, member: str, text: str) -> None:
+    """What a person brings may be long: it is followed as far as anything, and what is not followed says so."""
+    if subject.standing is not Standing.BUNDLED:
+        subject.unusual(28, member, subject.start_of(member) if member else None, text)
 
 
 def _check_iterators(subject: Subject) -> None:

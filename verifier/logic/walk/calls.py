@@ -113,6 +113,9 @@ RESULT_RANGES: Mapping[str, tuple[int, int]] = {
 }
 """Unsigned bounds of results; a kfunc that may return a negative error is not here."""
 
+ONLY_ERROR: Mapping[str, int] = {"scx_bpf_pick_idle_cpu": -16}
+"""The one negative number that a call returns: -EBUSY (kernel/sched/ext_idle.c)."""
+
 PURE = frozenset(
     [
         "bpf_cpumask_test_cpu",

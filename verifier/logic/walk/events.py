@@ -88,6 +88,7 @@ class Marks(NamedTuple):
         batch: sites of inserts since the dispatch buffer was last looked at or flushed.
         created: ids of single DSQs that init created.
         starved: whether an allocation failed that only fails for want of memory; of callbacks that may refuse a task.
+        exchanged: addresses at which such a callback put an object with bpf_kptr_xchg().
     """
 
     inserts: int = 0
@@ -107,6 +108,7 @@ class Marks(NamedTuple):
     batch: frozenset[Site] = frozenset()
     created: frozenset[int] = frozenset()
     starved: bool = False
+    exchanged: frozenset[Term] = frozenset()
 
     @property
     def kicked(self) -> bool:

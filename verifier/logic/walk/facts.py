@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from verifier.logic.walk.calls import CPU_ARGUMENTS, MOST_CPUS, RESULT_RANGES
+from verifier.logic.walk.calls import CPU_ARGUMENTS, MOST_CPUS, ONLY_ERROR, RESULT_RANGES
 from verifier.logic.walk.terms import MASK32, Term, TermKind, Terms, fits_32_bits, linear, low_half, signed
 
 
@@ -112,6 +112,10 @@ def _solved(terms: Terms, bits: int, left: Term, right: Term) -> tuple[Term, Ter
     return addends[0][0], terms.const((right.value - constant) & ((1 << bits) - 1))
 
 
+_LARGEST_OFFSET = 1 << 29
+"""More than the variables of any object take, and nearer to 0 than any address of the kernel's memory on x86-64."""
+
+
 def decide(facts: Facts, condition: Condition) -> bool | None:
     """Return whether a condition holds, None if the path does not decide it."""
     if condition.left is condition.right:
@@ -128,8 +132,11 @@ def decide(facts: Facts, condition: Condition) -> bool | None:
 
 
 def _same(condition: Condition, left: Range, right: Range) -> bool | None:
-    """Whether two values are equal, by their ranges; an address that cannot be NULL is not 0."""
-    if condition.right.is_const and condition.right.value == 0 and condition.bits == 64 and _never_null(condition.left):
+    """Whether two values are equal, by their ranges; an address that cannot be NULL, less an offset, is not 0."""
+    nearly_null = condition.right.is_const and -_LARGEST_OFFSET < signed(condition.right.value) <= 0
+    if condition.bits == 64 and nearly_null and _never_null(condition.left):
+        return False
+    if _is_no_error_of(condition.left, condition.right):
         return False
     if left.low == left.high == right.low == right.high:
         return True
@@ -137,11 +144,23 @@ def _same(condition: Condition, left: Range, right: Range) -> bool | None:
     return False if disjoint or left.signed_high < right.signed_low or right.signed_high < left.signed_low else None
 
 
+def _is_no_error_of(result: Term, number: Term) -> bool:
+    """Whether a number is negative, and not the one negative number that a call returns."""
+    call = low_half(result)
+    if not number.is_const or call.kind is not TermKind.CALL or call.name not in ONLY_ERROR:
+        return False
+    value = signed(number.value, 32)
+    return value < 0 and value != ONLY_ERROR[call.name]
+
+
 def _below(low: int, high: int, other_low: int, other_high: int) -> bool | None:
     return True if high < other_low else False if low >= other_high else None
 
 
 def _never_null(term: Term) -> bool:
+    """Whether a value is an address, or one with an index added: the kernel refuses one that could leave its object."""
+    if term.kind is TermKind.LINEAR:
+        return any(factor == 1 and atom.kind is TermKind.GLOBAL for atom, factor in term.parts[1])
     return term.kind in (
         TermKind.STACK,
         TermKind.MAP,

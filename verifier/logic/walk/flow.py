@@ -356,7 +356,7 @@ class Walker(Machine):
         marks = state.marks
         if marks.pending or marks.queries or marks.claims:
             state.marks = marking.settle(marks, facts)
-        if marking.is_out_of_memory(self, condition, holds):
+        if marking.is_out_of_memory(self, marks, condition, holds):
             state.marks = state.marks._replace(starved=True)
         return True
 
@@ -500,13 +500,13 @@ class Walker(Machine):
 
 
 def _deletes_records(image: BpfImage) -> bool:
-    """Whether anything but exit_task takes a task's record away."""
-    leaving = {ops.callbacks.get("exit_task") for ops in image.ops}
+    """Whether anything takes a task's record away but exit_task and, where it is seen, init_task."""
+    leaving = {ops.callbacks.get(member) for ops in image.ops for member in ("init_task", "exit_task")}
+    entered = [each.name for each in image.functions.values() if each.is_program and each.name not in leaving]
     return any(
         each.ref is not None and each.ref.name == "bpf_task_storage_delete"
-        for name, function in image.functions.items()
-        if name not in leaving
-        for each in function.instructions
+        for name in frozenset().union(*(image.reached_from(entry) for entry in entered))
+        for each in image.functions[name].instructions
     )
 
 

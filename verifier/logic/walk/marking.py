@@ -28,6 +28,7 @@ _TAKES = "scx_bpf_test_and_clear_cpu_idle"
 _CLAIMS = PICKS_IDLE | {_TAKES}
 _SEEKS = _CLAIMS | names("scx_bpf_select_cpu_dfl scx_bpf_get_idle_cpumask scx_bpf_get_idle_smtmask")
 _RECORDS = "bpf_task_storage_get"
+_STORAGE_FLAGS = 3
 _CREATES = 1
 """BPF_LOCAL_STORAGE_GET_F_CREATE (include/uapi/linux/bpf.h)."""
 
@@ -44,8 +45,8 @@ MAY_REFUSE = ("init_task", "cgroup_init", "cgroup_prep_move")
 """Callbacks whose error the kernel hands on to whoever asked."""
 
 _STORAGES = frozenset({"bpf_task_storage_get", "bpf_cgrp_storage_get"})
-_ALLOCATIONS = frozenset({"bpf_cpumask_create", "bpf_obj_new", "bpf_percpu_obj_new"})
-"""What returns NULL for want of memory, and for no other reason (kernel/bpf/cpumask.c, kernel/bpf/helpers.c)."""
+_ALLOCATIONS = frozenset({"bpf_cpumask_create", "bpf_obj_new", "bpf_percpu_obj_new", "bpf_arena_alloc_pages"})
+"""What returns NULL for want of memory, and for no other reason (kernel/bpf/cpumask.c, helpers.c and arena.c)."""
 
 
 class Callback(Protocol):
@@ -165,6 +166,10 @@ def _after(
         marks = marks._replace(batch=frozenset())
     elif name in calls.ENDS_POLICY:
         marks = marks._replace(ended=True)
+    elif name == "bpf_task_storage_delete" and member == "init_task":
+        marks = marks._replace(stores=marks.stores - {region(callback, arguments[0])})
+    elif name == "bpf_kptr_xchg" and member in MAY_REFUSE and not arguments[1].is_const:
+        marks = marks._replace(exchanged=marks.exchanged | {arguments[0]})
     elif name == "scx_bpf_create_dsq" and member == "init" and arguments[0].is_const:
         marks = marks._replace(created=marks.created | {arguments[0].value})
     elif member == "enqueue":
@@ -203,8 +208,13 @@ def _asks(callback: Callback, name: str, arguments: tuple[Term, ...], result: Te
         return cpu if cpu.kind in _NAMED and not _is_own_cpu(cpu) else None
     if member == "dispatch" and name == MOVES_TO_LOCAL:
         return arguments[0] if arguments[0].is_const and arguments[0].value in callback.watched else None
-    if member == "init_task" and name == _RECORDS and len(arguments) > 3 and is_callback_task(arguments[1]):
-        creates = arguments[3].is_const and arguments[3].value & _CREATES
+    if (
+        member == "init_task"
+        and name == _RECORDS
+        and len(arguments) > _STORAGE_FLAGS
+        and is_callback_task(arguments[1])
+    ):
+        creates = arguments[_STORAGE_FLAGS].is_const and arguments[_STORAGE_FLAGS].value & _CREATES
         return region(callback, arguments[0]) if creates else None
     return None
 
@@ -378,17 +388,22 @@ def settle(marks: Marks, facts: Facts) -> Marks:
     return marks
 
 
-def is_out_of_memory(callback: Callback, condition: Condition, holds: bool) -> bool:
+def is_out_of_memory(callback: Callback, marks: Marks, condition: Condition, holds: bool) -> bool:
     """Whether a branch was taken because an allocation returned NULL, where that may refuse a task.
 
-    A look-up that makes nothing is no allocation, and neither is a map that may be full.
+    A look-up that makes nothing is no allocation, and neither is a map that may be full. What the path itself put into
+    its place as bpf_kptr_xchg() does is there: whoever looks again asks whether it was made.
     """
     if callback.member not in MAY_REFUSE or not holds or condition.operator != "eq":
         return False
     call, zero = condition.left, condition.right
-    if call.kind is not TermKind.CALL or not zero.is_const or zero.value != 0:
+    if not zero.is_const or zero.value != 0:
+        return False
+    if call.kind is TermKind.LOAD:
+        return call.parts[1] in marks.exchanged
+    if call.kind is not TermKind.CALL:
         return False
     if call.name in _STORAGES:
-        flags = call.parts[2][-1] if call.parts[2] else None
+        flags = call.parts[2][_STORAGE_FLAGS] if len(call.parts[2]) > _STORAGE_FLAGS else None
         return flags is not None and flags.is_const and bool(flags.value & _CREATES)
     return call.name in _ALLOCATIONS

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from verifier.logic.walk import calls
 from verifier.logic.walk.code import ALL_STACK, REGISTERS, Code, stack_bits
 from verifier.logic.walk.events import Marks, Trail
 from verifier.logic.walk.facts import Facts, living, without
-from verifier.logic.walk.terms import Term, TermKind, Terms, low_half
+from verifier.logic.walk.terms import Term, TermKind, Terms, low_half, pointer
 from verifier.object.image import Line
 
 SavedRegisters = tuple[Term, ...]
@@ -114,7 +115,8 @@ class State:
     def _before(self, term: Term, value: Term, place: object, terms: Terms) -> Term:
         """Return a new name for what a place holds of a term; what has that name already is renamed first.
 
-        The counter of an earlier round is still a number of that loop; nothing is known of anything else.
+        The counter of an earlier round is still a number of that loop, and an address in the arena lies there; nothing
+        is known of anything else.
         """
         if low_half(value) is term and term.kind is TermKind.INDEX:
             site, start, end = term.parts
@@ -122,7 +124,9 @@ class State:
         else:
             before = terms.make(TermKind.UNKNOWN, "before", term, place)
         self.remake(before, terms)
-        return before
+        base = pointer(value)[0]
+        in_arena = base.kind is TermKind.PURE and base.name == calls.ARENA
+        return terms.make(TermKind.PURE, calls.ARENA, (before,)) if in_arena else before
 
     def trim(self, dead: Term) -> None:
         """Drop what nothing reads any more, so that paths that differ in nothing else become one."""

@@ -1,5 +1,6 @@
 """kernel_bpf.load.libbpf, btf, bpf_object and sched_ext as far as they go without a sched_ext kernel."""
 
+import errno
 import subprocess
 import sys
 from pathlib import Path
@@ -220,3 +221,26 @@ def test_what_a_policy_says_of_its_exit_is_one_quoted_line():
         "error raised by BPF (kind 1025, code 0x0): by its own record: "
         "\"scx_bpf_error: no \\x1b[2JVerdict: 'evil' is better sat3.x\""
     )
+
+
+@pytest.mark.parametrize(("section", "number", "skipped"),
+                         [("fentry/do_futex", errno.EBUSY, True), ("fentry/do_futex", errno.EPERM, False),
+                          ("tracepoint/sched/sched_switch", errno.EBUSY, False)])  # fmt: skip
+def test_a_function_that_this_kernel_cannot_trace_is_left_untraced(tmp_path, monkeypatch, section, number, skipped):
+    source = tmp_path / "traced.bpf.c"
+    source.write_text(
+        '#include "vmlinux.h"\n#include <bpf/bpf_helpers.h>\n'
+        f'SEC("{section}")\nint watch(void *ctx)\n{{\n\treturn 0;\n}}\n'
+    )
+    content = compile_policy(source, "traced", KernelTarget("tiny", "0" * 40, TINY, TINY)).object_bytes
+
+    def call(function: str, *_arguments: object, about: str = "") -> int:
+        raise BpfError(f"{function} on {about} failed", number)
+
+    with BpfObject.open(content, "traced") as opened:
+        monkeypatch.setattr(bpf_object, "call", call)
+        if skipped:
+            assert opened.attach_programs() == ["watch"]
+        else:
+            with pytest.raises(BpfError, match="watch"):
+                opened.attach_programs()

@@ -199,7 +199,7 @@ def test_without_the_right_the_error_says_so(reader, expected):
 @pytest.mark.parametrize(
     "modules",
     [
-        "verifier.microvm.guest, verifier.microvm.recorder",
+        "verifier.guest.agent, verifier.guest.recorder",
         "schedagent.schedagentd.__main__",
         "schedagent.cli.app, kernel_bpf.observe.netlink, kernel_bpf.observe.tasks, kernel_bpf.observe.system",
     ],

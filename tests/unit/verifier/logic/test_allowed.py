@@ -275,6 +275,24 @@ UNUSUAL = {
         "before": 'struct {\n__uint(type, 27);\n__uint(max_entries, 4096);\n} ring SEC(".maps");',
         "tick": "bpf_ringbuf_output(&ring, &exit_kind, 4, 0);",
     },
+    "a program that sees who calls a driver": {
+        "before": 'SEC("kprobe/nvidia_open")\nint look(u64 *ctx) { return 0; }\n'
+    },
+    "a kfunc that prints": {
+        "before": "int bpf_stream_vprintk_impl(int to, const char *text, const void *values, u32 size, void *) __ksym;",
+        "tick": 'bpf_stream_vprintk_impl(1, "x", NULL, 0, NULL);',
+    },
+    "a program that sees programs start": {
+        "before": 'SEC("tracepoint/syscalls/sys_enter_execve")\nint look(u64 *ctx) { return 0; }\n'
+    },
+    "whether it may be interrupted": {
+        "before": "extern const int __preempt_count __ksym;",
+        "tick": "exit_kind = *(int *)bpf_this_cpu_ptr(&__preempt_count);",
+    },
+    "a lock of its own": {
+        "before": "typedef struct { int counter; } __attribute__((preserve_access_index)) atomic_t;\natomic_t held;",
+        "tick": "exit_kind = ((volatile atomic_t *)&held)->counter;",
+    },
     "an arena": {"before": 'struct {\n__uint(type, 33);\n__uint(max_entries, 4);\n} pages SEC(".maps");'},
 }
 
@@ -309,6 +327,22 @@ def test_a_large_arena_is_for_a_run_to_clear(tmp_path):
     ]
 
 
+def test_what_is_taken_besides_an_arena_is_said_without_it(tmp_path):
+    large = 'struct {\n__uint(type, 33);\n__uint(max_entries, 1 << 20);\n} pages SEC(".maps");\n'
+    image = compiled(tmp_path, before=large + "".join(DECLARED.format(2, "1 << 21", i) for i in range(5)))
+    (error,) = (each for each in check_logic(image, frozenset(), standing=Standing.FOREIGN).errors if each.rule == 28)
+    assert "it may take 80 MiB of memory besides its arena" in error.message
+
+
+def test_the_kernel_s_configuration_may_be_printed(images):
+    configured = {
+        "before": 'extern const char CONFIG_LOCALVERSION[64] SEC(".kconfig") __weak;',
+        "tick": PRINT % ("%s", "(u64)CONFIG_LOCALVERSION"),
+    }
+    report = check_logic(images("configured", configured), frozenset(), standing=Standing.FOREIGN)
+    assert not [each for each in report.errors if each.rule == 27]
+
+
 @pytest.mark.parametrize(
     ("old", "new"), [("scx_bpf_dispatch", "scx_bpf_dsq_insert"), ("scx_bpf_consume", "scx_bpf_dsq_move_to_local")]
 )
@@ -316,3 +350,14 @@ def test_a_kfunc_that_is_gone_is_answered_with_the_new_name(old, new):
     assert advice(old) == f"{old}() is gone since 6.18: use {new}()"
     assert advice_on(f"x.c:1:1: error: call to undeclared function '{old}'; ISO C99") == advice(old)
     assert advice(new) == ""
+
+
+@pytest.mark.parametrize(
+    "traced", ["kprobe/tty_write", "kprobe/input_event", "kretprobe/vfs_read", "fentry/tcp_sendmsg"]
+)
+def test_watching_what_people_type_or_send_is_unsafe_whoever_wrote_it(traced, tmp_path):
+    image = compiled(tmp_path, before=f'SEC("{traced}")\nint look(u64 *ctx) {{ return 0; }}\n')
+    for standing in (Standing.DERIVED, Standing.FOREIGN):
+        assert FindingClass.UNSAFE in {
+            each.finding_class for each in check_logic(image, frozenset(), standing=standing).errors
+        }

@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from schedagent.core.rules import LOGIC, OVERHEAD, PROVING, RULES, SOURCE
+from schedagent.core.policies.policy import Standing
+from schedagent.core.rules import LOGIC, OVERHEAD, PROVING, RULES, SOURCE, FindingClass
 from schedagent.core.verification import Severity
 from tests.support.small_policy import check, compiled
 from verifier.logic.checks import check_logic
@@ -635,6 +636,7 @@ def test_claimed_cpu_is_what_select_cpu_returns(body, silent, tmp_path):
 
 
 CREATE_RECORD = "bpf_task_storage_get(&records, p, NULL, 1)"
+DELETE_RECORD = "bpf_task_storage_delete(&records, p)"
 LOST = "u64 *record = bpf_task_storage_get(&records, p, NULL, 0);\ns32 cpu;\nif (!record)\n\treturn;\n" + LEAVE
 
 
@@ -642,6 +644,12 @@ LOST = "u64 *record = bpf_task_storage_get(&records, p, NULL, 0);\ns32 cpu;\nif 
     ("init_task", "lost"),
     [
         (f"if (!{CREATE_RECORD})\n\treturn -12;\nreturn 0;", False),
+        (
+            f"if (!{CREATE_RECORD})\n\treturn -12;\n"
+            f"if (p->pid == 7) {{\n\t{DELETE_RECORD};\n\treturn -1;\n}}\nreturn 0;",
+            False,
+        ),
+        (f"if (!{CREATE_RECORD})\n\treturn -12;\nif (p->pid == 7)\n\t{DELETE_RECORD};\nreturn 0;", True),
         (f"{CREATE_RECORD};\nreturn 0;", True),
         (f"if (args->fork)\n\treturn 0;\nif (!{CREATE_RECORD})\n\treturn -12;\nreturn 0;", True),
         ("bpf_task_storage_get(&records, p, NULL, 0);\nreturn 0;", True),
@@ -654,12 +662,20 @@ def test_record_that_every_task_has_cannot_be_missing(init_task, lost, tmp_path)
     assert bool(checked.found(18)) is lost
 
 
-def test_record_that_is_deleted_may_be_missing(tmp_path):
+FORGET = f"static __noinline int forget(struct task_struct *p) {{ return {DELETE_RECORD}; }}"
+
+
+@pytest.mark.parametrize(
+    ("forgets", "lost"),
+    [({"tick": f"{DELETE_RECORD};"}, True), ({"exit_task": "forget(p);"}, False),
+     ({"exit_task": "forget(p);", "tick": "forget(p);"}, True)],
+)  # fmt: skip
+def test_record_that_is_deleted_may_be_missing(forgets, lost, tmp_path):
     checked = check(
-        tmp_path, before=RECORDS, enqueue=LOST, init_task=f"if (!{CREATE_RECORD})\n\treturn -12;\nreturn 0;",
-        tick="bpf_task_storage_delete(&records, p);",
+        tmp_path, before=RECORDS + FORGET, enqueue=LOST,
+        init_task=f"if (!{CREATE_RECORD})\n\treturn -12;\nreturn 0;", **forgets,
     )  # fmt: skip
-    assert checked.found(18)
+    assert bool(checked.found(18)) is lost
 
 
 OWN_VTIME = {
@@ -759,3 +775,225 @@ def test_cpu_of_another_mask_is_no_answer_of_select_cpu(mask, own, tmp_path):
 def test_a_queue_that_one_cpu_drains_is_for_tasks_on_that_cpu(tmp_path, enqueue, guard, drained):
     dispatch = f"if ({guard})\n\tscx_bpf_dsq_move_to_local(SHARED);"
     assert (check(tmp_path, enqueue=enqueue, dispatch=dispatch).found(19) == []) is drained
+
+
+KEPT = """
+volatile s64 level;
+struct load { u64 level; };
+struct {
+    __uint(type, BPF_MAP_TYPE_TASK_STORAGE);
+    __uint(map_flags, 1);
+    __type(key, int);
+    __type(value, struct load);
+} loads SEC(".maps");
+"""
+USED = """
+struct load *load = bpf_task_storage_get(&loads, p, NULL, 0);
+
+if (load)
+    scx_bpf_cpuperf_set(0, load->level >= 768 ? 1024 : load->level <= LEAST ? 512 : load->level);
+"""
+FROM_LOADER = "scx_bpf_cpuperf_set(0, level < 0 ? 1024 : level < 1024 ? level : 1024);"
+
+
+@pytest.mark.parametrize(
+    ("running", "classes"),
+    [
+        (USED.replace("LEAST", "256"), set()),
+        (USED.replace("LEAST", "100"), {FindingClass.UNFAIR}),
+        (USED.replace(">= 768", ">= 7680").replace("LEAST", "256"), {FindingClass.UNSAFE}),
+        (FROM_LOADER, {FindingClass.UNFAIR}),
+        ("level = p->scx.weight;\n" + FROM_LOADER, {FindingClass.UNSAFE}),
+    ],
+    ids=["kept within a share", "less than a share", "more than all", "what a loader sets", "what the policy sets"],
+)
+def test_how_fast_a_cpu_runs_is_known_however_wide_the_number(running, classes, tmp_path):
+    image = compiled(tmp_path, before=KEPT, running=running)
+    report = check_logic(image, frozenset(), standing=Standing.FOREIGN)
+    slow = [finding for finding in report.findings if finding.rule == 11]
+    assert {finding.finding_class for finding in slow} == classes
+    assert all(finding.accepted_as for finding in slow if finding.finding_class is FindingClass.UNFAIR)
+    assert bool(check(tmp_path, before=KEPT, running=running).found(11)) is bool(classes)
+
+
+TIMED = """
+struct clock { struct bpf_timer timer; };
+struct {
+    __uint(type, BPF_MAP_TYPE_ARRAY);
+    __uint(max_entries, 1);
+    __type(key, u32);
+    __type(value, struct clock);
+} clocks SEC(".maps");
+
+static int tick_over(void *map, int *key, struct clock *clock)
+{
+    struct task_struct *p = bpf_task_from_pid(1);
+
+    if (p) {
+        p->scx.slice = GIVEN;
+        bpf_task_release(p);
+    }
+    return 0;
+}
+"""
+START_CLOCK = """
+u32 key = 0;
+struct clock *clock = bpf_map_lookup_elem(&clocks, &key);
+
+if (!clock)
+    return -1;
+bpf_timer_init(&clock->timer, &clocks, 1);
+bpf_timer_set_callback(&clock->timer, tick_over);
+bpf_timer_start(&clock->timer, 1000000, 0);
+return scx_bpf_create_dsq(SHARED, -1);
+"""
+ENDLESS = "scx_bpf_dsq_insert(p, SHARED, -1ULL, enq_flags);"
+
+
+@pytest.mark.parametrize(
+    ("elsewhere", "preempted"),
+    [
+        ({"before": TIMED.replace("GIVEN", "SLICE"), "init": START_CLOCK}, True),
+        ({"before": TIMED.replace("GIVEN", "-1ULL"), "init": START_CLOCK}, False),
+        ({"tick": "p->scx.slice = SLICE;"}, True),
+        ({"running": "p->scx.slice = SLICE;"}, False),
+        ({}, False),
+    ],
+    ids=["by a timer", "a timer that gives more", "at a tick", "as it begins", "by nothing"],
+)
+def test_an_endless_slice_ends_where_a_running_task_is_given_another(elsewhere, preempted, tmp_path):
+    checked = check(tmp_path, enqueue=ENDLESS, **elsewhere)
+    assert bool(checked.found(21)) is not preempted
+    assert bool(checked.found(21, Severity.WARNING)) is preempted
+
+
+CREATED = """
+s32 i, error = 0;
+
+bpf_for(i, 0, scx_bpf_nr_cpu_ids()) {
+    error = scx_bpf_create_dsq(i, -1);
+    if (error)
+        return error;
+}
+return scx_bpf_create_dsq(SHARED, -1);
+"""
+STOLEN = """
+s32 i, other = -2;
+
+bpf_for(i, 0, scx_bpf_nr_cpu_ids())
+    if (scx_bpf_dsq_nr_queued(i) > 1)
+        other = i;
+if (LOOKED)
+    scx_bpf_dsq_move_to_local((u64)other);
+scx_bpf_dsq_move_to_local(SHARED);
+"""
+
+
+@pytest.mark.parametrize(("looked", "wrong"), [("other >= 0", False), ("1", True)])
+def test_a_queue_that_was_looked_for_is_one_that_was_found(looked, wrong, tmp_path):
+    checked = check(tmp_path, init=CREATED, dispatch=STOLEN.replace("LOOKED", looked))
+    assert bool(checked.found(8)) is wrong
+
+
+def test_a_number_less_a_small_one_is_no_bit_of_the_kernel_s(tmp_path):
+    behind = (
+        "u64 *next = (u64 *)&next_queue;\nscx_bpf_dsq_move_to_local(*next - 96);\nscx_bpf_dsq_move_to_local(SHARED);"
+    )
+    assert not check(tmp_path, before="u64 next_queue;", dispatch=behind).found(8)
+
+
+FIELD_OF_RECORD = """
+u64 *record = bpf_task_storage_get(&records, p, NULL, 0);
+
+return record ? *(volatile u64 *)record & MASK : prev_cpu;
+"""
+
+
+@pytest.mark.parametrize(("mask", "severity"), [("0xfffffff", Severity.WARNING), ("3", Severity.ERROR)])
+def test_a_cpu_in_a_bit_field_is_one_that_was_kept(mask, severity, tmp_path):
+    checked = check(tmp_path, before=RECORDS, select_cpu=FIELD_OF_RECORD.replace("MASK", mask))
+    assert [finding.severity for finding in checked.report.findings if finding.rule == 1] == [severity]
+
+
+@pytest.mark.parametrize(("error", "lost"), [("-16", True), ("-1", False)])
+def test_an_idle_cpu_is_picked_or_none_is(error, lost, tmp_path):
+    enqueue = f"s32 cpu = scx_bpf_pick_idle_cpu(p->cpus_ptr, 0);\nif (cpu == {error})\n\treturn;\n"
+    checked = check(tmp_path, enqueue=enqueue + "scx_bpf_dsq_insert(p, SHARED, SLICE, enq_flags);")
+    assert bool(checked.found(18)) is lost
+
+
+HOME = """
+u32 home = LIMIT;
+
+if ((u32)cpu * 4 <= 4 * (LIMIT - 1))
+    home = homes[(u32)cpu & 511];
+scx_bpf_dsq_move_to_local(home);
+"""
+
+
+@pytest.mark.parametrize(("limit", "wrong"), [("512", False), ("64", True)])
+def test_a_cpu_beyond_those_that_are_counted_for_dispatches_nothing(limit, wrong, tmp_path):
+    checked = check(tmp_path, before="const u32 homes[512] = { SHARED };", dispatch=HOME.replace("LIMIT", limit))
+    assert bool(checked.found(8)) is wrong
+
+
+LANES = """
+s32 i, error;
+
+bpf_for(i, 0, 8) {
+    error = scx_bpf_create_dsq(i, -1);
+    if (error)
+        return error;
+}
+return 0;
+"""
+IN_TURN = """
+s32 i;
+
+bpf_for(i, 0, 8)
+    scx_bpf_dsq_move_to_local(i);
+"""
+BY_FLAG = """
+u64 lane = lanes[p->pid & 7] & 7;
+
+if (fifo[lane & 7])
+    scx_bpf_dsq_insert(p, LANE, SLICE, enq_flags);
+else
+    scx_bpf_dsq_insert_vtime(p, LANE, SLICE, p->scx.dsq_vtime, enq_flags);
+"""
+
+
+@pytest.mark.parametrize(("lane", "severity"), [("lane", Severity.WARNING), ("3", Severity.ERROR)])
+def test_an_order_that_each_queue_of_a_family_has_for_itself_is_for_a_run_to_show(lane, severity, tmp_path):
+    image = compiled(
+        tmp_path, before="u64 lanes[8], fifo[8];", init=LANES, dispatch=IN_TURN, enqueue=BY_FLAG.replace("LANE", lane)
+    )
+    for standing, expected in ((Standing.FOREIGN, severity), (Standing.DERIVED, Severity.ERROR)):
+        report = check_logic(image, frozenset(), standing=standing)
+        assert [each.severity for each in report.findings if each.rule == 4] == [expected]
+
+
+PERIODS = """
+struct period { u64 ns, flags; };
+struct period periods[1] = { { 1000000, 1 } };
+"""
+START_EACH = """
+u32 key;
+
+bpf_for(key, 0, 1) {
+    struct clock *clock = bpf_map_lookup_elem(&clocks, &key);
+
+    if (!clock)
+        return -1;
+    bpf_timer_init(&clock->timer, &clocks, 1);
+    bpf_timer_set_callback(&clock->timer, tick_over);
+    bpf_timer_start(&clock->timer, periods[key].ns, 0);
+}
+return scx_bpf_create_dsq(SHARED, -1);
+"""
+
+
+@pytest.mark.parametrize(("period", "short"), [("1000000", False), ("1000", True)])
+def test_a_period_in_a_table_is_known(period, short, tmp_path):
+    before = TIMED.replace("GIVEN", "SLICE") + PERIODS.replace("1000000", period)
+    assert bool(check(tmp_path, before=before, init=START_EACH).found(28)) is short

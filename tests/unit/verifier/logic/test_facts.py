@@ -478,6 +478,10 @@ def test_address_is_not_null_but_its_low_half_may_be():
     address, zero = terms.make(TermKind.MAP, "m"), terms.const(0)
     assert decide(Facts(), jump_condition(terms, "eq", 64, address, zero)[0]) is False
     assert decide(Facts(), jump_condition(terms, "eq", 32, address, zero)[0]) is None
+    variable = terms.alu("add", terms.make(TermKind.GLOBAL, ".bss"), terms.const(512))
+    assert decide(Facts(), jump_condition(terms, "eq", 64, variable, zero)[0]) is False
+    element = terms.alu("add", variable, terms.make(TermKind.ARGUMENT, 0, "cpu"))
+    assert decide(Facts(), jump_condition(terms, "eq", 64, terms.alu("add", element, terms.const(8)), zero)[0]) is False
 
 
 # --- values that change, and values that nobody holds any more

@@ -15,6 +15,19 @@ struct {
     __type(key, int);
     __type(value, struct record);
 } records SEC(".maps");
+struct masked { struct bpf_cpumask __kptr *mask; };
+struct {
+    __uint(type, BPF_MAP_TYPE_TASK_STORAGE);
+    __uint(map_flags, 1);
+    __type(key, int);
+    __type(value, struct masked);
+} masks SEC(".maps");
+struct {
+    __uint(type, BPF_MAP_TYPE_CGRP_STORAGE);
+    __uint(map_flags, 1);
+    __type(key, int);
+    __type(value, struct record);
+} groups SEC(".maps");
 u64 nr_tasks;
 """
 ALLOCATED = "if (!bpf_task_storage_get(&records, p, NULL, 1))\n\treturn -12;\nreturn 0;"
@@ -30,6 +43,21 @@ if (record && p->pid != 4711) {
 }
 return -12;
 """
+EXCHANGED = """
+struct masked *masked = bpf_task_storage_get(&masks, p, NULL, 1);
+struct bpf_cpumask *mask;
+
+if (!masked)
+    return -12;
+mask = bpf_cpumask_create();
+if (!mask)
+    return -12;
+mask = bpf_kptr_xchg(&masked->mask, mask);
+if (mask)
+    bpf_cpumask_release(mask);
+return *(void *volatile *)&masked->mask ? 0 : -12;
+"""
+TAKEN_OUT = EXCHANGED.replace("&masked->mask, mask)", "&masked->mask, NULL)")
 BEFORE_IT = "if (p->pid == 4711)\n\tnr_tasks = 0;\n" + ALLOCATED
 
 
@@ -42,8 +70,19 @@ BEFORE_IT = "if (p->pid == 4711)\n\tnr_tasks = 0;\n" + ALLOCATED
         (OF_A_USER, {FindingClass.HOUSE, FindingClass.UNSAFE}),
         (COUNTED, {FindingClass.HOUSE, FindingClass.UNSAFE}),
         (ALWAYS, {FindingClass.UNSAFE}),
+        (EXCHANGED, {FindingClass.HOUSE}),
+        (TAKEN_OUT, {FindingClass.HOUSE, FindingClass.UNSAFE}),
     ],
-    ids=["no memory", "a condition that decides nothing", "a look-up", "a user", "a count", "a user, at the same line"],
+    ids=[
+        "no memory",
+        "a condition that decides nothing",
+        "a look-up",
+        "a user",
+        "a count",
+        "a user, at the same line",
+        "a mask that was made",
+        "a mask that was taken out",
+    ],
 )
 def test_which_failing_forks_are_unsafe(tmp_path, init_task, classes):
     checked = check(tmp_path, before=RECORDS, init_task=init_task)
@@ -52,3 +91,10 @@ def test_which_failing_forks_are_unsafe(tmp_path, init_task, classes):
         FindingClass.UNSAFE in classes
     )
     assert checked.found(17), "whoever derives a policy from ours falls back instead"
+
+
+@pytest.mark.parametrize(("flags", "unsafe"), [(1, False), (0, True)])
+def test_a_cgroup_without_memory_is_as_a_task(flags, unsafe, tmp_path):
+    refuses = f"if (!bpf_cgrp_storage_get(&groups, cgrp, NULL, {flags}))\n\treturn -12;\nreturn 0;"
+    classes = {finding.finding_class for finding in check(tmp_path, before=RECORDS, cgroup_init=refuses).found(17)}
+    assert classes == {FindingClass.UNSAFE if unsafe else FindingClass.HOUSE}

@@ -11,8 +11,10 @@ from schedagent.core.verification import Severity
 from verifier.logic import checks as bytecode_checks
 from verifier.logic.checks import check_logic
 from verifier.logic.walk import calls, flow
+from verifier.logic.walk.code import prepare
 from verifier.logic.walk.flow import Walker
-from verifier.logic.walk.terms import TermKind, describe
+from verifier.logic.walk.state import State
+from verifier.logic.walk.terms import TermKind, Terms, describe, pointer
 from verifier.object.image import BpfImage, Function, Instruction, MapInfo, OpsStruct, Ref, Reference
 
 MOV, MOV32, ADD, LSH, RSH, OR = 0xB7, 0xB4, 0x07, 0x67, 0x77, 0x47
@@ -158,6 +160,17 @@ def test_nothing_stays_known_of_a_buffer_that_was_filled_again():
     assert results(*rows, (JEQ, 6, 0, 1, 7), (MOV, 0, 0, 0, 3), (EXIT, 0, 0, 0, 0)) == ["1", "2", "3"]
 
 
+def test_an_address_in_the_arena_stays_one_when_what_it_was_loaded_from_is_loaded_again():
+    terms = Terms()
+    record = terms.make(TermKind.CALL, "bpf_task_storage_get", 7, ())
+    data = terms.make(TermKind.LOAD, 9, record, 8)
+    kept = terms.alu("add", terms.make(TermKind.PURE, calls.ARENA, (data,)), terms.const(16))
+    state = State(prepare(function((EXIT, 0, 0, 0, 0)), {}), [kept, data])
+    state.remake(data, terms)
+    assert [pointer(value)[0].name == calls.ARENA for value in state.regs] == [True, False]
+    assert kept not in state.regs
+
+
 def test_a_callback_of_a_loop_gets_another_number_in_every_round():
     rows = (
         (MOV, 1, 0, 0, 4),
@@ -235,6 +248,23 @@ def test_what_cannot_be_followed_to_its_end_is_an_error_in_every_callback(member
     unsafe = 28, Severity.ERROR, FindingClass.UNSAFE
     assert found == {Standing.DERIVED: unsafe, Standing.FOREIGN: unsafe,
                      Standing.BUNDLED: (28, Severity.NOTE, FindingClass.UNSAFE)}  # fmt: skip
+
+
+def test_programs_that_were_never_looked_at_are_one_finding_and_prove_no_absence(monkeypatch):
+    """Whether a queue is drained shows in all of dispatch only; what is not looked at is said once."""
+    monkeypatch.setattr(flow, "TOTAL_BUDGET", 40)
+    insert = (*ARGUMENTS, (MOV_REG, 1, 6, 0, 0), (MOV, 2, 0, 0, 7), (MOV, 3, 0, 0, 5_000_000), (MOV, 4, 0, 0, 0),
+              kfunc("scx_bpf_dsq_insert"), (EXIT, 0, 0, 0, 0))  # fmt: skip
+    callbacks = {"enqueue": "first", "select_cpu": "pad", "dispatch": "second", "tick": "third"}
+    ops = OpsStruct("t", callbacks, {"timeout_ms": 5000}, "t", "")
+    plain = function((MOV, 0, 0, 0, 0), (EXIT, 0, 0, 0, 0))
+    named = {"first": function(*insert, name="first"), "pad": replace(diamonds(20), name="pad"),
+             "second": replace(plain, name="second"), "third": replace(plain, name="third")}  # fmt: skip
+    report = check_logic(BpfImage(named, {}, {}, (ops,), (), "GPL", {}), frozenset(), standing=Standing.FOREIGN)
+    assert [each.message for each in report.findings if each.rule == 28 and not each.where] == [
+        "the steps of all programs were used up before 2 of them: dispatch, tick"
+    ]
+    assert 19 not in {each.rule for each in report.findings}
 
 
 def test_no_callback_uses_up_what_the_others_have(monkeypatch):

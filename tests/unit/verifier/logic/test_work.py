@@ -206,10 +206,32 @@ def test_may_goto_is_as_many_rounds_as_the_kernel_allows():
 
 
 UNKNOWN = {"before": SUM, "tick": "s32 i;\n\nbpf_for(i, 0, (s32)sum)\n\tsum += i * sum;"}
+QUEUED = {
+    "before": SUM
+    + """
+    struct bpf_iter_scx_dsq { u64 opaque[6]; };
+    int bpf_iter_scx_dsq_new(struct bpf_iter_scx_dsq *it, u64 id, u64 flags) __ksym;
+    struct task_struct *bpf_iter_scx_dsq_next(struct bpf_iter_scx_dsq *it) __ksym;
+    void bpf_iter_scx_dsq_destroy(struct bpf_iter_scx_dsq *it) __ksym;
+    """,
+    "tick": """
+    struct bpf_iter_scx_dsq it;
+    struct task_struct *queued;
+    s32 i;
+
+    bpf_for(i, 0, 64) {
+        bpf_iter_scx_dsq_new(&it, SHARED, 0);
+        while ((queued = bpf_iter_scx_dsq_next(&it)))
+            sum += queued->pid * sum;
+        bpf_iter_scx_dsq_destroy(&it);
+    }
+    """,
+}
 
 
-def test_a_loop_of_a_foreign_policy_that_nothing_bounds_is_for_a_run_to_clear(tmp_path):
-    image = compiled(tmp_path, **UNKNOWN)
+@pytest.mark.parametrize("work", [UNKNOWN, QUEUED], ids=["no bound but the kernel's", "along a queue"])
+def test_work_of_a_foreign_policy_that_may_be_little_is_for_a_run_to_clear(work, tmp_path):
+    image = compiled(tmp_path, **work)
     severity = {
         standing: [each.severity for each in check_logic(image, frozenset(), standing=standing).findings
                    if "may do work" in each.message]

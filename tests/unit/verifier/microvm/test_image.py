@@ -62,7 +62,7 @@ def test_byte_code_is_what_python_runs(tmp_path):
 
 def test_the_agent_brings_all_it_needs():
     paths = {entry.path for entry in image.agent_entries()}
-    assert {"/init", "/agent/verifier/microvm/guest.py", "/agent/verifier/proving/mix.py"} <= paths
+    assert {"/init", "/agent/verifier/guest/agent.py", "/agent/verifier/proving/mix.py"} <= paths
     assert any("libbpf.so" in path for path in paths)
     assert not [path for path in paths if "/schedagent/nodes" in path or "sqlalchemy" in path]
 

@@ -466,6 +466,25 @@ def memory_of(object_bytes):
 
 def test_what_could_not_be_deployed_is_not_looked_at():
     assert "2097153 bytes; at most 2097152" in read_or_refuse(bytes((2 << 20) + 1))
+    assert "bytes; at most 2097152" in read_or_refuse(with_arena(bytes((2 << 20) + 8) + b"\1"))
+    assert "bytes; at most 2097152" in read_or_refuse(with_arena(bytes(32 << 20)))
+
+
+def with_arena(content):
+    parts = Parts.sound()
+    added(".addr_space.1", content=content)(parts)
+    return parts.build()
+
+
+def test_the_zeros_of_an_arena_are_not_counted():
+    assert not read_or_refuse(with_arena(bytes(20 << 20)))
+
+
+def test_a_variable_that_another_source_overrides_has_no_name():
+    """The linker moves the symbol of a weak one, and leaves the BTF: a tunable would be set where nothing reads it."""
+    parts = Parts.sound()
+    symbol("slice_us", value=8)(parts)
+    assert list(read_object(parts.build()).variables) == ["hidden", "count"]
 
 
 def test_declared_sizes_cost_no_memory():

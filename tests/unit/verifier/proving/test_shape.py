@@ -31,13 +31,6 @@ class Watched:
         return self.name
 
 
-@pytest.mark.parametrize(
-    ("text", "cpus"), [("0-3\n", (0, 1, 2, 3)), ("0,2-3,8", (0, 2, 3, 8)), ("5", (5,)), ("\n", ())]
-)
-def test_a_list_of_cpus_is_read_as_sysfs_writes_it(text, cpus):
-    assert shape.cpus_in(text) == cpus
-
-
 def system(folder, nodes, llcs):
     files = {"cpu/online": "0-7\n"}
     files |= {f"node/node{number}/cpulist": f"{cpus}\n" for number, cpus in enumerate(nodes)}

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from kernel_bpf.build import syntax
-from kernel_bpf.build.compile import BPF_INCLUDE
 from kernel_bpf.build.syntax import parse_source
 from kernel_bpf.build.target import KernelTarget
 from kernel_bpf.policies.library import load_library
@@ -17,7 +16,7 @@ from schedagent.core.rules import FindingClass
 from schedagent.core.settings import load_settings
 from schedagent.core.verification import Finding, Severity
 from tests.support.paths import FIXTURES
-from verifier.source.checks import check_assembler, check_source, check_sources, check_tree, ops_members
+from verifier.source.checks import check_assembler, check_source, check_sources, check_tree
 
 TINY = FIXTURES / "tiny_kernel"
 TARGET = KernelTarget("tiny", "0" * 40, TINY / "none", TINY)
@@ -45,7 +44,7 @@ FIRST_LINE = PRELUDE.count("\n") + 1
 def findings(body: str, *, license_text: str = LICENSE, ops: str = OPS, tunables=(), include_dirs=()) -> list[Finding]:
     text = PRELUDE + body + license_text + ops
     tree = parse_source(text.encode(), "x.bpf.c", TARGET, include_dirs=include_dirs)
-    return list(check_tree(tree, ops_members(tree, TARGET), NAMES, {tunable.name: tunable for tunable in tunables}))
+    return list(check_tree(tree, NAMES, {tunable.name: tunable for tunable in tunables}))
 
 
 def only(found: list[Finding]) -> Finding:
@@ -59,54 +58,6 @@ def enqueue(body: str) -> str:
 
 def test_sound_policy_has_no_findings():
     assert findings(enqueue("insert(p, 0, 5000000);")) == []
-
-
-# -- rule 26
-
-EXIT_PROGRAM = 'SEC("struct_ops/x_exit")\nvoid BPF_PROG(x_exit, struct scx_exit_info *ei)\n{\n%s\n}\n'
-
-
-@pytest.mark.parametrize(
-    ("members", "line", "told"),
-    [
-        (".exit = (void *)0", 1, "timeout_ms is not set"),
-        (".exit = (void *)0,\n.timeout_ms = 6 * 5000", 3, "timeout_ms is 30000"),
-        (".exit = (void *)0,\n.timeout_ms = 0", 3, "timeout_ms is 0"),
-        (".timeout_ms = 5000", 1, "no exit callback"),
-    ],
-)
-def test_ops_as_written(members, line, told):
-    found = only(findings("", ops=f"struct sched_ext_ops x = {{\n{members} }};\n"))
-    assert (found.rule, found.severity, found.where) == (26, Severity.ERROR, "x")
-    assert found.line == FIRST_LINE + line
-    assert told in found.message
-
-
-def test_timeout_that_is_no_number_is_left_to_the_compiled_object():
-    ops = "struct sched_ext_ops x = { .timeout_ms = sizeof(struct sched_ext_ops), .exit = (void *)0 };\n"
-    assert findings("", ops=ops) == []
-
-
-@pytest.mark.parametrize(
-    ("body", "recorded"),
-    [("kind = ei->kind;", True), ("keep(ei);", True), ("(void)ei;", False), ("", False), ("kind = 1;", False)],
-)
-def test_exit_callback_that_records_nothing(body, recorded):
-    ops = "struct sched_ext_ops x = { .timeout_ms = 5000, .exit = (void *)x_exit };\n"
-    helper = "int kind;\nvoid keep(const struct scx_exit_info *ei);\n"
-    found = findings(helper + EXIT_PROGRAM % body, ops=ops)
-    if recorded:
-        assert found == []
-    else:
-        assert (only(found).rule, only(found).where) == (26, "x_exit")
-
-
-def test_ops_inside_a_macro_as_scx_writes_them():
-    macro = '#define SCX_OPS_DEFINE(name, ...) SEC(".struct_ops.link") struct sched_ext_ops name = {__VA_ARGS__}\n'
-    good = 'SCX_OPS_DEFINE(simple_ops,\n\t.exit = (void *)0,\n\t.timeout_ms = 5000,\n\t.name = "simple");\n'
-    assert findings(macro, ops=good) == []
-    found = only(findings(macro, ops=good.replace("\t.timeout_ms = 5000,\n", "")))
-    assert (found.rule, found.line, found.where) == (26, FIRST_LINE + 2, "simple_ops")
 
 
 # -- rule 24
@@ -364,15 +315,6 @@ def test_bundled_policies_have_no_findings(name, newest):
     policy = load_library()[name]
     text = policy.source.read_bytes()
     assert check_source(text, policy.source.name, target, tunables=policy.tunables, cache_dir=cache_dir) == ()
-
-
-def test_a_real_kernel_tells_where_the_members_of_the_ops_are(newest):
-    target, cache_dir = newest
-    policy = load_library()["fifo"]
-    text = policy.source.read_bytes().replace(b"\t.timeout_ms = WATCHDOG_MS,\n", b"")
-    found = only(list(check_source(text, "fifo.bpf.c", target, tunables=policy.tunables, cache_dir=cache_dir)))
-    assert (found.rule, found.where) == (26, "fifo")
-    assert BPF_INCLUDE.name not in found.file
 
 
 @pytest.fixture

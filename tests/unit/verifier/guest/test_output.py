@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from verifier.microvm import guest_output
-from verifier.microvm.guest_output import CUT, Output
+from verifier.guest import output as guest_output
+from verifier.guest.output import CUT, Output
 
 
 @pytest.fixture

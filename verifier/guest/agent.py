@@ -32,13 +32,14 @@ from kernel_bpf.load.queue_counts import WATCHDOG_LIMIT, kernel_layout
 from kernel_bpf.load.sched_ext import CONSTANT_PREFIX, LoadedPolicy
 from schedagent.core.errors import BpfError, SchedagentError
 from schedagent.core.terminal.printable import printable
-from verifier.microvm import guest_costs, jobs
+from verifier.guest import costs
+from verifier.guest.loader import LoadedHere, LoaderProgram, Scheduler
+from verifier.guest.output import Output
+from verifier.guest.recorder import Recorder
+from verifier.guest.tree import HOST, ROOT, forget_setup, fresh_tree, mount_host, setup_tree
+from verifier.guest.usage import Accounting, Group, Idleness, Layer, memory_bytes
+from verifier.microvm import jobs
 from verifier.microvm.clock.place import ClockPlace, find_clocks
-from verifier.microvm.guest_loader import LoadedHere, LoaderProgram, Scheduler
-from verifier.microvm.guest_output import Output
-from verifier.microvm.guest_tree import HOST, ROOT, forget_setup, fresh_tree, mount_host, setup_tree
-from verifier.microvm.guest_usage import Accounting, Group, Idleness, Layer, memory_bytes
-from verifier.microvm.recorder import Recorder
 from verifier.proving import prove, strangers
 from verifier.proving.coverage import Copy
 from verifier.proving.ground import Clock, Conditions
@@ -587,7 +588,7 @@ HANDLERS: dict[str, Callable[[Any], jobs.Message | None]] = {
     "RunWorkload": run_workload,
     "LoadPolicy": CELL.load_policy,
     "Prove": CELL.run_prove,
-    "MeasureCosts": lambda _job: guest_costs.measure(),
+    "MeasureCosts": lambda _job: costs.measure(),
 }
 
 

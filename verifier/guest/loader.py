@@ -20,9 +20,9 @@ from kernel_bpf.load import linux
 from kernel_bpf.load.exit_info import KernelLog
 from kernel_bpf.load.sched_ext import KernelState, LoadedPolicy, kernel_state
 from schedagent.core.terminal.foreign import quote
+from verifier.guest.output import Output
+from verifier.guest.usage import Group
 from verifier.microvm import jobs
-from verifier.microvm.guest_output import Output
-from verifier.microvm.guest_usage import Group
 from verifier.proving.ground import end
 
 CGROUP = Path("/sys/fs/cgroup/loader")

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from verifier.microvm import guest, jobs
+from verifier.guest import agent
+from verifier.microvm import jobs
 
 
 @pytest.fixture
 def ports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(guest, "PORTS", tmp_path)
+    monkeypatch.setattr(agent, "PORTS", tmp_path)
     monkeypatch.setattr("os.open", lambda path, _flags: path)
     return tmp_path
 
@@ -27,12 +28,12 @@ def test_a_port_that_appears_late_is_opened(ports: Path) -> None:
 
     thread = threading.Thread(target=appear)
     thread.start()
-    assert guest.open_port() == "/dev/vport0p2"
+    assert agent.open_port() == "/dev/vport0p2"
     thread.join()
 
 
 @pytest.mark.usefixtures("ports")
 def test_a_machine_without_the_port_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guest, "PORT_WAIT_S", 0.05)
+    monkeypatch.setattr(agent, "PORT_WAIT_S", 0.05)
     with pytest.raises(FileNotFoundError, match=jobs.PORT_NAME):
-        guest.open_port()
+        agent.open_port()

@@ -18,7 +18,7 @@ from resource import struct_rusage
 
 from kernel_bpf.observe.netlink import Taskstats, TaskstatsSocket, decode_taskstats, exit_record
 from schedagent.core.trials.usage import CommandUsage, Usage
-from verifier.microvm.recorder import growth, read_pressure
+from verifier.guest.recorder import growth, read_pressure
 
 PROC = Path("/proc")
 VMSTAT = Path("/proc/vmstat")

@@ -16,8 +16,8 @@ from schedagent.core.errors import SetupError
 from schedagent.core.trials.workload import Observation
 from tests.support.netlink_messages import event, taskstats
 from tests.support.paths import FIXTURES
-from verifier.microvm import recorder
-from verifier.microvm.recorder import Recorder, Task, attach_stats, descendants, replay
+from verifier.guest import recorder
+from verifier.guest.recorder import Recorder, Task, attach_stats, descendants, replay
 
 NEEDS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="needs root (CAP_NET_ADMIN) to listen to the kernel")
 

@@ -9,8 +9,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from kernel_bpf.load import linux
+from verifier.guest.usage import Layer
 from verifier.microvm import jobs
-from verifier.microvm.guest_usage import Layer
 
 HOST = Path("/host")
 TRIAL = Path("/trial")

@@ -13,8 +13,8 @@ import pytest
 from kernel_bpf.observe.netlink import ReceiveBuffer, Taskstats, decode_taskstats, exit_record
 from schedagent.core.trials.usage import CommandUsage
 from tests.support.netlink_messages import taskstats
-from verifier.microvm import guest_usage
-from verifier.microvm.guest_usage import (
+from verifier.guest import usage as counted
+from verifier.guest.usage import (
     Accounting,
     Ending,
     Group,
@@ -48,7 +48,7 @@ def record(pid: int, ppid: int, comm: bytes = b"cc") -> bytes:
 
 
 def test_threads_of_the_kernel_are_not_the_workloads():
-    log = [record(50, 1), record(51, guest_usage.KTHREADD, b"kworker/0:1"), record(52, 50)]
+    log = [record(50, 1), record(51, counted.KTHREADD, b"kworker/0:1"), record(52, 50)]
     assert [stats.pid for stats in workload_tasks(log)] == [50, 52]
     assert decode_taskstats(exit_record(log[0])).cpu_ns == 7
 
@@ -135,7 +135,7 @@ def test_a_run_is_counted_by_its_exit_records(group):
 def test_lost_records_leave_no_figures_by_command_and_the_shells_switches(group, monkeypatch):
     accounting = Accounting(group)
     accounting.start()
-    overflown = ReceiveBuffer(guest_usage.MANY_WAITING_BYTES + 1, dropped=1)
+    overflown = ReceiveBuffer(counted.MANY_WAITING_BYTES + 1, dropped=1)
     monkeypatch.setattr(accounting._exits, "buffer", lambda: overflown)
     subprocess.run(["true"], check=True)
     accounting.look()
@@ -150,7 +150,7 @@ def test_lost_records_leave_no_figures_by_command_and_the_shells_switches(group,
     ("program", "at_work"), [("import time; time.sleep(60)", False), ("import time\nwhile True: pass", True)]
 )
 def test_what_outlives_the_shell_sleeps_or_works(group, monkeypatch, program, at_work):
-    monkeypatch.setattr(guest_usage, "_WATCH_STEPS", 2)
+    monkeypatch.setattr(counted, "_WATCH_STEPS", 2)
     with subprocess.Popen([sys.executable, "-c", program]) as left:
         wait_for_start(left.pid)
         accounting = Accounting(group)
@@ -167,7 +167,7 @@ def test_what_outlives_the_shell_sleeps_or_works(group, monkeypatch, program, at
 
 def wait_for_start(pid: int) -> None:
     """Wait until a Python program has got past what every Python does first: until it sleeps, or has worked a while."""
-    while guest_usage.state_of(pid) != "S" and process_cpu_ns(pid) < 500_000_000:
+    while counted.state_of(pid) != "S" and process_cpu_ns(pid) < 500_000_000:
         time.sleep(0.01)
 
 
@@ -266,7 +266,7 @@ def test_a_layer_without_space_is_full_and_its_largest_file_is_named(tmp_path, m
 def test_memory_ran_full_by_processes_or_by_files(tmp_path, monkeypatch):
     layer = Layer(tmp_path, tmp_path, "/dev/shm")
     used = [10]
-    monkeypatch.setattr(guest_usage, "memory_bytes", lambda: 1000 * 4096)
+    monkeypatch.setattr(counted, "memory_bytes", lambda: 1000 * 4096)
     monkeypatch.setattr(
         os,
         "statvfs",
