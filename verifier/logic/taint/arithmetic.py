@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 
 from verifier.logic.taint import kernel
 from verifier.logic.taint.values import (
@@ -49,7 +48,7 @@ def compute(name: str, bits: int, left: Value, right: Value, blame: Blame) -> Va
     if left.const is not None and right.const is not None and not left.kinds and not right.kinds:
         number = _fold(name, bits, left.const, right.const)
         if number is not None:
-            return replace(constant(number), labels=left.labels | right.labels)
+            return constant(number)._replace(labels=left.labels | right.labels)
     if name in ("add", "sub") and (left.points or right.points):
         return _moved(name, left, right, blame)
     if left.points or right.points:
@@ -70,8 +69,8 @@ def moved_word(value: Value, blame: Blame) -> Value:
     lost = value.kinds & (Kind.TIME | Kind.BIRTH | Kind.RUNTIME | Kind.KEY)
     const = None if value.const is None else value.const & 0xFFFFFFFF
     size = float(const) if const is not None else value.size
-    return replace(
-        value, const=const, size=size, kinds=value.kinds & ~lost, labels=value.labels | (blame(lost) if lost else 0)
+    return value._replace(
+        const=const, size=size, kinds=value.kinds & ~lost, labels=value.labels | (blame(lost) if lost else 0)
     )
 
 
@@ -116,7 +115,7 @@ def used_as(value: Value, allowed: int, blame: Blame) -> int:
 
 def _number(value: Value, blame: Blame) -> Value:
     """A pointer that is computed with as a number."""
-    return replace(value, points=frozenset(), labels=value.labels | blame(Kind.ADDRESS)) if value.points else value
+    return value._replace(points=frozenset(), labels=value.labels | blame(Kind.ADDRESS)) if value.points else value
 
 
 def _fold(name: str, bits: int, left: int, right: int) -> int | None:
@@ -152,15 +151,15 @@ def _moved(name: str, left: Value, right: Value, blame: Blame) -> Value:
     lost = step.kinds & (_MEASURED | Kind.PID | Kind.FLAGS)
     labels = base.labels | step.labels | (blame(lost) if lost else 0)
     if step.field:
-        return replace(base, points=frozenset({Target(Area("kernel", step.field), 0)}), labels=labels)
+        return base._replace(points=frozenset({Target(Area("kernel", step.field), 0)}), labels=labels)
     if step.const is None:
         points = frozenset(
             Target(area, None, offset if offset is not None else low) for area, offset, low in base.points
         )
         # numbers of CPUs index tables of constants, too: what is read there knows them
-        return replace(base, points=points, labels=labels, kinds=base.kinds | step.kinds & PLACES)
+        return base._replace(points=points, labels=labels, kinds=base.kinds | step.kinds & PLACES)
     distance = signed(step.const) * (1 if name == "add" else -1)
-    return replace(base, points=frozenset(shifted(target, distance) for target in base.points), labels=labels)
+    return base._replace(points=frozenset(shifted(target, distance) for target in base.points), labels=labels)
 
 
 def _gain(name: str, left: Value, right: Value) -> float:
@@ -221,7 +220,7 @@ def _plain(name: str, left: Value, right: Value) -> Value:
     gain = result.gain
     if name in ("or", "xor") and result.origins and not (left.is_constant or right.is_constant):
         grown, gain = max(grown, _ANY_STEP), 1.0  # a register of bits that makes the next out of the last
-    return replace(result, size=size, grown=grown, gain=gain, origins=frozenset() if bounded else result.origins)
+    return result._replace(size=size, grown=grown, gain=gain, origins=frozenset() if bounded else result.origins)
 
 
 def _add(left: Value, right: Value, blame: Blame) -> Value:
@@ -273,8 +272,7 @@ def _subtract(left: Value, right: Value, blame: Blame) -> Value:
 def _sum(result: Value, left: Value, right: Value, kinds: int, labels: int) -> Value:
     measured = CLOCKS if (left.kinds | right.kinds) & CLOCKS else DURATIONS  # what is added to a clock is in its units
     scale = max((value.scale for value in (left, right) if value.kinds & measured), default=1.0)
-    return replace(
-        _grown(result, left, right), kinds=kinds, scale=scale, size=left.size + right.size,
+    return _grown(result, left, right)._replace(kinds=kinds, scale=scale, size=left.size + right.size,
         labels=result.labels | labels,
     )  # fmt: skip
 
@@ -283,8 +281,8 @@ def _grown(result: Value, left: Value, right: Value) -> Value:
     """What was loaded and has something added is still what was loaded."""
     for value, other in ((left, right), (right, left)):
         if value.loaded is not None and not other.origins:
-            return replace(result, loaded=value.loaded, grown=value.grown + max(other.size, 1e-9))
-    return replace(result, grown=left.grown + right.grown)
+            return result._replace(loaded=value.loaded, grown=value.grown + max(other.size, 1e-9))
+    return result._replace(grown=left.grown + right.grown)
 
 
 def _multiply(left: Value, right: Value, blame: Blame) -> Value:
@@ -299,8 +297,7 @@ def _multiply(left: Value, right: Value, blame: Blame) -> Value:
     if kinds & COUNTS and not (left.is_constant or right.is_constant):
         kinds &= ~COUNTS
     factor = float(magnitude(right.const)) if right.const else 1.0
-    return replace(
-        result, kinds=kinds, scale=left.scale / factor, size=left.size * factor,
+    return result._replace(kinds=kinds, scale=left.scale / factor, size=left.size * factor,
         labels=result.labels | (blame(wrong) if wrong else 0),
     )  # fmt: skip
 
@@ -325,14 +322,13 @@ def _divide(left: Value, right: Value, blame: Blame) -> Value:
     scale = left.scale * divisor if kinds & (DURATIONS | Kind.COUNT) else 1.0
     if kinds & DURATIONS and scale > SHOWN_NS:
         wrong |= kinds & DURATIONS
-    return replace(
-        result, kinds=kinds & ~wrong, scale=scale, size=left.size / shrunk,
+    return result._replace(kinds=kinds & ~wrong, scale=scale, size=left.size / shrunk,
         labels=result.labels | (blame(wrong) if wrong else 0),
     )  # fmt: skip
 
 
 def _modulo(left: Value, right: Value, blame: Blame) -> Value:
-    result = replace(_result(left, right), origins=frozenset(), size=min(left.size, right.size))
+    result = _result(left, right)._replace(origins=frozenset(), size=min(left.size, right.size))
     wrong = left.kinds & (_MEASURED & ~Kind.COUNT | Kind.PID | Kind.FLAGS)
     wrong |= right.kinds & (CLOCKS | Kind.BIRTH | Kind.PID | Kind.FLAGS)
     if left.kinds & Kind.COUNT and (not right.is_constant or right.size * left.scale > SHOWN_EVENTS):
@@ -346,18 +342,18 @@ def _modulo(left: Value, right: Value, blame: Blame) -> Value:
         kinds |= Kind.CPU
     if right.kinds & Kind.NODES:
         kinds |= Kind.NODE
-    return replace(result, kinds=kinds, labels=result.labels | (blame(wrong) if wrong else 0))
+    return result._replace(kinds=kinds, labels=result.labels | (blame(wrong) if wrong else 0))
 
 
 def _mask(left: Value, right: Value, blame: Blame) -> Value:
     if right.kinds and not left.kinds:
         left, right = right, left
-    result = replace(_result(left, right), origins=frozenset(), size=min(left.size, right.size))
+    result = _result(left, right)._replace(origins=frozenset(), size=min(left.size, right.size))
     mask = right.const
     if left.kinds & DURATIONS and right.kinds & DURATIONS:
         return _other(left, right, blame)
     if mask == 0xFFFFFFFF and not left.kinds & (Kind.TIME | Kind.BIRTH | Kind.RUNTIME | Kind.KEY):
-        return replace(left, labels=result.labels)
+        return left._replace(labels=result.labels)
     wrong = (left.kinds | right.kinds) & (_MEASURED & ~Kind.COUNT | Kind.PID)
     if left.kinds & Kind.COUNT and (mask is None or mask * left.scale >= SHOWN_EVENTS):
         wrong |= Kind.COUNT
@@ -365,7 +361,7 @@ def _mask(left: Value, right: Value, blame: Blame) -> Value:
     if left.kinds & COUNTS and right.is_constant:
         wrong |= left.kinds & COUNTS
     kinds = (left.kinds | right.kinds) & (PLACES | Kind.BITS)
-    return replace(result, kinds=kinds, labels=result.labels | (blame(wrong) if wrong else 0))
+    return result._replace(kinds=kinds, labels=result.labels | (blame(wrong) if wrong else 0))
 
 
 def _wrong_flags(value: Value, mask: int | None) -> int:
@@ -381,9 +377,9 @@ def _shift_left(left: Value, right: Value, blame: Blame) -> Value:
     if right.const is None:
         return _other(left, right, blame)
     if right.const >= _WORD and not left.kinds & (Kind.TIME | Kind.RUNTIME | Kind.KEY | Kind.BIRTH | Kind.FLAGS):
-        return replace(left, labels=left.labels | right.labels)  # the first half of an extension of 32 bits
+        return left._replace(labels=left.labels | right.labels)  # the first half of an extension of 32 bits
     if left.kinds & Kind.FLAGS:
-        return replace(left, scale=left.scale / 2.0**right.const)
+        return left._replace(scale=left.scale / 2.0**right.const)
     return _multiply(left, constant(1 << right.const % 64), blame)
 
 
@@ -393,9 +389,9 @@ def _shift_right(left: Value, right: Value, blame: Blame) -> Value:
     if left.kinds & Kind.FLAGS:
         return _shifted_flags(left, right.const, blame)
     if right.const == _WORD and not left.kinds & (CLOCKS & ~Kind.COUNT | DURATIONS | Kind.BIRTH):
-        return replace(left, labels=left.labels | right.labels)
+        return left._replace(labels=left.labels | right.labels)
     if right.const in (31, 63) and left.kinds & DURATIONS:
-        return replace(FREE, labels=compare("slt", left, constant(0), blame))  # the sign of a difference
+        return FREE._replace(labels=compare("slt", left, constant(0), blame))  # the sign of a difference
     return _divide(left, constant(1 << right.const % 64), blame)
 
 
@@ -403,8 +399,8 @@ def _shifted_flags(value: Value, distance: int, blame: Blame) -> Value:
     if distance in (31, 63):
         bit = int(2.0**distance * value.scale)
         wrong = Kind.NONE if bit & ~_FREE_FLAGS == 0 else Kind.FLAGS
-        return replace(FREE, labels=value.labels | (blame(wrong) if wrong else 0))
-    return replace(value, scale=value.scale * 2.0**distance, changed=True)
+        return FREE._replace(labels=value.labels | (blame(wrong) if wrong else 0))
+    return value._replace(scale=value.scale * 2.0**distance, changed=True)
 
 
 def _other(left: Value, right: Value, blame: Blame) -> Value:
@@ -413,12 +409,11 @@ def _other(left: Value, right: Value, blame: Blame) -> Value:
     if left.kinds & DURATIONS and right.kinds & DURATIONS and not kinds & ~DURATIONS:
         # compilers ask of several differences at once whether one is negative
         scale = max(left.scale, right.scale)
-        return replace(_result(left, right), kinds=kinds, scale=scale, size=left.size + right.size)
+        return _result(left, right)._replace(kinds=kinds, scale=scale, size=left.size + right.size)
     wrong = kinds & (_MEASURED | Kind.PID | Kind.FLAGS)
     if left.is_constant or right.is_constant:
         wrong |= kinds & COUNTS
-    return replace(
-        _result(left, right), kinds=kinds & (PLACES | Kind.BITS), size=left.size + right.size,
+    return _result(left, right)._replace(kinds=kinds & (PLACES | Kind.BITS), size=left.size + right.size,
         labels=left.labels | right.labels | (blame(wrong) if wrong else 0),
     )  # fmt: skip
 

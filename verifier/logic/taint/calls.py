@@ -6,11 +6,12 @@ Arguments as in include/uapi/linux/bpf.h, kernel/sched/ext.c, kernel/sched/ext_i
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from verifier.logic.taint import arithmetic, kernel
-from verifier.logic.taint.flow import OUTSIDE, State
+from verifier.logic.taint.flow import OUTSIDE
 from verifier.logic.taint.maps import Maps
+from verifier.logic.taint.state import State
 from verifier.logic.taint.values import (
     CLOCKS,
     COUNTS,
@@ -23,6 +24,7 @@ from verifier.logic.taint.values import (
     Kind,
     Target,
     Value,
+    by_area,
     join,
     pointer,
 )
@@ -134,6 +136,7 @@ class Calls(Maps):
         joined = join(routine.result, value, widen=True)
         if joined != routine.result:
             routine.result = joined
+            self.replay.changed(routine.name)
             for name in routine.callers:
                 self.dirty[name] = None
         if routine.code.function.is_program:
@@ -152,6 +155,7 @@ class Calls(Maps):
         shown: list[Value | None] = [value if number < arity else None for number, value in enumerate(arguments)]
         self.escape(state, shown)
         routine.callers.add(self.routine.name)
+        self.replay.reads(name)
         for member in sorted(self.routine.members):
             self.enter(name, member, shown, self.context, latched=self.shadow)
         return routine.result
@@ -169,6 +173,7 @@ class Calls(Maps):
             routine = self.routines.get(target.area.name)
             if routine is not None:
                 routine.callers.add(self.routine.name)
+                self.replay.reads(routine.name)
                 if not member and routine.result is not None:
                     self._loop(routine.result)
 
@@ -256,8 +261,8 @@ class Calls(Maps):
         held: Value | None = None
         if not source.points:
             held = FREE.with_labels(self.label(kernel.UNKNOWN))
-        for target in source.points:
-            held = join(held, self.load_target(state, target, 0, min(length, 8), None))
+        for area, targets in by_area(source.points, 0):
+            held = join(held, self.load_area(state, area, targets, min(length, 8), None))
         held = (held or FREE).with_labels(source.labels)
         for target in buffer.points:
             if target.area.kind in ("stack", "variable", "heap", "map"):
@@ -277,7 +282,7 @@ class Calls(Maps):
         if not pid.kinds & Kind.PID or pid.changed:
             labels |= self.label("pid") if pid.is_constant else 0
         value = pointer(Target(Area("kernel", ""), 0), labels=labels)
-        return replace(value, kinds=Kind.TASK)
+        return value._replace(kinds=Kind.TASK)
 
     def per_cpu(self, state: State, name: str, arguments: list[Value | None]) -> Value | None:
         """Another CPU's copy of a variable."""
@@ -367,7 +372,7 @@ class Calls(Maps):
         labels = number.labels if number is not None else 0
         index = FREE.with_labels(labels)
         if number is not None and number.kinds & (Kind.CPUS | Kind.ALLOWED):
-            index = replace(index, kinds=Kind.CPU)
+            index = index._replace(kinds=Kind.CPU)
         self._callback(state, arguments[1], [index, arguments[2], None, None, None])
         return FREE.with_labels(labels)
 
@@ -377,7 +382,7 @@ class Calls(Maps):
         areas = [target.area for target in table.points if target.area.kind == "map"] if table is not None else []
         labels = 0
         for area in areas:
-            self.readers[area].add(self.routine.name)
+            self.reads(area)
             labels |= self.memory.presence[area.name]
         value = pointer(*(Target(area, 0) for area in areas), labels=labels)
         key = pointer(Target(Area("heap", f"key:{self.routine.name}:{self.index}"), 0), labels=labels)
@@ -414,7 +419,7 @@ class Calls(Maps):
 
 def _as_code(name: str, value: Value | None) -> Value | None:
     """The result of a call, marked if it is an error code."""
-    return replace(value, kinds=Kind.BITS) if value is not None and name in kernel.ERROR_CODES else value
+    return value._replace(kinds=Kind.BITS) if value is not None and name in kernel.ERROR_CODES else value
 
 
 Handler = Callable[[Calls, State, str, list[Value | None]], Value | None]

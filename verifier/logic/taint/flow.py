@@ -11,11 +11,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import partial
+from heapq import heappop, heappush
 
 from verifier.logic.taint import arithmetic, kernel
 from verifier.logic.taint.graph import Block
 from verifier.logic.taint.memory import Memory
+from verifier.logic.taint.replay import Registers, Replay, registers_of
+from verifier.logic.taint.state import State, joined, of_stack, to_stack
 from verifier.logic.taint.values import (
     CLOCKS,
     DURATIONS,
@@ -28,10 +32,10 @@ from verifier.logic.taint.values import (
     Place,
     Target,
     Value,
+    by_area,
     each_kind,
     join,
     pointer,
-    shifted,
 )
 from verifier.logic.walk.calls import names
 from verifier.logic.walk.code import FRAME_POINTER, REGISTERS, Code, Op
@@ -61,17 +65,6 @@ class TooMuch(Exception):
 
 
 @dataclass
-class State:
-    """Registers and stack before an instruction; what is not there has no value yet."""
-
-    regs: list[Value | None]
-    stack: dict[tuple[int, int], Value]
-
-    def copy(self) -> State:
-        return State(list(self.regs), dict(self.stack))
-
-
-@dataclass
 class Routine:
     """One function and what is known of it.
 
@@ -88,6 +81,7 @@ class Routine:
 
     code: Code
     blocks: tuple[Block, ...]
+    registers: tuple[Registers, ...] = ()
     members: set[str] = field(default_factory=set)
     arguments: list[Value | None] = field(default_factory=lambda: [None] * 5)
     result: Value | None = None
@@ -102,6 +96,9 @@ class Routine:
     paced: frozenset[Place] = frozenset()
     paces: list[frozenset[Place]] = field(default_factory=list)
     pacing: list[frozenset[Place]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.registers = tuple(registers_of(self.code, block) for block in self.blocks)
 
     @property
     def name(self) -> str:
@@ -155,6 +152,7 @@ class Flow(ABC):
     def __init__(self, image: BpfImage, codes: Mapping[str, Code], blocks: Mapping[str, tuple[Block, ...]]) -> None:
         self.image = image
         self.memory = Memory(image)
+        self.replay = Replay()
         self.labels = Labels()
         self.routines = {name: Routine(code, blocks[name]) for name, code in codes.items()}
         self.readers: dict[Area, set[str]] = defaultdict(set)
@@ -234,9 +232,9 @@ class Flow(ABC):
             routine.members.add(member)
             changed = True
         for number, value in enumerate(arguments):
-            joined = join(routine.arguments[number], value, widen=True)
-            if joined != routine.arguments[number]:
-                routine.arguments[number] = joined
+            both = join(routine.arguments[number], value, widen=True)
+            if both != routine.arguments[number]:
+                routine.arguments[number] = both
                 changed = True
         if routine.context | context != routine.context:
             routine.context |= context
@@ -255,23 +253,32 @@ class Flow(ABC):
     def read(self, state: State, value: Value, offset: int, size: int) -> Value | None:
         """What is in the memory that a pointer of ours points to."""
         loaded: Value | None = None
-        for target in value.points:
-            loaded = join(loaded, self.read_place(state, shifted(target, offset), size))
+        for area, targets in by_area(value.points, offset):
+            loaded = join(loaded, self.read_area(state, area, targets, size))
         if loaded is None:
             return None
         return loaded.with_labels(value.labels)
 
+    def read_area(self, state: State, area: Area, targets: tuple[Target, ...], size: int) -> Value | None:
+        """What is in some places of one area."""
+        if area.kind != "stack":
+            self.reads(area)
+            return self.memory.load_any(area, targets, size)
+        loaded: Value | None = None
+        for target in targets:
+            loaded = join(loaded, self.read_place(state, target, size))
+        return loaded
+
     def read_place(self, state: State, target: Target, size: int) -> Value | None:
         """What is in one place."""
         if target.area.kind != "stack":
-            self.readers[target.area].add(self.routine.name)
-            return self.memory.load(target, size)
+            return self.read_area(state, target.area, (target,), size)
         written = Area("written", target.area.name)
-        self.readers[written].add(self.routine.name)
+        self.reads(written)
         outside = self.memory.load(target._replace(area=written), size) if written in self.memory.cells else None
         if target.area.name == self.routine.name:
-            return join(_of_stack(state, target, size), outside)
-        self.readers[target.area].add(self.routine.name)
+            return join(of_stack(state, target, size), outside)
+        self.reads(target.area)
         return join(self.memory.load(target, size), outside)
 
     def write(self, state: State, target: Target, size: int, value: Value) -> None:
@@ -279,10 +286,10 @@ class Flow(ABC):
         value = value.with_labels(self.context)
         area = target.area
         if area.kind == "stack" and area.name == self.routine.name:
-            _to_stack(state, target, size, value)
+            to_stack(state, target, size, value)
             return
         if area.kind == "stack":
-            target = target._replace(area=Area("written", area.name))
+            target = target._replace(area=_outside(area))
         if OUTSIDE in self.routine.members and area.kind in ("map", "variable"):
             value = value.with_labels(self.label("map values"))
         if area.kind in ("map", "variable"):
@@ -297,12 +304,33 @@ class Flow(ABC):
         if self.memory.store(target, size, value, site, recent=recent, sums=sums, cascaded=cascaded):
             self.touch(target.area)
 
+    def write_all(self, state: State, points: frozenset[Target], offset: int, size: int, value: Value) -> None:
+        """Store a value wherever a pointer of ours may point to; not again while all of it is there."""
+        where = by_area(points, offset)
+        apart = all(area != Area("stack", self.routine.name) for area, _targets in where)
+        key = (self.routine.name, self.index, len(self.routine.members), self.context, self.shadow, self.pacing,
+               self.slow_timer, points, value)  # fmt: skip
+        if apart and self.replay.is_stored(key):
+            return
+        for area, targets in where:
+            if area.kind not in ("kernel", "context", "symbol", "function"):
+                for target in targets:
+                    self.write(state, target, size, value)
+        if apart:
+            self.replay.stored(key, [_outside(area) for area, _targets in where])
+
     def event(self) -> int:
         """The labels of what only happens in some callbacks, if we are in one of them."""
         return self.label(*{kernel.EVENTS[member] for member in self.routine.members if member in kernel.EVENTS})
 
+    def reads(self, area: Area) -> None:
+        """The current block looks at what an area holds."""
+        self.readers[area].add(self.routine.name)
+        self.replay.reads(area)
+
     def touch(self, area: Area) -> None:
         """What an area holds has changed: whoever reads it is looked at again."""
+        self.replay.changed(area)
         for name in self.readers.get(area, ()):
             self.dirty[name] = None
 
@@ -324,27 +352,32 @@ class Flow(ABC):
         if not self.labelling or not routine.before:
             routine.restart()
         entry = self._entry(routine)
-        routine.before[0] = _joined(routine.before[0], entry, -1, widen=False) or routine.before[0]
+        routine.before[0] = joined(routine.before[0], entry, -1, widen=False) or routine.before[0]
         waiting = set(range(len(routine.blocks))) if self.labelling else {0}
         visits = [0] * len(routine.blocks)
-        while True:
-            while waiting:
-                number = min(waiting)
-                waiting.discard(number)
-                before = routine.before[number]
-                if before is None:
-                    continue
-                visits[number] += 1
-                after = self.run_block(routine, routine.blocks[number], before.copy())
-                for target in routine.blocks[number].following:
-                    live = routine.code.live[routine.blocks[target].start]
-                    joined = _joined(routine.before[target], after, live, widen=visits[target] > 3)
-                    if joined is not None:
-                        routine.before[target] = joined
-                        waiting.add(target)
+        while waiting:
+            self._settle(routine, waiting, visits)
             waiting = self._spread_control(routine)
-            if not waiting:
-                return
+
+    def _settle(self, routine: Routine, waiting: set[int], visits: list[int]) -> None:
+        """Run blocks, the first ones first, until the state before each has settled."""
+        order = sorted(waiting)
+        while order:
+            number = heappop(order)
+            waiting.discard(number)
+            before = routine.before[number]
+            if before is None:
+                continue
+            visits[number] += 1
+            after = self.run_block(routine, routine.blocks[number], before)
+            for target in routine.blocks[number].following:
+                live = routine.code.live[routine.blocks[target].start]
+                both = joined(routine.before[target], after, live, widen=visits[target] > 3)
+                if both is not None:
+                    routine.before[target] = both
+                    if target not in waiting:
+                        waiting.add(target)
+                        heappush(order, target)
 
     def _entry(self, routine: Routine) -> State:
         regs: list[Value | None] = [None] * REGISTERS
@@ -386,12 +419,21 @@ class Flow(ABC):
         return changed
 
     def run_block(self, routine: Routine, block: Block, state: State) -> State:
-        """Execute the operations of a block."""
+        """Return the state after a block, which is executed if anything that it looks at has changed."""
         self.context, self.shadow = routine.contexts[block.number], routine.shadows[block.number]
         self.pacing = routine.pacing[block.number]
-        self.operations += block.end - block.start
+        place = (routine.name, block.number)
+        timers = (self.deferred, self.slow_timer)
+        setting = (self.context, self.shadow, self.pacing, len(routine.members), timers, self.reporting)
+        registers = routine.registers[block.number]
+        after = self.replay.recall(place, registers, state, setting)
+        self.operations += 1 if after else block.end - block.start
         if self.operations > OPERATION_LIMIT:
             raise TooMuch(f"the data flow of {routine.name} did not settle")
+        return after or self.replay.run(place, registers, state, setting, partial(self._execute_all, routine, block))
+
+    def _execute_all(self, routine: Routine, block: Block, state: State) -> None:
+        """Execute the operations of a block."""
         for index in range(block.start, block.end):
             self.index = index
             op = routine.code.ops[index]
@@ -399,7 +441,6 @@ class Flow(ABC):
                 self._branch(routine, block, state, op)
             else:
                 self.execute(state, op)
-        return state
 
     @abstractmethod
     def execute(self, state: State, op: Op) -> None:
@@ -436,6 +477,8 @@ class Flow(ABC):
         equal = name in ("eq", "ne")
         if not equal and value.kinds & (CLOCKS | DURATIONS) & ~Kind.COUNT:
             return False
+        for place in value.origins:
+            self.replay.reads(place.area)
         places = [place for place in value.origins if place.area in self.memory.written]
         if not value.origins or (equal and other.const == 0 and places):
             return True
@@ -454,61 +497,9 @@ def _paces(left: Value, right: Value) -> frozenset[Place]:
     return places
 
 
-def _of_stack(state: State, target: Target, size: int) -> Value | None:
-    if target.offset is not None:
-        exact = state.stack.get((target.offset, size))
-        if exact is not None:
-            return exact
-    loaded: Value | None = None
-    low, high = (target.base, 0) if target.offset is None else (target.offset, target.offset + size)
-    for (offset, width), value in state.stack.items():
-        if offset < high and low < offset + width:
-            part = value if width == size else replace(value, const=None, points=frozenset())
-            loaded = join(loaded, part)
-    return loaded
-
-
-def _to_stack(state: State, target: Target, size: int, value: Value) -> None:
-    if target.offset is None:
-        for key, held in list(state.stack.items()):
-            if key[0] + key[1] > target.base:
-                joined = join(held, value)
-                assert joined is not None, "both are values"
-                state.stack[key] = joined
-        reach = (target.base, max(size, -target.base))  # to the end of the frame
-        state.stack[reach] = join(state.stack.get(reach), value) or value
-        return
-    low, high = target.offset, target.offset + size
-    for offset, width in [key for key in state.stack if low <= key[0] and key[0] + key[1] <= high]:
-        del state.stack[(offset, width)]
-    state.stack[(target.offset, size)] = value
-
-
-def _joined(before: State | None, after: State, live: int, *, widen: bool) -> State | None:
-    """The state for both, registers that are not read any more left out; None if that is the one before."""
-    if before is None:
-        regs = [value if live >> number & 1 else None for number, value in enumerate(after.regs)]
-        return State(regs, dict(after.stack))
-    changed = False
-    regs = list(before.regs)
-    for number, value in enumerate(after.regs):
-        held = regs[number]
-        if value is held or value is None or not live >> number & 1:
-            continue
-        joined = join(held, value, widen=widen)
-        if joined != held:
-            regs[number], changed = joined, True
-    stack = before.stack
-    for key, value in after.stack.items():
-        held = stack.get(key)
-        if value is held:
-            continue
-        joined = join(held, value, widen=widen)
-        if joined is not None and joined != held:
-            if not changed or stack is before.stack:
-                stack = dict(stack)
-            stack[key], changed = joined, True
-    return State(regs, stack) if changed else None
+def _outside(area: Area) -> Area:
+    """Where it is kept what others write to the stack of a function."""
+    return Area("written", area.name) if area.kind == "stack" else area
 
 
 def program_member(function: Function, callbacks: Mapping[str, str]) -> str:

@@ -6,9 +6,10 @@ Arguments as in include/uapi/linux/bpf.h and kernel/bpf/helpers.c.
 from __future__ import annotations
 
 from verifier.logic.taint import arithmetic
-from verifier.logic.taint.flow import OUTSIDE, State
+from verifier.logic.taint.flow import OUTSIDE
 from verifier.logic.taint.operations import Operations
-from verifier.logic.taint.values import FREE, Area, Kind, Target, Value, join, pointer
+from verifier.logic.taint.state import State
+from verifier.logic.taint.values import FREE, Area, Kind, Target, Value, by_area, join, pointer
 from verifier.logic.walk.calls import LRU_HASH, LRU_PERCPU_HASH
 
 _FORGETFUL = frozenset({LRU_HASH, LRU_PERCPU_HASH})
@@ -31,11 +32,11 @@ class Maps(Operations):
     def content(self, state: State, value: Value, size: int = 512) -> Value:
         """All that lies behind a pointer of ours, as one value."""
         held: Value | None = None
-        for target in value.points:
-            if target.area.kind in ("stack", "variable", "heap", "map"):
-                held = join(held, self.read_place(state, target, size))
-            elif target.area.kind == "kernel" and target.area.name:
-                held = join(held, self.field(target.area.name, 1))
+        for area, targets in by_area(value.points, 0):
+            if area.kind in ("stack", "variable", "heap", "map"):
+                held = join(held, self.read_area(state, area, targets, size))
+            elif area.kind == "kernel" and area.name:
+                held = join(held, self.field(area.name, 1))
         return held or Value(fixed=True, size=0.0)
 
     def _write_through(self, state: State, value: Value | None, labels: int, size: int = 8) -> None:
@@ -54,6 +55,7 @@ class Maps(Operations):
         if key is None:
             return 0
         value = self.content(state, key, size)
+        self.replay.reads(Area("map", table))
         by_pid = bool(value.kinds & Kind.PID) and not value.changed and info is not None and info.type in _HASHES
         if by_pid and self.memory.keyed_by_pid.get(table, False):
             return key.labels | value.labels
@@ -69,7 +71,7 @@ class Maps(Operations):
             if target.area.kind != "map":
                 continue
             labels |= self._key_labels(state, target.area.name, key)
-            self.readers[target.area].add(self.routine.name)
+            self.reads(target.area)
             labels |= self.memory.presence[target.area.name]
             info = self.image.maps.get(target.area.name)
             if info is not None and info.inner is not None:
@@ -94,6 +96,7 @@ class Maps(Operations):
             if key is not None:
                 held = self.content(state, key, self._key_size(target.area.name))
                 by_pid = bool(held.kinds & Kind.PID) and not held.changed and OUTSIDE not in self.routine.members
+                self.replay.reads(target.area)
                 known = self.memory.keyed_by_pid.get(target.area.name, True)
                 if self.memory.keyed_by_pid.get(target.area.name) != (known and by_pid):
                     self.memory.keyed_by_pid[target.area.name] = known and by_pid
@@ -135,7 +138,7 @@ class Maps(Operations):
         labels = 0
         held: Value | None = None
         for target in table.points if table is not None else ():
-            self.readers[target.area].add(self.routine.name)
+            self.reads(target.area)
             labels |= self.memory.presence[target.area.name]
             info = self.image.maps.get(target.area.name)
             size = info.value_size if info is not None and info.value_size else 8
@@ -164,7 +167,7 @@ class Maps(Operations):
                 self._present(target.area, self.context | owner.labels)
                 if arguments[2] is not None and arguments[2].points:
                     self._copy(state, arguments[2], target.area, 0)
-            self.readers[target.area].add(self.routine.name)
+            self.reads(target.area)
             labels |= self.memory.presence[target.area.name]
             targets.append(Target(target.area, 0))
         return pointer(*targets, labels=labels)

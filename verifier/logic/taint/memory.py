@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from verifier.logic.taint.values import (
     CLOCKS,
@@ -83,7 +83,9 @@ class Memory:
     written: set[Area] = field(default_factory=set)
     keyed_by_pid: dict[str, bool] = field(default_factory=dict)
     _variables: dict[str, Variable] = field(default_factory=dict)
-    _loaded: dict[Area, dict[tuple[Target, int, bool], Value | None]] = field(default_factory=lambda: defaultdict(dict))
+    _loaded: dict[Area, dict[tuple[tuple[Target, ...], int, bool], Value | None]] = field(
+        default_factory=lambda: defaultdict(dict)
+    )
     """What was loaded since an area changed last: most loads of a round are those of the round before."""
 
     def __post_init__(self) -> None:
@@ -124,19 +126,25 @@ class Memory:
         changed = (cell.value, cell.sums, cell.step, cell.recent) != before
         cell.stored += changed
         if changed:
-            self._loaded.pop(target.area, None)
+            self._forget(target, size)
         return changed
+
+    def _forget(self, target: Target, size: int) -> None:
+        """What was loaded from a place is no longer what it holds."""
+        known = self._loaded[target.area]
+        for key in [key for key in known if any(_overlap(each, key[1], target.offset, size) for each in key[0])]:
+            del known[key]
 
     def _grow(self, cell: Cell, target: Target, value: Value, site: tuple[str, int], *, cascaded: bool) -> None:
         """Something that was loaded from a place is stored there again, with more."""
         place = Place(target.area, target.offset)
         multiplied = value.gain > _MULTIPLIES and value.loaded == place and not value.kinds & DURATIONS
         if cascaded or multiplied:
-            value = replace(value, grown=min(value.grown, _CASCADE)) if value.grown else value
+            value = value._replace(grown=min(value.grown, _CASCADE)) if value.grown else value
         direct = value.loaded == place and value.grown > 0
         fades = value.gain < _FADES and not cascaded
         if fades and not value.kinds & DURATIONS:
-            cell.value = join(cell.value, replace(value, const=None, fixed=False), widen=True)
+            cell.value = join(cell.value, value._replace(const=None, fixed=False), widen=True)
             return
         if direct or (value.grown > 0 and not value.kinds & (DURATIONS | PLACES | Kind.PID)):
             cell.sums |= Kind.COUNT
@@ -145,15 +153,22 @@ class Memory:
             cell.sums |= Kind.SUM
         if value.kinds & DURATIONS or value.grown > 0:
             scale = cell.scales.setdefault(site, value.scale if value.kinds & DURATIONS else 1.0)
-            value = replace(value, size=0.0, const=None, fixed=False, scale=scale,
+            value = value._replace(size=0.0, const=None, fixed=False, scale=scale,
                             kinds=value.kinds & ~(DURATIONS | Kind.COUNT))  # fmt: skip
         cell.value = join(cell.value, value, widen=cell.stored > _ROUNDS_OF_GROWTH)
 
     def load(self, target: Target, size: int) -> Value | None:
         """What may be loaded there; None if nothing is known to be stored."""
-        known, key = self._loaded[target.area], (target, size, self.seeded)
+        return self.load_any(target.area, (target,), size)
+
+    def load_any(self, area: Area, targets: tuple[Target, ...], size: int) -> Value | None:
+        """What may be loaded from any of some places of an area."""
+        known, key = self._loaded[area], (targets, size, self.seeded)
         if key not in known:
-            known[key] = self._load(target, size)
+            loaded: Value | None = None
+            for target in targets:
+                loaded = join(loaded, self._load(target, size) if len(targets) == 1 else self.load(target, size))
+            known[key] = loaded
         return known[key]
 
     def _load(self, target: Target, size: int) -> Value | None:
@@ -165,7 +180,7 @@ class Memory:
             if (offset, width) != (target.offset, size):
                 kinds = value.kinds | (Kind.ADDRESS if value.points and width != size else Kind.NONE)
                 points = value.points if width == size else frozenset()
-                value = replace(value, const=None, points=points, kinds=kinds)
+                value = value._replace(const=None, points=points, kinds=kinds)
             loaded = join(loaded, value)
         if loaded is None:
             return None
@@ -173,7 +188,7 @@ class Memory:
             return loaded
         place = Place(target.area, target.offset)
         changed = loaded.changed and bool(loaded.kinds & _KEPT_AS_CHANGED)
-        return replace(loaded, origins=loaded.origins | {place}, loaded=place, grown=0.0, gain=1.0, changed=changed,
+        return loaded._replace(origins=loaded.origins | {place}, loaded=place, grown=0.0, gain=1.0, changed=changed,
                        remembered=True)  # fmt: skip
 
     def _initial(self, target: Target, size: int) -> Value:
@@ -208,14 +223,14 @@ def _held(cell: Cell, *, aged: bool) -> Value:
         scale = 1.0 / (cell.step or 1.0)
         if kinds & DURATIONS:
             scale = max(scale, value.scale)
-        return replace(value, kinds=kinds, scale=scale, const=None, fixed=False)
-    return replace(value, kinds=kinds) if kinds != value.kinds else value
+        return value._replace(kinds=kinds, scale=scale, const=None, fixed=False)
+    return value._replace(kinds=kinds) if kinds != value.kinds else value
 
 
 def _of_table(content: bytes) -> Value:
     """Any element of a table: a constant, if they are all alike."""
     if len(set(content)) <= 1:
-        return replace(constant(0), const=None) if content and content[0] else constant(0)
+        return constant(0)._replace(const=None) if content and content[0] else constant(0)
     largest = max((int.from_bytes(content[at : at + 8], "little") for at in range(0, len(content), 8)), default=0)
     return Value(fixed=True, size=float(largest if largest < 1 << 63 else (1 << 64) - largest))
 

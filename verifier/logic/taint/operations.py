@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import replace
 
 from verifier.logic.taint import arithmetic, kernel
-from verifier.logic.taint.flow import OUTSIDE, Flow, State
+from verifier.logic.taint.flow import OUTSIDE, Flow
+from verifier.logic.taint.state import State
 from verifier.logic.taint.values import (
     CLOCKS,
     DURATIONS,
@@ -16,10 +16,10 @@ from verifier.logic.taint.values import (
     Kind,
     Target,
     Value,
+    by_area,
     constant,
     join,
     pointer,
-    shifted,
 )
 from verifier.logic.walk import calls
 from verifier.logic.walk.code import Op
@@ -77,7 +77,7 @@ class Operations(Flow):
         if value is None:
             return None
         if self.shadow and value.fixed and not value.remembered and not value.points:
-            value = replace(value, remembered=True)
+            value = value._replace(remembered=True)
         return value.with_labels(self.context) if self.context else value
 
     # --- numbers
@@ -92,8 +92,8 @@ class Operations(Flow):
         if ref is None or ref.kind is Ref.ENUM:
             return constant(imm)
         if ref.kind is Ref.FIELD and ref.core_kind == _FIELD_OFFSET:
-            return replace(constant(imm), const=None, field=ref.name)
-        return replace(constant(imm), const=None, size=0.0)  # sizes and whether something exists, of this kernel
+            return constant(imm)._replace(const=None, field=ref.name)
+        return constant(imm)._replace(const=None, size=0.0)  # sizes and whether something exists, of this kernel
 
     def _alu(self, state: State, op: Op) -> Value | None:
         left, right = state.regs[op.dst], self.operand(state, op)
@@ -115,13 +115,13 @@ class Operations(Flow):
 
     def _narrow(self, value: Value) -> Value:
         kept = value.kinds & (PLACES | Kind.BITS)
-        return replace(value, const=None, kinds=kept, labels=value.labels | self.blame(value.kinds & ~kept))
+        return value._replace(const=None, kinds=kept, labels=value.labels | self.blame(value.kinds & ~kept))
 
     def _unary(self, op: Op, value: Value) -> Value:
         if op.name == "neg":
             return arithmetic.compute("sub", op.bits, constant(0), value, self.blame)
         lost = value.kinds & (CLOCKS | DURATIONS | Kind.BIRTH | Kind.PID | Kind.FLAGS)
-        return replace(value, const=None, points=frozenset(), kinds=value.kinds & (PLACES | Kind.BITS),
+        return value._replace(const=None, points=frozenset(), kinds=value.kinds & (PLACES | Kind.BITS),
                        labels=value.labels | (self.blame(lost) if lost else 0))  # fmt: skip
 
     def _wide(self, op: Op) -> Value:
@@ -147,29 +147,37 @@ class Operations(Flow):
         if not base.points:
             return FREE.with_labels(base.labels | self.label(kernel.UNKNOWN))
         loaded: Value | None = None
-        for target in base.points:
-            loaded = join(loaded, self.load_target(state, target, op.raw.offset, op.size, op.raw.ref))
+        for area, targets in by_area(base.points, op.raw.offset):
+            loaded = join(loaded, self.load_area(state, area, targets, op.size, op.raw.ref))
         if loaded is None:
             return None
         if base.kinds & PLACES and loaded.is_constant and loaded.const is None:
-            loaded = replace(loaded, kinds=base.kinds & PLACES, changed=True)
+            loaded = loaded._replace(kinds=base.kinds & PLACES, changed=True)
         return loaded.with_labels(base.labels)
 
-    def load_target(self, state: State, target: Target, offset: int, size: int, ref: Reference | None) -> Value | None:
-        """What a load from one place gives."""
-        kind = target.area.kind
+    def load_area(
+        self, state: State, area: Area, targets: tuple[Target, ...], size: int, ref: Reference | None
+    ) -> Value | None:
+        """What a load from some places of one area gives."""
+        kind = area.kind
         if ref is not None and ref.kind is Ref.FIELD:
             return self.field(ref.name, size)
         if kind in ("kernel", "function"):
-            return self.field(target.area.name if kind == "kernel" else "", size)
-        if kind == "context":
-            return self._argument(target.area.name, (target.offset or 0) + offset)
+            return self.field(area.name if kind == "kernel" else "", size)
         if kind == "symbol":
-            return self._symbol(target.area.name)
-        loaded = self.read_place(state, shifted(target, offset), size)
-        if kind == "map" and loaded is not None and self.labelling and target.area not in self.memory.written:
+            return self._symbol(area.name)
+        if kind == "context":
+            return self._arguments(area.name, targets)
+        loaded = self.read_area(state, area, targets, size)
+        if kind == "map" and loaded is not None and self.labelling and area not in self.memory.written:
             return FREE.with_labels(self.label("map values"))
         return loaded
+
+    def _arguments(self, function: str, targets: tuple[Target, ...]) -> Value | None:
+        value: Value | None = None
+        for target in targets:
+            value = join(value, self._argument(function, target.offset or 0))
+        return value
 
     def field(self, name: str, size: int) -> Value:
         """What a field of a kernel object holds."""
@@ -233,8 +241,7 @@ class Operations(Flow):
         for target in base.points:
             if target.area.kind == "kernel":
                 self._store_field(op, value.with_labels(base.labels))
-            elif target.area.kind not in ("context", "symbol", "function"):
-                self.write(state, shifted(target, op.raw.offset), op.size, value.with_labels(base.labels))
+        self.write_all(state, base.points, op.raw.offset, op.size, value.with_labels(base.labels))
 
     def _store_field(self, op: Op, value: Value) -> None:
         """A field of a kernel object is set: of all tasks, slice and key are what a policy may write."""
@@ -264,8 +271,6 @@ class Operations(Flow):
         else:
             stored = value if operation not in names else None
         if stored is not None:
-            for target in base.points:
-                if target.area.kind not in ("kernel", "context", "symbol", "function"):
-                    self.write(state, shifted(target, op.raw.offset), op.size, stored.with_labels(base.labels))
+            self.write_all(state, base.points, op.raw.offset, op.size, stored.with_labels(base.labels))
         if op.raw.imm & 1 and op.raw.imm != 0xF1:
             state.regs[op.src] = self._labelled(held)

@@ -51,6 +51,7 @@ def settle(flow: Calls) -> None:
 
 
 def _mark_all(flow: Calls) -> None:
+    flow.replay.forget()
     flow.dirty.update(dict.fromkeys(name for name, routine in flow.routines.items() if routine.members))
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import NamedTuple
 
 MASK64 = (1 << 64) - 1
@@ -141,8 +141,7 @@ class Place(NamedTuple):
     offset: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class Value:
+class Value(NamedTuple):
     """What is known of a register or of a part of memory.
 
     Args:
@@ -187,8 +186,13 @@ class Value:
         return self.size * self.scale if self.kinds & (CLOCKS | DURATIONS) else self.size
 
     def with_labels(self, labels: int) -> Value:
-        return self if self.labels | labels == self.labels else replace(self, labels=self.labels | labels)
+        both = self.labels | labels
+        return self if both == self.labels else _made(Value, (*self[:_LABELS], both, *self[_LABELS + 1 :]))
 
+
+_LABELS = Value._fields.index("labels")
+_made = tuple.__new__
+"""Makes a Value without the call of a constructor that takes keywords; nothing is made more often."""
 
 FREE = Value()
 """A number that anything free of charge may have been."""
@@ -219,42 +223,62 @@ def join(first: Value | None, second: Value | None, *, widen: bool = False) -> V
         return second
     if second is None or first == second:
         return first
-    fixed = first.fixed and second.fixed
-    size = max(first.size, second.size)
-    if widen and size > first.size:
-        fixed, size = False, first.size
-    return Value(
-        _together(first.points | second.points),
-        first.const if first.const == second.const else None,
-        fixed,
-        size,
-        first.grown if widen else max(first.grown, second.grown),
-        first.kinds | second.kinds,
-        first.scale if widen else max(first.scale, second.scale),
-        first.labels | second.labels,
-        first.origins | second.origins,
-        first.changed or second.changed,
-        first.field if first.field == second.field else "",
-        first.loaded if first.loaded == second.loaded else None,
-        first.remembered or second.remembered,
-        first.gain if widen else max(first.gain, second.gain),
+    (points, const, fixed, size, grown, kinds, scale, labels, origins, changed, field, loaded, remembered, gain) = first
+    (o_points, o_const, o_fixed, o_size, o_grown, o_kinds, o_scale, o_labels, o_origins, o_changed, o_field, o_loaded,
+     o_remembered, o_gain) = second  # fmt: skip
+    fixed = fixed and o_fixed
+    if widen:
+        fixed = fixed and o_size <= size
+    else:
+        size = o_size if o_size > size else size
+        grown = o_grown if o_grown > grown else grown
+        scale = o_scale if o_scale > scale else scale
+        gain = o_gain if o_gain > gain else gain
+    return _made(
+        Value,
+        (
+            points if o_points <= points else together(points | o_points),
+            const if const == o_const else None,
+            fixed,
+            size,
+            grown,
+            kinds | o_kinds,
+            scale,
+            labels | o_labels,
+            origins if o_origins <= origins else origins | o_origins,
+            changed or o_changed,
+            field if field == o_field else "",
+            loaded if loaded == o_loaded else None,
+            remembered or o_remembered,
+            gain,
+        ),
     )
 
 
 def shifted(target: Target, distance: int) -> Target:
     """A target so many bytes further on."""
     if target.offset is not None:
-        return target._replace(offset=target.offset + distance)
+        return Target(target.area, target.offset + distance, target.base)
     if distance < 0 and target.base != ANYWHERE:
-        return target._replace(base=target.base + distance)
+        return Target(target.area, None, target.base + distance)
     return target
 
 
-def _together(points: frozenset[Target]) -> frozenset[Target]:
+@lru_cache(maxsize=1 << 14)
+def by_area(points: frozenset[Target], distance: int) -> tuple[tuple[Area, tuple[Target, ...]], ...]:
+    """The targets so many bytes further on, those of one area together."""
+    areas: dict[Area, list[Target]] = {}
+    for target in points:
+        areas.setdefault(target.area, []).append(shifted(target, distance))
+    return tuple((area, tuple(targets)) for area, targets in areas.items())
+
+
+def together(points: frozenset[Target], most: int = _PLACES_APART) -> frozenset[Target]:
     """These targets; those of an area that a loop has walked through are one, or the loop would never settle."""
-    if len(points) <= _PLACES_APART:
+    walked = {target.area for target in points if target.base == ANYWHERE}
+    if not walked and len(points) <= most:
         return points
-    walked = {area for area, count in Counter(target.area for target in points).items() if count > _PLACES_APART}
+    walked |= {area for area, count in Counter(target.area for target in points).items() if count > most}
     apart = frozenset(target for target in points if target.area not in walked)
     return apart | {Target(area, None, ANYWHERE) for area in walked}
 

@@ -55,15 +55,15 @@ class Op:
     from_register: bool = False
     target: int = -1
 
-    @property
+    @functools.cached_property
     def dst(self) -> int:
         return self.raw.dst
 
-    @property
+    @functools.cached_property
     def src(self) -> int:
         return self.raw.src
 
-    @property
+    @functools.cached_property
     def line(self) -> Line | None:
         return self.raw.line
 

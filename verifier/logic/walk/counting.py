@@ -6,6 +6,7 @@ round compares it with a number and goes on only on one side of it.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
@@ -24,6 +25,8 @@ _OPPOSITE = {"eq": "ne", "ne": "eq", "lt": "ge", "ge": "lt", "gt": "le", "le": "
 _SWAPPED = {"eq": "eq", "ne": "ne", "lt": "gt", "gt": "lt", "le": "ge", "ge": "le"}
 _NO = (-1, 0)
 _STACK_BYTES = 512
+_REMEMBERED = 64
+"""Functions of which is remembered what each of their loops asks."""
 
 
 class Value(NamedTuple):
@@ -102,8 +105,8 @@ class _Flow:
     def __init__(self, code: Code, part: frozenset[int], head: int, stop: int = -1) -> None:
         self.code, self.part, self.head, self.stop = code, part, head, stop
         self.frames = frame_offsets(code)
-        self.sizes = self._sizes()
-        self.shielded = not _writes_anywhere(code, self.frames)
+        self.sizes = _sizes(code)
+        self.shielded = not _writes_anywhere(code)
         self.before: dict[int, Places] = {}
         self._run()
 
@@ -127,16 +130,6 @@ class _Flow:
                     self.before[following] = merged
                     changes[following] += 1
                     waiting.append(following)
-
-    def _sizes(self) -> dict[int, int]:
-        """The stack slots that are always read and written whole: how many bytes each has; 0 for the others."""
-        sizes: dict[int, int] = {}
-        for index, op in enumerate(self.code.ops):
-            base = {"load": op.src, "store": op.dst}.get(op.kind, -1)
-            if base in self.frames[index]:
-                slot = self.frames[index][base] + op.raw.offset
-                sizes[slot] = op.size if sizes.get(slot, op.size) == op.size and op.size >= 4 else 0
-        return sizes
 
     def steps(self) -> dict[int, tuple[int, int]]:
         """What a round adds to each place, at least and at most; places that are written otherwise are left out."""
@@ -214,8 +207,22 @@ class _Flow:
             _forget(places, min(given), 0)
 
 
-def _writes_anywhere(code: Code, frames: list[dict[int, int]]) -> bool:
+@functools.lru_cache(maxsize=_REMEMBERED)
+def _sizes(code: Code) -> Mapping[int, int]:
+    """The stack slots that are always read and written whole: how many bytes each has; 0 for the others."""
+    sizes: dict[int, int] = {}
+    for op, frame in zip(code.ops, frame_offsets(code), strict=True):
+        base = {"load": op.src, "store": op.dst}.get(op.kind, -1)
+        if base in frame:
+            slot = frame[base] + op.raw.offset
+            sizes[slot] = op.size if sizes.get(slot, op.size) == op.size and op.size >= 4 else 0
+    return sizes
+
+
+@functools.lru_cache(maxsize=_REMEMBERED)
+def _writes_anywhere(code: Code) -> bool:
     """Whether something is stored, or may be by a call, at an address in the stack that is not known here."""
+    frames = frame_offsets(code)
     filled = any(
         op.kind == "store" and op.from_register and op.src in frames[index] for index, op in enumerate(code.ops)
     )

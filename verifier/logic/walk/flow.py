@@ -9,10 +9,11 @@ joined the same way. What is left over is cut by a budget, and the walk reports 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from verifier.logic.walk import calls, marking
 from verifier.logic.walk.code import FRAME_POINTER, BadCode, Code, Op, prepare
-from verifier.logic.walk.events import Comparison, Event, Exit, Site, Trail, Walk, Walked, trails
+from verifier.logic.walk.events import Comparison, Event, Exit, Marks, Site, Trail, Walk, Walked, trails
 from verifier.logic.walk.facts import (
     Condition,
     Fact,
@@ -65,6 +66,23 @@ _OF_ONE_ROUND = frozenset({"map key", "map value", "dynptr"})
 _RETURNS = frozenset({"select_cpu", "init_task", "init"})
 
 
+class Group(NamedTuple):
+    """Paths that may be joined: at one place, called from the same places, with the same Marks.
+
+    Args:
+        context: the callers, and where in them each call returns to.
+    """
+
+    context: tuple[tuple[str, int], ...]
+    function: str
+    place: int
+    marks: Marks
+
+    def progress(self) -> tuple[int, ...]:
+        """How far it is, as the compiler lays code out; a loop comes before what follows it, a call before its end."""
+        return (*(back - 1 for _function, back in self.context), self.place)
+
+
 class Walker(Machine):
     """Walks the entries of one object.
 
@@ -79,9 +97,11 @@ class Walker(Machine):
         self._arity = {name: len(function.parameters) for name, function in image.functions.items()}
         self._codes = self.walk.codes
         self._waiting: list[State] = []
-        self._seen: dict[tuple[object, ...], set[tuple[object, ...]]] = {}
-        self._joined: dict[tuple[object, ...], State] = {}
+        self._seen: dict[Group, set[tuple[object, ...]]] = {}
+        self._joined: dict[Group, State] = {}
         self._grown: dict[tuple[object, ...], int] = {}
+        self._meeting: dict[Group, State] = {}
+        """Joined paths that wait until all others have come as far."""
         self._dead = self.terms.make(TermKind.UNKNOWN, "dead")
         self._known_events: set[tuple[object, ...]] = set()
         self._deferred: list[tuple[str, str]] = []
@@ -103,7 +123,7 @@ class Walker(Machine):
         self.member = member
         self.entry = Walked(member, function.name)
         self.walk.entries.append(self.entry)
-        self._seen, self._joined, self._grown = {}, {}, {}
+        self._seen, self._joined, self._grown, self._meeting = {}, {}, {}, {}
         try:
             state = State(self._code(function.name), [self._dead] * FRAME_POINTER)
         except BadCode as error:
@@ -114,8 +134,12 @@ class Walker(Machine):
         self._set_arguments(state, member, function)
         self._waiting = [state]
         budget = min(STEP_BUDGET, TOTAL_BUDGET - sum(entry.steps for entry in self.walk.entries))
-        while self._waiting and not self.entry.exhausted:
-            self._follow(self._waiting.pop(), budget)
+        while (self._waiting or self._meeting) and not self.entry.exhausted:
+            if self._waiting:
+                self._follow(self._waiting.pop(), budget)
+            else:
+                group, state = self._next_meeting()
+                self._follow(state, budget, arrived=group.place != _ENTRY)
         if member == "init_task":
             self.recorded = self._certain_records()
         for name, deferred in self._deferred:
@@ -150,15 +174,16 @@ class Walker(Machine):
             self._codes[name] = prepare(self.image.functions[name], self._arity)
         return self._codes[name]
 
-    def _follow(self, state: State, budget: int) -> None:
-        """Follow one path until it ends, meets one that was here before, or forks into others."""
+    def _follow(self, state: State, budget: int, *, arrived: bool = False) -> None:
+        """Follow one path until it ends, meets others, or forks; `arrived`: it is known to be the first where it is."""
         self.entry.paths += 1
         while True:
             if state.index >= len(state.code.ops):
                 self.entry.unreadable = f"{state.code.name} runs on behind its last instruction"
                 return
-            if state.index in state.code.joins and not self._arrive(state, state.index):
+            if not arrived and state.index in state.code.joins and not self._arrive(state, state.index):
                 return
+            arrived = False
             self.entry.steps += 1
             if self.entry.steps > budget:
                 self.entry.exhausted = True
@@ -174,10 +199,12 @@ class Walker(Machine):
         if place in state.code.loop_heads or place == _ENTRY:
             self._widen(state, place)
         context = tuple((frame.code.name, frame.back) for frame in state.frames)
-        group = (context, state.code.name, place, state.marks)
+        group = Group(context, state.code.name, place, state.marks)
         seen = self._seen.setdefault(group, set())
         if len(seen) >= _DISTINCT_PATHS:
-            return self._join(state, group)
+            if self._join(state, group):
+                self._meeting[group] = state
+            return False
         key = state.key
         if key in seen:
             return False
@@ -250,7 +277,12 @@ class Walker(Machine):
         state.remake(term, self.terms)
         return term
 
-    def _join(self, state: State, group: tuple[object, ...]) -> bool:
+    def _next_meeting(self) -> tuple[Group, State]:
+        """Return the joined path that is the least far, so that what others add to it is followed once."""
+        group = min(self._meeting, key=Group.progress)
+        return group, self._meeting.pop(group)
+
+    def _join(self, state: State, group: Group) -> bool:
         """Join a path with those that came here before; false if it adds nothing to them."""
         self.entry.joined = True
         before = self._joined.get(group)
@@ -265,7 +297,7 @@ class Walker(Machine):
         self._joined[group] = state.fork()
         return True
 
-    def _joined_facts(self, group: tuple[object, ...], facts: Facts, before: Facts, spans: Spans) -> Facts:
+    def _joined_facts(self, group: Group, facts: Facts, before: Facts, spans: Spans) -> Facts:
         """Return what is known behind the place where paths meet; an interval that keeps growing there is given up."""
         known = joined(facts, before)
         known.update((key, bounds) for key, bounds in spans.items() if bounds != range_of(_NOTHING, *key))
