@@ -96,6 +96,9 @@ class Figures:
     calls: tuple[tuple[int, int], ...] = ()
 
 
+_SUMS = tuple(Figures.__dataclass_fields__)[:10]
+
+
 @dataclass(frozen=True)
 class TaskFigures:
     """One living task.
@@ -305,7 +308,8 @@ def _figures(raw: bytes, offset: int = 0) -> Figures:
     calls = rest[3 * BUCKETS :]
     counted = [(calls[place] - 1, calls[place + 1]) for place in range(0, 2 * CALLS, 2) if calls[place + 1]]
     frequent = tuple(sorted(counted, key=lambda pair: -pair[1]))
-    return Figures(*values[:10], woken_wait=woken, preempted_wait=preempted, run=run, calls=frequent)
+    sums = dict(zip(_SUMS, values[:10], strict=True))
+    return Figures(**sums, woken_wait=woken, preempted_wait=preempted, run=run, calls=frequent)
 
 
 def _tasks(raw: bytes) -> Iterator[TaskFigures]:

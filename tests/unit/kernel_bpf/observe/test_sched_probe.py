@@ -27,7 +27,10 @@ def test_the_shipped_object_is_what_the_source_compiles_to():
     compiled = compile_probe()
     if COMPILED_WITH in find_clang()[1]:
         assert hashlib.sha256(compiled).hexdigest() == DIGEST, "run make probe after a change of the source"
-    with ProbeObject.open(compiled, "sched_probe") as fresh, ProbeObject.open(OBJECT.read_bytes(), "sched_probe") as shipped:
+    with (
+        ProbeObject.open(compiled, "sched_probe") as fresh,
+        ProbeObject.open(OBJECT.read_bytes(), "sched_probe") as shipped,
+    ):
         assert [program.section for program in fresh.programs()] == [program.section for program in shipped.programs()]
         assert fresh.map_sizes() == shipped.map_sizes()
 
