@@ -25,7 +25,7 @@ from kernel_bpf.load.probe_object import ProbeObject
 from schedagent.core.errors import KernelRejected, SetupError
 
 OBJECT = BPF / "observe" / "sched_probe.o"
-DIGEST = "5abdd26aa919c3b076f8f92029c0a716e0a6fda4bf84ee6b3bf0b4669f41abf0"
+DIGEST = "590d40d6b992575e6006da5d644298c4c44bd0e65ae5d4f192ecc560f3b4eff0"
 """SHA-256 of OBJECT: nothing else is loaded."""
 
 BUCKETS, CALLS, MOST_EVENTS = 48, 4, 131072
@@ -37,7 +37,7 @@ _NAME = "sched_probe"
 _FIGURES = struct.Struct(f"<10Q{3 * BUCKETS}I{2 * CALLS}I")
 _ROW = struct.Struct("<IIIiIIQ16s")
 _COMMAND_KEY = struct.Struct("<16sII")
-_COUNT = struct.Struct("<Q")
+_ENDED = struct.Struct(f"<Q{BUCKETS}I")
 _EDGE_KEY = struct.Struct("<II")
 _EDGE = struct.Struct("<Q16s16s")
 _EVENT = struct.Struct("<QQIIII16s")
@@ -120,13 +120,18 @@ class TaskFigures:
 
 @dataclass(frozen=True)
 class CommandFigures:
-    """All tasks of one command and one policy that ended while they were watched."""
+    """All tasks of one command and one policy that ended while they were watched.
+
+    Args:
+        lived_ms: how long its processes lived, by bucket, in ms instead of us.
+    """
 
     comm: bytes
     policy: int
     kernel: bool
     tasks: int
     figures: Figures
+    lived_ms: Histogram = ()
 
 
 @dataclass(frozen=True)
@@ -147,7 +152,7 @@ class Wakeups:
 
 @dataclass(frozen=True)
 class Switch:
-    """From `at_ns` (CLOCK_MONOTONIC) on, `cpu` runs `tid` (0: it idles), which waited for it.
+    """From `at_ns` (CLOCK_MONOTONIC) on, `cpu` runs `tid`, which waited for it; 0: nobody, or somebody not watched.
 
     Args:
         previous_state: of the task before, as the kernel's bits; 0: it was runnable.
@@ -329,8 +334,8 @@ _GROWS = {_RUNNING: "run_ns", _WOKEN: "wait_ns", _PREEMPTED: "wait_ns", _SLEEPIN
 
 def _command(key: bytes, value: bytes) -> CommandFigures:
     comm, policy, kernel = _COMMAND_KEY.unpack(key)
-    (tasks,) = _COUNT.unpack_from(value)
-    return CommandFigures(_text(comm), policy, bool(kernel), tasks, _figures(value, _COUNT.size))
+    tasks, *lived_ms = _ENDED.unpack_from(value)
+    return CommandFigures(_text(comm), policy, bool(kernel), tasks, _figures(value, _ENDED.size), tuple(lived_ms))
 
 
 def _wakeups(key: bytes, value: bytes) -> Wakeups:

@@ -5,7 +5,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from schedagent.core.errors import UsageError
 
 VERSION = 1
 
@@ -235,3 +238,30 @@ class HostProfile:
     wakeups: tuple[WakeupRow, ...] = ()
     lost: dict[str, int] | None = None
     remarks: tuple[str, ...] = ()
+
+
+def to_json(profile: HostProfile) -> dict[str, Any]:
+    """Return what `read_profile` takes."""
+    return asdict(profile)
+
+
+def read_profile(content: bytes | str) -> HostProfile:
+    """Read a profile from JSON; nothing is converted.
+
+    Raises:
+        UsageError: it is none, or one of another version.
+    """
+    from pydantic import TypeAdapter, ValidationError  # lazily: it takes a third of a second
+
+    try:
+        profile = TypeAdapter(HostProfile).validate_json(content, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        place = ".".join(map(str, first["loc"])) or "it"
+        raise UsageError(f"that is no profile: {place}: {first['msg']}", HOW_TO_MAKE_ONE) from None
+    if profile.version != VERSION:
+        raise UsageError(f"the profile is of version {profile.version}, not {VERSION}", HOW_TO_MAKE_ONE)
+    return profile
+
+
+HOW_TO_MAKE_ONE = "make one: schedagent observe --system --json > FILE"

@@ -13,12 +13,11 @@ from kernel_bpf.observe.sched_probe import ProbeReading, SchedProbe, Switch
 from kernel_bpf.observe.system import read_system
 from kernel_bpf.observe.tasks import cgroup_root
 from schedagent.core.host_profile import VERSION, ChangePoint, HostProfile, Interval
-from schedagent.observing import sampling
+from schedagent.observing import sampling, tracing
 from schedagent.observing.change_points import change_points
-from schedagent.observing.commands import Exits, grown, lifetimes, process_tree, read_threads, threads_of
+from schedagent.observing.commands import Exits, grown, lifetimes, process_tree, read_threads
 from schedagent.observing.sampling import Sampler
 from schedagent.observing.scope import Target, check, probe_scope
-from schedagent.observing.tracing import class_rows, command_rows, critical_threads, wakeup_rows
 
 TIERS = (0, 1, 2)
 SHORTEST_S, LONGEST_S = 0.5, 3600.0
@@ -69,12 +68,12 @@ def observe(order: Order, stopped: Callable[[float], bool] | None = None) -> Obs
     """
     check(order.target)
     with ExitStack() as stack:
+        tasks = _Tasks(order.target) if order.tier == 1 else None
+        if tasks:
+            stack.callback(tasks.exits.close)
         probe = None
         if order.tier >= 2:
             probe = stack.enter_context(SchedProbe.attach(probe_scope(order.target), order.tracing))
-        tasks = _Tasks(order.target, counted=probe is not None) if order.tier >= 1 else None
-        if tasks:
-            stack.callback(tasks.exits.close)
         spent, begin = time.thread_time(), _Machine.read(order.target)
         seen = sampling.intervals(
             Sampler(order.target),
@@ -86,7 +85,9 @@ def observe(order: Order, stopped: Callable[[float], bool] | None = None) -> Obs
         end = _Machine.read(order.target)
         cost = round((time.thread_time() - spent) / (end.at - begin.at), 5)
         reading = probe.read() if probe else None
-        sections = _sections(reading, tasks, end.at - begin.at)
+        sections = _of_tasks(tasks) if tasks else _of_probe(reading, end.at - begin.at) if reading else {}
+        if order.tier >= 1:
+            sections["processes"] = process_tree(order.target)
     machine = _machine_fields(order.target, begin, end, seen)
     profile = HostProfile(version=VERSION, tier=order.tier, cost_cpus=cost, **machine, **sections)
     return Observed(profile, reading.switches, reading.more_switches) if reading else Observed(profile)
@@ -98,38 +99,35 @@ def _sleep(seconds: float) -> bool:
 
 
 class _Tasks:
-    """Tier 1: the threads of a target at the begin, and the records of those that end.
+    """Tier 1: the threads of a target at the begin, and the records of those that end."""
 
-    Args:
-        counted: the probe counts what they do.
-    """
-
-    def __init__(self, target: Target, counted: bool) -> None:
+    def __init__(self, target: Target) -> None:
         self.target = target
         self.exits = Exits(target)
-        self.before = {} if counted else read_threads(target)
-        self.exits.know(self.before or threads_of(target))
+        self.before = read_threads(target)
+        self.exits.know(self.before)
 
 
-def _sections(reading: ProbeReading | None, tasks: _Tasks | None, seconds: float) -> dict[str, Any]:
-    sections: dict[str, Any] = {}
-    remarks = []
-    if tasks:
-        tasks.exits.drain()
-        sections["processes"] = process_tree(tasks.target)
-        sections["lifetimes"] = lifetimes(tasks.exits.records)
-        if reading is None:
-            sections["commands"] = grown(tasks.before, read_threads(tasks.target), tasks.exits.records)
-        remarks += [tasks.exits.remark] if tasks.exits.remark else []
-    if reading:
-        sections["commands"] = command_rows(reading)
-        sections["classes"] = class_rows(reading)
-        sections["critical"] = critical_threads(reading, seconds)
-        sections["wakeups"] = wakeup_rows(reading)
-        sections["lost"] = reading.lost
-        if not reading.interrupts_known:
-            remarks.append("this kernel hides what is an interrupt: a wake-up may be put down to whom it interrupted")
-    return sections | {"remarks": tuple(remarks)}
+def _of_tasks(tasks: _Tasks) -> dict[str, Any]:
+    tasks.exits.drain()
+    return {
+        "commands": grown(tasks.before, read_threads(tasks.target), tasks.exits.records),
+        "lifetimes": lifetimes(tasks.exits.records),
+        "remarks": tuple(filter(None, [tasks.exits.remark])),
+    }
+
+
+def _of_probe(reading: ProbeReading, seconds: float) -> dict[str, Any]:
+    hidden = "this kernel hides what is an interrupt: a wake-up may be put down to the task that was interrupted"
+    return {
+        "commands": tracing.command_rows(reading),
+        "lifetimes": tracing.lifetimes(reading),
+        "classes": tracing.class_rows(reading),
+        "critical": tracing.critical_threads(reading, seconds),
+        "wakeups": tracing.wakeup_rows(reading),
+        "lost": reading.lost,
+        "remarks": () if reading.interrupts_known else (hidden,),
+    }
 
 
 @dataclass(frozen=True)

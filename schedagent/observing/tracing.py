@@ -19,7 +19,7 @@ from kernel_bpf.observe.sched_probe import (
     Wakeups,
     bounds_us,
 )
-from schedagent.core.host_profile import ClassRow, CommandRow, CriticalThread, Distribution, WakeupRow
+from schedagent.core.host_profile import ClassRow, CommandRow, CriticalThread, Distribution, Lifetimes, WakeupRow
 from schedagent.observing.commands import SHOWN_COMMANDS, name
 
 SHOWN_THREADS, SHOWN_WAKEUPS = 8, 12
@@ -98,6 +98,15 @@ def _command_row(comm: str, parts: Sequence[tuple[int, int, Figures]]) -> Comman
         migrations=sum(each.migrations for each in figures),
         longest_wait_us=round(max(each.longest_wait_ns for each in figures) / 1000, 1),
     )
+
+
+def lifetimes(reading: ProbeReading) -> Lifetimes | None:
+    """Return how long the processes lived that ended; None if none did."""
+    total = _sum(command.lived_ms for command in reading.commands)
+    if not any(total):
+        return None
+    lived = distribution(total)  # in ms where others are in us
+    return Lifetimes(lived.samples, lived.p50_us / 1000, quantile_us(lived.buckets, 0.95) / 1000)
 
 
 def class_rows(reading: ProbeReading) -> tuple[ClassRow, ...]:

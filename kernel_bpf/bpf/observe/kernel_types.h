@@ -57,6 +57,7 @@ struct task_struct {
 	int static_prio;
 	int on_cpu;
 	int on_rq;
+	u64 start_time; /* CLOCK_MONOTONIC */
 	struct task_struct *real_parent;
 	struct css_set *cgroups;
 };

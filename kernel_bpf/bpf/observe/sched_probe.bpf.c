@@ -90,6 +90,7 @@ struct command_key {
 
 struct command {
 	u64 tasks;
+	u32 lived_ms[BUCKETS]; /* of processes, not of their further threads */
 	struct figures figures;
 };
 
@@ -104,7 +105,8 @@ struct edge {
 	char wakee[COMM];
 };
 
-/* One switch: from `at` on `cpu` runs `pid`, which waited for it. */
+/* One switch: from `at` on `cpu` runs `pid`, which waited for it; 0: nobody,
+ * or somebody who is not watched. */
 struct event {
 	u64 at;
 	u64 waited_ns;
@@ -394,8 +396,8 @@ static __always_inline void keep_event(struct task_struct *next, u64 now,
 	if (!event)
 		return;
 	event->waited_ns = waited;
-	event->pid = next->pid;
-	event->tgid = next->tgid;
+	event->pid = record_of(next) ? next->pid : 0;
+	event->tgid = event->pid ? next->tgid : 0;
 	event->cpu = bpf_get_smp_processor_id();
 	event->previous_state = previous_state;
 	__builtin_memcpy(event->comm, next->comm, COMM);
@@ -543,6 +545,17 @@ static __always_inline void add_figures(struct figures *sum,
 	add_buckets(sum->run, part->run);
 }
 
+static __always_inline void count_life(struct command *command,
+				       struct task_struct *p)
+{
+	u64 lived_ns = since(bpf_ktime_get_ns(), p->start_time);
+	u64 bucket = bucket_of(lived_ns / 1000);
+
+	barrier_var(bucket);
+	if (bucket < BUCKETS)
+		__sync_fetch_and_add(&command->lived_ms[bucket], 1);
+}
+
 /* Add what a task did to its command, and watch it no longer. */
 static __always_inline void dismiss(struct task_struct *p)
 {
@@ -563,6 +576,8 @@ static __always_inline void dismiss(struct task_struct *p)
 	}
 	if (command) {
 		__sync_fetch_and_add(&command->tasks, 1);
+		if (p->pid == p->tgid)
+			count_life(command, p);
 		add_figures(&command->figures, &record->figures);
 	} else {
 		__sync_fetch_and_add(&lost_commands, 1);

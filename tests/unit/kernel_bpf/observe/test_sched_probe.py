@@ -71,7 +71,10 @@ def test_the_layouts_are_those_of_the_source():
     with ProbeObject.open(OBJECT.read_bytes(), "sched_probe") as probe:
         sizes = {size.name: (size.key_bytes, size.value_bytes, size.entries) for size in probe.map_sizes()}
     assert sizes["records"][1] == 16 + sched_probe._FIGURES.size
-    assert sizes["commands"][:2] == (sched_probe._COMMAND_KEY.size, 8 + sched_probe._FIGURES.size)
+    assert sizes["commands"][:2] == (
+        sched_probe._COMMAND_KEY.size,
+        sched_probe._ENDED.size + sched_probe._FIGURES.size,
+    )
     assert sizes["edges"][:2] == (sched_probe._EDGE_KEY.size, sched_probe._EDGE.size)
     assert sizes["events"][1:] == (sched_probe._EVENT.size, sched_probe.MOST_EVENTS)
 
