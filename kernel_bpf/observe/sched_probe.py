@@ -11,6 +11,7 @@ digest; a unit test compares both with the source.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import struct
@@ -20,12 +21,12 @@ from pathlib import Path
 from typing import Self
 
 from kernel_bpf import BPF
-from kernel_bpf.load.btf import KERNEL_BTF
+from kernel_bpf.load.btf import KERNEL_BTF, Btf, BtfKind
 from kernel_bpf.load.probe_object import ProbeObject
 from schedagent.core.errors import KernelRejected, SetupError
 
 OBJECT = BPF / "observe" / "sched_probe.o"
-DIGEST = "590d40d6b992575e6006da5d644298c4c44bd0e65ae5d4f192ecc560f3b4eff0"
+DIGEST = "1f439f74a6abf63384938c3ca0de631051f08ee378897546c7abbc6a4abe12b9"
 """SHA-256 of OBJECT: nothing else is loaded."""
 
 BUCKETS, CALLS, MOST_EVENTS = 48, 4, 131072
@@ -232,7 +233,14 @@ class SchedProbe:
     def _load(content: bytes, scope: Scope, tracing: bool, on_waking: str) -> ProbeObject:
         loaded = ProbeObject.open(content, _NAME)
         try:
-            loaded.set_tunables({"root_tgid": scope.pid, "cgroup_id": scope.cgroup_id, "tracing": int(tracing)})
+            loaded.set_tunables(
+                {
+                    "root_tgid": scope.pid,
+                    "cgroup_id": scope.cgroup_id,
+                    "tracing": int(tracing),
+                    "interrupt_mask": interrupt_mask(),
+                }
+            )
             loaded.want_program(on_waking)
             if not tracing:
                 loaded.set_room("events", 1)
@@ -270,6 +278,18 @@ class SchedProbe:
             switches=tuple(_switches(self._object.mapped("events", kept * _EVENT.size))),
             more_switches=written - kept,
         )
+
+
+@functools.cache
+def interrupt_mask() -> int:
+    """Return which bits of the preemption count mean an interrupt (include/linux/preempt.h).
+
+    Since 7.3 (commit 9634d860ac15) bits 16 to 23 count how often interrupts were disabled, and hardirqs and NMIs have
+    the bits above; the variable came with them.
+    """
+    with Btf.parse(KERNEL_BTF) as btf:
+        moved = btf.has(BtfKind.VAR, "local_interrupt_disable_state")
+    return 0x1F000100 if moved else 0x00FF0100
 
 
 def may_trace() -> bool:

@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from schedagent.core.errors import UsageError
+from schedagent.core.terminal.answers import plain
 
 VERSION = 1
 
@@ -246,7 +248,7 @@ def to_json(profile: HostProfile) -> dict[str, Any]:
 
 
 def read_profile(content: bytes | str) -> HostProfile:
-    """Read a profile from JSON; nothing is converted.
+    """Read a profile from JSON; nothing is converted, and every text in it becomes one printable line.
 
     Raises:
         UsageError: it is none, or one of another version.
@@ -254,8 +256,10 @@ def read_profile(content: bytes | str) -> HostProfile:
     from pydantic import TypeAdapter, ValidationError  # lazily: it takes a third of a second
 
     try:
-        profile = TypeAdapter(HostProfile).validate_json(content, strict=True)
-    except ValidationError as error:
+        profile = TypeAdapter(HostProfile).validate_json(json.dumps(plain(json.loads(content))), strict=True)
+    except (ValueError, RecursionError) as error:
+        if not isinstance(error, ValidationError):
+            raise UsageError(f"that is no profile: {str(error)[:200]}", HOW_TO_MAKE_ONE) from None
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         place = ".".join(map(str, first["loc"])) or "it"
         raise UsageError(f"that is no profile: {place}: {first['msg']}", HOW_TO_MAKE_ONE) from None

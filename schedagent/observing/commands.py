@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING
 from kernel_bpf.observe.tasks import PROC, Threads, cgroup_root
 from schedagent.core.errors import SetupError
 from schedagent.core.host_profile import CommandRow, Lifetimes, ProcessRow
-from schedagent.core.terminal.printable import printable
 from schedagent.observing.scope import Target, where
 
 if TYPE_CHECKING:
     from kernel_bpf.observe.netlink import Taskstats
 
 MOST_THREADS = 4096
+LONGEST_NAME = 63
+"""Bytes: kernel workers have a name of their own in /proc (fs/proc/array.c), others 15."""
 SHOWN_COMMANDS, SHOWN_PROCESSES = 20, 32
 BUDGET = 0.01
 """Part of a CPU that reading exit records may take: beyond, the rest is left unread."""
@@ -46,7 +47,7 @@ class ThreadCounters:
 def name(comm: bytes | str) -> str:
     """Return a command name, which is anybody's bytes, as printable text of one line."""
     text = comm.decode(errors="replace") if isinstance(comm, bytes) else comm
-    return printable(text).replace("\n", "?").replace("\t", "?") or "?"
+    return "".join(letter if letter.isprintable() else "?" for letter in text[:LONGEST_NAME]) or "?"
 
 
 def threads_of(target: Target) -> list[int]:

@@ -74,6 +74,7 @@ def observe(order: Order, stopped: Callable[[float], bool] | None = None) -> Obs
         probe = None
         if order.tier >= 2:
             probe = stack.enter_context(SchedProbe.attach(probe_scope(order.target), order.tracing))
+        attached = time.monotonic()
         spent, begin = time.thread_time(), _Machine.read(order.target)
         seen = sampling.intervals(
             Sampler(order.target),
@@ -84,8 +85,9 @@ def observe(order: Order, stopped: Callable[[float], bool] | None = None) -> Obs
         )
         end = _Machine.read(order.target)
         cost = round((time.thread_time() - spent) / (end.at - begin.at), 5)
+        traced_s = time.monotonic() - attached
         reading = probe.read() if probe else None
-        sections = _of_tasks(tasks) if tasks else _of_probe(reading, end.at - begin.at) if reading else {}
+        sections = _of_tasks(tasks) if tasks else _of_probe(reading, traced_s) if reading else {}
         if order.tier >= 1:
             sections["processes"] = process_tree(order.target)
     machine = _machine_fields(order.target, begin, end, seen)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from schedagent.core.host_profile import ChangePoint, CommandRow, CriticalThread, Distribution, HostProfile
 
-COMMANDS, THREADS, CHANGES, CLASSES = 4, 3, 3, 3
+COMMANDS, THREADS, CHANGES, CLASSES, CGROUPS = 3, 2, 2, 2, 2
 _UNITS = {"cpus": "CPUs", "waiting": "tasks waiting", "delay_us": "us mean wait", "pressure": "pressure"}
 
 
@@ -25,7 +25,7 @@ def _lines(profile: HostProfile) -> Iterator[str]:
     if profile.events:
         yield f"  sched_ext events: {sum(profile.events.values())}"
     if profile.cgroups:
-        yield "  cgroups: " + ", ".join(f"{row.path} {row.cpus:.2f} CPUs" for row in profile.cgroups[:3])
+        yield "  cgroups: " + ", ".join(f"{row.path} {row.cpus:.2f} CPUs" for row in profile.cgroups[:CGROUPS])
     yield from (f"  {command_text(row)}" for row in profile.commands[:COMMANDS])
     if profile.lifetimes:
         ended = profile.lifetimes

@@ -55,8 +55,9 @@ struct task_struct {
 	unsigned int flags;
 	unsigned int policy;
 	int static_prio;
-	int on_cpu;
-	int on_rq;
+	/* int, and u8 since 7.3: libbpf fits the loads of unsigned types only */
+	u32 on_cpu;
+	u32 on_rq;
 	u64 start_time; /* CLOCK_MONOTONIC */
 	struct task_struct *real_parent;
 	struct css_set *cgroups;

@@ -33,13 +33,14 @@ char _license[] SEC("license") = "GPL";
 #define TASK_UNINTERRUPTIBLE 0x2
 #define TASK_NOLOAD	     0x400
 #define PF_KTHREAD	     0x200000
-/* include/linux/preempt.h: serving a softirq, in a hardirq, in an NMI */
-#define INTERRUPT_MASK 0xff0100
 
 /* Watch the tree that begins with this process, what is in this cgroup, or
  * without both everything. */
 const volatile u32 root_tgid = 0;
 const volatile u64 cgroup_id = 0;
+/* Bits of the preemption count: serving a softirq, in a hardirq, in an NMI.
+ * The loader knows where this kernel has them. */
+const volatile u32 interrupt_mask = 0xff0100;
 /* Keep single switches, too, until `events` is full. */
 const volatile u32 tracing = 0;
 
@@ -176,14 +177,14 @@ static __always_inline struct record *record_of(struct task_struct *p)
 
 static __always_inline bool in_interrupt(void)
 {
-	int count = 0;
+	u32 count = 0;
 
 	if (bpf_ksym_exists(&__preempt_count))
-		count = *(const int *)bpf_this_cpu_ptr(&__preempt_count);
+		count = *(const u32 *)bpf_this_cpu_ptr(&__preempt_count);
 	else if (bpf_ksym_exists(&pcpu_hot))
 		count = ((const struct pcpu_hot *)bpf_this_cpu_ptr(&pcpu_hot))
 				->preempt_count;
-	return count & INTERRUPT_MASK;
+	return count & interrupt_mask;
 }
 
 /*
