@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kernel_bpf.load.linux import set_name
-from kernel_bpf.observe.sched_probe import Scope, SchedProbe
+from kernel_bpf.observe.sched_probe import SchedProbe, Scope
 from schedagent.core.host_profile import to_json
 from schedagent.observing.measure import Order, observe
 from schedagent.observing.perfetto import chrome_trace

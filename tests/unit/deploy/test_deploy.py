@@ -8,9 +8,9 @@ import re
 import tomllib
 
 from schedagent.cli.verify import DEFAULT_GROUP
+from schedagent.client import observer as client_observer
 from schedagent.core.process.machine_lock import FILE_NAME, FOLDERS
 from schedagent.metrics.server import ADDRESS
-from schedagent.client import observer as client_observer
 from schedagent.observer.__main__ import GROUP as OBSERVER_GROUP
 from schedagent.observer.__main__ import SOCKET as OBSERVER_SOCKET
 from schedagent.schedagentd.config import Config, load_config

@@ -42,7 +42,7 @@ def test_commands_hold_those_that_live_and_those_that_ended():
     rows = {row.comm: row for row in command_rows(ping_pong())}
     hog = rows["hog"]
     assert (hog.tasks, hog.ended, hog.run_s, hog.runs) == (4, 3, 10.0, 430)
-    assert list(rows)[0] == "hog", "most CPU time first"
+    assert next(iter(rows)) == "hog", "most CPU time first"
 
 
 def test_classes():
