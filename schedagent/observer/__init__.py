@@ -1,4 +1,4 @@
-"""schedagent-observer: traces scheduling for those who may not do so themselves. Only watches.
+"""schedagent-observer: traces for those who may not; changes nothing.
 
     messages ─► server ─► schedagent.observing (tier 2)
 

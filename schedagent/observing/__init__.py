@@ -1,4 +1,4 @@
-"""Watching work that already runs: what is watched, how it is sampled and counted, and how a profile is shown.
+"""Watching work that already runs: scopes, counters, the profile and its faces.
 
 Changes nothing on the machine. Both the command line and the observer measure with it.
 
