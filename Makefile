@@ -16,7 +16,7 @@ LINK_DIR ?= $(HOME)/.local/bin
 INSTALLATION = $(BIN)/python -m deploy.setup.installation --prefix "$(PREFIX)" --destdir "$(DESTDIR)"
 C_SOURCES = find kernel_bpf tests -name '*.[ch]' -not -name vmlinux.h -print0
 
-.PHONY: help venv setup demo demo-llm test test-unit test-vm test-in-vm test-host test-verifier test-field test-pages older-kernel promtool docs picture man mutation fuzz-socket fuzz-policies linters check check-deb bench bench-verdict bench-oracles kernel link install uninstall purge deb fmt lock clean
+.PHONY: help probe venv setup demo demo-llm test test-unit test-vm test-in-vm test-host test-verifier test-field test-pages older-kernel promtool docs picture man mutation fuzz-socket fuzz-policies linters check check-deb bench bench-verdict bench-oracles kernel link install uninstall purge deb fmt lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -105,6 +105,9 @@ SECONDS ?= 3600
 SEED ?= 1
 fuzz-policies: setup ## draw random policies, half with a fault, for SECONDS=3600; VM=1 proves them, too; SEED=1, SURVIVORS=DIR
 	$(BIN)/python -m tests.policy_fuzz --seconds $(SECONDS) --seed $(SEED) $(if $(VM),--vm) $(if $(SURVIVORS),--survivors "$(SURVIVORS)")
+
+probe: setup ## compile the scheduling probe that the package brings, after a change of its source
+	$(BIN)/python -m kernel_bpf.build.probe
 
 kernel: setup ## download the newest kernel, or the one named: make kernel KERNEL=6.18.15+deb13-amd64
 	@$(BIN)/schedagent kernels fetch $(KERNEL)

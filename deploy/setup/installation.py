@@ -41,7 +41,7 @@ STATE = tuple(
     )
 )
 """What purging removes besides: configuration, trusted keys, records, the signing key, kernels."""
-PROGRAMS = {"schedagent": "bin", "schedagentd": "sbin"}
+PROGRAMS = {"schedagent": "bin", "schedagentd": "sbin", "schedagent-observer": "sbin"}
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def _of_systemd(place: Place, source: Path) -> list[Entry]:
     text = source.read_text()
     if source.suffix in UNIT_KINDS:
         text = text.replace("=/usr/bin/schedagent", f"={place.prefix}/bin/schedagent")
-        text = text.replace("=/usr/sbin/schedagentd", f"={place.prefix}/sbin/schedagentd")
+        text = text.replace("=/usr/sbin/schedagent", f"={place.prefix}/sbin/schedagent")
         text = text.replace("file:///usr/share/doc", f"file://{place.prefix}/share/doc")
         return [Entry(place.prefix / "lib/systemd/system" / source.name, text.encode())]
     if source.suffix in (".sysusers", ".tmpfiles"):

@@ -41,6 +41,7 @@ _FILES = {
     "~/.local/state/schedagent": "What was measured, the policies that runs made, and the keys.",
     "~/.cache/schedagent": "Kernels, snapshots of virtual machines, compiled policies; safe to delete.",
     "/run/schedagent/schedagentd.sock": "Where schedagentd(8) listens.",
+    "/run/schedagent/observer.sock": "Where schedagent-observer(8) listens.",
 }
 
 

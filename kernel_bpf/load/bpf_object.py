@@ -25,6 +25,8 @@ STRUCT_OPS = (".struct_ops.link", ".struct_ops")
 PROGRAM_TRACING = 26
 PROGRAM_STRUCT_OPS = 27
 PROGRAM_SYSCALL = 31
+ITERATOR = "iter/"
+"""Begins the section of a program that is read like a file, see probe_object.py."""
 _LOG_LINES = 40
 _INSTRUCTION_BYTES = 8
 _LINK_FILE = "link"
@@ -40,6 +42,12 @@ class Program:
     name: str
     section: str
     type: int
+
+    @property
+    def loaded(self) -> bool:
+        """Whether the kernel has it: some programs are for certain kernels only."""
+        descriptor: int = libbpf().bpf_program__fd(self.pointer)
+        return descriptor >= 0
 
 
 class BpfObject:
@@ -306,7 +314,7 @@ class BpfObject:
         self._destroy_links()
 
     def attach_programs(self) -> list[str]:
-        """Attach every program that attaches by itself (tracing, not struct_ops and syscall).
+        """Attach every loaded program that attaches by itself (tracing, not struct_ops, syscall and iterators).
 
         Returns:
             Names of those that trace a kernel function and cannot: EBUSY, which is what register_fentry()
@@ -314,7 +322,8 @@ class BpfObject:
         """
         untraced = []
         for program in self.programs():
-            by_itself = program.type not in (PROGRAM_STRUCT_OPS, PROGRAM_SYSCALL)
+            by_itself = program.type not in (PROGRAM_STRUCT_OPS, PROGRAM_SYSCALL) and program.loaded
+            by_itself = by_itself and not program.section.startswith(ITERATOR)
             if by_itself and libbpf().bpf_program__autoattach(program.pointer):
                 try:
                     self._links.append(call("bpf_program__attach", program.pointer, about=program.name))
@@ -351,7 +360,7 @@ class BpfObject:
         Source: struct bpf_prog_info, include/uapi/linux/bpf.h.
         """
         stats = {}
-        for program in self.programs():
+        for program in self._loaded():
             info = self._info(program)
             stats[program.name] = {
                 "instructions": info.xlated_prog_len // _INSTRUCTION_BYTES,
@@ -365,11 +374,14 @@ class BpfObject:
 
         It has removed what it proved that no execution reaches (opt_remove_dead_code() in kernel/bpf/verifier.c).
         """
-        for program in self.programs():
+        for program in self._loaded():
             size = self._info(program).xlated_prog_len
             content = ctypes.create_string_buffer(size)
             self._info(program, ProgramInfo(xlated_prog_len=size, xlated_prog_insns=ctypes.addressof(content)))
             yield content.raw
+
+    def _loaded(self) -> Iterator[Program]:
+        return (program for program in self.programs() if program.loaded)
 
     @staticmethod
     def _info(program: Program, wanted: ProgramInfo | None = None) -> ProgramInfo:

@@ -151,6 +151,11 @@ class Btf:
             variables[name] = Variable(name, offset, size_bytes, volatile, integer, struct_name, members)
         return variables
 
+    def has(self, kind: BtfKind, name: str) -> bool:
+        """Whether there is a type, function or variable of this kind and name."""
+        type_id: int = libbpf().btf__find_by_name_kind(self._pointer, name.encode(), kind)
+        return type_id > 0
+
     def members(self, struct: str) -> list[str]:
         """Return the names of a struct's members in order; empty if there is no such struct."""
         struct_id = libbpf().btf__find_by_name_kind(self._pointer, struct.encode(), BtfKind.STRUCT)

@@ -26,6 +26,7 @@ from schedagent.cli.machine.prune import prune
 from schedagent.cli.machine.setup import setup
 from schedagent.cli.mcp import mcp
 from schedagent.cli.metrics import metrics_app
+from schedagent.cli.observe import observe, profile_app
 from schedagent.cli.optimize import approve, optimize, reject, resume
 from schedagent.cli.policies import compose, policies_app
 from schedagent.cli.runs import runs_app
@@ -68,13 +69,13 @@ def options(
 VERBS: dict[str, tuple[Callable[..., None], ...]] = {
     OPTIMISE: (optimize, compare, resume, approve, reject),
     POLICIES: (compose, verify),
-    MACHINE: (setup, doctor, prune, deploy, renew, promote, status, rollback, history, watch),
+    MACHINE: (setup, doctor, prune, observe, deploy, renew, promote, status, rollback, history, watch),
     SERVICE: (daemon, recommendations, apply, mcp),
 }
 GROUPS = {
     OPTIMISE: {"runs": runs_app},
     POLICIES: {"policies": policies_app, "keys": keys_app},
-    MACHINE: {"kernels": kernels_app, "config": config_app},
+    MACHINE: {"profile": profile_app, "kernels": kernels_app, "config": config_app},
     SERVICE: {"verifier": verifier_app, "metrics": metrics_app},
 }
 

@@ -147,7 +147,15 @@ def _checked(answer: dict[str, Any]) -> dict[str, Any]:
     if "error" not in answer:
         content: dict[str, Any] = answer["ok"]
         return content
-    fault = answer["error"]
+    raise raised(answer["error"], _SIDE)
+
+
+def raised(fault: dict[str, Any], side: str) -> SchedagentError:
+    """Return the error that a service reports, by its own type.
+
+    Args:
+        side: what the message begins with.
+    """
     kind = getattr(errors, fault["kind"], None)
     chosen = kind if isinstance(kind, type) and issubclass(kind, SchedagentError) else SchedagentError
-    raise chosen(f"{_SIDE}{fault['message']}", hint=fault["hint"])
+    return chosen(f"{side}{fault['message']}", hint=fault["hint"])

@@ -41,7 +41,7 @@ DOCUMENTS = (
     "kernel_bpf/bpf/**",
     "docker/*",
 )
-NOT_READ = ("*.json", "CHANGELOG.md", "repo_store/migrations/versions/*")
+NOT_READ = ("*.json", "*.o", "CHANGELOG.md", "repo_store/migrations/versions/*")
 """Generated, or what was: each migration speaks of its own time."""
 
 

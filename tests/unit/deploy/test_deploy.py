@@ -8,8 +8,11 @@ import re
 import tomllib
 
 from schedagent.cli.verify import DEFAULT_GROUP
+from schedagent.client import observer as client_observer
 from schedagent.core.process.machine_lock import FILE_NAME, FOLDERS
 from schedagent.metrics.server import ADDRESS
+from schedagent.observer.__main__ import GROUP as OBSERVER_GROUP
+from schedagent.observer.__main__ import SOCKET as OBSERVER_SOCKET
 from schedagent.schedagentd.config import Config, load_config
 from tests.support.paths import ROOT
 
@@ -99,3 +102,19 @@ def test_the_agent_service_is_an_ordinary_user():
     assert told["SCHEDAGENT_STATE"] == f"/var/lib/{service['StateDirectory']}"
     assert told["SCHEDAGENT_CACHE"] == f"/var/cache/{service['CacheDirectory']}"
     assert told["SCHEDAGENT_CONFIG"] == "/etc/schedagent/schedagent.toml"
+
+
+def test_the_observer_has_two_capabilities_no_network_and_no_root():
+    """tests/vm/test_observer_in_vm.py traces with these."""
+    lines = unit_text(UNITS / "schedagent-observer.service")
+    for line in (
+        "CapabilityBoundingSet=CAP_BPF CAP_PERFMON",
+        "AmbientCapabilities=CAP_BPF CAP_PERFMON",
+        "DynamicUser=yes",
+        "PrivateNetwork=yes",
+        "RestrictAddressFamilies=AF_UNIX",
+    ):
+        assert line in lines
+    socket = unit(UNITS / "schedagent-observer.socket")["Socket"]
+    assert (socket["SocketMode"], socket["SocketGroup"]) == ("0660", OBSERVER_GROUP)
+    assert socket["ListenStream"] == str(OBSERVER_SOCKET) == str(client_observer.SOCKET)

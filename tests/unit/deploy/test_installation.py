@@ -101,7 +101,7 @@ def test_nothing_names_the_folder_it_was_built_in(place, few):
 def test_the_daemon_looks_nowhere_else_for_modules(place, few, tmp_path):
     """A folder that somebody else can write must not get code into root's process."""
     install(place, bytecode=False)
-    for name in ("schedagent", "schedagentd"):
+    for name in ("schedagent", "schedagentd", "schedagent-observer"):
         shebang = (place.here(place.venv) / "bin" / name).read_text().splitlines()[0]
         assert shebang == f"#!{place.venv}/bin/python{MINOR} -I"
     (tmp_path / "cryptography.py").write_text("raise SystemExit('from elsewhere')")

@@ -14,7 +14,7 @@ from tests.support.paths import ROOT
 UNITS = ROOT / "deploy" / "systemd"
 SERVICES = sorted(UNITS.glob("*.service"))
 WORST_EXPOSURE = 2.5
-PROGRAMS = ("/usr/bin/schedagent", "/usr/sbin/schedagentd")
+PROGRAMS = ("/usr/bin/schedagent", "/usr/sbin/schedagentd", "/usr/sbin/schedagent-observer")
 OF_THE_SYSTEM = ("/bin/sh", "/bin/rm", "/bin/systemctl")
 HARDENED = (
     "NoNewPrivileges=yes",
