@@ -74,6 +74,9 @@ class Lab:
         self.opened += 1
         return Machine(self)
 
+    def placed(self, arm: LabPolicy | LabProgram, job: jobs.RunWorkload) -> jobs.RunWorkload:
+        return arm.placed(job)
+
 
 class TestTwice:
     def attempts(self, *outcomes: object) -> Callable[[], object]:
