@@ -120,10 +120,7 @@ def many() -> Mapping[str, object]:
 
 MEASURED: Mapping[str, tuple[Callable[[], Mapping[str, object]], ...]] = {
     "default": (weights, limits, idle),
-    "fair": (weights, limits, idle, many),
-    "layered": (weights, limits),
-    "interactive": (weights,),
-    "longest_first": (weights,),
+    "fair_cgroups": (weights, limits, idle, many),
     "fifo": (weights,),
 }
 

@@ -16,8 +16,7 @@ from verifier.microvm.kernels import default_kernel
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(400)]
 
-KEEP_WEIGHTS = ("default", "fair", "layered", "interactive", "longest_first")
-KEEP_LIMITS = ("default", "fair", "layered")
+KEEPING = ("default", "fair_cgroups")
 
 
 @pytest.fixture(scope="module")
@@ -27,14 +26,14 @@ def figures(tmp_path_factory) -> dict:
     kernel = default_kernel(settings)
     target = prepare_target(kernel.vmlinuz, kernel.release, settings.cache_dir)
     folder, words = tmp_path_factory.mktemp("objects"), ["default"]
-    for name in ("fair", "layered", "interactive", "longest_first", "fifo"):
+    for name in ("fair_cgroups", "fifo"):
         path = folder / f"{name}.o"
         path.write_bytes(compile_policy(load_library()[name].source, name, target).object_bytes)
         words.append(f"{name}={path}")
     return told_inside(settings.cache_dir, kernel, "guest_cgroups.py", *words, timeout_s=200)
 
 
-@pytest.mark.parametrize("name", KEEP_WEIGHTS)
+@pytest.mark.parametrize("name", KEEPING)
 def test_weights_hold_on_two_levels(figures, name):
     weights = figures[name]["weights"]
     assert weights["light"] < 0.12 * weights["heavy"], weights
@@ -49,7 +48,7 @@ def test_a_policy_that_ignores_weights_shows(figures):
     assert weights["light"] > 0.5 * weights["heavy"], weights
 
 
-@pytest.mark.parametrize("name", KEEP_LIMITS)
+@pytest.mark.parametrize("name", KEEPING)
 def test_quotas_hold_on_two_levels_and_when_they_change(figures, name):
     kept = figures[name]
     assert kept["limit"]["fifth"] == pytest.approx(0.2, rel=0.25)
@@ -59,11 +58,11 @@ def test_quotas_hold_on_two_levels_and_when_they_change(figures, name):
     assert levels["most"] < 1.65
 
 
-@pytest.mark.parametrize("name", ["default", "fair"])
+@pytest.mark.parametrize("name", KEEPING)
 def test_an_idle_cgroup_gets_what_is_left(figures, name):
     assert figures[name]["idle"]["idle"] < 0.1 * figures[name]["idle"]["busy"]
 
 
 def test_weights_hold_among_many_cgroups(figures):
-    light, heavy = figures["fair"]["many"]
+    light, heavy = figures["fair_cgroups"]["many"]
     assert heavy == pytest.approx(2 * light, rel=0.3)

@@ -48,7 +48,6 @@ struct cgroup_node {
 	s64 runnable;	/* claims of its tasks and children that want to run */
 	s64 claim;	/* what of that its parent counts */
 	s64 tasks;	/* claims of its own tasks */
-	u64 vtime;	/* for lead.bpf.h */
 };
 
 struct {
@@ -83,7 +82,6 @@ struct cgroup_task {
 	u64 key;
 	u64 slice_ns;
 
-	u64 exec_start; /* for lead.bpf.h */
 };
 
 struct {
