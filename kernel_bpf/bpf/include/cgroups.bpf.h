@@ -81,7 +81,6 @@ struct cgroup_task {
 	u64 queue;
 	u64 key;
 	u64 slice_ns;
-
 };
 
 struct {

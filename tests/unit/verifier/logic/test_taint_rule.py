@@ -81,7 +81,7 @@ def test_a_flow_that_does_not_settle_is_an_error(victims: BpfImage, monkeypatch:
     assert "is not decided" in finding.message
 
 
-TAKEN_FOR = {"fair_cgroups": ("time since load", "counters", "runtime", "kernel memory")}
+TAKEN_FOR = {"fair_cgroups": ("time since load", "time since boot", "counters", "runtime", "kernel memory")}
 """What the limits of cgroups are taken for: sums of weights, budgets, and the levels that a cgroup has."""
 
 
