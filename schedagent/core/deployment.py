@@ -83,6 +83,7 @@ class End(StrEnum):
     HOTPLUG = "CPU hotplug"
     FOREIGN = "another scheduler"
     CORE_SCHEDULING = "core scheduling"
+    HELD = "real-time tasks held CPUs"
     BLIND = "sched_ext's state cannot be read"
     NOT_SHOWN = "not shown to do no harm"
     NO_GAIN = "no gain shown"
@@ -125,6 +126,7 @@ TRIPS = _MISBEHAVED | {
     End.HOTPLUG,
     End.FOREIGN,
     End.CORE_SCHEDULING,
+    End.HELD,
     End.BLIND,
 }
 """Ends that the circuit breaker decides: the policy misbehaved, or nobody can vouch for it any more."""

@@ -13,6 +13,7 @@ from kernel_bpf.load.running import live_patches, running_build_id, running_rele
 from kernel_bpf.load.sched_ext import KernelState, LoadedPolicy, kernel_state
 from kernel_bpf.observe import tasks
 from kernel_bpf.observe.core_scheduling import CoreScheduling
+from kernel_bpf.observe.real_time import holders
 from kernel_bpf.observe.schedulers import Scheduler, other_schedulers
 from kernel_bpf.observe.tasks import Sums, TaskSample, Watch
 from schedagent.core.deployment import Order, Tree, Where
@@ -100,6 +101,9 @@ class Kernel(Protocol):
 
     def schedulers(self) -> tuple[Scheduler, ...]:
         """Programs that load sched_ext policies and run now."""
+
+    def real_time_holders(self) -> tuple[str, ...]:
+        """Real-time tasks that hold a CPU now, each as 'PID "COMMAND" on CPU N'."""
 
     def load(self, number: int, order: Order, content: bytes, partial: bool) -> Loaded:
         """Load and attach, confirmed by sysfs; raise SchedagentError if that failed: nothing is loaded then."""
@@ -208,6 +212,9 @@ class HostKernel:
 
     def schedulers(self) -> tuple[Scheduler, ...]:
         return tuple(other_schedulers())
+
+    def real_time_holders(self) -> tuple[str, ...]:
+        return holders()
 
     def load(self, number: int, order: Order, content: bytes, partial: bool) -> Loaded:
         with protection.ordinary():  # the kernel's verifier works for seconds; nothing of ours is in charge

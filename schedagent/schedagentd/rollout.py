@@ -342,6 +342,8 @@ class Rollout:
         if trip.end is End.FOREIGN:
             others = self.kernel.schedulers()
             trip = replace(trip, detail=f"{trip.detail}{named(others)}; to deploy again: {stop_hint(others)}")
+        elif trip.end is End.STALL and (held := self.kernel.real_time_holders()):
+            trip = replace(trip, end=End.HELD, detail=f"{trip.detail}; {', '.join(held)}")
         self.driver.carry_out(trip)
         log.warning("circuit breaker: %s: %s: %s", running.label, trip.end, trip.detail)
         self._follow_trip(running, trip.end)

@@ -56,6 +56,7 @@ class World:
         self.core = None
         self.live_patches, self.lacking = [], []
         self.others = []
+        self.holders = []
         self.refused = []
         self.refuses_pin = ""
         self.refuses_detach = ""
@@ -143,6 +144,9 @@ class World:
 
     def schedulers(self, owner):
         return self.others
+
+    def real_time_holders(self, owner):
+        return self.holders
 
     def load(self, owner, number, ops, partial):
         if ops in self.refused:
@@ -311,6 +315,9 @@ class ScriptedKernel:
 
     def schedulers(self):
         return tuple(Scheduler(*one) for one in self.call("schedulers"))
+
+    def real_time_holders(self):
+        return tuple(self.call("real_time_holders"))
 
     def load(self, number, order, content, partial):
         return ScriptedLoaded(self, number, self.call("load", number, order.policy, partial))

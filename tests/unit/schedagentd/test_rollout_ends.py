@@ -38,6 +38,7 @@ class TestCircuitBreaker:
         ("trouble", "end"),
         [
             (lambda world: world.end_policy(1026), End.STALL),
+            (lambda world: (world.set(holders=['7 "hog" on CPU 0']), world.end_policy(1026)), End.HELD),
             (lambda world: world.end_policy(1024), End.EJECTED),
             (lambda world: world.end_policy(66), End.EXITED),
             (lambda world: (world.set(hotplug_seq=1), world.end_policy(66, code=RESTART)), End.HOTPLUG),
@@ -175,6 +176,7 @@ class TestWhatCounts:
             lambda host: host.world.take_over(),
             lambda host: host.world.set(available=False),
             lambda host: host.world.set(core=42),
+            lambda host: (host.world.set(holders=['7 "hog" on CPU 0']), host.world.end_policy(1026)),
         ],
         ids=[
             "lease",
@@ -183,6 +185,7 @@ class TestWhatCounts:
             "another scheduler",
             "sysfs",
             "core scheduling",
+            "real-time tasks",
         ],
     )
     def test_an_innocent_end_keeps_nothing_away(self, host, innocent):
