@@ -36,11 +36,11 @@ demo: setup ## optimise the build of a small bundled C project, from observation
 demo-llm: setup ## the same with a scripted model: it composes, patches, is rejected once, repairs, and learns
 	$(BIN)/python -m tests.demo_llm || [ $$? -eq 3 ]
 
-test: ## run all tests, those in the micro-VM included; it fails at the end if one part does
+test: ## run the tests, those in the micro-VM included but the slow ones; it fails at the end if one part does
 	@$(MAKE) -j1 --keep-going test-unit test-in-vm
 
 test-in-vm: setup older-kernel # the second part of make test
-	$(PYTEST) -m "not bench" --timeout 900 --durations 30 tests/vm tests/e2e
+	$(PYTEST) -m "not bench and not slow" --timeout 900 --durations 30 tests/vm tests/e2e
 
 test-verifier: setup older-kernel ## take the corpus of broken and correct policies through every gate; prints a table
 	$(BIN)/python -m tests.corpus
@@ -57,7 +57,7 @@ promtool: setup # out of Debian's package prometheus, unpacked into the cache fo
 test-unit: setup promtool ## run the tests that need no micro-VM, side by side: most of their time they wait
 	$(PYTEST) -n $$((2 * $$(nproc))) --dist loadfile --no-loadscope-reorder --timeout 240 --durations 30 tests/unit
 
-test-vm: setup ## run only the tests that need the micro-VM
+test-vm: setup ## run only the tests that need the micro-VM, the slow ones included
 	$(PYTEST) -m "vm or e2e"
 
 test-host: setup ## install it on a Debian in QEMU and walk the whole life of a policy there; transcript: build/host-test.txt

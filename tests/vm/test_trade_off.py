@@ -38,6 +38,7 @@ def workload(tmp_path_factory):
     return WorkloadCommand("./messages 6 2 2000", str(folder))
 
 
+@pytest.mark.slow
 def test_latency_that_throughput_pays_for_is_a_trade_off(workload):
     lab = open_lab(load_settings())
     info = policy_from_file(FIXTURES / "policies" / "reserves_a_cpu.bpf.c")
