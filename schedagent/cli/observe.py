@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from schedagent.observing.measure import Observed, Order
     from schedagent.observing.scope import Target
 
-profile_app = typer.Typer(help="Draw profiles in the terminal.", no_args_is_help=True, rich_markup_mode=None)
+profile_app = typer.Typer(help="Show profiles in the terminal.", no_args_is_help=True, rich_markup_mode=None)
 
 LONGEST_PROFILE_BYTES = 16 << 20
 _UNITS = {"": 1.0, "s": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0}
@@ -139,7 +139,7 @@ def _show(observed: Observed, as_json: bool) -> None:
 def profile_show(
     profile: Annotated[str, typer.Argument(metavar="FILE|RUN", help="What observe --json printed, or a run's id.")],
 ) -> None:
-    """Draw a profile: tasks over time, and how long they wait and run.
+    """Show a profile: tasks over time, waits and runs.
 
     80 columns of plain text. A run's profile holds its workload's tasks over time.
 

@@ -52,10 +52,11 @@ def start_run(
     if options.on == AUTO and (reason := opening.why_vm(settings, options)):
         reporter.note(f"in the micro-VM: {reason}")
     options = opening.placed(settings, options)
-    lab = opening.open_place(settings, options)
+    opening.sized(settings, options)  # a size that cannot be had is refused before anything is stored
     if options.on == HOST:
         reporter.note(_on_this_machine(workload, options))
     with opening.open_repository(settings) as repository:
+        lab = opening.open_place(settings, options)
         nodes = opening.open_nodes(settings, repository, lab, options, reporter)
         run_id = repository.create_run(
             workload, lab.hardware, settings=asdict(options), seed=secrets.randbelow(1 << 31), run_id=run_id

@@ -38,7 +38,7 @@ VERBS = [
 ]
 IMPERATIVE = re.compile(
     "(Accept|Answer|Apply|Approve|Check|Compare|Continue|Create|Delete|Download|End|Explain|Find|Get|Give|List|Manage|"
-    "Offer|Print|Prolong|Reject|Remove|Replace|Replay|Run|Search|Serve|Show|Take|Turn|Verify)\\b"
+    "Offer|Print|Prolong|Reject|Remove|Replace|Replay|Run|Search|Serve|Show|Take|Turn|Verify|Watch)\\b"
 )
 FIFO = POLICIES / "fifo.bpf.c"
 HEAVY = ("langgraph", "langchain", "langchain_core", "langsmith", "sqlalchemy", "alembic", "scipy", "numpy", "pydantic")

@@ -25,7 +25,7 @@ MEANING = {
     End.HOTPLUG: {TRIP},
     End.CORE_SCHEDULING: {TRIP},
     End.FOREIGN: {TRIP},
-    End.CORE_SCHEDULING: {TRIP},
+    End.HELD: {TRIP},
     End.BLIND: {TRIP},
     End.ROLLED_BACK: set(),
     End.REPLACED: set(),

@@ -526,7 +526,14 @@ OWN_MODULES = {
         f"migrations.v000{name}"
         for name in ("1_first_record", "2_totals", "3_trees_and_metrics", "4_known_good", "5_pulses")
     },
-    "kernel_bpf": {"load", "observe", "observe.core_scheduling", "observe.schedulers", "observe.tasks"}
+    "kernel_bpf": {
+        "load",
+        "observe",
+        "observe.core_scheduling",
+        "observe.real_time",
+        "observe.schedulers",
+        "observe.tasks",
+    }
     | {
         f"load.{name}"
         for name in ("bpf_object", "btf", "exit_info", "libbpf", "locked_memory", "memory", "running", "sched_ext")

@@ -74,7 +74,7 @@ def test_operator_compiles_to_another_program(operator, programs, target, tmp_pa
     [
         ("fair", "drop_kick", "scx_bpf_kick_cpu(cpu, KICK_IDLE);", "((void)0);"),
         ("fair", "drop_create", "s32 error = scx_bpf_create_dsq(queue, -1);", "s32 error = 0;"),
-        ("fair", "drop_weight", "used * WEIGHT_DEFAULT / p->scx.weight;", "vt->vtime += used;"),
+        ("fair", "drop_weight", "used_ns * WEIGHT_DEFAULT / p->scx.weight;", "return used_ns;"),
         ("fair", "drop_clamp", "if (time_before(vt->vtime, *clock - lag_ns))", "if (false)"),
         ("fair", "fail_fork", "return 0;", "return args->fork ? -12 : 0;"),
         ("fair", "drain_on_one", "", "if (cpu != 0)"),

@@ -18,6 +18,9 @@ from verifier.object.reader import read_object
 
 PAIRS = load_pairs()
 STATIC = [pair for pair in PAIRS if pair.severity is not None]
+LIMITS = 31
+"""The rule on limits of cgroups, which no policy of a pair is about: it would need their callbacks."""
+
 UNFAIR = (20, 22, 29)
 """Rules on which these findings are a matter of taste or goal."""
 
@@ -26,7 +29,8 @@ def findings(policy, target):
     artifact = compile_policy(policy.source, policy.name, target, cache_dir=load_settings().cache_dir)
     assert artifact.log == "", "compiles without warnings"
     image = read_object(artifact.object_bytes)
-    return check_logic(image, features(target), enum_values(target), reads=READABLE).findings
+    found = check_logic(image, features(target), enum_values(target), reads=READABLE).findings
+    return tuple(each for each in found if each.rule != LIMITS)
 
 
 def test_there_are_many_and_every_file_belongs_to_one():

@@ -91,7 +91,12 @@ def test_a_known_policy_is_configured_with_what_was_measured(builder):
 @pytest.mark.parametrize(
     ("policy", "tunables", "kind", "said"),
     [
-        ("fare", {}, PolicyError, "there is no policy 'fare' in the library\n  hint: there are: batch, fair, fifo"),
+        (
+            "fare",
+            {},
+            PolicyError,
+            "there is no policy 'fare' in the library\n  hint: there are: batch, fair, fair_cgroups, fifo",
+        ),
         ("../fair", {}, PolicyError, "there is no policy '../fair'"),
         ("fair", {"slice": 1}, TunableError, "policy fair has no tunable 'slice'\n  hint: it has: slice_us"),
         ("fair", {"slice_us": 1}, TunableError, "slice_us=1 is out of range\n  hint: accepted: 500 to 100000 us"),
@@ -165,7 +170,11 @@ def test_a_diff_becomes_a_policy_with_its_parent_s_documentation(builder, librar
     assert (candidate.policy, candidate.origin, dict(candidate.tunables)["slice_us"]) == ("fair_1", Origin.PATCH, 20000)
     assert (info.origin, info.parent, info.description) == (Origin.PATCH, "fair", "Longer turns.")
     assert info.tunables == (replace(parent.tunables[0], default=20000), parent.tunables[1])
-    assert (info.target_workloads, info.inputs, info.declares) == (parent.target_workloads, (), ())
+    assert (info.target_workloads, info.inputs, info.declares) == (
+        parent.target_workloads,
+        (),
+        ("cgroup weights", "cgroup limits"),
+    )
     assert "struct sched_ext_ops fair_1 = {" in info.source.read_text()
     assert repository.derived_policies()[0].parent == "fair"
     assert parent.source.read_text() == FAIR, "the parent is as it was"
@@ -178,7 +187,11 @@ def test_a_patch_may_bring_tunables_inputs_and_declarations(builder, library):
     )
     builder.make(replace(PATCH, diff=diff(FAIR.replace('#include "vtime.bpf.h"\n', added))), PROFILE)
     info = library["fair_1"]
-    assert (info.inputs, info.declares, info.tunable("other_us").unit) == (("classes",), ("weights",), "us")
+    assert (info.inputs, info.declares, info.tunable("other_us").unit) == (
+        ("classes",),
+        ("cgroup weights", "cgroup limits", "weights"),
+        "us",
+    )
     assert dict(info.classes)["workers"] == 2, "numbered as the bundled layered does"
 
 
