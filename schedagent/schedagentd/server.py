@@ -366,9 +366,12 @@ class Server:
         self._selector.modify(connection.socket, reading | (selectors.EVENT_WRITE if connection.unsent else 0))
 
     def _close(self, connection: Connection) -> None:
+        """Close a connection, whoever ended it and when; the trial that hangs on it ends with it."""
         if self._connections.pop(connection.socket.fileno(), None) is not None:
             self._selector.unregister(connection.socket)
             connection.socket.close()
+        if connection.trial:
+            self._rollout.end_trial(connection.trial)
 
     # Trials
 

@@ -80,6 +80,16 @@ def test_who_says_more_ends_it(daemon):
     assert not daemon.state["enabled"]
 
 
+def test_who_is_gone_before_the_answer_has_no_trial(daemon):
+    """Killed while the policy was loaded: there is nobody to answer, and nothing to read an end from."""
+    with socket.socket(socket.AF_UNIX) as talker:
+        talker.connect(str(daemon.config.socket))
+        talker.sendall(json.dumps({"version": 1, "verb": "trial", **request_of(), "lease_s": 30}).encode() + b"\n")
+    until(lambda: "trial" in events(daemon), 5)
+    until(lambda: not daemon.state["enabled"], 2)
+    assert daemon.client.ask("status")["active"] is None
+
+
 def test_what_the_breaker_ends_is_reported(daemon):
     with daemon.client.trial(request_of(), 30) as trial:
         daemon.tell_kernel("end_policy", kind=1024)
