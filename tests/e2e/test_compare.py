@@ -23,7 +23,7 @@ from tests.support.loaders import build_loader
 from tests.support.paths import FIXTURES
 from tests.support.real_runs import PROGRAM, Measured, qemu_of, query, samples, wait_for_blocks
 
-pytestmark = [pytest.mark.vm, pytest.mark.e2e, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.vm, pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 BUILD = "make -j2"
 PARTS = " CFLAGS=-O0 build/rng.o build/strbuf.o build/checksum.o"

@@ -195,18 +195,21 @@ def run_id(done: subprocess.CompletedProcess[str]) -> str:
     return match[1]
 
 
+@pytest.mark.slow
 def test_optimize_ends_with_a_verdict(ready: Newcomer, optimized: subprocess.CompletedProcess[str]) -> None:
     assert optimized.returncode in (0, 3), optimized.stderr
     assert "Verdict: " in optimized.stdout
     assert run_id(optimized) in ready.run("runs", "list").stdout
 
 
+@pytest.mark.slow
 def test_runs_show_has_it_again(ready: Newcomer, optimized: subprocess.CompletedProcess[str]) -> None:
     shown = ready.shell(f"schedagent runs show {run_id(optimized)}")
     assert shown.returncode == 0, shown.stderr
     assert shown.stdout == optimized.stdout
 
 
+@pytest.mark.slow
 def test_deploy_says_what_it_lacks(ready: Newcomer, optimized: subprocess.CompletedProcess[str]) -> None:
     """There is no schedagentd here; with one, `make test-host` deploys."""
     done = ready.shell(f"sudo schedagent deploy {run_id(optimized)}")

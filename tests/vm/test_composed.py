@@ -17,7 +17,7 @@ from schedagent.run.opening import open_local_verifier
 from tests.corpus import Entry, complaint, judge
 from tests.support.random_specs import drawn
 
-pytestmark = [pytest.mark.vm, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.vm, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 def test_a_drawn_spec_passes_every_gate(tmp_path):

@@ -8,7 +8,7 @@ from schedagent.core.settings import load_settings
 from tests.support.in_guest import ROOT, told_inside
 from verifier.microvm.kernels import default_kernel
 
-pytestmark = [pytest.mark.vm, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.vm, pytest.mark.slow, pytest.mark.timeout(400)]
 
 
 @pytest.fixture(scope="module")
