@@ -77,7 +77,7 @@ def first(batch: Path, environment: Mapping[str, str]) -> FirstRun:
         _out, said = stopped.communicate(timeout=10)
     run_id = query(database, "select id from runs")[0][0]
     resume = [*PROGRAM, "resume", run_id, "--json"]
-    killed = subprocess.Popen(resume, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    killed = subprocess.Popen(resume, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:
         stored = {block for block, _arm, _started in samples(database)}
         before = wait_for_blocks(database, len(stored) + 1, killed)

@@ -24,10 +24,15 @@ def samples(database: Path) -> list[Measured]:
 
 
 def wait_for_blocks(database: Path, count: int, process: subprocess.Popen[Any], limit_s: float = 300) -> list[Measured]:
-    """Wait until a run has stored `count` blocks, and return its samples; kill it if that takes longer."""
+    """Wait until a run has stored `count` blocks, and return its samples; kill it if that takes longer.
+
+    Raises:
+        AssertionError: with what the process printed, if it ended before.
+    """
     deadline = time.monotonic() + limit_s
     while time.monotonic() < deadline:
-        assert process.poll() is None, "the run ended early"
+        if process.poll() is not None:
+            raise AssertionError(f"the run ended early, with {process.returncode}: {process.communicate()}")
         try:
             found = samples(database)
         except sqlite3.OperationalError:  # not created yet

@@ -370,7 +370,7 @@ class TestLongCalls:
             client.call_tool("verify_policy", {"policy": "slow", "gates": "all"}, progress_callback=progress)
         )
         await asyncio.wait_for(busy.wait(), 30)
-        pids = sleepers(service)
+        pids = await asyncio.to_thread(sleeping, service)
         assert len(pids) == 1
         call.cancel()
         with suppress(asyncio.CancelledError):
@@ -432,7 +432,7 @@ class TestLongCalls:
                     client.call_tool("verify_policy", {"policy": "slow", "gates": "all"}, progress_callback=progress)
                 )
                 await asyncio.wait_for(busy.wait(), 30)
-                pids = sleepers(service)
+                pids = await asyncio.to_thread(sleeping, service)
                 process.kill()
                 await asyncio.to_thread(wait_for, lambda: not any(map(alive, pids)), 15)
                 call.cancel()
@@ -465,6 +465,12 @@ def source_of(name: str) -> str:
     """A source that the library takes under a name; the scripted bench does not compile it."""
     text = load_library()["fifo"].source.read_text()
     return text.replace("fifo", name)
+
+
+def sleeping(service) -> list[int]:
+    """Wait for them: the environment of a process cannot be read until its exec is all done."""
+    wait_for(lambda: sleepers(service))
+    return sleepers(service)
 
 
 def sleepers(service) -> list[int]:
