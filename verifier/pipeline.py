@@ -180,6 +180,7 @@ class _Passage:
         self._cell: Cell | None = None
         self._image: BpfImage | None = None
         self._limits: tuple[str, ...] = ()
+        self._kept: frozenset[str] = frozenset()
         self._lacks = ""
         self._measured: measure.Measured | None = None
         self._proved: jobs.ProveAnswer | None = None
@@ -350,8 +351,9 @@ class _Passage:
             standing=self._standing(),
             reads=self._info.reads,
             accepted_reader=lambda: submission.accepted_reader(target, self._verifier.cache_dir),
+            accepted_limits=lambda image: submission.accepted_limits(image, target, self._verifier.cache_dir),
         )
-        self._limits = report.limits
+        self._limits, self._kept = report.limits, report.kept
         if self._standing() is Standing.FOREIGN or self._info.rodata:
             given = dict(self._candidate.tunables)
             assumed, handed_over = self._info.rodata, report.handed_over
@@ -383,7 +385,7 @@ class _Passage:
                 policy = self._lab_policy(bench.target)
                 if bench is self._verifier.benches[0] and self._is_measured():
                     assert self._image is not None, "the logic gate read it"
-                    self._measured = measure.measured(policy.artifact.object_bytes, self._image, self._info)
+                    self._measured = measure.measured(policy.artifact.object_bytes, self._image, self._info, self._kept)
                     policy = replace(policy, copy=self._measured.copy)
                 cell = bench.ground.cell(policy)
                 if bench is self._verifier.benches[0]:

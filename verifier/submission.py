@@ -20,7 +20,9 @@ from schedagent.core.policies.embedded import scheduler_inside
 from schedagent.core.policies.policy import PolicyInfo, Standing, Tunable
 from schedagent.core.policies.proposal import Origin
 from verifier.logic.rules.reads import reader
+from verifier.logic.taint.limits import LimitsCode, has_bandwidth, limits_code
 from verifier.object.elf import size_beside_arena
+from verifier.object.image import BpfImage
 from verifier.object.reader import read_object
 from verifier.object.rodata import with_rodata
 
@@ -30,6 +32,9 @@ _MADE = (Origin.COMPOSE, Origin.PATCH, Origin.GENERATE)
 
 _WITH_READER = "longest_first"
 """A bundled policy that includes identity.bpf.h."""
+
+_WITH_WEIGHTS, _WITH_BANDWIDTH = "interactive", "fair"
+"""Bundled policies that include cgroups.bpf.h and lead.bpf.h, and bandwidth.bpf.h."""
 
 _NAME = re.compile(r"[A-Za-z0-9_]{1,100}")
 
@@ -88,8 +93,26 @@ def accepted_reader(target: KernelTarget, cache_dir: Path) -> str:
     Raises:
         CompileError, SetupError: the bundled policy cannot be compiled.
     """
-    policy = load_library()[_WITH_READER]
-    return reader(read_object(compile_policy(policy.source, policy.name, target, cache_dir=cache_dir).object_bytes))
+    return reader(_compiled(_WITH_READER, target, cache_dir))
+
+
+def accepted_limits(image: BpfImage, target: KernelTarget, cache_dir: Path) -> LimitsCode:
+    """Return the code of our headers that keeps limits of cgroups, as bundled policies have it.
+
+    Args:
+        image: what is judged; it is compared with what has cpu.max if it has that, too.
+
+    Raises:
+        CompileError, SetupError: a bundled policy cannot be compiled.
+    """
+    weights, bandwidth = (limits_code(_compiled(name, target, cache_dir)) for name in (_WITH_WEIGHTS, _WITH_BANDWIDTH))
+    return bandwidth.with_functions(weights) if has_bandwidth(image) else weights
+
+
+def _compiled(name: str, target: KernelTarget, cache_dir: Path) -> BpfImage:
+    """A bundled policy."""
+    policy = load_library()[name]
+    return read_object(compile_policy(policy.source, policy.name, target, cache_dir=cache_dir).object_bytes)
 
 
 def declared_tunables(artifact: PolicyArtifact) -> tuple[Tunable, ...]:

@@ -47,11 +47,11 @@ class _DataFlow(Calls):
         return {number for number, shadow in enumerate(routine.shadows) if shadow != before[number]}
 
 
-def guards_of(image: BpfImage, codes: Mapping[str, Code]) -> Guards:
-    """Return what decides each branch of an object."""
+def guards_of(image: BpfImage, codes: Mapping[str, Code], kept: frozenset[str] = frozenset()) -> Guards:
+    """Return what decides each branch of an object; nothing does in functions that are taken as a whole (`kept`)."""
     branches = [(name, index) for name, code in codes.items() for index, op in enumerate(code.ops) if _decides(op.kind)]
     guards = dict.fromkeys(branches, frozenset[Input]())
-    flow = _DataFlow(image, codes, {name: blocks_of(code) for name, code in codes.items()})
+    flow = _DataFlow(image, codes, {name: blocks_of(code) for name, code in codes.items()}, kept)
     try:
         settle(flow)
     except TooMuch:

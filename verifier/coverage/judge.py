@@ -73,6 +73,7 @@ def judge(
     *,
     own_headers: bool = False,
     known: bool = False,
+    kept: frozenset[str] = frozenset(),
 ) -> Judgement:
     """Judge what of an object ran.
 
@@ -80,6 +81,7 @@ def judge(
         probes: of its copy; None if none could be made.
         own_headers: whether what stands in include/ is what this program brought, unchanged by the source.
         known: whether the source is what our composer writes, so that its findings are only shown.
+        kept: functions of our headers that are taken as a whole (logic.taint.limits).
     """
     severity = {Standing.DERIVED: Severity.ERROR, Standing.FOREIGN: Severity.NOTE}.get(standing)
     if known and severity:
@@ -87,7 +89,7 @@ def judge(
     if probes is None or ran.why or ran.entered is None:
         unknown = Coverage(why=ran.why or "the kernel did not show its queues")
         return Judgement(unknown, (Finding(NEVER_RAN, severity, "", "", 0, unknown.summary),) if severity else ())
-    seen = _Seen(image, probes, ran)
+    seen = _Seen(image, probes, ran, kept)
     problems = seen.problems(own_headers=own_headers) if severity else ()
     findings = tuple(_finding(severity, problem) for problem in problems) if severity else ()
     return Judgement(seen.coverage(), findings)
@@ -108,10 +110,11 @@ def _finding(severity: Severity, problem: _Problem) -> Finding:
 class _Seen:
     """An object with what ran of it."""
 
-    def __init__(self, image: BpfImage, probes: Probes, ran: Ran) -> None:
+    def __init__(self, image: BpfImage, probes: Probes, ran: Ran, kept: frozenset[str]) -> None:
         self._image = image
         self._probes = probes
         self._ran = ran
+        self._kept = kept
         self._number = {(probe.function, probe.side, probe.index): place for place, probe in enumerate(probes.probes)}
         self._member = {name: member for ops in image.ops for member, name in ops.callbacks.items()}
         self._executed = {name: self._reached(code, ran.passed) for name, code in probes.codes.items()}
@@ -134,7 +137,7 @@ class _Seen:
     def problems(self, *, own_headers: bool) -> Iterator[_Problem]:
         """Yield what is held against the policy."""
         yield from self._uncalled()
-        guards = guards_of(self._image, self._probes.codes)
+        guards = guards_of(self._image, self._probes.codes, self._kept)
         for probe in self._open():
             if probe.side is Side.ENTRY or self._passed(probe) or probe.index not in self._executed[probe.function]:
                 continue

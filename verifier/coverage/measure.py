@@ -27,6 +27,7 @@ class Measured:
         image: its object.
         probes: of the copy; None if none could be made, and `why` says why.
         copy: the copy.
+        kept: functions of our headers that are taken as a whole.
     """
 
     info: PolicyInfo
@@ -34,6 +35,7 @@ class Measured:
     probes: Probes | None
     copy: ProbedCopy | None
     why: str = ""
+    kept: frozenset[str] = frozenset()
 
     def judge(self, answer: jobs.ProveAnswer, standing: Standing, include_dirs: Sequence[Path]) -> Judgement:
         """Judge what the proving ground answered.
@@ -54,21 +56,25 @@ class Measured:
             standing,
             own_headers=leaves_headers_alone(self.info, include_dirs),
             known=is_composed(self.info),
+            kept=self.kept,
         )
 
 
-def measured(object_bytes: bytes, image: BpfImage, info: PolicyInfo) -> Measured:
+def measured(
+    object_bytes: bytes, image: BpfImage, info: PolicyInfo, kept: frozenset[str] = frozenset()
+) -> Measured:
     """Prepare a policy; one whose copy cannot be made says why.
 
     Args:
         image: what read_object returns of the bytes.
+        kept: functions of our headers that are taken as a whole (logic.taint.limits).
     """
     callbacks = {member for ops in image.ops for member in ops.callbacks}
     try:
         probes = place_probes(image)
         content = with_probes(object_bytes, probes)
     except Unmeasurable as error:
-        return Measured(info, image, None, None, error.message)
+        return Measured(info, image, None, None, error.message, kept)
     inputs = () if is_composed(info) else info.inputs  # what is only shown is not worth the seconds of more tasks
     copy = ProbedCopy(content, COVERAGE_SECTION, inputs, bool(callbacks & _HOTPLUG))
-    return Measured(info, image, probes, copy)
+    return Measured(info, image, probes, copy, kept=kept)

@@ -26,7 +26,9 @@ from verifier.logic.rules import time as time_rules
 from verifier.logic.rules import work as work_rules
 from verifier.logic.rules.bounds import Bounds, read_variables
 from verifier.logic.rules.subject import Subject
+from verifier.logic.taint import limits
 from verifier.logic.taint import rule as taint_rule
+from verifier.logic.taint.limits import LimitsCode
 from verifier.logic.walk import calls
 from verifier.logic.walk.events import Walk
 from verifier.logic.walk.flow import Walker
@@ -65,6 +67,7 @@ class LogicReport:
         unfilled: maps that are looked at, and that no program of the object writes to.
         handed_over: whether tasks are handed to a program in user space.
         limits: kinds of limits of cgroups that it has callbacks for, in the words of rule 31.
+        kept: functions of our headers that were taken as a whole.
     """
 
     findings: tuple[Finding, ...]
@@ -74,6 +77,7 @@ class LogicReport:
     unfilled: tuple[str, ...] = ()
     handed_over: bool = False
     limits: tuple[str, ...] = ()
+    kept: frozenset[str] = frozenset()
 
     @property
     def errors(self) -> tuple[Finding, ...]:
@@ -91,6 +95,10 @@ class LogicReport:
         return f"{len(self.callbacks)} callbacks, {paths} paths, {queues}; {findings}"
 
 
+def _no_limits(_image: BpfImage) -> LimitsCode:
+    return LimitsCode()
+
+
 def check_logic(
     image: BpfImage,
     features: frozenset[str],
@@ -100,6 +108,7 @@ def check_logic(
     standing: Standing = Standing.DERIVED,
     reads: Collection[str] = (),
     accepted_reader: Callable[[], str] = str,
+    accepted_limits: Callable[[BpfImage], LimitsCode] = _no_limits,
 ) -> LogicReport:
     """Check a compiled policy against the rules that its programs show.
 
@@ -112,6 +121,8 @@ def check_logic(
         standing: where the policy comes from: what is an error of a derived one may be a note on a foreign one.
         accepted_reader: returns the program that may read arguments of tasks, as `rules.reads.reader` describes it, ""
             if none may; asked only if one does.
+        accepted_limits: returns the code of our headers that keeps limits of cgroups, as far as an object has it; asked
+            only if it has any.
         reads: the inputs that it declares to go by, of core.policies.policy.READABLE.
     """
     known = (calls.FIXED_ENUMS, image.enums, enums)
@@ -132,7 +143,8 @@ def check_logic(
     limit_rules.check(subject)
     read_rules.check(subject, bounds, accepted_reader=accepted_reader)
     work_rules.check(subject, bounds)
-    subject.findings.extend(taint_rule.findings(image, standing, reads))
+    kept = limits.kept_functions(image, accepted_limits(image)) if limits.uses_limits(image) else frozenset[str]()
+    subject.findings.extend(taint_rule.findings(image, standing, reads, kept))
     _check_explored(subject, walk)
     findings = sorted(
         subject.findings, key=lambda finding: (list(Severity).index(finding.severity), finding.rule, finding.line)
@@ -144,6 +156,7 @@ def check_logic(
         unfilled_maps(image, walk),
         hands_over(image, walk),
         limit_rules.known_limits(ops),
+        kept,
     )
 
 

@@ -50,6 +50,9 @@ struct {
 
 struct limit_timer {
 	struct bpf_timer timer;
+	u64 due;       /* 0: it is not started */
+	s32 nr_limits; /* how many cgroups have a limit */
+	bool changed;  /* a limit, since it ran */
 };
 
 struct {
@@ -59,20 +62,23 @@ struct {
 	__type(value, struct limit_timer);
 } limit_timers SEC(".maps");
 
-/* How many cgroups have a limit. */
-s32 nr_limits;
-
-/* When the timer is due, 0 for not; whether a limit changed since it ran. */
-u64 limit_timer_at;
-bool limits_changed;
-
-/* At how many tasks the timer looked: not on its stack, where the kernel's
- * verifier would follow every round with its number. */
-u32 limit_looked;
-
 static __always_inline struct cgroup_limit *cgroup_limit_at(u32 node)
 {
 	return bpf_map_lookup_elem(&cgroup_limits, &node);
+}
+
+static __always_inline struct limit_timer *the_limit_timer(void)
+{
+	u32 zero = 0;
+
+	return bpf_map_lookup_elem(&limit_timers, &zero);
+}
+
+static __always_inline bool any_limits(void)
+{
+	struct limit_timer *timer = the_limit_timer();
+
+	return timer && timer->nr_limits;
 }
 
 /* Begin the period that is due. Of two CPUs that see it, one does. */
@@ -103,7 +109,7 @@ static __always_inline void refill_budget(struct cgroup_limit *limit, u64 now)
  * When all budgets of a node and those above are filled again. 0: they are not
  * empty now.
  */
-static __noinline u64 budget_empty_until(u32 index, u64 now)
+KEPT u64 budget_empty_until(u32 index, u64 now)
 {
 	u64 until = 0, filled, periods;
 	struct cgroup_limit *limit;
@@ -135,7 +141,7 @@ static __noinline u64 budget_empty_until(u32 index, u64 now)
 }
 
 /* The least budget of a node and those above, of @wanted at most. */
-static __noinline s64 least_budget(u32 index, s64 wanted, u64 now)
+KEPT s64 least_budget(u32 index, s64 wanted, u64 now)
 {
 	struct cgroup_limit *limit;
 	struct cgroup_node *node;
@@ -159,7 +165,7 @@ static __noinline s64 least_budget(u32 index, s64 wanted, u64 now)
 }
 
 /* Add to the budgets of a node and those above. */
-static __noinline void add_budget(u32 index, s64 ns)
+KEPT void add_budget(u32 index, s64 ns)
 {
 	struct cgroup_limit *limit;
 	struct cgroup_node *node;
@@ -179,12 +185,12 @@ static __noinline void add_budget(u32 index, s64 ns)
 }
 
 /* The task used its CPU for @used_ns of what it had taken. */
-static __always_inline void charge_budget(struct task_struct *p, u64 used_ns)
+KEPT void charge_budget(struct task_struct *p, u64 used_ns)
 {
 	struct cgroup_task *task = cgroup_task_of(p);
 	s64 rest;
 
-	if (!task || (!task->taken_ns && !nr_limits))
+	if (!task || (!task->taken_ns && !any_limits()))
 		return;
 	rest = task->taken_ns - used_ns;
 	task->taken_ns = 0;
@@ -202,12 +208,12 @@ static __always_inline void return_budget(struct task_struct *p)
  * Take a slice from the budgets that the task runs on: as much of it as there
  * is. 0: one of them is empty.
  */
-static __always_inline u64 granted_slice(struct task_struct *p, u64 slice_ns)
+KEPT u64 granted_slice(struct task_struct *p, u64 slice_ns)
 {
 	struct cgroup_task *task = cgroup_task_of(p);
 	s64 left;
 
-	if (!nr_limits || !task)
+	if (!task || !any_limits())
 		return slice_ns;
 	left = least_budget(task->node, slice_ns, scx_bpf_now());
 	if (left <= 0)
@@ -220,20 +226,16 @@ static __always_inline u64 granted_slice(struct task_struct *p, u64 slice_ns)
 
 static __always_inline void start_limit_timer(u64 now, u64 due)
 {
-	struct limit_timer *timer;
+	struct limit_timer *timer = the_limit_timer();
 	u64 delay = due - now;
-	u32 zero = 0;
 
-	if (limit_timer_at && !time_before(due, limit_timer_at))
-		return;
-	timer = bpf_map_lookup_elem(&limit_timers, &zero);
-	if (!timer)
+	if (!timer || (timer->due && !time_before(due, timer->due)))
 		return;
 	if (delay > LIMIT_LATE_NS)
 		delay = time_before(due, now) ? LIMIT_SOON_NS : LIMIT_LATE_NS;
 	if (delay < LIMIT_SOON_NS)
 		delay = LIMIT_SOON_NS;
-	limit_timer_at = now + delay;
+	timer->due = now + delay;
 	bpf_timer_start(&timer->timer, delay, 0);
 }
 
@@ -258,28 +260,54 @@ static __always_inline void wait_for_budget(struct task_struct *p, u64 queue,
 	start_limit_timer(now, until);
 }
 
-static __always_inline void kick_idle_cpu(const struct task_struct *p)
+static __always_inline bool kick_idle_cpu(const struct task_struct *p)
 {
 	s32 cpu = scx_bpf_pick_idle_cpu(p->cpus_ptr, 0);
 
-	if (cpu >= 0)
-		scx_bpf_kick_cpu(cpu, KICK_IDLE);
+	if (cpu < 0)
+		return false;
+	scx_bpf_kick_cpu(cpu, KICK_IDLE);
+	return true;
+}
+
+/*
+ * The task joins @queue, or waits until its cgroup has a budget again. Returns
+ * whether it still needs a CPU.
+ */
+KEPT bool join_queue(struct task_struct *p, u64 queue, u64 slice_ns, u64 key,
+		     u64 enq_flags)
+{
+	u64 granted = granted_slice(p, slice_ns);
+
+	if (!granted) {
+		wait_for_budget(p, queue, slice_ns, key, enq_flags);
+		return false;
+	}
+	if (enq_flags & ENQ_LAST) {
+		dsq_insert(p, DSQ_LOCAL, granted, enq_flags);
+		return false;
+	}
+	dsq_insert_vtime(p, queue, granted, key, enq_flags);
+	return !kick_idle_cpu(p);
 }
 
 /* The timer: whoever has a budget again joins its queue, the others wait on. */
-static int release_waiting(void *map, u32 *zero, struct limit_timer *timer)
+KEPT int release_waiting(void *map, u32 *zero, struct limit_timer *timer)
 {
-	u64 now = scx_bpf_now(), due = now + LIMIT_LATE_NS, slice;
-	bool changed = limits_changed;
+	u64 now = scx_bpf_now(), due = now, slice;
+	struct bpf_iter_scx_dsq waiting;
+	bool changed = timer->changed;
 	struct cgroup_task *task;
 	struct task_struct *p;
+	u32 round;
 
-	limit_looked = 0;
-	limit_timer_at = 0;
-	limits_changed = false;
-	bpf_for_each(scx_dsq, p, LIMIT_QUEUE, 0) {
-		if (limit_looked++ >= LIMIT_RELEASES) {
-			due = now;
+	timer->due = 0;
+	timer->changed = false;
+	bpf_iter_scx_dsq_new(&waiting, LIMIT_QUEUE, 0);
+	bpf_for(round, 0, LIMIT_RELEASES) {
+		p = bpf_iter_scx_dsq_next(&waiting);
+		if (!p) {
+			due = now + LIMIT_LATE_NS;
 			break;
 		}
 		if (!changed && time_before(now, p->scx.dsq_vtime)) {
@@ -291,35 +319,30 @@ static int release_waiting(void *map, u32 *zero, struct limit_timer *timer)
 			continue;
 		slice = granted_slice(p, task->slice_ns);
 		if (slice) {
-			scx_bpf_dsq_move_set_slice(LOOP_ITERATOR, slice);
-			scx_bpf_dsq_move_set_vtime(LOOP_ITERATOR, task->key);
-			scx_bpf_dsq_move_vtime(LOOP_ITERATOR, p, task->queue,
-					       0);
+			scx_bpf_dsq_move_set_slice(&waiting, slice);
+			scx_bpf_dsq_move_set_vtime(&waiting, task->key);
+			scx_bpf_dsq_move_vtime(&waiting, p, task->queue, 0);
 			kick_idle_cpu(p);
 			continue;
 		}
-		due = budget_empty_until(task->node, now) ?: now;
-		scx_bpf_dsq_move_set_vtime(LOOP_ITERATOR, due);
-		scx_bpf_dsq_move_vtime(LOOP_ITERATOR, p, LIMIT_QUEUE, 0);
-		due = now + LIMIT_LATE_NS;
+		scx_bpf_dsq_move_set_vtime(
+			&waiting, budget_empty_until(task->node, now) ?: now);
+		scx_bpf_dsq_move_vtime(&waiting, p, LIMIT_QUEUE, 0);
 	}
+	bpf_iter_scx_dsq_destroy(&waiting);
 	if (scx_bpf_dsq_nr_queued(LIMIT_QUEUE))
 		start_limit_timer(now, due);
 	return 0;
 }
 
 /* For ops.init. */
-static __always_inline s32 create_limits(void)
+KEPT s32 create_limits(void)
 {
-	struct limit_timer *timer;
-	u32 zero = 0;
+	struct limit_timer *timer = the_limit_timer();
 	s32 error = scx_bpf_create_dsq(LIMIT_QUEUE, -1);
 
-	if (error)
+	if (error || !timer)
 		return error;
-	timer = bpf_map_lookup_elem(&limit_timers, &zero);
-	if (!timer)
-		return 0;
 	bpf_timer_init(&timer->timer, &limit_timers, 1 /* CLOCK_MONOTONIC */);
 	bpf_timer_set_callback(&timer->timer, release_waiting);
 	return 0;
@@ -333,13 +356,14 @@ static __always_inline void cgroup_limit(struct cgroup *cgrp, u64 period_us,
 {
 	u32 index = own_cgroup_node(cgrp);
 	struct cgroup_limit *limit = cgroup_limit_at(index);
+	struct limit_timer *timer = the_limit_timer();
 	u64 now = scx_bpf_now(), quota_ns, debt_us;
 	bool limited;
 
-	if (!limit || index == ROOT_NODE)
+	if (!limit || !timer || index == ROOT_NODE)
 		return;
 	limited = quota_us && quota_us < NO_LIMIT_FROM_US && period_us;
-	__sync_fetch_and_add(&nr_limits, limited - !!limit->quota_ns);
+	__sync_fetch_and_add(&timer->nr_limits, limited - !!limit->quota_ns);
 	limit->quota_ns = 0;
 	if (limited) {
 		quota_ns = quota_us * NSEC_PER_USEC;
@@ -352,7 +376,7 @@ static __always_inline void cgroup_limit(struct cgroup *cgrp, u64 period_us,
 		limit->quota_ns = quota_ns;
 	}
 	if (scx_bpf_dsq_nr_queued(LIMIT_QUEUE) > 0) {
-		limits_changed = true;
+		timer->changed = true;
 		start_limit_timer(now, now);
 	}
 }
@@ -362,11 +386,12 @@ static __always_inline void cgroup_unlimit(struct cgroup *cgrp)
 {
 	u32 index = own_cgroup_node(cgrp);
 	struct cgroup_limit *limit = cgroup_limit_at(index);
+	struct limit_timer *timer = the_limit_timer();
 
-	if (!limit || index == ROOT_NODE || !limit->quota_ns)
+	if (!limit || !timer || index == ROOT_NODE || !limit->quota_ns)
 		return;
 	limit->quota_ns = 0;
-	__sync_fetch_and_add(&nr_limits, -1);
+	__sync_fetch_and_add(&timer->nr_limits, -1);
 }
 
 #define LIMIT_CALLBACKS                                                     \

@@ -11,9 +11,15 @@
  *
  * Include it before vtime.bpf.h: virtual time then grows by effective weights.
  * The policy puts CGROUP_CALLBACKS before its ops struct and CGROUP_OPS into
- * it, and calls cgroup_task_init(), cgroup_runnable() and cgroup_quiescent().
- * A kernel that tells no policy of cgroups has neither callback, and all tasks
- * are in the root.
+ * it, calls cgroup_task_init() in init_task, and before anything else
+ * cgroup_runnable() in runnable and cgroup_quiescent() in quiescent. A kernel
+ * that tells no policy of cgroups has neither callback, and all tasks are in
+ * the root.
+ *
+ * To the verifier the sums of claims look like counters, which a policy could
+ * go by. They are none as long as all that wants to run is counted once, so it
+ * takes this code as a whole (verifier/logic/taint/limits.py): functions that
+ * are KEPT have to be as they are here, and nothing else may touch their maps.
  */
 #ifndef SCHEDAGENT_CGROUPS_BPF_H
 #define SCHEDAGENT_CGROUPS_BPF_H
@@ -38,6 +44,10 @@
 /* No slice is made shorter than that. */
 #define LIGHT_SLICE_NS NSEC_PER_MSEC
 
+/* Neither inlined nor fitted to its callers, so that it is the same code in
+ * every policy. */
+#define KEPT static __noinline __attribute__((used))
+
 struct cgroup_node {
 	struct bpf_spin_lock lock;
 	u32 parent;
@@ -48,6 +58,7 @@ struct cgroup_node {
 	s64 runnable;	/* claims of its tasks and children that want to run */
 	s64 claim;	/* what of that its parent counts */
 	s64 tasks;	/* claims of its own tasks */
+	u64 vtime;	/* for lead.bpf.h */
 };
 
 struct {
@@ -81,6 +92,8 @@ struct cgroup_task {
 	u64 queue;
 	u64 key;
 	u64 slice_ns;
+
+	u64 exec_start; /* for lead.bpf.h */
 };
 
 struct {
@@ -90,11 +103,18 @@ struct {
 	__type(value, struct cgroup_task);
 } cgroup_tasks SEC(".maps");
 
-/* Claims of all tasks that want to run. */
-s64 runnable_claims;
+struct cgroup_totals {
+	s64 runnable;  /* claims of all tasks that want to run */
+	u64 clock;     /* for lead.bpf.h */
+	u32 next_node; /* where the search for a free node continues */
+};
 
-/* Where the search for a free node continues. */
-u32 next_node;
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, u32);
+	__type(value, struct cgroup_totals);
+} cgroup_totals SEC(".maps");
 
 extern struct cgroup *bpf_cgroup_ancestor___sa(struct cgroup *cgrp,
 					       int level) __ksym __weak;
@@ -105,6 +125,13 @@ extern void bpf_cgroup_release___sa(struct cgroup *cgrp) __ksym __weak;
 static __always_inline struct cgroup_node *cgroup_node_at(u32 node)
 {
 	return bpf_map_lookup_elem(&cgroup_nodes, &node);
+}
+
+static __always_inline struct cgroup_totals *cgroup_total(void)
+{
+	u32 zero = 0;
+
+	return bpf_map_lookup_elem(&cgroup_totals, &zero);
 }
 
 static __always_inline struct cgroup_task *cgroup_task_of(struct task_struct *p)
@@ -125,8 +152,8 @@ static __always_inline u32 cgroup_node_of(struct cgroup *cgrp)
  * there: a cgroup has its claim while anything below it wants to run. A node
  * that serves another cgroup by now is left alone.
  */
-static __noinline void cgroup_claim(u32 index, u32 generation, s64 claim,
-				    s64 of_tasks)
+KEPT void cgroup_claim(u32 index, u32 generation, s64 claim,
+		       s64 of_tasks)
 {
 	struct cgroup_node *node;
 	bool first = true;
@@ -160,7 +187,7 @@ static __noinline void cgroup_claim(u32 index, u32 generation, s64 claim,
 }
 
 /* For ops.init_task: without memory for its record a task is in the root. */
-static __always_inline void cgroup_task_init(struct task_struct *p)
+KEPT void cgroup_task_init(struct task_struct *p)
 {
 	bpf_task_storage_get(&cgroup_tasks, p, NULL,
 			     BPF_LOCAL_STORAGE_GET_F_CREATE);
@@ -187,48 +214,67 @@ static __always_inline void cgroup_task_place(struct task_struct *p,
 #endif
 }
 
-/* For ops.quiescent, or ops.exit_task: the task wants no CPU any more. */
-static __always_inline void cgroup_quiescent(struct task_struct *p)
+/* What the task claimed is no longer wanted. */
+static __always_inline void cgroup_withdraw(struct cgroup_task *task)
 {
-	struct cgroup_task *task = cgroup_task_of(p);
+	struct cgroup_totals *all = cgroup_total();
 
-	if (!task || !task->claim)
+	if (!task->claim || !all)
 		return;
-	__sync_fetch_and_add(&runnable_claims, -task->claim);
+	__sync_fetch_and_add(&all->runnable, -task->claim);
 	cgroup_claim(task->claimed_of, task->generation, -task->claim,
 		     -task->claim);
 	task->claim = 0;
 }
 
-/* For ops.runnable. */
-static __always_inline void cgroup_runnable(struct task_struct *p)
+/* For ops.quiescent, first of all: the task wants no CPU any more. */
+KEPT void cgroup_quiescent(struct task_struct *p)
 {
 	struct cgroup_task *task = cgroup_task_of(p);
+
+	if (task)
+		cgroup_withdraw(task);
+}
+
+/* The task wants a CPU. */
+static __always_inline void cgroup_want(struct task_struct *p,
+					struct cgroup_task *task)
+{
+	struct cgroup_totals *all = cgroup_total();
 	struct cgroup_node *node;
 
-	if (!task)
-		return;
-	cgroup_task_place(p, task);
-	cgroup_quiescent(p);
+	cgroup_withdraw(task);
 	node = cgroup_node_at(task->node);
-	if (!node)
+	if (!node || !all)
 		return;
 	task->claimed_of = task->node;
 	task->generation = node->generation;
 	task->claim = CLAIM_OF(p->scx.weight);
-	__sync_fetch_and_add(&runnable_claims, task->claim);
+	__sync_fetch_and_add(&all->runnable, task->claim);
 	cgroup_claim(task->claimed_of, task->generation, task->claim,
 		     task->claim);
+}
+
+/* For ops.runnable, first of all. */
+KEPT void cgroup_runnable(struct task_struct *p)
+{
+	struct cgroup_task *task = cgroup_task_of(p);
+
+	if (!task)
+		return;
+	cgroup_task_place(p, task);
+	cgroup_want(p, task);
 }
 
 /*
  * The part that a task of this claim has in all that is runnable, with
  * WEIGHT_SHIFT binary places.
  */
-static __noinline u64 effective_claim(u32 index, u64 claim)
+KEPT u64 effective_claim(u32 index, u64 claim)
 {
+	struct cgroup_totals *totals = cgroup_total();
 	u64 part = claim << WEIGHT_SHIFT;
-	s64 all = runnable_claims, runnable;
+	s64 all = totals ? totals->runnable : 0, runnable;
 	struct cgroup_node *node;
 	u32 level;
 
@@ -251,7 +297,7 @@ static __noinline u64 effective_claim(u32 index, u64 claim)
 }
 
 /* The effective weight of a task, with WEIGHT_SHIFT binary places. */
-static __always_inline u64 effective_weight(struct task_struct *p)
+KEPT u64 effective_weight(struct task_struct *p)
 {
 	struct cgroup_task *task = cgroup_task_of(p);
 	u64 claim = CLAIM_OF(p->scx.weight), weight;
@@ -287,13 +333,16 @@ static __always_inline u64 lighter_slice(struct task_struct *p, u64 slice_ns)
 #ifdef HAVE_CGROUP_OPS
 
 /* Take a free node; ROOT_NODE if there is none. */
-static __noinline u32 take_cgroup_node(u32 weight)
+KEPT u32 take_cgroup_node(u32 weight)
 {
+	struct cgroup_totals *all = cgroup_total();
 	struct cgroup_node *node;
 	u32 round, index;
 
+	if (!all)
+		return ROOT_NODE;
 	bpf_for(round, 0, CGROUPS_MAX) {
-		index = 1 + next_node++ % (CGROUPS_MAX - 1);
+		index = 1 + all->next_node++ % (CGROUPS_MAX - 1);
 		node = cgroup_node_at(index);
 		if (node &&
 		    !__sync_val_compare_and_swap(&node->weight, 0, weight))

@@ -116,29 +116,6 @@ static __always_inline bool wake_idle_cpu(const struct task_struct *p)
 	return true;
 }
 
-#ifdef SCHEDAGENT_BANDWIDTH_BPF_H
-/*
- * The task joins @queue, or waits until its cgroup has a budget again. Returns
- * whether it still needs a CPU.
- */
-static __always_inline bool join_queue(struct task_struct *p, u64 queue,
-				       u64 slice_ns, u64 key, u64 enq_flags)
-{
-	u64 granted = granted_slice(p, slice_ns);
-
-	if (!granted) {
-		wait_for_budget(p, queue, slice_ns, key, enq_flags);
-		return false;
-	}
-	if (enq_flags & ENQ_LAST) {
-		dsq_insert(p, DSQ_LOCAL, granted, enq_flags);
-		return false;
-	}
-	dsq_insert_vtime(p, queue, granted, key, enq_flags);
-	return !wake_idle_cpu(p);
-}
-#endif
-
 /*
  * For ops.dispatch: does @prev want to continue? It is in no queue then, so the
  * policy has to compare it with those that are: otherwise two tasks on one CPU

@@ -61,6 +61,7 @@ _SOURCE = ("which queue is served", _NOTHING)
 _CPU = ("which CPU is chosen", Kind.BITS)
 _CHOSEN = "which CPU is chosen"
 _ENDED = "whether the policy ends"
+_SHARE = "how much CPU time the tasks of a cgroup get"
 
 DECISIONS: Mapping[str, Decision] = {
     "scx_bpf_dsq_insert": Decision(_INSERTED, {1: _WHICH, 2: _QUEUE, 3: _SLICE, 4: _FLAGS}),
@@ -91,7 +92,16 @@ DECISIONS: Mapping[str, Decision] = {
     "scx_bpf_error_bstr": Decision(_ENDED, {}),
     "scx_bpf_exit_bstr": Decision(_ENDED, {}),
     "bpf_throw": Decision(_ENDED, {}),
+    "cgroup_task_init": Decision(_SHARE, {1: _WHICH}),
+    "granted_slice": Decision(_SHARE, {1: _WHICH, 2: _SLICE}),
+    "charge_budget": Decision(_SHARE, {1: _WHICH, 2: _SLICE}),
+    "join_queue": Decision(_INSERTED, {1: _WHICH, 2: _QUEUE, 3: _SLICE, 4: _KEY, 5: _FLAGS}),
+    "lead_charge": Decision(_SHARE, {1: _WHICH}),
 }
+"""Kfuncs, helpers, and the functions of our headers that are taken as a whole (taint/limits.py)."""
+
+RETURNS_LESS: Mapping[str, int] = {"granted_slice": 2}
+"""Functions taken as a whole that return an argument or less of it -> which argument."""
 
 RETURNED: Mapping[str, tuple[str, int]] = {
     "select_cpu": _CPU,
@@ -148,6 +158,8 @@ class Calls(Maps):
     # --- functions of the object
 
     def _own_function(self, state: State, name: str, arguments: list[Value | None]) -> Value | None:
+        if name in self.kept:
+            return self._kept_function(name, arguments)
         routine = self.routines.get(name)
         if routine is None:
             return FREE.with_labels(self.label(kernel.UNKNOWN))
@@ -159,6 +171,15 @@ class Calls(Maps):
         for member in sorted(self.routine.members):
             self.enter(name, member, shown, self.context, latched=self.shadow)
         return routine.result
+
+    def _kept_function(self, name: str, arguments: list[Value | None]) -> Value:
+        """A function that is taken as a whole: what it is given decides, and of what it returns no more is known."""
+        self._decisions(name, arguments, self.event())
+        place = RETURNS_LESS.get(name)
+        given = arguments[place - 1] if place else None
+        if given is None or given.points:
+            return FREE.with_labels(given.labels if given else 0)
+        return given._replace(const=None, fixed=False, changed=True)
 
     def _callback(self, state: State, value: Value | None, arguments: list[Value | None], *, member: str = "") -> None:
         """A function of the object is called by the kernel, now or later."""
@@ -236,11 +257,12 @@ class Calls(Maps):
                 spread.append(self.read(state, box, offset, 8) if box is not None else None)
         return spread
 
-    def _decisions(self, name: str, arguments: list[Value | None]) -> None:
+    def _decisions(self, name: str, arguments: list[Value | None], labels: int = 0) -> None:
+        """`labels`: of what decides, besides, whether the call is made."""
         decision = DECISIONS.get(name)
         if decision is None:
             return
-        self.decide(decision.reached, 0)
+        self.decide(decision.reached, labels)
         for position, (what, allowed) in decision.arguments.items():
             value = arguments[position - 1]
             if value is None:

@@ -149,8 +149,16 @@ class Reach:
 class Flow(ABC):
     """The state of the whole analysis; `run` in settle.py drives it, operations.py and calls.py fill it."""
 
-    def __init__(self, image: BpfImage, codes: Mapping[str, Code], blocks: Mapping[str, tuple[Block, ...]]) -> None:
+    def __init__(
+        self,
+        image: BpfImage,
+        codes: Mapping[str, Code],
+        blocks: Mapping[str, tuple[Block, ...]],
+        kept: frozenset[str] = frozenset(),
+    ) -> None:
+        """`kept`: functions that are taken as a whole (taint/limits.py)."""
         self.image = image
+        self.kept = kept
         self.memory = Memory(image)
         self.replay = Replay()
         self.labels = Labels()

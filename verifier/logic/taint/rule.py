@@ -19,22 +19,25 @@ RULE = 32
 _MOST_STEPS = 4
 
 
-def findings(image: BpfImage, standing: Standing, reads: Collection[str]) -> tuple[Finding, ...]:
+def findings(
+    image: BpfImage, standing: Standing, reads: Collection[str], kept: frozenset[str] = frozenset()
+) -> tuple[Finding, ...]:
     """Return what the policy goes by and does not declare.
 
     Args:
         standing: an error for a derived policy, a note on a foreign one, nothing for a bundled one.
         reads: what it declares, of core.policies.policy.READABLE.
+        kept: functions that are taken as a whole (taint.limits.kept_functions).
     """
     if standing is Standing.BUNDLED:
         return ()
     severity = Severity.ERROR if standing is Standing.DERIVED else Severity.NOTE
-    return tuple(_finding(reach, severity) for reach in reaches_of(image) if reach.input not in reads)
+    return tuple(_finding(reach, severity) for reach in reaches_of(image, kept) if reach.input not in reads)
 
 
-def inputs_of(image: BpfImage) -> tuple[str, ...]:
+def inputs_of(image: BpfImage, kept: frozenset[str] = frozenset()) -> tuple[str, ...]:
     """Return what a policy goes by, in the order of READABLE; what nobody can declare comes last."""
-    met = {reach.input for reach in reaches_of(image)}
+    met = {reach.input for reach in reaches_of(image, kept)}
     return (*(name for name in READABLE if name in met), *sorted(met - {*READABLE}))
 
 

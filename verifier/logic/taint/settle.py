@@ -15,12 +15,16 @@ UNDECIDED = "anything"
 """The input that stands for all, where the flow could not be followed."""
 
 
-def reaches_of(image: BpfImage) -> tuple[Reach, ...]:
-    """Return each input that reaches a decision of the policy, once for each thing it decides."""
+def reaches_of(image: BpfImage, kept: frozenset[str] = frozenset()) -> tuple[Reach, ...]:
+    """Return each input that reaches a decision of the policy, once for each thing it decides.
+
+    Args:
+        kept: functions that are taken as a whole (taint.limits.kept_functions).
+    """
     arity = {name: len(function.parameters) for name, function in image.functions.items()}
     try:
         codes = {name: prepare(function, arity) for name, function in image.functions.items()}
-        flow = Calls(image, codes, {name: blocks_of(code) for name, code in codes.items()})
+        flow = Calls(image, codes, {name: blocks_of(code) for name, code in codes.items()}, kept)
         settle(flow)
     except (BadCode, TooMuch) as error:
         return (Reach(UNDECIDED, f"everything: {error}", "", None, None),)
@@ -35,7 +39,7 @@ def settle(flow: Calls) -> None:
     """
     member_of = {name: member for ops in flow.image.ops for member, name in ops.callbacks.items()}
     for name, routine in flow.routines.items():
-        if routine.code.function.is_program or name in member_of:
+        if name not in flow.kept and (routine.code.function.is_program or name in member_of):
             flow.enter(name, member_of.get(name, OUTSIDE), [None] * 5, 0, latched=False)
     _until_settled(flow)
     flow.memory.seeded = True
