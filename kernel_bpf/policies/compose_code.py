@@ -89,11 +89,6 @@ def _timed(spec: PolicySpec) -> list[TaskClass]:
     return [kind for kind in spec.classes if kind.order not in BY_VTIME]
 
 
-def _adapts_slices(spec: PolicySpec) -> bool:
-    """Whether slices differ between the tasks of a class."""
-    return any(kind.slice_by_weight or kind.order == LONGEST_FIRST for kind in spec.classes)
-
-
 def _has_shares(spec: PolicySpec) -> bool:
     return spec.dispatch == SHARES and len(spec.classes) > 1
 
@@ -105,11 +100,13 @@ def _has_rounds(spec: PolicySpec) -> bool:
 def includes(spec: PolicySpec) -> str:
     """The headers of the primitives that are used."""
     wanted = {
+        "bandwidth": True,
         "classes": True,
         "burst": _uses_bursts(spec),
         "cgroup_name": _uses_cgroups(spec),
         "history": uses_history(spec),
         "known_class": uses_programs(spec),
+        "lead": bool(_timed(spec)),
         "placement": _uses_placement(spec),
         "preempt": spec.preempts,
         "rounds": _has_rounds(spec),
@@ -129,8 +126,7 @@ def predicates(spec: PolicySpec) -> Iterator[str]:
         yield _matches(kind)
     yield _class_of(spec)
     yield _class_slice(spec)
-    if _adapts_slices(spec):
-        yield _slice_ns(spec)
+    yield _slice_ns(spec)
     if _has_shares(spec):
         yield _per_class(spec, "u64", "class_share", lambda kind: [f"return {kind.name}_share;"])
     if spec.preempts:
@@ -201,19 +197,19 @@ def _class_slice(spec: PolicySpec) -> str:
 def _slice_ns(spec: PolicySpec) -> str:
     def lines(kind: TaskClass) -> list[str]:
         whole = "weighted_slice(p, slice)" if kind.slice_by_weight else "slice"
+        due = f"{'lighter' if kind.order in BY_VTIME else 'group'}_slice(p, {whole})"
         if kind.order != LONGEST_FIRST:
-            return [f"return {whole};"]
-        weighted = [f"slice = {whole};"] if kind.slice_by_weight else []
-        return [*weighted, f"return prelude_or(p, {kind.name}_prelude_us, slice);"]
+            return [f"return {due};"]
+        return [f"slice = {due};", f"return prelude_or(p, {kind.name}_prelude_us, slice);"]
 
-    about = "The slice of a task, in ns: as long as its class's, unless noted here."
+    about = "The slice of a task, in ns: its class's, as its cgroup leaves it less or more than others."
     body = ["u64 slice = class_slice(class);", "", *_switch(spec.classes, lines)]
     return function("u64", "slice_ns", [_TASK, "u32 class"], body, about)
 
 
 def _slice(spec: PolicySpec, task: str) -> str:
     """The call that returns a task's slice."""
-    return f"slice_ns({task}, class)" if _adapts_slices(spec) else "class_slice(class)"
+    return f"slice_ns({task}, class)"
 
 
 def _preferred_cpu(spec: PolicySpec) -> str:
@@ -228,14 +224,15 @@ def _key_of(spec: PolicySpec) -> str:
     def lines(kind: TaskClass) -> list[str]:
         name = kind.name
         if kind.order == SHORTEST_FIRST:
-            return [f"return shortest_key(p, {name}_patience_ms, {name}_long_us);"]
+            return [f"return shortest_key(p, {name}_patience_ms, {name}_long_us) + lead;"]
         if kind.order == LONGEST_FIRST:
             numbers = f"{name}_prelude_us, {name}_patience_ms, {name}_unknown_ms"
-            return [f"return longest_key(p, {numbers});"]
-        return ["return scx_bpf_now();"]
+            return [f"return longest_key(p, {numbers}) + lead;"]
+        return ["return scx_bpf_now() + lead;"]
 
     about = "When a task is due that comes now: its key, in the classes ordered by time."
-    return function("u64", "key_of", [_TASK, "u32 class"], _switch(_timed(spec), lines), about)
+    body = ["u64 lead = lead_ns(p);", "", *_switch(_timed(spec), lines)]
+    return function("u64", "key_of", [_TASK, "u32 class"], body, about)
 
 
 def _enter(spec: PolicySpec) -> str:
@@ -263,10 +260,11 @@ def _charge(spec: PolicySpec) -> str:
     """Account for CPU time, to the burst first: it may show that the task is of another class now."""
     about = "Account for the CPU time since the last time."
     burst = ["burst_add(p, used);"] if _uses_bursts(spec) else []
+    lead = ["lead_charge(p);"] if _timed(spec) else []
     if not _has_shares(spec):
-        body = ["u64 used = vtime_stop(p);", "", *burst] if burst else ["vtime_stop(p);"]
+        body = ["u64 used = vtime_stop(p);", "", *burst, *lead] if burst else ["vtime_stop(p);", *lead]
         return function("void", "charge", [_TASK], body, about)
-    body = ["u64 used = vtime_stop(p);", "u32 class;", "", *burst, "class = class_of(p);"]
+    body = ["u64 used = vtime_stop(p);", "u32 class;", "", *burst, *lead, "class = class_of(p);"]
     body += ["charge_class(class, used, class_share(class));", "return class;"]
     return function("u32", "charge", [_TASK], body, f"{about} Returns the task's class.")
 
@@ -277,24 +275,24 @@ def _serve_by_time(spec: PolicySpec) -> str:
         "",
         "if (!first && dispatch_smaller_key(class, cpu))",
         "\treturn true;",
-        "if (!prev)",
-        "\treturn false;",
-        f"keep_running(prev, {_slice(spec, 'prev')});",
-        "return true;",
+        f"if (prev && keep_running(prev, {_slice(spec, 'prev')}))",
+        "\treturn true;",
+        "return first && dispatch_smaller_key(class, cpu);",
     ]
     return function("bool", "serve_by_time", ["u32 class", "s32 cpu", "struct task_struct *prev"], body)
 
 
 def _serve(spec: PolicySpec) -> str:
     """Serve one class."""
+    kept = f"prev ? {_slice(spec, 'prev')} : 0"
 
     def lines(kind: TaskClass) -> list[str]:
         if kind.order == VTIME:
-            return ["return vtime_dispatch(class, cpu, prev, class_slice(class));"]
+            return [f"return vtime_dispatch(class, cpu, prev, {kept});"]
         if kind.order == DEADLINE:
             return [
                 f"slack = prev ? burst_slack(prev, {kind.name}_slack_us) : 0;",
-                "return deadline_dispatch(class, cpu, prev, class_slice(class), slack);",
+                f"return deadline_dispatch(class, cpu, prev, {kept}, slack);",
             ]
         return ["return serve_by_time(class, cpu, prev);"]
 
@@ -357,8 +355,9 @@ def callbacks(spec: PolicySpec) -> Iterator[str]:
     yield _select_cpu(spec)
     yield _enqueue(spec)
     yield _dispatch(spec)
-    if _uses_wakeups(spec):
-        yield callback("void", f"{name}_runnable", [_TASK, "u64 enq_flags"], ["count_wakeup(p, enq_flags);"])
+    waking = ["lead_runnable(p);" if _timed(spec) else "cgroup_runnable(p);"]
+    waking += ["count_wakeup(p, enq_flags);"] if _uses_wakeups(spec) else []
+    yield callback("void", f"{name}_runnable", [_TASK, "u64 enq_flags"], waking)
     running = ["vtime_start(p);"]
     stopping = ["charge(p);"]
     if spec.preempts:
@@ -366,14 +365,15 @@ def callbacks(spec: PolicySpec) -> Iterator[str]:
         stopping.append("note_rank(scx_bpf_task_cpu(p), NO_RANK);")
     yield callback("void", f"{name}_running", [_TASK], running)
     yield callback("void", f"{name}_stopping", [_TASK, "bool runnable"], stopping)
-    sleeping = ["burst_end(p, deq_flags);"] if _uses_bursts(spec) else []
+    sleeping = ["cgroup_quiescent(p);", "return_budget(p);"]
+    sleeping += ["burst_end(p, deq_flags);"] if _uses_bursts(spec) else []
     sleeping += ["prelude_restart(p, deq_flags);"] if uses_history(spec) else []
-    if sleeping:
-        yield callback("void", f"{name}_quiescent", [_TASK, "u64 deq_flags"], sleeping)
+    yield callback("void", f"{name}_quiescent", [_TASK, "u64 deq_flags"], sleeping)
     yield _init_task(spec)
-    yield callback("s32", f"{name}_init", [], ["return create_queues(NR_CLASSES);"], sleepable=True)
+    yield callback("s32", f"{name}_init", [], ["return create_limits() ?: create_queues(NR_CLASSES);"], sleepable=True)
     yield callback("void", f"{name}_exit", ["struct scx_exit_info *ei"], ["record_exit(ei);"])
     yield callback("void", f"{name}_dump", ["struct scx_dump_ctx *dump"], ["dump_queues(NR_CLASSES);"])
+    yield "LIMIT_CALLBACKS"
 
 
 def _select_cpu(spec: PolicySpec) -> str:
@@ -384,7 +384,9 @@ def _select_cpu(spec: PolicySpec) -> str:
             "s32 cpu = preferred_cpu(p, class, prev_cpu);",
             "",
             "if (cpu >= 0) {",
-            "\tdsq_insert(p, DSQ_LOCAL, slice, 0);",
+            "\tslice = granted_slice(p, slice);",
+            "\tif (slice)",
+            "\t\tdsq_insert(p, DSQ_LOCAL, slice, 0);",
             "\treturn cpu;",
             "}",
         ]
@@ -405,17 +407,16 @@ def _enqueue(spec: PolicySpec) -> str:
         "u64 key = enter(p, class, queue);",
         "",
         *(["refresh_class(class);"] if _has_shares(spec) else []),
-        "dsq_insert_vtime(p, queue, slice, key, enq_flags);",
     ]
     if spec.preempts:
         body += [
-            "if (wake_idle_cpu(p))",
+            "if (!join_queue(p, queue, slice, key, enq_flags))",
             "\treturn;",
             "if ((enq_flags & ENQ_WAKEUP) && class_preempts(class))",
             "\tpreempt_lower(p, class_rank(class), preempt_scan_cpus);",
         ]
     else:
-        body += ["wake_idle_cpu(p);"]
+        body += ["join_queue(p, queue, slice, key, enq_flags);"]
     return callback("void", f"{spec.name}_enqueue", [_TASK, "u64 enq_flags"], body)
 
 
@@ -439,6 +440,7 @@ def _dispatch(spec: PolicySpec) -> str:
 def _init_task(spec: PolicySpec) -> str:
     calls = {
         "vtask_init": True,
+        "cgroup_task_init": True,
         "burst_init": _uses_bursts(spec),
         "prelude_init": uses_history(spec),
         "wakeups_init": _uses_wakeups(spec),
@@ -452,8 +454,7 @@ def _init_task(spec: PolicySpec) -> str:
 
 def ops_struct(spec: PolicySpec) -> str:
     """The ops struct, which stands last."""
-    optional = {"runnable": _uses_wakeups(spec), "quiescent": _uses_bursts(spec) or uses_history(spec)}
-    lines = [f".{member} = (void *){spec.name}_{member}," for member in MEMBERS if optional.get(member, True)]
-    lines += [".timeout_ms = WATCHDOG_MS,", ".exit_dump_len = DUMP_BYTES,", f'.name = "{spec.name}",']
+    lines = [f".{member} = (void *){spec.name}_{member}," for member in MEMBERS]
+    lines += ["LIMIT_OPS,", ".timeout_ms = WATCHDOG_MS,", ".exit_dump_len = DUMP_BYTES,", f'.name = "{spec.name}",']
     written = "\n".join(f"\t{line}" for line in lines)
     return f'SEC(".struct_ops.link")\nstruct sched_ext_ops {spec.name} = {{\n{written}\n}};'

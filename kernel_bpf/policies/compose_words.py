@@ -12,7 +12,7 @@ from pathlib import Path
 
 from kernel_bpf.policies.compose_code import bound_name, uses_history, uses_programs
 from kernel_bpf.policies.manifest import write_manifest
-from schedagent.core.policies.policy import CGROUP_LIMITS, CGROUP_WEIGHTS, READABLE, PolicyInfo, Tunable
+from schedagent.core.policies.policy import CGROUP_WEIGHTS, READABLE, PolicyInfo, Tunable
 from schedagent.core.policies.spec import (
     ANY_IDLE,
     DEADLINE,
@@ -220,10 +220,12 @@ def declares(spec: PolicySpec) -> tuple[str, ...]:
     kept &= len(spec.classes) == 1 or spec.dispatch != PRIORITY
     kept &= not any(True for kind in spec.classes for _ in kind.match.bounds())
     longest_us = max(kind.number("slice_us") for kind in spec.classes)
-    kept &= spec.starvation_ms * 1000 >= SLICES_IN_BOUND * longest_us
+    served_rarely = spec.starvation_ms * 1000 >= SLICES_IN_BOUND * longest_us
+    kept &= served_rarely
     brief = any(kind.number("slice_us") < SHORT_SLICE_US for kind in spec.classes)
-    seeks = {"weights": kept, "saturated machine": not brief, CGROUP_WEIGHTS: False, CGROUP_LIMITS: False}
-    return tuple(word for word, sought in seeks.items() if not sought)
+    grouped = (len(spec.classes) == 1 or spec.dispatch != PRIORITY) and served_rarely
+    words = {"weights": not kept, "saturated machine": brief, CGROUP_WEIGHTS: not grouped}
+    return tuple(word for word, is_declared in words.items() if is_declared)
 
 
 def reads(spec: PolicySpec) -> tuple[str, ...]:

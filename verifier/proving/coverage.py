@@ -14,7 +14,7 @@ from pathlib import Path
 from kernel_bpf.load.queue_counts import queue_counts
 from kernel_bpf.load.sched_ext import LoadedPolicy, kernel_state
 from schedagent.core.errors import BpfError, KernelRejected, PolicyError
-from verifier.proving import conservation, lifecycle, mix, strangers, work
+from verifier.proving import conservation, lifecycle, limits, mix, strangers, work
 from verifier.proving.crew import Crew, Task
 from verifier.proving.ground import NO_ELDERS, PLAIN, Ground, attached_ground, end
 
@@ -26,6 +26,9 @@ TURNS = 3
 
 OUTSIDER_LIMIT_S = 2.4
 _POLL_S = 0.01
+
+THROTTLED, THROTTLED_MAX = "proving-throttled", "2000 20000"
+"""A cgroup whose tasks wait for its quota most of the time, and which goes again: what a policy does then."""
 
 # include/uapi/linux/bpf.h: opcode, registers (dst in the lower half), offset, immediate
 _SLOT = struct.Struct("<BBhi")
@@ -110,7 +113,10 @@ def _stimulate(marks: Marks, policy: LoadedPolicy, copy: Copy, share: float) -> 
         why the copy was not in charge until the end; empty if it was.
     """
     ground = attached_ground(PLAIN, NO_ELDERS)
-    with Crew() as crew:
+    with limits.cgroups({THROTTLED: 100}), Crew() as crew:
+        (limits.CGROUPS / THROTTLED / "cpu.max").write_text(THROTTLED_MAX)
+        for number in range(len(ground.cpus)):
+            crew.start(f"throttled hog {number}", limits.inside(THROTTLED))
         if copy.strangers:
             strangers.start(crew, ground.cpus)
         mix.observe(ground, mix.start(crew, ground.cpus, mix.spinner_or_none()), MIX_S * share)

@@ -330,6 +330,18 @@ static __always_inline u64 lighter_slice(struct task_struct *p, u64 slice_ns)
 	return light < LIGHT_SLICE_NS ? LIGHT_SLICE_NS : light;
 }
 
+/*
+ * The slice of a task where slices alone share the CPU, as tasks are served
+ * round robin: shorter or longer, as its cgroup leaves it less or more than its
+ * own weight.
+ */
+static __always_inline u64 group_slice(struct task_struct *p, u64 slice_ns)
+{
+	u64 own = (u64)p->scx.weight << WEIGHT_SHIFT;
+
+	return clamp_slice(slice_ns * (effective_weight(p) >> 8) / (own >> 8));
+}
+
 #ifdef HAVE_CGROUP_OPS
 
 /* Take a free node; ROOT_NODE if there is none. */

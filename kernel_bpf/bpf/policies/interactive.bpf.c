@@ -60,7 +60,7 @@ static __always_inline u64 deadline_ns(struct task_struct *p)
 static __always_inline u64 slice_ns(struct task_struct *p)
 {
 	if (is_background(p))
-		return lighter_slice(
+		return group_slice(
 			p, weighted_slice(p, slice_us * NSEC_PER_USEC));
 	return clamp_slice(background_us * NSEC_PER_USEC);
 }
