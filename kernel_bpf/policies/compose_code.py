@@ -138,7 +138,7 @@ def predicates(spec: PolicySpec) -> Iterator[str]:
     if _uses_placement(spec):
         yield _preferred_cpu(spec)
     if _timed(spec):
-        yield _key_of(spec)
+        yield from _key_of(spec)
     yield _enter(spec)
     yield _charge(spec)
     if _timed(spec):
@@ -218,21 +218,21 @@ def _preferred_cpu(spec: PolicySpec) -> str:
     return function("s32", "preferred_cpu", [_TASK, "u32 class", "s32 prev_cpu"], body, about)
 
 
-def _key_of(spec: PolicySpec) -> str:
+def _key_of(spec: PolicySpec) -> Iterator[str]:
     """The key of a class by time."""
 
     def lines(kind: TaskClass) -> list[str]:
         name = kind.name
         if kind.order == SHORTEST_FIRST:
-            return [f"return shortest_key(p, {name}_patience_ms, {name}_long_us) + lead;"]
+            return [f"return shortest_key(p, {name}_patience_ms, {name}_long_us);"]
         if kind.order == LONGEST_FIRST:
             numbers = f"{name}_prelude_us, {name}_patience_ms, {name}_unknown_ms"
-            return [f"return longest_key(p, {numbers}) + lead;"]
-        return ["return scx_bpf_now() + lead;"]
+            return [f"return longest_key(p, {numbers});"]
+        return ["return scx_bpf_now();"]
 
-    about = "When a task is due that comes now: its key, in the classes ordered by time."
-    body = ["u64 lead = lead_ns(p);", "", *_switch(_timed(spec), lines)]
-    return function("u64", "key_of", [_TASK, "u32 class"], body, about)
+    yield function("u64", "due_of", [_TASK, "u32 class"], _switch(_timed(spec), lines))
+    about = "When a task is due that comes now: its key, in the classes ordered by time. Later, if its cgroup is ahead."
+    yield function("u64", "key_of", [_TASK, "u32 class"], ["return due_of(p, class) + lead_ns(p);"], about)
 
 
 def _enter(spec: PolicySpec) -> str:

@@ -152,8 +152,7 @@ static __always_inline u32 cgroup_node_of(struct cgroup *cgrp)
  * there: a cgroup has its claim while anything below it wants to run. A node
  * that serves another cgroup by now is left alone.
  */
-KEPT void cgroup_claim(u32 index, u32 generation, s64 claim,
-		       s64 of_tasks)
+KEPT void cgroup_claim(u32 index, u32 generation, s64 claim, s64 of_tasks)
 {
 	struct cgroup_node *node;
 	bool first = true;

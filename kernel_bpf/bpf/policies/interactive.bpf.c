@@ -60,8 +60,8 @@ static __always_inline u64 deadline_ns(struct task_struct *p)
 static __always_inline u64 slice_ns(struct task_struct *p)
 {
 	if (is_background(p))
-		return group_slice(
-			p, weighted_slice(p, slice_us * NSEC_PER_USEC));
+		return group_slice(p,
+				   weighted_slice(p, slice_us * NSEC_PER_USEC));
 	return clamp_slice(background_us * NSEC_PER_USEC);
 }
 

@@ -36,8 +36,7 @@ const volatile u64 starvation_ms = 1500;
 
 static __always_inline u64 slice_ns(struct task_struct *p)
 {
-	u64 slice =
-		group_slice(p, weighted_slice(p, slice_us * NSEC_PER_USEC));
+	u64 slice = group_slice(p, weighted_slice(p, slice_us * NSEC_PER_USEC));
 
 	return prelude_or(p, prelude_us, slice);
 }

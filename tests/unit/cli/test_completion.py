@@ -72,7 +72,7 @@ def test_runs_of_another_folder_are_not_offered(repository, script, tmp_path):
 
 def test_policies_topics_and_choices_are_offered(repository):
     repository.keep_policy(DerivedPolicy("fair_1", Origin.PATCH, "fair", "c", "m", None, "", "2026-11-30"))
-    assert offered("bash", "policies", "show", "fa") == {"fair", "fair_1", "fair_cgroups"}
+    assert offered("bash", "policies", "show", "fa") == {"fair", "fair_1"}
     assert offered("bash", "verify", "longest") == {"longest_first"}
     assert offered("bash", "optimize", "--goal", "") == {"makespan", "latency", "throughput"}
     assert offered("bash", "runs", "list", "--status", "fa") == {"failed"}

@@ -95,7 +95,7 @@ def test_a_known_policy_is_configured_with_what_was_measured(builder):
             "fare",
             {},
             PolicyError,
-            "there is no policy 'fare' in the library\n  hint: there are: batch, fair, fair_cgroups, fifo",
+            "there is no policy 'fare' in the library\n  hint: there are: batch, fair, fifo",
         ),
         ("../fair", {}, PolicyError, "there is no policy '../fair'"),
         ("fair", {"slice": 1}, TunableError, "policy fair has no tunable 'slice'\n  hint: it has: slice_us"),

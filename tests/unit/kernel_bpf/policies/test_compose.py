@@ -84,27 +84,28 @@ def test_clang_format_finds_nothing_to_change(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "declared"),
     [
-        ({}, []),
+        ({}, None),
         ({"order": "fifo"}, ["weights"]),
+        ({"order": "fifo", "slice_us": 20_001}, ["weights", "cgroup weights"]),
         ({"order": "deadline"}, ["weights"]),
         ({"slice_us": 999}, ["saturated machine"]),
-        ({"slice_us": 20_000}, []),
-        ({"slice_us": 20_001}, ["weights"]),
-        ({"order": "shortest_first", "slice_us": 100}, ["weights", "saturated machine"]),
+        ({"slice_us": 20_000}, None),
+        ({"slice_us": 20_001}, ["weights", "cgroup weights"]),
+        ({"order": "shortest_first", "slice_us": 100}, ["weights", "saturated machine", "cgroup weights"]),
     ],
 )
 def test_what_a_policy_does_not_seek_it_declares(changes, declared):
     spec = replace(PLAIN, classes=(replace(PLAIN.classes[0], **changes),))
-    assert tomllib.loads(compose(spec).toml)["declares"] == [*declared, "cgroup weights", "cgroup limits"]
+    assert tomllib.loads(compose(spec).toml).get("declares") == declared
 
 
 def test_weights_hold_across_classes_only_by_shares_and_by_what_tasks_are():
     known = TaskClass("known", Match(programs=("make",)))
     two = replace(PLAIN, classes=(known, TaskClass("everyone")))
-    assert '"weights"' not in compose(replace(two, dispatch="shares")).toml
-    assert 'declares = ["weights", ' in compose(replace(two, dispatch="priority")).toml
+    assert "declares" not in compose(replace(two, dispatch="shares")).toml
+    assert 'declares = ["weights", "cgroup weights"]' in compose(replace(two, dispatch="priority")).toml
     nice = replace(known, match=Match(nice=Bounds(below=0)))
-    assert 'declares = ["weights", ' in compose(replace(two, dispatch="shares", classes=(nice, two.classes[1]))).toml
+    assert 'declares = ["weights"]' in compose(replace(two, dispatch="shares", classes=(nice, two.classes[1]))).toml
 
 
 def test_every_primitive_leaves_its_mark():
@@ -179,6 +180,10 @@ def verifier():
     return corpus_verifier(static_only=True)
 
 
+WAITS_FOR_ITS_QUOTA = (20, "enqueue", "include/bandwidth.bpf.h")
+"""The finding that a task is put where no idle CPU looks; the oracle for work conservation clears it."""
+
+
 @pytest.mark.parametrize("spec", SAMPLE.values(), ids=lambda spec: spec.name)
 def test_composed_policies_pass_the_static_gates(spec, verifier, tmp_path):
     info = policy_from_file(written(spec, tmp_path))
@@ -188,7 +193,8 @@ def test_composed_policies_pass_the_static_gates(spec, verifier, tmp_path):
     found = [finding for gate in report.gates for finding in gate.findings]
     declared = [finding for finding in found if finding.rule == 31]
     assert {finding.word for finding in declared} <= set(info.declares)
-    cut = [finding for finding in found if finding not in declared]  # where the walk ran out of its budget
+    waits = [finding for finding in found if (finding.rule, finding.where, finding.file) == WAITS_FOR_ITS_QUOTA]
+    cut = [finding for finding in found if finding not in (*declared, *waits)]  # where the walk ran out of its budget
     assert all(finding.severity is Severity.WARNING and "not every path" in finding.message for finding in cut), cut
 
 

@@ -19,9 +19,11 @@ from tests.mutation.__main__ import CORPUS
 from tests.support.random_specs import drawn
 from tests.support.taint_cases import case, images
 from verifier.logic.checks import check_logic
+from verifier.logic.taint.limits import kept_functions
 from verifier.logic.taint.rule import findings, inputs_of
 from verifier.object.image import BpfImage
 from verifier.object.reader import read_object
+from verifier.submission import accepted_limits
 
 VICTIMS = case("victims", "uid", "INSERT(IN(p)->cred->uid.val == 1000 ? 8 : SHARED);")
 HIDDEN = case("hidden", "", "INSERT(IN(p)->exit_code ? 8 : SHARED);")
@@ -81,19 +83,20 @@ def test_a_flow_that_does_not_settle_is_an_error(victims: BpfImage, monkeypatch:
     assert "is not decided" in finding.message
 
 
-TAKEN_FOR = {"fair_cgroups": ("time since load", "time since boot", "counters", "runtime", "kernel memory")}
-"""What the limits of cgroups are taken for: sums of weights, budgets, and the levels that a cgroup has."""
-
-
 def _image(info: PolicyInfo, target: KernelTarget) -> BpfImage:
     artifact = compile_policy(info.source, info.name, target, cache_dir=load_settings().cache_dir)
     return read_object(artifact.object_bytes)
 
 
+def _kept(image: BpfImage, target: KernelTarget) -> frozenset[str]:
+    """The code of cgroups' limits, which is taken as a whole."""
+    return kept_functions(image, accepted_limits(image, target, load_settings().cache_dir))
+
+
 @pytest.mark.parametrize("info", load_library().values(), ids=lambda info: info.name)
 def test_a_bundled_policy_declares_exactly_what_it_goes_by(info: PolicyInfo, real_target: KernelTarget) -> None:
-    inputs = inputs_of(_image(info, real_target))
-    assert tuple(each for each in inputs if each not in TAKEN_FOR.get(info.name, ())) == info.reads
+    image = _image(info, real_target)
+    assert inputs_of(image, _kept(image, real_target)) == info.reads
 
 
 @pytest.mark.parametrize("source", CORRECT, ids=lambda source: source.name.removesuffix(".bpf.c"))
@@ -109,7 +112,8 @@ def test_a_composed_policy_goes_by_nothing_else(spec: PolicySpec, real_target: K
     source = tmp_path / f"{spec.name}.bpf.c"
     source.write_text(composed.source)
     info = policy_from_file(source)
-    assert set(inputs_of(_image(info, real_target))) <= set(info.reads)
+    image = _image(info, real_target)
+    assert set(inputs_of(image, _kept(image, real_target))) <= set(info.reads)
 
 
 def test_the_order_of_what_is_met_is_that_of_the_list(victims: BpfImage) -> None:
