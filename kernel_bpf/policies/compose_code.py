@@ -284,20 +284,22 @@ def _serve_by_time(spec: PolicySpec) -> str:
 
 def _serve(spec: PolicySpec) -> str:
     """Serve one class."""
-    kept = f"prev ? {_slice(spec, 'prev')} : 0"
 
     def lines(kind: TaskClass) -> list[str]:
         if kind.order == VTIME:
-            return [f"return vtime_dispatch(class, cpu, prev, {kept});"]
+            return ["return vtime_dispatch(class, cpu, prev, slice);"]
         if kind.order == DEADLINE:
             return [
                 f"slack = prev ? burst_slack(prev, {kind.name}_slack_us) : 0;",
-                f"return deadline_dispatch(class, cpu, prev, {kept}, slack);",
+                "return deadline_dispatch(class, cpu, prev, slice, slack);",
             ]
         return ["return serve_by_time(class, cpu, prev);"]
 
-    declared = ["u64 slack;", ""] if any(kind.order == DEADLINE for kind in spec.classes) else []
+    by_vtime = any(kind.order in BY_VTIME for kind in spec.classes)
+    slack = ", slack" if any(kind.order == DEADLINE for kind in spec.classes) else ""
+    declared = [f"u64 slice{slack};", ""] if by_vtime else []
     passed_on = ["if (class != running)", "\tprev = NULL;"]
+    passed_on += [f"slice = prev ? {_slice(spec, 'prev')} : 0;"] if by_vtime else []
     about = "Give the CPU to a task of @class, or let @prev continue if it is @running, of this class, and still first."
     parameters = ["u32 class", "s32 cpu", "struct task_struct *prev", "u32 running"]
     return function("bool", "serve", parameters, [*declared, *passed_on, *_switch(spec.classes, lines)], about)

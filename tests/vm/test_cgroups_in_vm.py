@@ -1,68 +1,40 @@
-"""Limits of cgroups under the bundled policies: one run of guest_cgroups.py, then one test for each kind of limit.
+"""Limits of cgroups under the bundled policies, beside the kernel's own: one run of guest_cgroups.py, a test for each.
 
-The bounds are wide: they tell a limit that holds from one that does not, on a host that others use.
+A host that others use disturbs both: where the default scheduler is off by more than the bound in the same machine,
+nothing is said of the policies.
 """
 
 from __future__ import annotations
 
 import pytest
 
-from kernel_bpf.build.compile import compile_policy
-from kernel_bpf.build.target import prepare_target
-from kernel_bpf.policies.library import load_library
 from schedagent.core.settings import load_settings
-from tests.support.in_guest import told_inside
-from verifier.microvm.kernels import default_kernel
+from tests.support import cgroup_figures
+from tests.support.cgroup_figures import DEFAULT, IGNORES, POLICIES, Figures, bound, deviation, keeps
+from tests.support.no_verdict import no_verdict
 
-pytestmark = [pytest.mark.vm, pytest.mark.slow, pytest.mark.timeout(400)]
-
-KEEPING = ("default", "fair_cgroups")
+pytestmark = [pytest.mark.vm, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
-def figures(tmp_path_factory) -> dict:
-    """CPUs that cgroups used, by policy and kind of limit."""
-    settings = load_settings()
-    kernel = default_kernel(settings)
-    target = prepare_target(kernel.vmlinuz, kernel.release, settings.cache_dir)
-    folder, words = tmp_path_factory.mktemp("objects"), ["default"]
-    for name in ("fair_cgroups", "fifo"):
-        path = folder / f"{name}.o"
-        path.write_bytes(compile_policy(load_library()[name].source, name, target).object_bytes)
-        words.append(f"{name}={path}")
-    return told_inside(settings.cache_dir, kernel, "guest_cgroups.py", *words, timeout_s=200)
+def figures(tmp_path_factory) -> Figures:
+    """By policy and limit."""
+    folder = tmp_path_factory.mktemp("objects")
+    return cgroup_figures.measure(load_settings(), folder, (*POLICIES, IGNORES))
 
 
-@pytest.mark.parametrize("name", KEEPING)
-def test_weights_hold_on_two_levels(figures, name):
-    weights = figures[name]["weights"]
-    assert weights["light"] < 0.12 * weights["heavy"], weights
-    if name != "default":  # which is only near them across CPUs
-        assert weights["heavy/two"] == pytest.approx(2 * weights["heavy/one"], rel=0.35), weights
-    changed = figures[name]["weights changed to 500:1000"]
-    assert changed["light"] == pytest.approx(changed["heavy"] / 2, rel=0.5), changed
+@pytest.mark.parametrize("limit", cgroup_figures.WANTED)
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_limit_holds_as_under_the_default_scheduler(figures, policy, limit):
+    if not keeps(policy, limit):
+        assert limit in cgroup_figures.LIMITS, "every policy of these keeps weights"
+        return
+    default = figures[DEFAULT][limit]
+    if deviation(limit, default) > bound(limit):
+        no_verdict(f"the default scheduler itself is off in the same machine ({limit}: {default})")
+    assert deviation(limit, figures[policy][limit]) <= bound(limit), (figures[policy][limit], default)
 
 
-def test_a_policy_that_ignores_weights_shows(figures):
-    weights = figures["fifo"]["weights"]
-    assert weights["light"] > 0.5 * weights["heavy"], weights
-
-
-@pytest.mark.parametrize("name", KEEPING)
-def test_quotas_hold_on_two_levels_and_when_they_change(figures, name):
-    kept = figures[name]
-    assert kept["limit"]["fifth"] == pytest.approx(0.2, rel=0.25)
-    assert kept["limit changed to 50 %"]["fifth"] == pytest.approx(0.5, rel=0.25)
-    levels = kept["limits on two levels"]
-    assert levels["most/child"] == pytest.approx(0.3, rel=0.3)
-    assert levels["most"] < 1.65
-
-
-@pytest.mark.parametrize("name", KEEPING)
-def test_an_idle_cgroup_gets_what_is_left(figures, name):
-    assert figures[name]["idle"]["idle"] < 0.1 * figures[name]["idle"]["busy"]
-
-
-def test_weights_hold_among_many_cgroups(figures):
-    light, heavy = figures["fair_cgroups"]["many"]
-    assert heavy == pytest.approx(2 * light, rel=0.3)
+@pytest.mark.parametrize("limit", ["10:1000", "100:200 below", "20 %", "150 %"])
+def test_a_policy_that_ignores_limits_shows(figures, limit):
+    assert deviation(limit, figures[IGNORES][limit]) > 1.5 * bound(limit)

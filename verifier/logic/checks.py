@@ -131,7 +131,8 @@ def check_logic(
         return _no_scheduler(image)
     image = _configured(image, tunables)
     ops = image.ops[0]
-    walk = _walk(image, ops, features, values)
+    kept = limits.kept_functions(image, accepted_limits(image)) if limits.uses_limits(image) else frozenset[str]()
+    walk = _walk(image, ops, features, values, limits.plain_functions(image, kept))
     subject = Subject(image, ops, walk, values, features, standing, frozenset(reads))
     declared_rules.check(subject)
     for rules in (placement_rules, queue_rules, task_rules):
@@ -143,7 +144,6 @@ def check_logic(
     limit_rules.check(subject)
     read_rules.check(subject, bounds, accepted_reader=accepted_reader)
     work_rules.check(subject, bounds)
-    kept = limits.kept_functions(image, accepted_limits(image)) if limits.uses_limits(image) else frozenset[str]()
     subject.findings.extend(taint_rule.findings(image, standing, reads, kept))
     _check_explored(subject, walk)
     findings = sorted(
@@ -186,13 +186,15 @@ def _no_scheduler(image: BpfImage) -> LogicReport:
     return LogicReport((Finding(27, Severity.ERROR, "", "", 0, text),), (), 0, 0)
 
 
-def _walk(image: BpfImage, ops: OpsStruct, features: frozenset[str], enums: Mapping[str, int]) -> Walk:
+def _walk(
+    image: BpfImage, ops: OpsStruct, features: frozenset[str], enums: Mapping[str, int], plain: frozenset[str]
+) -> Walk:
     """Walk every callback, the revealing ones first and the longest after them, then the other programs.
 
     What exit looks at decides about rule 26, so it must not be what is left when the budget is spent; it is short.
     What init_task makes sure of is known in the others.
     """
-    walker = Walker(image, features, enums)
+    walker = Walker(image, features, enums, plain)
     entered = set()
     order = sorted(ops.callbacks.items(), key=lambda item: _ORDER.index(item[0]) if item[0] in _ORDER else len(_ORDER))
     for member, name in order:

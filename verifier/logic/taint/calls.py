@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from verifier.logic.taint import arithmetic, kernel
 from verifier.logic.taint.flow import OUTSIDE
+from verifier.logic.taint.limits import RETURNS_LESS
 from verifier.logic.taint.maps import Maps
 from verifier.logic.taint.state import State
 from verifier.logic.taint.values import (
@@ -99,9 +100,6 @@ DECISIONS: Mapping[str, Decision] = {
     "lead_charge": Decision(_SHARE, {1: _WHICH}),
 }
 """Kfuncs, helpers, and the functions of our headers that are taken as a whole (taint/limits.py)."""
-
-RETURNS_LESS: Mapping[str, int] = {"granted_slice": 2}
-"""Functions taken as a whole that return an argument or less of it -> which argument."""
 
 RETURNED: Mapping[str, tuple[str, int]] = {
     "select_cpu": _CPU,

@@ -39,6 +39,15 @@ INIT = "create_limits"
 INTERFACE = names("cgroup_task_init effective_weight lead_charge lead_ns granted_slice charge_budget join_queue")
 """What callbacks of tasks may call at any time; taint/calls.py knows what their arguments decide."""
 
+RETURNS_LESS: Mapping[str, int] = {"granted_slice": 2}
+"""What returns one of its arguments or less of it -> which argument."""
+
+_ASKS = names("scx_bpf_now scx_bpf_nr_cpu_ids scx_bpf_task_cgroup")
+"""Kfuncs of sched_ext that do nothing."""
+
+_BOUNDED = frozenset({"granted_slice", "budget_empty_until"})
+"""What is always followed: slices and the time of the timer are made of what it returns, and have bounds."""
+
 _WITHOUT = frozenset({"init", "exit", "dump", "dump_cpu", "dump_task"})
 """Callbacks that decide nothing, so that nobody judges what is called there."""
 
@@ -105,6 +114,22 @@ def kept_functions(image: BpfImage, ours: LimitsCode) -> frozenset[str]:
         return frozenset()  # a map of maps may hold one of these
     is_closed = all(called in kept for name in kept for called in _called(image, name))
     return kept if is_closed and _is_used_well(image, kept) else frozenset()
+
+
+def plain_functions(image: BpfImage, kept: frozenset[str]) -> frozenset[str]:
+    """Return those of the functions that only count: they do nothing to tasks, queues, CPUs or timers."""
+    plain = {name for name in kept if not image.functions[name].is_program and not _acts(image, name)}
+    while acting := {name for name in plain if not _called(image, name) <= plain}:
+        plain -= acting
+    return frozenset(plain - _BOUNDED)
+
+
+def _acts(image: BpfImage, name: str) -> bool:
+    refs = (instruction.ref for instruction in image.functions[name].instructions)
+    return any(
+        ref is not None and ref.name.startswith(("scx_", "__scx_", "bpf_timer_", "bpf_iter_scx_")) and ref.name not in _ASKS
+        for ref in refs
+    )
 
 
 def _is_used_well(image: BpfImage, kept: frozenset[str]) -> bool:

@@ -90,12 +90,21 @@ class Walker(Machine):
         image: the object.
         features: what the target kernel has; empty: everything is assumed to exist.
         enums: values of enumerators by short name (SCX_DSQ_LOCAL).
+        plain: functions that are followed once: no rule is about what they do, and they may return anything.
     """
 
-    def __init__(self, image: BpfImage, features: frozenset[str], enums: Mapping[str, int]) -> None:
+    def __init__(
+        self,
+        image: BpfImage,
+        features: frozenset[str],
+        enums: Mapping[str, int],
+        plain: frozenset[str] = frozenset(),
+    ) -> None:
         super().__init__(image, features, enums, Walk())
         self._arity = {name: len(function.parameters) for name, function in image.functions.items()}
         self._codes = self.walk.codes
+        self._plain = plain
+        self._followed: set[str] = set()
         self._waiting: list[State] = []
         self._seen: dict[Group, set[tuple[object, ...]]] = {}
         self._joined: dict[Group, State] = {}
@@ -423,8 +432,13 @@ class Walker(Machine):
         site = Site(state.code.name, state.index)
         state.index += 1
         name = ref.name if ref is not None else "an unknown function"
-        if ref is not None and ref.kind == "function" and self._step_into(state, ref.name):
-            return True
+        if ref is not None and ref.kind == "function":
+            if name in self._plain & self._followed:
+                self._pass_over(state, name, site)
+                return True
+            self._followed.add(name)
+            if self._step_into(state, name):
+                return True
         arguments = tuple(state.regs[1 : 1 + self._arity_at(op, self._arity)])
         known = calls.canonical(name)
         state.returned = op.line
@@ -441,6 +455,13 @@ class Walker(Machine):
             return False
         self._run_callback(state, known, arguments)
         return True
+
+    def _pass_over(self, state: State, name: str, site: Site) -> None:
+        """Take it that a function of the object returned whatever it may return."""
+        arguments = tuple(state.regs[1 : 1 + self._arity[name]])
+        state.regs[0] = self._result(state, name, arguments, site)
+        for register in range(1, 6):
+            state.regs[register] = self._dead
 
     def _step_into(self, state: State, name: str) -> bool:
         """Continue in a function of the object; false if that would go too deep."""
