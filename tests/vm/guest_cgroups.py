@@ -180,7 +180,7 @@ def main(words: list[str]) -> None:
             policy.attach()
             figures[name] = measured()
             ended = policy.detach()
-            assert ended is None or not ended.ejected, ended
+            assert ended is None or not ended.ejected, (name, ended, figures)
     sys.stdout.write(json.dumps(figures) + "\n")
 
 

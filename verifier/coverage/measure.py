@@ -60,9 +60,7 @@ class Measured:
         )
 
 
-def measured(
-    object_bytes: bytes, image: BpfImage, info: PolicyInfo, kept: frozenset[str] = frozenset()
-) -> Measured:
+def measured(object_bytes: bytes, image: BpfImage, info: PolicyInfo, kept: frozenset[str] = frozenset()) -> Measured:
     """Prepare a policy; one whose copy cannot be made says why.
 
     Args:

@@ -2,8 +2,8 @@
 
 What is runnable below a cgroup is a sum that only cgroups.bpf.h keeps from being a counter, budgets of CPU time are
 filled by a clock, and tasks wait for them until a timer comes. Followed step by step each of these is an input that no
-policy may go by. Taken as a whole they are none: a task's part of all weights tells no more than weights and the lengths
-of queues do, which are free of charge, and a budget forgets what is a period or a second old. That holds if
+policy may go by. Taken as a whole they are none: a task's part of all weights says no more than weights and lengths of
+queues do, which are free of charge, and a budget forgets what is a period or a second old. That holds if
 
 - every function that touches one of their maps is, instruction by instruction, that of our headers,
 - their callbacks for cgroups are those of the policy, so that no cgroup comes or goes without them,
@@ -42,6 +42,7 @@ INTERFACE = names("cgroup_task_init effective_weight lead_charge lead_ns granted
 RETURNS_LESS: Mapping[str, int] = {"granted_slice": 2}
 """What returns one of its arguments or less of it -> which argument."""
 
+_ACTING = ("scx_", "__scx_", "bpf_timer_", "bpf_iter_scx_")
 _ASKS = names("scx_bpf_now scx_bpf_nr_cpu_ids scx_bpf_task_cgroup")
 """Kfuncs of sched_ext that do nothing."""
 
@@ -125,11 +126,9 @@ def plain_functions(image: BpfImage, kept: frozenset[str]) -> frozenset[str]:
 
 
 def _acts(image: BpfImage, name: str) -> bool:
-    refs = (instruction.ref for instruction in image.functions[name].instructions)
-    return any(
-        ref is not None and ref.name.startswith(("scx_", "__scx_", "bpf_timer_", "bpf_iter_scx_")) and ref.name not in _ASKS
-        for ref in refs
-    )
+    """Whether a function does more than count."""
+    refs = (instruction.ref.name for instruction in image.functions[name].instructions if instruction.ref is not None)
+    return any(each.startswith(_ACTING) and each not in _ASKS for each in refs)
 
 
 def _is_used_well(image: BpfImage, kept: frozenset[str]) -> bool:

@@ -22,6 +22,8 @@ RUNNABLE = "\tcgroup_runnable(p);\n"
 QUIESCENT = "\tcgroup_quiescent(p);\n\treturn_budget(p);\n"
 JOIN = "join_queue(p, queue, slice, key, enq_flags);"
 STOP = "\tvtime_stop(p);\n"
+COUNTED_IN = "\tcgroup_task_init(p);\n"
+LED = "\tlead_charge(p);\n"
 
 
 @dataclass(frozen=True)
@@ -40,60 +42,69 @@ class Patch:
         return text
 
 
-def at_the_top(text: str) -> tuple[str, str]:
-    return ('#include "bandwidth.bpf.h"\n', f'#include "bandwidth.bpf.h"\n\n{text}\n')
+ADVANCE = "\tif (vtask_of(p))\n\t\tvtask_of(p)->queued_at = scx_bpf_now();\n"
+COUNTER = "\tif (cgroup_total())\n\t\tcgroup_total()->clock++;"
+REFILLED = "\tif (cgroup_limit_at(1) && cgroup_limit_at(1)->refill > 3600ULL << 30)\n\t\tslice = SLICE_MAX_NS;"
+CURRENT = "bpf_get_current_task_btf()"
+SOONER = "(looked++ > 1000000 || (s64)((a) - (b)) < 0)"
+UID = "BPF_CORE_READ(p, cred, uid.val) == 1000"
+NOT_FOR = f"\tif ({UID})\n\t\treturn"
 
 
-def before(anchor: str, text: str) -> tuple[str, str]:
-    return anchor, f"{text}\n{anchor}"
+def patch(name: str, old: str, new: str, *more: tuple[str, str], base: str = "fair") -> Patch:
+    return Patch(name, ((old, new), *more), base)
+
+
+def as_it_joins(name: str, text: str, *more: tuple[str, str]) -> Patch:
+    return patch(name, f"\t{JOIN}", f"{text}\n\t{JOIN}", *more)
+
+
+def function(name: str, head: str, body: str, *more: tuple[str, str]) -> Patch:
+    return patch(name, "LIMIT_CALLBACKS", f"{head}\n{{\n{body}}}\n\nLIMIT_CALLBACKS", *more)
 
 
 HARMLESS = (
-    Patch("another slice", (("slice_us = 5000", "slice_us = 7000"),)),
-    Patch("kept longer", (("starvation_ms * NSEC_PER_MSEC", "starvation_ms * NSEC_PER_MSEC / 2"),)),
-    Patch("more in quiescent", ((QUIESCENT, f"{QUIESCENT}\tif (p->scx.weight > 100)\n\t\tadvance_clock(vtask_of(p) ?: &(struct vtask){{}});\n"),)),
-)  # fmt: skip
+    patch("another slice", "slice_us = 5000", "slice_us = 7000"),
+    patch("rescued sooner", "starvation_ms * NSEC_PER_MSEC", "starvation_ms * NSEC_PER_MSEC / 2"),
+    patch("more in quiescent", QUIESCENT, f"{QUIESCENT}{ADVANCE}"),
+)
+"""What a model may well do to a policy."""
 
 HOSTILE = (
-    Patch("counts wake-ups among the claims of the root", (before(f"\t{JOIN}", "\tcgroup_claim(ROOT_NODE, 0, 1, 1);"),)),
-    Patch("keeps a counter in the totals", (
-        before(f"\t{JOIN}", "\tif (cgroup_total())\n\t\tcgroup_total()->clock++;\n"
-               "\tif (cgroup_total() && cgroup_total()->clock > 1000000)\n\t\tslice = SLICE_MAX_NS;"),)),
-    Patch("never withdraws a claim, so that the sum counts all who ever woke", ((QUIESCENT, "\treturn_budget(p);\n"),)),
-    Patch("withdraws only some", ((QUIESCENT, f"\tif (p->scx.weight != 100)\n\t\treturn;\n{QUIESCENT}"),)),
-    Patch("withdraws for another task", ((QUIESCENT, "\tcgroup_quiescent(bpf_get_current_task_btf());\n"),)),
-    Patch("claims once more as it stops", ((QUIESCENT, f"{QUIESCENT}\tcgroup_runnable(p);\n"),)),
-    Patch("claims as it is enqueued", (before(f"\t{JOIN}", "\tcgroup_runnable(p);"),)),
-    Patch("claims for another task", ((RUNNABLE, "\tcgroup_runnable(bpf_get_current_task_btf());\n"),)),
-    Patch("claims in a function of its own", (
-        before("s32 SCX_CALLBACK(fair_select_cpu", "static __noinline void again(struct task_struct *p)\n{\n\tcgroup_runnable(p);\n}\n"),
-        before(f"\t{JOIN}", "\tagain(p);"))),
-    Patch("never hears that a cgroup goes", (
-        ("\tLIMIT_OPS,\n", "\tLIMIT_OPS,\n\t.cgroup_exit = (void *)fair_cgroup_exit,\n"),
-        before("LIMIT_CALLBACKS", "void SCX_CALLBACK(fair_cgroup_exit, struct cgroup *cgrp)\n{\n}\n"))),
-    Patch("refills budgets as it is dumped", (("\tdump_queues(1);\n", "\tdump_queues(1);\n\tadd_budget(1, 1000);\n"),)),
-    Patch("drains budgets in a tracing program", (
-        before("LIMIT_CALLBACKS", 'SEC("tp_btf/sched_process_exec")\nint BPF_PROG(seen, struct task_struct *p)\n'
-               "{\n\tcharge_budget(p, 1000000);\n\treturn 0;\n}\n"),)),
-    Patch("starts its timer anew as a task runs", ((STOP, f"{STOP}\tcreate_limits();\n"),)),
-    Patch("gives another meaning to a word of the header", (
-        ('#include "bandwidth.bpf.h"\n', '#include "common.bpf.h"\nu64 looked;\n'
-         "#define time_before(a, b) (looked++ > 1000000 || (s64)((a) - (b)) < 0)\n"
-         '#include "bandwidth.bpf.h"\n'),)),
-    Patch("reads when a budget is filled", (
-        before(f"\t{JOIN}", "\tif (cgroup_limit_at(1) && cgroup_limit_at(1)->refill > 3600ULL << 30)\n\t\tslice = SLICE_MAX_NS;"),)),
+    as_it_joins("counts wake-ups among the claims of the root", "\tcgroup_claim(ROOT_NODE, 0, 1, 1);"),
+    as_it_joins("keeps a counter in the totals", COUNTER),
+    as_it_joins("reads when a budget is filled", REFILLED),
+    as_it_joins("claims as it is enqueued", "\tcgroup_runnable(p);"),
+    patch("never withdraws a claim", QUIESCENT, "\treturn_budget(p);\n"),
+    patch("withdraws only some claims", QUIESCENT, f"\tif (p->scx.weight != 100)\n\t\treturn;\n{QUIESCENT}"),
+    patch("withdraws for another task", QUIESCENT, f"\tcgroup_quiescent({CURRENT});\n"),
+    patch("claims once more as it stops", QUIESCENT, f"{QUIESCENT}\tcgroup_runnable(p);\n"),
+    patch("claims for another task", RUNNABLE, f"\tcgroup_runnable({CURRENT});\n"),
+    patch("claims by a function of its own", "s32 SCX_CALLBACK(fair_select_cpu",
+          "static __noinline void again(struct task_struct *p)\n{\n\tcgroup_runnable(p);\n}\n\n"
+          "s32 SCX_CALLBACK(fair_select_cpu", (f"\t{JOIN}", f"\tagain(p);\n\t{JOIN}")),
+    function("never hears that a cgroup goes", "void SCX_CALLBACK(fair_cgroup_exit, struct cgroup *cgrp)", "",
+             ("\tLIMIT_OPS,\n", "\tLIMIT_OPS,\n\t.cgroup_exit = (void *)fair_cgroup_exit,\n")),
+    function("drains budgets in a tracing program",
+             'SEC("tp_btf/sched_process_exec")\nint BPF_PROG(seen, struct task_struct *p)',
+             "\tcharge_budget(p, 1000000);\n\treturn 0;\n"),
+    patch("refills budgets as it is dumped", "\tdump_queues(1);\n", "\tdump_queues(1);\n\tadd_budget(1, 1000);\n"),
+    patch("starts its timer anew as a task stops", STOP, f"{STOP}\tcreate_limits();\n"),
+    patch("gives another meaning to a word of the header", '#include "bandwidth.bpf.h"\n',
+          f'#include "common.bpf.h"\nu64 looked;\n#define time_before(a, b) {SOONER}\n#include "bandwidth.bpf.h"\n'),
 )  # fmt: skip
+"""Ways to a counter, a clock or a budget that nobody sees."""
 
-UID = "BPF_CORE_READ(p, cred, uid.val) == 1000"
 GOES_BY_UID = (
-    Patch("queue", ((JOIN, f"join_queue(p, queue + ({UID}), slice, key, enq_flags);"),)),
-    Patch("key", ((JOIN, f"join_queue(p, queue, slice, key + ({UID} ? NSEC_PER_MSEC : 0), enq_flags);"),)),
-    Patch("slice", ((JOIN, f"join_queue(p, queue, {UID} ? SLICE_MIN_NS : slice, key, enq_flags);"),)),
-    Patch("whether it is charged", ((STOP, f"{STOP}\tif ({UID})\n\t\tcharge_budget(p, NSEC_PER_MSEC);\n"),)),
-    Patch("how much is taken", ((STOP, f"{STOP}\tgranted_slice(p, {UID} ? NSEC_PER_MSEC : 0);\n"),)),
-    Patch("whether it is counted", (("\tcgroup_task_init(p);\n", f"\tif ({UID})\n\t\treturn 0;\n\tcgroup_task_init(p);\n"),)),
-    Patch("whether its cgroup leads", (("\tlead_charge(p);\n", f"\tif ({UID})\n\t\treturn;\n\tlead_charge(p);\n"),), "interactive"),
-)  # fmt: skip
+    patch("queue", JOIN, f"join_queue(p, queue + ({UID}), slice, key, enq_flags);"),
+    patch("key", JOIN, f"join_queue(p, queue, slice, key + ({UID} ? NSEC_PER_MSEC : 0), enq_flags);"),
+    patch("slice", JOIN, f"join_queue(p, queue, {UID} ? SLICE_MIN_NS : slice, key, enq_flags);"),
+    patch("whether it is charged", STOP, f"{STOP}\tif ({UID})\n\t\tcharge_budget(p, NSEC_PER_MSEC);\n"),
+    patch("how much is taken", STOP, f"{STOP}\tgranted_slice(p, {UID} ? NSEC_PER_MSEC : 0);\n"),
+    patch("whether it is counted", COUNTED_IN, f"{NOT_FOR} 0;\n{COUNTED_IN}"),
+    patch("whether its cgroup leads", LED, f"{NOT_FOR};\n{LED}", base="interactive"),
+)
+"""What is handed to the functions, or whether they are called at all."""
 
 
 @pytest.fixture(scope="module")
@@ -117,10 +128,7 @@ def kept(real_target: KernelTarget) -> Callable[[BpfImage], frozenset[str]]:
 
 def undeclared(image: BpfImage, functions: frozenset[str]) -> set[str]:
     """What the object goes by, as what a model wrote."""
-    found_by_name = load_library()["layered"].reads
-    return {finding.word.partition(":")[2] for finding in rule.findings(image, Standing.DERIVED, (), functions)} - {
-        *found_by_name
-    }
+    return {finding.word.partition(":")[2] for finding in rule.findings(image, Standing.DERIVED, (), functions)}
 
 
 @pytest.mark.parametrize("name", ["fair", "layered", "interactive", "longest_first"])
@@ -138,9 +146,11 @@ def test_a_patch_beside_it_goes_by_nothing(patch, compiled, kept):
 
 @pytest.mark.parametrize("patch", HOSTILE, ids=lambda patch: patch.name)
 def test_a_patch_that_touches_it_is_followed_step_by_step(patch, compiled, kept):
-    image = compiled(patch)
-    assert kept(image) == frozenset()
-    assert "counters" in undeclared(image, frozenset())
+    assert kept(compiled(patch)) == frozenset()
+
+
+def test_what_is_followed_step_by_step_goes_by_counters(compiled):
+    assert "counters" in undeclared(compiled(HOSTILE[4]), frozenset())
 
 
 @pytest.mark.parametrize("patch", GOES_BY_UID, ids=lambda patch: patch.name)
