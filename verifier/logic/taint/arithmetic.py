@@ -320,6 +320,8 @@ def _divide(left: Value, right: Value, blame: Blame) -> Value:
     if kinds & Kind.COUNT and right.const is None:
         wrong |= Kind.COUNT
     scale = left.scale * divisor if kinds & (DURATIONS | Kind.COUNT) else 1.0
+    if kinds & DURATIONS and right.const is None:
+        scale = max(scale, 1.0)  # a weight takes back what a factor gave: units do not shrink each time round
     if kinds & DURATIONS and scale > SHOWN_NS:
         wrong |= kinds & DURATIONS
     return result._replace(kinds=kinds & ~wrong, scale=scale, size=left.size / shrunk,

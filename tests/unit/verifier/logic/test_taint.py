@@ -193,6 +193,17 @@ ATTACKS = (
         *last = now;
         INSERT(since > 60000 ? 8 : SHARED);
         """, before="CASE_STORAGE(@_map, u64);"),
+    case("long_duration_by_weights", "time since load", """
+        u64 *last = RECORD(@_map, p), now = scx_bpf_now(), since;
+
+        if (!last)
+            return;
+        since = (now - *last) * 65536 / p->scx.weight * 65536 / p->scx.weight;
+        *last = now;
+        if (since > 600 * SEC_NS * 429496)
+            return;
+        INSERT(SHARED);
+        """, before="CASE_STORAGE(@_map, u64);"),
     case("used_in_all", "runtime", "if (IN(p)->se.sum_exec_runtime > 60 * SEC_NS) return;" + SHARED),
     case("used_in_all_summed", "time since load", """
         u64 *total = RECORD(@_map, p);
