@@ -16,7 +16,9 @@ from pathlib import Path
 from kernel_bpf.load.sched_ext import LoadedPolicy
 
 CGROUPS = Path("/sys/fs/cgroup")
-SETTLE_S = 0.4
+SETTLE_S = 1.5
+"""Cgroups that were ahead wait for others for 1.2 s at most (lead.bpf.h)."""
+
 WINDOW_S = 2.0
 LONG_S = 6.0
 """A cgroup of weight 10 beside one of 1000 gets a hundredth."""
@@ -44,9 +46,9 @@ def hogs(*names: str, cpu: int | None = None) -> Iterator[None]:
     for name in names:
         pid = os.fork()
         if pid == 0:
-            (CGROUPS / name / "cgroup.procs").write_text("0")
-            if cpu is not None:
+            if cpu is not None:  # first, or the default scheduler remembers its load on another CPU
                 os.sched_setaffinity(0, {cpu})
+            (CGROUPS / name / "cgroup.procs").write_text("0")
             while True:
                 pass
         pids.append(pid)
