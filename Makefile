@@ -16,7 +16,7 @@ LINK_DIR ?= $(HOME)/.local/bin
 INSTALLATION = $(BIN)/python -m deploy.setup.installation --prefix "$(PREFIX)" --destdir "$(DESTDIR)"
 C_SOURCES = find kernel_bpf tests -name '*.[ch]' -not -name vmlinux.h -print0
 
-.PHONY: help probe venv setup demo demo-llm test test-unit test-vm test-in-vm test-host test-verifier test-field test-pages older-kernel promtool docs picture man mutation fuzz-socket fuzz-policies linters check check-deb bench bench-verdict bench-oracles kernel link install uninstall purge deb fmt lock clean
+.PHONY: help probe venv setup demo demo-llm test test-unit test-vm test-in-vm test-host test-verifier test-field test-pages older-kernel promtool docs picture man mutation fuzz-socket fuzz-policies linters check check-deb bench bench-verdict bench-oracles bench-limits kernel link install uninstall purge deb fmt lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -88,6 +88,9 @@ bench-oracles: setup ## how often the proof catches each fault that only a run c
 	$(BIN)/python -m tests.bench.oracle_power --busy
 	$(BIN)/python -m tests.bench.oracle_power --alarms
 	$(BIN)/python -m tests.bench.oracle_power --alarms --busy
+
+bench-limits: setup ## how limits of cgroups hold under each policy, beside the default: five minutes, then make docs
+	$(BIN)/python -m tests.bench.cgroup_limits
 
 test-pages: setup ## open the verifier's HTML pages in Chromium: nothing cut from 360 pixels on, every word legible
 	$(BIN)/python -m tests.pages

@@ -1,5 +1,5 @@
-"""Writes what is generated of the pages: the tables of packages, rules and oracles, metrics and alerts, limits, and the
-fault matrix.
+"""Writes what is generated of the pages: the tables of packages, rules and oracles, metrics and alerts, limits, figures
+of cgroups, and the fault matrix.
 
 python -m tests.documentation          (make docs)
 python -m tests.documentation --check  says whether it is up to date
@@ -18,6 +18,7 @@ from schedagent.core.retention.limits import RETENTION
 from schedagent.core.rules import RULES
 from schedagent.metrics.catalog import FAMILIES
 from tests.corpus import load_corpus
+from tests.support import cgroup_figures
 from tests.support.fault_matrix import FAULTS as FAULT_CELLS
 from tests.support.fault_matrix import OUTCOMES, REAL, STEPS
 from tests.support.packages import packages
@@ -111,11 +112,17 @@ def limits_table() -> str:
     return table(("What", "Where", "Limit", "Enforced by", "What stays"), rows)
 
 
+def cgroup_limits_table() -> str:
+    """One line per limit of cgroups: what it should be, and how it held under each policy (make bench-limits)."""
+    figures = cgroup_figures.recorded()
+    return table(("Limit", "Wanted", *figures), cgroup_figures.rows(figures))
+
+
 PAGES = {
     ROOT / "ARCHITECTURE.md": {"packages": packages_table},
     ROOT / "RETENTION.md": {"limits": limits_table},
     ROOT / "deploy/prometheus/METRICS.md": {"metrics": metrics_table, "alerts": alerts_table},
-    ROOT / "VERIFIER.md": {"rules": rules_table, "oracles": oracles_table},
+    ROOT / "VERIFIER.md": {"rules": rules_table, "cgroup limits": cgroup_limits_table, "oracles": oracles_table},
     ROOT / "SECURITY.md": {"fault matrix": fault_matrix_table, "faults": faults_table},
 }
 

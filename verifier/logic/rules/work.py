@@ -32,10 +32,10 @@ TIMER_MIN_NS = 100_000
 """The shortest period of a timer: a tenth of the shortest tick, and what a slice is at least."""
 
 INSTRUCTIONS_MAX = 8192
-"""Of one callback with all that it calls: four times the largest of any composed policy (2,045)."""
+"""Of one callback with all that it calls: two and a half times the largest of any composed policy (3,069)."""
 
 INSTRUCTIONS_IN_ALL = 16_384
-"""Of an object: nearly four times the largest composed policy (4,473)."""
+"""Of an object: two and a half times the largest composed policy (6,537)."""
 
 _COSTS: Mapping[str, int] = {
     "bpf_map_lookup_elem": 20, "bpf_per_cpu_ptr": 5, "bpf_this_cpu_ptr": 5, "bpf_get_smp_processor_id": 3,
