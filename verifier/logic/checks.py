@@ -99,6 +99,11 @@ def _no_limits(_image: BpfImage) -> LimitsCode:
     return LimitsCode()
 
 
+def _kept(image: BpfImage, accepted_limits: Callable[[BpfImage], LimitsCode]) -> frozenset[str]:
+    """The functions of our headers that are taken as a whole."""
+    return limits.kept_functions(image, accepted_limits(image)) if limits.uses_limits(image) else frozenset()
+
+
 def check_logic(
     image: BpfImage,
     features: frozenset[str],
@@ -131,7 +136,7 @@ def check_logic(
         return _no_scheduler(image)
     image = _configured(image, tunables)
     ops = image.ops[0]
-    kept = limits.kept_functions(image, accepted_limits(image)) if limits.uses_limits(image) else frozenset[str]()
+    kept = _kept(image, accepted_limits)
     walk = _walk(image, ops, features, values, limits.plain_functions(image, kept))
     subject = Subject(image, ops, walk, values, features, standing, frozenset(reads))
     declared_rules.check(subject)
@@ -145,6 +150,8 @@ def check_logic(
     read_rules.check(subject, bounds, accepted_reader=accepted_reader)
     work_rules.check(subject, bounds)
     subject.findings.extend(taint_rule.findings(image, standing, reads, kept))
+    if limits.uses_limits(image) and not kept and standing is not Standing.BUNDLED:
+        subject.findings.append(Finding(taint_rule.RULE, Severity.NOTE, "", "", 0, limits.FOLLOWED))
     _check_explored(subject, walk)
     findings = sorted(
         subject.findings, key=lambda finding: (list(Severity).index(finding.severity), finding.rule, finding.line)

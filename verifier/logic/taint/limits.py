@@ -42,6 +42,12 @@ INTERFACE = names("cgroup_task_init effective_weight lead_charge lead_ns granted
 RETURNS_LESS: Mapping[str, int] = {"granted_slice": 2}
 """What returns one of its arguments or less of it -> which argument."""
 
+FOLLOWED = (
+    "limits of cgroups are followed step by step and look like counters and clocks: their functions, maps and callbacks are"
+    " not used as cgroups.bpf.h and bandwidth.bpf.h say, such as cgroup_runnable() and cgroup_quiescent() first of all"
+)
+"""What is reported of a policy whose functions are not taken as a whole."""
+
 _ACTING = ("scx_", "__scx_", "bpf_timer_", "bpf_iter_scx_")
 _ASKS = names("scx_bpf_now scx_bpf_nr_cpu_ids scx_bpf_task_cgroup")
 """Kfuncs of sched_ext that do nothing."""

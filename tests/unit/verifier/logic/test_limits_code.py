@@ -12,8 +12,10 @@ from kernel_bpf.build.target import KernelTarget
 from kernel_bpf.policies.library import load_library
 from schedagent.core.policies.policy import Standing
 from schedagent.core.settings import load_settings
+from schedagent.core.verification import Severity
+from verifier.logic.checks import check_logic
 from verifier.logic.taint import rule
-from verifier.logic.taint.limits import kept_functions
+from verifier.logic.taint.limits import FOLLOWED, kept_functions
 from verifier.object.image import BpfImage
 from verifier.object.reader import read_object
 from verifier.submission import accepted_limits
@@ -149,8 +151,11 @@ def test_a_patch_that_touches_it_is_followed_step_by_step(patch, compiled, kept)
     assert kept(compiled(patch)) == frozenset()
 
 
-def test_what_is_followed_step_by_step_goes_by_counters(compiled):
-    assert "counters" in undeclared(compiled(HOSTILE[4]), frozenset())
+def test_what_is_followed_step_by_step_goes_by_counters_and_says_why(compiled):
+    image = compiled(HOSTILE[4])
+    assert "counters" in undeclared(image, frozenset())
+    findings = check_logic(image, frozenset()).findings
+    assert [finding.severity for finding in findings if finding.message == FOLLOWED] == [Severity.NOTE]
 
 
 @pytest.mark.parametrize("patch", GOES_BY_UID, ids=lambda patch: patch.name)
