@@ -1,13 +1,21 @@
-"""A unix socket of this machine, reached from inside a guest that has no network: many connections over one channel."""
+"""A unix socket of this machine, reached from inside a guest that has no network: many connections over one channel.
+
+Usage, inside: relay.py SOCKET; makes it appear there. It needs nothing but Python.
+"""
 
 from __future__ import annotations
 
 import socket
 import struct
+import sys
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import BinaryIO
+
+PORT = "relay"
+"""Name of the guest's virtio-serial port."""
 
 HEADER = struct.Struct("!II")
 """Number of a connection, and how many bytes of it follow; with none, this side of it has ended."""
@@ -81,3 +89,52 @@ class Relay:
         while len(content) < length and (piece := self._channel.read(length - len(content))):
             content += piece
         return content
+
+
+def near_end(path: Path) -> None:
+    """Make the socket appear inside a guest, and serve it until the process ends."""
+    [name] = [port.parent.name for port in Path("/sys/class/virtio-ports").glob("*/name") if PORT in port.read_text()]
+    with socket.socket(socket.AF_UNIX) as listener, Path("/dev", name).open("r+b", buffering=0) as channel:
+        listener.bind(str(path))
+        listener.listen()
+        relay = Relay(channel)
+        threading.Thread(target=relay.listen, args=(listener,), daemon=True).start()
+        relay.serve()
+
+
+@contextmanager
+def far_end(folder: Path, service: Path) -> Iterator[list[str]]:
+    """Serve every machine that boots meanwhile; yields what QEMU is to be told, see verifier.microvm.machine.qemu_argv.
+
+    Args:
+        folder: QEMU, which is nobody, gets at the channel in it.
+        service: the socket of this machine.
+    """
+    path = folder / "relay.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        path.chmod(0o777)
+        listener.listen()
+        threading.Thread(target=_accept, args=(listener, service), daemon=True).start()
+        yield ["-chardev", f"socket,id=relay,path={path}", "-device", f"virtserialport,chardev=relay,name={PORT}"]
+
+
+def _accept(listener: socket.socket, service: Path) -> None:
+    with suppress(OSError):
+        while True:
+            end, _address = listener.accept()
+            threading.Thread(target=_serve, args=(end, service), daemon=True).start()
+
+
+def _serve(end: socket.socket, service: Path) -> None:
+    def connect() -> socket.socket:
+        connection = socket.socket(socket.AF_UNIX)
+        connection.connect(str(service))
+        return connection
+
+    with end, end.makefile("rwb", buffering=0) as channel, suppress(OSError):
+        Relay(channel, connect).serve()
+
+
+if __name__ == "__main__":
+    near_end(Path(sys.argv[1]))

@@ -1,13 +1,12 @@
 """Runs inside the micro-VM as root: `optimize --on host` on a real sched_ext kernel, with the real schedagentd.
 
 Usage: guest_host_run.py BATCH KERNELS PUBLIC_KEY; prints what it saw as one JSON object. The
-verifier is outside, behind the machine's port RELAY.
+verifier is outside, behind the machine's port, see tests/support/relay.py.
 """
 
 import json
 import os
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -20,25 +19,13 @@ from schedagent.client.daemon import SOCKET
 from schedagent.core import trusted
 from tests.support.guest_daemon import FOLDER, Daemon, prepare, until
 from tests.support.real_runs import PROGRAM, newest_run, samples
-from tests.support.relay import Relay
+from tests.support.relay import near_end
 
-RELAY = "relay"
 VERIFIER = Path("/tmp/verifier.sock")
 STATE = Path("/tmp/state")
 CONFIG = f'socket = "{SOCKET}"\nbaseline_samples = 0\nsample_s = 0.5\n[bounds]\nstarvation_s = 20\n'
 TASKS = "9 100 900"
 """The long task's time is that of all others together: who starts it first ends after two thirds of the time."""
-
-
-def relayed() -> None:
-    """Make the verifier's socket appear here."""
-    [name] = [port.parent.name for port in Path("/sys/class/virtio-ports").glob("*/name") if RELAY in port.read_text()]
-    listener = socket.socket(socket.AF_UNIX)
-    listener.bind(str(VERIFIER))
-    listener.listen()
-    relay = Relay(Path("/dev", name).open("r+b", buffering=0))  # noqa: SIM115  as long as this process
-    for work in (relay.serve, lambda: relay.listen(listener)):
-        threading.Thread(target=work, daemon=True).start()
 
 
 def killed_amid_a_trial(argv: list[str], environment: dict[str, str]) -> dict:
@@ -72,7 +59,7 @@ def main() -> None:
     daemon = Daemon()
     daemon.client = type(daemon.client)(SOCKET)
     daemon.start()
-    relayed()
+    threading.Thread(target=near_end, args=(VERIFIER,), daemon=True).start()
     cache = Path("/tmp/cache")
     cache.mkdir()
     (cache / "kernels").symlink_to(kernels)

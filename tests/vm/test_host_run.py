@@ -4,11 +4,8 @@ kernel by the installed parts; killed with -9 amid a trial, and resumed to its e
 import json
 import os
 import shutil
-import socket
 import subprocess
 import tempfile
-import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,10 +16,8 @@ from tests.support.in_guest import ROOT, told_inside
 from tests.support.no_verdict import no_verdict
 from tests.support.paths import FIXTURES
 from tests.support.real_runs import PROGRAM
-from tests.support.relay import Relay
-from tests.support.verifier_service_process import wait_for
-from tests.vm.guest_host_run import RELAY
-from verifier.microvm import machine
+from tests.support.real_verifier import verifier_service, with_port
+from tests.support.relay import far_end
 from verifier.microvm.kernels import default_kernel
 
 pytestmark = [pytest.mark.vm, pytest.mark.slow, pytest.mark.timeout(1900)]
@@ -38,65 +33,26 @@ def folder():
 
 
 @pytest.fixture(scope="module")
-def verifier(folder):
-    """The real verifier service; its socket."""
-    path = folder / "verifier.sock"
-    environment = {**os.environ, "SCHEDAGENT_STATE": str(folder / "state"), "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen([*PROGRAM, "verifier", "serve", "--socket", path], env=environment) as service:
-        wait_for(path.exists, 60)
-        exported = [*PROGRAM, "keys", "export", "--output", folder / "verifier.pem"]
-        subprocess.run(exported, env=environment, check=True)
-        yield path
-        service.terminate()
-
-
-@pytest.fixture(scope="module")
-def channel(folder, verifier):
-    """Where QEMU finds the far end of the guest's port."""
-    path = folder / "relay.sock"
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(path))
-        path.chmod(0o777)
-        listener.listen()
-        threading.Thread(target=_serve, args=(listener, verifier), daemon=True).start()
-        yield path
-
-
-def _serve(listener: socket.socket, verifier: Path) -> None:
-    """Be the far end of each machine that boots."""
-
-    def connect() -> socket.socket:
-        connection = socket.socket(socket.AF_UNIX)
-        connection.connect(str(verifier))
-        return connection
-
-    while True:
-        try:
-            end, _address = listener.accept()
-        except OSError:
-            return
-        threading.Thread(target=_far_end, args=(end, connect), daemon=True).start()
-
-
-def _far_end(end: socket.socket, connect: Callable[[], socket.socket]) -> None:
-    with end, end.makefile("rwb", buffering=0) as channel:
-        Relay(channel, connect).serve()
-
-
-@pytest.fixture(scope="module")
-def seen(folder, channel):
+def seen(folder):
     """What guest_host_run.py printed."""
-    batch = folder / "batch"
+    batch, socket, key = folder / "batch", folder / "verifier.sock", folder / "verifier.pem"
     shutil.copytree(FIXTURES / "longtail", batch)
     subprocess.run(["make", "-s", "-C", batch], check=True)
     settings = load_settings()
-    plain = machine.qemu_argv
-    port = ["-chardev", f"socket,id=relay,path={channel}", "-device", f"virtserialport,chardev=relay,name={RELAY}"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(machine, "qemu_argv", lambda *words: [*plain(*words), *port])
-        words = (batch, settings.kernels_dir, folder / "verifier.pem")
+    environment = {**os.environ, "SCHEDAGENT_STATE": str(folder / "state"), "PYTHONPATH": str(ROOT)}
+    with (
+        verifier_service(socket, folder / "state"),
+        far_end(folder, socket) as port,
+        with_port(port),
+    ):
+        subprocess.run([*PROGRAM, "keys", "export", "--output", key], env=environment, check=True)
         told = told_inside(
-            folder, default_kernel(settings), "guest_host_run.py", *words, timeout_s=1500, memory_mib=1024
+            folder,
+            default_kernel(settings),
+            "guest_host_run.py",
+            *(batch, settings.kernels_dir, key),
+            timeout_s=1500,
+            memory_mib=1024,
         )
     if len(told["killed"]["early"]) > 1:
         no_verdict(json.dumps(told["killed"]))
