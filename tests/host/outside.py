@@ -20,9 +20,12 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from kernel_bpf.build.compile import compile_policy
 from kernel_bpf.build.target import KernelTarget
 from schedagent.core.token import DeploymentToken, Scope, digest_inputs, encode, key_id
-from tests.support.paths import ROOT
+from tests.support import relay
+from tests.support.paths import FIXTURES, ROOT
+from verifier.microvm.kernels import KernelImage
 
-VERIFIED = "fifo"
+VERIFIED = "fair_cgroups"
+"""It keeps the limits of cgroups, so it may run beside a neighbour who has one."""
 INSIDE = Path(__file__).parent / "inside"
 TROUBLE = ROOT / "tests/fixtures/policies/trouble.bpf.c"
 VERIFY_LIMIT_S = 300.0
@@ -39,9 +42,14 @@ def schedagent(state: Path, *words: str) -> str:
     return done.stdout
 
 
+def state_of(folder: Path) -> Path:
+    """The verifier's state, beside what is carried in."""
+    return folder.parent / "verifier-state"
+
+
 def verified_policy(folder: Path, release: str, tokens: int) -> None:
     """Fill a folder with NAME.bpf.o, a report for each of `tokens` deployments (NAME-1.json ...), and verifier.pem."""
-    state = folder.parent / "verifier-state"
+    state = state_of(folder)
     for number in range(1, tokens + 1):
         words = ["verify", VERIFIED, "--kernel", release, "--object", str(folder / f"{VERIFIED}.bpf.o"), "--json"]
         (folder / f"{VERIFIED}-{number}.json").write_text(schedagent(state, *words))
@@ -79,8 +87,13 @@ def _token(content: bytes, public: bytes, target: KernelTarget, fault: int) -> D
     )
 
 
-def policies_and_programs(folder: Path, target: KernelTarget, orders: Mapping[str, int]) -> None:
-    """Fill a folder with what is carried into the guest beside the package: policies, keys, and inside/."""
+def policies_and_programs(folder: Path, kernel: KernelImage, target: KernelTarget, orders: Mapping[str, int]) -> None:
+    """Fill a folder with what is carried into the guest beside the package: policies, keys, inside/, a batch, the near
+    end of the relay to the verifier, and the kernel, of which candidates are proved."""
     shutil.copytree(INSIDE, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(FIXTURES / "longtail", folder / "longtail")
+    subprocess.run(["make", "-s", "-C", folder / "longtail"], check=True)
+    shutil.copy(relay.__file__, folder / "relay.py")
+    shutil.copytree(kernel.vmlinuz.parent, folder / "kernels" / kernel.release)
     verified_policy(folder, target.release, tokens=2)
     unverified_policy(folder, target, orders)
