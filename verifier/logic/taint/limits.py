@@ -43,8 +43,8 @@ RETURNS_LESS: Mapping[str, int] = {"granted_slice": 2}
 """What returns one of its arguments or less of it -> which argument."""
 
 FOLLOWED = (
-    "limits of cgroups are followed step by step and look like counters and clocks: their functions, maps and callbacks are"
-    " not used as cgroups.bpf.h and bandwidth.bpf.h say, such as cgroup_runnable() and cgroup_quiescent() first of all"
+    "limits of cgroups are followed step by step and look like counters and clocks: their functions, maps and callbacks"
+    " are not used as cgroups.bpf.h and bandwidth.bpf.h say: cgroup_runnable() and cgroup_quiescent() come first"
 )
 """What is reported of a policy whose functions are not taken as a whole."""
 
