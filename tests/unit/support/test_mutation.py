@@ -20,7 +20,7 @@ from tests.mutation.result import Judged, kill_rate, survivors, table, to_json
 
 SHOWN_BY = {"drop_store": "pid_queue", "leak_reference": "pid_queue", "blind_target": "pid_queue",
             "last_to_nobody": "pid_queue"}  # fmt: skip
-"""Operators that need more than the policy `fair` offers."""
+"""Operators that need more than the policy `plain_vtime` offers."""
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def target(real_target):
 
 @pytest.fixture(scope="module")
 def programs(target):
-    sources = (POLICIES / "fair.bpf.c", CORPUS / "pid_queue.bpf.c", CORPUS / "raw_fifo.bpf.c")
+    sources = (CORPUS / "plain_vtime.bpf.c", CORPUS / "pid_queue.bpf.c", CORPUS / "raw_fifo.bpf.c")
     return {info.name: read_program(info, target, load_settings().cache_dir) for info in map(policy_from_file, sources)}
 
 
@@ -39,7 +39,7 @@ def mutants(programs, policy, operator):
 
 
 def test_a_program_knows_what_each_callback_reaches(programs):
-    reach = {function.name: function.callbacks for function in programs["fair"].functions}
+    reach = {function.name: function.callbacks for function in programs["plain_vtime"].functions}
     assert reach["wake_idle_cpu"] == {"enqueue"}
     assert reach["select_idle_cpu"] == {"select_cpu"}
     assert {"enqueue", "dispatch", "running"} <= reach["clock_of"]
@@ -47,7 +47,7 @@ def test_a_program_knows_what_each_callback_reaches(programs):
 
 
 def test_a_place_is_where_people_find_it(programs):
-    program = programs["fair"]
+    program = programs["plain_vtime"]
     (call,) = program.calls(["scx_bpf_kick_cpu"])
     file, _colon, line = str(program.place(call.node.start)).partition(":")
     source = POLICIES.parent / "include" / file
@@ -63,7 +63,7 @@ def test_kfuncs_are_known_by_their_plain_name(programs):
 
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_operator_compiles_to_another_program(operator, programs, target, tmp_path):
-    made = mutants(programs, SHOWN_BY.get(operator, "fair"), operator)
+    made = mutants(programs, SHOWN_BY.get(operator, "plain_vtime"), operator)
     assert made, "the operator finds a place"
     assert Nursery(target, tmp_path).birth(made[0]) is Birth.ALIVE
     assert made[0].diff.count("@@ -") >= 1
@@ -72,21 +72,26 @@ def test_operator_compiles_to_another_program(operator, programs, target, tmp_pa
 @pytest.mark.parametrize(
     ("policy", "operator", "removed", "added"),
     [
-        ("fair", "drop_kick", "scx_bpf_kick_cpu(cpu, KICK_IDLE);", "((void)0);"),
-        ("fair", "drop_create", "s32 error = scx_bpf_create_dsq(queue, -1);", "s32 error = 0;"),
-        ("fair", "drop_weight", "used_ns * WEIGHT_DEFAULT / p->scx.weight;", "return used_ns;"),
-        ("fair", "drop_clamp", "if (time_before(vt->vtime, *clock - lag_ns))", "if (false)"),
-        ("fair", "fail_fork", "return 0;", "return args->fork ? -12 : 0;"),
-        ("fair", "drain_on_one", "", "if (cpu != 0)"),
-        ("fair", "sleep_in_callback", "SCX_CALLBACK(fair_enqueue,", "SCX_CALLBACK_SLEEPABLE(fair_enqueue,"),
+        ("plain_vtime", "drop_kick", "scx_bpf_kick_cpu(cpu, KICK_IDLE);", "((void)0);"),
+        ("plain_vtime", "drop_create", "s32 error = scx_bpf_create_dsq(queue, -1);", "s32 error = 0;"),
+        ("plain_vtime", "drop_weight", "used_ns * WEIGHT_DEFAULT / p->scx.weight;", "return used_ns;"),
+        ("plain_vtime", "drop_clamp", "if (time_before(vt->vtime, *clock - lag_ns))", "if (false)"),
+        ("plain_vtime", "fail_fork", "return 0;", "return args->fork ? -12 : 0;"),
+        ("plain_vtime", "drain_on_one", "", "if (cpu != 0)"),
+        (
+            "plain_vtime",
+            "sleep_in_callback",
+            "SCX_CALLBACK(plain_vtime_enqueue,",
+            "SCX_CALLBACK_SLEEPABLE(plain_vtime_enqueue,",
+        ),
         ("raw_fifo", "sleep_in_callback", 'SEC("struct_ops/raw_fifo_enqueue")', 'SEC("struct_ops.s/raw_fifo_enqueue")'),
         ("pid_queue", "drop_store", "bpf_map_push_elem(&waiting, &pid, 0)", "if (0)"),
         ("pid_queue", "last_to_nobody", "", ".flags = SCX_OPS_ENQ_LAST,"),
-        ("fair", "slice_by_input", "", "((p->cred->uid.val == 1000) ? 100000ULL : slice_ns())"),
-        ("fair", "key_by_input", "", "key + ((p->cred->uid.val == 1000) ? 2000000000ULL : 0)"),
-        ("fair", "slice_by_counter", "", "static u64 mutant_count;"),
-        ("fair", "widen_loop", "", "bpf_for(class, 0, 1 << 23)"),
-        ("fair", "partial_switch", "", ".flags = SCX_OPS_SWITCH_PARTIAL,"),
+        ("plain_vtime", "slice_by_input", "", "((p->cred->uid.val == 1000) ? 100000ULL : slice_ns())"),
+        ("plain_vtime", "key_by_input", "", "key + ((p->cred->uid.val == 1000) ? 2000000000ULL : 0)"),
+        ("plain_vtime", "slice_by_counter", "", "static u64 mutant_count;"),
+        ("plain_vtime", "widen_loop", "", "bpf_for(class, 0, 1 << 23)"),
+        ("plain_vtime", "partial_switch", "", ".flags = SCX_OPS_SWITCH_PARTIAL,"),
         ("pid_queue", "park", "", "bpf_map_push_elem(&mutant_parked, &parked, 0)"),
     ],
 )
@@ -101,7 +106,7 @@ def test_a_direct_insert_of_select_cpu_is_not_dropped(programs):
 
 
 def test_no_move_left_from_a_dropped_queue(programs):
-    for mutant in mutants(programs, "fair", "drop_move"):
+    for mutant in mutants(programs, "plain_vtime", "drop_move"):
         queue = mutant.what.removeprefix("no move from ")
         body = mutant.text[mutant.text.index("bool vtime_dispatch") :]
         assert f"dsq_move_to_local({queue})" not in body[: body.index("\n}\n")]
@@ -113,14 +118,14 @@ def test_the_flag_for_the_last_task_is_no_fault_where_it_stays_local(target):
 
 
 def test_policies_that_ignore_weights_keep_them(programs):
-    program = programs["fair"]
+    program = programs["plain_vtime"]
     deaf = dataclasses.replace(program, info=dataclasses.replace(program.info, declares=("weights",)))
     assert list(mutants_of(program, ["drop_weight"]))
     assert not list(mutants_of(deaf, ["drop_weight"]))
 
 
 def test_what_a_policy_declares_to_read_is_no_condition_of_a_mutant(programs):
-    program = programs["fair"]
+    program = programs["plain_vtime"]
     reader = dataclasses.replace(program, info=dataclasses.replace(program.info, reads=("uid",)))
     by_user = [mutant for mutant in mutants_of(program, HOSTILE) if mutant.what.endswith("by uid")]
     assert {mutant.operator for mutant in by_user} >= {"slice_by_input", "key_by_input", "lost_by_input"}
@@ -128,7 +133,7 @@ def test_what_a_policy_declares_to_read_is_no_condition_of_a_mutant(programs):
 
 
 def test_a_mutant_is_judged_as_a_patch(programs, tmp_path):
-    assert mutants(programs, "fair", "drop_exit")[0].write(tmp_path).origin is Origin.PATCH
+    assert mutants(programs, "plain_vtime", "drop_exit")[0].write(tmp_path).origin is Origin.PATCH
 
 
 def test_edits_are_made_from_the_end():
@@ -146,8 +151,8 @@ def test_unchanged_and_stillborn_mutants_are_told(programs, target, tmp_path):
 
 
 def fake_mutant(operator, place):
-    info = policy_from_file(POLICIES / "fair.bpf.c")
-    return Mutant("fair", operator, place, "f", "what", "+diff", info, "text", "before")
+    info = policy_from_file(CORPUS / "plain_vtime.bpf.c")
+    return Mutant("plain_vtime", operator, place, "f", "what", "+diff", info, "text", "before")
 
 
 def test_every_operator_gets_its_turn_and_the_seed_decides():
@@ -173,7 +178,7 @@ def test_judging_stops_at_the_number_and_counts_only_the_living(capsys):
     assert [one.mutant.place for one in judged] == ["x:0", "x:1", "x:2", "x:3"]
     assert kill_rate(judged) == 0.75
     assert "1 compiles to the same program" in capsys.readouterr().out
-    assert survivors(judged) == "fair: a at x:1 in f: what\n+diff"
+    assert survivors(judged) == "plain_vtime: a at x:1 in f: what\n+diff"
     assert table(judged).splitlines()[1].split() == ["a", "4", "1", "attach", "3"]
     assert to_json(judged)["judged"][1]["verdict"]["gate"] == ""
 
@@ -184,7 +189,7 @@ def test_nothing_judged_is_nothing_missed():
 
 
 def test_policies_by_name():
-    assert [info.name for info in correct_policies(["fair", "pid_queue"])] == ["fair", "pid_queue"]
+    assert [info.name for info in correct_policies(["plain_vtime", "pid_queue"])] == ["pid_queue", "plain_vtime"]
     assert len(correct_policies()) >= 7 + 22
 
 

@@ -170,11 +170,7 @@ def test_a_diff_becomes_a_policy_with_its_parent_s_documentation(builder, librar
     assert (candidate.policy, candidate.origin, dict(candidate.tunables)["slice_us"]) == ("fair_1", Origin.PATCH, 20000)
     assert (info.origin, info.parent, info.description) == (Origin.PATCH, "fair", "Longer turns.")
     assert info.tunables == (replace(parent.tunables[0], default=20000), parent.tunables[1])
-    assert (info.target_workloads, info.inputs, info.declares) == (
-        parent.target_workloads,
-        (),
-        ("cgroup weights", "cgroup limits"),
-    )
+    assert (info.target_workloads, info.inputs, info.declares) == (parent.target_workloads, (), ())
     assert "struct sched_ext_ops fair_1 = {" in info.source.read_text()
     assert repository.derived_policies()[0].parent == "fair"
     assert parent.source.read_text() == FAIR, "the parent is as it was"
@@ -189,7 +185,7 @@ def test_a_patch_may_bring_tunables_inputs_and_declarations(builder, library):
     info = library["fair_1"]
     assert (info.inputs, info.declares, info.tunable("other_us").unit) == (
         ("classes",),
-        ("cgroup weights", "cgroup limits", "weights"),
+        ("weights",),
         "us",
     )
     assert dict(info.classes)["workers"] == 2, "numbered as the bundled layered does"
@@ -210,7 +206,7 @@ def test_a_patched_policy_is_patched_again(builder, library):
         ({"diff": ""}, "the diff has no hunk"),
         ({"diff": diff(LONGER).replace("-const volatile u64 slice_us = 5000;", "-const volatile u64 slice_us = 4000;")},
          "hunk 1 (line 3 of the diff) does not apply: line 7 of the diff is 'const volatile u64 slice_us = 4000;', "
-         "but line 21 of the source is 'const volatile u64 slice_us = 5000;'"),
+         "but line 26 of the source is 'const volatile u64 slice_us = 5000;'"),
         ({"diff": diff(FAIR.replace("slice_us = 5000", "slice_us = 5"))}, "slice_us = 5 is not between 500 and 100000"),
         ({"diff": diff(FAIR.replace('.name = "fair"', ".flags = 0"))}, "the ops struct has no name"),
         ({"diff": diff(FAIR.replace("fair: every task gets", "Declares: everything,"))}, "declares 'everything'"),
