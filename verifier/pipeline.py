@@ -351,7 +351,7 @@ class _Passage:
             standing=self._standing(),
             reads=self._info.reads,
             accepted_reader=lambda: submission.accepted_reader(target, self._verifier.cache_dir),
-            accepted_limits=lambda image: submission.accepted_limits(image, target, self._verifier.cache_dir),
+            accepted_limits=lambda: submission.accepted_limits(target, self._verifier.cache_dir),
         )
         self._limits, self._kept = report.limits, report.kept
         if self._standing() is Standing.FOREIGN or self._info.rodata:

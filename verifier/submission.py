@@ -20,7 +20,7 @@ from schedagent.core.policies.embedded import scheduler_inside
 from schedagent.core.policies.policy import PolicyInfo, Standing, Tunable
 from schedagent.core.policies.proposal import Origin
 from verifier.logic.rules.reads import reader
-from verifier.logic.taint.limits import LimitsCode, has_bandwidth, limits_code
+from verifier.logic.taint.limits import LimitsCode, limits_code
 from verifier.object.elf import size_beside_arena
 from verifier.object.image import BpfImage
 from verifier.object.reader import read_object
@@ -33,8 +33,8 @@ _MADE = (Origin.COMPOSE, Origin.PATCH, Origin.GENERATE)
 _WITH_READER = "longest_first"
 """A bundled policy that includes identity.bpf.h."""
 
-_WITH_WEIGHTS, _WITH_BANDWIDTH = "interactive", "fair"
-"""Bundled policies that include cgroups.bpf.h and lead.bpf.h, and bandwidth.bpf.h."""
+_WITH_LIMITS = "fair"
+"""A bundled policy that includes cgroups.bpf.h and bandwidth.bpf.h."""
 
 _NAME = re.compile(r"[A-Za-z0-9_]{1,100}")
 
@@ -96,17 +96,13 @@ def accepted_reader(target: KernelTarget, cache_dir: Path) -> str:
     return reader(_compiled(_WITH_READER, target, cache_dir))
 
 
-def accepted_limits(image: BpfImage, target: KernelTarget, cache_dir: Path) -> LimitsCode:
-    """Return the code of our headers that keeps limits of cgroups, as bundled policies have it.
-
-    Args:
-        image: what is judged; it is compared with what has cpu.max if it has that, too.
+def accepted_limits(target: KernelTarget, cache_dir: Path) -> LimitsCode:
+    """Return the code of our headers that keeps limits of cgroups, as a bundled policy has it.
 
     Raises:
-        CompileError, SetupError: a bundled policy cannot be compiled.
+        CompileError, SetupError: the bundled policy cannot be compiled.
     """
-    weights, bandwidth = (limits_code(_compiled(name, target, cache_dir)) for name in (_WITH_WEIGHTS, _WITH_BANDWIDTH))
-    return bandwidth.with_functions(weights) if has_bandwidth(image) else weights
+    return limits_code(_compiled(_WITH_LIMITS, target, cache_dir))
 
 
 def _compiled(name: str, target: KernelTarget, cache_dir: Path) -> BpfImage:

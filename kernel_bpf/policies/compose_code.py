@@ -106,7 +106,6 @@ def includes(spec: PolicySpec) -> str:
         "cgroup_name": _uses_cgroups(spec),
         "history": uses_history(spec),
         "known_class": uses_programs(spec),
-        "lead": bool(_timed(spec)),
         "placement": _uses_placement(spec),
         "preempt": spec.preempts,
         "rounds": _has_rounds(spec),
@@ -138,7 +137,7 @@ def predicates(spec: PolicySpec) -> Iterator[str]:
     if _uses_placement(spec):
         yield _preferred_cpu(spec)
     if _timed(spec):
-        yield from _key_of(spec)
+        yield _key_of(spec)
     yield _enter(spec)
     yield _charge(spec)
     if _timed(spec):
@@ -218,7 +217,7 @@ def _preferred_cpu(spec: PolicySpec) -> str:
     return function("s32", "preferred_cpu", [_TASK, "u32 class", "s32 prev_cpu"], body, about)
 
 
-def _key_of(spec: PolicySpec) -> Iterator[str]:
+def _key_of(spec: PolicySpec) -> str:
     """The key of a class by time."""
 
     def lines(kind: TaskClass) -> list[str]:
@@ -230,9 +229,8 @@ def _key_of(spec: PolicySpec) -> Iterator[str]:
             return [f"return longest_key(p, {numbers});"]
         return ["return scx_bpf_now();"]
 
-    yield function("u64", "due_of", [_TASK, "u32 class"], _switch(_timed(spec), lines))
-    about = "When a task is due that comes now: its key, in the classes ordered by time. Later, if its cgroup is ahead."
-    yield function("u64", "key_of", [_TASK, "u32 class"], ["return due_of(p, class) + lead_ns(p);"], about)
+    about = "When a task is due that comes now: its key, in the classes ordered by time."
+    return function("u64", "key_of", [_TASK, "u32 class"], _switch(_timed(spec), lines), about)
 
 
 def _enter(spec: PolicySpec) -> str:
@@ -260,11 +258,10 @@ def _charge(spec: PolicySpec) -> str:
     """Account for CPU time, to the burst first: it may show that the task is of another class now."""
     about = "Account for the CPU time since the last time."
     burst = ["burst_add(p, used);"] if _uses_bursts(spec) else []
-    lead = ["lead_charge(p);"] if _timed(spec) else []
     if not _has_shares(spec):
-        body = ["u64 used = vtime_stop(p);", "", *burst, *lead] if burst else ["vtime_stop(p);", *lead]
+        body = ["u64 used = vtime_stop(p);", "", *burst] if burst else ["vtime_stop(p);"]
         return function("void", "charge", [_TASK], body, about)
-    body = ["u64 used = vtime_stop(p);", "u32 class;", "", *burst, *lead, "class = class_of(p);"]
+    body = ["u64 used = vtime_stop(p);", "u32 class;", "", *burst, "class = class_of(p);"]
     body += ["charge_class(class, used, class_share(class));", "return class;"]
     return function("u32", "charge", [_TASK], body, f"{about} Returns the task's class.")
 
@@ -357,7 +354,7 @@ def callbacks(spec: PolicySpec) -> Iterator[str]:
     yield _select_cpu(spec)
     yield _enqueue(spec)
     yield _dispatch(spec)
-    waking = ["lead_runnable(p);" if _timed(spec) else "cgroup_runnable(p);"]
+    waking = ["cgroup_runnable(p);"]
     waking += ["count_wakeup(p, enq_flags);"] if _uses_wakeups(spec) else []
     yield callback("void", f"{name}_runnable", [_TASK, "u64 enq_flags"], waking)
     running = ["vtime_start(p);"]

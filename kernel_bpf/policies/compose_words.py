@@ -40,9 +40,6 @@ from schedagent.core.policies.spec import (
 SHORT_SLICE_US = 1000
 """Slices below this cost throughput on a saturated machine by design."""
 
-LONG_SLICE_US = 20_000
-"""Slices above this cannot be five times as long for a heavy cgroup: none is longer than 100 ms."""
-
 SLICES_IN_BOUND = 10
 """How many slices fit into the starvation bound where it does not meddle with weights: at nice 5 beside nice 0 a task
 waits for three slices.
@@ -219,8 +216,7 @@ def declares(spec: PolicySpec) -> tuple[str, ...]:
 
     Weights hold where tasks that differ in nothing but weight share a class by virtual time, no other class may keep
     them waiting, and a light one does not wait for so many slices that the starvation bound serves it. Those of
-    cgroups hold where no other class may keep them waiting, and slices may still be cut or lengthened by them where the
-    order is by time.
+    cgroups hold where every order is by virtual time and no other class may keep them waiting.
     """
     kept = all(kind.order == VTIME for kind in spec.classes)
     kept &= len(spec.classes) == 1 or spec.dispatch != PRIORITY
@@ -230,8 +226,7 @@ def declares(spec: PolicySpec) -> tuple[str, ...]:
     kept &= served_rarely
     brief = any(kind.number("slice_us") < SHORT_SLICE_US for kind in spec.classes)
     grouped = (len(spec.classes) == 1 or spec.dispatch != PRIORITY) and served_rarely
-    by_time = [kind.number("slice_us") for kind in spec.classes if kind.order not in BY_VTIME]
-    grouped &= all(SHORT_SLICE_US <= slice_us <= LONG_SLICE_US for slice_us in by_time)
+    grouped &= all(kind.order in BY_VTIME for kind in spec.classes)
     words = {"weights": not kept, "saturated machine": brief, CGROUP_WEIGHTS: not grouped}
     return tuple(word for word, is_declared in words.items() if is_declared)
 

@@ -22,7 +22,7 @@ RECORDED = FIXTURES / "figures" / "cgroup_limits.json"
 """What `make bench-limits` measured last; VERIFIER.md shows it."""
 
 DEFAULT = "default"
-POLICIES = ("fair", "layered", "interactive", "longest_first")
+POLICIES = ("fair", "layered")
 IGNORES = "fifo"
 TIMEOUT_S = 500
 

@@ -16,9 +16,7 @@ from pathlib import Path
 from kernel_bpf.load.sched_ext import LoadedPolicy
 
 CGROUPS = Path("/sys/fs/cgroup")
-SETTLE_S = 1.5
-"""Cgroups that were ahead wait for others for 1.2 s at most (lead.bpf.h)."""
-
+SETTLE_S = 0.8
 WINDOW_S = 2.0
 LONG_S = 6.0
 """A cgroup of weight 10 beside one of 1000 gets a hundredth."""

@@ -95,13 +95,9 @@ class LogicReport:
         return f"{len(self.callbacks)} callbacks, {paths} paths, {queues}; {findings}"
 
 
-def _no_limits(_image: BpfImage) -> LimitsCode:
-    return LimitsCode()
-
-
-def _kept(image: BpfImage, accepted_limits: Callable[[BpfImage], LimitsCode]) -> frozenset[str]:
+def _kept(image: BpfImage, accepted_limits: Callable[[], LimitsCode]) -> frozenset[str]:
     """The functions of our headers that are taken as a whole."""
-    return limits.kept_functions(image, accepted_limits(image)) if limits.uses_limits(image) else frozenset()
+    return limits.kept_functions(image, accepted_limits()) if limits.uses_limits(image) else frozenset()
 
 
 def check_logic(
@@ -113,7 +109,7 @@ def check_logic(
     standing: Standing = Standing.DERIVED,
     reads: Collection[str] = (),
     accepted_reader: Callable[[], str] = str,
-    accepted_limits: Callable[[BpfImage], LimitsCode] = _no_limits,
+    accepted_limits: Callable[[], LimitsCode] = LimitsCode,
 ) -> LogicReport:
     """Check a compiled policy against the rules that its programs show.
 
@@ -126,8 +122,7 @@ def check_logic(
         standing: where the policy comes from: what is an error of a derived one may be a note on a foreign one.
         accepted_reader: returns the program that may read arguments of tasks, as `rules.reads.reader` describes it, ""
             if none may; asked only if one does.
-        accepted_limits: returns the code of our headers that keeps limits of cgroups, as far as an object has it; asked
-            only if it has any.
+        accepted_limits: returns the code of our headers that keeps limits of cgroups; asked only if the object has any.
         reads: the inputs that it declares to go by, of core.policies.policy.READABLE.
     """
     known = (calls.FIXED_ENUMS, image.enums, enums)

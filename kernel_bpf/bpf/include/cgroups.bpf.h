@@ -58,7 +58,6 @@ struct cgroup_node {
 	s64 runnable;	/* claims of its tasks and children that want to run */
 	s64 claim;	/* what of that its parent counts */
 	s64 tasks;	/* claims of its own tasks */
-	u64 vtime;	/* for lead.bpf.h */
 };
 
 struct {
@@ -92,8 +91,6 @@ struct cgroup_task {
 	u64 queue;
 	u64 key;
 	u64 slice_ns;
-
-	u64 exec_start; /* for lead.bpf.h */
 };
 
 struct {
@@ -105,7 +102,6 @@ struct {
 
 struct cgroup_totals {
 	s64 runnable;  /* claims of all tasks that want to run */
-	u64 clock;     /* for lead.bpf.h */
 	u32 next_node; /* where the search for a free node continues */
 };
 

@@ -19,7 +19,6 @@
  * throughput of the background suffers from preemption; where every task has
  * short bursts the order decides nothing.
  */
-#include "lead.bpf.h"
 #include "burst.bpf.h"
 #include "preempt.bpf.h"
 
@@ -53,15 +52,14 @@ static __always_inline u32 rank_of(struct task_struct *p)
 
 static __always_inline u64 deadline_ns(struct task_struct *p)
 {
-	return shortest_key(p, starvation_ms, background_us) + lead_ns(p);
+	return shortest_key(p, starvation_ms, background_us);
 }
 
 /* A newcomer runs until it has shown that it is background work. */
 static __always_inline u64 slice_ns(struct task_struct *p)
 {
 	if (is_background(p))
-		return group_slice(p,
-				   weighted_slice(p, slice_us * NSEC_PER_USEC));
+		return weighted_slice(p, slice_us * NSEC_PER_USEC);
 	return clamp_slice(background_us * NSEC_PER_USEC);
 }
 
@@ -88,17 +86,11 @@ void SCX_CALLBACK(interactive_dispatch, s32 cpu, struct task_struct *prev)
 		return;
 	}
 	burst_charge(prev);
-	lead_charge(prev);
 	if (waits_before(0, cpu, deadline_ns(prev)) &&
 	    dispatch_smaller_key(0, cpu))
 		return;
 	keep_running(prev, slice_ns(prev));
 	note_rank(cpu, rank_of(prev));
-}
-
-void SCX_CALLBACK(interactive_runnable, struct task_struct *p, u64 enq_flags)
-{
-	lead_runnable(p);
 }
 
 void SCX_CALLBACK(interactive_running, struct task_struct *p)
@@ -110,13 +102,11 @@ void SCX_CALLBACK(interactive_running, struct task_struct *p)
 void SCX_CALLBACK(interactive_stopping, struct task_struct *p, bool runnable)
 {
 	burst_charge(p);
-	lead_charge(p);
 	note_rank(scx_bpf_task_cpu(p), NO_RANK);
 }
 
 void SCX_CALLBACK(interactive_quiescent, struct task_struct *p, u64 deq_flags)
 {
-	cgroup_quiescent(p);
 	burst_end(p, deq_flags);
 }
 
@@ -124,7 +114,6 @@ s32 SCX_CALLBACK_SLEEPABLE(interactive_init_task, struct task_struct *p,
 			   struct scx_init_task_args *args)
 {
 	burst_init(p);
-	cgroup_task_init(p);
 	return 0;
 }
 
@@ -149,14 +138,11 @@ void SCX_CALLBACK(interactive_dump_task, struct scx_dump_ctx *dump,
 	scx_dump("burst %llu us\n", task_burst_us(p));
 }
 
-CGROUP_CALLBACKS
-
 SEC(".struct_ops.link")
 struct sched_ext_ops interactive = {
 	.select_cpu = (void *)interactive_select_cpu,
 	.enqueue = (void *)interactive_enqueue,
 	.dispatch = (void *)interactive_dispatch,
-	.runnable = (void *)interactive_runnable,
 	.running = (void *)interactive_running,
 	.stopping = (void *)interactive_stopping,
 	.quiescent = (void *)interactive_quiescent,
@@ -165,7 +151,6 @@ struct sched_ext_ops interactive = {
 	.exit = (void *)interactive_exit,
 	.dump = (void *)interactive_dump,
 	.dump_task = (void *)interactive_dump_task,
-	CGROUP_OPS,
 	.timeout_ms = WATCHDOG_MS,
 	.exit_dump_len = DUMP_BYTES,
 	.name = "interactive",

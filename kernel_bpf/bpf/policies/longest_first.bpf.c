@@ -18,7 +18,6 @@
  * it changes nothing; short tasks are late by design; weights only scale the
  * slices. One task very much longer than the rest makes the rest look alike.
  */
-#include "lead.bpf.h"
 #include "queues.bpf.h"
 #include "history.bpf.h"
 
@@ -36,15 +35,14 @@ const volatile u64 starvation_ms = 1500;
 
 static __always_inline u64 slice_ns(struct task_struct *p)
 {
-	u64 slice = group_slice(p, weighted_slice(p, slice_us * NSEC_PER_USEC));
+	u64 slice = weighted_slice(p, slice_us * NSEC_PER_USEC);
 
 	return prelude_or(p, prelude_us, slice);
 }
 
 static __always_inline u64 key_of(struct task_struct *p)
 {
-	return longest_key(p, prelude_us, starvation_ms, unknown_ms) +
-	       lead_ns(p);
+	return longest_key(p, prelude_us, starvation_ms, unknown_ms);
 }
 
 s32 SCX_CALLBACK(longest_first_select_cpu, struct task_struct *p, s32 prev_cpu,
@@ -66,25 +64,13 @@ void SCX_CALLBACK(longest_first_dispatch, s32 cpu, struct task_struct *prev)
 		dispatch_smaller_key(0, cpu);
 		return;
 	}
-	lead_charge(prev);
 	if (!waits_before(0, cpu, key_of(prev)) ||
 	    !dispatch_smaller_key(0, cpu))
 		keep_running(prev, slice_ns(prev));
 }
 
-void SCX_CALLBACK(longest_first_runnable, struct task_struct *p, u64 enq_flags)
-{
-	lead_runnable(p);
-}
-
-void SCX_CALLBACK(longest_first_stopping, struct task_struct *p, bool runnable)
-{
-	lead_charge(p);
-}
-
 void SCX_CALLBACK(longest_first_quiescent, struct task_struct *p, u64 deq_flags)
 {
-	cgroup_quiescent(p);
 	prelude_restart(p, deq_flags);
 }
 
@@ -92,7 +78,6 @@ s32 SCX_CALLBACK_SLEEPABLE(longest_first_init_task, struct task_struct *p,
 			   struct scx_init_task_args *args)
 {
 	prelude_init(p);
-	cgroup_task_init(p);
 	identity_init(p);
 	return 0;
 }
@@ -120,22 +105,17 @@ void SCX_CALLBACK(longest_first_dump_task, struct scx_dump_ctx *dump,
 		 remaining_ns(p, unknown_ms), p->se.sum_exec_runtime);
 }
 
-CGROUP_CALLBACKS
-
 SEC(".struct_ops.link")
 struct sched_ext_ops longest_first = {
 	.select_cpu = (void *)longest_first_select_cpu,
 	.enqueue = (void *)longest_first_enqueue,
 	.dispatch = (void *)longest_first_dispatch,
-	.runnable = (void *)longest_first_runnable,
-	.stopping = (void *)longest_first_stopping,
 	.quiescent = (void *)longest_first_quiescent,
 	.init_task = (void *)longest_first_init_task,
 	.init = (void *)longest_first_init,
 	.exit = (void *)longest_first_exit,
 	.dump = (void *)longest_first_dump,
 	.dump_task = (void *)longest_first_dump_task,
-	CGROUP_OPS,
 	.timeout_ms = WATCHDOG_MS,
 	.exit_dump_len = DUMP_BYTES,
 	.name = "longest_first",

@@ -97,7 +97,6 @@ DECISIONS: Mapping[str, Decision] = {
     "granted_slice": Decision(_SHARE, {1: _WHICH, 2: _SLICE}),
     "charge_budget": Decision(_SHARE, {1: _WHICH, 2: _SLICE}),
     "join_queue": Decision(_INSERTED, {1: _WHICH, 2: _QUEUE, 3: _SLICE, 4: _KEY, 5: _FLAGS}),
-    "lead_charge": Decision(_SHARE, {1: _WHICH}),
 }
 """Kfuncs, helpers, and the functions of our headers that are taken as a whole (taint/limits.py)."""
 

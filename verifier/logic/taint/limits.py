@@ -23,12 +23,10 @@ from dataclasses import dataclass, field
 from verifier.logic.walk.calls import names
 from verifier.object.image import BpfImage, Instruction, MapInfo, Ref
 
-_WEIGHTS = names("cgroup_nodes cgroup_places cgroup_tasks cgroup_totals")
-_BANDWIDTH = names("cgroup_limits limit_timers")
-_MAPS = _WEIGHTS | _BANDWIDTH
+_MAPS = names("cgroup_nodes cgroup_places cgroup_tasks cgroup_totals cgroup_limits limit_timers")
 
 COUNTED: Mapping[str, frozenset[str]] = {
-    "runnable": names("cgroup_runnable lead_runnable"),
+    "runnable": names("cgroup_runnable"),
     "quiescent": names("cgroup_quiescent"),
 }
 """Callback -> what it calls of these, first of all, for the task that it is called for; nothing else may call them."""
@@ -36,7 +34,7 @@ COUNTED: Mapping[str, frozenset[str]] = {
 INIT = "create_limits"
 """What only init may call."""
 
-INTERFACE = names("cgroup_task_init effective_weight lead_charge lead_ns granted_slice charge_budget join_queue")
+INTERFACE = names("cgroup_task_init effective_weight granted_slice charge_budget join_queue")
 """What callbacks of tasks may call at any time; taint/calls.py knows what their arguments decide."""
 
 RETURNS_LESS: Mapping[str, int] = {"granted_slice": 2}
@@ -81,19 +79,10 @@ class LimitsCode:
     maps: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     callbacks: Mapping[str, str] = field(default_factory=dict)
 
-    def with_functions(self, other: LimitsCode) -> LimitsCode:
-        """The same with functions of another policy, where this one has none of that name."""
-        return LimitsCode({**other.functions, **self.functions}, self.maps, self.callbacks)
-
 
 def uses_limits(image: BpfImage) -> bool:
     """Whether an object has one of the maps."""
     return bool(_MAPS & image.maps.keys())
-
-
-def has_bandwidth(image: BpfImage) -> bool:
-    """Whether an object has the maps of bandwidth.bpf.h."""
-    return bool(_BANDWIDTH & image.maps.keys())
 
 
 def limits_code(image: BpfImage) -> LimitsCode:
@@ -109,7 +98,7 @@ def kept_functions(image: BpfImage, ours: LimitsCode) -> frozenset[str]:
     """Return the functions that are taken as a whole; none if anything about them is not as in our headers.
 
     Args:
-        ours: of a bundled policy that has as much of the headers as this object.
+        ours: of a bundled policy.
     """
     code = limits_code(image)
     kept = frozenset(code.functions)

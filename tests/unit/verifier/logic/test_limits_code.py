@@ -25,7 +25,6 @@ QUIESCENT = "\tcgroup_quiescent(p);\n\treturn_budget(p);\n"
 JOIN = "join_queue(p, queue, slice, key, enq_flags);"
 STOP = "\tvtime_stop(p);\n"
 COUNTED_IN = "\tcgroup_task_init(p);\n"
-LED = "\tlead_charge(p);\n"
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class Patch:
 
 
 ADVANCE = "\tif (vtask_of(p))\n\t\tvtask_of(p)->queued_at = scx_bpf_now();\n"
-COUNTER = "\tif (cgroup_total())\n\t\tcgroup_total()->clock++;"
+COUNTER = "\tif (cgroup_total())\n\t\tcgroup_total()->next_node++;"
 REFILLED = "\tif (cgroup_limit_at(1) && cgroup_limit_at(1)->refill > 3600ULL << 30)\n\t\tslice = SLICE_MAX_NS;"
 CURRENT = "bpf_get_current_task_btf()"
 SOONER = "(looked++ > 1000000 || (s64)((a) - (b)) < 0)"
@@ -53,8 +52,8 @@ UID = "BPF_CORE_READ(p, cred, uid.val) == 1000"
 NOT_FOR = f"\tif ({UID})\n\t\treturn"
 
 
-def patch(name: str, old: str, new: str, *more: tuple[str, str], base: str = "fair") -> Patch:
-    return Patch(name, ((old, new), *more), base)
+def patch(name: str, old: str, new: str, *more: tuple[str, str]) -> Patch:
+    return Patch(name, ((old, new), *more))
 
 
 def as_it_joins(name: str, text: str, *more: tuple[str, str]) -> Patch:
@@ -104,7 +103,6 @@ GOES_BY_UID = (
     patch("whether it is charged", STOP, f"{STOP}\tif ({UID})\n\t\tcharge_budget(p, NSEC_PER_MSEC);\n"),
     patch("how much is taken", STOP, f"{STOP}\tgranted_slice(p, {UID} ? NSEC_PER_MSEC : 0);\n"),
     patch("whether it is counted", COUNTED_IN, f"{NOT_FOR} 0;\n{COUNTED_IN}"),
-    patch("whether its cgroup leads", LED, f"{NOT_FOR};\n{LED}", base="interactive"),
 )
 """What is handed to the functions, or whether they are called at all."""
 
@@ -125,7 +123,7 @@ def compiled(real_target: KernelTarget, tmp_path_factory) -> Callable[[Patch], B
 @pytest.fixture(scope="module")
 def kept(real_target: KernelTarget) -> Callable[[BpfImage], frozenset[str]]:
     """Returns what of an object is taken as a whole."""
-    return lambda image: kept_functions(image, accepted_limits(image, real_target, load_settings().cache_dir))
+    return lambda image: kept_functions(image, accepted_limits(real_target, load_settings().cache_dir))
 
 
 def undeclared(image: BpfImage, functions: frozenset[str]) -> set[str]:
@@ -133,7 +131,7 @@ def undeclared(image: BpfImage, functions: frozenset[str]) -> set[str]:
     return {finding.word.partition(":")[2] for finding in rule.findings(image, Standing.DERIVED, (), functions)}
 
 
-@pytest.mark.parametrize("name", ["fair", "layered", "interactive", "longest_first"])
+@pytest.mark.parametrize("name", ["fair", "layered"])
 def test_a_bundled_policy_has_it_as_it_is(name, compiled, kept):
     image = compiled(Patch(name, (), name))
     assert {"effective_weight", "cgroup_runnable", "limits_cgroup_exit"} <= kept(image)

@@ -90,7 +90,7 @@ def _image(info: PolicyInfo, target: KernelTarget) -> BpfImage:
 
 def _kept(image: BpfImage, target: KernelTarget) -> frozenset[str]:
     """The code of cgroups' limits, which is taken as a whole."""
-    return kept_functions(image, accepted_limits(image, target, load_settings().cache_dir))
+    return kept_functions(image, accepted_limits(target, load_settings().cache_dir))
 
 
 @pytest.mark.parametrize("info", load_library().values(), ids=lambda info: info.name)
