@@ -22,7 +22,7 @@ RECORDED = FIXTURES / "figures" / "cgroup_limits.json"
 """What `make bench-limits` measured last; VERIFIER.md shows it."""
 
 DEFAULT = "default"
-POLICIES = ("fair", "layered")
+POLICIES = ("fair",)
 IGNORES = "fifo"
 TIMEOUT_S = 500
 

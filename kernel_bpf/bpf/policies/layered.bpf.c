@@ -17,7 +17,6 @@
  * preempt each other, a short-slice class waits for the end of a slice of the
  * others.
  */
-#include "bandwidth.bpf.h"
 #include "known_class.bpf.h"
 #include "shares.bpf.h"
 
@@ -87,11 +86,6 @@ static __always_inline u64 class_slice(u32 class)
 	return clamp_slice(slice_us * NSEC_PER_USEC);
 }
 
-static __always_inline u64 slice_ns(struct task_struct *p, u32 class)
-{
-	return lighter_slice(p, class_slice(class));
-}
-
 /* Charge the task and its class for the CPU time used since the last time. */
 static __always_inline void charge(struct task_struct *p)
 {
@@ -128,9 +122,12 @@ static __always_inline void dispatch_class(s32 cpu, struct task_struct *prev)
 		class = due_class(cpu, tried, running);
 		if (class >= NR_CLASSES)
 			return;
-		if (class == running ? vtime_dispatch(class, cpu, prev,
-						      slice_ns(prev, class))
-				     : serve_class(class, cpu)) {
+		if (class == running) {
+			vtime_dispatch(class, cpu, prev, class_slice(class));
+			advance_class_clock(class);
+			return;
+		}
+		if (serve_class(class, cpu)) {
 			advance_class_clock(class);
 			return;
 		}
@@ -142,28 +139,24 @@ s32 SCX_CALLBACK(layered_select_cpu, struct task_struct *p, s32 prev_cpu,
 		 u64 wake_flags)
 {
 	return select_idle_cpu(p, prev_cpu, wake_flags,
-			       slice_ns(p, class_of(p)));
+			       class_slice(class_of(p)));
 }
 
 void SCX_CALLBACK(layered_enqueue, struct task_struct *p, u64 enq_flags)
 {
 	u32 class = class_of(p);
-	u64 queue = task_queue(p, class), slice = slice_ns(p, class);
+	u64 queue = task_queue(p, class), slice = class_slice(class);
 	u64 key = vtime_key(p, queue, slice, starvation_ns());
 
 	refresh_class(class);
-	join_queue(p, queue, slice, key, enq_flags);
+	dsq_insert_vtime(p, queue, slice, key, enq_flags);
+	wake_idle_cpu(p);
 }
 
 void SCX_CALLBACK(layered_dispatch, s32 cpu, struct task_struct *prev)
 {
 	if (!rescue_starved(NR_CLASSES, cpu, starvation_ns()))
 		dispatch_class(cpu, prev);
-}
-
-void SCX_CALLBACK(layered_runnable, struct task_struct *p, u64 enq_flags)
-{
-	cgroup_runnable(p);
 }
 
 void SCX_CALLBACK(layered_running, struct task_struct *p)
@@ -176,24 +169,17 @@ void SCX_CALLBACK(layered_stopping, struct task_struct *p, bool runnable)
 	charge(p);
 }
 
-void SCX_CALLBACK(layered_quiescent, struct task_struct *p, u64 deq_flags)
-{
-	cgroup_quiescent(p);
-	return_budget(p);
-}
-
 s32 SCX_CALLBACK_SLEEPABLE(layered_init_task, struct task_struct *p,
 			   struct scx_init_task_args *args)
 {
 	vtask_init(p);
-	cgroup_task_init(p);
 	identity_init(p);
 	return 0;
 }
 
 s32 SCX_CALLBACK_SLEEPABLE(layered_init)
 {
-	return create_limits() ?: create_queues(NR_CLASSES);
+	return create_queues(NR_CLASSES);
 }
 
 void SCX_CALLBACK(layered_exit, struct scx_exit_info *ei)
@@ -207,22 +193,17 @@ void SCX_CALLBACK(layered_dump, struct scx_dump_ctx *dump)
 	dump_queues(NR_CLASSES);
 }
 
-LIMIT_CALLBACKS
-
 SEC(".struct_ops.link")
 struct sched_ext_ops layered = {
 	.select_cpu = (void *)layered_select_cpu,
 	.enqueue = (void *)layered_enqueue,
 	.dispatch = (void *)layered_dispatch,
-	.runnable = (void *)layered_runnable,
 	.running = (void *)layered_running,
 	.stopping = (void *)layered_stopping,
-	.quiescent = (void *)layered_quiescent,
 	.init_task = (void *)layered_init_task,
 	.init = (void *)layered_init,
 	.exit = (void *)layered_exit,
 	.dump = (void *)layered_dump,
-	LIMIT_OPS,
 	.timeout_ms = WATCHDOG_MS,
 	.exit_dump_len = DUMP_BYTES,
 	.name = "layered",
