@@ -9,8 +9,8 @@ from verifier.logic.walk import calls
 from verifier.logic.walk.calls import MOST_CPUS, names
 from verifier.logic.walk.events import Exit
 from verifier.logic.walk.facts import Condition, Facts, range_of
-from verifier.logic.walk.marking import found_cpu, is_callback_task
-from verifier.logic.walk.terms import Term, TermKind, describe, inside, low_half, signed
+from verifier.logic.walk.marking import found_cpu
+from verifier.logic.walk.terms import Term, TermKind, describe, inside, is_callback_task, low_half, signed
 
 _MASK_RESULTS = names(
     "bpf_cpumask_first bpf_cpumask_first_and bpf_cpumask_any_distribute bpf_cpumask_any_and_distribute"

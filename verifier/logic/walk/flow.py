@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from verifier.logic.walk import calls, marking
+from verifier.logic.walk import calls, marking, refusal
 from verifier.logic.walk.code import FRAME_POINTER, BadCode, Code, Op, prepare
 from verifier.logic.walk.events import Comparison, Event, Exit, Marks, Site, Trail, Walk, Walked, trails
 from verifier.logic.walk.facts import (
@@ -356,8 +356,9 @@ class Walker(Machine):
         marks = state.marks
         if marks.pending or marks.queries or marks.claims:
             state.marks = marking.settle(marks, facts)
-        if marking.is_out_of_memory(self, marks, condition, holds):
-            state.marks = state.marks._replace(starved=True)
+        excuse = refusal.excuse_for(marks, condition, holds) if self.member in refusal.MAY_REFUSE else ""
+        if excuse and not state.marks.excuse:
+            state.marks = state.marks._replace(excuse=excuse)
         return True
 
     def _compared(self, condition: Condition, op: Op) -> None:

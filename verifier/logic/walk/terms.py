@@ -15,6 +15,7 @@ from verifier.logic.walk.calls import BOOLEANS
 MASK64 = (1 << 64) - 1
 MASK32 = (1 << 32) - 1
 _DEEPEST = 16
+_IDENTITY_FIELDS = frozenset({"task_struct.pid", "task_struct.tgid", "task_struct.scx.tid"})
 
 
 class TermKind(StrEnum):
@@ -348,6 +349,34 @@ def _divide(operator: str, left: int, right: int, bits: int) -> int:
     dividend, divisor = signed(left, bits), signed(right, bits)
     quotient = abs(dividend) // abs(divisor) * (1 if (dividend < 0) == (divisor < 0) else -1)
     return quotient if operator == "sdiv" else dividend - quotient * divisor
+
+
+def is_callback_task(term: Term | None) -> bool:
+    return term is not None and term.kind is TermKind.ARGUMENT and term.parts[1] == "p"
+
+
+def identifies_task(term: Term) -> bool:
+    """Whether a value leads back to the callback's task: the pointer, its pid, or a number made of it."""
+    return any(
+        is_callback_task(part)
+        or (part.kind is TermKind.FIELD and part.name in _IDENTITY_FIELDS and is_callback_task(part.parts[0]))
+        for part in _made_of(term)
+    )
+
+
+def _made_of(term: Term) -> list[Term]:
+    """A term without what it was only reached through: not the pointer behind a field, nor a call's arguments."""
+    parts, waiting = [], [term]
+    while waiting:
+        part = waiting.pop()
+        parts.append(part)
+        if part.kind in (TermKind.ZEXT, TermKind.SEXT):
+            waiting.append(part.parts[0])
+        elif part.kind is TermKind.OP and part.parts[0] in ("or", "lsh", "lsh32"):
+            waiting += part.parts[1:3]
+        elif part.kind is TermKind.LINEAR:
+            waiting += [atom for atom, _factor in part.parts[1]]
+    return parts
 
 
 _SIGNS = {"add": "+", "sub": "-", "mul": "*", "div": "/", "mod": "%", "and": "&", "or": "|", "xor": "^", "lsh": "<<"}

@@ -997,3 +997,24 @@ return scx_bpf_create_dsq(SHARED, -1);
 def test_a_period_in_a_table_is_known(period, short, tmp_path):
     before = TIMED.replace("GIVEN", "SLICE") + PERIODS.replace("1000000", period)
     assert bool(check(tmp_path, before=before, init=START_EACH).found(28)) is short
+
+
+SEEKS = "scx_bpf_dsq_insert(p, SHARED, SLICE, 0);\ns32 cpu = scx_bpf_pick_idle_cpu(p->cpus_ptr, 0);\n"
+SEEKS += "if (cpu < 0 && scx_bpf_test_and_clear_cpu_idle(0))\n\tcpu = 0;\nif (cpu >= 0)\n\tscx_bpf_kick_cpu(cpu, IDLE);"
+PICKED_TWICE = "s32 cpu = scx_bpf_pick_idle_cpu(p->cpus_ptr, 1);\n\n"
+PICKED_TWICE += "if (cpu < 0)\n\tcpu = scx_bpf_pick_idle_cpu(p->cpus_ptr, 0);\nreturn cpu < 0 ? prev_cpu : cpu;"
+
+
+@pytest.mark.parametrize(
+    ("rule", "changes", "places"),
+    [
+        (12, {"update_idle": "exit_kind = cpu;"}, 4),
+        (13, {"ops": ".timeout_ms = 5000, .flags = SCX_OPS_BUILTIN_IDLE_PER_NODE,"}, 3),
+    ],
+)
+def test_a_flag_that_is_missing_is_one_fault_however_many_calls_need_it(rule, changes, places, tmp_path):
+    checked = check(tmp_path, select_cpu=PICKED_TWICE, enqueue=SEEKS, **changes)
+    (finding,) = checked.found(rule)
+    assert finding.line == checked.line_of("s32 cpu = scx_bpf_pick_idle_cpu(p->cpus_ptr, 0);")
+    assert "in select_cpu (line " in finding.message
+    assert finding.message.count("(line ") == places - 1
