@@ -18,6 +18,8 @@ _CPUS = frozenset({"scx_bpf_nr_cpu_ids", "bpf_cpumask_weight", "bpf_get_smp_proc
                    "bpf_cpumask_first", "bpf_cpumask_first_and", "bpf_cpumask_any_distribute",
                    "bpf_cpumask_any_and_distribute", "bpf_cpumask_first_zero"})  # fmt: skip
 _POINTER_BYTES = 8
+_MOST_ELEMENTS = 64
+"""Elements of a variable that are looked at, where an index may be any of theirs."""
 _BUILT_IN = ("merged", "before", "stack", "too deep", "atomic", "member", "counter")
 
 
@@ -52,10 +54,13 @@ class Variables:
             return None
         low = high = initial
         for offset, store in self.writes.get(place.section, ()):
-            apart = offset >= place.offset + place.size or (store.size and offset + store.size <= place.offset)
-            if apart:
+            if _is_apart(offset, store, place.offset, place.size):
                 continue
-            if store.value is None or (offset, store.size) != (place.offset, place.size):
+            if (
+                store.value is None
+                or (offset, store.size) != (place.offset, place.size)
+                or _end(offset, store) != offset
+            ):
                 return None
             written = _of_cpus(store.value) or (store.low, store.high)
             low, high = min(low, written[0]), max(high, written[1])
@@ -66,8 +71,7 @@ class Variables:
         if section.startswith(".rodata"):
             return True
         return not {section, ""} & self.lost and all(
-            at >= offset + size or (store.size and at + store.size <= offset)
-            for at, store in self.writes.get(section, ())
+            _is_apart(at, store, offset, size) for at, store in self.writes.get(section, ())
         )
 
     def _initial(self, place: Place) -> int | None:
@@ -77,6 +81,16 @@ class Variables:
                 content = variable.content[start : start + place.size] if variable.content else bytes(place.size)
                 return int.from_bytes(content, "little")
         return None
+
+
+def _end(offset: int, store: Store) -> int:
+    """Return the last offset at which a store may begin."""
+    return max(offset, store.reach[1]) if store.reach else offset
+
+
+def _is_apart(at: int, store: Store, offset: int, size: int) -> bool:
+    """Whether a store that begins at an offset, or behind it, leaves some bytes alone."""
+    return at >= offset + size or bool(store.size and _end(at, store) + store.size <= offset)
 
 
 def read_variables(image: BpfImage, walk: Walk) -> Variables:
@@ -90,7 +104,9 @@ def read_variables(image: BpfImage, walk: Walk) -> Variables:
                 part.name for base, _factor in addends for part in walk.may_be(base) if part.kind is TermKind.GLOBAL
             }
             if len(addends) == 1 and addends[0][0].kind is TermKind.GLOBAL and addends[0][1] == 1:
-                writes.setdefault(addends[0][0].name, []).append((constant, store))
+                writes.setdefault(addends[0][0].name, []).append((constant, store._replace(reach=None)))
+            elif len(sections) == 1 and address is store.address and store.reach:
+                writes.setdefault(min(sections), []).append((store.reach[0], store))
             elif sections:
                 lost |= sections
             elif any(_may_be_anywhere(part) for base, _factor in addends for part in walk.may_be(base)):
@@ -154,20 +170,23 @@ class Bounds:
         return more
 
     def _loaded(self, term: Term, facts: Facts) -> tuple[int, int] | None:
-        """What a variable may hold, or an element of one whose index can be one number only."""
+        """What a variable may hold, or the elements of one that an index may name."""
         if term.kind is not TermKind.LOAD:
             return None
         constant, addends = linear(term.parts[1])
         sections = [atom.name for atom, factor in addends if atom.kind is TermKind.GLOBAL and factor == 1]
+        places = [constant]
         for index, factor in addends:
             if index.kind is not TermKind.GLOBAL:
                 known = range_of(facts, 32, low_half(index))
-                if known.low != known.high:
+                if len(places) * (known.high - known.low + 1) > _MOST_ELEMENTS:
                     return None
-                constant += factor * known.low
+                places = [place + factor * value for place in places for value in range(known.low, known.high + 1)]
         if len(sections) != 1:
             return None
-        return self.variables.bounds(Place(sections[0], constant & MASK64, term.parts[2]))
+        each = [self.variables.bounds(Place(sections[0], place & MASK64, term.parts[2])) for place in places]
+        spans = [span for span in each if span is not None]
+        return (min(low for low, _ in spans), max(high for _, high in spans)) if len(spans) == len(each) else None
 
     def held(self, places: Held) -> Ranges:
         """Return the bounds of what registers and stack slots hold."""

@@ -190,6 +190,8 @@ class Store(NamedTuple):
         size: bytes; 0 if that is not known.
         value: what is written; None if that is not known.
         low, high: bounds of the value.
+        reach: of an address that is a variable's plus an index, the first and the last offset in its section that it
+            may be; None if they are not known.
     """
 
     address: Term
@@ -197,6 +199,7 @@ class Store(NamedTuple):
     value: Term | None = None
     low: int = 0
     high: int = MASK64
+    reach: tuple[int, int] | None = None
 
 
 class Kept(NamedTuple):

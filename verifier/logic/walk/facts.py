@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from verifier.logic.walk.calls import CPU_ARGUMENTS, MOST_CPUS, ONLY_ERROR, RESULT_RANGES
-from verifier.logic.walk.terms import MASK32, Term, TermKind, Terms, fits_32_bits, linear, low_half, signed
+from verifier.logic.walk.terms import MASK32, MASK64, Term, TermKind, Terms, fits_32_bits, linear, low_half, signed
 
 
 class Condition(NamedTuple):
@@ -332,6 +332,33 @@ def _span_of_sum(facts: Facts, bits: int, term: Term) -> tuple[int, int] | None:
             return None
         low, high = low + each.low * times, high + each.high * times
     return (low, high) if low >= 0 and high < 1 << bits else None
+
+
+def reach_of(facts: Facts, address: Term) -> tuple[int, int] | None:
+    """Return the first and the last offset in a section of variables that an address with an index in it may be.
+
+    None if it is none, or nothing bounds the index: the kernel keeps it in the section, and in no variable of it.
+    """
+    constant, addends = linear(address)
+    sections = [factor for atom, factor in addends if atom.kind is TermKind.GLOBAL]
+    if sections != [1] or len(addends) == 1:
+        return None
+    low = high = signed(constant)
+    for atom, factor in addends:
+        if atom.kind is not TermKind.GLOBAL:
+            least, most = _index_range(facts, atom)
+            ends = least * signed(factor), most * signed(factor)
+            low, high = low + min(ends), high + max(ends)
+    return (low, high) if low >= 0 and high < _LARGEST_OFFSET else None
+
+
+def _index_range(facts: Facts, index: Term) -> tuple[int, int]:
+    """Return the bounds of an index, be it an int of which the path knows that it is not negative."""
+    if index.kind is not TermKind.SEXT and not fits_32_bits(index):
+        known = range_of(facts, 64, index)
+        return known.low, known.high
+    known = range_of(facts, 32, low_half(index))
+    return (known.low, known.high) if index.kind is not TermKind.SEXT or known.signed_low >= 0 else (0, MASK64)
 
 
 def without(facts: Facts, replaced: Term) -> Facts:

@@ -1018,3 +1018,10 @@ def test_a_flag_that_is_missing_is_one_fault_however_many_calls_need_it(rule, ch
     assert finding.line == checked.line_of("s32 cpu = scx_bpf_pick_idle_cpu(p->cpus_ptr, 0);")
     assert "in select_cpu (line " in finding.message
     assert finding.message.count("(line ") == places - 1
+
+
+@pytest.mark.parametrize(("second", "short"), [("2000000", False), ("1000", True)])
+def test_each_period_of_a_table_is_known(second, short, tmp_path):
+    periods = PERIODS.replace("[1]", "[2]").replace("{ 1000000, 1 }", f"{{ 1000000, 1 }}, {{ {second}, 1 }}")
+    before = TIMED.replace("GIVEN", "SLICE") + periods
+    assert bool(check(tmp_path, before=before, init=START_EACH.replace("0, 1)", "0, 2)")).found(28)) is short

@@ -57,6 +57,8 @@ INIT = "return scx_bpf_create_dsq(SHARED, -1);"
 ALL = "static long all(void *map, u32 *key, u64 *value, void *context)\n{\n\t*value = 0;\n\treturn 0;\n}\n"
 OVER_ALL = "bpf_for_each_map_elem(&table, all, NULL, 0);"
 COUNTING = "u32 i;\nfor (%s) {\n\t" + ADD + "\n\t%s\n}"
+BOUNDS = "u32 bounds[2] = { %d, %d };\n"
+BY_TABLE = "int i;\nu32 most = bounds[p->pid & 1];\nbpf_for(i, 0, most)\n\t" + ADD
 SPILLED = """
 struct bpf_iter_num few, many, *volatile place = &many;
 
@@ -138,6 +140,17 @@ TOO_MUCH = {
         "running": "counts[p->pid & 31] = 1 << 22;",
         "tick": ONCE % "bound",
     },
+    "a table of variables that reaches the next one": {
+        "before": SUM + "struct { u32 counts[16], bound; } kept = { .bound = 10 };\n",
+        "running": "u32 i = p->pid;\nif (i <= 16)\n\tkept.counts[i] = 1 << 22;",
+        "tick": ONCE % "kept.bound",
+    },
+    "a table of bounds with one that is large": {"before": SUM + BOUNDS % (10, 1 << 22), "tick": BY_TABLE},
+    "a table of bounds that is written to": {
+        "before": SUM + BOUNDS % (10, 20),
+        "running": "bounds[p->pid & 1] = 1 << 22;",
+        "tick": BY_TABLE,
+    },
     "a variable that a call fills": {
         "before": SUM + 'char name[16] = "x";\nu32 bound = 10;\n',
         "running": "bpf_probe_read_kernel_str(name, 64, name);",
@@ -170,6 +183,12 @@ WELL = {
         "tick": ONCE % "nr_cpus",
         "init": "nr_cpus = scx_bpf_nr_cpu_ids();\nreturn scx_bpf_create_dsq(SHARED, -1);",
     },
+    "a variable beside a table": {
+        "before": SUM + "struct { u32 counts[16], bound; } kept = { .bound = 10 };\n",
+        "running": "u32 i = p->pid;\nif (i < 16)\n\tkept.counts[i] = 1 << 22;",
+        "tick": ONCE % "kept.bound",
+    },
+    "a table of bounds": {"before": SUM + BOUNDS % (10, 20), "tick": BY_TABLE},
     "a number that is clamped": {
         "before": SUM,
         "tick": "int most = p->pid;\nif (most > 100)\n\tmost = 100;\n" + ONCE % "most",
