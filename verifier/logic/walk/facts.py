@@ -112,6 +112,12 @@ def _solved(terms: Terms, bits: int, left: Term, right: Term) -> tuple[Term, Ter
     return addends[0][0], terms.const((right.value - constant) & ((1 << bits) - 1))
 
 
+TESTS_CPU = "bpf_cpumask_test_cpu"
+_EITHER = "one of several masks"
+_TRUE = Range(1, 1, 1, 1)
+_MOST_MASKS = 6
+"""Of which it is remembered that a CPU is in one of them."""
+
 _LARGEST_OFFSET = 1 << 29
 """More than the variables of any object take, and nearer to 0 than any address of the kernel's memory on x86-64."""
 
@@ -396,17 +402,79 @@ def is_test_of(key: Fact, known: Range | bool, roots: frozenset[Term]) -> bool:
     It outlives the mask's address, which nothing needs any more once it was tested.
     """
     term = key.left if isinstance(key, Condition) else key[1]
-    if (
-        term.kind is not TermKind.PURE
-        or term.name != "bpf_cpumask_test_cpu"
-        or term.parts[1][1].kind is not TermKind.LOAD
-    ):
+    if not _is_test(term) or (term.parts[1][1].kind is not TermKind.LOAD and not is_either(term.parts[1][1])):
         return False
     if isinstance(key, Condition):
         holds = key.operator == "eq" and key.right.is_const and key.right.value == 0 and known is False
     else:
         holds = isinstance(known, Range) and known.low > 0
     return holds and low_half(term.parts[1][0]).roots <= roots
+
+
+def _is_test(term: Term) -> bool:
+    return term.kind is TermKind.PURE and term.name == TESTS_CPU
+
+
+def is_either(mask: Term) -> bool:
+    """Whether a mask stands for several, of which at least one has what is said of it."""
+    return mask.kind is TermKind.PURE and mask.name == _EITHER
+
+
+def tests_of_both(terms: Terms, facts: Facts, others: Facts) -> Facts:
+    """Return the tests of CPUs that two paths have in common although each looked into another mask.
+
+    Each path may have looked into several: what both know is one of the first's or one of the second's, for any two.
+    """
+    ours, theirs = _tests(facts), _tests(others)
+    both = Facts()
+    for cpu in ours.keys() & theirs.keys():
+        pairs = {masks | others_masks for masks in ours[cpu] for others_masks in theirs[cpu]}
+        for masks in pairs:
+            if 1 < len(masks) <= _MOST_MASKS and not any(fewer < masks for fewer in pairs):
+                both[32, _test(terms, cpu, masks)] = _TRUE
+    return both
+
+
+def with_test(terms: Terms, facts: Facts, values: Iterable[Term]) -> Facts:
+    """Return the facts with one more where a value is not 0 that may be any of these: if each of them is the test of
+    one CPU, or 0, that CPU is in one of their masks.
+    """
+    cpus: set[Term] = set()
+    masks: set[Term] = set()
+    for value in map(low_half, values):
+        if value.is_const and value.value == 0:
+            continue
+        if not _is_test(value):
+            return facts
+        cpus.add(value.parts[1][0])
+        masks |= _masks_of(value)
+    if len(cpus) != 1 or len(masks) > _MOST_MASKS:
+        return facts
+    test = _test(terms, cpus.pop(), frozenset(masks))
+    more = Facts({**facts, (32, test): _TRUE})
+    more.share_roots(facts.roots | test.roots)
+    return more
+
+
+def _test(terms: Terms, cpu: Term, masks: frozenset[Term]) -> Term:
+    """Return the test of a CPU that one of several masks has."""
+    known = sorted(masks, key=lambda mask: mask.number)
+    mask = known[0] if len(known) == 1 else terms.make(TermKind.PURE, _EITHER, tuple(known))
+    return terms.make(TermKind.PURE, TESTS_CPU, (cpu, mask))
+
+
+def _masks_of(test: Term) -> frozenset[Term]:
+    mask = test.parts[1][1]
+    return frozenset(mask.parts[1]) if is_either(mask) else frozenset({mask})
+
+
+def _tests(facts: Facts) -> dict[Term, set[frozenset[Term]]]:
+    """Return each CPU that is in a mask, with the masks that it is in."""
+    tests: dict[Term, set[frozenset[Term]]] = {}
+    for key, known in facts.items():
+        if isinstance(known, Range) and not isinstance(key, Condition) and known.low > 0 and _is_test(key[1]):
+            tests.setdefault(key[1].parts[1][0], set()).add(_masks_of(key[1]))
+    return {cpu: masks for cpu, masks in tests.items() if len(masks) <= _MOST_MASKS}
 
 
 def joined(facts: Facts, others: Facts) -> Facts:

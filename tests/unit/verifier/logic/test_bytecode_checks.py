@@ -1025,3 +1025,27 @@ def test_each_period_of_a_table_is_known(second, short, tmp_path):
     periods = PERIODS.replace("[1]", "[2]").replace("{ 1000000, 1 }", f"{{ 1000000, 1 }}, {{ {second}, 1 }}")
     before = TIMED.replace("GIVEN", "SLICE") + periods
     assert bool(check(tmp_path, before=before, init=START_EACH.replace("0, 1)", "0, 2)")).found(28)) is short
+
+
+KEPT_MASK = (
+    "if (!kept)\n\treturn prev_cpu;\nconst struct cpumask *mask = (const struct cpumask *)*kept;\nu64 key = 0;\n"
+)
+ONE_OF_TWO = "(later[7] ? bpf_cpumask_test_cpu(prev_cpu, mask) : bpf_cpumask_test_cpu(prev_cpu, p->cpus_ptr))"
+TAKE_PREV = "if (%sscx_bpf_test_and_clear_cpu_idle(prev_cpu))\n\t" + SENT % "prev_cpu"
+ANSWER = "later[6] = key;\nreturn prev_cpu;"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        f"bool in_it = {ONE_OF_TWO};\n" + MANY_WAYS + TAKE_PREV % "in_it && ",
+        f"if (!{ONE_OF_TWO})\n\treturn prev_cpu;\n" + MANY_WAYS + TAKE_PREV % "",
+    ],
+    ids=["tested where they met", "tested before they met"],
+)
+@pytest.mark.parametrize(("mask", "wrong"), [(OWN_MASK, False), (DOMAIN_MASK, True)], ids=["own", "of a domain"])
+def test_a_test_of_one_mask_or_another_outlives_the_joining_of_paths(body, mask, wrong, tmp_path):
+    """All of the masks must be the task's own."""
+    checked = check(tmp_path, before=LATER + RECORDS + DOMAINS, select_cpu=mask + KEPT_MASK + body + ANSWER)
+    assert any(walk.joined for walk in checked.report.callbacks)
+    assert bool(checked.found(6)) is wrong
