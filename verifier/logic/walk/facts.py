@@ -181,7 +181,8 @@ def assume(facts: Facts, condition: Condition, holds: bool) -> Facts | None:
     """Return the facts with one more, or None if that contradicts them."""
     more = Facts(facts)
     more[condition] = holds
-    more.share_roots(facts.roots | condition.left.roots | condition.right.roots)
+    about = condition.left.roots | condition.right.roots
+    more.share_roots(facts.roots if about <= facts.roots else facts.roots | about)
     for key, bound in _bounds(facts, condition, holds):
         if bound.empty:
             return None
@@ -254,10 +255,10 @@ def range_of(facts: Facts, bits: int, term: Term) -> Range:
     known = facts.get((bits, term))
     if isinstance(known, Range):
         return known
-    span = _unsigned_span(facts, bits, term)
-    top = (1 << bits) - 1
-    if span is None or span[1] > top:
-        return Range(0, top, -(top >> 1) - 1, top >> 1)
+    span_of = _SPANS.get(term.kind)
+    span = span_of(facts, bits, term) if span_of is not None else None
+    if span is None or span[1] > _ANYTHING[bits].high:
+        return _ANYTHING[bits]
     half = 1 << (bits - 1)
     if span[1] < half:
         return Range(span[0], span[1], span[0], span[1])
@@ -266,41 +267,42 @@ def range_of(facts: Facts, bits: int, term: Term) -> Range:
     return Range(span[0], span[1], -half, half - 1)
 
 
-def _unsigned_span(facts: Facts, bits: int, term: Term) -> tuple[int, int] | None:
-    """Return bounds that follow from what a term is made of; None if there are none."""
-    parts = term.parts
-    span: tuple[int, int] | None = None
-    match term.kind:
-        case TermKind.CONST:
-            value = term.value & ((1 << bits) - 1)
-            span = value, value
-        case TermKind.ARGUMENT if parts[1] in CPU_ARGUMENTS:
-            span = 0, MOST_CPUS - 1
-        case TermKind.LOAD | TermKind.FIELD if parts[2] < 8:
-            span = 0, (1 << (8 * parts[2])) - 1
-        case TermKind.CALL | TermKind.PURE:
-            span = RESULT_RANGES.get(parts[0])
-        case TermKind.INDEX:
-            span = _span_of_index(parts[1], parts[2])
-        case TermKind.ZEXT:
-            low_bits = range_of(facts, 32, parts[0])
-            span = low_bits.low, low_bits.high
-        case TermKind.OP:
-            span = _span_of_operation(facts, term)
-        case TermKind.LINEAR:
-            span = _span_of_sum(facts, bits, term)
-    return span
+_ANYTHING = {bits: Range(0, (1 << bits) - 1, -(1 << bits - 1), (1 << bits - 1) - 1) for bits in (32, 64)}
 
 
-def _span_of_index(start: Term, end: Term) -> tuple[int, int] | None:
+def _span_of_constant(_facts: Facts, bits: int, term: Term) -> tuple[int, int]:
+    value = term.value & ((1 << bits) - 1)
+    return value, value
+
+
+def _span_of_argument(_facts: Facts, _bits: int, term: Term) -> tuple[int, int] | None:
+    return (0, MOST_CPUS - 1) if term.parts[1] in CPU_ARGUMENTS else None
+
+
+def _span_of_memory(_facts: Facts, _bits: int, term: Term) -> tuple[int, int] | None:
+    size = term.parts[2]
+    return (0, (1 << (8 * size)) - 1) if size < 8 else None
+
+
+def _span_of_result(_facts: Facts, _bits: int, term: Term) -> tuple[int, int] | None:
+    return RESULT_RANGES.get(term.parts[0])
+
+
+def _span_of_low_half(facts: Facts, _bits: int, term: Term) -> tuple[int, int]:
+    low_bits = range_of(facts, 32, term.parts[0])
+    return low_bits.low, low_bits.high
+
+
+def _span_of_index(_facts: Facts, _bits: int, term: Term) -> tuple[int, int] | None:
     """Return the bounds of a loop's counter; the kernel counts in an int, and nothing is claimed of a negative one."""
+    _site, start, end = term.parts
     if not (start.is_const and end.is_const):
         return None
     first, behind = signed(start.value, 32), signed(end.value, 32)
     return (first, behind - 1) if 0 <= first < behind else None
 
 
-def _span_of_operation(facts: Facts, term: Term) -> tuple[int, int] | None:
+def _span_of_operation(facts: Facts, _bits: int, term: Term) -> tuple[int, int] | None:
     """Return the bounds of an operation with a constant: in its own width, whatever width is read of its result."""
     name, left, right = term.parts
     operator = name.removesuffix("32")
@@ -331,13 +333,29 @@ def _span_of_quotient(facts: Facts, width: int, left: Term, right: Term) -> tupl
 def _span_of_sum(facts: Facts, bits: int, term: Term) -> tuple[int, int] | None:
     constant, addends = linear(term)
     low = high = signed(constant)
+    if any(factor >> 63 for _atom, factor in addends):
+        return None  # something is taken away
     for atom, factor in addends:
         each = range_of(facts, bits, atom)
-        times = signed(factor)
-        if times < 0 or each.high * times >> bits:
+        if each.high * factor >> bits:
             return None
-        low, high = low + each.low * times, high + each.high * times
+        low, high = low + each.low * factor, high + each.high * factor
     return (low, high) if low >= 0 and high < 1 << bits else None
+
+
+_SPANS = {
+    TermKind.CONST: _span_of_constant,
+    TermKind.ARGUMENT: _span_of_argument,
+    TermKind.LOAD: _span_of_memory,
+    TermKind.FIELD: _span_of_memory,
+    TermKind.CALL: _span_of_result,
+    TermKind.PURE: _span_of_result,
+    TermKind.INDEX: _span_of_index,
+    TermKind.ZEXT: _span_of_low_half,
+    TermKind.OP: _span_of_operation,
+    TermKind.LINEAR: _span_of_sum,
+}
+"""What bounds follow from what a term is made of; None where there are none."""
 
 
 def reach_of(facts: Facts, address: Term) -> tuple[int, int] | None:
@@ -346,8 +364,7 @@ def reach_of(facts: Facts, address: Term) -> tuple[int, int] | None:
     None if it is none, or nothing bounds the index: the kernel keeps it in the section, and in no variable of it.
     """
     constant, addends = linear(address)
-    sections = [factor for atom, factor in addends if atom.kind is TermKind.GLOBAL]
-    if sections != [1] or len(addends) == 1:
+    if len(addends) == 1 or [factor for atom, factor in addends if atom.kind is TermKind.GLOBAL] != [1]:
         return None
     low = high = signed(constant)
     for atom, factor in addends:
@@ -425,8 +442,9 @@ def tests_of_both(terms: Terms, facts: Facts, others: Facts) -> Facts:
 
     Each path may have looked into several: what both know is one of the first's or one of the second's, for any two.
     """
-    ours, theirs = _tests(facts), _tests(others)
     both = Facts()
+    ours = _tests(facts)
+    theirs = _tests(others) if ours else {}
     for cpu in ours.keys() & theirs.keys():
         pairs = {masks | others_masks for masks in ours[cpu] for others_masks in theirs[cpu]}
         for masks in pairs:

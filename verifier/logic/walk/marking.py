@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Protocol
 
 from verifier.logic.walk import calls, refusal
@@ -41,6 +42,9 @@ _RECORDS = "bpf_task_storage_get"
 _STORAGE_FLAGS = 3
 _CREATES = 1
 """BPF_LOCAL_STORAGE_GET_F_CREATE (include/uapi/linux/bpf.h)."""
+
+_REMEMBERED = 4096
+"""Values of which is remembered what they are made of."""
 
 _EBUSY = -16
 _LOCAL_ON = 3
@@ -94,6 +98,7 @@ def _is_builtin(queue: Term) -> bool:
     return linear(queue)[0] >> 63 == 1
 
 
+@functools.lru_cache(maxsize=_REMEMBERED)
 def is_timelike(term: Term) -> bool:
     """Whether a value may be a virtual time or a slice worth looking at."""
     return any(part.kind is TermKind.FIELD and part.name.startswith("task_struct.scx.") for part in inside(term))

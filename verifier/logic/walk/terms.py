@@ -307,10 +307,8 @@ class Terms:
 def linear(term: Term) -> tuple[int, tuple[tuple[Term, int], ...]]:
     """Split a term into a constant and addends (term, factor), all modulo 2^64."""
     if term.is_const:
-        return term.value, ()
-    if term.kind is TermKind.LINEAR:
-        return term.parts[0], term.parts[1]
-    return 0, ((term, 1),)
+        return term.parts[0], ()
+    return term.parts if term.kind is TermKind.LINEAR else (0, ((term, 1),))
 
 
 def pointer(term: Term) -> tuple[Term, int]:

@@ -1,5 +1,6 @@
 """verifier.logic.checks on small compiled policies: every rule broken and repaired, with the real clang."""
 
+import gc
 from dataclasses import dataclass, field
 
 import pytest
@@ -453,6 +454,26 @@ def test_plain_policy_is_silent_and_summed_up(tmp_path):
     assert report.summary == "5 callbacks, 6 paths, 1 DSQs or families created, all drained; nothing found"
     assert not any(walk.exhausted or walk.joined for walk in report.callbacks)
     assert [walk.member for walk in report.callbacks][:2] == ["init", "exit"], "before any budget can be spent"
+
+
+class Asked(dict):
+    """Notes whether cycles are collected when it is looked at."""
+
+    def items(self):
+        self["collected"] = int(gc.isenabled())
+        return super().items()
+
+
+@pytest.mark.parametrize("before", [gc.enable, gc.disable])
+def test_cycles_are_collected_again_after_the_checks(before, tmp_path):
+    image, enums = compiled(tmp_path), Asked()
+    before()
+    try:
+        check_logic(image, frozenset(), enums)
+        assert gc.isenabled() is (before is gc.enable)
+    finally:
+        gc.enable()
+    assert enums["collected"] == 0
 
 
 def test_every_rule_of_the_gate_has_a_case():
