@@ -37,10 +37,10 @@ from verifier.logic.walk.terms import Term, TermKind, low_half
 from verifier.object.image import BpfImage, Function, Line
 
 STEP_BUDGET = 100_000
-"""Instructions looked at for one callback, at about 20 us each: three times what any composed policy needs."""
+"""Instructions looked at for one callback, at about 20 us each: seven times what any composed policy needs."""
 
 TOTAL_BUDGET = 250_000
-"""For all callbacks: five times what any composed policy needs. No callback can use up what the others have."""
+"""For all callbacks: ten times what any composed policy needs. No callback can use up what the others have."""
 
 _DISTINCT_PATHS = 10
 """So many different paths may meet at one place before they are joined."""
