@@ -158,7 +158,8 @@ def _check_timer(subject: Subject, bounds: Bounds, event: Event) -> None:
     if shortest < TIMER_MIN_NS:
         text = f"a timer is started for {describe(period)}, which may be {shortest} ns: less than {TIMER_MIN_NS}"
         subject.unsafe(28, event, text)
-    if not flags.is_const or flags.value & 1:
+    least, most = bounds.of(flags, event.facts)
+    if least != most or least & 1:
         subject.unsafe(28, event, "a timer is started for an absolute time, which may have passed (BPF_F_TIMER_ABS)")
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from enum import StrEnum
 
-from verifier.logic.walk.calls import BOOLEANS
+from verifier.logic.walk.calls import ARENA, BOOLEANS
 
 MASK64 = (1 << 64) - 1
 MASK32 = (1 << 32) - 1
@@ -170,8 +170,16 @@ class Terms:
         if term is None:
             term = self._known[key] = Term(kind, parts, len(self._known))
             if term.depth > _DEEPEST:
-                term = self._known[key] = self.make(TermKind.UNKNOWN, "too deep", term.number)
+                term = self._known[key] = self._cut(term)
         return term
+
+    def _cut(self, term: Term) -> Term:
+        """Return what stands for a term that is nested too deep; an address in the arena still lies there."""
+        anything = self.make(TermKind.UNKNOWN, "too deep", term.number)
+        in_arena = any(
+            factor == 1 and atom.kind is TermKind.PURE and atom.name == ARENA for atom, factor in linear(term)[1]
+        )
+        return self.make(TermKind.PURE, ARENA, (anything,)) if in_arena else anything
 
     def const(self, value: int, label: str = "") -> Term:
         """Return a number, known under a name if `label` is given."""

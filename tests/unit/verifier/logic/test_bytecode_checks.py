@@ -1070,3 +1070,10 @@ def test_a_test_of_one_mask_or_another_outlives_the_joining_of_paths(body, mask,
     checked = check(tmp_path, before=LATER + RECORDS + DOMAINS, select_cpu=mask + KEPT_MASK + body + ANSWER)
     assert any(walk.joined for walk in checked.report.callbacks)
     assert bool(checked.found(6)) is wrong
+
+
+@pytest.mark.parametrize(("flags", "absolute"), [("0", False), ("1", True)])
+def test_the_flags_of_a_timer_in_a_table_are_known(flags, absolute, tmp_path):
+    before = TIMED.replace("GIVEN", "SLICE") + PERIODS.replace("1000000, 1", f"1000000, {flags}")
+    found = check(tmp_path, before=before, init=START_EACH.replace("].ns, 0)", "].ns, periods[key].flags)")).found(28)
+    assert ["absolute time" in each.message for each in found] == [True] * absolute
