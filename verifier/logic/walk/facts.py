@@ -267,7 +267,7 @@ def range_of(facts: Facts, bits: int, term: Term) -> Range:
     return Range(span[0], span[1], -half, half - 1)
 
 
-_ANYTHING = {bits: Range(0, (1 << bits) - 1, -(1 << bits - 1), (1 << bits - 1) - 1) for bits in (32, 64)}
+_ANYTHING = {bits: Range(0, (1 << bits) - 1, -(1 << bits - 1), (1 << bits - 1) - 1) for bits in range(1, 65)}
 
 
 def _span_of_constant(_facts: Facts, bits: int, term: Term) -> tuple[int, int]:
