@@ -188,9 +188,6 @@ class _Passage:
         self._gates: list[GateResult] = []
         self._announced = 0
         self._steps: dict[str, Callable[[], Passed]] = {
-            SOURCE: self._source,
-            COMPILE: self._compile,
-            LOGIC: self._logic,
             KERNEL: self._kernel_verifier,
             ATTACH: self._attach,
             PROVING: self._proving,
@@ -198,10 +195,15 @@ class _Passage:
         }
 
     def pass_static(self) -> None:
-        """Run the gates that need no machine, unless they ran."""
-        if not self._gates:
-            for gate in STATIC_GATES:
-                self._pass(gate)
+        """Run the gates that need no machine, unless they ran: the source is read beside what is made of it."""
+        if self._gates:
+            return
+        with ThreadPoolExecutor(max_workers=1) as beside:
+            source = beside.submit(attempt, SOURCE, self._source)
+            compiled = attempt(COMPILE, self._compile)
+            logic = attempt(LOGIC, self._logic) if self._artifacts else _not_run(LOGIC, compiled)
+            for result in (source.result(), compiled, logic):
+                self._add(result)
 
     def run(self) -> Verified:
         try:
@@ -227,25 +229,18 @@ class _Passage:
                 self._verifier.report_cache.store(report)
         return Verified(report, self._artifacts[0] if self._artifacts else None)
 
-    def _blocker(self, gate: str) -> GateResult | None:
-        """The gate that keeps this one from being run; what a static one needs is something to read."""
-        if gate in STATIC_GATES:
-            readable = gate != LOGIC or self._artifacts
-            return None if readable else next(result for result in self._gates if result.gate == COMPILE)
-        return next((each for each in self._gates if each.status in _NOT_PASSED and not each.tolerable), None)
-
     def _pass(self, gate: str) -> None:
-        failed = self._blocker(gate)
-        if self._verifier.static_only and gate not in STATIC_GATES:
+        """Run a gate that needs a machine, unless one before it keeps it from being run."""
+        failed = next((each for each in self._gates if each.status in _NOT_PASSED and not each.tolerable), None)
+        if self._verifier.static_only:
             not_requested = "not run: only the static gates were requested"
-            self._gates.append(GateResult(gate, GateStatus.NOT_REQUESTED, not_requested))
-        elif failed:
-            not_run = f"not run, because gate {failed.gate!r} did not pass"
-            self._gates.append(GateResult(gate, GateStatus.SKIPPED, not_run))
+            self._add(GateResult(gate, GateStatus.NOT_REQUESTED, not_requested))
         else:
-            result = attempt(gate, self._steps[gate])
-            same = any(result.status is GateStatus.FAILED and result.detail == each.detail for each in self._gates)
-            self._gates.append(replace(result, detail="for the same reason") if same else result)
+            self._add(_not_run(gate, failed) if failed else attempt(gate, self._steps[gate]))
+
+    def _add(self, result: GateResult) -> None:
+        same = any(result.status is GateStatus.FAILED and result.detail == each.detail for each in self._gates)
+        self._gates.append(replace(result, detail="for the same reason") if same else result)
 
     def _announce(self) -> None:
         for result in self._gates[self._announced :]:
@@ -603,6 +598,10 @@ class _Passage:
 
 
 _NOT_PASSED = (GateStatus.FAILED, GateStatus.SKIPPED)
+
+
+def _not_run(gate: str, failed: GateResult) -> GateResult:
+    return GateResult(gate, GateStatus.SKIPPED, f"not run, because gate {failed.gate!r} did not pass")
 
 
 def _gate_of(oracle: str) -> str:

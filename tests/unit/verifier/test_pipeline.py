@@ -476,6 +476,27 @@ def test_all_static_gates_run_whatever_failed_before(candidate, info, signer, st
     assert report.failure.gate == "source"
 
 
+def test_the_source_is_read_while_it_is_compiled(candidate, info, monkeypatch):
+    """Each waits for the other to have begun; one after the other, neither would go on."""
+    both_begun = threading.Barrier(2, timeout=30)
+    compile_policy = submission.compile_policy
+
+    def compile_beside(*arguments, **options):
+        both_begun.wait()
+        return compile_policy(*arguments, **options)
+
+    def read_beside(*_arguments, **_options):
+        both_begun.wait()
+        return ()
+
+    monkeypatch.setattr(submission, "compile_policy", compile_beside)
+    monkeypatch.setattr(pipeline, "check_sources", read_beside)
+    report = verify(Ground(), candidate, info, static_only=True).report
+    assert [(result.gate, result.status) for result in report.gates[:3]] == [
+        (gate, PASSED) for gate in ("source", "compile", "scheduling logic")
+    ]
+
+
 def test_a_policy_may_declare_that_it_ignores_weights_but_nothing_else(candidate, info, signer):
     weights = Ground(results=(oracle("weights", 22, ok=False, detail="1.0"),))
     assert verify(weights, candidate, info, signer).report.failure.detail == "weights: 1.0"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from verifier.logic.walk.events import Held, Ranges, Store, Walk
@@ -18,6 +20,10 @@ _CPUS = frozenset({"scx_bpf_nr_cpu_ids", "bpf_cpumask_weight", "bpf_get_smp_proc
                    "bpf_cpumask_first", "bpf_cpumask_first_and", "bpf_cpumask_any_distribute",
                    "bpf_cpumask_any_and_distribute", "bpf_cpumask_first_zero"})  # fmt: skip
 _POINTER_BYTES = 8
+_WORD = 8
+_NO_END = 1 << 64
+_MOST_ELEMENTS = 64
+"""Elements of a variable that are looked at, where an index may be any of theirs."""
 _BUILT_IN = ("merged", "before", "stack", "too deep", "atomic", "member", "counter")
 
 
@@ -29,46 +35,86 @@ class Place(NamedTuple):
     size: int
 
 
+class Writes:
+    """The stores to a section: by the eight bytes that they change, and as spans of which nothing more is known."""
+
+    def __init__(self) -> None:
+        self._plain: dict[int, list[tuple[int, Store]]] = {}
+        self._spans: list[tuple[int, int]] = []
+        self._ends: list[int] = []
+
+    def add(self, offset: int, store: Store) -> None:
+        """Note a store, at an offset or anywhere in its reach."""
+        last = store.reach[1] if store.reach else offset
+        if last != offset or not 0 < store.size <= _WORD:
+            self._spans.append((offset, last + store.size if store.size else _NO_END))
+            return
+        for word in range(offset // _WORD, (offset + store.size - 1) // _WORD + 1):
+            self._plain.setdefault(word, []).append((offset, store))
+
+    def settle(self) -> None:
+        """Sort the spans, of which those that overlap are one."""
+        merged: list[tuple[int, int]] = []
+        for start, end in sorted(self._spans):
+            if merged and start <= merged[-1][1]:
+                merged[-1] = merged[-1][0], max(end, merged[-1][1])
+            else:
+                merged.append((start, end))
+        self._spans, self._ends = merged, [end for _start, end in merged]
+
+    def over(self, offset: int, size: int) -> list[tuple[int, Store]] | None:
+        """Return the stores that change some bytes, None if others may do so, too."""
+        behind = bisect_right(self._ends, offset)
+        if behind < len(self._spans) and self._spans[behind][0] < offset + size:
+            return None
+        words = range(offset // _WORD, (offset + size - 1) // _WORD + 1)
+        return [(at, store) for word in words for at, store in self._plain.get(word, ())
+                if at < offset + size and offset < at + store.size]  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Variables:
     """What the variables of an object may hold, whatever has run.
 
     Args:
-        writes: all stores of the object that may be to a variable.
+        writes: all stores of the object that may be to a variable, by section.
     """
 
     image: BpfImage
     walk: Walk
-    writes: Mapping[str, tuple[tuple[int, Store], ...]]
+    writes: Mapping[str, Writes]
     lost: frozenset[str]
     """Sections in which something is written at a place that is not known; "" stands for all of them."""
 
+    known: dict[Place, tuple[int, int] | None] = field(default_factory=dict, repr=False)
+
     def bounds(self, place: Place) -> tuple[int, int] | None:
         """Return the bounds of what a place holds; None if they are not known."""
-        if {place.section, ""} & self.lost:
-            return None
+        if place not in self.known:
+            self.known[place] = self._bounds(place)
+        return self.known[place]
+
+    def _bounds(self, place: Place) -> tuple[int, int] | None:
         initial = self._initial(place)
-        if initial is None:
+        written = self._over(*place)
+        if initial is None or written is None:
             return None
         low = high = initial
-        for offset, store in self.writes.get(place.section, ()):
-            apart = offset >= place.offset + place.size or (store.size and offset + store.size <= place.offset)
-            if apart:
-                continue
+        for offset, store in written:
             if store.value is None or (offset, store.size) != (place.offset, place.size):
                 return None
-            written = _of_cpus(store.value) or (store.low, store.high)
-            low, high = min(low, written[0]), max(high, written[1])
+            least, most = _of_cpus(store.value) or (store.low, store.high)
+            low, high = min(low, least), max(high, most)
         return low, high
 
     def is_constant(self, section: str, offset: int, size: int) -> bool:
         """Whether nothing ever writes to some bytes."""
-        if section.startswith(".rodata"):
-            return True
-        return not {section, ""} & self.lost and all(
-            at >= offset + size or (store.size and at + store.size <= offset)
-            for at, store in self.writes.get(section, ())
-        )
+        return section.startswith(".rodata") or self._over(section, offset, size) == []
+
+    def _over(self, section: str, offset: int, size: int) -> list[tuple[int, Store]] | None:
+        if {section, ""} & self.lost:
+            return None
+        return self.writes[section].over(offset, size) if section in self.writes else []
 
     def _initial(self, place: Place) -> int | None:
         for variable in self.image.variables.values():
@@ -81,7 +127,7 @@ class Variables:
 
 def read_variables(image: BpfImage, walk: Walk) -> Variables:
     """Sort the stores of a walk by the section that they may change."""
-    writes: dict[str, list[tuple[int, Store]]] = {}
+    writes: dict[str, Writes] = defaultdict(Writes)
     lost: set[str] = set()
     for store in walk.stores:
         for address in walk.may_be(store.address):
@@ -90,12 +136,16 @@ def read_variables(image: BpfImage, walk: Walk) -> Variables:
                 part.name for base, _factor in addends for part in walk.may_be(base) if part.kind is TermKind.GLOBAL
             }
             if len(addends) == 1 and addends[0][0].kind is TermKind.GLOBAL and addends[0][1] == 1:
-                writes.setdefault(addends[0][0].name, []).append((constant, store))
+                writes[addends[0][0].name].add(constant, store._replace(reach=None))
+            elif len(sections) == 1 and address is store.address and store.reach:
+                writes[min(sections)].add(store.reach[0], store)
             elif sections:
                 lost |= sections
             elif any(_may_be_anywhere(part) for base, _factor in addends for part in walk.may_be(base)):
                 lost.add("")
-    return Variables(image, walk, {section: tuple(known) for section, known in writes.items()}, frozenset(lost))
+    for each in writes.values():
+        each.settle()
+    return Variables(image, walk, dict(writes), frozenset(lost))
 
 
 def _may_be_anywhere(base: Term) -> bool:
@@ -154,20 +204,27 @@ class Bounds:
         return more
 
     def _loaded(self, term: Term, facts: Facts) -> tuple[int, int] | None:
-        """What a variable may hold, or an element of one whose index can be one number only."""
+        """What a variable may hold, or the elements of one that an index may name."""
         if term.kind is not TermKind.LOAD:
             return None
         constant, addends = linear(term.parts[1])
         sections = [atom.name for atom, factor in addends if atom.kind is TermKind.GLOBAL and factor == 1]
+        places = [constant]
         for index, factor in addends:
             if index.kind is not TermKind.GLOBAL:
                 known = range_of(facts, 32, low_half(index))
-                if known.low != known.high:
+                if len(places) * (known.high - known.low + 1) > _MOST_ELEMENTS:
                     return None
-                constant += factor * known.low
+                places = [place + factor * value for place in places for value in range(known.low, known.high + 1)]
         if len(sections) != 1:
             return None
-        return self.variables.bounds(Place(sections[0], constant & MASK64, term.parts[2]))
+        low, high = MASK64, 0
+        for place in places:
+            span = self.variables.bounds(Place(sections[0], place & MASK64, term.parts[2]))
+            if span is None:
+                return None
+            low, high = min(low, span[0]), max(high, span[1])
+        return low, high
 
     def held(self, places: Held) -> Ranges:
         """Return the bounds of what registers and stack slots hold."""

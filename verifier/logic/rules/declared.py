@@ -5,10 +5,13 @@ from __future__ import annotations
 from schedagent.core.verification import Severity
 from verifier.logic.rules.subject import FLAT_IDLE, IDLE_KFUNCS, Subject
 from verifier.logic.walk import calls
+from verifier.logic.walk.events import Event, place_of
 from verifier.logic.walk.marking import KICKS
 from verifier.logic.walk.terms import TermKind, inside
 
 TIMEOUT_MAX_MS = 5000
+_MOST_NAMED = 8
+"""Further places of one fault that its finding names."""
 
 
 def check(subject: Subject) -> None:
@@ -28,17 +31,31 @@ def check(subject: Subject) -> None:
 
 def _check_idle_tracking(subject: Subject) -> None:
     if "update_idle" in subject.ops.callbacks and not subject.flag("SCX_OPS_KEEP_BUILTIN_IDLE"):
-        for event in subject.events(*IDLE_KFUNCS):
-            subject.error(12, event, f"{event.raw}() needs the built-in idle tracking, which update_idle without "
-                                     "SCX_OPS_KEEP_BUILTIN_IDLE turns off")  # fmt: skip
+        needs = "needs the built-in idle tracking, which update_idle without SCX_OPS_KEEP_BUILTIN_IDLE turns off"
+        _report_calls(subject, 12, list(subject.events(*IDLE_KFUNCS)), needs)
         if "select_cpu" not in subject.ops.callbacks:
             subject.report(12, Severity.ERROR, "update_idle", subject.start_of("update_idle"),
                            "update_idle without SCX_OPS_KEEP_BUILTIN_IDLE needs an own select_cpu")  # fmt: skip
     per_node = subject.flag("SCX_OPS_BUILTIN_IDLE_PER_NODE")
-    for event in subject.events(*FLAT_IDLE, *(f"{name}_node" for name in FLAT_IDLE)):
-        if event.name.endswith("_node") != per_node:
-            state = "with" if per_node else "without"
-            subject.error(13, event, f"{event.raw}() is refused {state} SCX_OPS_BUILTIN_IDLE_PER_NODE")
+    kfuncs = subject.events(*FLAT_IDLE, *(f"{name}_node" for name in FLAT_IDLE))
+    refused = [event for event in kfuncs if event.name.endswith("_node") != per_node]
+    _report_calls(subject, 13, refused, f"is refused {'with' if per_node else 'without'} SCX_OPS_BUILTIN_IDLE_PER_NODE")
+
+
+def _report_calls(subject: Subject, rule: int, events: list[Event], fault: str) -> None:
+    """Report calls that a flag forbids as the one fault that they are, at the first of them; it names the others."""
+    if not events:
+        return
+    at_first = place_of(events[0].line)[0]
+    places: dict[tuple[str, int], str] = {}
+    for event in events:
+        file, row, _wrapper = place_of(event.line)
+        place = f"line {row}" if file == at_first else f"{file}:{row}"
+        places.setdefault((file, row), f"{event.raw}() in {event.member} ({place})")
+    others = list(places.values())[1:]
+    more = f", and {len(others) - _MOST_NAMED} more" if len(others) > _MOST_NAMED else ""
+    also = f"; the same holds for {', '.join(others[:_MOST_NAMED])}{more}" if others else ""
+    subject.error(rule, events[0], f"{events[0].raw}() {fault}{also}")
 
 
 def _check_last_task(subject: Subject) -> None:

@@ -8,9 +8,9 @@ from verifier.logic.rules.subject import CHOOSES_CPU, Insert, Subject, truths
 from verifier.logic.walk import calls
 from verifier.logic.walk.calls import MOST_CPUS, names
 from verifier.logic.walk.events import Exit
-from verifier.logic.walk.facts import Condition, Facts, range_of
-from verifier.logic.walk.marking import found_cpu, is_callback_task
-from verifier.logic.walk.terms import Term, TermKind, describe, inside, low_half, signed
+from verifier.logic.walk.facts import Condition, Facts, is_either, range_of
+from verifier.logic.walk.marking import found_cpu
+from verifier.logic.walk.terms import Term, TermKind, describe, inside, is_callback_task, low_half, signed
 
 _MASK_RESULTS = names(
     "bpf_cpumask_first bpf_cpumask_first_and bpf_cpumask_any_distribute bpf_cpumask_any_and_distribute"
@@ -143,6 +143,8 @@ def _is_foreign(subject: Subject, mask: Term) -> bool:
     A mask that the policy keeps is the task's own if it lies in the task's storage, or if the policy fills it with what
     the task may use, or compares it with that; one of a domain, a node or the whole machine is not.
     """
+    if is_either(mask):
+        return any(_is_foreign(subject, each) for each in mask.parts[1])
     if mask.kind in (TermKind.CALL, TermKind.PURE):
         return mask.name in _FOREIGN_MASKS
     if mask.kind is TermKind.ADDRESS:

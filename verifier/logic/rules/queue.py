@@ -14,8 +14,8 @@ from verifier.logic.rules.subject import Drain, Insert, Subject, calls_any
 from verifier.logic.walk.calls import names
 from verifier.logic.walk.events import Event, Exit
 from verifier.logic.walk.facts import Condition, Facts, Range, range_of
-from verifier.logic.walk.marking import is_callback_task, unanswered_claims
-from verifier.logic.walk.terms import Term, TermKind, describe, inside, linear, low_half
+from verifier.logic.walk.marking import unanswered_claims
+from verifier.logic.walk.terms import Term, TermKind, describe, inside, is_callback_task, linear, low_half
 
 _FETCHES = names("scx_bpf_reenqueue_local scx_bpf_dsq_reenq")
 _SHOWS_EJECTION = "starvation"

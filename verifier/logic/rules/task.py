@@ -6,8 +6,8 @@ from schedagent.core.rules import FindingClass
 from verifier.logic.rules.subject import Subject
 from verifier.logic.walk.events import Event, Exit
 from verifier.logic.walk.facts import range_of
-from verifier.logic.walk.marking import INSERTS, is_callback_task
-from verifier.logic.walk.terms import Term, TermKind, describe, inside, low_half, signed
+from verifier.logic.walk.marking import INSERTS
+from verifier.logic.walk.terms import Term, TermKind, describe, inside, is_callback_task, low_half, signed
 
 _DEFAULT_BATCH = 32
 _MAY_INSERT = frozenset({"select_cpu", "enqueue", "dispatch"})
@@ -73,8 +73,8 @@ def _check_fork(subject: Subject, path: Exit) -> None:
     """Report a path that fails what the kernel asks for: for want of memory, as most schedulers do, or for another
     reason, which the policy may bring about.
     """
-    classed = FindingClass.HOUSE if path.marks.starved else None
-    reason = "for want of memory" if classed else "on this path"
+    classed = FindingClass.HOUSE if path.marks.excuse else None
+    reason = path.marks.excuse or "on this path"
     for result in subject.values(path.result):
         value = low_half(result)
         known = range_of(path.facts, 32, value)

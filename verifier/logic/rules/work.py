@@ -133,13 +133,16 @@ def _report_size(subject: Subject, member: str, text: str) -> None:
 
 
 def _check_iterators(subject: Subject) -> None:
-    """An iterator of a caller cannot be counted: a function could begin it again."""
+    """An iterator of a caller cannot be counted: a function could begin it again. One that was destroyed gives nothing
+    until it is made again, so the end that two loops share may stand for either.
+    """
     for code in subject.walk.codes.values():
         for index, op in enumerate(code.ops):
             ref = op.raw.ref
-            if op.kind != "call" or ref is None or ref.kind is not Ref.KFUNC or 1 in code.frame_at(index):
+            if op.kind != "call" or ref is None or ref.kind is not Ref.KFUNC:
                 continue
-            if ref.name.startswith("bpf_iter_"):
+            counted = ref.name.startswith("bpf_iter_") and not ref.name.endswith("_destroy")
+            if counted and code.iterator_at(index) is None:
                 text = f"{ref.name}() is called on an iterator that is not a local variable of {code.name}"
                 if subject.standing is Standing.FOREIGN:
                     subject.report(28, Severity.WARNING, code.name, op.line, text, cleared_by="starvation")
@@ -155,7 +158,8 @@ def _check_timer(subject: Subject, bounds: Bounds, event: Event) -> None:
     if shortest < TIMER_MIN_NS:
         text = f"a timer is started for {describe(period)}, which may be {shortest} ns: less than {TIMER_MIN_NS}"
         subject.unsafe(28, event, text)
-    if not flags.is_const or flags.value & 1:
+    least, most = bounds.of(flags, event.facts)
+    if least != most or least & 1:
         subject.unsafe(28, event, "a timer is started for an absolute time, which may have passed (BPF_F_TIMER_ABS)")
 
 

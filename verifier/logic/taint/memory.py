@@ -88,6 +88,8 @@ class Memory:
     )
     """What was loaded since an area changed last: most loads of a round are those of the round before."""
 
+    _tables: dict[tuple[str, int, int], Value] = field(default_factory=dict)
+
     def __post_init__(self) -> None:
         for variable in self.image.variables.values():
             self._variables[f"{variable.section}+{variable.offset}"] = variable
@@ -196,10 +198,17 @@ class Memory:
         variable = self._variables.get(target.area.name) if target.area.kind == "variable" else None
         if variable is None:
             return constant(0)
-        content = variable.content.ljust(variable.size, b"\0")
         if target.offset is None:
-            return _of_table(content[max(target.base, 0) :])
-        return constant(int.from_bytes(content[target.offset : target.offset + size], "little"))
+            return self._table(variable, max(target.base, 0))
+        stored = variable.content[max(target.offset, 0) : max(target.offset + size, 0)]  # what is not there is zero
+        return constant(int.from_bytes(stored, "little"))
+
+    def _table(self, variable: Variable, base: int) -> Value:
+        """Any element of a variable from an offset on; one of many MiB is zero, and its file has nothing of it."""
+        key = variable.section, variable.offset, base
+        if key not in self._tables:
+            self._tables[key] = _of_table(variable.content[base:], variable.size - base)
+        return self._tables[key]
 
     def is_flag(self, place: Place) -> bool:
         """Whether only constants, or a count, are ever stored there."""
@@ -227,10 +236,12 @@ def _held(cell: Cell, *, aged: bool) -> Value:
     return value._replace(kinds=kinds) if kinds != value.kinds else value
 
 
-def _of_table(content: bytes) -> Value:
-    """Any element of a table: a constant, if they are all alike."""
-    if len(set(content)) <= 1:
-        return constant(0)._replace(const=None) if content and content[0] else constant(0)
+def _of_table(content: bytes, size: int) -> Value:
+    """Any element of a table of so many bytes, those behind its content zero: a constant, if they are all alike."""
+    if content.count(0) == len(content):
+        return constant(0)
+    if len(content) >= size and content.count(content[0]) == len(content):
+        return constant(0)._replace(const=None)
     largest = max((int.from_bytes(content[at : at + 8], "little") for at in range(0, len(content), 8)), default=0)
     return Value(fixed=True, size=float(largest if largest < 1 << 63 else (1 << 64) - largest))
 

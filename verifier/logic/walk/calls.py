@@ -266,8 +266,11 @@ PRINTS = frozenset({"scx_bpf_error_bstr", "scx_bpf_exit_bstr", "scx_bpf_dump_bst
 NEVER_RETURNS = frozenset({"bpf_throw"})
 ENDS_POLICY = frozenset({"scx_bpf_error_bstr", "scx_bpf_exit_bstr"})
 
-ARRAY, LRU_HASH, LRU_PERCPU_HASH, PERCPU_ARRAY, QUEUE, STACK, TASK_STORAGE = 2, 9, 10, 6, 22, 23, 29
+HASH, ARRAY, LRU_HASH, LRU_PERCPU_HASH, PERCPU_ARRAY, QUEUE, STACK, TASK_STORAGE = 1, 2, 9, 10, 6, 22, 23, 29
 """BPF_MAP_TYPE_* numbers that the rules look at (enum bpf_map_type)."""
+
+KEEPS_ALL = frozenset({HASH, ARRAY})
+"""Map types that keep what is put into them until it is deleted."""
 
 ALWAYS_FOUND = frozenset({ARRAY, PERCPU_ARRAY})
 """Map types in which an index below max_entries is always there."""

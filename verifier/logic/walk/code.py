@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from verifier.logic.walk import calls
@@ -28,6 +28,7 @@ _JUMP_NAMES = {
 _SIZES = {0: 4, 8: 2, 16: 1, 24: 8}
 _ATOMIC = 0xC0
 _FRAME_SLOTS = 64
+_ADDRESS_BYTES = 8
 
 REGISTERS = 11
 FRAME_POINTER = 10
@@ -78,6 +79,7 @@ class Code:
         back_edges: those jumps: (from, to).
         live: for every index, a bit set of what is read later: registers, then stack slots of 8 bytes downward.
         frames: what `frame_offsets` found out, once it was asked.
+        spilled: the same with what the compiler put into the stack meanwhile, once it was asked.
         before: what `entered_from` answers.
     """
 
@@ -88,6 +90,7 @@ class Code:
     back_edges: frozenset[tuple[int, int]] = frozenset()
     live: tuple[int, ...] = ()
     frames: list[dict[int, int]] = field(default_factory=list, repr=False)
+    spilled: list[dict[int, int]] = field(default_factory=list, repr=False)
     before: list[list[int]] = field(default_factory=list, repr=False)
 
     @property
@@ -97,6 +100,20 @@ class Code:
     def frame_at(self, index: int) -> dict[int, int]:
         """Return which registers hold frame pointer + constant before an instruction, and the constants."""
         return frame_offsets(self)[index]
+
+    def iterator_at(self, index: int) -> int | None:
+        """Return the place in this function's stack, from the frame pointer, of the iterator that a call is given.
+
+        None if it is not known, or another function's. An address that waited in the stack is known, too: nothing but
+        this function can have put another one there (check_stack_write_fixed_off() of kernel/bpf/verifier.c), and what
+        else is written there is no address any more.
+        """
+        known = self.frame_at(index).get(1)
+        if known is not None:
+            return known
+        if not self.spilled:
+            self.spilled = _offsets(self, _track_spills)
+        return self.spilled[index].get(1)
 
     def entered_from(self, index: int) -> list[int]:
         """Return the indexes that may come before one."""
@@ -298,8 +315,13 @@ def _slots_at(frame: Mapping[int, int], register: int, offset: int, size: int) -
 
 def frame_offsets(code: Code) -> list[dict[int, int]]:
     """Return for every instruction: which registers hold frame pointer + constant; forward data flow."""
-    if code.frames:
-        return code.frames
+    if not code.frames:
+        code.frames = _offsets(code, _track_frame)
+    return code.frames
+
+
+def _offsets(code: Code, track: Callable[[Op, dict[int, int]], dict[int, int]]) -> list[dict[int, int]]:
+    """Follow addresses in the stack from instruction to instruction, and keep what all ways to one agree on."""
     offsets: list[dict[int, int] | None] = [None] * len(code.ops)
     waiting: list[tuple[int, dict[int, int]]] = [(0, {FRAME_POINTER: 0})]
     while waiting:
@@ -309,10 +331,9 @@ def frame_offsets(code: Code) -> list[dict[int, int]]:
         if known is not None and merged == known:
             continue
         offsets[index] = merged
-        outgoing = _track_frame(code.ops[index], merged)
+        outgoing = track(code.ops[index], merged)
         waiting.extend((after, outgoing) for after in code.next_of(index))
-    code.frames = [frame or {FRAME_POINTER: 0} for frame in offsets]
-    return code.frames
+    return [frame or {FRAME_POINTER: 0} for frame in offsets]
 
 
 def _track_frame(op: Op, before: dict[int, int]) -> dict[int, int]:
@@ -327,4 +348,20 @@ def _track_frame(op: Op, before: dict[int, int]) -> dict[int, int]:
                 after[op.dst] = before[op.src]
             elif op.name == "add" and not op.from_register and op.dst in before:
                 after[op.dst] = before[op.dst] + op.raw.imm
+    return after
+
+
+def _track_spills(op: Op, before: dict[int, int]) -> dict[int, int]:
+    """The same with the stack: an address that lies there has the (negative) offset of its place for its key."""
+    after = _track_frame(op, before)
+    if op.kind == "load" and op.src in before and op.size == _ADDRESS_BYTES:
+        held = before.get(before[op.src] + op.raw.offset)
+        if held is not None:
+            after[op.dst] = held
+    elif op.kind in ("store", "atomic") and op.dst in before:
+        start = before[op.dst] + op.raw.offset
+        for place in [each for each in after if each < 0 and start - _ADDRESS_BYTES < each < start + op.size]:
+            del after[place]
+        if op.kind == "store" and op.from_register and op.src in before and op.size == _ADDRESS_BYTES and start < 0:
+            after[start] = before[op.src]
     return after

@@ -41,17 +41,25 @@ class Pending(NamedTuple):
     line: int
 
 
+class Key(NamedTuple):
+    """A map, and a key in it that is a task's own: made of its address or its number."""
+
+    map: str
+    value: Term
+
+
 class Query(NamedTuple):
     """A call whose result decides what happened, and that nobody looked at yet.
 
     Args:
         name: of the function.
-        about: the CPU that it claims, the DSQ that it takes a task from, or the map in which it makes a record.
+        about: the CPU that it claims, the DSQ that it takes a task from, the map in which it makes a record, or the key
+            under which it puts something there.
     """
 
     result: Term
     name: str
-    about: Term | str
+    about: Term | str | Key
 
 
 class Claim(NamedTuple):
@@ -87,8 +95,10 @@ class Marks(NamedTuple):
         ended: whether the policy ended itself with scx_bpf_error().
         batch: sites of inserts since the dispatch buffer was last looked at or flushed.
         created: ids of single DSQs that init created.
-        starved: whether an allocation failed that only fails for want of memory; of callbacks that may refuse a task.
+        excuse: why a callback that may refuse a task may do so on this path: for want of memory, for instance.
         exchanged: addresses at which such a callback put an object with bpf_kptr_xchg().
+        put: keys of the task under which such a callback put something into a map.
+        certain: results of calls of such a callback, and whether each is NULL, as far as its own task's records go.
     """
 
     inserts: int = 0
@@ -107,8 +117,10 @@ class Marks(NamedTuple):
     ended: bool = False
     batch: frozenset[Site] = frozenset()
     created: frozenset[int] = frozenset()
-    starved: bool = False
+    excuse: str = ""
     exchanged: frozenset[Term] = frozenset()
+    put: frozenset[Key] = frozenset()
+    certain: frozenset[tuple[Term, bool]] = frozenset()
 
     @property
     def kicked(self) -> bool:
@@ -178,6 +190,8 @@ class Store(NamedTuple):
         size: bytes; 0 if that is not known.
         value: what is written; None if that is not known.
         low, high: bounds of the value.
+        reach: of an address that is a variable's plus an index, the first and the last offset in its section that it
+            may be; None if they are not known.
     """
 
     address: Term
@@ -185,6 +199,7 @@ class Store(NamedTuple):
     value: Term | None = None
     low: int = 0
     high: int = MASK64
+    reach: tuple[int, int] | None = None
 
 
 class Kept(NamedTuple):

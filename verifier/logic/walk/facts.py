@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from verifier.logic.walk.calls import CPU_ARGUMENTS, MOST_CPUS, ONLY_ERROR, RESULT_RANGES
-from verifier.logic.walk.terms import MASK32, Term, TermKind, Terms, fits_32_bits, linear, low_half, signed
+from verifier.logic.walk.terms import MASK32, MASK64, Term, TermKind, Terms, fits_32_bits, linear, low_half, signed
 
 
 class Condition(NamedTuple):
@@ -112,6 +112,12 @@ def _solved(terms: Terms, bits: int, left: Term, right: Term) -> tuple[Term, Ter
     return addends[0][0], terms.const((right.value - constant) & ((1 << bits) - 1))
 
 
+TESTS_CPU = "bpf_cpumask_test_cpu"
+_EITHER = "one of several masks"
+_TRUE = Range(1, 1, 1, 1)
+_MOST_MASKS = 6
+"""Of which it is remembered that a CPU is in one of them."""
+
 _LARGEST_OFFSET = 1 << 29
 """More than the variables of any object take, and nearer to 0 than any address of the kernel's memory on x86-64."""
 
@@ -175,7 +181,8 @@ def assume(facts: Facts, condition: Condition, holds: bool) -> Facts | None:
     """Return the facts with one more, or None if that contradicts them."""
     more = Facts(facts)
     more[condition] = holds
-    more.share_roots(facts.roots | condition.left.roots | condition.right.roots)
+    about = condition.left.roots | condition.right.roots
+    more.share_roots(facts.roots if about <= facts.roots else facts.roots | about)
     for key, bound in _bounds(facts, condition, holds):
         if bound.empty:
             return None
@@ -248,10 +255,10 @@ def range_of(facts: Facts, bits: int, term: Term) -> Range:
     known = facts.get((bits, term))
     if isinstance(known, Range):
         return known
-    span = _unsigned_span(facts, bits, term)
-    top = (1 << bits) - 1
-    if span is None or span[1] > top:
-        return Range(0, top, -(top >> 1) - 1, top >> 1)
+    span_of = _SPANS.get(term.kind)
+    span = span_of(facts, bits, term) if span_of is not None else None
+    if span is None or span[1] > _ANYTHING[bits].high:
+        return _ANYTHING[bits]
     half = 1 << (bits - 1)
     if span[1] < half:
         return Range(span[0], span[1], span[0], span[1])
@@ -260,41 +267,42 @@ def range_of(facts: Facts, bits: int, term: Term) -> Range:
     return Range(span[0], span[1], -half, half - 1)
 
 
-def _unsigned_span(facts: Facts, bits: int, term: Term) -> tuple[int, int] | None:
-    """Return bounds that follow from what a term is made of; None if there are none."""
-    parts = term.parts
-    span: tuple[int, int] | None = None
-    match term.kind:
-        case TermKind.CONST:
-            value = term.value & ((1 << bits) - 1)
-            span = value, value
-        case TermKind.ARGUMENT if parts[1] in CPU_ARGUMENTS:
-            span = 0, MOST_CPUS - 1
-        case TermKind.LOAD | TermKind.FIELD if parts[2] < 8:
-            span = 0, (1 << (8 * parts[2])) - 1
-        case TermKind.CALL | TermKind.PURE:
-            span = RESULT_RANGES.get(parts[0])
-        case TermKind.INDEX:
-            span = _span_of_index(parts[1], parts[2])
-        case TermKind.ZEXT:
-            low_bits = range_of(facts, 32, parts[0])
-            span = low_bits.low, low_bits.high
-        case TermKind.OP:
-            span = _span_of_operation(facts, term)
-        case TermKind.LINEAR:
-            span = _span_of_sum(facts, bits, term)
-    return span
+_ANYTHING = {bits: Range(0, (1 << bits) - 1, -(1 << bits - 1), (1 << bits - 1) - 1) for bits in range(1, 65)}
 
 
-def _span_of_index(start: Term, end: Term) -> tuple[int, int] | None:
+def _span_of_constant(_facts: Facts, bits: int, term: Term) -> tuple[int, int]:
+    value = term.value & ((1 << bits) - 1)
+    return value, value
+
+
+def _span_of_argument(_facts: Facts, _bits: int, term: Term) -> tuple[int, int] | None:
+    return (0, MOST_CPUS - 1) if term.parts[1] in CPU_ARGUMENTS else None
+
+
+def _span_of_memory(_facts: Facts, _bits: int, term: Term) -> tuple[int, int] | None:
+    size = term.parts[2]
+    return (0, (1 << (8 * size)) - 1) if size < 8 else None
+
+
+def _span_of_result(_facts: Facts, _bits: int, term: Term) -> tuple[int, int] | None:
+    return RESULT_RANGES.get(term.parts[0])
+
+
+def _span_of_low_half(facts: Facts, _bits: int, term: Term) -> tuple[int, int]:
+    low_bits = range_of(facts, 32, term.parts[0])
+    return low_bits.low, low_bits.high
+
+
+def _span_of_index(_facts: Facts, _bits: int, term: Term) -> tuple[int, int] | None:
     """Return the bounds of a loop's counter; the kernel counts in an int, and nothing is claimed of a negative one."""
+    _site, start, end = term.parts
     if not (start.is_const and end.is_const):
         return None
     first, behind = signed(start.value, 32), signed(end.value, 32)
     return (first, behind - 1) if 0 <= first < behind else None
 
 
-def _span_of_operation(facts: Facts, term: Term) -> tuple[int, int] | None:
+def _span_of_operation(facts: Facts, _bits: int, term: Term) -> tuple[int, int] | None:
     """Return the bounds of an operation with a constant: in its own width, whatever width is read of its result."""
     name, left, right = term.parts
     operator = name.removesuffix("32")
@@ -325,13 +333,55 @@ def _span_of_quotient(facts: Facts, width: int, left: Term, right: Term) -> tupl
 def _span_of_sum(facts: Facts, bits: int, term: Term) -> tuple[int, int] | None:
     constant, addends = linear(term)
     low = high = signed(constant)
+    if any(factor >> 63 for _atom, factor in addends):
+        return None  # something is taken away
     for atom, factor in addends:
         each = range_of(facts, bits, atom)
-        times = signed(factor)
-        if times < 0 or each.high * times >> bits:
+        if each.high * factor >> bits:
             return None
-        low, high = low + each.low * times, high + each.high * times
+        low, high = low + each.low * factor, high + each.high * factor
     return (low, high) if low >= 0 and high < 1 << bits else None
+
+
+_SPANS = {
+    TermKind.CONST: _span_of_constant,
+    TermKind.ARGUMENT: _span_of_argument,
+    TermKind.LOAD: _span_of_memory,
+    TermKind.FIELD: _span_of_memory,
+    TermKind.CALL: _span_of_result,
+    TermKind.PURE: _span_of_result,
+    TermKind.INDEX: _span_of_index,
+    TermKind.ZEXT: _span_of_low_half,
+    TermKind.OP: _span_of_operation,
+    TermKind.LINEAR: _span_of_sum,
+}
+"""What bounds follow from what a term is made of; None where there are none."""
+
+
+def reach_of(facts: Facts, address: Term) -> tuple[int, int] | None:
+    """Return the first and the last offset in a section of variables that an address with an index in it may be.
+
+    None if it is none, or nothing bounds the index: the kernel keeps it in the section, and in no variable of it.
+    """
+    constant, addends = linear(address)
+    if len(addends) == 1 or [factor for atom, factor in addends if atom.kind is TermKind.GLOBAL] != [1]:
+        return None
+    low = high = signed(constant)
+    for atom, factor in addends:
+        if atom.kind is not TermKind.GLOBAL:
+            least, most = _index_range(facts, atom)
+            ends = least * signed(factor), most * signed(factor)
+            low, high = low + min(ends), high + max(ends)
+    return (low, high) if low >= 0 and high < _LARGEST_OFFSET else None
+
+
+def _index_range(facts: Facts, index: Term) -> tuple[int, int]:
+    """Return the bounds of an index, be it an int of which the path knows that it is not negative."""
+    if index.kind is not TermKind.SEXT and not fits_32_bits(index):
+        known = range_of(facts, 64, index)
+        return known.low, known.high
+    known = range_of(facts, 32, low_half(index))
+    return (known.low, known.high) if index.kind is not TermKind.SEXT or known.signed_low >= 0 else (0, MASK64)
 
 
 def without(facts: Facts, replaced: Term) -> Facts:
@@ -369,17 +419,80 @@ def is_test_of(key: Fact, known: Range | bool, roots: frozenset[Term]) -> bool:
     It outlives the mask's address, which nothing needs any more once it was tested.
     """
     term = key.left if isinstance(key, Condition) else key[1]
-    if (
-        term.kind is not TermKind.PURE
-        or term.name != "bpf_cpumask_test_cpu"
-        or term.parts[1][1].kind is not TermKind.LOAD
-    ):
+    if not _is_test(term) or (term.parts[1][1].kind is not TermKind.LOAD and not is_either(term.parts[1][1])):
         return False
     if isinstance(key, Condition):
         holds = key.operator == "eq" and key.right.is_const and key.right.value == 0 and known is False
     else:
         holds = isinstance(known, Range) and known.low > 0
     return holds and low_half(term.parts[1][0]).roots <= roots
+
+
+def _is_test(term: Term) -> bool:
+    return term.kind is TermKind.PURE and term.name == TESTS_CPU
+
+
+def is_either(mask: Term) -> bool:
+    """Whether a mask stands for several, of which at least one has what is said of it."""
+    return mask.kind is TermKind.PURE and mask.name == _EITHER
+
+
+def tests_of_both(terms: Terms, facts: Facts, others: Facts) -> Facts:
+    """Return the tests of CPUs that two paths have in common although each looked into another mask.
+
+    Each path may have looked into several: what both know is one of the first's or one of the second's, for any two.
+    """
+    both = Facts()
+    ours = _tests(facts)
+    theirs = _tests(others) if ours else {}
+    for cpu in ours.keys() & theirs.keys():
+        pairs = {masks | others_masks for masks in ours[cpu] for others_masks in theirs[cpu]}
+        for masks in pairs:
+            if 1 < len(masks) <= _MOST_MASKS and not any(fewer < masks for fewer in pairs):
+                both[32, _test(terms, cpu, masks)] = _TRUE
+    return both
+
+
+def with_test(terms: Terms, facts: Facts, values: Iterable[Term]) -> Facts:
+    """Return the facts with one more where a value is not 0 that may be any of these: if each of them is the test of
+    one CPU, or 0, that CPU is in one of their masks.
+    """
+    cpus: set[Term] = set()
+    masks: set[Term] = set()
+    for value in map(low_half, values):
+        if value.is_const and value.value == 0:
+            continue
+        if not _is_test(value):
+            return facts
+        cpus.add(value.parts[1][0])
+        masks |= _masks_of(value)
+    if len(cpus) != 1 or len(masks) > _MOST_MASKS:
+        return facts
+    test = _test(terms, cpus.pop(), frozenset(masks))
+    more = Facts({**facts, (32, test): _TRUE})
+    more.share_roots(facts.roots | test.roots)
+    return more
+
+
+def _test(terms: Terms, cpu: Term, masks: frozenset[Term]) -> Term:
+    """Return the test of a CPU that one of several masks has."""
+    known = sorted(masks, key=lambda mask: mask.number)
+    mask = known[0] if len(known) == 1 else terms.make(TermKind.PURE, _EITHER, tuple(known))
+    return terms.make(TermKind.PURE, TESTS_CPU, (cpu, mask))
+
+
+def _masks_of(test: Term) -> frozenset[Term]:
+    mask = test.parts[1][1]
+    return frozenset(mask.parts[1]) if is_either(mask) else frozenset({mask})
+
+
+def _tests(facts: Facts) -> dict[Term, set[frozenset[Term]]]:
+    """Return each CPU that is in a mask, with the masks that it is in."""
+    tests: dict[Term, set[frozenset[Term]]] = {}
+    for key, known in facts.items():
+        if isinstance(known, Range) and not isinstance(key, Condition) and known.low > 0 and _is_test(key[1]):
+            tests.setdefault(key[1].parts[1][0], set()).add(_masks_of(key[1]))
+    return {cpu: masks for cpu, masks in tests.items() if len(masks) <= _MOST_MASKS}
 
 
 def joined(facts: Facts, others: Facts) -> Facts:

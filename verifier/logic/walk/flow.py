@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from verifier.logic.walk import calls, marking
+from verifier.logic.walk import calls, marking, refusal
 from verifier.logic.walk.code import FRAME_POINTER, BadCode, Code, Op, prepare
 from verifier.logic.walk.events import Comparison, Event, Exit, Marks, Site, Trail, Walk, Walked, trails
 from verifier.logic.walk.facts import (
@@ -27,7 +27,9 @@ from verifier.logic.walk.facts import (
     jump_condition,
     range_of,
     terms_of,
+    tests_of_both,
     union,
+    with_test,
 )
 from verifier.logic.walk.machine import Machine
 from verifier.logic.walk.state import Frame, State
@@ -35,10 +37,10 @@ from verifier.logic.walk.terms import Term, TermKind, low_half
 from verifier.object.image import BpfImage, Function, Line
 
 STEP_BUDGET = 100_000
-"""Instructions looked at for one callback, at about 20 us each: three times what any composed policy needs."""
+"""Instructions looked at for one callback, at about 20 us each: seven times what any composed policy needs."""
 
 TOTAL_BUDGET = 250_000
-"""For all callbacks: five times what any composed policy needs. No callback can use up what the others have."""
+"""For all callbacks: ten times what any composed policy needs. No callback can use up what the others have."""
 
 _DISTINCT_PATHS = 10
 """So many different paths may meet at one place before they are joined."""
@@ -309,6 +311,7 @@ class Walker(Machine):
     def _joined_facts(self, group: Group, facts: Facts, before: Facts, spans: Spans) -> Facts:
         """Return what is known behind the place where paths meet; an interval that keeps growing there is given up."""
         known = joined(facts, before)
+        known.update(tests_of_both(self.terms, facts, before))
         known.update((key, bounds) for key, bounds in spans.items() if bounds != range_of(_NOTHING, *key))
         for key in [key for key, bounds in known.items() if isinstance(bounds, Range) and before.get(key) != bounds]:
             grown = self._grown[group, key] = self._grown.get((group, key), 0) + 1
@@ -360,14 +363,24 @@ class Walker(Machine):
         facts = assume(state.facts, condition, holds)
         if facts is None:
             return False
+        if condition.operator == "eq" and not holds and condition.right.is_const and condition.right.value == 0:
+            facts = self._with_test(facts, condition.left)
         state.facts = facts
         state.trail = Trail(state.trail, op.line, condition, holds)
         marks = state.marks
         if marks.pending or marks.queries or marks.claims:
             state.marks = marking.settle(marks, facts)
-        if marking.is_out_of_memory(self, marks, condition, holds):
-            state.marks = state.marks._replace(starved=True)
+        excuse = refusal.excuse_for(marks, condition, holds) if self.member in refusal.MAY_REFUSE else ""
+        if excuse and not state.marks.excuse:
+            state.marks = state.marks._replace(excuse=excuse)
         return True
+
+    def _with_test(self, facts: Facts, value: Term) -> Facts:
+        """Add what follows where a value is not 0 that each of the paths which met took from a test of a mask."""
+        value = low_half(value)
+        if value.kind is TermKind.OP and value.parts[0].removesuffix("32") == "and" and value.parts[2].is_const:
+            value = low_half(value.parts[1])  # as clang reads a bool
+        return with_test(self.terms, facts, self.walk.may_be(value)) if value in self.walk.merged else facts
 
     def _compared(self, condition: Condition, op: Op) -> None:
         if condition not in self._undecided:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from verifier.logic.walk import calls, counting
-from verifier.logic.walk.code import Code, frame_offsets
+from verifier.logic.walk.code import Code
 from verifier.logic.walk.events import Ranges, Site
 from verifier.object.image import Line
 
@@ -180,7 +180,7 @@ class Loops:
         return made
 
     def _iterator(self, index: int) -> int | None:
-        return frame_offsets(self.code)[index].get(1)
+        return self.code.iterator_at(index)
 
     def _ends_with_null(self, index: int, part: frozenset[int]) -> bool:
         """Whether the loop is left when the call returns NULL: the next branch asks for that."""

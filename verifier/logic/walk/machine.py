@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from verifier.logic.walk import calls, marking
 from verifier.logic.walk.code import Op, call_arity
 from verifier.logic.walk.events import Event, Load, Site, Store, Walk, Walked, kept_at
-from verifier.logic.walk.facts import Condition, Fact, Facts, Range, range_of, terms_of
+from verifier.logic.walk.facts import Condition, Fact, Facts, Range, range_of, reach_of, terms_of
 from verifier.logic.walk.state import State
 from verifier.logic.walk.terms import MASK64, Term, TermKind, linear, low_half, pointer, signed
 from verifier.object.image import BpfImage, MapInfo, Ref, Reference, Variable
@@ -266,10 +266,11 @@ class Machine:
     def _written(self, state: State, address: Term, size: int, value: Term | None) -> None:
         """Note a store that may be one to a variable."""
         if value is None:
-            self.walk.stores.add(Store(address, size))
+            self.walk.stores.add(Store(address, size, reach=reach_of(state.facts, address)))
         elif any(part.kind in (TermKind.GLOBAL, TermKind.UNKNOWN) for part, _factor in linear(address)[1]):
             known = range_of(state.facts, 8 * size if size in (4, 8) else 64, self.terms.narrow(value, size))
-            self.walk.stores.add(Store(address, size, value, known.low, known.high))
+            reach = reach_of(state.facts, address)
+            self.walk.stores.add(Store(address, size, value, known.low, known.high, reach))
 
     def _written_by(self, name: str, arguments: tuple[Term, ...]) -> None:
         """Note the variables that a call is given the address of and may write to."""

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Protocol
 
-from verifier.logic.walk import calls
+from verifier.logic.walk import calls, refusal
 from verifier.logic.walk.calls import names
-from verifier.logic.walk.events import Claim, Marks, Pending, Query, Site, settled
+from verifier.logic.walk.events import Claim, Key, Marks, Pending, Query, Site, settled
 from verifier.logic.walk.facts import Condition, Facts, range_of
 from verifier.logic.walk.state import State
-from verifier.logic.walk.terms import Term, TermKind, Terms, inside, linear, low_half, pointer, signed
+from verifier.logic.walk.terms import (
+    Term,
+    TermKind,
+    Terms,
+    identifies_task,
+    inside,
+    is_callback_task,
+    linear,
+    low_half,
+    pointer,
+    signed,
+)
 from verifier.object.image import BpfImage, Line
 
 INSERTS = frozenset({"scx_bpf_dsq_insert", "scx_bpf_dsq_insert_vtime"})
@@ -17,7 +29,6 @@ KICKS = frozenset({"scx_bpf_kick_cpu", "scx_bpf_kick_cid"})
 _OF_THE_TASK = frozenset({"select_cpu", "enqueue"})
 """Callbacks that decide where their task goes."""
 
-_IDENTITY_FIELDS = frozenset({"task_struct.pid", "task_struct.tgid", "task_struct.scx.tid"})
 _NODE_ADDERS = frozenset({"bpf_rbtree_add", "bpf_list_push_front", "bpf_list_push_back"})
 MOVES_TO_LOCAL = "scx_bpf_dsq_move_to_local"
 _RESETS_BATCH = frozenset({"scx_bpf_dispatch_nr_slots", MOVES_TO_LOCAL})
@@ -32,6 +43,9 @@ _STORAGE_FLAGS = 3
 _CREATES = 1
 """BPF_LOCAL_STORAGE_GET_F_CREATE (include/uapi/linux/bpf.h)."""
 
+_REMEMBERED = 4096
+"""Values of which is remembered what they are made of."""
+
 _EBUSY = -16
 _LOCAL_ON = 3
 """The two highest bits of SCX_DSQ_LOCAL_ON | cpu."""
@@ -41,12 +55,6 @@ _NAMED = frozenset({TermKind.ARGUMENT, TermKind.CALL, TermKind.PURE})
 
 _QUEUES = frozenset({calls.QUEUE, calls.STACK})
 _BPF_EXIST = 2
-MAY_REFUSE = ("init_task", "cgroup_init", "cgroup_prep_move")
-"""Callbacks whose error the kernel hands on to whoever asked."""
-
-_STORAGES = frozenset({"bpf_task_storage_get", "bpf_cgrp_storage_get"})
-_ALLOCATIONS = frozenset({"bpf_cpumask_create", "bpf_obj_new", "bpf_percpu_obj_new", "bpf_arena_alloc_pages"})
-"""What returns NULL for want of memory, and for no other reason (kernel/bpf/cpumask.c, helpers.c and arena.c)."""
 
 
 class Callback(Protocol):
@@ -90,34 +98,7 @@ def _is_builtin(queue: Term) -> bool:
     return linear(queue)[0] >> 63 == 1
 
 
-def is_callback_task(term: Term | None) -> bool:
-    return term is not None and term.kind is TermKind.ARGUMENT and term.parts[1] == "p"
-
-
-def identifies_task(term: Term) -> bool:
-    """Whether a value leads back to the callback's task: the pointer, its pid, or a number made of it."""
-    return any(
-        is_callback_task(part)
-        or (part.kind is TermKind.FIELD and part.name in _IDENTITY_FIELDS and is_callback_task(part.parts[0]))
-        for part in _made_of(term)
-    )
-
-
-def _made_of(term: Term) -> list[Term]:
-    """A term without what it was only reached through: not the pointer behind a field, nor a call's arguments."""
-    parts, waiting = [], [term]
-    while waiting:
-        part = waiting.pop()
-        parts.append(part)
-        if part.kind in (TermKind.ZEXT, TermKind.SEXT):
-            waiting.append(part.parts[0])
-        elif part.kind is TermKind.OP and part.parts[0] in ("or", "lsh", "lsh32"):
-            waiting += part.parts[1:3]
-        elif part.kind is TermKind.LINEAR:
-            waiting += [atom for atom, _factor in part.parts[1]]
-    return parts
-
-
+@functools.lru_cache(maxsize=_REMEMBERED)
 def is_timelike(term: Term) -> bool:
     """Whether a value may be a virtual time or a slice worth looking at."""
     return any(part.kind is TermKind.FIELD and part.name.startswith("task_struct.scx.") for part in inside(term))
@@ -148,7 +129,7 @@ def after_call(
 ) -> Marks:
     """Return the marks after a helper or kfunc was called."""
     marks = _after(callback, state, name, site, line, arguments)
-    about = _asks(callback, name, arguments, state.regs[0])
+    about = _asks(callback, state, name, arguments, state.regs[0])
     return marks if about is None else _ask(marks, Query(low_half(state.regs[0]), name, about))
 
 
@@ -168,8 +149,8 @@ def _after(
         marks = marks._replace(ended=True)
     elif name == "bpf_task_storage_delete" and member == "init_task":
         marks = marks._replace(stores=marks.stores - {region(callback, arguments[0])})
-    elif name == "bpf_kptr_xchg" and member in MAY_REFUSE and not arguments[1].is_const:
-        marks = marks._replace(exchanged=marks.exchanged | {arguments[0]})
+    elif name in refusal.FOLLOWED and member in refusal.MAY_REFUSE:
+        marks = refusal.after_call(callback.image, state, name, arguments)
     elif name == "scx_bpf_create_dsq" and member == "init" and arguments[0].is_const:
         marks = marks._replace(created=marks.created | {arguments[0].value})
     elif member == "enqueue":
@@ -198,7 +179,9 @@ def _after_insert(marks: Marks, member: str, site: Site, arguments: tuple[Term, 
 # --- idle CPUs, and other calls whose result decides
 
 
-def _asks(callback: Callback, name: str, arguments: tuple[Term, ...], result: Term) -> Term | str | None:
+def _asks(
+    callback: Callback, state: State, name: str, arguments: tuple[Term, ...], result: Term
+) -> Term | str | Key | None:
     """Return what a call is about, if it has to be known whether it succeeds."""
     member = callback.member
     if member in _OF_THE_TASK and name in PICKS_IDLE:
@@ -216,6 +199,8 @@ def _asks(callback: Callback, name: str, arguments: tuple[Term, ...], result: Te
     ):
         creates = arguments[_STORAGE_FLAGS].is_const and arguments[_STORAGE_FLAGS].value & _CREATES
         return region(callback, arguments[0]) if creates else None
+    if member in refusal.MAY_REFUSE and name == refusal.PUTS:
+        return refusal.key_of(callback.image, state, arguments)
     return None
 
 
@@ -292,6 +277,8 @@ def found_cpu(facts: Facts, result: Term) -> bool | None:
 def _answered(marks: Marks, query: Query, succeeded: bool) -> Marks:
     """Return the marks once it is known whether a call succeeded."""
     marks, about = marks._replace(queries=marks.queries - {query}), query.about
+    if isinstance(about, Key):
+        return marks if succeeded else marks._replace(put=marks.put | {about})  # 0 is success
     if isinstance(about, str):
         return marks._replace(stores=marks.stores | {about}) if succeeded else marks
     if query.name == MOVES_TO_LOCAL:
@@ -386,24 +373,3 @@ def settle(marks: Marks, facts: Facts) -> Marks:
         elsewhere = frozenset(claim for claim in marks.claims if not _is_where_the_task_is(facts, claim.cpu))
         marks = marks._replace(claims=elsewhere)
     return marks
-
-
-def is_out_of_memory(callback: Callback, marks: Marks, condition: Condition, holds: bool) -> bool:
-    """Whether a branch was taken because an allocation returned NULL, where that may refuse a task.
-
-    A look-up that makes nothing is no allocation, and neither is a map that may be full. What the path itself put into
-    its place as bpf_kptr_xchg() does is there: whoever looks again asks whether it was made.
-    """
-    if callback.member not in MAY_REFUSE or not holds or condition.operator != "eq":
-        return False
-    call, zero = condition.left, condition.right
-    if not zero.is_const or zero.value != 0:
-        return False
-    if call.kind is TermKind.LOAD:
-        return call.parts[1] in marks.exchanged
-    if call.kind is not TermKind.CALL:
-        return False
-    if call.name in _STORAGES:
-        flags = call.parts[2][_STORAGE_FLAGS] if len(call.parts[2]) > _STORAGE_FLAGS else None
-        return flags is not None and flags.is_const and bool(flags.value & _CREATES)
-    return call.name in _ALLOCATIONS

@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from enum import StrEnum
 
-from verifier.logic.walk.calls import BOOLEANS
+from verifier.logic.walk.calls import ARENA, BOOLEANS
 
 MASK64 = (1 << 64) - 1
 MASK32 = (1 << 32) - 1
 _DEEPEST = 16
+_IDENTITY_FIELDS = frozenset({"task_struct.pid", "task_struct.tgid", "task_struct.scx.tid"})
 
 
 class TermKind(StrEnum):
@@ -169,8 +170,16 @@ class Terms:
         if term is None:
             term = self._known[key] = Term(kind, parts, len(self._known))
             if term.depth > _DEEPEST:
-                term = self._known[key] = self.make(TermKind.UNKNOWN, "too deep", term.number)
+                term = self._known[key] = self._cut(term)
         return term
+
+    def _cut(self, term: Term) -> Term:
+        """Return what stands for a term that is nested too deep; an address in the arena still lies there."""
+        anything = self.make(TermKind.UNKNOWN, "too deep", term.number)
+        in_arena = any(
+            factor == 1 and atom.kind is TermKind.PURE and atom.name == ARENA for atom, factor in linear(term)[1]
+        )
+        return self.make(TermKind.PURE, ARENA, (anything,)) if in_arena else anything
 
     def const(self, value: int, label: str = "") -> Term:
         """Return a number, known under a name if `label` is given."""
@@ -306,10 +315,8 @@ class Terms:
 def linear(term: Term) -> tuple[int, tuple[tuple[Term, int], ...]]:
     """Split a term into a constant and addends (term, factor), all modulo 2^64."""
     if term.is_const:
-        return term.value, ()
-    if term.kind is TermKind.LINEAR:
-        return term.parts[0], term.parts[1]
-    return 0, ((term, 1),)
+        return term.parts[0], ()
+    return term.parts if term.kind is TermKind.LINEAR else (0, ((term, 1),))
 
 
 def pointer(term: Term) -> tuple[Term, int]:
@@ -348,6 +355,34 @@ def _divide(operator: str, left: int, right: int, bits: int) -> int:
     dividend, divisor = signed(left, bits), signed(right, bits)
     quotient = abs(dividend) // abs(divisor) * (1 if (dividend < 0) == (divisor < 0) else -1)
     return quotient if operator == "sdiv" else dividend - quotient * divisor
+
+
+def is_callback_task(term: Term | None) -> bool:
+    return term is not None and term.kind is TermKind.ARGUMENT and term.parts[1] == "p"
+
+
+def identifies_task(term: Term) -> bool:
+    """Whether a value leads back to the callback's task: the pointer, its pid, or a number made of it."""
+    return any(
+        is_callback_task(part)
+        or (part.kind is TermKind.FIELD and part.name in _IDENTITY_FIELDS and is_callback_task(part.parts[0]))
+        for part in _made_of(term)
+    )
+
+
+def _made_of(term: Term) -> list[Term]:
+    """A term without what it was only reached through: not the pointer behind a field, nor a call's arguments."""
+    parts, waiting = [], [term]
+    while waiting:
+        part = waiting.pop()
+        parts.append(part)
+        if part.kind in (TermKind.ZEXT, TermKind.SEXT):
+            waiting.append(part.parts[0])
+        elif part.kind is TermKind.OP and part.parts[0] in ("or", "lsh", "lsh32"):
+            waiting += part.parts[1:3]
+        elif part.kind is TermKind.LINEAR:
+            waiting += [atom for atom, _factor in part.parts[1]]
+    return parts
 
 
 _SIGNS = {"add": "+", "sub": "-", "mul": "*", "div": "/", "mod": "%", "and": "&", "or": "|", "xor": "^", "lsh": "<<"}

@@ -1,5 +1,6 @@
 """verifier.logic.checks on small compiled policies: every rule broken and repaired, with the real clang."""
 
+import gc
 from dataclasses import dataclass, field
 
 import pytest
@@ -453,6 +454,26 @@ def test_plain_policy_is_silent_and_summed_up(tmp_path):
     assert report.summary == "5 callbacks, 6 paths, 1 DSQs or families created, all drained; nothing found"
     assert not any(walk.exhausted or walk.joined for walk in report.callbacks)
     assert [walk.member for walk in report.callbacks][:2] == ["init", "exit"], "before any budget can be spent"
+
+
+class Asked(dict):
+    """Notes whether cycles are collected when it is looked at."""
+
+    def items(self):
+        self["collected"] = int(gc.isenabled())
+        return super().items()
+
+
+@pytest.mark.parametrize("before", [gc.enable, gc.disable])
+def test_cycles_are_collected_again_after_the_checks(before, tmp_path):
+    image, enums = compiled(tmp_path), Asked()
+    before()
+    try:
+        check_logic(image, frozenset(), enums)
+        assert gc.isenabled() is (before is gc.enable)
+    finally:
+        gc.enable()
+    assert enums["collected"] == 0
 
 
 def test_every_rule_of_the_gate_has_a_case():
@@ -997,3 +1018,62 @@ return scx_bpf_create_dsq(SHARED, -1);
 def test_a_period_in_a_table_is_known(period, short, tmp_path):
     before = TIMED.replace("GIVEN", "SLICE") + PERIODS.replace("1000000", period)
     assert bool(check(tmp_path, before=before, init=START_EACH).found(28)) is short
+
+
+SEEKS = "scx_bpf_dsq_insert(p, SHARED, SLICE, 0);\ns32 cpu = scx_bpf_pick_idle_cpu(p->cpus_ptr, 0);\n"
+SEEKS += "if (cpu < 0 && scx_bpf_test_and_clear_cpu_idle(0))\n\tcpu = 0;\nif (cpu >= 0)\n\tscx_bpf_kick_cpu(cpu, IDLE);"
+PICKED_TWICE = "s32 cpu = scx_bpf_pick_idle_cpu(p->cpus_ptr, 1);\n\n"
+PICKED_TWICE += "if (cpu < 0)\n\tcpu = scx_bpf_pick_idle_cpu(p->cpus_ptr, 0);\nreturn cpu < 0 ? prev_cpu : cpu;"
+
+
+@pytest.mark.parametrize(
+    ("rule", "changes", "places"),
+    [
+        (12, {"update_idle": "exit_kind = cpu;"}, 4),
+        (13, {"ops": ".timeout_ms = 5000, .flags = SCX_OPS_BUILTIN_IDLE_PER_NODE,"}, 3),
+    ],
+)
+def test_a_flag_that_is_missing_is_one_fault_however_many_calls_need_it(rule, changes, places, tmp_path):
+    checked = check(tmp_path, select_cpu=PICKED_TWICE, enqueue=SEEKS, **changes)
+    (finding,) = checked.found(rule)
+    assert finding.line == checked.line_of("s32 cpu = scx_bpf_pick_idle_cpu(p->cpus_ptr, 0);")
+    assert "in select_cpu (line " in finding.message
+    assert finding.message.count("(line ") == places - 1
+
+
+@pytest.mark.parametrize(("second", "short"), [("2000000", False), ("1000", True)])
+def test_each_period_of_a_table_is_known(second, short, tmp_path):
+    periods = PERIODS.replace("[1]", "[2]").replace("{ 1000000, 1 }", f"{{ 1000000, 1 }}, {{ {second}, 1 }}")
+    before = TIMED.replace("GIVEN", "SLICE") + periods
+    assert bool(check(tmp_path, before=before, init=START_EACH.replace("0, 1)", "0, 2)")).found(28)) is short
+
+
+KEPT_MASK = (
+    "if (!kept)\n\treturn prev_cpu;\nconst struct cpumask *mask = (const struct cpumask *)*kept;\nu64 key = 0;\n"
+)
+ONE_OF_TWO = "(later[7] ? bpf_cpumask_test_cpu(prev_cpu, mask) : bpf_cpumask_test_cpu(prev_cpu, p->cpus_ptr))"
+TAKE_PREV = "if (%sscx_bpf_test_and_clear_cpu_idle(prev_cpu))\n\t" + SENT % "prev_cpu"
+ANSWER = "later[6] = key;\nreturn prev_cpu;"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        f"bool in_it = {ONE_OF_TWO};\n" + MANY_WAYS + TAKE_PREV % "in_it && ",
+        f"if (!{ONE_OF_TWO})\n\treturn prev_cpu;\n" + MANY_WAYS + TAKE_PREV % "",
+    ],
+    ids=["tested where they met", "tested before they met"],
+)
+@pytest.mark.parametrize(("mask", "wrong"), [(OWN_MASK, False), (DOMAIN_MASK, True)], ids=["own", "of a domain"])
+def test_a_test_of_one_mask_or_another_outlives_the_joining_of_paths(body, mask, wrong, tmp_path):
+    """All of the masks must be the task's own."""
+    checked = check(tmp_path, before=LATER + RECORDS + DOMAINS, select_cpu=mask + KEPT_MASK + body + ANSWER)
+    assert any(walk.joined for walk in checked.report.callbacks)
+    assert bool(checked.found(6)) is wrong
+
+
+@pytest.mark.parametrize(("flags", "absolute"), [("0", False), ("1", True)])
+def test_the_flags_of_a_timer_in_a_table_are_known(flags, absolute, tmp_path):
+    before = TIMED.replace("GIVEN", "SLICE") + PERIODS.replace("1000000, 1", f"1000000, {flags}")
+    found = check(tmp_path, before=before, init=START_EACH.replace("].ns, 0)", "].ns, periods[key].flags)")).found(28)
+    assert ["absolute time" in each.message for each in found] == [True] * absolute

@@ -28,6 +28,12 @@ struct {
     __type(key, int);
     __type(value, struct record);
 } groups SEC(".maps");
+struct {
+    __uint(type, BPF_MAP_TYPE_HASH);
+    __uint(max_entries, 1000);
+    __type(key, u64);
+    __type(value, u64);
+} by_task SEC(".maps");
 u64 nr_tasks;
 """
 ALLOCATED = "if (!bpf_task_storage_get(&records, p, NULL, 1))\n\treturn -12;\nreturn 0;"
@@ -58,6 +64,35 @@ if (mask)
 return *(void *volatile *)&masked->mask ? 0 : -12;
 """
 TAKEN_OUT = EXCHANGED.replace("&masked->mask, mask)", "&masked->mask, NULL)")
+REPLACED = """
+struct masked *masked = bpf_task_storage_get(&masks, p, NULL, 1);
+struct bpf_cpumask *mask;
+
+if (!masked)
+    return -12;
+%s
+mask = bpf_cpumask_create();
+if (!mask)
+    return -12;
+mask = bpf_kptr_xchg(&masked->mask, mask);
+if (!mask)
+    return 0;
+bpf_cpumask_release(mask);
+return -22;
+"""
+ONCE_BEFORE = "mask = bpf_kptr_xchg(&masked->mask, bpf_cpumask_create());\nif (mask)\n\tbpf_cpumask_release(mask);"
+KEPT = """
+u64 key = (u64)p, value = 0, *kept;
+
+if (bpf_map_update_elem(&by_task, &key, &value, 0))
+    return 0;
+%s
+kept = bpf_map_lookup_elem(&by_task, &key);
+if (!kept)
+    return -22;
+*kept = 1;
+return 0;
+"""
 BEFORE_IT = "if (p->pid == 4711)\n\tnr_tasks = 0;\n" + ALLOCATED
 
 
@@ -72,6 +107,15 @@ BEFORE_IT = "if (p->pid == 4711)\n\tnr_tasks = 0;\n" + ALLOCATED
         (ALWAYS, {FindingClass.UNSAFE}),
         (EXCHANGED, {FindingClass.HOUSE}),
         (TAKEN_OUT, {FindingClass.HOUSE, FindingClass.UNSAFE}),
+        (REPLACED % "", {FindingClass.HOUSE}),
+        (REPLACED % ONCE_BEFORE, {FindingClass.UNSAFE}),
+        (KEPT % "", {FindingClass.HOUSE}),
+        (KEPT % "bpf_map_delete_elem(&by_task, &key);", {FindingClass.UNSAFE}),
+        (KEPT % "key++;", {FindingClass.UNSAFE}),
+        (
+            (KEPT % "").replace("if (bpf_map_update_elem(&by_task, &key, &value, 0))\n    return 0;", ""),
+            {FindingClass.UNSAFE},
+        ),
     ],
     ids=[
         "no memory",
@@ -82,6 +126,12 @@ BEFORE_IT = "if (p->pid == 4711)\n\tnr_tasks = 0;\n" + ALLOCATED
         "a user, at the same line",
         "a mask that was made",
         "a mask that was taken out",
+        "a new record that holds something",
+        "a record that it filled twice",
+        "what it put into a map",
+        "what it deleted again",
+        "another key",
+        "what it never put there",
     ],
 )
 def test_which_failing_forks_are_unsafe(tmp_path, init_task, classes):

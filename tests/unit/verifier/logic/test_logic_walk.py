@@ -14,7 +14,7 @@ from verifier.logic.walk import calls, flow
 from verifier.logic.walk.code import prepare
 from verifier.logic.walk.flow import Walker
 from verifier.logic.walk.state import State
-from verifier.logic.walk.terms import TermKind, Terms, describe, pointer
+from verifier.logic.walk.terms import TermKind, Terms, describe, linear, pointer
 from verifier.object.image import BpfImage, Function, Instruction, MapInfo, OpsStruct, Ref, Reference
 
 MOV, MOV32, ADD, LSH, RSH, OR = 0xB7, 0xB4, 0x07, 0x67, 0x77, 0x47
@@ -169,6 +169,19 @@ def test_an_address_in_the_arena_stays_one_when_what_it_was_loaded_from_is_loade
     state.remake(data, terms)
     assert [pointer(value)[0].name == calls.ARENA for value in state.regs] == [True, False]
     assert kept not in state.regs
+
+
+def test_an_address_in_the_arena_stays_one_however_often_it_was_looked_up():
+    """A tree of nodes, each of which is found in a table of the one before."""
+    terms = Terms()
+    node = terms.make(TermKind.UNKNOWN, "root")
+    index = terms.make(TermKind.OP, "and", terms.make(TermKind.UNKNOWN, "key"), terms.const(56))
+    for step in range(40):
+        address = terms.alu("add", terms.make(TermKind.PURE, calls.ARENA, (node,)), index)
+        bases = [part for part, _factor in linear(address)[1] if part.kind is TermKind.PURE]
+        assert [base.name for base in bases] == [calls.ARENA], step
+        node = terms.make(TermKind.LOAD, ("find", step), address, 8)
+    assert pointer(node)[0].kind in (TermKind.LOAD, TermKind.UNKNOWN)
 
 
 def test_a_callback_of_a_loop_gets_another_number_in_every_round():

@@ -1,7 +1,10 @@
 """verifier.logic.taint: what a policy goes by, found however it is hidden; and what is none of it, left alone."""
 
+import dataclasses
+
 import pytest
 
+from tests.support.small_policy import compiled
 from tests.support.taint_cases import Case, case, images
 from verifier.logic.taint.settle import reaches_of
 from verifier.logic.taint.values import WITHOUT_BRANCH
@@ -752,3 +755,13 @@ def test_an_input_is_found_however_it_is_hidden(attack: Case) -> None:
 @pytest.mark.parametrize("policy", INNOCENT, ids=str)
 def test_what_goes_by_none_is_left_alone(policy: Case) -> None:
     assert [(reach.input, reach.decision, reach.source_line) for reach in reaches_of(images(ALL)[policy.name])] == []
+
+
+def test_a_variable_of_any_size_takes_none_of_our_memory(tmp_path):
+    """A file holds nothing of the zeros that it asks for."""
+    looks = "scx_bpf_dsq_insert(p, seen[p->pid & 63] ? SHARED : GLOBAL, SLICE, enq_flags);"
+    image = compiled(tmp_path, before="u64 seen[64];", enqueue=looks, tick="seen[p->pid & 63] = bpf_get_prandom_u32();")
+    vast = dataclasses.replace(image.variables["seen"], size=1 << 44)
+    large = dataclasses.replace(image, variables={**image.variables, "seen": vast})
+    inputs = [{reach.input for reach in reaches_of(each)} for each in (image, large)]
+    assert inputs[0] == inputs[1] >= {"random numbers"}

@@ -57,8 +57,45 @@ INIT = "return scx_bpf_create_dsq(SHARED, -1);"
 ALL = "static long all(void *map, u32 *key, u64 *value, void *context)\n{\n\t*value = 0;\n\treturn 0;\n}\n"
 OVER_ALL = "bpf_for_each_map_elem(&table, all, NULL, 0);"
 COUNTING = "u32 i;\nfor (%s) {\n\t" + ADD + "\n\t%s\n}"
+BOUNDS = "u32 bounds[2] = { %d, %d };\n"
+BY_TABLE = "int i;\nu32 most = bounds[p->pid & 1];\nbpf_for(i, 0, most)\n\t" + ADD
+SPILLED = """
+struct bpf_iter_num few, many, *volatile place = &many;
+
+bpf_iter_num_new(&few, 0, 10);
+bpf_iter_num_new(&many, 0, 1 << 22);
+place = %s;
+while (bpf_iter_num_next(place))
+    __sync_fetch_and_add(&sum, 1);
+bpf_iter_num_destroy(&few);
+bpf_iter_num_destroy(&many);
+"""
+SHARED_END = """
+struct bpf_iter_num odd, even, *volatile used;
+
+if (sum & 1) {
+    bpf_iter_num_new(&odd, 0, 10);
+    while (bpf_iter_num_next(&odd))
+        __sync_fetch_and_add(&sum, 1);
+    used = &odd;
+} else {
+    bpf_iter_num_new(&even, 0, 20);
+    while (bpf_iter_num_next(&even))
+        __sync_fetch_and_add(&sum, 3);
+    used = &even;
+}
+bpf_iter_num_destroy(used);
+"""
+BEGUN_AGAIN = """
+static __noinline void again(struct bpf_iter_num *rounds)
+{
+    bpf_iter_num_destroy(rounds);
+    bpf_iter_num_new(rounds, 0, 10);
+}
+"""
 
 TOO_MUCH = {
+    "another iterator's address in the stack": {"before": SUM, "tick": SPILLED % "&many"},
     "loops within each other": {"before": SUM, "tick": LONG},
     "three short ones": {
         "before": SUM,
@@ -103,6 +140,17 @@ TOO_MUCH = {
         "running": "counts[p->pid & 31] = 1 << 22;",
         "tick": ONCE % "bound",
     },
+    "a table of variables that reaches the next one": {
+        "before": SUM + "struct { u32 counts[16], bound; } kept = { .bound = 10 };\n",
+        "running": "u32 i = p->pid;\nif (i <= 16)\n\tkept.counts[i] = 1 << 22;",
+        "tick": ONCE % "kept.bound",
+    },
+    "a table of bounds with one that is large": {"before": SUM + BOUNDS % (10, 1 << 22), "tick": BY_TABLE},
+    "a table of bounds that is written to": {
+        "before": SUM + BOUNDS % (10, 20),
+        "running": "bounds[p->pid & 1] = 1 << 22;",
+        "tick": BY_TABLE,
+    },
     "a variable that a call fills": {
         "before": SUM + 'char name[16] = "x";\nu32 bound = 10;\n',
         "running": "bpf_probe_read_kernel_str(name, 64, name);",
@@ -135,6 +183,12 @@ WELL = {
         "tick": ONCE % "nr_cpus",
         "init": "nr_cpus = scx_bpf_nr_cpu_ids();\nreturn scx_bpf_create_dsq(SHARED, -1);",
     },
+    "a variable beside a table": {
+        "before": SUM + "struct { u32 counts[16], bound; } kept = { .bound = 10 };\n",
+        "running": "u32 i = p->pid;\nif (i < 16)\n\tkept.counts[i] = 1 << 22;",
+        "tick": ONCE % "kept.bound",
+    },
+    "a table of bounds": {"before": SUM + BOUNDS % (10, 20), "tick": BY_TABLE},
     "a number that is clamped": {
         "before": SUM,
         "tick": "int most = p->pid;\nif (most > 100)\n\tmost = 100;\n" + ONCE % "most",
@@ -153,6 +207,8 @@ WELL = {
         "tick": f"int i;\nbpf_for(i, 0, 10000)\n\t{ADD}\nbpf_for(i, 0, 10)\n\t{ADD}\nbpf_for(i, 0, 1000)\n\t{ADD}",
     },
     "a timer": {"before": SUM + TIMER % (ADD.replace("i", "1"), "1000000, 0"), "init": START_TIMER + INIT},
+    "an iterator whose address waits in the stack": {"before": SUM, "tick": SPILLED % "&few"},
+    "an end that two loops share": {"before": SUM, "tick": SHARED_END},
 }
 
 
@@ -168,6 +224,20 @@ def test_too_much_work_is_an_error_however_it_is_written(how, tmp_path):
 @pytest.mark.parametrize("how", WELL)
 def test_bounded_work_is_well(how, tmp_path):
     assert check(tmp_path, **WELL[how]).found(28) == []
+
+
+@pytest.mark.parametrize(
+    "tick",
+    [
+        "struct bpf_iter_num rounds;\nbpf_iter_num_new(&rounds, 0, 10);\nwhile (bpf_iter_num_next(&rounds))\n"
+        "\tagain(&rounds);\nbpf_iter_num_destroy(&rounds);",
+        SPILLED % "sum & 1 ? &few : &many",
+    ],
+    ids=["a caller's", "one of two"],
+)
+def test_an_iterator_that_is_not_known_is_an_error(tick, tmp_path):
+    found = check(tmp_path, before=SUM + BEGUN_AGAIN, tick=tick).found(28)
+    assert any("on an iterator that is not a local variable" in each.message for each in found)
 
 
 @pytest.mark.parametrize(("start", "well"), [("1000000, 0", True), ("1000, 0", False), ("sum, 0", False),
