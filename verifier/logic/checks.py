@@ -130,7 +130,9 @@ def check_logic(
     if not image.ops:
         return _no_scheduler(image)
     with _without_collections():
-        return _checked(_configured(image, tunables), features, enums, standing, reads, accepted_reader)
+        return _checked(
+            _configured(image, tunables), features, enums, standing, reads, accepted_reader, accepted_limits
+        )
 
 
 @contextmanager
@@ -152,6 +154,7 @@ def _checked(
     standing: Standing,
     reads: Collection[str],
     accepted_reader: Callable[[], str],
+    accepted_limits: Callable[[], LimitsCode],
 ) -> LogicReport:
     known = (calls.FIXED_ENUMS, image.enums, enums)
     values = {name.rpartition(".")[2]: value for source in known for name, value in source.items()}
