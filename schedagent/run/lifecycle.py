@@ -66,6 +66,12 @@ def start_run(
 
 def _on_this_machine(workload: WorkloadCommand, options: RunOptions) -> str:
     """Say before anything runs that it does so here, and how often."""
+    if options.experiment:
+        window_s, for_s = options.experiment["window_s"], options.experiment["for_s"]
+        return (
+            f"on this machine: {workload.command} is not restarted; policies are in charge of the whole machine for"
+            f" {window_s:g} s at a time, the default scheduler in between, for at most {for_s / 60:g} min"
+        )
     runs = 2 * (options.rules.minimum_pairs + 1) + 2
     undone = (
         "after --prepare each time" if workload.prepare else "with nothing that undoes a run: there is no --prepare"

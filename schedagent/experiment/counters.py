@@ -1,0 +1,159 @@
+"""What the kernel counts of a scope, and of everybody else, between two times: the guards that are always there."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from kernel_bpf.observe.tasks import Sums, TaskSample, Threads, Watch, cgroup_root, tree_of
+from schedagent.core.deployment import Tree
+from schedagent.core.errors import SchedagentError, UsageError
+from schedagent.core.trials.objective import Direction
+from schedagent.core.welch import DELAY_FLOOR_S, PRESSURE_FLOOR, WORSE_RATIO
+from schedagent.experiment.spec import Experiment
+from schedagent.observing.scope import Target, folder, where
+
+STARVED_S = 3.0
+"""A runnable task that has not run for so long is starved, as for schedagentd."""
+SHARE_FLOOR = 0.1
+LEAST_WAIT_SHARE = 0.01
+"""Waiting below so many seconds a CPU second is nothing: it is added to both sides of a ratio."""
+
+OWN_WAIT, OWN_SHARE = "its wait for a CPU", "its share of the CPU time it wants"
+OTHERS_WAIT, PRESSURE = "everybody else's wait for a CPU", "pressure on the CPUs"
+
+
+@dataclass(frozen=True)
+class BuiltIn:
+    """A guard that is always there.
+
+    Args:
+        name: key of `Sample.values`.
+        margin: how much worse it may be, as a fraction.
+        floor: nobody feels less: it is added to both sides, so that the margin of the sum is the floor.
+    """
+
+    name: str
+    direction: Direction
+    margin: float
+    floor: float
+
+    @property
+    def added(self) -> float:
+        """What is added to both values before they are compared."""
+        return self.floor / self.margin
+
+
+_SHARE_MARGIN = WORSE_RATIO / (1 + WORSE_RATIO)
+BUILT_IN = (
+    BuiltIn(OWN_WAIT, Direction.LOWER, WORSE_RATIO, DELAY_FLOOR_S),
+    BuiltIn(OWN_SHARE, Direction.HIGHER, _SHARE_MARGIN, SHARE_FLOOR),
+    BuiltIn(OTHERS_WAIT, Direction.LOWER, WORSE_RATIO, DELAY_FLOOR_S),
+    BuiltIn(PRESSURE, Direction.LOWER, WORSE_RATIO, PRESSURE_FLOOR),
+)
+
+
+class ScopeChangedError(SchedagentError):
+    """What is watched was started again within a window, which does not count then."""
+
+
+class Counters:
+    """The counters of what an experiment is about; opened for one window, since a service may have been started again.
+
+    Raises:
+        SchedagentError: it does not run.
+    """
+
+    def __init__(self, experiment: Experiment) -> None:
+        self._experiment = experiment
+        try:
+            self._target = experiment.target()
+            self._identity = _identity(self._target)
+        except (UsageError, OSError):
+            raise stopped(experiment) from None
+        self._root = cgroup_root()
+        place = where(self._target)
+        self._threads = Threads(place, self._root)
+        self._watch, self._sums = Watch(place, STARVED_S, self._root), Sums()
+        self.check()
+        self._first = self._last = self._read()
+
+    def begin(self) -> None:
+        """What counts begins now."""
+        self._first = self._last = self._read()
+
+    def read(self) -> dict[str, float]:
+        """Return what has been measured since the begin, by name; what was not to be seen is not there."""
+        self._last = self._read()
+        return {name: value for name, value in self._values().items() if math.isfinite(value)}
+
+    @property
+    def ran_s(self) -> float:
+        """CPU time of the scope between the begin and the last reading."""
+        return self._last[0].ran_s - self._first[0].ran_s
+
+    @property
+    def starved(self) -> tuple[str, ...]:
+        """Tasks of the scope that were starved at the last reading."""
+        return self._last[0].starved
+
+    @property
+    def waiting(self) -> float:
+        """Time in run queues for each second on a CPU; nan if nothing ran."""
+        waited_s = self._last[0].delay_s - self._first[0].delay_s
+        return waited_s / self.ran_s if self.ran_s > 0 else math.nan
+
+    def check(self) -> None:
+        """Raise if what is watched has stopped, or is another one than it was."""
+        if next(iter(self._threads.now()), None) is None:
+            raise stopped(self._experiment)
+        try:
+            same = _identity(self._target) == self._identity
+        except (UsageError, OSError):
+            raise stopped(self._experiment) from None
+        if not same:
+            raise ScopeChangedError(f"{self._experiment.words} was started again within a window")
+
+    def _read(self) -> tuple[TaskSample, TaskSample]:
+        return self._watch.sample(), self._sums.sample()
+
+    def _values(self) -> Mapping[str, float]:
+        own, machine = (_grown(*pair) for pair in zip(self._first, self._last, strict=True))
+        others = [max(0.0, whole - part) for whole, part in zip(machine[:3], own[:3], strict=True)]
+        return {
+            OWN_WAIT: _wait(own),
+            OWN_SHARE: own[2] / (own[0] + own[2]) if own[0] + own[2] > 0 else math.nan,
+            OTHERS_WAIT: _wait(others),
+            PRESSURE: machine[3],
+        }
+
+
+def stopped(experiment: Experiment) -> SchedagentError:
+    """Return the error that says that what is watched does not run any more."""
+    return SchedagentError(
+        f"{experiment.words} does not run any more: it stopped during the experiment", "start it again"
+    )
+
+
+def _grown(first: TaskSample, last: TaskSample) -> tuple[float, float, float, float]:
+    """Return how long tasks waited (s), how often they ran, for how long (s), and the part of time with pressure."""
+    elapsed_s = max(1e-9, last.at - first.at)
+    known = first.stalled_s is not None and last.stalled_s is not None
+    stalled = ((last.stalled_s or 0.0) - (first.stalled_s or 0.0)) / elapsed_s if known else math.nan
+    return last.delay_s - first.delay_s, float(last.runs - first.runs), last.ran_s - first.ran_s, stalled
+
+
+def _wait(grown: Sequence[float]) -> float:
+    """Return the mean wait for a CPU; where nothing was switched to, all the time that was waited."""
+    return grown[0] / grown[1] if grown[1] > 0 else grown[0]
+
+
+def _identity(target: Target) -> tuple[int, int]:
+    if target.pid:
+        tree = tree_of(target.pid)
+        if not isinstance(tree, Tree):
+            raise UsageError(f"there is no process {target.pid}")
+        return tree.pid, tree.started
+    status = folder(target.cgroup).stat()
+    return status.st_dev, status.st_ino
