@@ -28,6 +28,7 @@ from schedagent.report.faces.remarks import (
     mode_lines,
     remarks,
     split_line,
+    where_text,
 )
 from schedagent.report.faces.strips import levels, strips
 from schedagent.report.report import CandidateReport, Report
@@ -51,7 +52,7 @@ _NARROWEST_STRIP, _WIDEST_STRIP, _NARROWEST_TERMINAL = 10, 40, 60
 def render(report: Report, console: Console) -> None:
     """Print what a person wants to know at the end of a run."""
     console.print()
-    say(console, f"Run {report.title}: {quoted(report.workload.command)} in {report.workload.directory}")
+    say(console, f"Run {report.title}: {where_text(report.workload)}")
     hardware = report.hardware
     say(console, f"  Lab: {hardware.lab}, {hardware.cpus} CPUs, kernel {hardware.kernel_release}")
     if report.costs and hardware.lab == "vm-tcg":

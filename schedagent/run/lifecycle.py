@@ -23,6 +23,7 @@ from schedagent.core.approval import Decision
 from schedagent.core.errors import RepositoryError, SchedagentError, UsageError
 from schedagent.core.installation import this_installation
 from schedagent.core.process.machine_lock import LAB_LOCK
+from schedagent.core.process.shell_text import quoted
 from schedagent.core.retention.lock import locked
 from schedagent.core.settings import REPOSITORY, Settings, hide, private_file, private_folder
 from schedagent.core.trials.workload import WorkloadCommand
@@ -49,6 +50,8 @@ def start_run(
     Args:
         run_id: the run's id, for who has to know it beforehand; empty for any.
     """
+    if workload.running and not options.experiment:
+        raise UsageError(f"{quoted(workload.command)} ran already and is no command", "see: schedagent experiment")
     if options.on == AUTO and (reason := opening.why_vm(settings, options)):
         reporter.note(f"in the micro-VM: {reason}")
     options = opening.placed(settings, options)

@@ -107,7 +107,7 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
 def render(comparison: Comparison, first: Report, second: Report, console: Console) -> None:
     """Print two runs side by side."""
     for letter, report in (("A", first), ("B", second)):
-        say(console, f"{letter}  {report.title}: {quoted(report.workload.command)} in {report.workload.directory}")
+        say(console, f"{letter}  {report.title}: {where_text(report.workload)}")
         hardware = report.hardware
         say(console, f"   {hardware.lab}, {hardware.cpus} CPUs, kernel {hardware.kernel_release}; {report.outcome}")
     for line in comparison.differences:
