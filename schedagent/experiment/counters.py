@@ -45,7 +45,9 @@ class BuiltIn:
         return self.floor / self.margin
 
 
-_SHARE_MARGIN = WORSE_RATIO / (1 + WORSE_RATIO)
+_SHARE_MARGIN = round(WORSE_RATIO / (1 + WORSE_RATIO), 2)
+"""What is better higher may become as many times smaller as what is better lower may become larger."""
+
 BUILT_IN = (
     BuiltIn(OWN_WAIT, Direction.LOWER, WORSE_RATIO, DELAY_FLOOR_S),
     BuiltIn(OWN_SHARE, Direction.HIGHER, _SHARE_MARGIN, SHARE_FLOOR),
@@ -124,7 +126,7 @@ class Counters:
         return {
             OWN_WAIT: _wait(own),
             OWN_SHARE: own[2] / (own[0] + own[2]) if own[0] + own[2] > 0 else math.nan,
-            OTHERS_WAIT: _wait(others),
+            OTHERS_WAIT: _wait(others) if machine[1] > 0 else math.nan,
             PRESSURE: machine[3],
         }
 

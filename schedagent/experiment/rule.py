@@ -32,9 +32,6 @@ from schedagent.experiment.counters import BUILT_IN, LEAST_WAIT_SHARE, BuiltIn
 FUTILE_ERROR = 0.2
 """Chance to give up a policy whose gain is the minimum effect."""
 
-FEWEST_FOR_WORSE = 3
-"""Pairs: two that happen to be equal would have a sequence without width."""
-
 HARM, HARM_OF_OWN = 2.0, 3.0
 """A window does harm in which a built-in guard is so many times as bad as in the worst window of the default scheduler,
 or a number of the user's, which varies with what is asked of the service."""
@@ -118,8 +115,6 @@ def _outcome(good: Interval, futile: Interval, count: int, guards: _Guards, rule
     """Return the outcome; in the intervals, less is better."""
     effect = math.log1p(rules.minimum_effect)
     gained = good.high < 0 and good.mean < -effect
-    if count < FEWEST_FOR_WORSE:
-        return Outcome.INCONCLUSIVE
     if guards.worse:
         return Outcome.TRADE_OFF if gained else Outcome.WORSE
     if good.low > 0 and good.mean > effect:
