@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from kernel_bpf.observe.tasks import Sums, TaskSample, Threads, Watch, cgroup_root, tree_of
+from kernel_bpf.observe.tasks import PROC, Sums, TaskSample, Threads, Watch, cgroup_root, tree_of
 from schedagent.core.deployment import Tree
 from schedagent.core.errors import SchedagentError, UsageError
 from schedagent.core.trials.objective import Direction
@@ -108,7 +108,7 @@ class Counters:
 
     def check(self) -> None:
         """Raise if what is watched has stopped, or is another one than it was."""
-        if next(iter(self._threads.now()), None) is None:
+        if not any(map(_lives, self._threads.now())):
             raise stopped(self._experiment)
         try:
             same = _identity(self._target) == self._identity
@@ -136,6 +136,15 @@ def stopped(experiment: Experiment) -> SchedagentError:
     return SchedagentError(
         f"{experiment.words} does not run any more: it stopped during the experiment", "start it again"
     )
+
+
+def _lives(thread: int) -> bool:
+    """Whether a thread is more than the status that nobody has asked for yet (proc_pid_stat(5), state)."""
+    try:
+        after = (PROC / str(thread) / "stat").read_text(errors="replace").rpartition(")")[2]
+    except OSError:
+        return False
+    return after.split()[:1] not in (["Z"], ["X"])
 
 
 def _grown(first: TaskSample, last: TaskSample) -> tuple[float, float, float, float]:

@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from schedagent.core.process.shell_text import quoted
 from schedagent.core.terminal.console import UNBROKEN
 from schedagent.core.terminal.foreign import one_line, quote
 from schedagent.core.trials.trial import Outcome

@@ -1,10 +1,11 @@
 """A service that runs, a Prometheus that knows of it, and a real schedagentd over a scripted kernel, for experiments.
 
-The metric follows what the scripted kernel has in charge: nothing else of it is scripted. Times are a tenth of real ones.
+The metric follows what the scripted kernel has in charge: nothing else of it is scripted. Times are far below real ones.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -73,7 +74,7 @@ class Timeline:
         edges = [*self._seen, (float("inf"), False)]
         inside = [
             max(0.0, min(after, end) - max(at, begin))
-            for (at, enabled), (after, _next) in zip(edges, edges[1:], strict=False)
+            for (at, enabled), (after, _next) in itertools.pairwise(edges)
             if enabled
         ]
         return sum(inside) / max(1e-9, end - begin)

@@ -10,9 +10,8 @@ from typing import Any
 
 from rich.console import Console
 
-from schedagent.core.process.shell_text import quoted
 from schedagent.core.trials.trial import DEFAULT_ARM
-from schedagent.report.faces.remarks import ratio_text
+from schedagent.report.faces.remarks import ratio_text, where_text
 from schedagent.report.report import CandidateReport, Report
 from schedagent.report.tables import say, say_wrapped, show_table
 from schedagent.report.values import figure, runs_of

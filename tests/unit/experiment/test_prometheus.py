@@ -143,7 +143,17 @@ def test_a_server_that_is_not_there_is_named():
 
 @pytest.mark.parametrize(
     "address",
-    ["", "9090", "ftp://x", "http://", "file:///etc/passwd", "http://u:p@x", "http://x?a=1", "http://x:99999", "http://a b"],
+    [
+        "",
+        "9090",
+        "ftp://x",
+        "http://",
+        "file:///etc/passwd",
+        "http://u:p@x",
+        "http://x?a=1",
+        "http://x:99999",
+        "http://a b",
+    ],
 )
 def test_what_is_no_server_is_refused(address):
     with pytest.raises(UsageError):

@@ -60,8 +60,9 @@ def test_no_more_than_alpha_of_useless_policies_are_called_better_however_often_
     draws = {
         "normal": rng.standard_normal,
         "heavy tails": lambda count: rng.standard_t(3, count),
-        "one window in ten doubled": lambda count: rng.standard_normal(count) + 7 * (rng.random(count) < 0.1)
-        - 7 * (rng.random(count) < 0.1),
+        "one window in ten doubled": lambda count: (
+            rng.standard_normal(count) + 7 * (rng.random(count) < 0.1) - 7 * (rng.random(count) < 0.1)
+        ),
     }
     trials, wrong = 100, 0
     for _ in range(trials):
@@ -149,7 +150,10 @@ def test_zeros_have_half_of_the_smallest_value():
         ({OWN_WAIT: 0.008}, ""),
         ({OWN_WAIT: 0.05}, "its wait for a CPU was 0.05; under the default scheduler it was 0.002 at worst"),
         ({OTHERS_WAIT: 0.03}, "everybody else's wait for a CPU was 0.03"),
-        ({OWN_SHARE: 0.2}, "its share of the CPU time it wants was 0.2; under the default scheduler it was 0.8 at worst"),
+        (
+            {OWN_SHARE: 0.2},
+            "its share of the CPU time it wants was 0.2; under the default scheduler it was 0.8 at worst",
+        ),
         ({OWN_SHARE: 0.6, PRESSURE: 0.5}, ""),
         ({}, ""),
     ],

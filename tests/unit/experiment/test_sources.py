@@ -134,7 +134,7 @@ def test_a_log_that_was_truncated_is_read_from_its_begin(path):
 
 
 def test_a_log_without_such_a_line_has_no_number(path):
-    with pytest.raises(MetricUnavailable, match="no line that the log .* grew by"):
+    with pytest.raises(MetricUnavailable, match=r"no line that the log .* grew by"):
         read(log(path, r"took (\d+) s"), 0.05, lines(path, "nothing"))
 
 

@@ -50,7 +50,9 @@ def test_what_is_no_guard_is_refused(text):
         read_guard(Kind.QUERY, text, 1)
 
 
-@pytest.mark.parametrize(("text", "value"), [("20", 20), ("20s", 20), ("0.5s", 0.5), ("5min", 300), ("2m", 120), ("1h", 3600)])
+@pytest.mark.parametrize(
+    ("text", "value"), [("20", 20), ("20s", 20), ("0.5s", 0.5), ("5min", 300), ("2m", 120), ("1h", 3600)]
+)
 def test_times(text, value):
     assert seconds(text, "--for") == value
 

@@ -1,0 +1,53 @@
+"""`schedagent experiment` with policies really in charge: one run of guest_experiment.py."""
+
+import json
+
+import pytest
+
+from kernel_bpf.build.compile import compile_policy
+from kernel_bpf.build.target import prepare_target
+from kernel_bpf.policies.library import load_library
+from schedagent.core.settings import load_settings
+from tests.support.in_guest import told_inside
+from verifier.microvm.kernels import default_kernel
+
+pytestmark = [pytest.mark.vm, pytest.mark.slow, pytest.mark.timeout(590)]
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory) -> dict:
+    """What guest_experiment.py printed."""
+    settings = load_settings()
+    kernel = default_kernel(settings)
+    target = prepare_target(kernel.vmlinuz, kernel.release, settings.cache_dir)
+    folder = tmp_path_factory.mktemp("objects")
+    for name in ("interactive", "fifo", "fair"):
+        content = compile_policy(load_library()[name].source, name, target).object_bytes
+        (folder / f"{name}.o").write_bytes(content)
+    printed = told_inside(settings.cache_dir, kernel, "guest_experiment.py", settings.cache_dir, folder, timeout_s=450)
+    print(json.dumps(printed, indent=1))
+    return printed
+
+
+def test_a_policy_that_helps_the_service_is_better(seen):
+    """Bundled `interactive`, for what wakes up beside four hogs."""
+    helps = seen["helps"]
+    assert helps["status"] == 0, helps
+    assert helps["verdict"]["outcome"] == "better"
+    assert helps["verdict"]["ratio"] < 0.7
+    assert helps["pulses"] == helps["verdict"]["pairs"], "one pulse for each pair"
+    assert helps["state"] == "disabled"
+
+
+def test_a_policy_that_harms_the_service_is_ended_within_one_pulse(seen):
+    """`fifo` with slices of 100 ms."""
+    harms = seen["harms"]
+    assert harms["status"] == 3, harms
+    assert harms["verdict"]["outcome"] == "worse"
+    assert "ended, for it did harm" in harms["verdict"]["reason"]
+    assert harms["pulses"] == 1
+    assert harms["state"] == "disabled"
+
+
+def test_fair_against_itself_has_no_useful_gain(seen):
+    assert seen["same"]["outcome"] == "no useful gain", seen["same"]
