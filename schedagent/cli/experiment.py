@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -102,15 +103,9 @@ def _scope(given: dict[str, str]) -> tuple[str, str]:
 def _metric(query: tuple[str, str], command: str, log: tuple[str, str], better: str) -> NumberSource:
     from schedagent.experiment.spec import Kind, NumberSource
 
-    given = [
-        source
-        for source in (
-            NumberSource(Kind.QUERY, query[1], query[0]),
-            NumberSource(Kind.COMMAND, command),
-            NumberSource(Kind.LOG, log[1], log[0]),
-        )
-        if source.text or source.place
-    ]
+    given = [NumberSource(Kind.QUERY, query[1], query[0])] if any(query) else []
+    given += [NumberSource(Kind.COMMAND, command, str(Path.cwd()))] if command else []
+    given += [NumberSource(Kind.LOG, log[1], str(Path(log[0]).absolute()))] if any(log) else []
     if len(given) > 1:
         raise UsageError(f"{len(given)} metrics are named", f"name one of {_METRICS}; others may be guards")
     if better not in ("", "lower", "higher"):
@@ -127,7 +122,8 @@ def _guards(queries: tuple[str, ...], commands: tuple[str, ...], server: str) ->
 
     if queries and not server:
         raise UsageError("--guard-query has no server", "name it: --prometheus http://127.0.0.1:9090")
-    given = [(Kind.QUERY, text, server) for text in queries] + [(Kind.COMMAND, text, "") for text in commands]
+    given = [(Kind.QUERY, text, server) for text in queries]
+    given += [(Kind.COMMAND, text, str(Path.cwd())) for text in commands]
     return tuple(read_guard(kind, text, number, place) for number, (kind, text, place) in enumerate(given, 1))
 
 

@@ -210,13 +210,17 @@ def _harm_of_blocks(blocks: Sequence[Block], arm: str, terms: Terms) -> str:
 
 def _harm_to_numbers(policy: Sample, defaults: Sequence[Sample], terms: Terms) -> str:
     """Return how a window did harm to the user's numbers; what the kernel counts has guards of its own."""
-    numbers = [] if terms.counters else [("what is compared", _value, terms.lower_is_better)]
+    numbers: list[_Number] = [] if terms.counters else [("what is compared", _value, terms.lower_is_better)]
     numbers += [(guard.metric.name, _named(guard), guard.metric.direction is Direction.LOWER) for guard in terms.guards]
     for name, read, lower in numbers:
         now, seen = read(policy), [value for window in defaults if (value := read(window)) > 0]
         if seen and (now > HARM_OF_OWN * max(seen) if lower else now < min(seen) / HARM_OF_OWN):
             return _in_words(name, now, max(seen) if lower else min(seen))
     return ""
+
+
+_Number = tuple[str, Callable[[Sample], float], bool]
+"""Its name, how it is read, and whether lower is better."""
 
 
 def _value(sample: Sample) -> float:

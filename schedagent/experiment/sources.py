@@ -89,7 +89,7 @@ class CommandReader:
     """
 
     def __init__(self, source: NumberSource, environment: Mapping[str, str]) -> None:
-        self._command, self._environment = source.text, environment
+        self._command, self._folder, self._environment = source.text, source.place or "/", environment
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
         self._numbers: list[float] = []
@@ -139,7 +139,7 @@ class CommandReader:
         words = shlex.split(self._command)
         with (
             closing(Output(os.getuid(), os.getgid())) as output,
-            Command(words, "/", self._environment, output) as running,
+            Command(words, self._folder, self._environment, output) as running,
         ):
             ended = running.wait(LONGEST_COMMAND_S, lambda: not self._stopped.is_set())
             if ended.status is None:

@@ -52,7 +52,7 @@ class NumberSource:
     Args:
         kind: where it comes from.
         text: the query, the command as a shell splits it, or the regular expression; empty for counters.
-        place: the server's address, or the log's path; else empty.
+        place: the server's address, the log's path, or the folder in which the command runs; else empty.
     """
 
     kind: Kind
@@ -62,7 +62,8 @@ class NumberSource:
     @property
     def words(self) -> str:
         """What it is, for people."""
-        return " ".join(filter(None, [self.kind.value, self.place, self.text]))
+        where_from = "" if self.kind is Kind.COMMAND else self.place
+        return " ".join(filter(None, [self.kind.value, where_from, self.text]))
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """A service that runs, a Prometheus that knows of it, and a real schedagentd over a scripted kernel, for experiments.
 
-The metric follows what the scripted kernel has in charge: nothing else of it is scripted. Times are far below real ones.
+The metric follows what the scripted kernel has in charge: nothing else of it is scripted. Windows are short.
 """
 
 from __future__ import annotations

@@ -36,15 +36,16 @@ def _experiment(report: Report) -> Iterator[str]:
     yield from (f"--{kind}", name)
     metric = wanted["metric"]
     if metric["kind"] != "counters":
-        yield from (f"--metric-{metric['kind']}", *filter(None, [metric["place"]]), metric["text"])
+        place = () if metric["kind"] == "command" else (metric["place"],)
+        yield from (f"--metric-{metric['kind']}", *place, metric["text"])
         yield from ("--better", wanted["direction"])
     for guard in wanted["guards"]:
         source = guard["source"]
         bound = f"{guard['direction']}:{100 * guard['margin']:g}%"
         yield from (f"--guard-{source['kind']}", f"{guard['name']}={source['text']}:{bound}")
-    places = {guard["source"]["place"] for guard in wanted["guards"]} - {"", metric["place"]}
-    for place in sorted(places):
-        yield from ("--prometheus", place)
+    servers = {guard["source"]["place"] for guard in wanted["guards"] if guard["source"]["kind"] == "query"}
+    for server in sorted(servers - {metric["place"]}):
+        yield from ("--prometheus", server)
     for named in report.options.get("schedulers", ()):
         yield from ("--policy", named.get("path") or named["policy"])
     for option, field in (("--window", "window_s"), ("--wash-out", "wash_out_s"), ("--for", "for_s")):

@@ -42,6 +42,11 @@ def test_the_last_line_of_a_command_is_the_number(tmp_path):
     assert read(script(tmp_path, "echo $MARK")) == 7, "it has the environment of workloads"
 
 
+def test_a_command_runs_in_the_folder_that_it_was_named_in(tmp_path):
+    (tmp_path / "number").write_text("4")
+    assert read(NumberSource(Kind.COMMAND, "cat number", str(tmp_path))) == 4
+
+
 def test_a_command_that_ends_is_run_again_and_the_mean_counts(tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "PERIOD_S", 0.01)
     text = f"echo x >> {tmp_path}/runs; wc -l < {tmp_path}/runs"
