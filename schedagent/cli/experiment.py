@@ -68,7 +68,7 @@ def experiment(
     at a time, and the default scheduler in between, in pairs of random order. Without a metric, waiting for CPUs is
     compared. Whatever is found, the default scheduler is in charge in the end. See: schedagent help experiments.
 
-    Example: schedagent experiment --unit nginx --metric-command ./p99 --better lower
+    Example: schedagent experiment --unit nginx --policy interactive --for 1h
     """
 
     def command() -> int:

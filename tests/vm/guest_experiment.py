@@ -1,8 +1,9 @@
-"""Runs inside the micro-VM as root: `schedagent experiment` on a small service, with the real schedagentd and policies.
+"""Runs inside the micro-VM as root: an experiment on a small service, with the real schedagentd and real policies.
 
-Only the verifier is scripted, which needs a machine of its own: it signs tokens for objects that were compiled outside.
+The command line around it needs more than this machine has, and is tested over a scripted kernel: here is what measures
+and decides. Objects were compiled outside.
 
-Usage: guest_experiment.py CACHE FOLDER_OF_OBJECTS; prints what it saw as one JSON object.
+Usage: guest_experiment.py FOLDER_OF_OBJECTS; prints what it saw as one JSON object.
 """
 
 import json
@@ -12,51 +13,38 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-CACHE, OBJECTS = sys.argv[1:3]
-STATE = Path("/tmp/schedagent-state")
-os.environ |= {"SCHEDAGENT_CACHE": CACHE, "SCHEDAGENT_STATE": str(STATE), "XDG_CONFIG_HOME": "/tmp", "HOME": "/tmp"}
-
-from typer.testing import CliRunner  # noqa: E402 - the settings read the environment
-
-from kernel_bpf.load.running import running_build_id, running_release  # noqa: E402
-from kernel_bpf.load.sched_ext import kernel_state  # noqa: E402
-from kernel_bpf.policies.library import load_library  # noqa: E402
-from schedagent.cli import app as cli  # noqa: E402
-from schedagent.core.policies.artifact import PolicyArtifact  # noqa: E402
-from schedagent.core.policies.policy import CandidatePolicy, PolicyInfo  # noqa: E402
-from schedagent.core.rules import GATES  # noqa: E402
-from schedagent.core.token import DeploymentToken, Scope, digest_inputs, encode, key_id  # noqa: E402
-from schedagent.core.trials.trial import DEFAULT_ARM, Block, Sample  # noqa: E402
-from schedagent.core.verification import GateResult, GateStatus, VerificationReport, Verified  # noqa: E402
-from schedagent.experiment.service import Service  # noqa: E402
-from schedagent.experiment.spec import Experiment  # noqa: E402
-from schedagent.experiment.windows import Windows  # noqa: E402
-from schedagent.run import opening  # noqa: E402
-from tests.support.guest_daemon import CGROUPS, KEY, PUBLIC, Daemon, prepare  # noqa: E402
-from verifier.lab.vm import LabPolicy  # noqa: E402
+from kernel_bpf.load.running import running_build_id, running_release
+from kernel_bpf.load.sched_ext import kernel_state
+from kernel_bpf.policies.library import load_library
+from schedagent.core.policies.artifact import PolicyArtifact
+from schedagent.core.policies.policy import CandidatePolicy
+from schedagent.core.token import DeploymentToken, Scope, digest_inputs, encode, key_id
+from schedagent.core.trials.trial import DEFAULT_ARM, Block, Sample
+from schedagent.experiment.service import Service
+from schedagent.experiment.spec import Experiment, Kind, NumberSource
+from schedagent.experiment.windows import Windows
+from tests.support.guest_daemon import CGROUPS, KEY, PUBLIC, Daemon, prepare
+from verifier.lab.vm import LabPolicy
 
 HOGS, SERVICE, LOG = 4, "/service", Path("/tmp/service.log")
 SLUGGISH_US = 100_000
 """The longest slice that fifo takes: who wakes up waits for several of them."""
-WINDOWS = ("--window", "2s", "--wash-out", "0.5s")
-
-
-def into(cgroup: str) -> None:
-    folder = CGROUPS / cgroup.lstrip("/")
-    folder.mkdir(exist_ok=True)
-    (folder / "cgroup.procs").write_text(f"{os.getpid()}")
+ENVIRONMENT = {"PATH": "/usr/bin:/bin"}
+TIMES = {"window_s": 2.0, "wash_out_s": 0.5, "for_s": 75.0}
 
 
 def start(cgroup: str, work: Any) -> int:
     """Have a process of its own do something in a cgroup for ever."""
+    folder = CGROUPS / cgroup.lstrip("/")
+    folder.mkdir(exist_ok=True)
     pid = os.fork()
     if pid == 0:
-        into(cgroup)
+        (folder / "cgroup.procs").write_text(f"{os.getpid()}")
         work()
     return pid
 
@@ -87,11 +75,10 @@ def load() -> Iterator[None]:
             os.waitpid(pid, 0)
 
 
-def artifact_of(name: str) -> PolicyArtifact:
-    return PolicyArtifact(name, (Path(OBJECTS) / f"{name}.o").read_bytes(), "source", "btf")
-
-
-def token_of(candidate: CandidatePolicy, artifact: PolicyArtifact) -> str:
+def arm_of(name: str, **tunables: int) -> LabPolicy:
+    """A policy with the token that a verifier would have issued."""
+    candidate = CandidatePolicy(name, load_library()[name].configured(tunables))
+    artifact = PolicyArtifact(name, Path(sys.argv[1], f"{name}.o").read_bytes(), "source", "btf")
     now = int(time.time())
     token = DeploymentToken(
         artifact_digest=artifact.digest,
@@ -107,59 +94,11 @@ def token_of(candidate: CandidatePolicy, artifact: PolicyArtifact) -> str:
         nonce=secrets.token_hex(16),
         key_id=key_id(PUBLIC),
     )
-    return encode(token, KEY.sign)
+    return LabPolicy(candidate, artifact, token=encode(token, KEY.sign))
 
 
-class Verifier:
-    """Passes everything."""
-
-    def compile(self, info: PolicyInfo) -> PolicyArtifact:
-        return artifact_of(info.name)
-
-    def verify_all(self, submissions: Any) -> Iterator[Verified]:
-        for candidate, info in submissions:
-            artifact = self.compile(info)
-            gates = tuple(GateResult(gate, GateStatus.PASSED, "scripted") for gate in GATES)
-            report = VerificationReport(info.name, candidate.key, artifact.digest, running_release(), gates)
-            yield Verified(replace(report, token=token_of(candidate, artifact)), artifact)
-
-
-class Vm:
-    """What HostLab needs of the micro-VM's lab here."""
-
-    environment = {"PATH": "/usr/bin:/bin"}  # noqa: RUF012 - a stand-in
-
-    @contextmanager
-    def measuring(self) -> Iterator[None]:
-        yield
-
-
-def library() -> dict[str, PolicyInfo]:
-    """The bundled policies, fifo with its longest slice."""
-    policies = dict(load_library())
-    slices = [
-        replace(each, default=SLUGGISH_US) if each.name == "slice_us" else each for each in policies["fifo"].tunables
-    ]
-    return policies | {"fifo": replace(policies["fifo"], tunables=tuple(slices))}
-
-
-def experiment(policy: str, *words: str) -> dict:
-    """What the command line prints of one policy, and how often it was in charge."""
-    before = kernel_state().enable_seq
-    metric = ("--metric-log", str(LOG), "late ([0-9]+ us)", "--better", "lower")
-    called = ["experiment", "--cgroup", SERVICE, *metric, *WINDOWS, "--policy", policy, *words, "--json"]
-    result = CliRunner().invoke(cli.app, called)
-    seen = {"status": result.exit_code, "errors": result.stderr[-2000:], "state": kernel_state().state}
-    seen["pulses"] = kernel_state().enable_seq - before
-    with suppress(ValueError):
-        report = json.loads(result.stdout)
-        [candidate] = report["iterations"][0]["candidates"]
-        seen |= {"verdict": candidate["verdict"], "values": candidate["values"], "run": report["run"]}
-    return seen
-
-
-class Against:
-    """Blocks of a test, and progress that nobody reads."""
+class Kept:
+    """Blocks, and progress for who reads the output of a test that failed."""
 
     def __init__(self) -> None:
         self.kept: list[Block] = []
@@ -170,46 +109,56 @@ class Against:
     def add_block(self, block: Block) -> None:
         self.kept.append(block)
 
-    def step(self, _text: str) -> None: ...
+    def step(self, text: str) -> None:
+        sys.stderr.write(f"{text}\n")
 
     note = step
 
-    def count(self, _text: str, _done: int, _total: int) -> None: ...
+    def count(self, text: str, done: int, total: int) -> None:
+        self.step(f"{text}: {done} of {total}")
 
 
-def against_itself(daemon: Daemon) -> dict:
-    """Compare fair with fair: the windows of the default scheduler are under it as well."""
-    info = load_library()["fair"]
-    candidate = CandidatePolicy("fair", info.configured({}))
-    artifact = artifact_of("fair")
-    arm = LabPolicy(candidate, artifact, token=token_of(candidate, artifact))
+class Same(Windows):
+    """Windows of a policy in the place of those of the default scheduler."""
 
-    class Same(Windows):
-        def default(self) -> Sample:
-            return replace(self.policy(arm, lambda _values: ""), arm=DEFAULT_ARM)
+    def default(self) -> Sample:
+        return replace(self.policy(arm_of("fair"), lambda _values: ""), arm=DEFAULT_ARM)
 
-    wanted = Experiment(("cgroup", "/hogs"), window_s=2.0, wash_out_s=0.5, for_s=90.0)
-    kept = Against()
-    service = Service(wanted, daemon.client, Vm().measuring, Vm.environment, kept)
-    service._windows = Same(wanted, daemon.client, Vm.environment)
-    service.measure([arm], kept, planned=1, seed=5)
-    verdict = service.judge(kept.kept, candidate.key, planned=1)
-    logs = [[sample.value for sample in block.samples] for block in kept.kept]
-    return {"outcome": verdict.outcome.value, "reason": verdict.reason, "pairs": verdict.pairs, "values": logs}
+
+def experiment(daemon: Daemon, wanted: Experiment, arm: LabPolicy, windows: type[Windows] = Windows) -> dict:
+    """What comes of an experiment, and how often a policy was in charge in it."""
+    before, kept, key = kernel_state().enable_seq, Kept(), arm.candidate.key
+    service = Service(wanted, daemon.client, nullcontext, ENVIRONMENT, kept)
+    service._windows = windows(wanted, daemon.client, ENVIRONMENT)
+    cut = service.measure([arm], kept, planned=1, seed=5)
+    verdict = service.judge(kept.kept, key, planned=1)
+    return {
+        "outcome": verdict.outcome.value,
+        "reason": verdict.reason,
+        "ratio": verdict.ratio,
+        "pairs": verdict.pairs,
+        "cut": cut,
+        "pulses": kernel_state().enable_seq - before,
+        "state": kernel_state().state,
+        "seconds": [sample.wall_ns / 1e9 for block in kept.kept for sample in block.samples if sample.arm == key],
+        "values": [[sample.value for sample in block.samples] for block in kept.kept],
+        "guards": {guard.name: [guard.ratio, guard.held] for guard in verdict.guards},
+    }
 
 
 def main() -> None:
     prepare("baseline_samples = 0\nsample_s = 0.5\n[bounds]\nstarvation_s = 20\n")  # a busy host stops its CPUs
     daemon = Daemon()
     daemon.start()
-    opening.open_lab = lambda _settings: Vm()  # type: ignore[assignment]
-    opening.open_verifier = lambda _settings: Verifier()  # type: ignore[assignment]
-    opening.load_library = library  # type: ignore[assignment]
-    opening.DaemonClient = lambda: daemon.client  # type: ignore[assignment,misc]
+    late = NumberSource(Kind.LOG, "late ([0-9]+ us)", str(LOG))
+    service, hogs = Experiment(("cgroup", SERVICE), late, **TIMES), Experiment(("cgroup", "/hogs"), **TIMES)
     try:
         with load():
-            seen = {"helps": experiment("interactive", "--for", "90s"), "harms": experiment("fifo", "--for", "60s")}
-            seen["same"] = against_itself(daemon)
+            profile = Service(service, daemon.client, nullcontext, ENVIRONMENT, Kept()).observe()
+            seen: dict[str, Any] = {"profile": [profile.kind.value, *profile.evidence]}
+            seen["helps"] = experiment(daemon, service, arm_of("interactive"))
+            seen["harms"] = experiment(daemon, service, arm_of("fifo", slice_us=SLUGGISH_US))
+            seen["same"] = experiment(daemon, hogs, arm_of("fair"), Same)
     finally:
         daemon.kill(signal.SIGTERM)
     sys.stdout.write("\n" + json.dumps(seen) + "\n")
