@@ -161,6 +161,8 @@ class _Session:
         try:
             return self._windows.policy(arm, lambda values: rule.harm_of(values, defaults))
         except KernelRejected as rejected:
+            if any(block.sample(arm.candidate.key) for block in self._blocks):
+                raise  # it was loaded before: something else changed, such as how many trials an hour may have
             return rejected_sample(arm.candidate.key, rejected.message)
 
     def _measured(self, measure: Callable[[], tuple[Sample, ...]]) -> Block:

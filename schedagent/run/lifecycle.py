@@ -129,12 +129,17 @@ def replay_run(settings: Settings, run_id: str, reporter: Reporter) -> dict[str,
     """Run the agents of a recorded run again on what was recorded, and return what is different now.
 
     Raises:
-        UsageError: there is no such run, or it asked no model.
+        UsageError: there is no such run, it asked no model, or it is an experiment.
         ReplayDiverged: something is asked that was not asked then.
     """
     from schedagent.run import replay as replaying
 
     with opening.open_repository(settings) as repository, TemporaryDirectory(prefix="schedagent-replay-") as name:
+        if repository.run(run_id).workload.running:
+            raise UsageError(
+                f"run {run_id} is an experiment, which cannot be replayed",
+                f"see what it found: schedagent runs show {run_id}",
+            )
         folder = Path(name)
         recording = replaying.Recording(repository, run_id)
         replay = Replay(_existing_transcript(settings, repository, run_id))

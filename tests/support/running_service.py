@@ -133,13 +133,14 @@ class Experiments:
     Args:
         ratio: the metric under a policy / under the default scheduler.
         noise: its standard deviation.
+        trials_per_hour: that schedagentd allows.
     """
 
-    def __init__(self, folder, kernel, run, patch, *, ratio=0.7, noise=0.02):
+    def __init__(self, folder, kernel, run, patch, *, ratio=0.7, noise=0.02, trials_per_hour=3600):
         self.ratio, self.noise, self.random, self.run = ratio, noise, Random(3), run
         self.script = scripted.Script(folder, signs=True, kernel=(RELEASE, BUILD_ID))
         patch.setattr(decisions, "REST_S", 0.02)
-        self.daemon = Daemon(folder / "daemon", kernel, trials_per_hour=3600)
+        self.daemon = Daemon(folder / "daemon", kernel, trials_per_hour=trials_per_hour)
         signer = Signer(self.script.settings.keys_dir / "signing.key", create=True)
         trusted.trust(folder / "daemon" / "keys", signer.public_key)
         self.daemon.start()

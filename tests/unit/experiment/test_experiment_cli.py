@@ -78,6 +78,7 @@ def every_face(experiments, running, run):
     assert f"schedagent experiment --pid {running.pid} --metric-query" in markdown
     assert "--policy plain --window 0.25s --wash-out 0.05s --for 30s" in markdown
     assert "wall time" not in shown + markdown, "a window is as long as it is"
+    refused(experiments.run("runs", "replay", run), "is an experiment, which cannot be replayed")
     page = experiments.script.folder / "page.html"
     assert experiments.run("runs", "report", run, "--html", page).exit_code == 0
     assert "pid" in page.read_text()
@@ -264,6 +265,24 @@ def test_schedagentd_that_is_killed_ends_it_with_the_default_scheduler(experimen
     assert result.exit_code == 1
     assert "schedagentd" in result.stderr
     assert not experiments.daemon.state["enabled"]
+
+
+def test_as_many_trials_as_an_hour_may_have_end_it_and_say_nothing_of_the_policy(
+    folders, kernel, run, monkeypatch, running
+):
+    made = Experiments(folders, kernel, run, monkeypatch, trials_per_hour=2)
+    try:
+        result = made(running.pid, "--policy", "plain")
+        assert result.exit_code == 1
+        assert "there were 2 trials within an hour, as many as are allowed" in result.stderr
+        assert "resume" in result.stderr
+        with made.script.repository() as repository:
+            run_id = repository.list_runs()[0].id
+            assert repository.verdicts(run_id, 0) == {}
+            assert len(repository.blocks(run_id, 0)) == 3
+    finally:
+        made.close()
+        made.daemon.tell_kernel("reset")
 
 
 # --- refused ----------------------------------------------------------------------------------------------------------
