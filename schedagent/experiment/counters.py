@@ -32,12 +32,15 @@ class BuiltIn:
         name: key of `Sample.values`.
         margin: how much worse it may be, as a fraction.
         floor: nobody feels less: it is added to both sides, so that the margin of the sum is the floor.
+        harm: a window is harmful that is so many times as bad as the worst of the default scheduler. A wait for each
+            run grows with the slices of who is in no hurry, too, so much of it is allowed.
     """
 
     name: str
     direction: Direction
     margin: float
     floor: float
+    harm: float
 
     @property
     def added(self) -> float:
@@ -49,10 +52,10 @@ _SHARE_MARGIN = round(WORSE_RATIO / (1 + WORSE_RATIO), 2)
 """What is better higher may become as many times smaller as what is better lower may become larger."""
 
 BUILT_IN = (
-    BuiltIn(OWN_WAIT, Direction.LOWER, WORSE_RATIO, DELAY_FLOOR_S),
-    BuiltIn(OWN_SHARE, Direction.HIGHER, _SHARE_MARGIN, SHARE_FLOOR),
-    BuiltIn(OTHERS_WAIT, Direction.LOWER, WORSE_RATIO, DELAY_FLOOR_S),
-    BuiltIn(PRESSURE, Direction.LOWER, WORSE_RATIO, PRESSURE_FLOOR),
+    BuiltIn(OWN_WAIT, Direction.LOWER, WORSE_RATIO, DELAY_FLOOR_S, 4.0),
+    BuiltIn(OWN_SHARE, Direction.HIGHER, _SHARE_MARGIN, SHARE_FLOOR, 2.0),
+    BuiltIn(OTHERS_WAIT, Direction.LOWER, WORSE_RATIO, DELAY_FLOOR_S, 4.0),
+    BuiltIn(PRESSURE, Direction.LOWER, WORSE_RATIO, PRESSURE_FLOOR, 2.0),
 )
 
 

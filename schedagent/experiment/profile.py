@@ -19,6 +19,8 @@ from schedagent.observing.measure import observe as watch
 from schedagent.observing.scope import Target
 
 LONGEST_S = 30.0
+LEAST_WAITED = 0.25
+"""Part of its CPU time that a service waits for it, from which on scheduling may help."""
 _LONGEST_CMDLINE = 4096
 _FINITE = (WorkloadClass.BATCH_LONG_TAIL, WorkloadClass.PARALLEL_BUILD)
 """What only work that ends can be."""
@@ -98,9 +100,14 @@ def _names(thread: int) -> tuple[bytes, int]:
 def _endless(profile: WorkloadProfile) -> WorkloadProfile:
     """Return the profile without what is only true of work that ends: those kinds, and a long tail beside another one.
 
-    The evidence begins with that of the kind, and ends with the load.
+    A service that seldom runs is serial work by itself; if it waits for CPUs that others have, its latency suffers. The
+    evidence begins with that of the kind, and ends with the load.
     """
     *own, load = profile.evidence
+    waited_s = sum(command.run_delay_ns_total for command in profile.commands) / 1e9
+    if profile.kind is WorkloadClass.SERIAL and waited_s >= LEAST_WAITED * profile.cpu_s:
+        sentence = f"it waited {waited_s:.2f} s for {profile.cpu_s:.2f} s of CPU time, beside others"
+        return replace(profile, kind=WorkloadClass.LATENCY_SENSITIVE, evidence=(sentence, load), predicted_ratio=1.0)
     if profile.kind in _FINITE:
         return replace(profile, kind=WorkloadClass.MIXED, evidence=(load,), predicted_ratio=1.0)
     return replace(profile, evidence=(*own[:1], load), predicted_ratio=1.0)

@@ -32,9 +32,9 @@ from schedagent.experiment.counters import BUILT_IN, LEAST_WAIT_SHARE, BuiltIn
 FUTILE_ERROR = 0.2
 """Chance to give up a policy whose gain is the minimum effect."""
 
-HARM, HARM_OF_OWN = 2.0, 3.0
-"""A window does harm in which a built-in guard is so many times as bad as in the worst window of the default scheduler,
-or a number of the user's, which varies with what is asked of the service."""
+HARM_OF_OWN = 3.0
+"""A window does harm in which a number of the user's is so many times as bad as in the worst one of the default
+scheduler; for built-in guards see there."""
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ def harm_of(values: Mapping[str, float], defaults: Sequence[Mapping[str, float]]
         now, lower = values[guard.name], guard.direction is Direction.LOWER
         worst = max(seen) if lower else min(seen)
         bad, usual = (now, worst) if lower else (worst, now)
-        if bad + guard.added > HARM * (usual + guard.added):
+        if bad + guard.added > guard.harm * (usual + guard.added):
             return _in_words(guard.name, now, worst)
     return ""
 

@@ -31,7 +31,7 @@ from schedagent.experiment.windows import Windows
 from tests.support.guest_daemon import CGROUPS, KEY, PUBLIC, Daemon, prepare
 from verifier.lab.vm import LabPolicy
 
-HOGS, SERVICE, LOG = 4, "/service", Path("/tmp/service.log")
+SERVICE, LOG = "/service", Path("/tmp/service.log")
 SLUGGISH_US = 100_000
 """The longest slice that fifo takes: who wakes up waits for several of them."""
 ENVIRONMENT = {"PATH": "/usr/bin:/bin"}
@@ -64,9 +64,10 @@ def burn() -> None:
 
 
 @contextmanager
-def load() -> Iterator[None]:
+def load(*works: tuple[str, Any]) -> Iterator[None]:
+    """Have processes do something meanwhile: (cgroup, what) of each."""
     LOG.touch()
-    pids = [start(SERVICE, serve), *(start("/hogs", burn) for _ in range(HOGS))]
+    pids = [start(*work) for work in works]
     try:
         yield
     finally:
@@ -121,8 +122,10 @@ class Kept:
 class Same(Windows):
     """Windows of a policy in the place of those of the default scheduler."""
 
+    arm: LabPolicy
+
     def default(self) -> Sample:
-        return replace(self.policy(arm_of("fair"), lambda _values: ""), arm=DEFAULT_ARM)
+        return replace(self.policy(self.arm, lambda _values: ""), arm=DEFAULT_ARM)
 
 
 def experiment(daemon: Daemon, wanted: Experiment, arm: LabPolicy, windows: type[Windows] = Windows) -> dict:
@@ -153,12 +156,14 @@ def main() -> None:
     late = NumberSource(Kind.LOG, "late ([0-9]+ us)", str(LOG))
     service, hogs = Experiment(("cgroup", SERVICE), late, **TIMES), Experiment(("cgroup", "/hogs"), **TIMES)
     try:
-        with load():
+        with load((SERVICE, serve), ("/hogs", burn), ("/hogs", burn)):
             profile = Service(service, daemon.client, nullcontext, ENVIRONMENT, Kept()).observe()
             seen: dict[str, Any] = {"profile": [profile.kind.value, *profile.evidence]}
             seen["helps"] = experiment(daemon, service, arm_of("interactive"))
             seen["harms"] = experiment(daemon, service, arm_of("fifo", slice_us=SLUGGISH_US))
-            seen["same"] = experiment(daemon, hogs, arm_of("fair"), Same)
+        with load(*[("/hogs", burn)] * 3):
+            Same.arm = arm_of("fair")
+            seen["same"] = experiment(daemon, hogs, Same.arm, Same)
     finally:
         daemon.kill(signal.SIGTERM)
     sys.stdout.write("\n" + json.dumps(seen) + "\n")

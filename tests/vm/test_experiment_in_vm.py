@@ -26,7 +26,7 @@ def seen(tmp_path_factory) -> dict:
 
 
 def test_a_policy_that_helps_the_service_is_better(seen):
-    """Bundled `interactive`, for what wakes up beside four hogs."""
+    """Bundled `interactive`, for what wakes up beside two hogs."""
     helps = seen["helps"]
     assert helps["outcome"] == "better", helps
     assert helps["ratio"] < 0.7

@@ -147,7 +147,7 @@ def test_zeros_have_half_of_the_smallest_value():
 @pytest.mark.parametrize(
     ("values", "harm"),
     [
-        ({OWN_WAIT: 0.008}, ""),
+        ({OWN_WAIT: 0.019}, ""),
         ({OWN_WAIT: 0.05}, "its wait for a CPU was 0.05; under the default scheduler it was 0.002 at worst"),
         ({OTHERS_WAIT: 0.03}, "everybody else's wait for a CPU was 0.03"),
         (
