@@ -9,35 +9,35 @@ from dataclasses import dataclass
 from kernel_bpf.observe.tasks import PROC, Sums, TaskSample, Threads, Watch, cgroup_root, tree_of
 from schedagent.core.deployment import Tree
 from schedagent.core.errors import SchedagentError, UsageError
-from schedagent.core.trials.objective import Direction
-from schedagent.core.welch import DELAY_FLOOR_S, PRESSURE_FLOOR, WORSE_RATIO
+from schedagent.core.welch import PRESSURE_FLOOR, WORSE_RATIO
 from schedagent.experiment.spec import Experiment
 from schedagent.observing.scope import Target, folder, where
 
 STARVED_S = 3.0
 """A runnable task that has not run for so long is starved, as for schedagentd."""
-SHARE_FLOOR = 0.1
-LEAST_WAIT_SHARE = 0.01
+WAITING_FLOOR = 0.1
+LEAST_WAITING = 0.01
 """Waiting below so many seconds a CPU second is nothing: it is added to both sides of a ratio."""
+_LEAST_RAN_S = 0.001
 
-OWN_WAIT, OWN_SHARE = "its wait for a CPU", "its share of the CPU time it wants"
-OTHERS_WAIT, PRESSURE = "everybody else's wait for a CPU", "pressure on the CPUs"
+OWN_WAITING, OTHERS_WAITING = "its waiting for CPUs", "everybody else's waiting for CPUs"
+"""Seconds in run queues for each second on a CPU: where the share of the wanted CPU time is s, 1 / s - 1. Not for each
+run: a policy with longer slices for those in no hurry has longer waits, and fewer of them."""
+PRESSURE = "pressure on the CPUs"
 
 
 @dataclass(frozen=True)
 class BuiltIn:
-    """A guard that is always there.
+    """A guard that is always there; lower is better.
 
     Args:
         name: key of `Sample.values`.
         margin: how much worse it may be, as a fraction.
         floor: nobody feels less: it is added to both sides, so that the margin of the sum is the floor.
-        harm: a window is harmful that is so many times as bad as the worst of the default scheduler. A wait for each
-            run grows with the slices of who is in no hurry, too, so much of it is allowed.
+        harm: a window is harmful that is so many times as bad as the worst of the default scheduler.
     """
 
     name: str
-    direction: Direction
     margin: float
     floor: float
     harm: float
@@ -48,14 +48,10 @@ class BuiltIn:
         return self.floor / self.margin
 
 
-_SHARE_MARGIN = round(WORSE_RATIO / (1 + WORSE_RATIO), 2)
-"""What is better higher may become as many times smaller as what is better lower may become larger."""
-
 BUILT_IN = (
-    BuiltIn(OWN_WAIT, Direction.LOWER, WORSE_RATIO, DELAY_FLOOR_S, 4.0),
-    BuiltIn(OWN_SHARE, Direction.HIGHER, _SHARE_MARGIN, SHARE_FLOOR, 2.0),
-    BuiltIn(OTHERS_WAIT, Direction.LOWER, WORSE_RATIO, DELAY_FLOOR_S, 4.0),
-    BuiltIn(PRESSURE, Direction.LOWER, WORSE_RATIO, PRESSURE_FLOOR, 2.0),
+    BuiltIn(OWN_WAITING, WORSE_RATIO, WAITING_FLOOR, 4.0),
+    BuiltIn(OTHERS_WAITING, WORSE_RATIO, WAITING_FLOOR, 4.0),
+    BuiltIn(PRESSURE, WORSE_RATIO, PRESSURE_FLOOR, 2.0),
 )
 
 
@@ -98,17 +94,6 @@ class Counters:
         """CPU time of the scope between the begin and the last reading."""
         return self._last[0].ran_s - self._first[0].ran_s
 
-    @property
-    def starved(self) -> tuple[str, ...]:
-        """Tasks of the scope that were starved at the last reading."""
-        return self._last[0].starved
-
-    @property
-    def waiting(self) -> float:
-        """Time in run queues for each second on a CPU; nan if nothing ran."""
-        waited_s = self._last[0].delay_s - self._first[0].delay_s
-        return waited_s / self.ran_s if self.ran_s > 0 else math.nan
-
     def check(self) -> None:
         """Raise if what is watched has stopped, or is another one than it was."""
         if not any(map(_lives, self._threads.now())):
@@ -125,12 +110,11 @@ class Counters:
 
     def _values(self) -> Mapping[str, float]:
         own, machine = (_grown(*pair) for pair in zip(self._first, self._last, strict=True))
-        others = [max(0.0, whole - part) for whole, part in zip(machine[:3], own[:3], strict=True)]
+        others = [max(0.0, whole - part) for whole, part in zip(machine[:2], own[:2], strict=True)]
         return {
-            OWN_WAIT: _wait(own),
-            OWN_SHARE: own[2] / (own[0] + own[2]) if own[0] + own[2] > 0 else math.nan,
-            OTHERS_WAIT: _wait(others) if machine[1] > 0 else math.nan,
-            PRESSURE: machine[3],
+            OWN_WAITING: _waiting(own),
+            OTHERS_WAITING: _waiting(others) if machine[1] > 0 else math.nan,
+            PRESSURE: machine[2],
         }
 
 
@@ -150,17 +134,17 @@ def _lives(thread: int) -> bool:
     return after.split()[:1] not in (["Z"], ["X"])
 
 
-def _grown(first: TaskSample, last: TaskSample) -> tuple[float, float, float, float]:
-    """Return how long tasks waited (s), how often they ran, for how long (s), and the part of time with pressure."""
+def _grown(first: TaskSample, last: TaskSample) -> tuple[float, float, float]:
+    """Return how long tasks waited and ran (s), and the part of time with pressure."""
     elapsed_s = max(1e-9, last.at - first.at)
     known = first.stalled_s is not None and last.stalled_s is not None
     stalled = ((last.stalled_s or 0.0) - (first.stalled_s or 0.0)) / elapsed_s if known else math.nan
-    return last.delay_s - first.delay_s, float(last.runs - first.runs), last.ran_s - first.ran_s, stalled
+    return last.delay_s - first.delay_s, last.ran_s - first.ran_s, stalled
 
 
-def _wait(grown: Sequence[float]) -> float:
-    """Return the mean wait for a CPU; where nothing was switched to, all the time that was waited."""
-    return grown[0] / grown[1] if grown[1] > 0 else grown[0]
+def _waiting(grown: Sequence[float]) -> float:
+    """Return seconds in run queues for each second on a CPU; of what never ran, many."""
+    return grown[0] / max(grown[1], _LEAST_RAN_S)
 
 
 def _identity(target: Target) -> tuple[int, int]:

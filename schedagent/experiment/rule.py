@@ -27,7 +27,7 @@ from schedagent.core.trials.interval import Interval, confidence_sequence
 from schedagent.core.trials.judge import TrialRules, Words, failed
 from schedagent.core.trials.objective import Direction, Guard
 from schedagent.core.trials.trial import DEFAULT_ARM, Block, GuardVerdict, Outcome, Sample, Verdict
-from schedagent.experiment.counters import BUILT_IN, LEAST_WAIT_SHARE, BuiltIn
+from schedagent.experiment.counters import BUILT_IN, LEAST_WAITING
 
 FUTILE_ERROR = 0.2
 """Chance to give up a policy whose gain is the minimum effect."""
@@ -79,9 +79,7 @@ def judge(blocks: Sequence[Block], arm: str, terms: Terms) -> Verdict:
     ended = next((sample for block in blocks if (sample := block.sample(arm)) and sample.failure), None)
     if ended is not None and ended.policy_exit:
         return failed([ended.failure], pairs=len(pairs))
-    logs = _logs(
-        [(pair.default.value, pair.policy.value) for pair in pairs], LEAST_WAIT_SHARE if terms.counters else 0.0
-    )
+    logs = _logs([(pair.default.value, pair.policy.value) for pair in pairs], LEAST_WAITING if terms.counters else 0.0)
     raw, futile = (confidence_sequence(logs, level) for level in (terms.alpha, max(terms.alpha, FUTILE_ERROR)))
     guards = _Guards.of(pairs, terms)
     good = _oriented(raw, terms)
@@ -153,14 +151,9 @@ def _guards(pairs: Sequence[Pair], terms: Terms) -> Iterator[GuardPairs]:
         yield GuardPairs(name, tuple(_logs(values)), lower, guard.margin)
     for built_in in BUILT_IN:
         if any(built_in.name in window.values for pair in pairs for window in (pair.default, pair.policy)):
-            lower = built_in.direction is Direction.LOWER
-            values = [(_seen(pair.default, built_in), _seen(pair.policy, built_in)) for pair in pairs]
-            yield GuardPairs(built_in.name, tuple(_logs(values, built_in.added)), lower, built_in.margin)
-
-
-def _seen(window: Sample, guard: BuiltIn) -> float:
-    """Return what a window shows; where nothing wanted a CPU, nothing had to wait for one."""
-    return window.values.get(guard.name, 0.0 if guard.direction is Direction.LOWER else 1.0)
+            name = built_in.name
+            values = [(pair.default.values.get(name, 0.0), pair.policy.values.get(name, 0.0)) for pair in pairs]
+            yield GuardPairs(name, tuple(_logs(values, built_in.added)), True, built_in.margin)
 
 
 def _logs(values: Sequence[tuple[float, float]], added: float = 0.0) -> list[float]:
@@ -182,10 +175,8 @@ def harm_of(values: Mapping[str, float], defaults: Sequence[Mapping[str, float]]
         seen = [window[guard.name] for window in defaults if guard.name in window]
         if guard.name not in values or not seen:
             continue
-        now, lower = values[guard.name], guard.direction is Direction.LOWER
-        worst = max(seen) if lower else min(seen)
-        bad, usual = (now, worst) if lower else (worst, now)
-        if bad + guard.added > guard.harm * (usual + guard.added):
+        now, worst = values[guard.name], max(seen)
+        if now + guard.added > guard.harm * (worst + guard.added):
             return _in_words(guard.name, now, worst)
     return ""
 

@@ -16,7 +16,7 @@ from schedagent.core.errors import KernelRejected, Refused, SchedagentError
 from schedagent.core.terminal.foreign import quote
 from schedagent.core.trials.trial import DEFAULT_ARM, Sample
 from schedagent.core.trials.usage import Usage
-from schedagent.experiment.counters import Counters
+from schedagent.experiment.counters import OWN_WAITING, Counters
 from schedagent.experiment.sources import Reader, reader_of
 from schedagent.experiment.spec import Experiment, Kind
 from schedagent.hostlab.machine import REST_S, Permitted, in_charge, trial_order, why_ended
@@ -169,9 +169,7 @@ class Windows:
         self, arm: str, began: str, elapsed_s: float, counters: Counters, values: Mapping[str, float]
     ) -> Sample:
         numbers = {name: reader.value() for name, reader in self._readers.items()}
-        value = numbers.pop("", counters.waiting)
-        if math.isnan(value):
-            value = 0.0  # nothing of it ran, so nothing waited
+        value = numbers.pop("", values[OWN_WAITING])
         return Sample(
             arm=arm,
             value=value,

@@ -24,6 +24,7 @@ from kernel_bpf.policies.library import load_library
 from schedagent.core.policies.artifact import PolicyArtifact
 from schedagent.core.policies.policy import CandidatePolicy
 from schedagent.core.token import DeploymentToken, Scope, digest_inputs, encode, key_id
+from schedagent.core.trials.objective import Direction
 from schedagent.core.trials.trial import DEFAULT_ARM, Block, Sample
 from schedagent.experiment.service import Service
 from schedagent.experiment.spec import Experiment, Kind, NumberSource
@@ -31,11 +32,11 @@ from schedagent.experiment.windows import Windows
 from tests.support.guest_daemon import CGROUPS, KEY, PUBLIC, Daemon, prepare
 from verifier.lab.vm import LabPolicy
 
-SERVICE, LOG = "/service", Path("/tmp/service.log")
+HOGS, SERVICE, LOG = 6, "/service", Path("/tmp/service.log")
 SLUGGISH_US = 100_000
 """The longest slice that fifo takes: who wakes up waits for several of them."""
 ENVIRONMENT = {"PATH": "/usr/bin:/bin"}
-TIMES = {"window_s": 2.0, "wash_out_s": 0.5, "for_s": 75.0}
+TIMES = {"window_s": 2.0, "wash_out_s": 0.5, "for_s": 120.0}
 
 
 def start(cgroup: str, work: Any) -> int:
@@ -44,6 +45,7 @@ def start(cgroup: str, work: Any) -> int:
     folder.mkdir(exist_ok=True)
     pid = os.fork()
     if pid == 0:
+        os.setpriority(os.PRIO_PROCESS, 0, 0)
         (folder / "cgroup.procs").write_text(f"{os.getpid()}")
         work()
     return pid
@@ -56,6 +58,15 @@ def serve() -> None:
             began = time.monotonic_ns()
             time.sleep(0.01)
             log.write(f"late {max(1, (time.monotonic_ns() - began - 10_000_000) // 1000)} us\n")
+
+
+def toil() -> None:
+    """Work all the time, nicely, and write down each piece."""
+    os.nice(10)
+    with LOG.open("a", buffering=1) as log:
+        while True:
+            sum(range(2000))
+            log.write("done\n")
 
 
 def burn() -> None:
@@ -153,15 +164,18 @@ def main() -> None:
     prepare("baseline_samples = 0\nsample_s = 0.5\n[bounds]\nstarvation_s = 20\n")  # a busy host stops its CPUs
     daemon = Daemon()
     daemon.start()
-    late = NumberSource(Kind.LOG, "late ([0-9]+ us)", str(LOG))
-    service, hogs = Experiment(("cgroup", SERVICE), late, **TIMES), Experiment(("cgroup", "/hogs"), **TIMES)
+    late = Experiment(("cgroup", SERVICE), NumberSource(Kind.LOG, "late ([0-9]+ us)", str(LOG)), **TIMES)
+    done = NumberSource(Kind.LOG, "done", str(LOG))
+    work = Experiment(("cgroup", SERVICE), done, Direction.HIGHER, **TIMES)
+    hogs = Experiment(("cgroup", "/hogs"), **TIMES)
     try:
         with load((SERVICE, serve), ("/hogs", burn), ("/hogs", burn)):
-            profile = Service(service, daemon.client, nullcontext, ENVIRONMENT, Kept()).observe()
+            profile = Service(late, daemon.client, nullcontext, ENVIRONMENT, Kept()).observe()
             seen: dict[str, Any] = {"profile": [profile.kind.value, *profile.evidence]}
-            seen["helps"] = experiment(daemon, service, arm_of("interactive"))
-            seen["harms"] = experiment(daemon, service, arm_of("fifo", slice_us=SLUGGISH_US))
-        with load(*[("/hogs", burn)] * 3):
+            seen["harms"] = experiment(daemon, late, arm_of("fifo", slice_us=SLUGGISH_US))
+        os.nice(-10)  # beside so many hogs; without the default scheduler it is of no use
+        with load((SERVICE, toil), *[("/hogs", burn)] * HOGS):
+            seen["helps"] = experiment(daemon, work, arm_of("fifo"))
             Same.arm = arm_of("fair")
             seen["same"] = experiment(daemon, hogs, Same.arm, Same)
     finally:

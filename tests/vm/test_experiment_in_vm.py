@@ -9,7 +9,7 @@ from schedagent.core.settings import load_settings
 from tests.support.in_guest import told_inside
 from verifier.microvm.kernels import default_kernel
 
-pytestmark = [pytest.mark.vm, pytest.mark.slow, pytest.mark.timeout(590)]
+pytestmark = [pytest.mark.vm, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
@@ -19,17 +19,17 @@ def seen(tmp_path_factory) -> dict:
     kernel = default_kernel(settings)
     target = prepare_target(kernel.vmlinuz, kernel.release, settings.cache_dir)
     folder = tmp_path_factory.mktemp("objects")
-    for name in ("interactive", "fifo", "fair"):
+    for name in ("fifo", "fair"):
         content = compile_policy(load_library()[name].source, name, target).object_bytes
         (folder / f"{name}.o").write_bytes(content)
-    return told_inside(settings.cache_dir, kernel, "guest_experiment.py", folder, timeout_s=400)
+    return told_inside(settings.cache_dir, kernel, "guest_experiment.py", folder, timeout_s=500)
 
 
 def test_a_policy_that_helps_the_service_is_better(seen):
-    """Bundled `interactive`, for what wakes up beside two hogs."""
+    """`fifo`, which knows no weights, for nice work beside six hogs: everybody has the same then."""
     helps = seen["helps"]
     assert helps["outcome"] == "better", helps
-    assert helps["ratio"] < 0.7
+    assert helps["ratio"] > 1.5
     assert helps["pulses"] == helps["pairs"], "one pulse for each pair"
     assert helps["state"] == "disabled"
 

@@ -20,7 +20,7 @@ from schedagent.client.daemon import DaemonClient
 from schedagent.core.trials.trial import DEFAULT_ARM
 from schedagent.experiment import service as measuring
 from schedagent.experiment import windows
-from schedagent.experiment.counters import OWN_WAIT, Counters
+from schedagent.experiment.counters import OWN_WAITING, Counters
 from schedagent.hostlab import lab as host_lab
 from schedagent.run import opening
 from tests.support.command_line import refused
@@ -113,7 +113,7 @@ def test_a_policy_that_harms_the_service_is_ended_within_its_window(experiments,
     read = Counters.read
 
     def slow(self):
-        return read(self) | ({OWN_WAIT: 5.0} if experiments.daemon.state["enabled"] else {})
+        return read(self) | ({OWN_WAITING: 50.0} if experiments.daemon.state["enabled"] else {})
 
     monkeypatch.setattr(Counters, "read", slow)
     words = ("--policy", "plain", "--window", "20s", "--for", "300s", "--json")
@@ -122,7 +122,7 @@ def test_a_policy_that_harms_the_service_is_ended_within_its_window(experiments,
     began = time.monotonic()
     report = report_of(experiments(running.pid, *words), 3)
     [candidate] = report["iterations"][0]["candidates"]
-    assert "ended, for it did harm: its wait for a CPU was 5" in candidate["verdict"]["reason"]
+    assert "ended, for it did harm: its waiting for CPUs was 50" in candidate["verdict"]["reason"]
     assert experiments.timeline.pulses == 1
     assert time.monotonic() - began < 40, "two windows of 20 s are more than there was"
 
@@ -168,7 +168,7 @@ def test_without_a_metric_waiting_for_cpus_is_compared(experiments, running):
     report = report_of(experiments(running.pid, "--policy", "plain", "--for", "5s", "--json", metric=False), 3)
     assert report["workload"]["objective"] == "waiting for a CPU"
     samples = stored(experiments, report["run"])[1].samples
-    assert all(OWN_WAIT in sample.values and sample.cpu_ns > 0 for sample in samples)
+    assert all(OWN_WAITING in sample.values and sample.cpu_ns > 0 for sample in samples)
 
 
 def test_what_is_planned_is_tried(experiments, running, monkeypatch):

@@ -11,14 +11,14 @@ import pytest
 from schedagent.core.trials.objective import Direction, Guard, Metric
 from schedagent.core.trials.trial import DEFAULT_ARM, Block, Outcome, Sample
 from schedagent.core.trials.usage import Usage
-from schedagent.experiment.counters import OTHERS_WAIT, OWN_SHARE, OWN_WAIT, PRESSURE
+from schedagent.experiment.counters import OTHERS_WAITING, OWN_WAITING, PRESSURE
 from schedagent.experiment.rule import Terms, harm_of, judge, pairs_of
 
 ARM = "ab12"
 LOWER = Terms(lower_is_better=True)
 ERRORS = Guard(Metric("errors", "query", Direction.LOWER), 0.1)
 GUARDED = Terms(lower_is_better=True, guards=(ERRORS,))
-QUIET = {OWN_WAIT: 0.001, OWN_SHARE: 0.9, OTHERS_WAIT: 0.001, PRESSURE: 0.2}
+QUIET = {OWN_WAITING: 0.1, OTHERS_WAITING: 0.1, PRESSURE: 0.2}
 
 
 def window(arm, value, **named):
@@ -147,19 +147,16 @@ def test_zeros_have_half_of_the_smallest_value():
 @pytest.mark.parametrize(
     ("values", "harm"),
     [
-        ({OWN_WAIT: 0.019}, ""),
-        ({OWN_WAIT: 0.05}, "its wait for a CPU was 0.05; under the default scheduler it was 0.002 at worst"),
-        ({OTHERS_WAIT: 0.03}, "everybody else's wait for a CPU was 0.03"),
-        (
-            {OWN_SHARE: 0.2},
-            "its share of the CPU time it wants was 0.2; under the default scheduler it was 0.8 at worst",
-        ),
-        ({OWN_SHARE: 0.6, PRESSURE: 0.5}, ""),
+        ({OWN_WAITING: 1.7}, ""),
+        ({OWN_WAITING: 2.0}, "its waiting for CPUs was 2; under the default scheduler it was 0.3 at worst"),
+        ({OTHERS_WAITING: 1.2}, "everybody else's waiting for CPUs was 1.2"),
+        ({PRESSURE: 0.9}, "pressure on the CPUs was 0.9; under the default scheduler it was 0.2 at worst"),
+        ({PRESSURE: 0.5, OTHERS_WAITING: 0.9}, ""),
         ({}, ""),
     ],
 )
 def test_a_window_is_harmful_if_it_is_far_worse_than_the_worst_without_it(values, harm):
-    defaults = [{**QUIET, OWN_WAIT: 0.002}, {**QUIET, OWN_SHARE: 0.8}]
+    defaults = [QUIET, {**QUIET, OWN_WAITING: 0.3}]
     assert harm in harm_of(values, defaults)
     assert bool(harm) == bool(harm_of(values, defaults))
     assert harm_of(values, []) == "", "nothing is known yet"
