@@ -1,7 +1,7 @@
 """Readers of the numbers that a user names: each begins, stops and gives the number of the time in between.
 
-`stop` is quick and marks the end; `value` may take seconds, and is asked for when the default scheduler is in charge
-again.
+`stop` is quick and marks the end; `close` and `value` may take seconds, and come when the default scheduler is in
+charge again.
 """
 
 from __future__ import annotations
@@ -39,7 +39,10 @@ class Reader(Protocol):
         """What counts begins now."""
 
     def stop(self) -> None:
-        """What counts ends now; idempotent, and nothing of it runs any more."""
+        """What counts ends now; idempotent."""
+
+    def close(self) -> None:
+        """Return when nothing of it runs any more; idempotent."""
 
     def value(self) -> float:
         """Return the number; raise MetricUnavailable if there is none."""
@@ -75,6 +78,9 @@ class QueryReader:
         """See Reader."""
         self._end = self._end or time.time()
 
+    def close(self) -> None:
+        """See Reader."""
+
     def value(self) -> float:
         """See Reader."""
         value = self._server.value(self._query, self._begin, self._end)
@@ -105,12 +111,17 @@ class CommandReader:
     def stop(self) -> None:
         """See Reader."""
         self._stopped.set()
+
+    def close(self) -> None:
+        """See Reader."""
+        self.stop()
         if self._thread is not None:
             self._thread.join(_GONE_S)
             self._thread = None
 
     def value(self) -> float:
         """See Reader."""
+        self.close()
         if self._trouble is not None:
             raise self._trouble
         if not self._numbers:
@@ -196,6 +207,10 @@ class LogReader:
             except OSError as error:
                 self._trouble = MetricUnavailable(f"the log {self._path} cannot be read: {error.strerror or error}")
             self._file = None
+
+    def close(self) -> None:
+        """See Reader."""
+        self.stop()
 
     def value(self) -> float:
         """See Reader."""

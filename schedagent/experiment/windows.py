@@ -87,7 +87,7 @@ class Windows:
             values = counters.read()
             elapsed_s = time.monotonic() - measured_at
         finally:
-            self._stop()
+            self._close()
         _require_default()
         return self._sample(DEFAULT_ARM, began, elapsed_s, counters, values)
 
@@ -117,8 +117,8 @@ class Windows:
                 self._stop()
                 taken_away = not still()
         finally:
-            self._stop()
             self._rested_at = time.monotonic()
+            self._close()
         if taken_away or (ended and ended.taken_away):
             return replace(self._failed(arm, began, elapsed_s, values), policy_exit=why_ended(trial))
         if ended:
@@ -148,6 +148,10 @@ class Windows:
     def _stop(self) -> None:
         for reader in self._readers.values():
             reader.stop()
+
+    def _close(self) -> None:
+        for reader in self._readers.values():
+            reader.close()
 
     def _pass(
         self, seconds: float, counters: Counters, still: Callable[[], bool], harm: Harm = lambda _values: ""
