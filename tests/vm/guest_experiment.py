@@ -36,7 +36,7 @@ HOGS, SERVICE, LOG = 6, "/service", Path("/tmp/service.log")
 SLUGGISH_US = 100_000
 """The longest slice that fifo takes: who wakes up waits for several of them."""
 ENVIRONMENT = {"PATH": "/usr/bin:/bin"}
-TIMES = {"window_s": 2.0, "wash_out_s": 0.5, "for_s": 120.0}
+TIMES = {"window_s": 2.0, "wash_out_s": 0.5, "for_s": 90.0}
 
 
 def start(cgroup: str, work: Any) -> int:
@@ -75,12 +75,12 @@ def burn() -> None:
 
 
 @contextmanager
-def load(*works: tuple[str, Any]) -> Iterator[None]:
-    """Have processes do something meanwhile: (cgroup, what) of each."""
+def load(*works: tuple[str, Any]) -> Iterator[list[int]]:
+    """Have processes do something meanwhile: (cgroup, what) of each; their ids."""
     LOG.touch()
     pids = [start(*work) for work in works]
     try:
-        yield
+        yield pids
     finally:
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
@@ -166,7 +166,7 @@ def main() -> None:
     daemon.start()
     late = Experiment(("cgroup", SERVICE), NumberSource(Kind.LOG, "late ([0-9]+ us)", str(LOG)), **TIMES)
     done = NumberSource(Kind.LOG, "done", str(LOG))
-    work = Experiment(("cgroup", SERVICE), done, Direction.HIGHER, **TIMES)
+    work = Experiment(("pid", ""), done, Direction.HIGHER, **{**TIMES, "for_s": 220.0})
     hogs = Experiment(("cgroup", "/hogs"), **TIMES)
     try:
         with load((SERVICE, serve), ("/hogs", burn), ("/hogs", burn)):
@@ -174,8 +174,8 @@ def main() -> None:
             seen: dict[str, Any] = {"profile": [profile.kind.value, *profile.evidence]}
             seen["harms"] = experiment(daemon, late, arm_of("fifo", slice_us=SLUGGISH_US))
         os.nice(-10)  # beside so many hogs; without the default scheduler it is of no use
-        with load((SERVICE, toil), *[("/hogs", burn)] * HOGS):
-            seen["helps"] = experiment(daemon, work, arm_of("fifo"))
+        with load(("/hogs", toil), *[("/hogs", burn)] * HOGS) as pids:
+            seen["helps"] = experiment(daemon, replace(work, scope=("pid", f"{pids[0]}")), arm_of("fifo"))
             Same.arm = arm_of("fair")
             seen["same"] = experiment(daemon, hogs, Same.arm, Same)
     finally:

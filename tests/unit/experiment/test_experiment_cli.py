@@ -18,8 +18,8 @@ from kernel_bpf.load.sched_ext import KernelState
 from schedagent.client.daemon import DaemonClient
 from schedagent.core.trials.trial import DEFAULT_ARM
 from schedagent.experiment import service as measuring
-from schedagent.experiment import windows
-from schedagent.experiment.counters import OWN_WAITING, Counters
+from schedagent.experiment import rule, windows
+from schedagent.experiment.counters import BUILT_IN, OWN_WAITING, Counters
 from schedagent.hostlab import lab as host_lab
 from schedagent.run import opening
 from tests.support.command_line import refused
@@ -115,6 +115,7 @@ def test_a_policy_that_harms_the_service_is_ended_within_its_window(experiments,
         return read(self) | ({OWN_WAITING: 50.0} if experiments.daemon.state["enabled"] else {})
 
     monkeypatch.setattr(Counters, "read", slow)
+    monkeypatch.setattr(rule, "BUILT_IN", BUILT_IN)
     words = ("--policy", "plain", "--window", "20s", "--for", "300s", "--json")
     monkeypatch.setattr(windows, "TICK_S", 0.05)
     patience(monkeypatch)
