@@ -84,7 +84,7 @@ def apply(
         str, typer.Argument(metavar="ID", help="Id of a recommendation (see: schedagent recommendations).")
     ],
     cgroup: Annotated[
-        str, typer.Option(metavar="CGROUP", help="Where to deploy, if the recommendation names no cgroup.")
+        str, typer.Option(metavar="CGROUP", help="Whose tasks its pulses are judged by; else everybody's.")
     ] = "",
     queue: Annotated[bool, typer.Option("--queue", help="Leave it to the agent service, and return at once.")] = False,
     as_json: Json = False,
@@ -119,9 +119,6 @@ def _request(recommendation: Recommendation, cgroup: str, queue: bool) -> ApplyR
     deploys = recommendation.kind is RecommendationKind.DEPLOY
     if cgroup and not deploys:
         raise UsageError("--cgroup is for recommendations to deploy", "leave it out")
-    if deploys and not (cgroup or recommendation.cgroup):
-        hint = "name the one its tasks run in: --cgroup /build.slice"
-        raise UsageError(f"recommendation {recommendation.id} names no cgroup", hint)
     progress = Progress.QUEUED if queue else Progress.RUNNING
     return ApplyRequest(0, recommendation.id, cgroup, user(), time.time(), progress=progress)
 

@@ -154,11 +154,6 @@ class Hands:
     def _deploy(self, request: ApplyRequest, recommendation: Recommendation) -> Deployment:
         client = DaemonClient(self.settings.daemon.socket)
         cgroup = request.cgroup or recommendation.cgroup
-        if not cgroup:
-            raise UsageError(
-                f"recommendation {recommendation.id} names no cgroup",
-                f"name one: schedagent apply {recommendation.id} --cgroup /A",
-            )
         run_id = str(recommendation.evidence["run"])
         compile_policy = partial(self.lab.compile, self.repository, run_id)
         fields = handover(self.repository, run_id, compile_policy, recommendation.policy)

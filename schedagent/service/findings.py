@@ -168,7 +168,7 @@ class Findings:
             kind=RecommendationKind.DEPLOY,
             subject=run.workload.key,
             policy=candidate.policy,
-            what=f"schedagent apply {recommendation}" + ("" if cgroup else " --cgroup CGROUP"),
+            what=f"schedagent apply {recommendation}",
             why=f"In run {run.id}, {quoted(run.workload.command)} under {candidate.policy}: {verdict.reason}.",
             evidence={
                 "run": run.id,

@@ -14,7 +14,7 @@ from repo_store.service_records import ServiceRecords
 from schedagent.client.daemon import DaemonClient
 from schedagent.client.keeper import is_of, may_return
 from schedagent.core.errors import RepositoryError, SchedagentError
-from schedagent.core.recommendation import ApplyRequest, Progress, Standing
+from schedagent.core.recommendation import MACHINE, ApplyRequest, Progress, Standing
 from schedagent.core.service_settings import ServiceSettings
 from schedagent.service.drift import RECENT, InARow, busy, worse
 
@@ -98,11 +98,13 @@ class Keeper:
         self._records.save_request(ended, standing)
 
     def _why_not(self, request: ApplyRequest) -> str:
-        """Return what is worse in the cgroup than it usually was before this was deployed; empty while nothing is."""
-        baseline = self._records.baseline(request.cgroup)
+        """Return what is worse than it usually was before this was deployed, in the cgroup or on the whole machine;
+        empty while nothing is."""
+        subject = request.cgroup or MACHINE
+        baseline = self._records.baseline(subject)
         if baseline is None or baseline.until > request.started_at:
             return ""
-        later = self._records.readings(request.cgroup, since=request.started_at, limit=4 * RECENT, busy=True)
+        later = self._records.readings(subject, since=request.started_at, limit=4 * RECENT, busy=True)
         latest = busy(later)[-RECENT:]
         if not latest or latest[-1].at == self._judged.get(request.number):
             return ""

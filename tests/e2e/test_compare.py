@@ -21,7 +21,7 @@ from schedagent.core.settings import load_settings
 from schedagent.run.opening import open_lab
 from tests.support.loaders import build_loader
 from tests.support.paths import FIXTURES
-from tests.support.real_runs import PROGRAM, Measured, qemu_of, query, samples, wait_for_blocks
+from tests.support.real_runs import PROGRAM, Measured, begun, newest_run, qemu_of, samples, wait_for_blocks
 
 pytestmark = [pytest.mark.vm, pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -89,12 +89,11 @@ def compared(folder: Path, environment: Mapping[str, str]) -> Comparison:
     argv = [*PROGRAM, "compare", BUILD + PARTS, "--prepare", "make clean", "--dir", str(folder / "cproject")]
     argv += [word for scheduler in schedulers for word in ("--scheduler", scheduler)]
     argv += ["--budget-minutes", "1.5", "--json"]
-    with subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as stopped:
-        wait_for_blocks(database, 1, stopped, LIMIT_S)
+    with begun(argv, environment, LIMIT_S) as stopped:
         stopped.send_signal(signal.SIGINT)
         _out, complaint = stopped.communicate(timeout=10)
     left = qemu_of(stopped.pid)
-    run_id = query(database, "select id from runs")[0][0]
+    run_id = newest_run(database)
     resume = [*PROGRAM, "resume", run_id, "--json"]
     killed = subprocess.Popen(resume, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:

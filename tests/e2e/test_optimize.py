@@ -17,7 +17,7 @@ import pytest
 from schedagent.cli.common import EXIT_WAITING
 from schedagent.core.rules import GATES
 from tests.support.paths import FIXTURES
-from tests.support.real_runs import PROGRAM, Measured, qemu_of, query, samples, wait_for_blocks
+from tests.support.real_runs import PROGRAM, Measured, begun, newest_run, qemu_of, samples, wait_for_blocks
 
 pytestmark = [pytest.mark.vm, pytest.mark.e2e, pytest.mark.timeout(900)]
 
@@ -71,11 +71,10 @@ def first(batch: Path, environment: Mapping[str, str]) -> FirstRun:
     """The run; tests/e2e/test_wheel.py has one that nobody disturbs."""
     database = Path(environment["SCHEDAGENT_STATE"], "repository.sqlite")
     argv = optimize_argv(batch, "--iterations", "1", "--candidates", "2")
-    with subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as stopped:
-        wait_for_blocks(database, 1, stopped)
+    with begun(argv, environment) as stopped:
         stopped.send_signal(signal.SIGINT)
         _out, said = stopped.communicate(timeout=10)
-    run_id = query(database, "select id from runs")[0][0]
+    run_id = newest_run(database)
     resume = [*PROGRAM, "resume", run_id, "--json"]
     killed = subprocess.Popen(resume, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:

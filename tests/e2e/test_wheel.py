@@ -175,6 +175,7 @@ def test_a_spec_becomes_a_policy_that_passes_the_static_gates(ready: Newcomer) -
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
+@pytest.mark.slow
 def test_a_policy_of_the_library_is_proved_in_the_vm_and_gets_a_token(ready: Newcomer) -> None:
     for _ in range(ATTEMPTS):
         proved = ready.shell("schedagent verify longest_first")

@@ -16,6 +16,8 @@ from schedagent.core.settings import load_settings
 from tests.host import debian, outside
 from tests.host.guest import CommandFailed, Guest, boot
 from tests.host.transcript import PATH, Transcript
+from tests.support.real_verifier import verifier_service, with_port
+from tests.support.relay import far_end
 from verifier.microvm.kernels import default_kernel
 
 LOGS = "journalctl --no-pager -o short-monotonic -n 60 -u 'schedagent*'"
@@ -68,14 +70,21 @@ def guest(tmp_path_factory, tell) -> Iterator[Guest]:
     tell("- make deb")
     package.build(carried, compressed=False)  # an emulated machine unpacks slowly
     tell(f"- schedagent verify {outside.VERIFIED} --json --object {outside.VERIFIED}.bpf.o")
-    outside.policies_and_programs(carried, prepare_target(kernel.vmlinuz, kernel.release, settings.cache_dir), FAULTY)
+    target = prepare_target(kernel.vmlinuz, kernel.release, settings.cache_dir)
+    outside.policies_and_programs(carried, kernel, target, FAULTY)
     disks = [
         base,
         debian.disk(folder / "carried.ext4", CARRIED_MIB, carried),
         debian.disk(folder / "small.ext4", 16),
     ]
-    tell("- boot")
-    with boot(kernel, disks, folder) as machine:
+    verifier = folder / "verifier.sock"
+    tell("- schedagent verifier serve")
+    with (
+        verifier_service(verifier, outside.state_of(carried)),
+        far_end(folder, verifier) as port,
+        with_port(port),
+        boot(kernel, disks, folder) as machine,
+    ):
         guest = Guest(machine, tell)
         guest.run("systemctl is-system-running --wait")
         guest.run("mount -o ro /dev/vdb /mnt; ls /mnt")

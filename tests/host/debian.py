@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 RELEASES = {"3.11": "bookworm", "3.13": "trixie"}
 """Debian's release by the version of its Python."""
 
-PACKAGES = ("systemd-sysv", "dbus", "udev", "python3", "prometheus", "procps")
+PACKAGES = ("systemd-sysv", "dbus", "udev", "python3", "prometheus", "procps", "redis-server")
 BACKPORTS = ("libbpf1",)
 """schedagentd needs libbpf 1.4, see schedagent.setup.packages."""
 
@@ -40,7 +40,7 @@ BUILD_LIMIT_S = 600.0
 SETTLE = r"""
 set -e
 cd "$1"
-chroot . systemctl disable --quiet prometheus.service prometheus-node-exporter.service \
+chroot . systemctl disable --quiet prometheus.service prometheus-node-exporter.service redis-server.service \
   apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service 2> /dev/null \
   || true
 rm -rf usr/share/doc/* usr/share/man/* usr/share/locale/* usr/bin/promtool

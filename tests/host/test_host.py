@@ -19,9 +19,15 @@ CARRIED = "/mnt"
 INSTALL = f"dpkg --force-unsafe-io --install {CARRIED}/schedagent_*.deb"
 PYTHON = "/usr/lib/schedagent/venv/bin/python3 -I"
 MEASURED, OUTSIDE = "/work.slice", "/system.slice/clerk.service"
+NEIGHBOUR, LIMIT = "/system.slice/neighbour.service", 0.2
+"""One who would take all CPUs, and may use so many."""
+START_NEIGHBOUR = f"systemd-run --quiet --unit=neighbour --property=CPUQuota={LIMIT:.0%} sh -c 'while :; do :; done'"
+START_LOAD = "systemd-run --quiet --unit=load redis-benchmark -q -l -t get -c 8"
 NORMAL, SCHED_EXT = "0", "7"
 TRUSTED = "/etc/schedagent/trusted"
 STATE = "/var/lib/schedagentd"
+VERIFIER = "/run/verifier.sock"
+AGENT = f"env SCHEDAGENT_STATE=/run/state SCHEDAGENT_CACHE=/run/cache SCHEDAGENT_VERIFIER_SOCKET={VERIFIER}"
 CONFIG = """
 rollback = "not_on_exit"
 sample_s = 1
@@ -29,9 +35,8 @@ baseline_samples = 12
 pulses_s = [1, 3]
 probation_s = { canary = 15, full = 6 }
 longest_lease_s = 3600
-bounds = { worse_ratio = 4, delay_floor_s = 0.2, pressure_floor = 0.9, starvation_s = 30 }
 """
-"""Stages as short as a test needs them; bounds wide enough for an emulated machine, where everything waits."""
+"""Stages as short as a test needs them; the bounds are the default ones."""
 
 WORKER = "while :; do sleep 0.1; for i in $(seq 500); do :; done; done"
 FOLDERS = ("/usr/lib", "/usr/share", "/usr/share/doc", "/etc", "/var/lib", "/var/cache")
@@ -191,12 +196,29 @@ def test_the_units_are_sound_and_confined(guest):
         assert float(score) < 5, f"{unit} is exposed"
 
 
+def test_observing_a_service_under_load(guest, host):
+    """Watch Debian's Redis under its own load generator, as a user who is no more than a member of the group"""
+    before = host.kernel()
+    guest.run(f"systemctl start redis-server; {START_LOAD}")
+    guest.run("useradd --system --groups schedagent --home-dir /run/watcher --create-home watcher")
+    watch = "runuser -u watcher -- schedagent observe --unit redis-server --for 8s --tier 2"
+    guest.run(watch, timeout_s=120, whole=True)
+    seen = json.loads(guest.ask(f"{watch} --json", timeout_s=120))
+    [server] = [thread for thread in seen["profile"]["critical"] if thread["comm"] == "redis-server"]
+    assert server["waits_in"] in ("epoll_wait", "epoll_pwait"), server
+    assert server["woken_by"] in ("redis-benchmark", "interrupt"), server
+    assert server["woken"]["samples"] > 100, server
+    guest.run("systemctl show -P NRestarts,MainPID redis-server; systemctl stop schedagent-observer.service")
+    assert host.kernel() == before
+
+
 def test_pulses(guest, host):
     """Deploy what was verified outside: by pulses, the default scheduler in between, until it stays"""
     guest.run(f"install -m 644 {CARRIED}/verifier.pem {TRUSTED}/verifier.pem")
     host.configure(CONFIG)
     for unit, place in (("builder", "--slice=work.slice"), ("baker", "--slice=work.slice"), ("clerk", "")):
         guest.run(f"systemd-run --quiet --unit={unit} {place} sh -c '{WORKER}'")
+    guest.run(START_NEIGHBOUR)
     assert "does not own its CPUs" in host.deploy(VERIFIED, f"{VERIFIED}-1", "--stage canary", status=1)
     number = int(re.search(r"deployment (\d+)", host.deploy(VERIFIED, f"{VERIFIED}-1", "--lease 900")).group(1))
     assert number == 1
@@ -209,9 +231,17 @@ def test_pulses(guest, host):
     guest.run("grep . /sys/kernel/sched_ext/state /sys/kernel/sched_ext/root/ops /sys/kernel/sched_ext/switch_all")
     assert guest.run("cat /sys/kernel/sched_ext/switch_all") == "1"
     assert {host.policies(cgroup) for cgroup in (f"{MEASURED}/builder.service", OUTSIDE)} == {NORMAL}
+    assert share(guest, NEIGHBOUR) == pytest.approx(LIMIT, rel=0.25)
     host.schedagent("promote 1", status=1)
     host.schedagent(f"renew 1 --lease 900 --report {CARRIED}/{VERIFIED}-2.json")
     host.schedagent("history --limit 1")
+
+
+def share(guest, cgroup: str) -> float:
+    """CPUs that a cgroup uses, over ten seconds."""
+    used = f"sed -n 's/^usage_usec //p' /sys/fs/cgroup{cgroup}/cpu.stat; cut -d ' ' -f 1 /proc/uptime"
+    began, first, ended, last = map(float, guest.run(f"{used}; sleep 10; {used}").split())
+    return (ended - began) / 1e6 / (last - first)
 
 
 def test_an_upgrade_of_the_daemon(guest, host):
@@ -267,11 +297,50 @@ def test_rolling_back(guest, host):
     assert host.policies(OUTSIDE) == NORMAL
 
 
+def test_optimizing_a_batch_on_this_machine(guest, host):
+    """Optimise a batch on the machine itself: candidates are verified elsewhere, and tried through schedagentd"""
+    guest.run("systemctl stop neighbour load")
+    guest.run(f"systemd-run --quiet --unit=relay python3 -I {CARRIED}/relay.py {VERIFIER}")
+    guest.run(f"mkdir -p /run/cache; ln -s {CARRIED}/kernels /run/cache/kernels; cp -r {CARRIED}/longtail /run/batch")
+    work = '--workload "./batch.sh 9 100 900" --dir /run/batch --on host --iterations 1 --candidates 1'
+    guest.run(f"{AGENT} schedagent optimize {work}", timeout_s=900, status=None, whole=True)
+    assert host.kernel()[0] == "disabled"
+    listed = json.loads(guest.ask(f"{AGENT} schedagent runs list --json"))
+    report = json.loads(guest.ask(f"{AGENT} schedagent runs show {listed[0]['run']} --json"))
+    [candidate] = report["iterations"][0]["candidates"]
+    assert candidate["policy"] == "longest_first"
+    assert candidate["verdict"]["outcome"] == "better", candidate["verdict"]
+
+
+def test_an_experiment_on_a_service(guest, host):
+    """Try a policy by pulses on the Redis that serves, which is not restarted"""
+    before = guest.ask("systemctl show -P MainPID redis-server")
+    guest.run(START_LOAD)
+    words = "--unit redis-server --policy interactive --window 6s --for 3min"
+    guest.run(f"{AGENT} schedagent experiment {words}", timeout_s=900, status=None, whole=True)
+    assert guest.ask("systemctl show -P MainPID redis-server") == before
+    assert host.kernel()[0] == "disabled"
+    listed = json.loads(guest.ask(f"{AGENT} schedagent runs list --json"))
+    report = json.loads(guest.ask(f"{AGENT} schedagent runs show {listed[0]['run']} --json"))
+    [candidate] = report["iterations"][0]["candidates"]
+    assert candidate["verdict"]["pairs"] >= 1, candidate["verdict"]
+    assert candidate["verdict"]["outcome"] != "failed", candidate["verdict"]
+
+
 def test_an_unknown_verifier(guest, host):
     """What a key signed that nobody trusts is refused"""
     assert "token" in host.deploy("trouble", "harmless", status=1)
     guest.run(f"install -m 644 {CARRIED}/test.pem {TRUSTED}/test.pem")
     host.configure(CONFIG.replace("baseline_samples = 12", "baseline_samples = 0\ndirect_full = true"))
+
+
+def test_what_would_end_a_neighbours_limit(guest, host):
+    """A policy that does not keep the limits of cgroups is refused while somebody has one"""
+    guest.run(START_NEIGHBOUR)
+    refused = host.deploy("trouble", "harmless", "--stage full", status=1)
+    assert NEIGHBOUR in refused
+    assert "--accept cgroup-limits" in refused
+    guest.run("systemctl stop neighbour")
 
 
 def test_the_daemon_is_killed_while_a_policy_is_on_probation(guest, host):
@@ -356,7 +425,10 @@ def test_the_clock_jumps(guest, host):
 
 def test_uninstalling_it(guest, host):
     """Uninstall it: no file, unit, process, socket or pin is left; configuration and state go when they are purged"""
-    guest.run("systemctl stop 'builder*' 'baker*' 'clerk*'; rm -f /etc/prometheus/schedagent.*")  # what we added
+    guest.run("userdel --remove watcher; systemctl stop relay; rm -rf /run/cache /run/state /run/batch")
+    guest.run(
+        "systemctl stop 'builder*' 'baker*' 'clerk*' load redis-server; rm -f /etc/prometheus/schedagent.*"
+    )  # what we added
     guest.run("dpkg --purge schedagent", timeout_s=120)
     assert guest.run("find / -xdev -path /var/lib/dpkg -prune -o -iname '*schedagent*' -print") == ""
     not_ours = r"\( -path /run/udev -o -path /run/host-test \) -prune"

@@ -28,8 +28,10 @@ def guest_objects(settings: Settings, kernel: KernelImage, folder: Path) -> list
     return objects
 
 
-def told_inside(cache_dir: Path, kernel: KernelImage, program: str, *words: object, timeout_s: float) -> Any:
-    """Run a Python program of this folder; return the JSON of its last line."""
+def told_inside(
+    cache_dir: Path, kernel: KernelImage, program: str, *words: object, timeout_s: float, memory_mib: int = 512
+) -> Any:
+    """Run a Python program of tests/vm; return the JSON of its last line."""
     script = ROOT / "tests" / "vm" / program
     job = jobs.RunWorkload(
         command=" ".join(f"'{word}'" for word in (sys.executable, script, *words)),
@@ -44,7 +46,7 @@ def told_inside(cache_dir: Path, kernel: KernelImage, program: str, *words: obje
 
     def attempt() -> dict[str, Any]:
         with SnapshotStore(cache_dir / "snapshots").open(
-            kernel, cpus=2, memory_mib=512, kvm=False, hostfs=True
+            kernel, cpus=2, memory_mib=memory_mib, kvm=False, hostfs=True
         ) as machine:
             machine.call(jobs.Hello(time.time_ns()), 60)
             machine.call(jobs.MountHost(), 60)

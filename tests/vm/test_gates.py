@@ -29,6 +29,9 @@ CORPUS = load_corpus()
 PROVED = ("hotplug_aware",)
 """The correct policy that differs most from the bundled ones: it goes by CPUs that come and go, itself."""
 
+PROVED_EACH_TIME = ("fair_cgroups",)
+"""What `make test` proves besides those of PROVED_ELSEWHERE: the one with the most code. The others take minutes."""
+
 SHOWN = (
     *("forgets_migration_disabled", "popped_and_dropped", "drained_once_there_are_many", "wakeups_do_not_kick"),
     *("steals_through_the_pinned", "offline_queue_is_left", "strict_priority", "yield_is_punished", "burns_cycles"),
@@ -76,7 +79,7 @@ def test_what_only_a_run_shows(entry, all_gates):
 @pytest.mark.parametrize(
     "entry",
     [
-        entry
+        pytest.param(entry, marks=() if entry.name in PROVED_EACH_TIME else pytest.mark.slow)
         for entry in CORPUS
         if (entry.kind == "bundled" and entry.name not in PROVED_ELSEWHERE) or entry.name in PROVED
     ],

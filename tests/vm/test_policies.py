@@ -47,6 +47,7 @@ def test_the_disguise_moves_no_task(lab, target):
     assert sample.output_tail.split() == ["aa_disguise", "0"]
 
 
+@pytest.mark.slow
 def test_longest_first_knows_the_long_task_by_its_command_line(lab, target):
     """The short tasks only differ by their argument, so the ratio shows that both hashes of it agree."""
     policy = lab_policy(load_library()["longest_first"], target, history=((SHORT, 100_000_000), (LONG, 700_000_000)))

@@ -54,6 +54,7 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("snapshots")
 
 
+@pytest.mark.slow
 def test_a_killed_build_leaves_nothing_that_looks_finished_and_two_others_build_one(folder):
     with opener(folder) as killed:
         state = wait_for(folder, "*/state", 30)
@@ -68,6 +69,7 @@ def test_a_killed_build_leaves_nothing_that_looks_finished_and_two_others_build_
     assert sound(state.parent)
 
 
+@pytest.mark.slow
 def test_damage_is_repaired_even_after_the_check(folder, caplog):
     """Runs behind the test above, whose snapshot it damages twice."""
     kernel, store = default_kernel(load_settings()), SnapshotStore(folder)

@@ -121,9 +121,6 @@ def test_what_cannot_be_applied_says_why(repository):
         assert (status, word in output) == (2, True)
     status, output = run("apply", stored(repository, id="c").id, "--cgroup", "/x")
     assert (status, "--cgroup is for recommendations to deploy" in output) == (2, True)
-    nowhere = repository.service.recommend(replace(deployable(repository), id="n", cgroup=""))
-    status, output = run("apply", nowhere.id)
-    assert (status, "hint: name the one its tasks run in" in output) == (2, True)
     assert repository.service.requests() == []
 
 

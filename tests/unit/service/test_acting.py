@@ -16,7 +16,7 @@ from schedagent.cli.app import app
 from schedagent.client.daemon import DaemonClient
 from schedagent.core.approval import ApprovalStage
 from schedagent.core.errors import PolicyError, SchedagentError, SetupError, UsageError
-from schedagent.core.recommendation import ApplyRequest, Progress, Standing
+from schedagent.core.recommendation import MACHINE, ApplyRequest, Progress, Standing
 from schedagent.core.service_settings import ServiceSettings, WatchedWorkload
 from schedagent.core.settings import Settings
 from schedagent.run.lifecycle import REPOSITORY, only_one
@@ -186,12 +186,10 @@ def test_what_schedagentd_refuses_is_told_as_its_words(hands, repository, settin
     assert repository.service.recommendation(one.id).standing is Standing.FAILED
 
 
-def test_where_to_deploy_must_be_said(hands, repository, settings, reporter, daemon):
+@pytest.mark.parametrize("cgroup", ["", CANARY])
+def test_whose_tasks_pulses_are_judged_by_may_be_said(hands, repository, settings, reporter, daemon, cgroup):
     one = replace(deployable(repository, settings), cgroup="")
-    with pytest.raises(UsageError, match="names no cgroup"):
-        hands.carry_out(asked(repository, one), reporter)
-    number = asked(repository, one, CANARY)
-    assert hands.carry_out(number, reporter)["cgroup"] == CANARY
+    assert hands.carry_out(asked(repository, one, cgroup), reporter)["cgroup"] == cgroup
 
 
 def test_a_run_that_hands_out_no_token_any_more(hands, repository, settings, reporter, daemon):
@@ -292,14 +290,17 @@ def test_what_was_replaced_is_kept_on_when_it_is_restored(hands, repository, set
     assert (request.progress, "rolled back" in request.note) == (Progress.DONE, True)
 
 
-def test_what_makes_its_workload_wait_more_is_not_renewed(hands, repository, settings, reporter, daemon):
-    usual = make_baseline([reading(subject=CANARY, at=float(number)) for number in range(60)])
+@pytest.mark.parametrize("cgroup", ["", CANARY])
+def test_what_makes_its_workload_wait_more_is_not_renewed(hands, repository, settings, reporter, daemon, cgroup):
+    subject = cgroup or MACHINE
+    usual = make_baseline([reading(subject=subject, at=float(number)) for number in range(60)])
     repository.service.save_baseline(usual)
-    number, _deployment = kept(hands, repository, settings, reporter)
+    nameless = replace(settings, daemon=replace(settings.daemon, workloads=()))
+    number, _deployment = kept(hands, repository, settings if cgroup else nameless, reporter)
     keeper, begin = keeper_of(repository, settings), time.time()
     for minute in range(1, 15):
         at = begin + 60 * minute
-        repository.service.add_readings([reading(subject=CANARY, at=at, delay_s=0.03)], keep_since=0)
+        repository.service.add_readings([reading(subject=subject, at=at, delay_s=0.03)], keep_since=0)
         keeper.tick()
         progress = repository.service.request(number).progress
         assert progress is (Progress.KEEPING if minute < 14 else Progress.DONE), minute
