@@ -17,8 +17,8 @@ import pytest
 from kernel_bpf.load.sched_ext import KernelState
 from schedagent.client.daemon import DaemonClient
 from schedagent.core.trials.trial import DEFAULT_ARM
-from schedagent.experiment import service as measuring
 from schedagent.experiment import rule, windows
+from schedagent.experiment import service as measuring
 from schedagent.experiment.counters import BUILT_IN, OWN_WAITING, Counters
 from schedagent.hostlab import lab as host_lab
 from schedagent.run import opening
