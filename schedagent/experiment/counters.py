@@ -9,26 +9,32 @@ from dataclasses import dataclass
 from kernel_bpf.observe.tasks import PROC, Sums, TaskSample, Threads, Watch, cgroup_root, tree_of
 from schedagent.core.deployment import Tree
 from schedagent.core.errors import SchedagentError, UsageError
+from schedagent.core.trials.objective import Direction
 from schedagent.core.welch import PRESSURE_FLOOR, WORSE_RATIO
 from schedagent.experiment.spec import Experiment
 from schedagent.observing.scope import Target, folder, where
 
 STARVED_S = 3.0
 """A runnable task that has not run for so long is starved, as for schedagentd."""
-WAITING_FLOOR = 0.1
+WAITING_FLOOR, SHARE_FLOOR = 0.1, 0.1
 LEAST_WAITING = 0.01
 """Waiting below so many seconds a CPU second is nothing: it is added to both sides of a ratio."""
 _LEAST_RAN_S = 0.001
 
-OWN_WAITING, OTHERS_WAITING = "its waiting for CPUs", "everybody else's waiting for CPUs"
-"""Seconds in run queues for each second on a CPU: where the share of the wanted CPU time is s, 1 / s - 1. Not for each
-run: a policy with longer slices for those in no hurry has longer waits, and fewer of them."""
+LEAST_WANTED = 0.05
+"""Who wants fewer CPUs than this on average, and has them or not, says nothing."""
+
+OWN_WAITING = "its waiting for CPUs"
+"""Seconds in run queues for each second on a CPU. Not for each run: a policy with longer slices for those in no hurry
+has longer waits, and fewer of them."""
+OTHERS_SHARE = "everybody else's share of the CPU time they want"
+"""The same turned round, for a sum of all others may be too small to divide by: the kernel counts it in ticks."""
 PRESSURE = "pressure on the CPUs"
 
 
 @dataclass(frozen=True)
 class BuiltIn:
-    """A guard that is always there; lower is better.
+    """A guard that is always there.
 
     Args:
         name: key of `Sample.values`.
@@ -38,6 +44,7 @@ class BuiltIn:
     """
 
     name: str
+    direction: Direction
     margin: float
     floor: float
     harm: float
@@ -48,10 +55,13 @@ class BuiltIn:
         return self.floor / self.margin
 
 
+_SHARE_MARGIN = round(WORSE_RATIO / (1 + WORSE_RATIO), 2)
+"""What is better higher may become as many times smaller as what is better lower may become larger."""
+
 BUILT_IN = (
-    BuiltIn(OWN_WAITING, WORSE_RATIO, WAITING_FLOOR, 4.0),
-    BuiltIn(OTHERS_WAITING, WORSE_RATIO, WAITING_FLOOR, 4.0),
-    BuiltIn(PRESSURE, WORSE_RATIO, PRESSURE_FLOOR, 2.0),
+    BuiltIn(OWN_WAITING, Direction.LOWER, WORSE_RATIO, WAITING_FLOOR, 4.0),
+    BuiltIn(OTHERS_SHARE, Direction.HIGHER, _SHARE_MARGIN, SHARE_FLOOR, 2.0),
+    BuiltIn(PRESSURE, Direction.LOWER, WORSE_RATIO, PRESSURE_FLOOR, 2.0),
 )
 
 
@@ -110,10 +120,11 @@ class Counters:
 
     def _values(self) -> Mapping[str, float]:
         own, machine = (_grown(*pair) for pair in zip(self._first, self._last, strict=True))
+        elapsed_s = self._last[0].at - self._first[0].at
         others = [max(0.0, whole - part) for whole, part in zip(machine[:2], own[:2], strict=True)]
         return {
-            OWN_WAITING: _waiting(own),
-            OTHERS_WAITING: _waiting(others) if machine[1] > 0 else math.nan,
+            OWN_WAITING: _waiting(own, elapsed_s),
+            OTHERS_SHARE: _share(others, elapsed_s) if machine[1] > 0 else math.nan,
             PRESSURE: machine[2],
         }
 
@@ -142,9 +153,16 @@ def _grown(first: TaskSample, last: TaskSample) -> tuple[float, float, float]:
     return last.delay_s - first.delay_s, last.ran_s - first.ran_s, stalled
 
 
-def _waiting(grown: Sequence[float]) -> float:
+def _waiting(grown: Sequence[float], elapsed_s: float) -> float:
     """Return seconds in run queues for each second on a CPU; of what never ran, many."""
-    return grown[0] / max(grown[1], _LEAST_RAN_S)
+    wanted = grown[0] + grown[1] >= LEAST_WANTED * elapsed_s
+    return grown[0] / max(grown[1], _LEAST_RAN_S) if wanted else 0.0
+
+
+def _share(grown: Sequence[float], elapsed_s: float) -> float:
+    """Return which part of the wanted CPU time was got; all of it where next to nothing was wanted."""
+    wanted_s = grown[0] + grown[1]
+    return grown[1] / wanted_s if wanted_s >= LEAST_WANTED * elapsed_s and wanted_s > 0 else 1.0
 
 
 def _identity(target: Target) -> tuple[int, int]:

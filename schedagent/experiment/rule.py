@@ -151,9 +151,10 @@ def _guards(pairs: Sequence[Pair], terms: Terms) -> Iterator[GuardPairs]:
         yield GuardPairs(name, tuple(_logs(values)), lower, guard.margin)
     for built_in in BUILT_IN:
         if any(built_in.name in window.values for pair in pairs for window in (pair.default, pair.policy)):
-            name = built_in.name
-            values = [(pair.default.values.get(name, 0.0), pair.policy.values.get(name, 0.0)) for pair in pairs]
-            yield GuardPairs(name, tuple(_logs(values, built_in.added)), True, built_in.margin)
+            name, lower = built_in.name, built_in.direction is Direction.LOWER
+            good = 0.0 if lower else 1.0
+            values = [(pair.default.values.get(name, good), pair.policy.values.get(name, good)) for pair in pairs]
+            yield GuardPairs(name, tuple(_logs(values, built_in.added)), lower, built_in.margin)
 
 
 def _logs(values: Sequence[tuple[float, float]], added: float = 0.0) -> list[float]:
@@ -175,8 +176,10 @@ def harm_of(values: Mapping[str, float], defaults: Sequence[Mapping[str, float]]
         seen = [window[guard.name] for window in defaults if guard.name in window]
         if guard.name not in values or not seen:
             continue
-        now, worst = values[guard.name], max(seen)
-        if now + guard.added > guard.harm * (worst + guard.added):
+        now, lower = values[guard.name], guard.direction is Direction.LOWER
+        worst = max(seen) if lower else min(seen)
+        bad, usual = (now, worst) if lower else (worst, now)
+        if bad + guard.added > guard.harm * (usual + guard.added):
             return _in_words(guard.name, now, worst)
     return ""
 

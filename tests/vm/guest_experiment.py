@@ -26,6 +26,7 @@ from schedagent.core.policies.policy import CandidatePolicy
 from schedagent.core.token import DeploymentToken, Scope, digest_inputs, encode, key_id
 from schedagent.core.trials.objective import Direction
 from schedagent.core.trials.trial import DEFAULT_ARM, Block, Sample
+from schedagent.experiment import windows
 from schedagent.experiment.service import Service
 from schedagent.experiment.spec import Experiment, Kind, NumberSource
 from schedagent.experiment.windows import Windows
@@ -139,11 +140,11 @@ class Same(Windows):
         return replace(self.policy(self.arm, lambda _values: ""), arm=DEFAULT_ARM)
 
 
-def experiment(daemon: Daemon, wanted: Experiment, arm: LabPolicy, windows: type[Windows] = Windows) -> dict:
+def experiment(daemon: Daemon, wanted: Experiment, arm: LabPolicy, kind: type[Windows] = Windows) -> dict:
     """What comes of an experiment, and how often a policy was in charge in it."""
     before, kept, key = kernel_state().enable_seq, Kept(), arm.candidate.key
     service = Service(wanted, daemon.client, nullcontext, ENVIRONMENT, kept)
-    service._windows = windows(wanted, daemon.client, ENVIRONMENT)
+    service._windows = kind(wanted, daemon.client, ENVIRONMENT)
     cut = service.measure([arm], kept, planned=1, seed=5)
     verdict = service.judge(kept.kept, key, planned=1)
     return {
@@ -161,6 +162,7 @@ def experiment(daemon: Daemon, wanted: Experiment, arm: LabPolicy, windows: type
 
 
 def main() -> None:
+    windows.LEASE_MARGIN_S = 60.0  # a busy host stops its CPUs
     prepare("baseline_samples = 0\nsample_s = 0.5\n[bounds]\nstarvation_s = 20\n")  # a busy host stops its CPUs
     daemon = Daemon()
     daemon.start()

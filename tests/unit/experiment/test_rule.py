@@ -11,14 +11,14 @@ import pytest
 from schedagent.core.trials.objective import Direction, Guard, Metric
 from schedagent.core.trials.trial import DEFAULT_ARM, Block, Outcome, Sample
 from schedagent.core.trials.usage import Usage
-from schedagent.experiment.counters import OTHERS_WAITING, OWN_WAITING, PRESSURE
+from schedagent.experiment.counters import OTHERS_SHARE, OWN_WAITING, PRESSURE
 from schedagent.experiment.rule import Terms, harm_of, judge, pairs_of
 
 ARM = "ab12"
 LOWER = Terms(lower_is_better=True)
 ERRORS = Guard(Metric("errors", "query", Direction.LOWER), 0.1)
 GUARDED = Terms(lower_is_better=True, guards=(ERRORS,))
-QUIET = {OWN_WAITING: 0.1, OTHERS_WAITING: 0.1, PRESSURE: 0.2}
+QUIET = {OWN_WAITING: 0.1, OTHERS_SHARE: 0.9, PRESSURE: 0.2}
 
 
 def window(arm, value, **named):
@@ -149,9 +149,9 @@ def test_zeros_have_half_of_the_smallest_value():
     [
         ({OWN_WAITING: 1.7}, ""),
         ({OWN_WAITING: 2.0}, "its waiting for CPUs was 2; under the default scheduler it was 0.3 at worst"),
-        ({OTHERS_WAITING: 1.2}, "everybody else's waiting for CPUs was 1.2"),
+        ({OTHERS_SHARE: 0.2}, "everybody else's share of the CPU time they want was 0.2; under the default scheduler"),
         ({PRESSURE: 0.9}, "pressure on the CPUs was 0.9; under the default scheduler it was 0.2 at worst"),
-        ({PRESSURE: 0.5, OTHERS_WAITING: 0.9}, ""),
+        ({PRESSURE: 0.5, OTHERS_SHARE: 0.4}, ""),
         ({}, ""),
     ],
 )
