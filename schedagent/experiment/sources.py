@@ -42,7 +42,7 @@ class Reader(Protocol):
         """What counts ends now; idempotent."""
 
     def close(self) -> None:
-        """Return when nothing of it runs any more; idempotent."""
+        """Stop, and return when nothing of it runs any more; idempotent."""
 
     def value(self) -> float:
         """Return the number; raise MetricUnavailable if there is none."""
@@ -80,6 +80,7 @@ class QueryReader:
 
     def close(self) -> None:
         """See Reader."""
+        self.stop()
 
     def value(self) -> float:
         """See Reader."""

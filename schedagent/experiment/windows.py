@@ -84,6 +84,7 @@ class Windows:
             self._begin(counters)
             measured_at = time.monotonic()
             self._pass(self._experiment.measured_s, counters, lambda: True)
+            self._stop()
             values = counters.read()
             elapsed_s = time.monotonic() - measured_at
         finally:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import threading
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -112,7 +114,7 @@ def test_a_policy_that_harms_the_service_is_ended_within_its_window(experiments,
     read = Counters.read
 
     def slow(self):
-        return read(self) | ({OWN_WAITING: 50.0} if experiments.daemon.state["enabled"] else {})
+        return read(self) | ({OWN_WAITING: 5000.0} if experiments.daemon.state["enabled"] else {})
 
     monkeypatch.setattr(Counters, "read", slow)
     monkeypatch.setattr(rule, "BUILT_IN", BUILT_IN)
@@ -121,7 +123,7 @@ def test_a_policy_that_harms_the_service_is_ended_within_its_window(experiments,
     patience(monkeypatch)
     report = report_of(experiments(running.pid, *words), 3)
     [candidate] = report["iterations"][0]["candidates"]
-    assert "ended, for it did harm: its waiting for CPUs was 50" in candidate["verdict"]["reason"]
+    assert "ended, for it did harm: its waiting for CPUs was 5e+03" in candidate["verdict"]["reason"]
     assert experiments.timeline.pulses == 1
     [_default, window] = sorted(stored(experiments, report["run"])[1].samples, key=lambda sample: sample.arm)
     assert window.wall_ns < 8e9, "half of the 16 s that it would have been measured for"
@@ -146,6 +148,7 @@ def patience(monkeypatch):
 def test_what_the_circuit_breaker_ends_has_failed(experiments, running):
     def eject():
         until(lambda: experiments.daemon.state["enabled"])
+        time.sleep(0.1)
         experiments.daemon.tell_kernel("end_policy")
 
     ejecting = threading.Thread(target=eject)
@@ -154,7 +157,7 @@ def test_what_the_circuit_breaker_ends_has_failed(experiments, running):
     ejecting.join()
     [candidate] = report["iterations"][0]["candidates"]
     assert candidate["verdict"]["outcome"] == "failed"
-    assert "stall" in candidate["verdict"]["reason"]
+    assert re.search("stall|sysfs says 'disabled'", candidate["verdict"]["reason"]), "as soon as it was in charge"
     assert experiments.timeline.pulses == 1
 
 
