@@ -25,11 +25,10 @@ from schedagent.core.policies.artifact import PolicyArtifact
 from schedagent.core.policies.policy import CandidatePolicy
 from schedagent.core.token import DeploymentToken, Scope, digest_inputs, encode, key_id
 from schedagent.core.trials.objective import Direction
-from schedagent.core.trials.trial import DEFAULT_ARM, Block, Sample
+from schedagent.core.trials.trial import Block
 from schedagent.experiment import windows
 from schedagent.experiment.service import Service
 from schedagent.experiment.spec import Experiment, Kind, NumberSource
-from schedagent.experiment.windows import Windows
 from tests.support.guest_daemon import CGROUPS, KEY, PUBLIC, Daemon, prepare
 from verifier.lab.vm import LabPolicy
 
@@ -131,20 +130,10 @@ class Kept:
         self.step(f"{text}: {done} of {total}")
 
 
-class Same(Windows):
-    """Windows of a policy in the place of those of the default scheduler."""
-
-    arm: LabPolicy
-
-    def default(self) -> Sample:
-        return replace(self.policy(self.arm, lambda _values: ""), arm=DEFAULT_ARM)
-
-
-def experiment(daemon: Daemon, wanted: Experiment, arm: LabPolicy, kind: type[Windows] = Windows) -> dict:
+def experiment(daemon: Daemon, wanted: Experiment, arm: LabPolicy) -> dict:
     """What comes of an experiment, and how often a policy was in charge in it."""
     before, kept, key = kernel_state().enable_seq, Kept(), arm.candidate.key
     service = Service(wanted, daemon.client, nullcontext, ENVIRONMENT, kept)
-    service._windows = kind(wanted, daemon.client, ENVIRONMENT)
     cut = service.measure([arm], kept, planned=1, seed=5)
     verdict = service.judge(kept.kept, key, planned=1)
     return {
@@ -169,7 +158,6 @@ def main() -> None:
     late = Experiment(("cgroup", SERVICE), NumberSource(Kind.LOG, "late ([0-9]+ us)", str(LOG)), **TIMES)
     done = NumberSource(Kind.LOG, "done", str(LOG))
     work = Experiment(("pid", ""), done, Direction.HIGHER, **{**TIMES, "for_s": 220.0})
-    hogs = Experiment(("cgroup", "/hogs"), **TIMES)
     try:
         with load((SERVICE, serve), ("/hogs", burn), ("/hogs", burn)):
             profile = Service(late, daemon.client, nullcontext, ENVIRONMENT, Kept()).observe()
@@ -178,8 +166,6 @@ def main() -> None:
         os.nice(-10)  # beside so many hogs; without the default scheduler it is of no use
         with load(("/hogs", toil), *[("/hogs", burn)] * HOGS) as pids:
             seen["helps"] = experiment(daemon, replace(work, scope=("pid", f"{pids[0]}")), arm_of("fifo"))
-            Same.arm = arm_of("fair")
-            seen["same"] = experiment(daemon, hogs, Same.arm, Same)
     finally:
         daemon.kill(signal.SIGTERM)
     sys.stdout.write("\n" + json.dumps(seen) + "\n")
