@@ -158,6 +158,15 @@ class Execution:
             known, entering = [*known, *fresh], [*again, *fresh]
         return False
 
+    def verified(self, candidates: Sequence[CandidatePolicy], notebook: Notebook) -> list[LabPolicy]:
+        """Verify candidates, and return those that are safe, ready to run; what was verified before is not again.
+
+        Raises:
+            UsageError: a policy changed since this run verified it.
+        """
+        ready = [self._ready(candidate, notebook) for candidate in self._pass_gates(candidates, notebook)]
+        return [policy for policy in ready if isinstance(policy, LabPolicy)]
+
     def _pass_gates(self, candidates: Sequence[CandidatePolicy], notebook: Notebook) -> list[CandidatePolicy]:
         """Verify candidates; what a gate rejects may be repaired and is then verified. Return all, repairs included."""
         known, waiting = list(candidates), list(candidates)

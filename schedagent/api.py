@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from schedagent.core.settings import Settings
     from schedagent.core.trials.workload import WorkloadCommand
     from schedagent.core.verification import GateResult, VerificationReport
+    from schedagent.experiment.spec import Experiment
     from schedagent.report.report import Report
     from schedagent.run.intake import Around
     from schedagent.run.options import RunOptions
@@ -157,6 +158,47 @@ def compare(
     options = replace(options or RunOptions(), iterations=1, compare=True)
     named = naming(schedulers, include, options=options, settings=settings)
     return optimize(workload, options=named, settings=settings, reporter=reporter, **described)
+
+
+def experiment(
+    wanted: Experiment,
+    *,
+    policies: Sequence[str] = (),
+    candidates: int = 3,
+    name: str = "",
+    settings: Settings | None = None,
+    reporter: Reporter | None = None,
+) -> Report:
+    """Compare policies with the default scheduler on something that runs already, by pulses, and return the report.
+
+    Args:
+        wanted: what runs, what is compared, and for how long.
+        policies: names of policies of the library, or sources; none: they are planned from what is observed.
+        candidates: most of these.
+        name: of the run, for people.
+
+    Raises:
+        UsageError: something makes no sense, or what is named does not run.
+        SetupError: no experiment is possible on this machine.
+        SchedagentError: it has stopped, or a number could not be read; `resume` continues.
+    """
+    from schedagent.experiment.spec import checked
+    from schedagent.run.lifecycle import start_run
+    from schedagent.run.options import HOST, RunOptions
+
+    checked(wanted).target()
+    settings = _or_default(settings)
+    options = RunOptions(
+        1,
+        wanted.for_s,
+        candidates,
+        name=name,
+        on=HOST,
+        compare=bool(policies),
+        experiment=wanted.to_json(),
+    )
+    named = naming(policies, options=options, settings=settings)
+    return start_run(settings, wanted.workload, named, _or_silent(reporter))
 
 
 def preview(

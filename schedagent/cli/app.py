@@ -15,6 +15,7 @@ from schedagent import __version__
 from schedagent.cli.common import EXIT_FAILED, complain
 from schedagent.cli.compare import compare
 from schedagent.cli.deploy import deploy, history, promote, renew, rollback, status, watch
+from schedagent.cli.experiment import experiment
 from schedagent.cli.grouped import HELP_OPTIONS, MACHINE, OPTIMISE, POLICIES, SERVICE, GroupedCommands, Verb, Verbs
 from schedagent.cli.guide.config import config_app
 from schedagent.cli.guide.help import show_help
@@ -67,7 +68,7 @@ def options(
 
 
 VERBS: dict[str, tuple[Callable[..., None], ...]] = {
-    OPTIMISE: (optimize, compare, resume, approve, reject),
+    OPTIMISE: (optimize, compare, experiment, resume, approve, reject),
     POLICIES: (compose, verify),
     MACHINE: (setup, doctor, prune, observe, deploy, renew, promote, status, rollback, history, watch),
     SERVICE: (daemon, recommendations, apply, mcp),

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 
 from kernel_bpf.load.sched_ext import kernel_state
 from schedagent.client.daemon import DaemonClient
 from schedagent.core.errors import KernelRejected, SchedagentError, WorkloadFailed
 from schedagent.core.process.shell_text import quoted
+from schedagent.core.terminal.foreign import quote
 from schedagent.core.trials.trial import ON_HOST, Hardware, Sample
 from schedagent.core.trials.usage import MachineCosts
 from schedagent.core.trials.workload import Observation, WorkloadCommand
@@ -72,11 +73,15 @@ class HostLab:
             raise KernelRejected("no token was issued for it, so schedagentd would not load it")
         return replace(job, policy=Permitted(**vars(arm.message()), token=arm.token))
 
+    def measuring(self) -> AbstractContextManager[None]:
+        """Wait until no other process measures on this machine."""
+        return self._vm.measuring()
+
     @contextmanager
     def session(self, workload: WorkloadCommand) -> Iterator[TrialSession]:
         """This machine, on which runs of a workload follow each other; one session at a time."""
         session = TrialSession(self, workload)
-        with self._vm.measuring():
+        with self.measuring():
             try:
                 yield session
             finally:
@@ -125,7 +130,10 @@ def why_not_here(daemon: DaemonClient, proved_on: str) -> str:
     if proved_on != os.uname().release:
         return f"candidates are proved on {proved_on}, and this machine runs {os.uname().release}"
     try:
-        daemon.ask("status")
+        status = daemon.ask("status")
     except SchedagentError as error:
         return error.message
-    return ""
+    if not status.get("may_change", True):
+        return "this user may not have schedagentd try policies: be named under users in its configuration"
+    busy = status.get("active") or status.get("waiting")
+    return f"schedagentd runs {quote(str(busy['policy']))} already, and there is one at a time" if busy else ""

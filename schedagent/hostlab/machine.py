@@ -97,15 +97,15 @@ class HostMachine:
         time.sleep(max(0.0, self._rested_at + REST_S - time.monotonic()))
         lease_s = min(job.timeout_s + LEASE_MARGIN_S, LONGEST_LEASE_S)
         try:
-            with self._daemon.trial(_order(job.policy), lease_s) as trial:
-                in_charge = _in_charge()
-                answer = self._timed(job, output, in_charge)
-                stayed = in_charge()
+            with self._daemon.trial(trial_order(job.policy), lease_s) as trial:
+                still = in_charge()
+                answer = self._timed(job, output, still)
+                stayed = still()
         except Refused as refused:  # of this one: what ends limits of cgroups here, or was ended here before
             raise KernelRejected(refused.message, refused.hint) from None
         finally:
             self._rested_at = time.monotonic()
-        return answer if stayed else replace(answer, policy_exit=_why(trial))
+        return answer if stayed else replace(answer, policy_exit=why_ended(trial))
 
     def _timed(self, job: jobs.RunWorkload, output: Output, healthy: Callable[[], bool]) -> jobs.RunAnswer:
         """The timed part of a run."""
@@ -159,7 +159,7 @@ def _knob(job: jobs.RunWorkload) -> Iterator[None]:
         linux.set_fair_class()
 
 
-def _order(policy: Permitted) -> dict[str, Any]:
+def trial_order(policy: Permitted) -> dict[str, Any]:
     """What schedagentd wants to know of a policy, see schedagentd/messages.py."""
     permit = decode(policy.token)
     return {
@@ -173,7 +173,7 @@ def _order(policy: Permitted) -> dict[str, Any]:
     }
 
 
-def _in_charge() -> Callable[[], bool]:
+def in_charge() -> Callable[[], bool]:
     """Return what says whether the policy that is in charge now still is; sysfs decides, which anybody may read.
 
     Raises:
@@ -190,7 +190,7 @@ def _in_charge() -> Callable[[], bool]:
     return still
 
 
-def _why(trial: Trial) -> str:
+def why_ended(trial: Trial) -> str:
     """Why the policy of a trial was not in charge to the end."""
     ended = trial.ended or {}
     return f"{ended.get('end') or 'it ended'}: {ended.get('detail') or 'schedagentd does not say why'}"

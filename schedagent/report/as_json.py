@@ -89,6 +89,7 @@ def _workload(workload: WorkloadCommand) -> WorkloadForm:
         metric=workload.metric,
         objective=objective_name(workload),
         preset=workload.preset,
+        running=workload.running,
     )
 
 

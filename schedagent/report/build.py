@@ -108,7 +108,7 @@ def _iteration(repository: PolicyRepository, run: RunRecord, number: int) -> Ite
                 repaired.get(candidate.key, ""),
                 _pairs(judged, candidate.key),
                 values_of(judged, candidate.key, run.workload, run.hardware.cpus),
-                split_of(judged, candidate.key),
+                None if run.workload.running else split_of(judged, candidate.key),
             )
         )
     return IterationReport(

@@ -123,6 +123,9 @@ def _next_with_winner(report: Report) -> Iterator[str]:
 def _next_without_winner(report: Report) -> str:
     """Measure longer only if that may decide something that was left undecided."""
     questions = _open_questions(report)
+    if report.workload.running:
+        longer = "measure longer (--for), or in a time of steadier load; the pairs of this run do not count again"
+        return f"Next: {longer}." if questions else "Next: nothing to do. Another metric may show more."
     if not questions:
         return "Next: nothing to do. Another --goal may show more."
     if not report.out_of_time:
@@ -194,6 +197,9 @@ def _decisions(report: Report) -> Iterator[str]:
 def _limits(report: Report) -> Iterator[str]:
     if report.out_of_time:
         rest = "; what was not decided by then is called inconclusive"
+        if report.workload.running:
+            yield f"No answer in the time{rest}."
+            return
         yield f"The time budget ended the run{rest if _open_questions(report) else ' before another plan'}."
     ratio = report.best.cpu_time_ratio if report.best and not _expected(report.best) else 1.0
     if report.hardware.lab == "vm-tcg" and ratio < SAVED_CPU_TIME:  # never of a NaN
@@ -217,6 +223,8 @@ def _model(report: Report) -> Iterator[str]:
 
 def _safety(report: Report) -> Iterator[str]:
     here = "Measured on this machine, on its real files; the default scheduler is in charge again."
+    if report.workload.running:
+        here = "Measured on this machine by pulses, without a restart; the default scheduler is in charge again."
     there = f"Measured in a micro-VM ({report.hardware.lab}); nothing was changed on this machine."
     yield (here if report.hardware.lab == ON_HOST else there) + _who_verified(report.verified_by)
 

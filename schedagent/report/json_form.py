@@ -19,7 +19,8 @@ from schedagent.report.report import IssuedToken
 
 @dataclass(frozen=True)
 class WorkloadForm:
-    """What was optimised; `metric` is empty if the wall time is compared, `objective` what is compared, for people."""
+    """What was optimised; `metric` is empty if the wall time is compared, `objective` what is compared, for people;
+    `running`: no command, but what an experiment is about."""
 
     key: str
     command: str
@@ -29,6 +30,7 @@ class WorkloadForm:
     metric: str
     objective: str
     preset: str
+    running: bool
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from schedagent.core.process.shell_text import quoted
 from schedagent.core.terminal.console import UNBROKEN
 from schedagent.core.terminal.foreign import one_line, quote
 from schedagent.core.trials.trial import Outcome
@@ -28,6 +27,7 @@ from schedagent.report.faces.remarks import (
     mode_lines,
     remarks,
     split_line,
+    where_text,
 )
 from schedagent.report.faces.strips import levels, strips
 from schedagent.report.report import CandidateReport, Report
@@ -51,7 +51,7 @@ _NARROWEST_STRIP, _WIDEST_STRIP, _NARROWEST_TERMINAL = 10, 40, 60
 def render(report: Report, console: Console) -> None:
     """Print what a person wants to know at the end of a run."""
     console.print()
-    say(console, f"Run {report.title}: {quoted(report.workload.command)} in {report.workload.directory}")
+    say(console, f"Run {report.title}: {where_text(report.workload)}")
     hardware = report.hardware
     say(console, f"  Lab: {hardware.lab}, {hardware.cpus} CPUs, kernel {hardware.kernel_release}")
     if report.costs and hardware.lab == "vm-tcg":

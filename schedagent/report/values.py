@@ -237,14 +237,18 @@ def _measures(workload: WorkloadCommand, cpus: int, samples: Sequence[Sample]) -
     read = [name for sample in samples for name in sample.values]
     measures = [objective]
     measures += [_read(name, units.get(name), name not in higher) for name in dict.fromkeys([*named, *read])]
-    measures += [
-        _Measure(WALL, SECONDS, True, lambda sample: sample.wall_ns / 1e9),
-        _Measure(CPU, SECONDS, True, lambda sample: sample.cpu_ns / 1e9),
-        _Measure(UTILISATION, FRACTION, False, lambda sample: _utilisation(sample, cpus)),
-        _Measure(VOLUNTARY, COUNT, True, lambda sample: _used(sample, "voluntary_switches")),
-        _Measure(INVOLUNTARY, COUNT, True, lambda sample: _used(sample, "involuntary_switches")),
-        _Measure(WAITED, SECONDS, True, _run_delay_s),
-    ]
+    measures += (
+        []
+        if workload.running
+        else [
+            _Measure(WALL, SECONDS, True, lambda sample: sample.wall_ns / 1e9),
+            _Measure(CPU, SECONDS, True, lambda sample: sample.cpu_ns / 1e9),
+            _Measure(UTILISATION, FRACTION, False, lambda sample: _utilisation(sample, cpus)),
+            _Measure(VOLUNTARY, COUNT, True, lambda sample: _used(sample, "voluntary_switches")),
+            _Measure(INVOLUNTARY, COUNT, True, lambda sample: _used(sample, "involuntary_switches")),
+            _Measure(WAITED, SECONDS, True, _run_delay_s),
+        ]
+    )
     first: dict[str, _Measure] = {}
     for measure in measures:
         first.setdefault(measure.name, measure)

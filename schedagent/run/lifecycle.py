@@ -23,6 +23,7 @@ from schedagent.core.approval import Decision
 from schedagent.core.errors import RepositoryError, SchedagentError, UsageError
 from schedagent.core.installation import this_installation
 from schedagent.core.process.machine_lock import LAB_LOCK
+from schedagent.core.process.shell_text import quoted
 from schedagent.core.retention.lock import locked
 from schedagent.core.settings import REPOSITORY, Settings, hide, private_file, private_folder
 from schedagent.core.trials.workload import WorkloadCommand
@@ -49,6 +50,8 @@ def start_run(
     Args:
         run_id: the run's id, for who has to know it beforehand; empty for any.
     """
+    if workload.running and not options.experiment:
+        raise UsageError(f"{quoted(workload.command)} ran already and is no command", "see: schedagent experiment")
     if options.on == AUTO and (reason := opening.why_vm(settings, options)):
         reporter.note(f"in the micro-VM: {reason}")
     options = opening.placed(settings, options)
@@ -66,6 +69,12 @@ def start_run(
 
 def _on_this_machine(workload: WorkloadCommand, options: RunOptions) -> str:
     """Say before anything runs that it does so here, and how often."""
+    if options.experiment:
+        window_s, for_s = options.experiment["window_s"], options.experiment["for_s"]
+        return (
+            f"on this machine: {workload.command} is not restarted; policies are in charge of the whole machine for"
+            f" {window_s:g} s at a time, the default scheduler in between, for at most {for_s / 60:g} min"
+        )
     runs = 2 * (options.rules.minimum_pairs + 1) + 2
     undone = (
         "after --prepare each time" if workload.prepare else "with nothing that undoes a run: there is no --prepare"
@@ -120,12 +129,17 @@ def replay_run(settings: Settings, run_id: str, reporter: Reporter) -> dict[str,
     """Run the agents of a recorded run again on what was recorded, and return what is different now.
 
     Raises:
-        UsageError: there is no such run, or it asked no model.
+        UsageError: there is no such run, it asked no model, or it is an experiment.
         ReplayDiverged: something is asked that was not asked then.
     """
     from schedagent.run import replay as replaying
 
     with opening.open_repository(settings) as repository, TemporaryDirectory(prefix="schedagent-replay-") as name:
+        if repository.run(run_id).workload.running:
+            raise UsageError(
+                f"run {run_id} is an experiment, which cannot be replayed",
+                f"see what it found: schedagent runs show {run_id}",
+            )
         folder = Path(name)
         recording = replaying.Recording(repository, run_id)
         replay = Replay(_existing_transcript(settings, repository, run_id))

@@ -41,6 +41,7 @@ from schedagent.run.model_agents import ModelAgents, Tried
 from schedagent.run.options import RunOptions
 from schedagent.run.progress import Reporter
 from schedagent.run.state import RunState
+from verifier.lab.vm import LabPolicy
 
 
 class Lab(ObservingLab, MeasuringLab, Protocol):
@@ -100,6 +101,19 @@ class EarlierRuns:
         return self.repository.antipatterns(workload_key, hardware_key)
 
 
+class Service(Protocol):
+    """What runs already and is measured by pulses: see schedagent.experiment.service.Service."""
+
+    @property
+    def words(self) -> str: ...
+
+    def observe(self) -> WorkloadProfile: ...
+
+    def measure(self, arms: Sequence[LabPolicy], store: Notebook, *, planned: int, seed: int) -> bool: ...
+
+    def judge(self, blocks: Sequence[Block], arm: str, *, planned: int) -> Verdict: ...
+
+
 class Clock(Protocol):
     """The time of a run; calling it returns whether it is used up."""
 
@@ -139,6 +153,7 @@ class RunNodes:
         open_models: gives the run's agents their models, by its id; None: it has none, and goes by rules.
         clock: the time of the run; by default, a clock with the budget of its options.
         programs: where schedulers with a loader of their own are, for the first plan; None: none is tried unasked.
+        service: what an experiment is about; None: the workload is a command.
     """
 
     def __init__(
@@ -152,8 +167,10 @@ class RunNodes:
         open_models: Callable[[str], ModelAgents | None] = lambda _run_id: None,
         clock: Clock | None = None,
         programs: Shelf | None = None,
+        service: Service | None = None,
     ) -> None:
         self._repository = repository
+        self._service = service
         self._programs = programs
         self._lab = lab
         self._verifier = verifier
@@ -186,14 +203,18 @@ class RunNodes:
         if self._repository.profile(run_id) is None:
             earlier = self._earlier_profile(run_id)
             if earlier is None:
-                command = self._repository.run(run_id).workload.command
-                self._reporter.stage(f"observation: running {quoted(command)} under the default scheduler")
+                self._reporter.stage(f"observation: {self._observing(run_id)} under the default scheduler")
             costs = self._costs(run_id)
             self._repository.save_profile(run_id, earlier or self._observed(run_id, costs))
         models = self._models(run_id)
         if models:
             models.observe(self._repository.run(run_id), self._profile(run_id))
         return {}
+
+    def _observing(self, run_id: str) -> str:
+        if self._service:
+            return f"watching {quoted(self._service.words)}"
+        return f"running {quoted(self._repository.run(run_id).workload.command)}"
 
     def _earlier_profile(self, run_id: str) -> WorkloadProfile | None:
         """Return what observing the same workload on the same hardware has shown before, if it may be used."""
@@ -214,7 +235,9 @@ class RunNodes:
         return costs
 
     def _observed(self, run_id: str, costs: MachineCosts | None) -> WorkloadProfile:
-        """Run the workload, and settle by what it printed how its trials are compared."""
+        """Run the workload, and settle by what it printed how its trials are compared; what runs already is watched."""
+        if self._service:
+            return self._service.observe()
         workload = self._repository.run(run_id).workload
         unread = replace(workload, metric="", metrics=(), guards=())
         sample, profile = observe(self._lab, unread, self._reporter.step, kappa=self._lab.pace(costs))
@@ -309,7 +332,11 @@ class RunNodes:
                 self._options.warmup,
             )
             notebook = Notebook(self._repository, run_id, iteration, run.workload)
-            cut = agent.execute(candidates, notebook, self._terms(run), seed=run.seed + iteration)
+            if self._service:
+                arms = replace(agent, out_of_time=lambda: False).verified(candidates, notebook)
+                cut = self._service.measure(arms, notebook, planned=len(candidates), seed=run.seed)
+            else:
+                cut = agent.execute(candidates, notebook, self._terms(run), seed=run.seed + iteration)
         return {"out_of_time": cut}
 
     def learning(self, state: RunState) -> dict[str, Any]:
@@ -384,6 +411,9 @@ class RunNodes:
     def _measured(self, run_id: str, iteration: int, candidates: Sequence[CandidatePolicy]) -> dict[str, Verdict]:
         """Verdicts from the blocks."""
         blocks = self._repository.blocks(run_id, iteration)
+        if self._service:
+            count = len(candidates)
+            return {each.key: self._service.judge(blocks, each.key, planned=count) for each in candidates}
         return judge_all(blocks, [candidate.key for candidate in candidates], self._terms(self._repository.run(run_id)))
 
     def _terms(self, run: RunRecord) -> Terms:

@@ -19,7 +19,7 @@ from kernel_bpf.policies.library import load_library
 from kernel_bpf.policies.programs import InstalledPrograms, known_programs
 from repo_store.store import PolicyRepository
 from schedagent.client.daemon import DaemonClient
-from schedagent.core.errors import UsageError
+from schedagent.core.errors import SetupError, UsageError
 from schedagent.core.policies.policy import PolicyInfo
 from schedagent.core.settings import REPOSITORY, Settings, secret_places, workload_environment, writable
 from schedagent.core.trusted import load_trusted
@@ -38,6 +38,7 @@ from verifier.signer import Signer
 
 if TYPE_CHECKING:
     from schedagent.approval.approvals import Approvals
+    from schedagent.experiment.service import Service
     from schedagent.hostlab.lab import HostLab
     from schedagent.run.model_agents import ModelAgents
     from schedagent.run.nodes import RunNodes
@@ -135,10 +136,13 @@ def placed(settings: Settings, options: RunOptions) -> RunOptions:
 
     Raises:
         UsageError: nothing can be measured on this machine, or not what was named, and that was asked for.
+        SetupError: the same of an experiment.
     """
     if options.on == VM:
         return options
     reason = why_vm(settings, options)
+    if reason and options.experiment:
+        raise SetupError(f"no experiment is possible here: {reason}", "what it needs: schedagent help experiments")
     if reason and options.on == HOST:
         raise UsageError(f"--on host: {reason}", "without --on it is measured in the micro-VM")
     return dataclasses.replace(options, on=VM if reason else HOST)
@@ -249,7 +253,18 @@ def open_nodes(
     models = functools.partial(open_models, settings, repository, library, reporter)
     verifier = with_headers(open_verifier(settings), options.include)
     programs = None if options.on == HOST else installed_programs()
-    return RunNodes(repository, lab, verifier, library, reporter, options, models, programs=programs)
+    service = open_service(lab, options, reporter) if options.experiment else None
+    return RunNodes(repository, lab, verifier, library, reporter, options, models, programs=programs, service=service)
+
+
+def open_service(lab: VmLab | HostLab, options: RunOptions, reporter: Reporter) -> Service:
+    """Build what measures an experiment."""
+    from schedagent.experiment.service import Service
+    from schedagent.experiment.spec import Experiment
+
+    assert options.experiment is not None, "who calls has asked"
+    experiment = Experiment.from_json(options.experiment)
+    return Service(experiment, DaemonClient(), lab.measuring, lab.environment, reporter)
 
 
 def installed_programs() -> InstalledPrograms:

@@ -39,6 +39,8 @@ class RunOptions:
         include: folders with the headers of those among them that are sources.
         compare: whether those named are all that is tried: then nothing is planned, and no model is asked.
         on: where the workload is measured: HOST, or VM.
+        experiment: what an experiment on something that runs already asks for, as
+            schedagent.experiment.spec.Experiment.to_json returns it; None: a command is run.
     """
 
     iterations: int = 2
@@ -57,6 +59,7 @@ class RunOptions:
     include: tuple[str, ...] = ()
     compare: bool = False
     on: str = VM
+    experiment: Mapping[str, Any] | None = None
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> RunOptions:

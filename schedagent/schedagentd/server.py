@@ -458,7 +458,7 @@ class Server:
         boot = rollout.clock.boot  # called afterwards: what is new began a moment ago, not in a moment
         match request:
             case Status():
-                return rollout.status()
+                return rollout.status() | {"may_change": self._gate.may_change(peer)}
             case Policies():
                 return rollout.policies()
             case History():

@@ -85,6 +85,7 @@ class Script:
         signs: whether the verifier signs tokens, with a key of its own.
         model: settings of the model; none: the run goes by rules.
         bundled: the policies that come with the program.
+        kernel: release and build id of the kernel that tokens are for.
         costs: what separates the lab from hardware.
         output: what the workload prints when it is observed.
         programs: the schedulers with a loader of their own that are installed; None: none is tried unasked.
@@ -101,6 +102,7 @@ class Script:
     bundled: Mapping[str, PolicyInfo] = field(default_factory=lambda: LIBRARY)
     workload: WorkloadCommand = WORKLOAD
     options: RunOptions = OPTIONS
+    kernel: tuple[str, str] = ("7.3.4", "ab" * 20)
     costs: MachineCosts | None = COSTS
     output: str = ""
     programs: Shelf | None = None
@@ -275,8 +277,8 @@ class Verifier:
             tunables=candidate.tunables,
             inputs_digest=digest_inputs(candidate.history, candidate.classes),
             report_digest=report.digest,
-            kernel_release=report.kernel_release,
-            btf_build_id="ab" * 20,
+            kernel_release=self.script.kernel[0],
+            btf_build_id=self.script.kernel[1],
         )
         return dataclasses.replace(report, token=token)
 
@@ -302,6 +304,10 @@ class Lab:
     def observe(self, workload):
         self._script.reach("observe")
         return dataclasses.replace(self._sample(DEFAULT_ARM, 1.0), output_tail=self._script.output), long_tail()
+
+    @contextmanager
+    def measuring(self) -> Iterator[None]:
+        yield
 
     @contextmanager
     def session(self, _workload) -> Iterator[Lab]:

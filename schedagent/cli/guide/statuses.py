@@ -31,6 +31,7 @@ _OF_A_RUN = {
 _OWN: Mapping[str, Mapping[int, str]] = {
     "optimize": _OF_A_RUN,
     "compare": _OF_A_RUN,
+    "experiment": _OF_A_RUN,
     "resume": _OF_A_RUN,
     "approve": _OF_A_RUN,
     "reject": _OF_A_RUN,

@@ -209,6 +209,31 @@ def find(expression: str, text: str, name: str) -> Reading | None:
     return replace(shown, value=value, matches=count, choice=words)
 
 
+def every(expression: str, text: str, name: str) -> tuple[int, tuple[float, ...]]:
+    """Return how often an expression matches, and the number of each match; no numbers if it has no group.
+
+    Args:
+        expression, text, name: as `find` has them.
+
+    Raises:
+        MetricError: as `find`, or the numbers have several units.
+    """
+    compiled = _compiled(expression)
+    reads = compiled.groups > (UNIT_GROUP in compiled.groupindex)
+    readings: list[Reading] = []
+    count = 0
+    try:
+        for match in compiled.finditer(text, timeout=LIMIT_S):
+            count += 1
+            if reads:
+                readings.append(_reading(match, _number_group(compiled), text, name))
+    except TimeoutError:
+        raise _too_long(name, expression) from None
+    if readings:
+        _same_units(readings, name)
+    return count, tuple(reading.value for reading in readings)
+
+
 def search(expression: str, text: str) -> bool:
     """Return whether an expression matches anywhere; raise MetricError if it takes too long."""
     try:

@@ -36,6 +36,9 @@ T_ALLOWANCE = 0.9
 _MOST_CORRELATION = 0.7
 """A few pairs cannot tell more than this from a drift."""
 
+EFFECT_VARIANCE = 1.0
+"""Of the effect sizes that `confidence_sequence` mixes: it is narrowest where an effect is as large as its noise."""
+
 _GRID = 801
 _REACH = 8.0
 _FARTHEST = 1e15
@@ -200,24 +203,32 @@ def _outside(grid: object, density: object, step: float, allowed: float) -> floa
     return float(np.interp(allowed / 2, tail, points[::-1][: half + 1] - step / 2))
 
 
-def confidence_sequence(values: Sequence[float], alpha: float, *, tuned_for: int = 50) -> Interval:
+def confidence_sequence(values: Sequence[float], alpha: float) -> Interval:
     """Return an interval that holds at all times together with probability 1 - `alpha`, however long one measures.
 
-    For work that never ends, where no largest trial is known. Robbins' normal mixture, in the asymptotic form of
-    Waudby-Smith, Arbour, Sinha, Kennedy and Ramdas, "Time-uniform central limit theory and asymptotic confidence
-    sequences", Annals of Statistics 52 (2024), theorem 2.2: it holds from a few dozen values on.
+    For work that never ends, where no largest trial is known, and for who looks after every value. The mean m of n
+    values is inside unless the mixture of likelihood ratios of the t statistic exceeds 1 / alpha (Ville's inequality):
+
+        (1 + n g)^(-1/2) * ((1 + r) / (1 + r / (1 + n g)))^(n/2),  r = t^2 / (n - 1) = n (mean - m)^2 / squares
+
+    Effect sizes (mean / deviation) are mixed by a normal prior of variance g, the unknown deviation by Haar's measure.
+    Solved for r with K = (sqrt(1 + n g) / alpha)^(2/n): r = (K - 1) / (1 - K / (1 + n g)), infinite where K reaches
+    1 + n g. Exact for normal values from the second one on: T. L. Lai, "On confidence sequences", Annals of Statistics
+    4 (1976); H. Wang and A. Ramdas, "Anytime-valid t-tests and confidence sequences for Gaussian means with unknown
+    variance", Sequential Analysis 44 (2025). A tenth wider than the asymptotic one of Waudby-Smith et al.
+    (2024), which errs too often below a few dozen values.
 
     Args:
         values: log ratios, in the order they were measured.
         alpha: error, between 0 and 1.
-        tuned_for: the number of values at which it is about as narrow as it can be.
     """
     count = len(values)
     if count < 2:
         return Interval(values[0] if values else math.nan, math.inf if values else math.nan)
     mean = math.fsum(values) / count
-    variance = math.fsum((value - mean) ** 2 for value in values) / (count - 1)
-    rho2 = (-2 * math.log(alpha) + math.log(-2 * math.log(alpha) + 1)) / tuned_for
-    scaled = count * rho2 + 1
-    width = math.sqrt(variance) * math.sqrt(2 * scaled / (count**2 * rho2) * math.log(math.sqrt(scaled) / alpha))
-    return Interval(mean, width)
+    squares = math.fsum((value - mean) ** 2 for value in values)
+    mixed = 1 + count * EFFECT_VARIANCE
+    bound = (math.sqrt(mixed) / alpha) ** (2 / count)
+    if bound >= mixed:
+        return Interval(mean, math.inf)
+    return Interval(mean, math.sqrt(squares / count * (bound - 1) / (1 - bound / mixed)))

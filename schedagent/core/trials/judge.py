@@ -269,7 +269,7 @@ def judge(
         1 - alpha,
         count,
         disturbed,
-        _Words(good, count, rules, lower_is_better).reason(outcome, verdicts, shown_broken),
+        Words(good, count, rules, lower_is_better).reason(outcome, verdicts, shown_broken),
         tuple(verdicts),
         transferable,
     )
@@ -332,10 +332,12 @@ def _outcome(
 
 
 @dataclass(frozen=True)
-class _Words:
+class Words:
     """Says what an interval means; in it, less is better, whatever is compared.
 
     Args:
+        count: of pairs.
+        rules: thresholds.
         lower_is_better: whether a gain is less of the value, or more.
     """
 

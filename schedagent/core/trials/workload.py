@@ -47,6 +47,8 @@ class WorkloadCommand:
         cleanup: shell command run, untimed, after each run.
         units: (name, kind) of each number read from the output, as core.readings.metric.Reading has it; no part of
             what defines the work.
+        running: it ran already and is not started: `command` names what it is, such as "unit nginx.service", and what
+            is compared was measured in windows of an experiment.
     """
 
     command: str
@@ -64,6 +66,7 @@ class WorkloadCommand:
     setup: str = ""
     cleanup: str = ""
     units: tuple[tuple[str, str], ...] = ()
+    running: bool = False
 
     @property
     def key(self) -> str:
@@ -75,7 +78,7 @@ class WorkloadCommand:
         """
         compared = f"{self.preset}: {self.objective}" if self.preset and self.metric else self.metric
         parts: list[Any] = [self.command, self.directory, self.goal.value, self.prepare, compared]
-        newer = {"shell": self.shell, "ignore_failure": self.ignore_failure, "setup": self.setup}
+        newer = {name: getattr(self, name) for name in ("shell", "ignore_failure", "setup", "running")}
         used = {name: value for name, value in newer.items() if value not in ("", False, DEFAULT_SHELL)}
         return hashlib.sha256(json.dumps([*parts, used] if used else parts).encode()).hexdigest()[:16]
 

@@ -21,10 +21,35 @@ _BUDGET_S, _MINUTE_S = 1800.0, 60
 def repeat_command(report: Report) -> str:
     """Return the command that does a run again; options that the run left as they are by default are not in it."""
     workload = report.workload
+    if report.options.get("experiment"):
+        return " ".join(["schedagent", "experiment", *map(_word, _experiment(report))])
     words = ["--dir", workload.directory, *(["--prepare", workload.prepare] if workload.prepare else [])]
     words += [*as_options(workload), *_bounds(report), *_schedulers(report), workload.command]
     verb = "compare" if report.options.get("compare") else "optimize"
     return " ".join(["schedagent", verb, *map(_word, words)])
+
+
+def _experiment(report: Report) -> Iterator[str]:
+    """Yield the words of an experiment, all of them: what it left as it is by default may have another default then."""
+    wanted: dict[str, Any] = report.options["experiment"]
+    kind, name = wanted["scope"]
+    yield from (f"--{kind}", name)
+    metric = wanted["metric"]
+    if metric["kind"] != "counters":
+        place = () if metric["kind"] == "command" else (metric["place"],)
+        yield from (f"--metric-{metric['kind']}", *place, metric["text"])
+        yield from ("--better", wanted["direction"])
+    for guard in wanted["guards"]:
+        source = guard["source"]
+        bound = f"{guard['direction']}:{100 * guard['margin']:g}%"
+        yield from (f"--guard-{source['kind']}", f"{guard['name']}={source['text']}:{bound}")
+    servers = {guard["source"]["place"] for guard in wanted["guards"] if guard["source"]["kind"] == "query"}
+    for server in sorted(servers - {metric["place"]}):
+        yield from ("--prometheus", server)
+    for named in report.options.get("schedulers", ()):
+        yield from ("--policy", named.get("path") or named["policy"])
+    for option, field in (("--window", "window_s"), ("--wash-out", "wash_out_s"), ("--for", "for_s")):
+        yield from (option, f"{wanted[field]:g}s")
 
 
 def _schedulers(report: Report) -> Iterator[str]:

@@ -10,9 +10,8 @@ from typing import Any
 
 from rich.console import Console
 
-from schedagent.core.process.shell_text import quoted
 from schedagent.core.trials.trial import DEFAULT_ARM
-from schedagent.report.faces.remarks import ratio_text
+from schedagent.report.faces.remarks import ratio_text, where_text
 from schedagent.report.report import CandidateReport, Report
 from schedagent.report.tables import say, say_wrapped, show_table
 from schedagent.report.values import figure, runs_of
@@ -107,7 +106,7 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
 def render(comparison: Comparison, first: Report, second: Report, console: Console) -> None:
     """Print two runs side by side."""
     for letter, report in (("A", first), ("B", second)):
-        say(console, f"{letter}  {report.title}: {quoted(report.workload.command)} in {report.workload.directory}")
+        say(console, f"{letter}  {report.title}: {where_text(report.workload)}")
         hardware = report.hardware
         say(console, f"   {hardware.lab}, {hardware.cpus} CPUs, kernel {hardware.kernel_release}; {report.outcome}")
     for line in comparison.differences:

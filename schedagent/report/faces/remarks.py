@@ -6,14 +6,23 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
+from schedagent.core.process.shell_text import quoted
 from schedagent.core.terminal.foreign import quote
 from schedagent.core.trials.arm import KNOB_PREFIX
 from schedagent.core.trials.lesson import Insight
 from schedagent.core.trials.objective import Direction
 from schedagent.core.trials.trial import DEFAULT_ARM, Expected, GuardVerdict, Sample
 from schedagent.core.trials.usage import MachineCosts
+from schedagent.core.trials.workload import WorkloadCommand
 from schedagent.report.report import CandidateReport, Report
 from schedagent.report.values import DETAILS, SECONDS, Split, ValueReport, figure
+
+
+def where_text(workload: WorkloadCommand) -> str:
+    """Return what was measured, in a few words: a command and its folder, or what runs already."""
+    if workload.running:
+        return f"experiment on {quoted(workload.command)}"
+    return f"{quoted(workload.command)} in {workload.directory}"
 
 
 def guard_line(guard: GuardVerdict) -> str:

@@ -1,4 +1,4 @@
-"""The report as one HTML page: its sections, its plots, what a gain would save; and every form of it in a file.
+"""The report as one HTML page, and every form of it in a file.
 
 May import: schedagent.report, schedagent.page, agents, repo_store, kernel_bpf, schedagent.core.
 """

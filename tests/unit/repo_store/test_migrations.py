@@ -281,7 +281,7 @@ REPORT_FIELDS_AFTER_0004 = (
     *("classed", "word", "tolerable", "topologies", "topology"),
 )
 WORKLOAD_FIELDS_AFTER_0004 = (
-    *("objective", "metrics", "guards", "preset", "shell", "ignore_failure", "setup", "cleanup", "units"),
+    *("objective", "metrics", "guards", "preset", "shell", "ignore_failure", "setup", "cleanup", "units", "running"),
 )
 
 
