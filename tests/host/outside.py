@@ -24,7 +24,7 @@ from tests.support import relay
 from tests.support.paths import FIXTURES, ROOT
 from verifier.microvm.kernels import KernelImage
 
-VERIFIED = "fair_cgroups"
+VERIFIED = "fair"
 """It keeps the limits of cgroups, so it may run beside a neighbour who has one."""
 INSIDE = Path(__file__).parent / "inside"
 TROUBLE = ROOT / "tests/fixtures/policies/trouble.bpf.c"
