@@ -160,7 +160,7 @@ def compare(
     return optimize(workload, options=named, settings=settings, reporter=reporter, **described)
 
 
-def experiment(
+def experiment_on(
     wanted: Experiment,
     *,
     policies: Sequence[str] = (),

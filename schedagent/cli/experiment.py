@@ -62,7 +62,7 @@ def experiment(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Try policies by pulses on a service that runs.
+    """Compare policies by pulses on a service that runs.
 
     It is not restarted. Candidates pass every gate in the micro-VM; then each is in charge of this machine for a window
     at a time, and the default scheduler in between, in pairs of random order. Without a metric, waiting for CPUs is
@@ -83,7 +83,7 @@ def experiment(
         )
         named, run_name = several(policy), read_name(name)
         return follow(
-            lambda progress: api.experiment(
+            lambda progress: api.experiment_on(
                 wanted, policies=named, candidates=candidates, name=run_name, settings=settings(), reporter=progress
             ),
             as_json,

@@ -31,6 +31,7 @@ def test_a_process_is_watched_as_it_runs():
 def test_what_does_not_run_is_no_service():
     with service() as process:
         os.kill(process.pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED)  # it runs until the signal is delivered
         with pytest.raises(SetupError, match="ran in 1 s, so there is nothing to compare"):
             profile.observe(Target(pid=process.pid), 0.6)
 

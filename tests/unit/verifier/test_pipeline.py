@@ -127,7 +127,9 @@ def static(monkeypatch):
 
     def check_logic(_image, _features, _enums, tunables, **_origin):
         found.judged = tunables
-        return SimpleNamespace(summary="9 callbacks", findings=found.logic, unfilled=(), handed_over=False, limits=())
+        return SimpleNamespace(
+            summary="9 callbacks", findings=found.logic, unfilled=(), handed_over=False, limits=(), kept=()
+        )
 
     def judge(answer, standing, include_dirs):
         found.marks = answer.passed, standing, include_dirs
