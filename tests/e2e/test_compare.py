@@ -101,7 +101,7 @@ def compared(folder: Path, environment: Mapping[str, str]) -> Comparison:
         before = wait_for_blocks(database, len(stored) + 1, killed, LIMIT_S)
     finally:
         killed.kill()
-        killed.wait()
+        killed.communicate()
     left += qemu_of(killed.pid)
     ended = subprocess.run(resume, env=environment, capture_output=True, text=True, check=False)
     shown = subprocess.run(

@@ -82,7 +82,7 @@ def first(batch: Path, environment: Mapping[str, str]) -> FirstRun:
         before = wait_for_blocks(database, len(stored) + 1, killed)
     finally:
         killed.kill()
-        killed.wait()
+        killed.communicate()
     survivors = qemu_of(killed.pid)
     ended = subprocess.run(resume, env=environment, capture_output=True, text=True, check=False)
     return FirstRun(run_id, stopped.returncode, said, survivors, before, samples(database), ended)

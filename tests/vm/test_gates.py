@@ -114,7 +114,7 @@ def test_a_policy_of_the_field_is_judged_as_a_whole(all_gates):
     assert [gate.status.value for gate in report.gates[:5]] == ["passed"] * 5
     proved = report.gates[GATES.index(PROVING)]
     assert [finding.where for finding in proved.findings] == ["weights"], proved.detail
-    assert (report.safe, report.needs) == (True, ("weights",))
+    assert (report.safe, report.needs) == (True, ("cgroup limits", "cgroup weights", "weights"))
     assert report.lacks.startswith("It needs no loader of its own")
 
 
