@@ -150,7 +150,10 @@ def test_space_for_files_runs_full_by_the_file_that_is_named(session):
 
 
 def test_memory_runs_full(session):
-    error = refused(session("fallocate -l 150M /dev/shm/some; tail /dev/zero"))
+    for _attempt in range(2):  # on a busy host the kernel may reclaim until the run's time is over
+        error = refused(session("fallocate -l 150M /dev/shm/some; tail /dev/zero"))
+        if "time limit" not in error.message:
+            break
     assert "the lab's memory ran full" in error.message
     assert "--memory" in error.hint
 
